@@ -1,0 +1,3 @@
+"""vae_exp: train, sweep and compare variational autoencoders."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,111 @@
+"""From a checked configuration to objects: the only file that knows Hydra's instantiate."""
+
+import hashlib
+import inspect
+import pkgutil
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import nn
+
+from vae_exp import config, distributions, networks
+from vae_exp.config import UserError
+from vae_exp.datasets import Data
+from vae_exp.vae import VAE
+
+# How the code calls each _target_: so many arguments by place, and these by name. The rest is the config's.
+CALLED_WITH = {
+    "network": (0, ("x_shape", "z_dim", "context_dim")),
+    "likelihood": (1, ()),
+    "objective": (2, ()),
+    "dataset": (0, ()),
+    "optimizer": (1, ()),
+    "scheduler": (2, ()),
+}
+
+
+def partial(config: dict, group: str) -> Callable:
+    """The group's _target_ with its settings filled in, to be called with what only the code knows."""
+    return instantiate(config[group], _partial_=True, _convert_="all")
+
+
+def check(cfg: DictConfig) -> dict:
+    """The resolved configuration, after every check that needs no data. Raises UserError."""
+    checked = config.check(cfg)
+    _check_calls(checked)
+    device(checked["device"])
+    return checked
+
+
+def _check_calls(config: dict) -> None:
+    """Every _target_ exists and takes the arguments given to it, and the optimizer accepts their values."""
+    for group, (by_place, by_name) in CALLED_WITH.items():
+        target = config[group]["_target_"]
+        try:
+            signature = inspect.signature(pkgutil.resolve_name(target))
+        except (ImportError, AttributeError, TypeError, ValueError) as error:
+            raise UserError(f"{group}._target_={target}: there is no such function or class.") from error
+        given = {key: value for key, value in config[group].items() if not key.startswith("_")}
+        try:
+            signature.bind(*[None] * by_place, **dict.fromkeys(by_name), **given)
+        except TypeError as error:
+            settings = [name for name in list(signature.parameters)[by_place:] if name not in by_name]
+            raise UserError(f"{group}: {target} {error}; its settings are {', '.join(settings)}.") from error
+    try:
+        optimizer(config, nn.Linear(1, 1))
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise UserError(
+            f"optimizer: {config['optimizer']['_target_']} refuses its settings: {error}"
+        ) from error
+
+
+def device(name: str) -> torch.device:
+    """auto is the fastest device there is. Raises UserError for one that is not there."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, available in there.items() if available))
+    if not there[name]:
+        raise UserError(
+            f"device={name}: PyTorch {torch.__version__} finds no such device here. Use device=auto."
+        )
+    return torch.device(name)
+
+
+def dataset(config: dict) -> Data:
+    """The dataset, downloaded on first use. Raises UserError where it cannot be had."""
+    return partial(config, "dataset")()
+
+
+def model(config: dict, x_shape: tuple[int, int, int], n_classes: int) -> VAE:
+    """The VAE for images of x_shape. The labels of an unconditional model have width 0."""
+    z_dim, width = config["model"]["z_dim"], n_classes if config["model"]["conditional"] else 0
+    encoder, decoder = partial(config, "network")(x_shape=x_shape, z_dim=z_dim, context_dim=width)
+    return VAE(encoder, decoder, partial(config, "likelihood"), z_dim, width)
+
+
+def model_from(state: dict[str, Any]) -> VAE:
+    """Rebuild a checkpoint's model with its weights. Raises UserError for a _target_ that is not vae_exp's own."""
+    for group, module in {"network": networks, "likelihood": distributions}.items():
+        target = str(state["config"][group]["_target_"])
+        called = getattr(module, target.removeprefix(f"{module.__name__}."), None)
+        if getattr(called, "__module__", None) != module.__name__:
+            raise UserError(
+                f"{group}._target_={target}: a checkpoint may name only what is in {module.__name__}."
+            )
+    rebuilt = model(state["config"], tuple(state["x_shape"]), state["n_classes"])
+    rebuilt.load_state_dict(state["model"])
+    return rebuilt
+
+
+def optimizer(config: dict, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of the model's parameters."""
+    return partial(config, "optimizer")(model.parameters())
+
+
+def generator(seed: int, stream: str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A stream of random numbers of its own for each use, so that a change in one moves no other."""
+    digest = hashlib.sha256(f"{stream} {seed}".encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:6], "big"))

@@ -1,0 +1,132 @@
+"""The command line. Nothing here imports torch until a run starts, so that help and typing errors are instant."""
+
+import logging
+import os
+import re
+import shutil
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vae_exp.config import CONF_DIR, UserError, check, closest, flatten, options, options_with
+
+log = logging.getLogger(__name__)
+HYDRA_VERSION = "1.3"
+
+
+def main() -> None:
+    """`vae-train`: exit code 0; 1 with one message for what the user can mend; a traceback for our own bugs."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises its errors instead of printing them
+    signal.signal(signal.SIGTERM, _exit_on_sigterm)
+    try:
+        _check_first(sys.argv[1:])
+        _train()
+    except UserError as error:
+        sys.exit(f"vae-train: {error}")
+    except (HydraException, OmegaConfBaseException) as error:
+        sys.exit(f"vae-train: {_explain(error)}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@hydra.main(version_base=HYDRA_VERSION, config_path=str(CONF_DIR), config_name="config")
+def _train(cfg: DictConfig) -> float | None:
+    """One job of Hydra's: one run. Returns what a sweep minimises."""
+    from vae_exp.train import train
+
+    job = HydraConfig.get()
+    run_dir = Path(os.path.relpath(job.runtime.output_dir))
+    try:
+        summary = train(cfg, run_dir)
+    except UserError as error:
+        if job.mode == RunMode.MULTIRUN:
+            log.error(error)
+            raise  # the sweep goes on, and ends with exit code 1
+        log.error(f"vae-train: {error}")
+        sys.exit(1)
+    if job.mode == RunMode.RUN:
+        log.info(_closing(summary, run_dir))
+    return summary.get("best/val_neg_elbo")
+
+
+def _check_first(arguments: list[str]) -> None:
+    """Refuse a bad configuration before Hydra makes a folder for the run."""
+    if any(a.startswith("-") and a not in ("-m", "--multirun") for a in arguments):
+        return  # --help, --cfg and the like start nothing; other flags are checked when the run starts
+    overrides = [a for a in arguments if not a.startswith("-")]
+    for override in OverridesParser.create().parse_overrides(overrides):
+        if override.is_sweep_override() and len(overrides) < len(arguments):  # check a sweep by its first job
+            first = next(iter(override.sweep_string_iterator()))
+            overrides[overrides.index(override.input_line)] = f"{override.get_key_element()}={first}"
+    cfg = _compose(overrides)
+    check(cfg)  # at once, before torch is imported for what only torch can tell
+    from vae_exp import build
+
+    build.check(cfg)
+
+
+def _compose(overrides: list[str]) -> DictConfig:
+    try:
+        with hydra.initialize_config_dir(str(CONF_DIR), version_base=HYDRA_VERSION):
+            return hydra.compose("config", overrides)
+    except ValueError as error:  # Hydra's answer to model=null
+        raise UserError(str(error)) from error
+
+
+def _explain(error: Exception) -> str:
+    """Hydra's complaint in the user's words, with the nearest names."""
+    text = str(error)
+    if isinstance(error, MissingConfigException) and (
+        found := re.search(r"Could not find '(\w+)/(.+?)'", text)
+    ):
+        group, option = found.groups()
+        hint = closest(option, options(group))
+        return f"{group}={option}: there is no such {group}.{hint} There are {', '.join(options(group))}."
+    if found := re.search(r"Could not override '([^']+)'", text):
+        key = found[1]
+        if having := options_with(key):
+            group = key.split(".")[0]
+            return f"{key}: the chosen {group} has no such key; {group}={'|'.join(having)} has."
+        groups = [path.name for path in CONF_DIR.iterdir() if path.is_dir() and path.name != "hydra"]
+        hint = closest(key, [*flatten(OmegaConf.to_container(_compose([]))), *groups])
+        return (
+            f"{key}: no such key.{hint} `vae-train --help` lists the groups, `vae-train --cfg job` every key."
+        )
+    cause = f"\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
+    return text + cause
+
+
+def _closing(summary: dict[str, Any], run_dir: Path) -> str:
+    """Where everything is, and what to type next."""
+    wandb = shutil.which("wandb") or str(Path(sys.executable).with_name("wandb"))
+    wandb = "wandb" if shutil.which("wandb") else os.path.relpath(wandb)
+    test = "   ".join(
+        f"{name} {summary[f'test/{name}']:.3f}" for name in ("neg_elbo", "reconstruction", "kl")
+    )
+    lines = [
+        f"test    {test}   ({summary['test/active_units']} active units)",
+        f"pictures {run_dir}/images   numbers {run_dir}/metrics.jsonl, summary.json   weights {run_dir}/best.pt",
+    ]
+    run = summary["wandb"]
+    if run["url"]:
+        lines += [f"W&B     {run['url']}"]
+    if run["dir"]:
+        lines += [
+            f"look    {wandb} leet {Path(run['dir']).parent}    (all runs, in this terminal, no account needed)"
+        ]
+    if run["mode"] == "offline":
+        lines += [f"upload  {wandb} sync {run['dir']}"]
+    return "\n".join(lines)
+
+
+def _exit_on_sigterm(*_: Any) -> None:
+    sys.exit(128 + signal.SIGTERM)  # so that `with` blocks close, and W&B's file is whole

@@ -1,0 +1,190 @@
+"""What a configuration may say. Everything here answers without importing torch, before anything is started."""
+
+import difflib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+_PACKAGE = Path(__file__).parent
+# An installed package carries its own copy of conf/; a checkout has it at the top level.
+CONF_DIR = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
+
+
+class UserError(Exception):
+    """Something the user can mend, said in one message: printed without a traceback, exit code 1."""
+
+
+@dataclass
+class Rule:
+    allows: Callable[[Any], bool]
+    words: str
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _whole(low: int, high: int = 2**31 - 1) -> Rule:
+    words = (
+        f"a whole number, {low:,} or more"
+        if high == 2**31 - 1
+        else f"a whole number from {low:,} to {high:,}"
+    )
+    return Rule(lambda v: _is_number(v) and isinstance(v, int) and low <= v <= high, words)
+
+
+def _number(low: float, high: float = math.inf, *, above: bool = False) -> Rule:
+    words = f"a number above {low:g}" if above else f"a number, {low:g} or more"
+    if high < math.inf:
+        words += f" and at most {high:g}"
+    return Rule(lambda v: _is_number(v) and (v > low if above else v >= low) and v <= high, words)
+
+
+def _one_of(*options: str) -> Rule:
+    return Rule(lambda v: v in options, "one of " + ", ".join(options))
+
+
+def _list_of(rule: Rule, words: str) -> Rule:
+    return Rule(lambda v: isinstance(v, list) and all(rule.allows(item) for item in v), words)
+
+
+def _or_null(rule: Rule) -> Rule:
+    return Rule(lambda v: v is None or rule.allows(v), f"{rule.words}, or null")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value.strip() != "" and value.isprintable()
+
+
+# What becomes part of a folder's name must not be able to lead out of it.
+NAME = Rule(
+    lambda v: _is_text(v) and v.replace("_", "").replace("-", "").isalnum(), "letters, digits, - and _"
+)
+TEXT = Rule(_is_text, "text on one line")
+FLAG = Rule(lambda v: isinstance(v, bool), "true or false")
+
+RULES = {
+    "epochs": _whole(0),
+    "batch_size": _whole(1),
+    "seed": _whole(0, 2**32 - 1),
+    "device": _one_of("auto", "cpu", "cuda", "mps"),
+    "log_every_steps": _whole(1),
+    "model.name": NAME,
+    "model.z_dim": _whole(1),
+    "model.beta": _number(0),
+    "model.conditional": FLAG,
+    "wandb.mode": _one_of("auto", "online", "offline", "disabled"),
+    "wandb.project": _or_null(TEXT),
+    "wandb.entity": _or_null(TEXT),
+    "wandb.name": _or_null(TEXT),
+    "wandb.group": _or_null(TEXT),
+    "wandb.tags": _or_null(_list_of(TEXT, "a list such as [a,b]")),
+    "wandb.notes": _or_null(Rule(lambda v: isinstance(v, str), "text")),
+    "wandb.dir": _or_null(TEXT),
+    "optimizer.lr": _number(0, above=True),
+    "dataset.name": NAME,
+    "dataset.n_classes": _whole(0),
+}
+# Keys that only some options have. An option of a user's own may have others, with no rule.
+OPTION_RULES = {
+    "network.hidden_dims": _list_of(
+        _whole(1), "a list of whole numbers, 1 or more, such as [400] or [512,256]"
+    ),
+    "network.activation": _one_of("relu", "leaky_relu", "elu", "gelu", "silu", "tanh"),
+    "likelihood.sigma": _number(0, above=True),
+    "objective.beta": _number(0),
+    "objective.warmup_epochs": _number(0),
+    "dataset.root": TEXT,
+    "dataset.val_size": _whole(0),
+    "dataset.seed": _whole(0, 2**32 - 1),
+    "optimizer.weight_decay": _number(0),
+    "optimizer.momentum": _number(0, 1),
+    "optimizer.alpha": _number(0, 1),
+    "optimizer.betas": _list_of(_number(0, 1), "a list of two numbers from 0 to 1"),
+    "scheduler.warmup_epochs": _number(0),
+    "scheduler.final_factor": _number(0, 1),
+    "scheduler.every_epochs": _number(0, above=True),
+    "scheduler.gamma": _number(0, above=True),
+}
+CALLS = ("network", "likelihood", "objective", "dataset", "optimizer", "scheduler")
+
+
+def resolve(cfg: DictConfig) -> dict:
+    """The configuration as plain values. Raises UserError for an interpolation that leads nowhere."""
+    try:
+        return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+
+
+def check(cfg: DictConfig) -> dict:
+    """Check every value against its rule and return the resolved configuration.
+
+    Raises UserError naming each wrong key, its value and what is allowed.
+    """
+    values = resolve(cfg)
+    problems = []
+    for group in CALLS:
+        if not isinstance(values.get(group), dict) or not isinstance(values[group].get("_target_"), str):
+            problems.append(f"{group}: choose one of {', '.join(options(group))}")
+    flat = flatten(values)
+    for key, rule in RULES.items():
+        if key not in flat:
+            problems.append(f"{key}: is missing. It takes {rule.words}.")
+    for key, value in flat.items():
+        group = key.split(".")[0]
+        if group not in CALLS and key not in RULES:
+            problems.append(f"{key}: no such key.{closest(key, RULES)}")
+        rule = RULES.get(key) or OPTION_RULES.get(key)
+        if rule and not rule.allows(value):
+            shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
+            problems.append(f"{key}={shown}: it takes {rule.words}.")
+    if flat.get("model.conditional") is True and flat.get("dataset.n_classes") == 0:
+        problems.append(
+            f"model.conditional=true: dataset={flat.get('dataset.name')} has no labels (dataset.n_classes=0). "
+            "Use model=vanilla or model=beta, or data with labels."
+        )
+    if problems:
+        raise UserError("\n".join(problems))
+    return values
+
+
+def flatten(values: dict, prefix: str = "") -> dict[str, Any]:
+    """{"model": {"z_dim": 20}} becomes {"model.z_dim": 20}."""
+    flat = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def options(group: str) -> list[str]:
+    """The options of a config group, by their files."""
+    return sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
+
+
+def options_with(key: str) -> list[str]:
+    """The options of a group that have the key, such as sgd and rmsprop for optimizer.momentum."""
+    group, _, name = key.partition(".")
+    return [
+        option for option in options(group) if name in OmegaConf.load(CONF_DIR / group / f"{option}.yaml")
+    ]
+
+
+def closest(word: str, known: Any) -> str:
+    """A sentence with the known names nearest to a misspelt one, or nothing where none is near.
+
+    Keys are compared whole and by their last part, since people write z_dim=10 for model.z_dim=10.
+    """
+    last = word.rsplit(".", 1)[-1]
+    near = difflib.get_close_matches(word, known, n=3, cutoff=0.7)
+    near += [key for key in known if key.rsplit(".", 1)[-1] == last]
+    near += [k for k in known if difflib.get_close_matches(last, [k.rsplit(".", 1)[-1]], cutoff=0.75)]
+    return f" Did you mean {' or '.join(list(dict.fromkeys(near))[:3])}?" if near else ""

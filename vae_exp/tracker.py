@@ -1,0 +1,198 @@
+"""Where a run is written down: its own folder always, Weights & Biases beside it. Nothing else imports wandb."""
+
+import json
+import logging
+import os
+import re
+import secrets
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from omegaconf import OmegaConf
+from PIL import Image
+
+from vae_exp.config import UserError
+
+log = logging.getLogger(__name__)
+PROBE_SECONDS, INIT_SECONDS = 4, 5  # with the 5.5 s of a login that gets no answer, under 15 s in all
+
+
+def run_name(config: dict) -> str:
+    """Such as vanilla-mnist-z20-lr0.001-s0."""
+    model, dataset, lr = config["model"], config["dataset"], config["optimizer"]["lr"]
+    return f"{model['name']}-{dataset['name']}-z{model['z_dim']}-lr{lr:g}-s{config['seed']}"
+
+
+def choose_mode(asked: str) -> str:
+    """online, offline or disabled: decided before wandb.init, which would prompt, hang or raise.
+
+    auto is WANDB_MODE's value, else online where an API key is configured, else offline. A server that does
+    not answer means offline. Raises UserError for wandb.mode=online without a key.
+    """
+    mode = os.environ.get("WANDB_MODE", "auto") if asked == "auto" else asked
+    mode = "offline" if mode == "dryrun" else mode
+    if mode not in ("auto", "online"):
+        return mode
+    import wandb
+
+    wandb.setup(wandb.Settings(silent=True))
+    if not wandb.login(prompt=False, verify=False):
+        if mode == "online":
+            raise UserError(
+                f"wandb.mode={mode}: no W&B API key is configured. Run `wandb login`, or use wandb.mode=offline."
+            )
+        return "offline"
+    server = wandb.setup().settings.base_url
+    try:
+        urllib.request.urlopen(server, timeout=PROBE_SECONDS).close()
+    except urllib.error.HTTPError:
+        pass  # an answer is an answer
+    except (OSError, ValueError) as error:
+        log.warning("W&B: %s does not answer (%s); the run goes on offline.", server, error)
+        return "offline"
+    return "online"
+
+
+class Tracker:
+    """One run: opened once, closed once with its state, whatever happens in between.
+
+    The run folder gets config.yaml, metrics.jsonl, images/ and summary.json, each whole after every write,
+    so that it tells everything with W&B disabled, unreachable or killed. The one clock is the optimizer step.
+    """
+
+    def __init__(self, config: dict, run_dir: Path, mode: str, facts: dict[str, Any]) -> None:
+        self.run_dir, self.name = (
+            run_dir,
+            config["wandb"]["name"] or os.environ.get("WANDB_NAME") or run_name(config),
+        )
+        self.started = time.time()
+        run_dir.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(OmegaConf.create(config), run_dir / "config.yaml")
+        self.metrics = (run_dir / "metrics.jsonl").open("w")
+        self.run = None if mode == "disabled" else self._open_wandb(config, mode, facts)
+        self.summary: dict[str, Any] = {"state": "running", "reason": None, "name": self.name} | facts
+        self.summary["wandb"] = self._describe_wandb(mode)
+        self._write_summary()
+
+    def _open_wandb(self, config: dict, mode: str, facts: dict[str, Any]) -> Any:
+        import wandb
+
+        asked = config["wandb"]
+        folder = Path(asked["dir"] or os.environ.get("WANDB_DIR") or "outputs")
+        folder.mkdir(parents=True, exist_ok=True)
+        # `wandb leet` lists runs by their ids, so they are readable.
+        run_id = f"{re.sub('[^A-Za-z0-9._-]', '-', self.name)[:80]}-{secrets.token_hex(3)}"
+        options = {
+            "dir": folder,
+            "config": config | facts,
+            "id": os.environ.get("WANDB_RUN_ID") or run_id,
+            "name": self.name,
+            "project": asked["project"] or os.environ.get("WANDB_PROJECT") or "vae_exp",
+            "entity": asked["entity"],
+            "group": asked["group"],
+            "job_type": os.environ.get("WANDB_JOB_TYPE") or "train",
+            "tags": [
+                config["model"]["name"],
+                config["dataset"]["name"],
+                *(asked["tags"] or _from_environment()),
+            ],
+            "notes": asked["notes"],
+            "reinit": "finish_previous",  # a run that is still open must not swallow this one's points
+            "settings": wandb.Settings(silent=True, init_timeout=INIT_SECONDS),
+        }
+        try:
+            return wandb.init(mode=mode, **options)
+        except Exception as error:  # whatever is wrong with W&B, it must not cost the run
+            if mode == "offline":
+                log.warning(
+                    "W&B could not be started (%s); the run folder has everything.", _first_line(error)
+                )
+                return None
+            log.warning("W&B: %s; the run goes on offline.", _first_line(error))
+            return self._open_wandb(config, "offline", facts)
+
+    def _describe_wandb(self, mode: str) -> dict[str, Any]:
+        if self.run is None:
+            return {"mode": "disabled", "id": None, "dir": None, "url": None}
+        mode = "offline" if self.run.offline else mode
+        folder = os.path.relpath(Path(self.run.dir).parent)
+        return {
+            "mode": mode,
+            "id": self.run.id,
+            "dir": folder,
+            "url": None if mode == "offline" else self.run.url,
+        }
+
+    def log(self, values: dict[str, Any], step: int) -> None:
+        """Scalars, and lists that W&B shows as histograms."""
+        self.metrics.write(json.dumps({"step": step} | values) + "\n")
+        self.metrics.flush()
+        if self.run is not None:
+            import wandb
+
+            values = {k: wandb.Histogram(v) if isinstance(v, list) else v for k, v in values.items()}
+            self._wandb(lambda run: run.log(values, step=step))
+
+    def image(self, name: str, pixels: np.ndarray, caption: str, step: int) -> None:
+        """A picture, as images/NAME_STEP.png and in W&B as images/NAME; encoded once."""
+        path = self.run_dir / "images" / f"{name}_{step:07d}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(path)
+        if self.run is not None:
+            import wandb
+
+            picture = wandb.Image(str(path), caption=caption)
+            self._wandb(lambda run: run.log({f"images/{name}": picture}, step=step))
+
+    def summarise(self, values: dict[str, Any]) -> None:
+        """Results of the whole run, such as best/val_neg_elbo: keys of their own in summary.json and W&B."""
+        self.summary.update(values)
+        self._write_summary()
+        self._wandb(lambda run: run.summary.update(values))
+
+    def _wandb(self, call: Callable[[Any], Any]) -> None:
+        if self.run is None:
+            return
+        try:
+            call(self.run)
+        except Exception as error:  # see _open_wandb
+            log.warning("W&B stopped working (%s); the run folder goes on.", _first_line(error))
+            self.run = None
+
+    def _write_summary(self) -> None:
+        self.summary["seconds"] = round(time.time() - self.started, 3)
+        beside = self.run_dir / "summary.json.partial"
+        beside.write_text(json.dumps(self.summary, indent=2) + "\n")
+        beside.replace(self.run_dir / "summary.json")
+
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is None:
+            state, reason, exit_code = "finished", None, 0
+        elif isinstance(error, KeyboardInterrupt):
+            state, reason, exit_code = "interrupted", "Ctrl-C", 130
+        elif isinstance(error, SystemExit):
+            state, reason, exit_code = "interrupted", f"exit code {error.code}", error.code
+        else:
+            state, reason, exit_code = "failed", f"{kind.__name__}: {error}", 1
+        self.summary |= {"state": state, "reason": reason}
+        self._write_summary()
+        self.metrics.close()
+        self._wandb(lambda run: run.summary.update({"state": state, "reason": reason}))
+        self._wandb(lambda run: run.finish(exit_code=exit_code))
+
+
+def _from_environment() -> list[str]:
+    return [tag for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

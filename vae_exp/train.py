@@ -1,0 +1,184 @@
+"""One run, from top to bottom."""
+
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import nn
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from vae_exp import build, checkpoint, figures
+from vae_exp.config import UserError
+from vae_exp.datasets import Split, batches
+from vae_exp.metrics import RunningMeans, evaluate
+from vae_exp.objectives import elbo_terms
+from vae_exp.tracker import Tracker, choose_mode
+from vae_exp.vae import VAE
+
+log = logging.getLogger(__name__)
+PICTURED = 32  # held-out images, always the same, shown above their reconstructions
+
+
+class Diverged(UserError):
+    """A term, a loss or a gradient that is no longer a finite number."""
+
+
+def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
+    """Train the VAE that cfg describes and return what run_dir/summary.json then holds.
+
+    Every number is in nats per image. Raises UserError before anything is read or opened where cfg asks for
+    something impossible, and Diverged where a number stops being finite.
+    """
+    config = build.check(cfg)
+    device = build.device(config["device"])
+    mode = choose_mode(config["wandb"]["mode"])
+    seed, epochs, batch_size = config["seed"], config["epochs"], config["batch_size"]
+
+    # Data: whole, as bytes, on the training device. Without a validation split the test split is watched,
+    # as in the tutorial; then no epoch is chosen as the best, and best.pt is the last.
+    data = build.dataset(config)
+    train_split = data.train.to(device)
+    held_out, chooses = ("val", True) if len(data.val) else ("test", False)
+    held_out_split = (data.val if chooses else data.read_test()).to(device)
+    steps_per_epoch = math.ceil(len(train_split) / batch_size)
+
+    # Model: seeded just before it is built, so that its first weights depend on the seed alone.
+    torch.manual_seed(seed)
+    model = build.model(config, data.x_shape, data.n_classes).to(device)
+    optimizer = build.optimizer(config, model)
+    objective, schedule = build.partial(config, "objective"), build.partial(config, "scheduler")
+    order, noise = build.generator(seed, "order"), build.generator(seed, "noise", device)
+
+    facts = {
+        "parameters": sum(weights.numel() for weights in model.parameters()),
+        "train_size": len(data.train),
+        "val_size": len(data.val),
+        "x_shape": list(data.x_shape),
+        "trained_on": str(device),
+    }
+    _introduce(config, facts, run_dir)
+    bar = tqdm(total=epochs * steps_per_epoch, unit="step", disable=None, leave=False, dynamic_ncols=True)
+    with Tracker(config, run_dir, mode, facts) as tracker, logging_redirect_tqdm(), bar:
+        means = RunningMeans()
+        step, best = 0, {}
+        for epoch in range(min(1, epochs), epochs + 1):  # epochs=0 measures the model as it is built
+            started = time.perf_counter()
+            for x, y in batches(train_split, batch_size, order) if epoch else ():
+                now = step / steps_per_epoch
+                lr = config["optimizer"]["lr"] * schedule(now, epochs)
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
+
+                q = model.encode(x, y)
+                p = model.decode(q.rsample(noise), y)
+                terms = elbo_terms(x, q, p)
+                loss, kl_weight = objective(terms, now)
+                optimizer.zero_grad()
+                loss.backward()
+                grad_norm = nn.utils.get_total_norm([weights.grad for weights in model.parameters()])
+                optimizer.step()
+
+                step += 1
+                bar.update()
+                means.add(terms, loss, grad_norm, kl_weight=kl_weight, lr=lr)
+                if step % config["log_every_steps"] == 0 or step % steps_per_epoch == 0:
+                    point = _finite(
+                        means.read("train"), f"between steps {means.first_step} and {step}", run_dir
+                    )
+                    bar.set_postfix_str(f"neg_elbo {point['train/neg_elbo']:.2f}", refresh=False)
+                    tracker.log(
+                        point | {"epoch": step / steps_per_epoch, "images_seen": means.images_seen}, step
+                    )
+
+            # The epoch is over: measure, draw, save.
+            row: dict[str, Any] = {"epoch": epoch}
+            if epoch:
+                seconds = time.perf_counter() - started
+                row |= means.read_epoch("train_epoch")
+                row |= {"time/epoch_seconds": seconds, "time/images_per_second": len(train_split) / seconds}
+            measured = evaluate(model, held_out_split, build.generator(seed, "evaluation", device))
+            row |= _finite(measured.scalars(held_out), f"after step {step}", run_dir)
+            tracker.log(row | {f"{held_out}/kl_per_dim": measured.kl_per_dim}, step)
+            _draw(tracker, model, held_out_split[:PICTURED], held_out, epoch, step, seed)
+
+            improved = not chooses or not best or measured.neg_elbo < best["best/val_neg_elbo"]
+            if improved:
+                best = {"best/epoch": epoch, "best/step": step}
+                if chooses:
+                    best |= {
+                        f"best/{k.replace('/', '_')}": value for k, value in measured.scalars("val").items()
+                    }
+            state = {
+                "config": config,
+                "x_shape": list(data.x_shape),
+                "n_classes": data.n_classes,
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "step": step,
+                "epoch": epoch,
+                "best": best,
+            }
+            checkpoint.save(run_dir / "last.pt", **state)
+            if improved:
+                checkpoint.save(run_dir / "best.pt", **state)
+                tracker.summarise(best)
+            log.info(_epoch_line(epoch, epochs, held_out, row, improved and chooses))
+
+        # The end: the test split, read only now, with the weights of the best epoch.
+        if chooses:
+            model.load_state_dict(checkpoint.load(run_dir / "best.pt", device)["model"])
+            measured = evaluate(
+                model, data.read_test().to(device), build.generator(seed, "evaluation", device)
+            )
+        tracker.summarise(measured.scalars("test"))
+    return tracker.summary
+
+
+def _finite(values: dict[str, float], when: str, run_dir: Path) -> dict[str, float]:
+    """The same values; raises Diverged where one of them is not a finite number."""
+    wrong = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
+    if wrong:
+        kept = run_dir / "last.pt"
+        raise Diverged(
+            f"the training diverged {when}: {', '.join(wrong)}. "
+            + (f"The last good checkpoint is {kept}. " if kept.exists() else "No epoch had been completed. ")
+            + "A lower optimizer.lr is the first thing to try."
+        )
+    return values
+
+
+def _draw(
+    tracker: Tracker, model: VAE, pictured: Split, held_out: str, epoch: int, step: int, seed: int
+) -> None:
+    """The two pictures that are always logged, from noise of their own: each epoch shows the same draws."""
+    noise = build.generator(seed, "pictures", pictured.x.device)
+    pixels = figures.reconstructions(model, pictured, noise)
+    tracker.image("reconstructions", pixels, f"epoch {epoch}: {held_out} images, reconstructions below", step)
+    pixels = figures.samples(model, noise)
+    rows = "a row per class, the same z in each column" if model.n_classes else "the same z every epoch"
+    tracker.image("samples", pixels, f"epoch {epoch}: samples from the prior, {rows}", step)
+
+
+def _introduce(config: dict, facts: dict, run_dir: Path) -> None:
+    held_out = f"{facts['val_size']:,} for validation" if facts["val_size"] else "the test split is watched"
+    log.info(
+        f"{config['model']['name']} VAE on {config['dataset']['name']}: {facts['parameters']:,} parameters, "
+        f"{facts['train_size']:,} images of {'x'.join(map(str, facts['x_shape']))}, {held_out}; on {facts['trained_on']}"
+    )
+    log.info(f"run folder {run_dir}\nneg_elbo = reconstruction + KL, in nats per image")
+
+
+def _epoch_line(epoch: int, epochs: int, held_out: str, row: dict[str, Any], best: bool) -> str:
+    line = f"epoch {epoch:>{len(str(epochs))}}/{epochs}"
+    if epoch:
+        line += f"  train {row['train_epoch/neg_elbo']:8.3f}"
+    rec, kl = row[f"{held_out}/reconstruction"], row[f"{held_out}/kl"]
+    line += f"  {held_out} {row[f'{held_out}/neg_elbo']:8.3f} = {rec:.3f} + {kl:.3f}"
+    if epoch:
+        line += f"  {row['time/epoch_seconds']:5.1f} s  {row['time/images_per_second']:9,.0f} images/s"
+    return line + ("  best" if best else "")

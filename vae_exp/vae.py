@@ -1,0 +1,50 @@
+"""The variational autoencoder of Kingma & Welling (2014), https://arxiv.org/abs/1312.6114."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vae_exp.distributions import DiagonalGaussian
+
+
+class VAE(nn.Module):
+    """q(z|x, y), the prior N(0, I) and p(x|z, y). The only model class: every variant is a value.
+
+    n_classes is the width of the one-hot label that the encoder and the decoder see. It is 0 for the
+    unconditional model, which is therefore the same code without an `if`: its labels have no width.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        likelihood: Callable[[Tensor], Any],
+        z_dim: int,
+        n_classes: int,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.decoder, self.likelihood = encoder, decoder, likelihood
+        self.z_dim, self.n_classes = z_dim, n_classes
+
+    def context(self, y: Tensor) -> Tensor:
+        """The one-hot labels of y [B], as [B, n_classes]; an unconditional model's are [B, 0]."""
+        if self.n_classes == 0:  # F.one_hot refuses zero classes
+            return torch.empty(len(y), 0, device=y.device)
+        return F.one_hot(y, self.n_classes).float()
+
+    def encode(self, x: Tensor, y: Tensor) -> DiagonalGaussian:
+        """The approximate posterior q(z|x, y) of images x [B, C, H, W] in [0, 1] with labels y [B]."""
+        mean, log_var = self.encoder(x, self.context(y)).chunk(2, dim=1)
+        return DiagonalGaussian(mean, log_var)
+
+    def decode(self, z: Tensor, y: Tensor) -> Any:
+        """The likelihood p(x|z, y) of codes z [B, Z] with labels y [B]; its mean is an image."""
+        return self.likelihood(self.decoder(z, self.context(y)))
+
+    def prior_sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """n draws from the prior N(0, I), [n, Z]."""
+        device = next(self.parameters()).device
+        return torch.randn(n, self.z_dim, generator=generator, device=device)
