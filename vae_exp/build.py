@@ -57,9 +57,7 @@ def _check_calls(config: dict) -> None:
     try:
         optimizer(config, nn.Linear(1, 1))
     except (ValueError, TypeError, RuntimeError) as error:
-        raise UserError(
-            f"optimizer: {config['optimizer']['_target_']} refuses its settings: {error}"
-        ) from error
+        raise UserError(f"optimizer: {config['optimizer']['_target_']} refuses its settings: {error}") from error
 
 
 def device(name: str) -> torch.device:
@@ -68,9 +66,7 @@ def device(name: str) -> torch.device:
     if name == "auto":
         return torch.device(next(kind for kind, available in there.items() if available))
     if not there[name]:
-        raise UserError(
-            f"device={name}: PyTorch {torch.__version__} finds no such device here. Use device=auto."
-        )
+        raise UserError(f"device={name}: PyTorch {torch.__version__} finds no such device here. Use device=auto.")
     return torch.device(name)
 
 
@@ -92,9 +88,7 @@ def model_from(state: dict[str, Any]) -> VAE:
         target = str(state["config"][group]["_target_"])
         called = getattr(module, target.removeprefix(f"{module.__name__}."), None)
         if getattr(called, "__module__", None) != module.__name__:
-            raise UserError(
-                f"{group}._target_={target}: a checkpoint may name only what is in {module.__name__}."
-            )
+            raise UserError(f"{group}._target_={target}: a checkpoint may name only what is in {module.__name__}.")
     rebuilt = model(state["config"], tuple(state["x_shape"]), state["n_classes"])
     rebuilt.load_state_dict(state["model"])
     return rebuilt

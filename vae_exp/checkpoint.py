@@ -33,9 +33,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     except FileNotFoundError as error:
         raise UserError(f"checkpoint={path}: there is no such file.") from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise UserError(
-            f"checkpoint={path}: damaged, or not a checkpoint ({type(error).__name__})."
-        ) from error
+        raise UserError(f"checkpoint={path}: damaged, or not a checkpoint ({type(error).__name__}).") from error
     if not isinstance(state, dict) or not set(HOLDS) <= set(state):
         raise UserError(f"checkpoint={path}: not a checkpoint of vae_exp.")
     if state["format"] != FORMAT:

@@ -26,6 +26,7 @@ HYDRA_VERSION = "1.3"
 def main() -> None:
     """`vae-train`: exit code 0; 1 with one message for what the user can mend; a traceback for our own bugs."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises its errors instead of printing them
+    logging.raiseExceptions = False  # `vae-train | head` goes on quietly when head has gone
     signal.signal(signal.SIGTERM, _exit_on_sigterm)
     try:
         _check_first(sys.argv[1:])
@@ -85,9 +86,7 @@ def _compose(overrides: list[str]) -> DictConfig:
 def _explain(error: Exception) -> str:
     """Hydra's complaint in the user's words, with the nearest names."""
     text = str(error)
-    if isinstance(error, MissingConfigException) and (
-        found := re.search(r"Could not find '(\w+)/(.+?)'", text)
-    ):
+    if isinstance(error, MissingConfigException) and (found := re.search(r"Could not find '(\w+)/(.+?)'", text)):
         group, option = found.groups()
         hint = closest(option, options(group))
         return f"{group}={option}: there is no such {group}.{hint} There are {', '.join(options(group))}."
@@ -98,9 +97,7 @@ def _explain(error: Exception) -> str:
             return f"{key}: the chosen {group} has no such key; {group}={'|'.join(having)} has."
         groups = [path.name for path in CONF_DIR.iterdir() if path.is_dir() and path.name != "hydra"]
         hint = closest(key, [*flatten(OmegaConf.to_container(_compose([]))), *groups])
-        return (
-            f"{key}: no such key.{hint} `vae-train --help` lists the groups, `vae-train --cfg job` every key."
-        )
+        return f"{key}: no such key.{hint} `vae-train --help` lists the groups, `vae-train --cfg job` every key."
     cause = f"\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
     return text + cause
 
@@ -109,9 +106,7 @@ def _closing(summary: dict[str, Any], run_dir: Path) -> str:
     """Where everything is, and what to type next."""
     wandb = shutil.which("wandb") or str(Path(sys.executable).with_name("wandb"))
     wandb = "wandb" if shutil.which("wandb") else os.path.relpath(wandb)
-    test = "   ".join(
-        f"{name} {summary[f'test/{name}']:.3f}" for name in ("neg_elbo", "reconstruction", "kl")
-    )
+    test = "   ".join(f"{name} {summary[f'test/{name}']:.3f}" for name in ("neg_elbo", "reconstruction", "kl"))
     lines = [
         f"test    {test}   ({summary['test/active_units']} active units)",
         f"pictures {run_dir}/images   numbers {run_dir}/metrics.jsonl, summary.json   weights {run_dir}/best.pt",
@@ -120,9 +115,7 @@ def _closing(summary: dict[str, Any], run_dir: Path) -> str:
     if run["url"]:
         lines += [f"W&B     {run['url']}"]
     if run["dir"]:
-        lines += [
-            f"look    {wandb} leet {Path(run['dir']).parent}    (all runs, in this terminal, no account needed)"
-        ]
+        lines += [f"look    {wandb} leet {Path(run['dir']).parent}    (all runs, in this terminal, no account needed)"]
     if run["mode"] == "offline":
         lines += [f"upload  {wandb} sync {run['dir']}"]
     return "\n".join(lines)

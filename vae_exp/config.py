@@ -30,11 +30,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _whole(low: int, high: int = 2**31 - 1) -> Rule:
-    words = (
-        f"a whole number, {low:,} or more"
-        if high == 2**31 - 1
-        else f"a whole number from {low:,} to {high:,}"
-    )
+    words = f"a whole number, {low:,} or more" if high == 2**31 - 1 else f"a whole number from {low:,} to {high:,}"
     return Rule(lambda v: _is_number(v) and isinstance(v, int) and low <= v <= high, words)
 
 
@@ -62,9 +58,7 @@ def _is_text(value: Any) -> bool:
 
 
 # What becomes part of a folder's name must not be able to lead out of it.
-NAME = Rule(
-    lambda v: _is_text(v) and v.replace("_", "").replace("-", "").isalnum(), "letters, digits, - and _"
-)
+NAME = Rule(lambda v: _is_text(v) and v.replace("_", "").replace("-", "").isalnum(), "letters, digits, - and _")
 TEXT = Rule(_is_text, "text on one line")
 FLAG = Rule(lambda v: isinstance(v, bool), "true or false")
 
@@ -92,9 +86,7 @@ RULES = {
 }
 # Keys that only some options have. An option of a user's own may have others, with no rule.
 OPTION_RULES = {
-    "network.hidden_dims": _list_of(
-        _whole(1), "a list of whole numbers, 1 or more, such as [400] or [512,256]"
-    ),
+    "network.hidden_dims": _list_of(_whole(1), "a list of whole numbers, 1 or more, such as [400] or [512,256]"),
     "network.activation": _one_of("relu", "leaky_relu", "elu", "gelu", "silu", "tanh"),
     "likelihood.sigma": _number(0, above=True),
     "objective.beta": _number(0),
@@ -173,9 +165,7 @@ def options(group: str) -> list[str]:
 def options_with(key: str) -> list[str]:
     """The options of a group that have the key, such as sgd and rmsprop for optimizer.momentum."""
     group, _, name = key.partition(".")
-    return [
-        option for option in options(group) if name in OmegaConf.load(CONF_DIR / group / f"{option}.yaml")
-    ]
+    return [option for option in options(group) if name in OmegaConf.load(CONF_DIR / group / f"{option}.yaml")]
 
 
 def closest(word: str, known: Any) -> str:

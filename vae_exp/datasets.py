@@ -48,9 +48,7 @@ class Data:
         return tuple(self.train.x.shape[1:])
 
 
-def batches(
-    split: Split, batch_size: int, order: torch.Generator | None = None
-) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(split: Split, batch_size: int, order: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
     """x [B, C, H, W] in [0, 1] and y [B], over all of the split, the last partial batch included.
 
     With a generator the images come in a new random order; it lives on the CPU, so that every device
@@ -100,9 +98,7 @@ def digits(name: str, val_size: int, n_classes: int, seed: int) -> Data:
     return _split(name, train, lambda: test, val_size, n_classes, seed)
 
 
-def _split(
-    name: str, train: Split, read_test: Callable[[], Split], val_size: int, n_classes: int, seed: int
-) -> Data:
+def _split(name: str, train: Split, read_test: Callable[[], Split], val_size: int, n_classes: int, seed: int) -> Data:
     """Take val_size images, chosen by seed, out of the training split."""
     if val_size >= len(train):
         raise UserError(

@@ -37,8 +37,7 @@ def reconstructions(model: VAE, held_out: Split, noise: torch.Generator) -> np.n
 
 @torch.no_grad()
 def samples(model: VAE, noise: torch.Generator) -> np.ndarray:
-    """The mean of p(x|z) at draws z ~ p(z); a conditional model gets a row per class with the same z below each
-    other."""
+    """The mean of p(x|z) at draws z ~ p(z). A conditional model gets a row per class, the same z in each column."""
     device = noise.device
     if model.n_classes:
         z = model.prior_sample(COLUMNS, noise).repeat(model.n_classes, 1)

@@ -10,9 +10,7 @@ from vae_exp.objectives import Terms, elbo_terms
 from vae_exp.vae import VAE
 
 EVAL_BATCH_SIZE = 1000  # of its own, so that batch_size does not change which noise an image meets
-ACTIVE = (
-    0.01  # a unit is active where its posterior mean varies more than this over the data (Burda et al. 2016)
-)
+ACTIVE = 0.01  # a unit is active where its posterior mean varies more than this over the data (Burda et al. 2016)
 
 
 @dataclass
@@ -77,9 +75,7 @@ class RunningMeans:
     def read(self, prefix: str) -> dict[str, float]:
         """The means since the last read, and the steps they span: first_step to steps."""
         names = ("loss", "reconstruction", "kl", "grad_norm")
-        sums = (
-            {"images": self._images} | dict(zip(names, self._on_device.tolist(), strict=True)) | self._numbers
-        )
+        sums = {"images": self._images} | dict(zip(names, self._on_device.tolist(), strict=True)) | self._numbers
         self._epoch = {name: self._epoch.get(name, 0.0) + value for name, value in sums.items()}
         self._start()
         return _means(sums, prefix)

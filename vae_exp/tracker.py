@@ -1,17 +1,22 @@
 """Where a run is written down: its own folder always, Weights & Biases beside it. Nothing else imports wandb."""
 
+import base64
 import json
 import logging
+import netrc
 import os
 import re
 import secrets
+import ssl
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
+from http.client import HTTPException
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import urlparse
+from urllib.request import Request, urlopen
 
 import numpy as np
 from omegaconf import OmegaConf
@@ -20,7 +25,7 @@ from PIL import Image
 from vae_exp.config import UserError
 
 log = logging.getLogger(__name__)
-PROBE_SECONDS, INIT_SECONDS = 4, 5  # with the 5.5 s of a login that gets no answer, under 15 s in all
+PROBE_SECONDS, INIT_SECONDS = 4, 8  # a server that does not answer may cost 15 s in all
 
 
 def run_name(config: dict) -> str:
@@ -33,30 +38,54 @@ def choose_mode(asked: str) -> str:
     """online, offline or disabled: decided before wandb.init, which would prompt, hang or raise.
 
     auto is WANDB_MODE's value, else online where an API key is configured, else offline. A server that does
-    not answer means offline. Raises UserError for wandb.mode=online without a key.
+    not answer, or refuses the key, means offline. Raises UserError for wandb.mode=online without a key.
     """
     mode = os.environ.get("WANDB_MODE", "auto") if asked == "auto" else asked
-    mode = "offline" if mode == "dryrun" else mode
-    if mode not in ("auto", "online"):
+    if mode == "disabled":
         return mode
     import wandb
 
-    wandb.setup(wandb.Settings(silent=True))
-    if not wandb.login(prompt=False, verify=False):
-        if mode == "online":
-            raise UserError(
-                f"wandb.mode={mode}: no W&B API key is configured. Run `wandb login`, or use wandb.mode=offline."
-            )
-        return "offline"
-    server = wandb.setup().settings.base_url
+    settings = wandb.setup(wandb.Settings(silent=True)).settings
+    if mode in ("auto", "online"):
+        key = settings.api_key or _key_in_netrc(settings.base_url)
+        known = key or settings.identity_token_file
+        if mode == "online" and not known:
+            raise UserError("wandb.mode=online: no W&B API key is configured. `wandb login`, or wandb.mode=offline.")
+        trouble = _ask(settings.base_url, key or "") if known else None
+        if trouble:
+            log.warning("W&B: %s %s; the run goes on offline.", settings.base_url, trouble)
+        if known and not trouble:
+            return "online"
+    # Said to the whole process: else W&B's service talks to its server even for an offline run, and the
+    # program's end waits for an answer.
+    wandb.setup(wandb.Settings(mode="offline"))
+    return "offline"
+
+
+def _key_in_netrc(server: str) -> str | None:
+    """The key that `wandb login` wrote, found without the network that wandb.login waits for."""
     try:
-        urllib.request.urlopen(server, timeout=PROBE_SECONDS).close()
-    except urllib.error.HTTPError:
-        pass  # an answer is an answer
-    except (OSError, ValueError) as error:
-        log.warning("W&B: %s does not answer (%s); the run goes on offline.", server, error)
-        return "offline"
-    return "online"
+        entry = netrc.netrc(os.environ.get("NETRC")).authenticators(urlparse(server).hostname or "")
+    except (OSError, netrc.NetrcParseError):
+        return None
+    return entry[2] if entry else None
+
+
+def _ask(server: str, key: str) -> str | None:
+    """Ask the server who we are, as wandb would; what is wrong with it, or None."""
+    login = base64.b64encode(f"api:{key}".encode()).decode()
+    headers = {"Content-Type": "application/json", "Authorization": f"Basic {login}"}
+    request = Request(f"{server.rstrip('/')}/graphql", b'{"query": "query { viewer { id } }"}', headers)
+    try:
+        urlopen(request, timeout=PROBE_SECONDS).close()
+    except HTTPError as error:
+        return f"refuses the API key ({error.code})" if error.code in (401, 403) else None
+    except (OSError, ValueError, HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        return (
+            None if isinstance(reason, ssl.SSLError) else f"does not answer ({reason})"
+        )  # wandb has its own certificates
+    return None
 
 
 class Tracker:
@@ -110,9 +139,7 @@ class Tracker:
             return wandb.init(mode=mode, **options)
         except Exception as error:  # whatever is wrong with W&B, it must not cost the run
             if mode == "offline":
-                log.warning(
-                    "W&B could not be started (%s); the run folder has everything.", _first_line(error)
-                )
+                log.warning("W&B could not be started (%s); the run folder has everything.", _first_line(error))
                 return None
             log.warning("W&B: %s; the run goes on offline.", _first_line(error))
             return self._open_wandb(config, "offline", facts)

@@ -87,13 +87,9 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
                 bar.update()
                 means.add(terms, loss, grad_norm, kl_weight=kl_weight, lr=lr)
                 if step % config["log_every_steps"] == 0 or step % steps_per_epoch == 0:
-                    point = _finite(
-                        means.read("train"), f"between steps {means.first_step} and {step}", run_dir
-                    )
+                    point = _finite(means.read("train"), f"between steps {means.first_step} and {step}", run_dir)
                     bar.set_postfix_str(f"neg_elbo {point['train/neg_elbo']:.2f}", refresh=False)
-                    tracker.log(
-                        point | {"epoch": step / steps_per_epoch, "images_seen": means.images_seen}, step
-                    )
+                    tracker.log(point | {"epoch": step / steps_per_epoch, "images_seen": means.images_seen}, step)
 
             # The epoch is over: measure, draw, save.
             row: dict[str, Any] = {"epoch": epoch}
@@ -110,9 +106,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
             if improved:
                 best = {"best/epoch": epoch, "best/step": step}
                 if chooses:
-                    best |= {
-                        f"best/{k.replace('/', '_')}": value for k, value in measured.scalars("val").items()
-                    }
+                    best |= {f"best/{k.replace('/', '_')}": value for k, value in measured.scalars("val").items()}
             state = {
                 "config": config,
                 "x_shape": list(data.x_shape),
@@ -132,9 +126,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         # The end: the test split, read only now, with the weights of the best epoch.
         if chooses:
             model.load_state_dict(checkpoint.load(run_dir / "best.pt", device)["model"])
-            measured = evaluate(
-                model, data.read_test().to(device), build.generator(seed, "evaluation", device)
-            )
+            measured = evaluate(model, data.read_test().to(device), build.generator(seed, "evaluation", device))
         tracker.summarise(measured.scalars("test"))
     return tracker.summary
 
@@ -152,9 +144,7 @@ def _finite(values: dict[str, float], when: str, run_dir: Path) -> dict[str, flo
     return values
 
 
-def _draw(
-    tracker: Tracker, model: VAE, pictured: Split, held_out: str, epoch: int, step: int, seed: int
-) -> None:
+def _draw(tracker: Tracker, model: VAE, pictured: Split, held_out: str, epoch: int, step: int, seed: int) -> None:
     """The two pictures that are always logged, from noise of their own: each epoch shows the same draws."""
     noise = build.generator(seed, "pictures", pictured.x.device)
     pixels = figures.reconstructions(model, pictured, noise)
@@ -165,10 +155,11 @@ def _draw(
 
 
 def _introduce(config: dict, facts: dict, run_dir: Path) -> None:
+    shape = "x".join(map(str, facts["x_shape"]))
     held_out = f"{facts['val_size']:,} for validation" if facts["val_size"] else "the test split is watched"
     log.info(
         f"{config['model']['name']} VAE on {config['dataset']['name']}: {facts['parameters']:,} parameters, "
-        f"{facts['train_size']:,} images of {'x'.join(map(str, facts['x_shape']))}, {held_out}; on {facts['trained_on']}"
+        f"{facts['train_size']:,} images of {shape}, {held_out}; on {facts['trained_on']}"
     )
     log.info(f"run folder {run_dir}\nneg_elbo = reconstruction + KL, in nats per image")
 
