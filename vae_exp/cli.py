@@ -70,9 +70,11 @@ def _check_first(arguments: list[str]) -> None:
             overrides[overrides.index(override.input_line)] = f"{override.get_key_element()}={first}"
     cfg = _compose(overrides)
     check(cfg)  # at once, before torch is imported for what only torch can tell
-    from vae_exp import build
+    from vae_exp import build, tracker
 
     build.check(cfg)
+    if cfg.wandb.mode == "online":
+        tracker.check_key(cfg.wandb.mode)
 
 
 def _compose(overrides: list[str]) -> DictConfig:
@@ -80,7 +82,7 @@ def _compose(overrides: list[str]) -> DictConfig:
         with hydra.initialize_config_dir(str(CONF_DIR), version_base=HYDRA_VERSION):
             return hydra.compose("config", overrides)
     except ValueError as error:  # Hydra's answer to model=null
-        raise UserError(str(error)) from error
+        raise UserError(f"{' '.join(overrides)}: a group takes the name of an option. ({error})") from error
 
 
 def _explain(error: Exception) -> str:

@@ -14,6 +14,7 @@ from vae_exp.config import UserError
 
 TORCHVISION = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
 DIGITS_TEST_SIZE = 300
+DOWNLOAD_SECONDS = 15  # a mirror that hangs must not hang the run
 
 
 @dataclass
@@ -71,17 +72,17 @@ def torchvision_images(name: str, root: str, val_size: int, n_classes: int, seed
     folder = Path(root).expanduser()
 
     def read(train: bool) -> Split:
-        raw = source(folder, train=train)
+        try:
+            raw = source(folder, train=train)
+        except (AssertionError, RuntimeError, ValueError, OSError, KeyError, TypeError) as error:
+            raise UserError(
+                f"dataset={name}: the files in {folder / source.__name__ / 'raw'} cannot be read "
+                f"({_last_line(error)}). Delete that folder to have them downloaded again."
+            ) from error
         return Split(raw.data[:, None], raw.targets.long())
 
-    try:
-        _download(source, folder, name)
-        train = read(train=True)
-    except (AssertionError, RuntimeError, ValueError, OSError, KeyError) as error:
-        raise UserError(
-            f"dataset={name}: the files in {folder / source.__name__ / 'raw'} cannot be read ({error or 'damaged'}). "
-            "Delete that folder to have them downloaded again."
-        ) from error
+    _download(source, folder, name)
+    train = read(train=True)
     return _split(name, train, lambda: read(train=False), val_size, n_classes, seed)
 
 
@@ -120,7 +121,7 @@ def _download(source: type, folder: Path, name: str) -> None:
     said = io.StringIO()
     patience = socket.getdefaulttimeout()
     try:
-        socket.setdefaulttimeout(15)  # a mirror that hangs must not hang the run
+        socket.setdefaulttimeout(DOWNLOAD_SECONDS)
         with contextlib.redirect_stdout(said):
             source(folder, download=True)
     except (RuntimeError, OSError) as error:

@@ -34,31 +34,37 @@ def run_name(config: dict) -> str:
     return f"{model['name']}-{dataset['name']}-z{model['z_dim']}-lr{lr:g}-s{config['seed']}"
 
 
+def check_key(asked: str) -> str | None:
+    """The W&B API key, or None where none is configured. Raises UserError for wandb.mode=online without one."""
+    import wandb
+
+    settings = wandb.setup(wandb.Settings(silent=True)).settings
+    key = settings.api_key or _key_in_netrc(settings.base_url) or settings.identity_token_file
+    if asked == "online" and not key:
+        raise UserError("wandb.mode=online: no W&B API key is configured. `wandb login`, or use wandb.mode=offline.")
+    return key
+
+
 def choose_mode(asked: str) -> str:
     """online, offline or disabled: decided before wandb.init, which would prompt, hang or raise.
 
     auto is WANDB_MODE's value, else online where an API key is configured, else offline. A server that does
-    not answer, or refuses the key, means offline. Raises UserError for wandb.mode=online without a key.
+    not answer, or refuses the key, means offline. Raises UserError as check_key does.
     """
     mode = os.environ.get("WANDB_MODE", "auto") if asked == "auto" else asked
     if mode == "disabled":
         return mode
     import wandb
 
-    settings = wandb.setup(wandb.Settings(silent=True)).settings
-    if mode in ("auto", "online"):
-        key = settings.api_key or _key_in_netrc(settings.base_url)
-        known = key or settings.identity_token_file
-        if mode == "online" and not known:
-            raise UserError("wandb.mode=online: no W&B API key is configured. `wandb login`, or wandb.mode=offline.")
-        trouble = _ask(settings.base_url, key or "") if known else None
-        if trouble:
-            log.warning("W&B: %s %s; the run goes on offline.", settings.base_url, trouble)
-        if known and not trouble:
+    if mode in ("auto", "online") and (key := check_key(mode)):
+        server = wandb.setup().settings.base_url
+        trouble = _ask(server, key)
+        if not trouble:
             return "online"
+        log.warning("W&B: %s %s; the run goes on offline.", server, trouble)
     # Said to the whole process: else W&B's service talks to its server even for an offline run, and the
     # program's end waits for an answer.
-    wandb.setup(wandb.Settings(mode="offline"))
+    wandb.setup(wandb.Settings(silent=True, mode="offline"))
     return "offline"
 
 

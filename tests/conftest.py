@@ -1,0 +1,89 @@
+"""Fixtures: a run in a folder of its own, the command line in this process, and a reader of W&B's files."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+# Two test processes on two cores: with two threads each their pools would spin against each other.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import hydra
+import pytest
+import torch
+
+from vae_exp import cli
+from vae_exp.config import CONF_DIR
+from vae_exp.train import train
+
+QUICK = ("dataset=digits", "epochs=1", "device=cpu")
+MNIST = Path(os.environ.get("VAE_EXP_DATA", "nowhere"))
+needs_mnist = pytest.mark.skipif(
+    not (MNIST / "MNIST" / "raw").is_dir(), reason="VAE_EXP_DATA does not name a folder that holds MNIST/raw"
+)
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path, monkeypatch):
+    """An empty working folder, and no W&B settings of whoever runs the tests."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    monkeypatch.chdir(tmp_path)
+    torch.set_num_threads(1)
+
+
+def compose(*overrides):
+    with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        return hydra.compose("config", list(overrides))
+
+
+def quick_run(*overrides, folder="run", wandb="disabled"):
+    """Train on the bundled digits for one epoch; returns the summary and the folder."""
+    return train(compose(*QUICK, f"wandb.mode={wandb}", *overrides), Path(folder)), Path(folder)
+
+
+@pytest.fixture
+def vae_train(monkeypatch, capfd):
+    """vae-train as a user types it, in this process: returns its exit code and what it printed."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["vae-train", *arguments])
+        code, said = 0, ""
+        try:
+            cli.main()
+        except SystemExit as stop:  # sys.exit("text") prints the text and means 1
+            code, said = (1, stop.code) if isinstance(stop.code, str) else (stop.code or 0, "")
+        printed = capfd.readouterr()
+        return code, printed.out + printed.err + said
+
+    return run
+
+
+def command(*arguments, **environment):
+    """vae-train as a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "vae_exp", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | environment,
+        start_new_session=True,
+    )
+
+
+def metrics(run_dir):
+    return [json.loads(line) for line in (Path(run_dir) / "metrics.jsonl").read_text().splitlines()]
+
+
+def recorded(folder):
+    """What W&B's own log of a run holds, read with W&B's own reader: records by their type."""
+    wandb = shutil.which("wandb") or str(Path(sys.executable).with_name("wandb"))
+    out = subprocess.run([wandb, "leet", "inspect", "--json", folder], capture_output=True, text=True, check=True)
+    records = [json.loads(line) for line in out.stdout.splitlines()]
+    by_type = {}
+    for record in records:
+        by_type.setdefault(record["type"], []).append(record[record["type"]])
+    return by_type

@@ -1,0 +1,207 @@
+"""What the command line composes, and what it says of what it cannot."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import compose, quick_run
+from vae_exp.config import CALLS, CONF_DIR, OPTION_RULES, RULES, check, flatten, options
+
+MODELS = {"vanilla": (1, False), "beta": (4, False), "conditional": (1, True), "beta_conditional": (4, True)}
+GROUPS = ("model", *CALLS)
+EVERY_OPTION = [f"{group}={option}" for group in GROUPS for option in options(group)]
+
+
+def test_the_defaults_are_a_vanilla_vae_on_mnist():
+    flat = flatten(check(compose()))
+    promised = {
+        "model.name": "vanilla",
+        "model.z_dim": 20,
+        "network.hidden_dims": [400],
+        "likelihood._target_": "vae_exp.distributions.Bernoulli",
+        "dataset.name": "mnist",
+        "dataset.val_size": 10_000,
+        "optimizer._target_": "torch.optim.Adam",
+        "optimizer.lr": 1e-3,
+        "epochs": 15,
+        "batch_size": 128,
+        "wandb.mode": "auto",
+    }
+    assert promised.items() <= flat.items()
+
+
+@pytest.mark.parametrize("name", options("model"))
+def test_a_model_is_two_values(name):
+    model = check(compose(f"model={name}"))["model"]
+    assert (model["beta"], model["conditional"]) == MODELS[name]
+    assert model["name"] == name
+
+
+@pytest.mark.parametrize("name", options("model"))
+def test_the_objective_uses_the_models_beta(name):
+    assert check(compose(f"model={name}"))["objective"]["beta"] == MODELS[name][0]
+    assert check(compose(f"model={name}", "model.beta=7"))["objective"]["beta"] == 7
+
+
+def test_experiment_tutorial_is_the_tutorial():
+    flat = flatten(check(compose("experiment=tutorial")))
+    promised = {
+        "dataset.val_size": 0,
+        "model.z_dim": 20,
+        "model.beta": 1,
+        "network.hidden_dims": [400],
+        "network.activation": "relu",
+        "optimizer._target_": "torch.optim.Adam",
+        "optimizer.lr": 1e-3,
+        "batch_size": 128,
+        "epochs": 15,
+    }
+    assert promised.items() <= flat.items()
+
+
+def test_experiment_demo_needs_no_account_and_no_download():
+    flat = flatten(check(compose("experiment=demo")))
+    assert (flat["dataset.name"], flat["wandb.mode"]) == ("digits", "offline")
+
+
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_the_command_line_wins_over_an_experiment(experiment):
+    changed = check(compose(f"experiment={experiment}", "model.z_dim=3", "optimizer.lr=0.5", "model=beta"))
+    assert (changed["model"]["z_dim"], changed["optimizer"]["lr"], changed["model"]["beta"]) == (3, 0.5, 4)
+
+
+@pytest.mark.parametrize("option", EVERY_OPTION)
+def test_every_option_composes_and_every_key_of_it_has_a_rule(option):
+    group = option.split("=")[0]
+    flat = flatten(check(compose(option)))
+    keys = [key for key in flat if key.startswith(f"{group}.") and not key.endswith("_target_")]
+    assert [key for key in keys if key not in RULES | OPTION_RULES] == []
+
+
+@pytest.mark.parametrize("option", [o for o in EVERY_OPTION if "mnist" not in o])
+def test_every_option_trains(option):
+    dataset = () if option.startswith("dataset") else ("dataset=digits",)
+    summary, _ = quick_run(*dataset, option)
+    assert summary["state"] == "finished"
+    assert summary["test/neg_elbo"] < 400
+
+
+WRONG = [
+    ("model.z_dim=0", "model.z_dim=0: it takes a whole number, 1 or more"),
+    ("model.z_dim=2.5", "model.z_dim=2.5: it takes a whole number"),
+    ("model.z_dim=abc", "model.z_dim=abc: it takes a whole number"),
+    ("model.z_dim=true", "model.z_dim=true: it takes a whole number"),
+    ("model.z_dim=null", "model.z_dim=null: it takes a whole number"),
+    ("model.beta=-1", "model.beta=-1: it takes a number, 0 or more"),
+    ("model.beta=nan", "model.beta=nan: it takes a number"),
+    ("model.conditional=maybe", "model.conditional=maybe: it takes true or false"),
+    ("optimizer.lr=0", "optimizer.lr=0: it takes a number above 0"),
+    ("optimizer.lr=inf", "optimizer.lr=inf: it takes a number above 0"),
+    ("epochs=-1", "epochs=-1: it takes a whole number, 0 or more"),
+    ("batch_size=0", "batch_size=0: it takes a whole number, 1 or more"),
+    ("seed=-1", "seed=-1: it takes a whole number from 0"),
+    ("device=tpu", "device=tpu: it takes one of auto, cpu, cuda, mps"),
+    ("device=mps", "device=mps: PyTorch"),
+    ("network.hidden_dims=400", "network.hidden_dims=400: it takes a list of whole numbers"),
+    ("network.hidden_dims=[0]", "network.hidden_dims=[0]: it takes a list of whole numbers"),
+    ("network.activation=swish", "network.activation=swish: it takes one of relu"),
+    ("likelihood=gaussian likelihood.sigma=0", "likelihood.sigma=0: it takes a number above 0"),
+    ("dataset.val_size=-1", "dataset.val_size=-1: it takes a whole number, 0 or more"),
+    ("wandb.mode=sometimes", "wandb.mode=sometimes: it takes one of auto, online, offline, disabled"),
+    ("wandb.tags=a", "wandb.tags=a: it takes a list such as [a,b], or null"),
+    ("model.name=../out", "model.name=../out: it takes letters, digits, - and _"),
+    ("optimizer.betas=[0.5]", "optimizer: torch.optim.Adam refuses its settings"),
+    ("+optimizer.foo=1", "optimizer: torch.optim.Adam got an unexpected keyword argument 'foo'"),
+    ("optimizer._target_=torch.optim.Nope", "optimizer._target_=torch.optim.Nope: there is no such"),
+    ("+foo=1", "foo: no such key"),
+    ("~model.z_dim", "model.z_dim: is missing"),
+    ("~optimizer", "optimizer: choose one of adam, adamw, rmsprop, sgd"),
+    ("model.beta=${nowhere}", "model.beta: Interpolation key 'nowhere' not found"),
+    ("model.zdim=3", "model.zdim: no such key. Did you mean model.z_dim"),
+    ("z_dim=3", "z_dim: no such key. Did you mean model.z_dim"),
+    ("lr=1", "lr: no such key. Did you mean optimizer.lr"),
+    ("modle=beta", "modle: no such key. Did you mean model"),
+    ("model=betta", "model=betta: there is no such model. Did you mean beta? There are beta, beta_conditional"),
+    ("dataset=minst", "dataset=minst: there is no such dataset. Did you mean mnist?"),
+    ("optimizer.momentum=0.9", "optimizer=rmsprop|sgd has"),
+    ("model=null", "model=null: "),
+    ("model.z_dim=[1", "[1"),
+    ("model.z_dim=2,3", "model.z_dim=2,3"),
+    ("model=conditional dataset.n_classes=0", "model.conditional=true: dataset=digits has no labels"),
+    ("wandb.mode=online", "wandb.mode=online: no W&B API key is configured"),
+    ("-m model.z_dim=0,3", "model.z_dim=0: it takes a whole number"),
+    ("-m model.zdim=2,3", "model.zdim: no such key. Did you mean model.z_dim"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG)
+def test_a_mistake_is_one_message_and_nothing_is_left_behind(vae_train, tmp_path, arguments, message):
+    dataset = () if "dataset=" in arguments else ("dataset=digits",)
+    code, said = vae_train(*dataset, *arguments.split())
+    assert code == 1
+    assert message in said
+    assert said.count(message) == 1
+    assert "Traceback" not in said
+    assert len(said.splitlines()) <= 5
+    assert list(tmp_path.rglob("*")) == []
+
+
+def test_several_mistakes_are_told_at_once(vae_train):
+    _, said = vae_train("model.z_dim=0", "optimizer.lr=-1")
+    assert "model.z_dim=0" in said
+    assert "optimizer.lr=-1" in said
+
+
+def test_a_bug_of_ours_keeps_its_traceback(vae_train, monkeypatch):
+    def broken(*_):
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr("vae_exp.train.train", broken)
+    with pytest.raises(ZeroDivisionError):
+        vae_train("experiment=demo")
+
+
+def test_help_is_for_a_person(vae_train):
+    code, said = vae_train("--help")
+    assert code == 0
+    for group in (*GROUPS, "experiment"):
+        assert re.search(rf"^{group}: {', '.join(options(group))}$", said, re.MULTILINE)
+    examples = re.findall(r"^ +vae-train (.*?)  ", said.split("Examples")[1].split("See also")[0], re.MULTILINE)
+    assert len(examples) >= 4
+    for example in examples:
+        arguments = [word.split(",")[0] for word in example.split() if "=" in word]
+        assert check(compose(*arguments))
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("--cfg", "job"), ("--info", "defaults"), ("model.zdim=3",)])
+def test_answers_come_without_torch_and_wandb(arguments):
+    script = (
+        "import sys; from vae_exp.cli import main\n"
+        f"sys.argv = ['vae-train', *{arguments!r}]\n"
+        "try: main()\n"
+        "finally: assert not {'torch', 'wandb', 'numpy'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert "AssertionError" not in done.stderr
+    assert done.stdout or "Did you mean" in done.stderr
+
+
+def test_shell_completion_answers():
+    vae_train = Path(sys.executable).with_name("vae-train")
+    environment = os.environ | {"COMP_LINE": "vae-train optimizer=a", "COMP_POINT": "21"}
+    asked = [vae_train, "-sc", "query=bash"]
+    done = subprocess.run(asked, capture_output=True, text=True, env=environment)
+    assert done.stdout.split() == ["optimizer=adam", "optimizer=adamw"]
+
+
+def test_the_readme_and_the_help_name_only_keys_that_exist():
+    readme = (CONF_DIR.parent / "README.md").read_text()
+    known = set(flatten(check(compose()))) | set(OPTION_RULES) | {*GROUPS, "experiment"}
+    text = readme + (CONF_DIR / "hydra" / "help" / "vae_exp.yaml").read_text()
+    commands = [line for line in text.splitlines() if "vae-train " in line and "=" in line]
+    keys = {key for line in commands for key in re.findall(r"(?<![\w./-])([a-z_]+(?:\.[a-z_]+)*)=", line)}
+    assert keys - known - {"install"} == set()
