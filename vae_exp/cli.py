@@ -48,6 +48,9 @@ def _train(cfg: DictConfig) -> float | None:
     run_dir = Path(os.path.relpath(job.runtime.output_dir))
     try:
         summary = train(cfg, run_dir)
+    except KeyboardInterrupt:
+        log.info(f"Stopped by Ctrl-C. What was finished until then is in {run_dir}")
+        raise
     except UserError as error:
         if job.mode == RunMode.MULTIRUN:
             log.error(error)

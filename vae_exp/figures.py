@@ -27,12 +27,14 @@ def grid(images: Tensor, columns: int) -> np.ndarray:
 @torch.no_grad()
 def reconstructions(model: VAE, held_out: Split, noise: torch.Generator) -> np.ndarray:
     """Rows of images, each above the row of their reconstructions: the mean of p(x|z) at one z ~ q(z|x)."""
-    x, y = held_out.x.float() / 255, held_out.y
+    columns = min(COLUMNS, len(held_out))
+    whole_rows = held_out[: len(held_out) // columns * columns]
+    x, y = whole_rows.x.float() / 255, whole_rows.y
     model.eval()
     again = model.decode(model.encode(x, y).rsample(noise), y).mean
     model.train()
-    pairs = zip(x.split(COLUMNS), again.split(COLUMNS), strict=True)
-    return grid(torch.cat([rows for pair in pairs for rows in pair]), columns=min(COLUMNS, len(x)))
+    pairs = zip(x.split(columns), again.split(columns), strict=True)
+    return grid(torch.cat([row for pair in pairs for row in pair]), columns)
 
 
 @torch.no_grad()

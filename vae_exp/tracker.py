@@ -119,7 +119,8 @@ class Tracker:
         import wandb
 
         asked = config["wandb"]
-        folder = Path(asked["dir"] or os.environ.get("WANDB_DIR") or "outputs")
+        # Absolute, because W&B's service keeps the working folder of its start.
+        folder = Path(asked["dir"] or os.environ.get("WANDB_DIR") or "outputs").resolve()
         folder.mkdir(parents=True, exist_ok=True)
         # `wandb leet` lists runs by their ids, so they are readable.
         run_id = f"{re.sub('[^A-Za-z0-9._-]', '-', self.name)[:80]}-{secrets.token_hex(3)}"

@@ -1,0 +1,187 @@
+"""What W&B really recorded, read back from its own files; and that nothing of W&B's costs a run."""
+
+import contextlib
+import http.server
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import command, metrics, quick_run, recorded
+from vae_exp.tracker import PROBE_SECONDS
+from vae_exp.train import Diverged
+
+
+def only_run():
+    (folder,) = Path("outputs/wandb").glob("*run-*")
+    return folder
+
+
+def test_a_good_run_is_recorded_whole():
+    name = "vanilla-digits-z5-lr0.002-s7"
+    changes = ("model.z_dim=5", "optimizer.lr=2e-3", "seed=7", "epochs=2", "wandb.group=g", "wandb.tags=[mine]")
+    summary, folder = quick_run(*changes, wandb="offline")
+    records = recorded(only_run())
+    (run,) = records["run"]
+    assert (run["display_name"], run["project"], run["run_group"], run["job_type"]) == (name, "vae_exp", "g", "train")
+    assert set(run["tags"]) == {"vanilla", "digits", "mine"}
+    assert run["run_id"] == summary["wandb"]["id"]
+    assert run["run_id"].startswith(name)
+    config = run["config"]["update"]
+    assert (config["model"]["z_dim"], config["optimizer"]["lr"], config["dataset"]["name"]) == (5, 2e-3, "digits")
+    assert (config["parameters"], config["train_size"], config["val_size"]) == (summary["parameters"], 1297, 200)
+
+    history = [row["item"] for row in records["history"]]
+    local = {}
+    for row in metrics(folder):
+        local.setdefault(row["step"], {}).update(row)
+    assert [row["_step"] for row in history] == sorted(local)
+    for row in history:
+        for key, value in local[row["_step"]].items():
+            if key == "val/kl_per_dim":
+                assert sum(row[f"{key}.values"]) == 5, "a histogram of five dimensions"
+            elif key != "step":
+                assert row[key] == pytest.approx(value), key
+    epoch = history[-1]
+    for picture in ("reconstructions", "samples"):
+        assert "epoch 2" in epoch[f"images/{picture}.caption"]
+        stored = only_run() / "files" / epoch[f"images/{picture}.path"]
+        assert stored.read_bytes() == (folder / "images" / f"{picture}_{epoch['_step']:07d}.png").read_bytes()
+
+    final = {}
+    for update in records["summary"]:
+        final |= update["update"]
+    for key in ("best/val_neg_elbo", "best/epoch", "test/neg_elbo", "test/kl"):
+        assert final[key] == pytest.approx(summary[key])
+    assert records["exit"][0].get("exit_code", 0) == 0
+
+
+def test_a_failed_run_is_marked_failed():
+    with pytest.raises(Diverged):
+        quick_run("optimizer.lr=1e10", wandb="offline")
+    assert recorded(only_run())["exit"][0]["exit_code"] == 1
+
+
+def test_runs_of_one_process_do_not_swallow_each_other():
+    for seed in (0, 1):
+        quick_run(f"seed={seed}", folder=f"run{seed}", wandb="offline")
+    folders = sorted(Path("outputs/wandb").glob("*run-*"))
+    assert len(folders) == 2
+    seeds = [recorded(folder)["run"][0]["config"]["update"]["seed"] for folder in folders]
+    assert sorted(seeds) == [0, 1]
+    assert all(len(recorded(folder)["exit"]) == 1 for folder in folders)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_is_closed_with_all_its_points(stop, code):
+    running = command("dataset=digits", "epochs=100000", "wandb.mode=offline")
+    log = None
+    while log is None or log.read_text().count("\n") < 20:
+        time.sleep(0.1)
+        log = next(Path("outputs").rglob("metrics.jsonl"), None)
+        assert running.poll() is None, running.stdout.read()
+    os.killpg(running.pid, stop)
+    said, _ = running.communicate(timeout=30)
+    assert running.returncode == code, said
+    assert "Traceback" not in said
+    summary = json.loads((log.parent / "summary.json").read_text())
+    assert summary["state"] == "interrupted"
+    records = recorded(only_run())
+    assert records["exit"][0]["exit_code"] == code
+    steps = {row["step"] for row in metrics(log.parent)}
+    assert {row["item"]["_step"] for row in records["history"]} == steps
+
+
+def test_disabled_leaves_no_trace_of_wandb():
+    summary, _ = quick_run(wandb="disabled")
+    assert summary["wandb"]["mode"] == "disabled"
+    assert not Path("outputs").exists()
+
+
+def test_auto_without_a_key_is_offline_and_asks_nothing():
+    assert quick_run(wandb="auto")[0]["wandb"]["mode"] == "offline"
+
+
+def test_wandbs_own_variables_are_honoured(tmp_path):
+    chosen = {"PROJECT": "p", "NAME": "n", "RUN_GROUP": "g", "TAGS": "a,b", "NOTES": "why", "DIR": str(tmp_path / "w")}
+    chosen |= {"MODE": "offline", "RUN_ID": "id1"}
+    running = command("dataset=digits", "epochs=1", **{f"WANDB_{name}": value for name, value in chosen.items()})
+    assert "Traceback" not in running.communicate()[0]
+    (folder,) = (tmp_path / "w" / "wandb").glob("*run-*")
+    (run,) = recorded(folder)["run"]
+    assert (run["project"], run["display_name"], run["run_group"], run["notes"]) == ("p", "n", "g", "why")
+    assert run["run_id"] == "id1"
+    assert {"a", "b"} <= set(run["tags"])
+
+
+def test_wandb_mode_from_the_environment_gives_way_to_the_command_line(monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert quick_run(wandb="auto")[0]["wandb"]["mode"] == "disabled"
+    assert quick_run(wandb="offline", folder="b")[0]["wandb"]["mode"] == "offline"
+
+
+class Refusing(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        self.send_response(401)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def failing_server(request):
+    """The address of a server that hangs, refuses every key, or is not there at all."""
+    with contextlib.ExitStack() as stack:
+        if request.param == "refuses":
+            server = stack.enter_context(http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing))
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            stack.callback(server.shutdown)
+            port = server.server_port
+        else:
+            listening = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            port = listening.getsockname()[1]
+            if request.param == "away":
+                listening.close()
+        yield {"WANDB_API_KEY": "a" * 40, "WANDB_BASE_URL": f"http://127.0.0.1:{port}"}
+
+
+SAYS = [("away", "does not answer"), ("hangs", "does not answer"), ("refuses", "refuses the API key (401)")]
+
+
+@pytest.mark.parametrize(("failing_server", "says"), SAYS, indirect=["failing_server"])
+def test_a_server_that_fails_means_offline_within_seconds(failing_server, says):
+    script = "from vae_exp.tracker import choose_mode; print(choose_mode('auto'))"
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=os.environ | failing_server
+    )
+    assert time.monotonic() - started < PROBE_SECONDS + 6
+    assert done.stdout == "offline\n"
+    assert done.stderr.count("the run goes on offline") == 1
+    assert says in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failing_server", ["hangs"], indirect=True)
+def test_a_server_that_hangs_costs_a_run_seconds_and_a_warning(failing_server):
+    taken = []
+    for environment in ({}, failing_server):
+        started = time.monotonic()
+        running = command("dataset=digits", "epochs=1", **environment)
+        said, _ = running.communicate(timeout=60)
+        taken.append(time.monotonic() - started)
+        assert running.returncode == 0, said
+        assert "Traceback" not in said
+    assert taken[1] < taken[0] + 15
+    assert said.count("the run goes on offline") == 1
+    summaries = [json.loads(path.read_text()) for path in Path("outputs").rglob("summary.json")]
+    assert [(s["state"], s["wandb"]["mode"]) for s in summaries] == [("finished", "offline")] * 2

@@ -1,0 +1,235 @@
+"""Runs: what they leave behind, that they repeat, and how they fail."""
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from tests.conftest import MNIST, metrics, needs_mnist, quick_run
+from vae_exp import build, checkpoint, figures
+from vae_exp.config import UserError
+from vae_exp.datasets import Split
+from vae_exp.metrics import RunningMeans, evaluate
+from vae_exp.objectives import Terms
+from vae_exp.train import Diverged
+
+TRAIN = {f"train/{name}" for name in ("loss", "neg_elbo", "reconstruction", "kl", "kl_weight", "lr", "grad_norm")}
+
+
+def test_a_run_leaves_every_promised_file():
+    summary, folder = quick_run("epochs=2", "log_every_steps=4")
+    assert summary == json.loads((folder / "summary.json").read_text())
+    assert (summary["state"], summary["reason"]) == ("finished", None)
+    assert yaml.safe_load((folder / "config.yaml").read_text())["dataset"]["name"] == "digits"
+
+    rows = metrics(folder)
+    points = [row for row in rows if "train/loss" in row]
+    assert [row["step"] for row in points] == [4, 8, 11, 12, 16, 20, 22]
+    assert points[2].keys() == TRAIN | {"step", "epoch", "images_seen"}
+    assert [row["images_seen"] for row in points if row["step"] in (11, 22)] == [1297, 2594]
+    epochs = [row for row in rows if "val/neg_elbo" in row]
+    assert [row["epoch"] for row in epochs] == [1, 2]
+    assert {"val/reconstruction", "val/kl", "val/active_units", "time/images_per_second"} <= epochs[0].keys()
+    assert sum(epochs[1]["val/kl_per_dim"]) == pytest.approx(epochs[1]["val/kl"], rel=1e-5)
+
+    best = min(epochs, key=lambda row: row["val/neg_elbo"])
+    assert summary["best/val_neg_elbo"] == best["val/neg_elbo"]
+    assert summary["best/epoch"] == best["epoch"]
+    assert summary["test/neg_elbo"] == pytest.approx(summary["test/reconstruction"] + summary["test/kl"])
+
+    pictures = sorted(path.name for path in (folder / "images").iterdir())
+    assert pictures == [f"{name}_{step:07d}.png" for name in ("reconstructions", "samples") for step in (11, 22)]
+
+
+def test_a_checkpoint_rebuilds_its_model():
+    summary, folder = quick_run("epochs=3", "model=conditional", "network.hidden_dims=[32,16]")
+    state = checkpoint.load(folder / "best.pt")
+    model = build.model_from(state)
+    data = build.dataset(state["config"])
+    measured = evaluate(model, data.read_test(), build.generator(0, "evaluation"))
+    assert measured.neg_elbo == summary["test/neg_elbo"]
+    assert checkpoint.load(folder / "last.pt")["epoch"] == 3
+
+
+def test_the_loss_falls():
+    _, folder = quick_run("epochs=8")
+    epochs = [row["val/neg_elbo"] for row in metrics(folder) if "val/neg_elbo" in row]
+    assert epochs[-1] < epochs[0] - 3
+
+
+def without_time(rows):
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+
+
+def test_the_same_seed_gives_the_same_numbers_to_the_bit_and_another_seed_others():
+    runs = [quick_run("epochs=2", f"seed={seed}", folder=name)[1] for name, seed in (("a", 0), ("b", 0), ("c", 1))]
+    a, b, c = (without_time(metrics(run)) for run in runs)
+    assert a == b
+    assert a != c
+    weights = [checkpoint.load(run / "last.pt")["model"] for run in runs]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    pictures = [(run / "images" / "samples_0000022.png").read_bytes() for run in runs]
+    assert pictures[0] == pictures[1] != pictures[2]
+
+
+def test_the_weights_depend_on_the_seed_alone():
+    _, a = quick_run("epochs=0", "dataset.val_size=100", folder="a")
+    _, b = quick_run("epochs=0", "model=beta", "objective.warmup_epochs=3", folder="b")
+    first, second = (checkpoint.load(run / "last.pt")["model"] for run in (a, b))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_no_epochs_measures_the_model_as_it_is_built():
+    summary, folder = quick_run("epochs=0")
+    assert summary["best/epoch"] == 0
+    assert summary["test/neg_elbo"] == pytest.approx(64 * np.log(2), rel=0.1)
+    assert len(list((folder / "images").iterdir())) == 2
+
+
+def test_without_validation_the_test_split_is_watched_and_the_last_epoch_kept():
+    summary, folder = quick_run("epochs=2", "dataset.val_size=0")
+    rows = [row for row in metrics(folder) if "test/neg_elbo" in row]
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert not any(key.startswith(("val/", "best/val")) for row in [*metrics(folder), summary] for key in row)
+    assert summary["test/neg_elbo"] == rows[-1]["test/neg_elbo"]
+    assert checkpoint.load(folder / "best.pt")["epoch"] == 2
+
+
+def test_the_test_split_is_read_only_at_the_end(monkeypatch):
+    from vae_exp import datasets
+
+    order = []
+    split, draw = datasets._split, figures.samples
+
+    def watched_split(*args):
+        data = split(*args)
+        read, data.read_test = data.read_test, lambda: order.append("test read") or read()
+        return data
+
+    monkeypatch.setattr(datasets, "_split", watched_split)
+    monkeypatch.setattr(figures, "samples", lambda *args: order.append("epoch over") or draw(*args))
+    quick_run("epochs=2")
+    assert order == ["epoch over", "epoch over", "test read"]
+
+
+@pytest.mark.parametrize(("lr", "when"), [("1e10", "between steps 1 and 11"), ("1e36", "between steps 1 and 11")])
+def test_divergence_is_explained_and_the_run_marked_failed(lr, when):
+    with pytest.raises(Diverged, match=f"{when}: train/loss is (nan|inf), train/reconstruction is") as error:
+        quick_run(f"optimizer.lr={lr}")
+    summary = json.loads(Path("run/summary.json").read_text())
+    assert summary["state"] == "failed"
+    assert str(error.value) in summary["reason"]
+
+
+def test_divergence_keeps_the_last_good_checkpoint(monkeypatch):
+    from vae_exp import schedules
+
+    # A learning rate that is good for two epochs and absurd in the third.
+    monkeypatch.setattr(schedules, "constant", lambda epoch, epochs: 1.0 if epoch < 2 else 1e30)
+    with pytest.raises(Diverged, match=r"The last good checkpoint is run/last.pt"):
+        quick_run("epochs=4")
+    state = checkpoint.load("run/last.pt")
+    assert state["epoch"] == 2
+    assert all(weights.isfinite().all() for weights in state["model"].values())
+
+
+def test_epoch_means_do_not_depend_on_how_the_images_are_batched():
+    rec, kl, loss = torch.rand(10), torch.rand(10, 3), torch.rand(10)
+    means = []
+    for sizes in ([10], [4, 4, 2], [1, 9]):
+        running = RunningMeans()
+        for rows in torch.arange(10).split(sizes):
+            running.add(Terms(rec[rows], kl[rows]), loss[rows].mean(), torch.tensor(1.0), lr=0.1)
+            if len(sizes) == 3:
+                running.read("train")
+        if len(sizes) != 3:
+            running.read("train")
+        means.append(running.read_epoch("train"))
+    assert means[1] == pytest.approx(means[0])
+    assert means[2] == pytest.approx(means[0])
+    assert means[0]["train/neg_elbo"] == pytest.approx((rec + kl.sum(1)).mean().item())
+    assert means[0]["train/loss"] == pytest.approx(loss.mean().item())
+
+
+def test_active_units_are_those_whose_mean_moves():
+    model = build.model_from(checkpoint.load(quick_run("model.z_dim=6", "epochs=0")[1] / "last.pt"))
+    head = model.encoder.layers[-1]
+    with torch.no_grad():
+        head.weight[:6] *= 100
+        head.weight[:4] = 0  # four means that are the same for every image
+    split = Split(torch.randint(0, 256, (300, 1, 8, 8), dtype=torch.uint8), torch.zeros(300, dtype=torch.long))
+    assert evaluate(model, split, torch.Generator()).active_units == 2
+
+
+def test_reconstructions_stand_below_their_images():
+    model = build.model_from(checkpoint.load(quick_run("epochs=0")[1] / "last.pt"))
+    model.decode = lambda z, y: type("Black", (), {"mean": torch.zeros(len(z), 1, 8, 8)})
+    for n, rows, columns in ((16, 4, 8), (20, 4, 8), (3, 2, 3)):  # an incomplete row is left out
+        x = torch.full((n, 1, 8, 8), 255, dtype=torch.uint8)
+        sheet = figures.reconstructions(model, Split(x, torch.zeros(n, dtype=torch.long)), torch.Generator())
+        side = sheet.shape[0] // rows
+        centres = sheet[side // 2 :: side, side // 2 :: side]
+        assert centres.tolist() == [[255] * columns, [0] * columns] * (rows // 2)
+
+
+def test_a_conditional_models_samples_are_a_row_per_class():
+    _, folder = quick_run("model=conditional", "epochs=15", "batch_size=32")
+    with Image.open(sorted((folder / "images").glob("samples*"))[-1]) as picture:
+        sheet = np.asarray(picture, dtype=float)
+    assert sheet.shape[0] / sheet.shape[1] == 10 / 8
+    cells = sheet.reshape(10, 28, 8, 28).transpose(0, 2, 1, 3)
+    rows = cells.mean(1)
+    within, between = (cells - rows[:, None]).std(), (rows - rows.mean(0)).std()
+    assert between > 0.5 * within, "the label decides what is drawn"
+
+
+@pytest.mark.parametrize("damage", ["truncated", "foreign", "pickle", "text", "missing", "newer"])
+def test_a_bad_checkpoint_is_named_and_nothing_in_it_is_run(tmp_path, damage):
+    path = tmp_path / "x.pt"
+    if damage == "truncated":
+        whole = (quick_run("epochs=0")[1] / "last.pt").read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+    elif damage == "foreign":
+        torch.save({"state_dict": {}}, path)
+    elif damage == "pickle":
+
+        class Evil:
+            def __reduce__(self):
+                return (open, (str(tmp_path / "ran"), "w"))
+
+        path.write_bytes(pickle.dumps(Evil(), protocol=2))
+    elif damage == "text":
+        path.write_text("hello")
+    elif damage == "newer":
+        checkpoint.save(path, **dict.fromkeys(checkpoint.HOLDS[1:]))
+        state = torch.load(path) | {"format": 99}
+        torch.save(state, path)
+    with pytest.raises(UserError, match=r"x\.pt"):
+        checkpoint.load(path)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "target", ["os.system", "vae_exp.networks.torch.load", "vae_exp.networks.nn.Linear", "vae_exp.train.train"]
+)
+def test_a_checkpoint_may_name_only_what_is_ours(target):
+    state = checkpoint.load(quick_run("epochs=0")[1] / "last.pt")
+    state["config"]["network"]["_target_"] = target
+    with pytest.raises(UserError, match=f"network._target_={target}"):
+        build.model_from(state)
+
+
+@needs_mnist
+@pytest.mark.slow
+def test_one_epoch_of_the_tutorial_reaches_the_tutorials_numbers():
+    arguments = ("experiment=tutorial", "dataset=mnist", f"dataset.root={MNIST}", "epochs=1")
+    summary, folder = quick_run(*arguments)
+    epoch = next(row for row in metrics(folder) if "train_epoch/neg_elbo" in row)
+    assert epoch["train_epoch/neg_elbo"] == pytest.approx(163.3, abs=1.5)
+    assert summary["test/neg_elbo"] == pytest.approx(126.6, abs=2.5)
+    assert (summary["parameters"], summary["train_size"]) == (652_824, 60_000)
