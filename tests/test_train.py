@@ -119,7 +119,7 @@ def test_the_test_split_is_read_only_at_the_end(monkeypatch):
 
 @pytest.mark.parametrize(("lr", "when"), [("1e10", "between steps 1 and 11"), ("1e36", "between steps 1 and 11")])
 def test_divergence_is_explained_and_the_run_marked_failed(lr, when):
-    with pytest.raises(Diverged, match=f"{when}: train/loss is (nan|inf), train/reconstruction is") as error:
+    with pytest.raises(Diverged, match=f"{when}: train/loss, train/reconstruction, .* not finite") as error:
         quick_run(f"optimizer.lr={lr}")
     summary = json.loads(Path("run/summary.json").read_text())
     assert summary["state"] == "failed"

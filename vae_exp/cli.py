@@ -11,16 +11,25 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from vae_exp import sweep
 from vae_exp.config import CONF_DIR, UserError, check, closest, flatten, options, options_with
 
 log = logging.getLogger(__name__)
 HYDRA_VERSION = "1.3"
+
+
+class ConsoleHandler(logging.StreamHandler):
+    """Writes above a progress bar instead of through it; named in conf/config.yaml."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(self.format(record), file=sys.stdout)
 
 
 def main() -> None:
@@ -29,8 +38,7 @@ def main() -> None:
     logging.raiseExceptions = False  # `vae-train | head` goes on quietly when head has gone
     signal.signal(signal.SIGTERM, _exit_on_sigterm)
     try:
-        _check_first(sys.argv[1:])
-        _train()
+        sys.exit(_main(sys.argv[1:]))
     except UserError as error:
         sys.exit(f"vae-train: {error}")
     except (HydraException, OmegaConfBaseException) as error:
@@ -39,39 +47,55 @@ def main() -> None:
         sys.exit(130)
 
 
-@hydra.main(version_base=HYDRA_VERSION, config_path=str(CONF_DIR), config_name="config")
-def _train(cfg: DictConfig) -> float | None:
-    """One job of Hydra's: one run. Returns what a sweep minimises."""
-    from vae_exp.train import train
+def _main(arguments: list[str]) -> int:
+    if any(a.startswith("-") and a not in ("-m", "--multirun") for a in arguments):
+        _job()  # --help, --cfg and the like start nothing; with other flags the run itself does the checks
+        return 0
+    typed = [a for a in arguments if not a.startswith("-")]
+    cfg = _compose(sweep.first_job(typed), hydra_too=True)
+    if len(typed) == len(arguments) and cfg.hydra.mode != RunMode.MULTIRUN:
+        _check(_compose(typed))
+        _job()
+        return 0
 
+    planned = sweep.plan(typed, cfg)
+    _check(_compose(sweep.first_job(planned.overrides)))
+    sweep.start(planned)
+    sys.argv[1:] = ["--multirun", *planned.overrides]
+    code = 0
+    try:
+        _job()
+    except KeyboardInterrupt:
+        code = 130
+    except SystemExit as stop:
+        code = stop.code or 0
+    return max(code, sweep.finish(planned, cfg.wandb.mode, stopped=bool(code)))
+
+
+@hydra.main(version_base=HYDRA_VERSION, config_path=str(CONF_DIR), config_name="config")
+def _job(cfg: DictConfig) -> float | None:
+    """One job of Hydra's: one run. Returns what a search minimises."""
     job = HydraConfig.get()
     run_dir = Path(os.path.relpath(job.runtime.output_dir))
+    if job.mode == RunMode.MULTIRUN:
+        return sweep.run_job(cfg, run_dir, job.job.num)
+
+    from vae_exp.train import train
+
     try:
         summary = train(cfg, run_dir)
     except KeyboardInterrupt:
         log.info(f"Stopped by Ctrl-C. What was finished until then is in {run_dir}")
         raise
     except UserError as error:
-        if job.mode == RunMode.MULTIRUN:
-            log.error(error)
-            raise  # the sweep goes on, and ends with exit code 1
         log.error(f"vae-train: {error}")
         sys.exit(1)
-    if job.mode == RunMode.RUN:
-        log.info(_closing(summary, run_dir))
+    log.info(_closing(summary, run_dir))
     return summary.get("best/val_neg_elbo")
 
 
-def _check_first(arguments: list[str]) -> None:
+def _check(cfg: DictConfig) -> None:
     """Refuse a bad configuration before Hydra makes a folder for the run."""
-    if any(a.startswith("-") and a not in ("-m", "--multirun") for a in arguments):
-        return  # --help, --cfg and the like start nothing; other flags are checked when the run starts
-    overrides = [a for a in arguments if not a.startswith("-")]
-    for override in OverridesParser.create().parse_overrides(overrides):
-        if override.is_sweep_override() and len(overrides) < len(arguments):  # check a sweep by its first job
-            first = next(iter(override.sweep_string_iterator()))
-            overrides[overrides.index(override.input_line)] = f"{override.get_key_element()}={first}"
-    cfg = _compose(overrides)
     check(cfg)  # at once, before torch is imported for what only torch can tell
     from vae_exp import build, tracker
 
@@ -80,10 +104,10 @@ def _check_first(arguments: list[str]) -> None:
         tracker.check_key(cfg.wandb.mode)
 
 
-def _compose(overrides: list[str]) -> DictConfig:
+def _compose(overrides: list[str], hydra_too: bool = False) -> DictConfig:
     try:
         with hydra.initialize_config_dir(str(CONF_DIR), version_base=HYDRA_VERSION):
-            return hydra.compose("config", overrides)
+            return hydra.compose("config", overrides, return_hydra_config=hydra_too)
     except ValueError as error:  # Hydra's answer to model=null
         raise UserError(f"{' '.join(overrides)}: a group takes the name of an option. ({error})") from error
 

@@ -19,19 +19,28 @@ from urllib.parse import urlparse
 from urllib.request import Request, urlopen
 
 import numpy as np
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from vae_exp.config import UserError
+from vae_exp.config import UserError, flatten, resolve
 
 log = logging.getLogger(__name__)
 PROBE_SECONDS, INIT_SECONDS = 4, 8  # a server that does not answer may cost 15 s in all
 
 
+IN_EVERY_NAME = ("model", "dataset", "model.z_dim", "optimizer.lr", "seed")
+
+
 def run_name(config: dict) -> str:
-    """Such as vanilla-mnist-z20-lr0.001-s0."""
+    """Such as vanilla-mnist-z20-lr0.001-s0, and in a sweep whatever else is swept."""
     model, dataset, lr = config["model"], config["dataset"], config["optimizer"]["lr"]
-    return f"{model['name']}-{dataset['name']}-z{model['z_dim']}-lr{lr:g}-s{config['seed']}"
+    name = f"{model['name']}-{dataset['name']}-z{model['z_dim']}-lr{lr:g}-s{config['seed']}"
+    flat = flatten(config)
+    for key in config["sweep"]["over"]:
+        if key not in IN_EVERY_NAME:
+            value = flat.get(key, str(flat.get(f"{key}._target_")).rsplit(".", 1)[-1])
+            name += f"-{key.rsplit('.', 1)[-1]}{value}"
+    return name
 
 
 def check_key(asked: str) -> str | None:
@@ -122,8 +131,7 @@ class Tracker:
         # Absolute, because W&B's service keeps the working folder of its start.
         folder = Path(asked["dir"] or os.environ.get("WANDB_DIR") or "outputs").resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        # `wandb leet` lists runs by their ids, so they are readable.
-        run_id = f"{re.sub('[^A-Za-z0-9._-]', '-', self.name)[:80]}-{secrets.token_hex(3)}"
+        run_id = f"{_as_id(self.name)}-{secrets.token_hex(3)}"
         options = {
             "dir": folder,
             "config": config | facts,
@@ -131,7 +139,7 @@ class Tracker:
             "name": self.name,
             "project": asked["project"] or os.environ.get("WANDB_PROJECT") or "vae_exp",
             "entity": asked["entity"],
-            "group": asked["group"],
+            "group": asked["group"] or config["sweep"]["name"],
             "job_type": os.environ.get("WANDB_JOB_TYPE") or "train",
             "tags": [
                 config["model"]["name"],
@@ -201,9 +209,7 @@ class Tracker:
 
     def _write_summary(self) -> None:
         self.summary["seconds"] = round(time.time() - self.started, 3)
-        beside = self.run_dir / "summary.json.partial"
-        beside.write_text(json.dumps(self.summary, indent=2) + "\n")
-        beside.replace(self.run_dir / "summary.json")
+        _write_json(self.run_dir / "summary.json", self.summary)
 
     def __enter__(self) -> "Tracker":
         return self
@@ -216,12 +222,58 @@ class Tracker:
         elif isinstance(error, SystemExit):
             state, reason, exit_code = "interrupted", f"exit code {error.code}", error.code
         else:
-            state, reason, exit_code = "failed", f"{kind.__name__}: {error}", 1
+            said = str(error) if isinstance(error, UserError) else f"{kind.__name__}: {error}"
+            state, reason, exit_code = "failed", said, 1
         self.summary |= {"state": state, "reason": reason}
         self._write_summary()
         self.metrics.close()
         self._wandb(lambda run: run.summary.update({"state": state, "reason": reason}))
         self._wandb(lambda run: run.finish(exit_code=exit_code))
+
+
+def record_failure(cfg: DictConfig, run_dir: Path, reason: str) -> None:
+    """Leave a summary.json of a run that failed before it was tracked; one that is there tells more."""
+    if not (run_dir / "summary.json").exists():
+        OmegaConf.save(OmegaConf.create(resolve(cfg)), run_dir / "config.yaml")
+        _write_json(run_dir / "summary.json", {"state": "failed", "reason": reason, "seconds": 0.0})
+
+
+def publish_sweep(name: str, mode: str, columns: list[str], rows: list[list], figures: list[Path], best: dict) -> None:
+    """The table and the figures of a sweep as one W&B run, sweep-summary, in the sweep's group."""
+    mode = choose_mode(mode)
+    if mode == "disabled":
+        return
+    import wandb
+
+    folder = Path(os.environ.get("WANDB_DIR") or "outputs").resolve()
+    try:
+        with wandb.init(
+            mode=mode,
+            dir=folder,
+            id=f"sweep-summary-{_as_id(name)}-{secrets.token_hex(3)}",
+            name=f"sweep-summary {name}",
+            project=os.environ.get("WANDB_PROJECT") or "vae_exp",
+            group=name,
+            job_type="sweep-summary",
+            reinit="finish_previous",
+            settings=wandb.Settings(silent=True, init_timeout=INIT_SECONDS),
+        ) as run:
+            run.log({"sweep/table": wandb.Table(columns=columns, data=rows)})
+            run.log({f"sweep/{figure.stem}": wandb.Image(str(figure)) for figure in figures})
+            run.summary.update(best)
+    except Exception as error:  # see _open_wandb
+        log.warning("W&B: the sweep's summary could not be logged (%s).", _first_line(error))
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    beside = path.with_name(path.name + ".partial")
+    beside.write_text(json.dumps(content, indent=2) + "\n")
+    beside.replace(path)
+
+
+def _as_id(name: str) -> str:
+    """`wandb leet` lists runs by their ids, so they are readable; W&B refuses some characters in them."""
+    return re.sub("[^A-Za-z0-9._-]", "-", name)[:80]
 
 
 def _from_environment() -> list[str]:

@@ -10,7 +10,6 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from vae_exp import build, checkpoint, figures
 from vae_exp.config import UserError
@@ -63,7 +62,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     }
     _introduce(config, facts, run_dir)
     bar = tqdm(total=epochs * steps_per_epoch, unit="step", disable=None, leave=False, dynamic_ncols=True)
-    with Tracker(config, run_dir, mode, facts) as tracker, logging_redirect_tqdm(), bar:
+    with Tracker(config, run_dir, mode, facts) as tracker, bar:
         means = RunningMeans()
         step, best = 0, {}
         for epoch in range(min(1, epochs), epochs + 1):  # epochs=0 measures the model as it is built
@@ -133,11 +132,11 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
 
 def _finite(values: dict[str, float], when: str, run_dir: Path) -> dict[str, float]:
     """The same values; raises Diverged where one of them is not a finite number."""
-    wrong = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
+    wrong = [name for name, value in values.items() if not math.isfinite(value)]
     if wrong:
         kept = run_dir / "last.pt"
         raise Diverged(
-            f"the training diverged {when}: {', '.join(wrong)}. "
+            f"the training diverged {when}: {', '.join(wrong)} not finite. "
             + (f"The last good checkpoint is {kept}. " if kept.exists() else "No epoch had been completed. ")
             + "A lower optimizer.lr is the first thing to try."
         )

@@ -1,0 +1,191 @@
+"""Finished runs, read from their folders and laid side by side. No torch and no W&B: only the files."""
+
+import csv
+import json
+import math
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vae_exp.config import UserError, flatten
+
+# Results as columns: their names, and where summary.json has them.
+METRICS = {
+    "val/neg_elbo": "best/val_neg_elbo",
+    "test/neg_elbo": "test/neg_elbo",
+    "test/reconstruction": "test/reconstruction",
+    "test/kl": "test/kl",
+    "test/active_units": "test/active_units",
+    "seconds": "seconds",
+}
+# Of a run's configuration these say how it was logged, not what it was.
+NOT_COMPARED = ("wandb.", "sweep.")
+SEEDS = ("seed", "dataset.seed")
+
+
+@dataclass
+class Run:
+    """One run, or several that differ in their seed alone."""
+
+    folder: Path
+    config: dict[str, Any]  # flat: {"model.z_dim": 20}
+    state: str
+    reason: str | None
+    metrics: dict[str, float]
+    spread: dict[str, float] = field(default_factory=dict)  # standard deviations over seeds
+    seeds: int = 1
+
+    @property
+    def finished(self) -> bool:
+        return self.state == "finished"
+
+    def value(self, column: str) -> Any:
+        """What a column shows of this run: a key of its configuration, a metric, or state."""
+        if column in ("state", "reason"):
+            return getattr(self, column)
+        return self.metrics.get(column) if column in METRICS else self.config.get(column)
+
+    def history(self, name: str) -> list[tuple[float, float]]:
+        """(epoch, value) of a logged number, over the run."""
+        rows = (json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines())
+        return [(row["epoch"], row[name]) for row in rows if name in row]
+
+
+def read_runs(paths: Iterable[str | Path]) -> list[Run]:
+    """Every run in the folders and the folders below. Raises UserError where there is none."""
+    runs = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise UserError(f"{path}: there is no such file or folder.")
+        folder = path if path.is_dir() else path.parent
+        found = [summary.parent for summary in folder.rglob("summary.json")]
+        if not found:
+            raise UserError(f"{path}: no run in it (a run's folder has a summary.json).")
+        runs += [read_run(run) for run in found]
+    return sorted({run.folder.resolve(): run for run in runs}.values(), key=lambda run: str(run.folder))
+
+
+def read_run(folder: Path) -> Run:
+    """One run's folder. Raises UserError where its files are damaged."""
+    try:
+        summary = json.loads((folder / "summary.json").read_text())
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        metrics = {name: summary[key] for name, key in METRICS.items() if key in summary}
+        return Run(folder, _short(flatten(config)), summary["state"], summary["reason"], metrics)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise UserError(
+            f"{folder}: not a run of vae_exp, or a damaged one ({type(error).__name__}: {error})."
+        ) from error
+
+
+def _short(config: dict[str, Any]) -> dict[str, Any]:
+    """optimizer._target_: torch.optim.Adam becomes optimizer: Adam."""
+    short = {}
+    for key, value in config.items():
+        group, _, name = key.rpartition(".")
+        if not key.startswith(NOT_COMPARED):
+            short |= {group: str(value).rsplit(".", 1)[-1]} if name == "_target_" else {key: value}
+    return short
+
+
+def differing(runs: list[Run]) -> list[str]:
+    """The keys of the configuration that are not the same in all runs, and none twice under two names."""
+    keys = dict.fromkeys(key for run in runs for key in run.config)
+    columns: dict[str, list] = {}
+    for key in keys:
+        values = [run.config.get(key) for run in runs]
+        if any(value != values[0] for value in values) and values not in columns.values():
+            columns[key] = values
+    return list(columns)
+
+
+def fold_seeds(runs: list[Run]) -> list[Run]:
+    """Runs that differ in their seed alone as one, with means and sample standard deviations.
+
+    Where some of them failed the rest are folded, and state counts them.
+    """
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        config = {key: value for key, value in run.config.items() if key not in SEEDS}
+        groups.setdefault(json.dumps(config, sort_keys=True, default=str), []).append(run)
+    return [_fold(group) for group in groups.values()]
+
+
+def _fold(group: list[Run]) -> Run:
+    done = [run for run in group if run.finished]
+    config = {key: value for key, value in group[0].config.items() if key not in SEEDS}
+    state = "finished" if len(done) == len(group) else f"{len(done)} of {len(group)} finished"
+    reason = next((run.reason for run in group if not run.finished), None)
+    metrics, spread = {}, {}
+    for name in METRICS:
+        values = [run.metrics[name] for run in done if name in run.metrics]
+        if values:
+            metrics[name] = statistics.fmean(values)
+            spread[name] = statistics.stdev(values) if len(values) > 1 else 0.0
+    return Run(group[0].folder, config, state if done else group[0].state, reason, metrics, spread, len(done))
+
+
+def sort_runs(runs: list[Run], column: str, descending: bool = False) -> list[Run]:
+    """By a column; runs that have no number there come last."""
+    if not any(run.value(column) is not None for run in runs):
+        raise UserError(f"sort={column}: no run has it. There are {', '.join([*METRICS, *differing(runs)])}.")
+
+    def place(run: Run) -> tuple:
+        value = run.value(column)
+        number = isinstance(value, int | float) and not math.isnan(value)
+        return (not number, (-value if descending else value) if number else 0, str(value))
+
+    return sorted(runs, key=place)
+
+
+def best(runs: list[Run], column: str = "val/neg_elbo") -> Run | None:
+    """The run with the lowest number, among those that have one."""
+    having = [run for run in runs if run.metrics.get(column) is not None]
+    return min(having, key=lambda run: run.metrics[column], default=None)
+
+
+def table(runs: list[Run], columns: list[str], marked: Run | None = None) -> str:
+    """A table for people; the marked run's row ends in an arrow."""
+    rows = [[_cell(run, column) for column in columns] for run in runs]
+    rows = [[*row, "<- best" if run is marked else ""] for row, run in zip(rows, runs, strict=True)]
+    lines = [[*columns, ""], *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns) + 1)]
+    numeric = [all(_is_number(run.value(c)) or run.value(c) is None for run in runs) for c in columns] + [False]
+    padded = (
+        [cell.rjust(w) if n else cell.ljust(w) for cell, w, n in zip(line, widths, numeric, strict=True)]
+        for line in lines
+    )
+    return "\n".join("  ".join(line).rstrip() for line in padded)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _cell(run: Run, column: str) -> str:
+    value = run.value(column)
+    if value is None:
+        return "-"
+    if column == "reason":
+        return str(value) if len(str(value)) <= 70 else f"{str(value)[:69]}…"
+    if not isinstance(value, float):
+        return str(value)
+    if column not in METRICS:
+        return f"{value:g}"
+    digits = 1 if column in ("seconds", "test/active_units") else 3
+    spread = f" ± {run.spread[column]:.{digits}f}" if run.seeds > 1 and digits == 3 else ""
+    return f"{value:.{digits}f}{spread}"
+
+
+def write_csv(path: Path, runs: list[Run], columns: list[str], base: Path | None = None) -> None:
+    """One row a run, with full precision; folders relative to base."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["run", *columns])
+        for run in runs:
+            folder = run.folder.relative_to(base) if base else run.folder
+            writer.writerow([folder, *("" if run.value(c) is None else run.value(c) for c in columns)])

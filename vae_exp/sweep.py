@@ -1,0 +1,274 @@
+"""Sweeps: what the command line of one becomes, its jobs, and the table, files and figures at its end."""
+
+import json
+import logging
+import math
+import re
+import shutil
+import time
+from collections import Counter
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from vae_exp import results
+from vae_exp.config import UserError, options
+
+SWEEPS = Path("outputs/sweeps")
+TOLD = ("val/neg_elbo", "test/neg_elbo", "test/reconstruction", "test/kl", "seconds")  # columns for people
+LONGEST = 120  # characters of a folder's name; file systems allow 255
+
+
+@dataclass
+class Plan:
+    """What a sweep will run. jobs is None where a search decides how many."""
+
+    name: str
+    keys: list[str]
+    jobs: int | None
+    settings: list[str]  # the overrides that every job has
+    folder: Path
+    overrides: list[str]  # all that Hydra is to be given
+    single: list[str]  # what turns the same command into one run
+
+
+def parse(overrides: list[str]) -> list[Override]:
+    return OverridesParser.create().parse_overrides(overrides)
+
+
+def first_job(overrides: list[str]) -> list[str]:
+    """The overrides with each sweep replaced by its first value: a job that can be checked before any starts."""
+    return [
+        f"{override.get_key_element()}={_values(override)[0]}" if override.is_sweep_override() else override.input_line
+        for override in parse(overrides)
+    ]
+
+
+def plan(typed: list[str], cfg: DictConfig) -> Plan:
+    """Lay out the sweep that the command line and an experiment's hydra.sweeper.params ask for.
+
+    Raises UserError where sweep.resume names no sweep, or one that was started with other settings.
+    """
+    arguments = [override for override in parse(typed) if not override.key_or_group.startswith("sweep.")]
+    # Hydra alone would combine a swept key of the experiment with the same key typed again, not replace it.
+    replaced = {override.get_key_element() for override in arguments}
+    preset = cfg.hydra.sweeper.get("params") or {}
+    arguments += parse([f"{key}={value}" for key, value in preset.items() if key not in replaced])
+    swept = [override for override in arguments if override.is_sweep_override()]
+    settings = sorted(
+        override.input_line
+        for override in arguments
+        if override not in swept and not override.key_or_group.startswith(("hydra", "wandb."))
+    )
+    keys = [override.get_key_element() for override in swept]
+    jobs = math.prod(len(_values(override)) for override in swept)
+    if any(isinstance(override.value(), IntervalSweep) for override in swept) or "n_trials" in cfg.hydra.sweeper:
+        jobs = cfg.hydra.sweeper.get("n_trials")
+
+    label = re.sub(r"[^\w.-]", "-", cfg.sweep.name or "-".join(key.rsplit(".", 1)[-1] for key in keys) or "sweep")
+    folder = SWEEPS / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}_{label[:LONGEST]}"
+    name = cfg.sweep.name or folder.name
+    if cfg.sweep.resume:
+        folder, before = _to_resume(cfg.sweep.resume)
+        name = before["name"]
+        if before["settings"] != settings:
+            was, now = (" ".join(words) or "no settings" for words in (before["settings"], settings))
+            raise UserError(f"sweep.resume={cfg.sweep.resume}: the sweep was started with {was}, and not with {now}.")
+    resume = f"'{folder}'" if cfg.sweep.resume else "null"
+    overrides = [
+        *(override.input_line for override in arguments),
+        f"sweep.name='{name}'",
+        f"sweep.over=[{','.join(keys)}]",
+        f"sweep.jobs={jobs or 'null'}",
+        f"sweep.resume={resume}",
+        f"hydra.sweep.dir='{folder}'",
+        f"hydra.sweep.subdir='{_subfolder(swept)}'",
+    ]
+    overrides += ["hydra.sweeper.params=null"] if preset else []
+    single = ["hydra.mode=RUN"] if cfg.hydra.mode == RunMode.MULTIRUN else []
+    return Plan(name, keys, jobs, settings, folder, overrides, single)
+
+
+def start(planned: Plan) -> None:
+    """Write down what the sweep is, so that it can be resumed and read."""
+    planned.folder.mkdir(parents=True, exist_ok=True)
+    record = {"name": planned.name, "keys": planned.keys, "jobs": planned.jobs, "settings": planned.settings}
+    (planned.folder / "sweep.json").write_text(json.dumps(record, indent=2) + "\n")
+    jobs = f"{planned.jobs} jobs" if planned.jobs else "jobs"
+    _say(f"sweep {planned.name}: {jobs} over {', '.join(planned.keys) or 'nothing'}\nfolder {planned.folder}")
+
+
+def run_job(cfg: DictConfig, run_dir: Path, number: int) -> float:
+    """One job. It never raises for a failed run, so that the others go on: the reason is in its files.
+
+    Returns the best validation neg_elbo, nan where there is none: what a search minimises and counts as failed.
+    """
+    words = "  ".join(f"{key}={OmegaConf.select(cfg, key)}" for key in cfg.sweep.over if "." in key or key == "seed")
+    if cfg.sweep.resume:
+        kept = _finished_value(run_dir)
+        if kept is not None:
+            _say(f"{_progress(cfg, run_dir, number)}  {words}  already finished")
+            return kept
+        for stale in ("images", "metrics.jsonl", "last.pt", "best.pt", "summary.json"):
+            path = run_dir / stale
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    _say(f"{_progress(cfg, run_dir, number)}  {words}")
+    for handler in logging.getLogger().handlers:  # the epochs of many jobs go to their train.log alone
+        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+            handler.setLevel(logging.WARNING)
+    started = time.time()
+    try:
+        from vae_exp.train import train
+
+        summary = train(cfg, run_dir)
+        value = summary.get("best/val_neg_elbo", summary["test/neg_elbo"])
+        _say(f"      neg_elbo {value:.3f}  {time.time() - started:.1f} s")
+        return value
+    except UserError as error:
+        reason = str(error)
+    except Exception as error:
+        logging.getLogger(__name__).exception("The job failed by a bug.")
+        reason = f"{type(error).__name__}: {error}"
+    _say(f"      failed: {reason}")
+    from vae_exp import tracker
+
+    tracker.record_failure(cfg, run_dir, reason)
+    return math.nan
+
+
+def finish(planned: Plan, mode: str, stopped: bool = False) -> int:
+    """The table at the end, results.csv, the figures, and the same in W&B. Returns the exit code.
+
+    Made from the files of the runs, because Hydra calls no end-of-sweep hook after a failure or a stop.
+    """
+    folders = [summary.parent for summary in planned.folder.glob("*/summary.json")]
+    runs = sorted((results.read_run(folder) for folder in folders), key=_by_keys(planned.keys))
+    done = sum(run.finished for run in runs)
+    expected = planned.jobs or len(runs)
+    columns = [*_columns(planned.keys, runs), "state", *results.METRICS]
+    results.write_csv(planned.folder / "results.csv", runs, [*columns, "reason"], base=planned.folder)
+    folded = results.fold_seeds(runs)
+    metric = "val/neg_elbo" if any("val/neg_elbo" in run.metrics for run in runs) else "test/neg_elbo"
+    best = results.best(folded, metric)
+    shown = [*_columns([key for key in planned.keys if key not in results.SEEDS], folded)]
+    shown += ["state"] if done < len(runs) else []
+    shown += [name for name in TOLD if any(name in run.metrics for run in runs)]
+    shown += ["reason"] if done < len(runs) else []
+    lines = ["", results.table(results.sort_runs(folded, metric), shown, best) if best else "no job has finished"]
+    figures = []
+    if best and not stopped:
+        from vae_exp import plots
+
+        figures = plots.of_sweep(folded, runs, [key for key in shown if key in best.config], metric, planned.folder)
+    lines += ["", f"{done} of {expected} jobs finished; table {planned.folder}/results.csv"]
+    lines += [f"figure  {figure}" for figure in figures]
+    if done < expected:
+        lines += [f"go on   the same command with sweep.resume={planned.folder}"]
+    if best:
+        one = results.best([run for run in runs if run.finished], metric)
+        settings = [f"{key}={one.value(key)}" for key in planned.keys if one.value(key) is not None]
+        lines += [
+            f"best    {one.folder}/best.pt",
+            f"again   vae-train {' '.join([*planned.settings, *settings, *planned.single])}",
+        ]
+    lines += [f"compare vae-compare {planned.folder} --html report.html"] if best else []
+    _say("\n".join(lines))
+    if runs and not stopped:
+        from vae_exp import tracker
+
+        rows = [[run.value(column) for column in shown] for run in folded]
+        numbers = {f"best/{column}": best.value(column) for column in shown} if best else {}
+        tracker.publish_sweep(planned.name, mode, shown, rows, figures, numbers | {"done": done, "jobs": expected})
+    return 0 if done >= expected else 1
+
+
+def _values(override: Override) -> list[str]:
+    """The values of a sweep, as they would be typed; of an interval only its start."""
+    value = override.value()
+    if isinstance(value, IntervalSweep):
+        return [str(value.start)]
+    if isinstance(value, Glob):
+        return value.filter(options(override.key_or_group))
+    return list(override.sweep_string_iterator())
+
+
+def _subfolder(swept: list[Override]) -> str:
+    """A job's folder, such as z_dim-10_lr-0.001: only characters that can be typed back on a command line."""
+    last = [override.key_or_group.rsplit(".", 1)[-1] for override in swept]
+    parts, longest = [], 0
+    for name, override in zip(last, swept, strict=True):
+        key = override.key_or_group
+        values = _values(override)
+        if isinstance(override.value(), IntervalSweep) or not all(re.fullmatch(r"[\w.+-]+", v) for v in values):
+            return "${hydra.job.num}"
+        name = key if Counter(last)[name] > 1 else name
+        is_group = bool(options(key))
+        parts.append(f"{name}-${{{f'hydra.runtime.choices.{key}' if is_group else key}}}")
+        longest += len(name) + max(map(len, values)) + 2
+    return "_".join(parts) if parts and longest <= LONGEST else "${hydra.job.num}"
+
+
+def _to_resume(asked: str) -> tuple[Path, dict]:
+    """The folder and the record of the sweep to go on with."""
+    if asked == "latest":
+        found = sorted(SWEEPS.glob("*/sweep.json"), key=lambda path: path.stat().st_mtime)
+        if not found:
+            raise UserError(f"sweep.resume=latest: there is no sweep in {SWEEPS}.")
+        folder = found[-1].parent
+    else:
+        folder = Path(asked)
+    try:
+        return folder, json.loads((folder / "sweep.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"sweep.resume={asked}: no sweep was started there (no readable sweep.json).") from error
+
+
+def _finished_value(run_dir: Path) -> float | None:
+    try:
+        summary = json.loads((run_dir / "summary.json").read_text())
+        if summary["state"] == "finished":
+            return summary.get("best/val_neg_elbo", summary["test/neg_elbo"])
+    except (OSError, ValueError, KeyError):
+        pass  # never started, or not whole: it is run again
+    return None
+
+
+def _progress(cfg: DictConfig, run_dir: Path, number: int) -> str:
+    """Such as: job 3/6 (2 done, about 1 min left)."""
+    summaries = [json.loads(path.read_text()) for path in run_dir.parent.glob("*/summary.json")]
+    seconds = [summary["seconds"] for summary in summaries if summary["state"] == "finished"]
+    failed = sum(summary["state"] == "failed" for summary in summaries)
+    total = cfg.sweep.jobs
+    text = f"job {number + 1}/{total or '?'}: {len(seconds)} done"
+    text += f", {failed} failed" if failed else ""
+    if seconds and total:
+        left = sum(seconds) / len(seconds) * (total - len(seconds) - failed)
+        text += f", about {left / 60:.0f} min left" if left >= 90 else f", about {left:.0f} s left"
+    return text
+
+
+def _columns(keys: list[str], runs: list[results.Run]) -> list[str]:
+    """The swept keys as columns of results, and whatever else differs (a swept group changes several keys)."""
+    return list(
+        dict.fromkeys([*(key for key in keys if any(key in run.config for run in runs)), *results.differing(runs)])
+    )
+
+
+def _by_keys(keys: list[str]):
+    def place(run: results.Run) -> list[tuple]:
+        values = [run.value(key) for key in keys]
+        return [(isinstance(v, str), v if isinstance(v, int | float | str) else str(v)) for v in values]
+
+    return place
+
+
+def _say(text: str) -> None:
+    """Above the job's own progress bar, whatever the level of the log."""
+    from tqdm import tqdm
+
+    tqdm.write(text)
