@@ -43,7 +43,8 @@ def test_a_run_leaves_every_promised_file():
     assert summary["test/neg_elbo"] == pytest.approx(summary["test/reconstruction"] + summary["test/kl"])
 
     pictures = sorted(path.name for path in (folder / "images").iterdir())
-    assert pictures == [f"{name}_{step:07d}.png" for name in ("reconstructions", "samples") for step in (11, 22)]
+    drawn = [f"{name}_{step:07d}.png" for name in ("reconstructions", "samples") for step in (11, 22)]
+    assert pictures == [*drawn, "test_reconstructions_0000022.png"]
 
 
 def test_a_checkpoint_rebuilds_its_model():
@@ -88,7 +89,7 @@ def test_no_epochs_measures_the_model_as_it_is_built():
     summary, folder = quick_run("epochs=0")
     assert summary["best/epoch"] == 0
     assert summary["test/neg_elbo"] == pytest.approx(64 * np.log(2), rel=0.1)
-    assert len(list((folder / "images").iterdir())) == 2
+    assert len(list((folder / "images").iterdir())) == 3
 
 
 def test_without_validation_the_test_split_is_watched_and_the_last_epoch_kept():

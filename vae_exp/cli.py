@@ -62,14 +62,19 @@ def _main(arguments: list[str]) -> int:
     _check(_compose(sweep.first_job(planned.overrides)))
     sweep.start(planned)
     sys.argv[1:] = ["--multirun", *planned.overrides]
-    code = 0
+    stopped, error = 0, None
     try:
         _job()
     except KeyboardInterrupt:
-        code = 130
+        stopped = 130
     except SystemExit as stop:
-        code = stop.code or 0
-    return max(code, sweep.finish(planned, cfg.wandb.mode, stopped=bool(code)))
+        stopped = stop.code or 0
+    except Exception as raised:  # a launcher's or a sweeper's; what was done until then is still told
+        error = raised
+    code = sweep.finish(planned, cfg.wandb.mode, stopped=bool(stopped))
+    if error is not None and not list(planned.folder.glob("*/summary.json")):
+        raise error
+    return stopped or code or int(error is not None)
 
 
 @hydra.main(version_base=HYDRA_VERSION, config_path=str(CONF_DIR), config_name="config")
@@ -78,7 +83,7 @@ def _job(cfg: DictConfig) -> float | None:
     job = HydraConfig.get()
     run_dir = Path(os.path.relpath(job.runtime.output_dir))
     if job.mode == RunMode.MULTIRUN:
-        return sweep.run_job(cfg, run_dir, job.job.num)
+        return sweep.run_job(cfg, run_dir, job.job.num, job.launcher)
 
     from vae_exp.train import train
 
@@ -115,6 +120,9 @@ def _compose(overrides: list[str], hydra_too: bool = False) -> DictConfig:
 def _explain(error: Exception) -> str:
     """Hydra's complaint in the user's words, with the nearest names."""
     text = str(error)
+    if found := re.search(r"Could not find 'hydra/(launcher|sweeper)/(\w+?)(?:_local|_slurm)?'", text):
+        kind, name = found.groups()
+        return f"hydra/{kind}={name}: not installed. It comes with: pip install 'vae_exp[{name}]'"
     if isinstance(error, MissingConfigException) and (found := re.search(r"Could not find '(\w+)/(.+?)'", text)):
         group, option = found.groups()
         hint = closest(option, options(group))

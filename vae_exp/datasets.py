@@ -1,6 +1,7 @@
 """Datasets: each is a function that returns one record, `Data`. The images are uint8 until they are used."""
 
 import contextlib
+import functools
 import io
 import socket
 from collections.abc import Callable, Iterator
@@ -66,24 +67,25 @@ def torchvision_images(name: str, root: str, val_size: int, n_classes: int, seed
 
     Raises UserError where the files can neither be read nor downloaded.
     """
+    folder = Path(root).expanduser()
+    train = _read(name, folder, train=True)
+    return _split(name, train, lambda: _read(name, folder, train=False), val_size, n_classes, seed)
+
+
+@functools.lru_cache(maxsize=4)  # the jobs of a sweep read their data once
+def _read(name: str, folder: Path, train: bool) -> Split:
     from torchvision import datasets  # here, because importing it takes seconds
 
     source = getattr(datasets, TORCHVISION[name])
-    folder = Path(root).expanduser()
-
-    def read(train: bool) -> Split:
-        try:
-            raw = source(folder, train=train)
-        except (AssertionError, RuntimeError, ValueError, OSError, KeyError, TypeError) as error:
-            raise UserError(
-                f"dataset={name}: the files in {folder / source.__name__ / 'raw'} cannot be read "
-                f"({_last_line(error)}). Delete that folder to have them downloaded again."
-            ) from error
-        return Split(raw.data[:, None], raw.targets.long())
-
     _download(source, folder, name)
-    train = read(train=True)
-    return _split(name, train, lambda: read(train=False), val_size, n_classes, seed)
+    try:
+        raw = source(folder, train=train)
+    except (AssertionError, RuntimeError, ValueError, OSError, KeyError, TypeError) as error:
+        raise UserError(
+            f"dataset={name}: the files in {folder / source.__name__ / 'raw'} cannot be read "
+            f"({_last_line(error)}). Delete that folder to have them downloaded again."
+        ) from error
+    return Split(raw.data[:, None], raw.targets.long())
 
 
 def digits(name: str, val_size: int, n_classes: int, seed: int) -> Data:

@@ -17,7 +17,12 @@ def of_sweep(folded: list[Run], runs: list[Run], keys: list[str], metric: str, f
     numeric = [key for key in keys if all(_is_number(run.value(key)) for run in folded)]
     done = [run for run in folded if metric in run.metrics]
     if len(keys) == 2 and len(numeric) == 2:
-        return [_save(_heat_map(done, numeric[0], numeric[1], metric), folder / "heat_map.png")]
+        draw = (
+            _heat_map
+            if 2 * len(done) > np.prod([len({run.value(key) for run in done}) for key in numeric])
+            else _scatter
+        )
+        return [_save(draw(done, numeric[0], numeric[1], metric), folder / "heat_map.png")]
     if len(keys) == 1 and len(numeric) == 1:
         return [_save(_curves(done, runs, numeric[0], metric), folder / "curves.png")]
     return []
@@ -55,6 +60,23 @@ def _heat_map(runs: list[Run], x_key: str, y_key: str, metric: str) -> plt.Figur
             axes.text(xs[column], ys[row], label, ha="center", va="center", color=ink, weight=weight)
     figure.colorbar(mesh, label=f"{metric}, nats per image", extend="max" if top is not None else "neither")
     axes.set_title(f"{metric}, lower is better")
+    return figure
+
+
+def _scatter(runs: list[Run], x_key: str, y_key: str, metric: str) -> plt.Figure:
+    """For a search, whose points lie on no grid."""
+    xs, ys, numbers = ([run.value(key) for run in runs] for key in (x_key, y_key, metric))
+    figure, axes = plt.subplots(figsize=(6, 4.5), layout="constrained")
+    points = axes.scatter(xs, ys, c=numbers, cmap="viridis_r", s=60, vmax=np.quantile(numbers, 0.9))
+    lowest = int(np.argmin(numbers))
+    axes.scatter(
+        xs[lowest], ys[lowest], s=220, facecolors="none", edgecolors="black", label=f"best: {numbers[lowest]:.2f}"
+    )
+    axes.set(xlabel=x_key, ylabel=y_key, title=f"{metric}, lower is better")
+    axes.set_xscale("log" if max(xs) / min(xs) > 30 else "linear")
+    axes.set_yscale("log" if max(ys) / min(ys) > 30 else "linear")
+    axes.legend()
+    figure.colorbar(points, label=f"{metric}, nats per image", extend="max")
     return figure
 
 

@@ -149,14 +149,13 @@ def best(runs: list[Run], column: str = "val/neg_elbo") -> Run | None:
 
 
 def table(runs: list[Run], columns: list[str], marked: Run | None = None) -> str:
-    """A table for people; the marked run's row ends in an arrow."""
-    rows = [[_cell(run, column) for column in columns] for run in runs]
-    rows = [[*row, "<- best" if run is marked else ""] for row, run in zip(rows, runs, strict=True)]
-    lines = [[*columns, ""], *rows]
+    """A table for people; the marked run's row begins with best."""
+    rows = [["best" if run is marked else "", *(_cell(run, column) for column in columns)] for run in runs]
+    lines = [["", *columns], *rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns) + 1)]
-    numeric = [all(_is_number(run.value(c)) or run.value(c) is None for run in runs) for c in columns] + [False]
+    right = [True, *(all(_is_number(run.value(c)) or run.value(c) is None for run in runs) for c in columns)]
     padded = (
-        [cell.rjust(w) if n else cell.ljust(w) for cell, w, n in zip(line, widths, numeric, strict=True)]
+        [cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(line, widths, right, strict=True)]
         for line in lines
     )
     return "\n".join("  ".join(line).rstrip() for line in padded)
@@ -182,10 +181,13 @@ def _cell(run: Run, column: str) -> str:
 
 
 def write_csv(path: Path, runs: list[Run], columns: list[str], base: Path | None = None) -> None:
-    """One row a run, with full precision; folders relative to base."""
+    """One row a run, with full precision; folders relative to base. Runs folded over seeds get their spread too."""
+    spread = [column for column in columns if any(column in run.spread for run in runs)]
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["run", *columns])
+        writer.writerow(["run", *columns, *(f"{column} std" for column in spread), *(["seeds"] if spread else [])])
         for run in runs:
             folder = run.folder.relative_to(base) if base else run.folder
-            writer.writerow([folder, *("" if run.value(c) is None else run.value(c) for c in columns)])
+            values = [run.value(column) for column in columns] + [run.spread.get(column) for column in spread]
+            values += [run.seeds] if spread else []
+            writer.writerow([folder, *("" if value is None else value for value in values)])

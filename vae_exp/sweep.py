@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import re
 import shutil
 import time
@@ -26,11 +27,12 @@ LONGEST = 120  # characters of a folder's name; file systems allow 255
 
 @dataclass
 class Plan:
-    """What a sweep will run. jobs is None where a search decides how many."""
+    """What a sweep will run."""
 
     name: str
     keys: list[str]
-    jobs: int | None
+    jobs: int
+    search: bool  # Optuna chooses the values; a trial that fails is part of it
     settings: list[str]  # the overrides that every job has
     folder: Path
     overrides: list[str]  # all that Hydra is to be given
@@ -66,9 +68,10 @@ def plan(typed: list[str], cfg: DictConfig) -> Plan:
         if override not in swept and not override.key_or_group.startswith(("hydra", "wandb."))
     )
     keys = [override.get_key_element() for override in swept]
-    jobs = math.prod(len(_values(override)) for override in swept)
-    if any(isinstance(override.value(), IntervalSweep) for override in swept) or "n_trials" in cfg.hydra.sweeper:
-        jobs = cfg.hydra.sweeper.get("n_trials")
+    search = "n_trials" in cfg.hydra.sweeper
+    jobs = cfg.hydra.sweeper.n_trials if search else math.prod(len(_values(override)) for override in swept)
+    if search and cfg.sweep.resume:
+        raise UserError("sweep.resume: a search keeps its study in memory and cannot be resumed; start it anew.")
 
     label = re.sub(r"[^\w.-]", "-", cfg.sweep.name or "-".join(key.rsplit(".", 1)[-1] for key in keys) or "sweep")
     folder = SWEEPS / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}_{label[:LONGEST]}"
@@ -84,14 +87,14 @@ def plan(typed: list[str], cfg: DictConfig) -> Plan:
         *(override.input_line for override in arguments),
         f"sweep.name='{name}'",
         f"sweep.over=[{','.join(keys)}]",
-        f"sweep.jobs={jobs or 'null'}",
+        f"sweep.jobs={jobs}",
         f"sweep.resume={resume}",
         f"hydra.sweep.dir='{folder}'",
         f"hydra.sweep.subdir='{_subfolder(swept)}'",
     ]
     overrides += ["hydra.sweeper.params=null"] if preset else []
     single = ["hydra.mode=RUN"] if cfg.hydra.mode == RunMode.MULTIRUN else []
-    return Plan(name, keys, jobs, settings, folder, overrides, single)
+    return Plan(name, keys, jobs, search, settings, folder, overrides, single)
 
 
 def start(planned: Plan) -> None:
@@ -99,14 +102,14 @@ def start(planned: Plan) -> None:
     planned.folder.mkdir(parents=True, exist_ok=True)
     record = {"name": planned.name, "keys": planned.keys, "jobs": planned.jobs, "settings": planned.settings}
     (planned.folder / "sweep.json").write_text(json.dumps(record, indent=2) + "\n")
-    jobs = f"{planned.jobs} jobs" if planned.jobs else "jobs"
-    _say(f"sweep {planned.name}: {jobs} over {', '.join(planned.keys) or 'nothing'}\nfolder {planned.folder}")
+    keys = ", ".join(planned.keys) or "nothing"
+    _say(f"sweep {planned.name}: {planned.jobs} jobs over {keys}\nfolder {planned.folder}")
 
 
-def run_job(cfg: DictConfig, run_dir: Path, number: int) -> float:
+def run_job(cfg: DictConfig, run_dir: Path, number: int, launcher: DictConfig) -> float | None:
     """One job. It never raises for a failed run, so that the others go on: the reason is in its files.
 
-    Returns the best validation neg_elbo, nan where there is none: what a search minimises and counts as failed.
+    Returns the best validation neg_elbo, which a search minimises, or None, which it counts as a failed trial.
     """
     words = "  ".join(f"{key}={OmegaConf.select(cfg, key)}" for key in cfg.sweep.over if "." in key or key == "seed")
     if cfg.sweep.resume:
@@ -125,6 +128,7 @@ def run_job(cfg: DictConfig, run_dir: Path, number: int) -> float:
     try:
         from vae_exp.train import train
 
+        _share_cores(cfg, launcher)
         summary = train(cfg, run_dir)
         value = summary.get("best/val_neg_elbo", summary["test/neg_elbo"])
         _say(f"      neg_elbo {value:.3f}  {time.time() - started:.1f} s")
@@ -138,7 +142,21 @@ def run_job(cfg: DictConfig, run_dir: Path, number: int) -> float:
     from vae_exp import tracker
 
     tracker.record_failure(cfg, run_dir, reason)
-    return math.nan
+    return None
+
+
+def _share_cores(cfg: DictConfig, launcher: DictConfig) -> None:
+    """Give jobs that run side by side a part of the cores each: thread pools that share cores spin against each other.
+
+    Joblib says how many there are at once; submitit starts all of them on this machine.
+    """
+    import torch
+
+    at_once = cfg.sweep.jobs if str(launcher["_target_"]).endswith("LocalLauncher") else launcher.get("n_jobs")
+    if at_once:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        at_once = cores if at_once < 0 else at_once
+        torch.set_num_threads(min(torch.get_num_threads(), max(1, cores // at_once)))
 
 
 def finish(planned: Plan, mode: str, stopped: bool = False) -> int:
@@ -149,7 +167,6 @@ def finish(planned: Plan, mode: str, stopped: bool = False) -> int:
     folders = [summary.parent for summary in planned.folder.glob("*/summary.json")]
     runs = sorted((results.read_run(folder) for folder in folders), key=_by_keys(planned.keys))
     done = sum(run.finished for run in runs)
-    expected = planned.jobs or len(runs)
     columns = [*_columns(planned.keys, runs), "state", *results.METRICS]
     results.write_csv(planned.folder / "results.csv", runs, [*columns, "reason"], base=planned.folder)
     folded = results.fold_seeds(runs)
@@ -165,9 +182,9 @@ def finish(planned: Plan, mode: str, stopped: bool = False) -> int:
         from vae_exp import plots
 
         figures = plots.of_sweep(folded, runs, [key for key in shown if key in best.config], metric, planned.folder)
-    lines += ["", f"{done} of {expected} jobs finished; table {planned.folder}/results.csv"]
+    lines += ["", f"{done} of {planned.jobs} jobs finished; table {planned.folder}/results.csv"]
     lines += [f"figure  {figure}" for figure in figures]
-    if done < expected:
+    if done < planned.jobs and not planned.search:
         lines += [f"go on   the same command with sweep.resume={planned.folder}"]
     if best:
         one = results.best([run for run in runs if run.finished], metric)
@@ -183,8 +200,8 @@ def finish(planned: Plan, mode: str, stopped: bool = False) -> int:
 
         rows = [[run.value(column) for column in shown] for run in folded]
         numbers = {f"best/{column}": best.value(column) for column in shown} if best else {}
-        tracker.publish_sweep(planned.name, mode, shown, rows, figures, numbers | {"done": done, "jobs": expected})
-    return 0 if done >= expected else 1
+        tracker.publish_sweep(planned.name, mode, shown, rows, figures, numbers | {"done": done, "jobs": planned.jobs})
+    return 0 if done >= planned.jobs or (planned.search and done) else 1
 
 
 def _values(override: Override) -> list[str]:
@@ -244,9 +261,9 @@ def _progress(cfg: DictConfig, run_dir: Path, number: int) -> str:
     seconds = [summary["seconds"] for summary in summaries if summary["state"] == "finished"]
     failed = sum(summary["state"] == "failed" for summary in summaries)
     total = cfg.sweep.jobs
-    text = f"job {number + 1}/{total or '?'}: {len(seconds)} done"
+    text = f"job {number + 1}/{total}: {len(seconds)} done"
     text += f", {failed} failed" if failed else ""
-    if seconds and total:
+    if seconds:
         left = sum(seconds) / len(seconds) * (total - len(seconds) - failed)
         text += f", about {left / 60:.0f} min left" if left >= 90 else f", about {left:.0f} s left"
     return text

@@ -123,9 +123,15 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
             log.info(_epoch_line(epoch, epochs, held_out, row, improved and chooses))
 
         # The end: the test split, read only now, with the weights of the best epoch.
+        test_split = held_out_split
         if chooses:
+            test_split = data.read_test().to(device)
             model.load_state_dict(checkpoint.load(run_dir / "best.pt", device)["model"])
-            measured = evaluate(model, data.read_test().to(device), build.generator(seed, "evaluation", device))
+            measured = evaluate(model, test_split, build.generator(seed, "evaluation", device))
+        pixels = figures.reconstructions(model, test_split[:PICTURED], build.generator(seed, "pictures", device))
+        tracker.image(
+            "test_reconstructions", pixels, f"epoch {best['best/epoch']}: test images, reconstructions below", step
+        )
         tracker.summarise(measured.scalars("test"))
     return tracker.summary
 
