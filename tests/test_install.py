@@ -59,16 +59,6 @@ def test_two_runs_of_one_second_do_not_share_a_folder(vae_train):
     assert len(list(Path("outputs").rglob("summary.json"))) == 2
 
 
-def test_a_sweep_is_a_run_per_combination(vae_train):
-    swept = ("-m", "dataset=digits", "epochs=0", "wandb.mode=offline", "model.z_dim=2,3", "optimizer.lr=1e-3,3e-4")
-    assert vae_train(*swept)[0] == 0
-    runs = [json.loads(path.read_text()) for path in Path("outputs/sweeps").rglob("summary.json")]
-    assert sorted(run["name"] for run in runs) == [
-        f"vanilla-digits-z{z}-lr{lr}-s0" for z in (2, 3) for lr in ("0.0003", "0.001")
-    ]
-    assert len({run["wandb"]["dir"] for run in runs}) == 4
-
-
 def test_data_that_cannot_be_had_is_one_message(vae_train, monkeypatch, tmp_path):
     for scheme in ("http_proxy", "https_proxy"):
         monkeypatch.setenv(scheme, "http://127.0.0.1:9")

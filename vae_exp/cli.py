@@ -69,12 +69,15 @@ def _main(arguments: list[str]) -> int:
         stopped = 130
     except SystemExit as stop:
         stopped = stop.code or 0
-    except Exception as raised:  # a launcher's or a sweeper's; what was done until then is still told
+    except Exception as raised:  # a launcher's or a sweeper's: what was done until then is still told
         error = raised
-    code = sweep.finish(planned, cfg.wandb.mode, stopped=bool(stopped))
-    if error is not None and not list(planned.folder.glob("*/summary.json")):
+    told = len(list(planned.folder.glob("*/summary.json")))
+    if error is not None and told == 0:
         raise error
-    return stopped or code or int(error is not None)
+    code = sweep.finish(planned, cfg.wandb.mode, stopped=bool(stopped))
+    if error is not None and told < planned.jobs:
+        raise UserError(f"the sweep ended early: {error}") from error
+    return stopped or code
 
 
 @hydra.main(version_base=HYDRA_VERSION, config_path=str(CONF_DIR), config_name="config")

@@ -82,15 +82,15 @@ def plan(typed: list[str], cfg: DictConfig) -> Plan:
         if before["settings"] != settings:
             was, now = (" ".join(words) or "no settings" for words in (before["settings"], settings))
             raise UserError(f"sweep.resume={cfg.sweep.resume}: the sweep was started with {was}, and not with {now}.")
-    resume = f"'{folder}'" if cfg.sweep.resume else "null"
+    resume = _quoted(folder) if cfg.sweep.resume else "null"
     overrides = [
         *(override.input_line for override in arguments),
-        f"sweep.name='{name}'",
+        f"sweep.name={_quoted(name)}",
         f"sweep.over=[{','.join(keys)}]",
         f"sweep.jobs={jobs}",
         f"sweep.resume={resume}",
-        f"hydra.sweep.dir='{folder}'",
-        f"hydra.sweep.subdir='{_subfolder(swept)}'",
+        f"hydra.sweep.dir={_quoted(folder)}",
+        f"hydra.sweep.subdir={_quoted(_subfolder(swept))}",
     ]
     overrides += ["hydra.sweeper.params=null"] if preset else []
     single = ["hydra.mode=RUN"] if cfg.hydra.mode == RunMode.MULTIRUN else []
@@ -202,6 +202,11 @@ def finish(planned: Plan, mode: str, stopped: bool = False) -> int:
         numbers = {f"best/{column}": best.value(column) for column in shown} if best else {}
         tracker.publish_sweep(planned.name, mode, shown, rows, figures, numbers | {"done": done, "jobs": planned.jobs})
     return 0 if done >= planned.jobs or (planned.search and done) else 1
+
+
+def _quoted(text: object) -> str:
+    """Text as Hydra's command line takes it, whatever is in it."""
+    return "'" + str(text).replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _values(override: Override) -> list[str]:

@@ -1,0 +1,247 @@
+"""Sweeps: every job told apart, failures survived, the same results after a kill and under every launcher."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import command, recorded
+from vae_exp.config import CONF_DIR
+
+QUICK = ("-m", "dataset=digits", "epochs=1", "wandb.mode=disabled")
+
+
+def only_sweep(under="outputs/sweeps"):
+    (folder,) = Path(under).iterdir()
+    return folder
+
+
+def table(folder):
+    """results.csv without the time each run took."""
+    with (folder / "results.csv").open() as file:
+        return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+
+
+def test_a_sweep_is_one_group_of_closed_runs_and_a_summary(vae_train):
+    swept = ("model.z_dim=2,3", "optimizer.lr=1e-3,3e-4", "objective.warmup_epochs=0,1")
+    code, said = vae_train("-m", "dataset=digits", "epochs=1", "wandb.mode=offline", "sweep.name=my sweep", *swept)
+    assert code == 0
+    records = [recorded(folder) for folder in Path("outputs/wandb").glob("offline-run-*")]
+    assert all(len(record["exit"]) == 1 and not record["exit"][0].get("exit_code") for record in records)
+    assert {record["run"][0]["run_group"] for record in records} == {"my sweep"}
+    jobs = {record["run"][0]["display_name"]: record for record in records}
+    summary = jobs.pop("sweep-summary my sweep")
+    expected = [
+        f"vanilla-digits-z{z}-lr{lr}-s0-warmup_epochs{w}" for z in (2, 3) for lr in ("0.001", "0.0003") for w in (0, 1)
+    ]
+    assert sorted(jobs) == sorted(expected)
+    assert all(len(record["history"]) == 1 for record in jobs.values()), "no run swallowed another's points"
+    assert summary["run"][0]["job_type"] == "sweep-summary"
+    assert any("sweep/table" in key for row in summary["history"] for key in row["item"])
+
+    folder = only_sweep()
+    rows = table(folder)
+    assert len(rows) == 8
+    assert {row["state"] for row in rows} == {"finished"}
+    best = min(rows, key=lambda row: float(row["val/neg_elbo"]))
+    assert f"{folder}/{best['run']}/best.pt" in said
+    assert (
+        f"{best['run']}"
+        == f"z_dim-{best['model.z_dim']}_lr-{best['optimizer.lr']}_warmup_epochs-" + (best["objective.warmup_epochs"])
+    )
+    for row in rows:
+        kept = json.loads((folder / row["run"] / "summary.json").read_text())
+        assert float(row["val/neg_elbo"]) == kept["best/val_neg_elbo"]
+        assert float(row["test/kl"]) == kept["test/kl"]
+
+
+def test_jobs_that_fail_are_told_and_the_others_go_on(vae_train):
+    code, said = vae_train(
+        "-m", "dataset=digits", "epochs=1", "wandb.mode=offline", "dataset.n_classes=0",
+        "model=vanilla,conditional", "optimizer.lr=1e-3,1e10",
+    )  # fmt: skip
+    assert code == 1
+    states = {row["run"]: (row["state"], row["reason"]) for row in table(only_sweep())}
+    assert states["model-vanilla_lr-0.001"] == ("finished", "")
+    assert states["model-vanilla_lr-10000000000.0"][0] == "failed"
+    assert "the training diverged between steps 1 and 11" in states["model-vanilla_lr-10000000000.0"][1]
+    for lr in ("0.001", "10000000000.0"):
+        assert states[f"model-conditional_lr-{lr}"][0] == "failed"
+        assert "digits has no labels" in states[f"model-conditional_lr-{lr}"][1]
+    assert "1 of 4 jobs finished" in said
+    assert "digits has no labels" in said
+    assert "Traceback" not in said
+    exits = [recorded(folder)["exit"][0].get("exit_code", 0) for folder in Path("outputs/wandb").glob("*digits*")]
+    assert sorted(exits) == [0, 1]
+
+
+def test_a_bug_in_one_job_does_not_end_the_sweep(vae_train, monkeypatch):
+    from vae_exp import train
+
+    works, seen = train.train, []
+
+    def sometimes(cfg, run_dir):
+        seen.append(run_dir)
+        if len(seen) == 1:
+            raise ZeroDivisionError("a bug")
+        return works(cfg, run_dir)
+
+    monkeypatch.setattr(train, "train", sometimes)
+    assert vae_train(*QUICK, "seed=0,1")[0] == 1
+    first, second = table(only_sweep())
+    assert (first["state"], first["reason"]) == ("failed", "ZeroDivisionError: a bug")
+    assert second["state"] == "finished"
+    assert "Traceback" in (only_sweep() / first["run"] / "train.log").read_text()
+
+
+def test_seeds_are_folded_and_one_swept_number_gives_curves(vae_train):
+    code, said = vae_train(*QUICK, "model.z_dim=2,8", "seed=0,1")
+    assert code == 0
+    assert said.count(" ± ") >= 4
+    assert len([line for line in said.splitlines() if line.lstrip().startswith(("2  ", "8  ", "best    "))]) >= 2
+    assert (only_sweep() / "curves.png").stat().st_size > 10_000
+
+
+def test_two_swept_numbers_give_a_heat_map(vae_train):
+    assert vae_train(*QUICK, "model.z_dim=2,8", "optimizer.lr=1e-3,1e-4")[0] == 0
+    assert (only_sweep() / "heat_map.png").stat().st_size > 10_000
+
+
+def test_a_swept_key_of_an_experiment_is_replaced_by_the_same_key_typed(vae_train):
+    quick = ("epochs=1", "wandb.mode=disabled", "model.z_dim=2", "optimizer.lr=1e-3,1e-2", "seed=3")
+    code, said = vae_train("experiment=sweep_z_lr", *quick)
+    assert code == 0
+    rows = table(only_sweep())
+    assert [row["optimizer.lr"] for row in rows] == ["0.001", "0.01"]
+    configs = [yaml.safe_load((only_sweep() / row["run"] / "config.yaml").read_text()) for row in rows]
+    assert [(config["model"]["z_dim"], config["seed"]) for config in configs] == [(2, 3), (2, 3)]
+    again = next(line for line in said.splitlines() if line.startswith("again")).split()[2:]
+    assert vae_train(*again)[0] == 0
+    assert len(list(Path("outputs").glob("20*/*/summary.json"))) == 1
+
+
+def wait_for(count, running, state="finished"):
+    while sum(json.loads(p.read_text())["state"] == state for p in Path("outputs").rglob("summary.json")) < count:
+        time.sleep(0.05)
+        assert running.poll() is None, running.stdout.read()
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_resumed_gives_the_same_results(vae_train, tmp_path, monkeypatch):
+    arguments = ("-m", "dataset=digits", "epochs=15", "wandb.mode=disabled", "model.z_dim=2,3", "seed=0,1")
+    (tmp_path / "whole").mkdir()
+    monkeypatch.chdir(tmp_path / "whole")
+    assert vae_train(*arguments)[0] == 0
+    whole = table(only_sweep())
+
+    (tmp_path / "killed").mkdir()
+    monkeypatch.chdir(tmp_path / "killed")
+    running = command(*arguments)
+    wait_for(2, running)
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait()
+    done = [p.parent for p in Path("outputs").rglob("summary.json") if '"finished"' in p.read_text()]
+    before = {folder: (folder / "metrics.jsonl").read_bytes() for folder in done}
+    assert 2 <= len(done) < 4
+    code, said = vae_train(*arguments, "sweep.resume=latest", "batch_size=32")
+    assert code == 1
+    assert "sweep.resume=latest: the sweep was started with dataset=digits epochs=15, and not with batch_size" in said
+    code, said = vae_train(*arguments, "sweep.resume=latest")
+    assert code == 0
+    assert said.count("already finished") == len(done)
+    assert {folder: (folder / "metrics.jsonl").read_bytes() for folder in done} == before
+    assert table(only_sweep()) == whole
+
+
+@pytest.mark.slow
+def test_ctrl_c_closes_the_running_job_and_tells_how_to_go_on():
+    running = command("-m", "dataset=digits", "epochs=2000", "wandb.mode=offline", "seed=0,1,2")
+    wait_for(1, running, state="running")
+    while not list(Path("outputs").rglob("metrics.jsonl")) or not list(Path("outputs").rglob("last.pt")):
+        time.sleep(0.05)
+    os.killpg(running.pid, signal.SIGINT)
+    said, _ = running.communicate(timeout=30)
+    assert running.returncode == 130
+    assert "Traceback" not in said
+    assert f"sweep.resume={only_sweep()}" in said
+    (summary,) = Path("outputs").rglob("summary.json")
+    assert json.loads(summary.read_text())["state"] == "interrupted"
+    (run,) = Path("outputs/wandb").glob("offline-run-*")
+    assert recorded(run)["exit"][0]["exit_code"] == 130
+
+
+LAUNCHERS = {
+    "joblib": ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2"),
+    "submitit": ("hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5"),
+    "ray": ("hydra/launcher=ray", "+hydra.launcher.ray.init.num_cpus=2"),
+    "optuna": ("hydra/sweeper=optuna", "hydra/sweeper/sampler=grid", "hydra.sweeper.n_jobs=1"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_every_launcher_gives_the_same_results(name, vae_train, tmp_path, monkeypatch):
+    package = {"optuna": "hydra_optuna_sweeper"}.get(name, f"hydra_{name}_launcher")
+    if find_spec("hydra_plugins") is None or find_spec(f"hydra_plugins.{package}") is None:
+        pytest.skip(f"not installed: pip install 'vae_exp[{name}]'")
+    jobs = (*QUICK, "optimizer.lr=1e-3,1e10")
+    assert vae_train(*jobs)[0] == 1
+    basic = table(only_sweep())
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / name)
+    extra = ("hydra.sweeper.n_trials=2", "hydra.sweeper.max_failure_rate=1.0") if name == "optuna" else ()
+    running = command(*jobs, *LAUNCHERS[name], *extra)
+    said, _ = running.communicate(timeout=150)
+    assert running.returncode == (0 if name == "optuna" else 1), said  # a failed trial is part of a search
+    assert "1 of 2 jobs finished" in said
+    assert table(only_sweep()) == basic
+
+
+def test_a_launcher_that_is_not_installed_says_how_to_get_it(vae_train):
+    code, said = vae_train(*QUICK, "seed=0,1", "hydra/launcher=rq")
+    assert code == 1
+    assert "hydra/launcher=rq: not installed" in said
+
+
+@pytest.mark.parametrize("resume", ["latest", "outputs/nowhere"])
+def test_a_sweep_that_is_not_there_cannot_be_resumed(vae_train, resume, tmp_path):
+    code, said = vae_train(*QUICK, "seed=0,1", f"sweep.resume={resume}")
+    assert code == 1
+    assert f"sweep.resume={resume}" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wandb_agent_runs_what_the_sweep_file_says(tmp_path):
+    """The command is expanded by W&B's own functions, in the agent's order, and run with the agent's environment."""
+    from wandb.sdk.launch.sweeps import utils
+
+    sweep = yaml.safe_load((CONF_DIR / "wandb_sweep.yaml").read_text())
+    asked = {"dataset": "digits", "model.z_dim": 5, "optimizer.lr": 0.0021, "seed": 2}
+    assert asked.keys() == sweep["parameters"].keys()
+    filled = utils.create_sweep_command_args({"args": {key: {"value": value} for key, value in asked.items()}})
+    words = []
+    for word in utils.create_sweep_command(sweep["command"]):
+        name = word[2:-1] if word.startswith("${") else None
+        words += ["/usr/bin/env"] if name == "env" else filled[name] if name else [word]
+    assert words[:2] == ["/usr/bin/env", "vae-train"]
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "WANDB_SWEEP_ID": "s1",
+        "WANDB_RUN_ID": "r1",
+        "WANDB_MODE": "offline",
+    }
+    done = subprocess.run([*words, "epochs=1"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (folder,) = Path("outputs/wandb").glob("offline-run-*-r1")
+    records = recorded(folder)
+    config = records["run"][0]["config"]["update"]
+    assert (config["model"]["z_dim"], config["optimizer"]["lr"], config["seed"]) == (5, 0.0021, 2)
+    assert any(sweep["metric"]["name"] in row["item"] for row in records["history"])
