@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vae_exp import sweep
+from vae_exp import plan, sweep
 from vae_exp.config import CONF_DIR, UserError, check, closest, flatten, options, options_with
 
 log = logging.getLogger(__name__)
@@ -52,14 +52,16 @@ def _main(arguments: list[str]) -> int:
         _job()  # --help, --cfg and the like start nothing; with other flags the run itself does the checks
         return 0
     typed = [a for a in arguments if not a.startswith("-")]
-    cfg = _compose(sweep.first_job(typed), hydra_too=True)
+    first = plan.first_job(typed)
+    cfg = _compose(first)
     if len(typed) == len(arguments) and cfg.hydra.mode != RunMode.MULTIRUN:
-        _check(_compose(typed))
+        _check(cfg if first == typed else _compose(typed))  # the latter is refused: a sweep without -m
         _job()
         return 0
 
-    planned = sweep.plan(typed, cfg)
-    _check(_compose(sweep.first_job(planned.overrides)))
+    check(_without_hydra(cfg))
+    planned = plan.plan(typed, cfg)
+    _check(_compose(plan.first_job(planned.overrides)))
     sweep.start(planned)
     sys.argv[1:] = ["--multirun", *planned.overrides]
     stopped, error = 0, None
@@ -74,7 +76,7 @@ def _main(arguments: list[str]) -> int:
     told = len(list(planned.folder.glob("*/summary.json")))
     if error is not None and told == 0:
         raise error
-    code = sweep.finish(planned, cfg.wandb.mode, stopped=bool(stopped))
+    code = sweep.finish(planned, cfg.wandb, stopped=bool(stopped))
     if error is not None and told < planned.jobs:
         raise UserError(f"the sweep ended early: {error}") from error
     return stopped or code
@@ -104,20 +106,25 @@ def _job(cfg: DictConfig) -> float | None:
 
 def _check(cfg: DictConfig) -> None:
     """Refuse a bad configuration before Hydra makes a folder for the run."""
+    cfg = _without_hydra(cfg)
     check(cfg)  # at once, before torch is imported for what only torch can tell
-    from vae_exp import build, tracker
+    from vae_exp import build, online
 
     build.check(cfg)
     if cfg.wandb.mode == "online":
-        tracker.check_key(cfg.wandb.mode)
+        online.check_key(cfg.wandb.mode)
 
 
-def _compose(overrides: list[str], hydra_too: bool = False) -> DictConfig:
+def _compose(overrides: list[str]) -> DictConfig:
     try:
         with hydra.initialize_config_dir(str(CONF_DIR), version_base=HYDRA_VERSION):
-            return hydra.compose("config", overrides, return_hydra_config=hydra_too)
+            return hydra.compose("config", overrides, return_hydra_config=True)
     except ValueError as error:  # Hydra's answer to model=null
         raise UserError(f"{' '.join(overrides)}: a group takes the name of an option. ({error})") from error
+
+
+def _without_hydra(cfg: DictConfig) -> DictConfig:
+    return OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
 
 
 def _explain(error: Exception) -> str:
@@ -136,7 +143,7 @@ def _explain(error: Exception) -> str:
             group = key.split(".")[0]
             return f"{key}: the chosen {group} has no such key; {group}={'|'.join(having)} has."
         groups = [path.name for path in CONF_DIR.iterdir() if path.is_dir() and path.name != "hydra"]
-        hint = closest(key, [*flatten(OmegaConf.to_container(_compose([]))), *groups])
+        hint = closest(key, [*flatten(OmegaConf.to_container(_without_hydra(_compose([])))), *groups])
         return f"{key}: no such key.{hint} `vae-train --help` lists the groups, `vae-train --cfg job` every key."
     cause = f"\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
     return text + cause

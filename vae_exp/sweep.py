@@ -1,106 +1,25 @@
-"""Sweeps: what the command line of one becomes, its jobs, and the table, files and figures at its end."""
+"""Sweeps: their jobs one by one, and the table, the files and the figures at the end."""
 
 import json
 import logging
-import math
 import os
-import re
 import shutil
 import time
-from collections import Counter
-from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, IntervalSweep, Override
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from vae_exp import results
-from vae_exp.config import UserError, options
+from vae_exp.config import UserError
+from vae_exp.plan import Plan
 
-SWEEPS = Path("outputs/sweeps")
 TOLD = ("val/neg_elbo", "test/neg_elbo", "test/reconstruction", "test/kl", "seconds")  # columns for people
-LONGEST = 120  # characters of a folder's name; file systems allow 255
-
-
-@dataclass
-class Plan:
-    """What a sweep will run."""
-
-    name: str
-    keys: list[str]
-    jobs: int
-    search: bool  # Optuna chooses the values; a trial that fails is part of it
-    settings: list[str]  # the overrides that every job has
-    folder: Path
-    overrides: list[str]  # all that Hydra is to be given
-    single: list[str]  # what turns the same command into one run
-
-
-def parse(overrides: list[str]) -> list[Override]:
-    return OverridesParser.create().parse_overrides(overrides)
-
-
-def first_job(overrides: list[str]) -> list[str]:
-    """The overrides with each sweep replaced by its first value: a job that can be checked before any starts."""
-    return [
-        f"{override.get_key_element()}={_values(override)[0]}" if override.is_sweep_override() else override.input_line
-        for override in parse(overrides)
-    ]
-
-
-def plan(typed: list[str], cfg: DictConfig) -> Plan:
-    """Lay out the sweep that the command line and an experiment's hydra.sweeper.params ask for.
-
-    Raises UserError where sweep.resume names no sweep, or one that was started with other settings.
-    """
-    arguments = [override for override in parse(typed) if not override.key_or_group.startswith("sweep.")]
-    # Hydra alone would combine a swept key of the experiment with the same key typed again, not replace it.
-    replaced = {override.get_key_element() for override in arguments}
-    preset = cfg.hydra.sweeper.get("params") or {}
-    arguments += parse([f"{key}={value}" for key, value in preset.items() if key not in replaced])
-    swept = [override for override in arguments if override.is_sweep_override()]
-    settings = sorted(
-        override.input_line
-        for override in arguments
-        if override not in swept and not override.key_or_group.startswith(("hydra", "wandb."))
-    )
-    keys = [override.get_key_element() for override in swept]
-    search = "n_trials" in cfg.hydra.sweeper
-    jobs = cfg.hydra.sweeper.n_trials if search else math.prod(len(_values(override)) for override in swept)
-    if search and cfg.sweep.resume:
-        raise UserError("sweep.resume: a search keeps its study in memory and cannot be resumed; start it anew.")
-
-    label = re.sub(r"[^\w.-]", "-", cfg.sweep.name or "-".join(key.rsplit(".", 1)[-1] for key in keys) or "sweep")
-    folder = SWEEPS / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}_{label[:LONGEST]}"
-    name = cfg.sweep.name or folder.name
-    if cfg.sweep.resume:
-        folder, before = _to_resume(cfg.sweep.resume)
-        name = before["name"]
-        if before["settings"] != settings:
-            was, now = (" ".join(words) or "no settings" for words in (before["settings"], settings))
-            raise UserError(f"sweep.resume={cfg.sweep.resume}: the sweep was started with {was}, and not with {now}.")
-    resume = _quoted(folder) if cfg.sweep.resume else "null"
-    overrides = [
-        *(override.input_line for override in arguments),
-        f"sweep.name={_quoted(name)}",
-        f"sweep.over=[{','.join(keys)}]",
-        f"sweep.jobs={jobs}",
-        f"sweep.resume={resume}",
-        f"hydra.sweep.dir={_quoted(folder)}",
-        f"hydra.sweep.subdir={_quoted(_subfolder(swept))}",
-    ]
-    overrides += ["hydra.sweeper.params=null"] if preset else []
-    single = ["hydra.mode=RUN"] if cfg.hydra.mode == RunMode.MULTIRUN else []
-    return Plan(name, keys, jobs, search, settings, folder, overrides, single)
 
 
 def start(planned: Plan) -> None:
     """Write down what the sweep is, so that it can be resumed and read."""
     planned.folder.mkdir(parents=True, exist_ok=True)
-    record = {"name": planned.name, "keys": planned.keys, "jobs": planned.jobs, "settings": planned.settings}
+    record = {name: getattr(planned, name) for name in ("name", "keys", "jobs", "settings", "values")}
     (planned.folder / "sweep.json").write_text(json.dumps(record, indent=2) + "\n")
     keys = ", ".join(planned.keys) or "nothing"
     _say(f"sweep {planned.name}: {planned.jobs} jobs over {keys}\nfolder {planned.folder}")
@@ -159,7 +78,7 @@ def _share_cores(cfg: DictConfig, launcher: DictConfig) -> None:
         torch.set_num_threads(min(torch.get_num_threads(), max(1, cores // at_once)))
 
 
-def finish(planned: Plan, mode: str, stopped: bool = False) -> int:
+def finish(planned: Plan, wandb: DictConfig, stopped: bool = False) -> int:
     """The table at the end, results.csv, the figures, and the same in W&B. Returns the exit code.
 
     Made from the files of the runs, because Hydra calls no end-of-sweep hook after a failure or a stop.
@@ -200,54 +119,8 @@ def finish(planned: Plan, mode: str, stopped: bool = False) -> int:
 
         rows = [[run.value(column) for column in shown] for run in folded]
         numbers = {f"best/{column}": best.value(column) for column in shown} if best else {}
-        tracker.publish_sweep(planned.name, mode, shown, rows, figures, numbers | {"done": done, "jobs": planned.jobs})
+        tracker.publish_sweep(planned.name, wandb, shown, rows, figures, numbers | {"done": done, "jobs": planned.jobs})
     return 0 if done >= planned.jobs or (planned.search and done) else 1
-
-
-def _quoted(text: object) -> str:
-    """Text as Hydra's command line takes it, whatever is in it."""
-    return "'" + str(text).replace("\\", "\\\\").replace("'", "\\'") + "'"
-
-
-def _values(override: Override) -> list[str]:
-    """The values of a sweep, as they would be typed; of an interval only its start."""
-    value = override.value()
-    if isinstance(value, IntervalSweep):
-        return [str(value.start)]
-    if isinstance(value, Glob):
-        return value.filter(options(override.key_or_group))
-    return list(override.sweep_string_iterator())
-
-
-def _subfolder(swept: list[Override]) -> str:
-    """A job's folder, such as z_dim-10_lr-0.001: only characters that can be typed back on a command line."""
-    last = [override.key_or_group.rsplit(".", 1)[-1] for override in swept]
-    parts, longest = [], 0
-    for name, override in zip(last, swept, strict=True):
-        key = override.key_or_group
-        values = _values(override)
-        if isinstance(override.value(), IntervalSweep) or not all(re.fullmatch(r"[\w.+-]+", v) for v in values):
-            return "${hydra.job.num}"
-        name = key if Counter(last)[name] > 1 else name
-        is_group = bool(options(key))
-        parts.append(f"{name}-${{{f'hydra.runtime.choices.{key}' if is_group else key}}}")
-        longest += len(name) + max(map(len, values)) + 2
-    return "_".join(parts) if parts and longest <= LONGEST else "${hydra.job.num}"
-
-
-def _to_resume(asked: str) -> tuple[Path, dict]:
-    """The folder and the record of the sweep to go on with."""
-    if asked == "latest":
-        found = sorted(SWEEPS.glob("*/sweep.json"), key=lambda path: path.stat().st_mtime)
-        if not found:
-            raise UserError(f"sweep.resume=latest: there is no sweep in {SWEEPS}.")
-        folder = found[-1].parent
-    else:
-        folder = Path(asked)
-    try:
-        return folder, json.loads((folder / "sweep.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"sweep.resume={asked}: no sweep was started there (no readable sweep.json).") from error
 
 
 def _finished_value(run_dir: Path) -> float | None:

@@ -1,31 +1,25 @@
-"""Where a run is written down: its own folder always, Weights & Biases beside it. Nothing else imports wandb."""
+"""Where a run is written down: its own folder always, Weights & Biases beside it. Only online.py imports wandb too."""
 
-import base64
 import json
 import logging
-import netrc
 import os
 import re
 import secrets
-import ssl
 import time
 from collections.abc import Callable
-from http.client import HTTPException
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from urllib.error import HTTPError
-from urllib.parse import urlparse
-from urllib.request import Request, urlopen
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from vae_exp.config import UserError, flatten, resolve
+from vae_exp.online import choose_mode
 
 log = logging.getLogger(__name__)
-PROBE_SECONDS, INIT_SECONDS = 4, 8  # a server that does not answer may cost 15 s in all
+INIT_SECONDS = 8  # with online.PROBE_SECONDS: a server that does not answer may cost 15 s in all
 
 
 IN_EVERY_NAME = ("model", "dataset", "model.z_dim", "optimizer.lr", "seed")
@@ -41,66 +35,6 @@ def run_name(config: dict) -> str:
             value = flat.get(key, str(flat.get(f"{key}._target_")).rsplit(".", 1)[-1])
             name += f"-{key.rsplit('.', 1)[-1]}{value}"
     return name
-
-
-def check_key(asked: str) -> str | None:
-    """The W&B API key, or None where none is configured. Raises UserError for wandb.mode=online without one."""
-    import wandb
-
-    settings = wandb.setup(wandb.Settings(silent=True)).settings
-    key = settings.api_key or _key_in_netrc(settings.base_url) or settings.identity_token_file
-    if asked == "online" and not key:
-        raise UserError("wandb.mode=online: no W&B API key is configured. `wandb login`, or use wandb.mode=offline.")
-    return key
-
-
-def choose_mode(asked: str) -> str:
-    """online, offline or disabled: decided before wandb.init, which would prompt, hang or raise.
-
-    auto is WANDB_MODE's value, else online where an API key is configured, else offline. A server that does
-    not answer, or refuses the key, means offline. Raises UserError as check_key does.
-    """
-    mode = os.environ.get("WANDB_MODE", "auto") if asked == "auto" else asked
-    if mode == "disabled":
-        return mode
-    import wandb
-
-    if mode in ("auto", "online") and (key := check_key(mode)):
-        server = wandb.setup().settings.base_url
-        trouble = _ask(server, key)
-        if not trouble:
-            return "online"
-        log.warning("W&B: %s %s; the run goes on offline.", server, trouble)
-    # Said to the whole process: else W&B's service talks to its server even for an offline run, and the
-    # program's end waits for an answer.
-    wandb.setup(wandb.Settings(silent=True, mode="offline"))
-    return "offline"
-
-
-def _key_in_netrc(server: str) -> str | None:
-    """The key that `wandb login` wrote, found without the network that wandb.login waits for."""
-    try:
-        entry = netrc.netrc(os.environ.get("NETRC")).authenticators(urlparse(server).hostname or "")
-    except (OSError, netrc.NetrcParseError):
-        return None
-    return entry[2] if entry else None
-
-
-def _ask(server: str, key: str) -> str | None:
-    """Ask the server who we are, as wandb would; what is wrong with it, or None."""
-    login = base64.b64encode(f"api:{key}".encode()).decode()
-    headers = {"Content-Type": "application/json", "Authorization": f"Basic {login}"}
-    request = Request(f"{server.rstrip('/')}/graphql", b'{"query": "query { viewer { id } }"}', headers)
-    try:
-        urlopen(request, timeout=PROBE_SECONDS).close()
-    except HTTPError as error:
-        return f"refuses the API key ({error.code})" if error.code in (401, 403) else None
-    except (OSError, ValueError, HTTPException) as error:
-        reason = getattr(error, "reason", error)
-        return (
-            None if isinstance(reason, ssl.SSLError) else f"does not answer ({reason})"
-        )  # wandb has its own certificates
-    return None
 
 
 class Tracker:
@@ -128,27 +62,14 @@ class Tracker:
         import wandb
 
         asked = config["wandb"]
-        # Absolute, because W&B's service keeps the working folder of its start.
-        folder = Path(asked["dir"] or os.environ.get("WANDB_DIR") or "outputs").resolve()
-        folder.mkdir(parents=True, exist_ok=True)
-        run_id = f"{_as_id(self.name)}-{secrets.token_hex(3)}"
-        options = {
-            "dir": folder,
+        options = _where(asked) | {
             "config": config | facts,
-            "id": os.environ.get("WANDB_RUN_ID") or run_id,
+            "id": os.environ.get("WANDB_RUN_ID") or f"{_as_id(self.name)}-{secrets.token_hex(3)}",
             "name": self.name,
-            "project": asked["project"] or os.environ.get("WANDB_PROJECT") or "vae_exp",
-            "entity": asked["entity"],
             "group": asked["group"] or config["sweep"]["name"],
             "job_type": os.environ.get("WANDB_JOB_TYPE") or "train",
-            "tags": [
-                config["model"]["name"],
-                config["dataset"]["name"],
-                *(asked["tags"] or _from_environment()),
-            ],
+            "tags": [config["model"]["name"], config["dataset"]["name"], *(asked["tags"] or _from_environment())],
             "notes": asked["notes"],
-            "reinit": "finish_previous",  # a run that is still open must not swallow this one's points
-            "settings": wandb.Settings(silent=True, init_timeout=INIT_SECONDS),
         }
         try:
             return wandb.init(mode=mode, **options)
@@ -238,31 +159,44 @@ def record_failure(cfg: DictConfig, run_dir: Path, reason: str) -> None:
         _write_json(run_dir / "summary.json", {"state": "failed", "reason": reason, "seconds": 0.0})
 
 
-def publish_sweep(name: str, mode: str, columns: list[str], rows: list[list], figures: list[Path], best: dict) -> None:
+def publish_sweep(
+    name: str, asked: DictConfig, columns: list[str], rows: list[list], figures: list[Path], results: dict
+) -> None:
     """The table and the figures of a sweep as one W&B run, sweep-summary, in the sweep's group."""
-    mode = choose_mode(mode)
+    mode = choose_mode(asked.mode)
     if mode == "disabled":
         return
     import wandb
 
-    folder = Path(os.environ.get("WANDB_DIR") or "outputs").resolve()
+    options = _where(asked) | {
+        "id": f"sweep-summary-{_as_id(name)}-{secrets.token_hex(3)}",
+        "name": f"sweep-summary {name}",
+        "group": asked.group or name,
+        "job_type": "sweep-summary",
+    }
     try:
-        with wandb.init(
-            mode=mode,
-            dir=folder,
-            id=f"sweep-summary-{_as_id(name)}-{secrets.token_hex(3)}",
-            name=f"sweep-summary {name}",
-            project=os.environ.get("WANDB_PROJECT") or "vae_exp",
-            group=name,
-            job_type="sweep-summary",
-            reinit="finish_previous",
-            settings=wandb.Settings(silent=True, init_timeout=INIT_SECONDS),
-        ) as run:
+        with wandb.init(mode=mode, **options) as run:
             run.log({"sweep/table": wandb.Table(columns=columns, data=rows)})
             run.log({f"sweep/{figure.stem}": wandb.Image(str(figure)) for figure in figures})
-            run.summary.update(best)
+            run.summary.update(results)
     except Exception as error:  # see _open_wandb
         log.warning("W&B: the sweep's summary could not be logged (%s).", _first_line(error))
+
+
+def _where(asked: dict[str, Any] | DictConfig) -> dict[str, Any]:
+    """The options of wandb.init that are the same for a run and for a sweep's summary."""
+    import wandb
+
+    # Absolute, because W&B's service keeps the working folder of its start.
+    folder = Path(asked["dir"] or os.environ.get("WANDB_DIR") or "outputs").resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    return {
+        "dir": folder,
+        "project": asked["project"] or os.environ.get("WANDB_PROJECT") or "vae_exp",
+        "entity": asked["entity"],
+        "reinit": "finish_previous",  # a run that is still open must not swallow this one's points
+        "settings": wandb.Settings(silent=True, init_timeout=INIT_SECONDS),
+    }
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

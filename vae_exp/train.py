@@ -16,7 +16,8 @@ from vae_exp.config import UserError
 from vae_exp.datasets import Split, batches
 from vae_exp.metrics import RunningMeans, evaluate
 from vae_exp.objectives import elbo_terms
-from vae_exp.tracker import Tracker, choose_mode
+from vae_exp.online import choose_mode
+from vae_exp.tracker import Tracker
 from vae_exp.vae import VAE
 
 log = logging.getLogger(__name__)

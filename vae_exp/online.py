@@ -1,0 +1,78 @@
+"""Whether a run talks to the W&B server: decided before wandb.init, which would prompt, hang or raise."""
+
+import base64
+import functools
+import logging
+import netrc
+import os
+import ssl
+from http.client import HTTPException
+from urllib.error import HTTPError
+from urllib.parse import urlparse
+from urllib.request import Request, urlopen
+
+from vae_exp.config import UserError
+
+log = logging.getLogger(__name__)
+PROBE_SECONDS = 4
+
+
+def check_key(asked: str) -> str | None:
+    """The W&B API key, or None where none is configured. Raises UserError for wandb.mode=online without one."""
+    import wandb
+
+    settings = wandb.setup(wandb.Settings(silent=True)).settings
+    key = settings.api_key or _key_in_netrc(settings.base_url) or settings.identity_token_file
+    if asked == "online" and not key:
+        raise UserError("wandb.mode=online: no W&B API key is configured. `wandb login`, or use wandb.mode=offline.")
+    return key
+
+
+def choose_mode(asked: str) -> str:
+    """online, offline or disabled: decided before wandb.init, which would prompt, hang or raise.
+
+    auto is WANDB_MODE's value, else online where an API key is configured, else offline. A server that does
+    not answer, or refuses the key, means offline. Raises UserError as check_key does.
+    """
+    mode = os.environ.get("WANDB_MODE", "auto") if asked == "auto" else asked
+    if mode == "disabled":
+        return mode
+    import wandb
+
+    if mode in ("auto", "online") and (key := check_key(mode)):
+        server = wandb.setup().settings.base_url
+        trouble = _ask(server, key)
+        if not trouble:
+            return "online"
+        log.warning("W&B: %s %s; the run goes on offline.", server, trouble)
+    # Said to the whole process: else W&B's service talks to its server even for an offline run, and the
+    # program's end waits for an answer.
+    wandb.setup(wandb.Settings(silent=True, mode="offline"))
+    return "offline"
+
+
+def _key_in_netrc(server: str) -> str | None:
+    """The key that `wandb login` wrote, found without the network that wandb.login waits for."""
+    try:
+        entry = netrc.netrc(os.environ.get("NETRC")).authenticators(urlparse(server).hostname or "")
+    except (OSError, netrc.NetrcParseError):
+        return None
+    return entry[2] if entry else None
+
+
+@functools.lru_cache  # a server that is away is waited for once, not once per job of a sweep
+def _ask(server: str, key: str) -> str | None:
+    """Ask the server who we are, as wandb would; what is wrong with it, or None."""
+    login = base64.b64encode(f"api:{key}".encode()).decode()
+    headers = {"Content-Type": "application/json", "Authorization": f"Basic {login}"}
+    request = Request(f"{server.rstrip('/')}/graphql", b'{"query": "query { viewer { id } }"}', headers)
+    try:
+        urlopen(request, timeout=PROBE_SECONDS).close()
+    except HTTPError as error:
+        return f"refuses the API key ({error.code})" if error.code in (401, 403) else None
+    except (OSError, ValueError, HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        return (
+            None if isinstance(reason, ssl.SSLError) else f"does not answer ({reason})"
+        )  # wandb has its own certificates
+    return None

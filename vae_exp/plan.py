@@ -1,0 +1,141 @@
+"""What the command line of a sweep becomes: its jobs, its folders and what Hydra is to be given."""
+
+import json
+import math
+import re
+from collections import Counter
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from vae_exp.config import UserError, options
+
+SWEEPS = Path("outputs/sweeps")
+NUMBER = "${hydra.job.num}"
+LONGEST = 120  # characters of a folder's name; file systems allow 255
+
+
+@dataclass
+class Plan:
+    """What a sweep will run."""
+
+    name: str
+    keys: list[str]
+    jobs: int
+    search: bool  # Optuna chooses the values; a trial that fails is part of it
+    settings: list[str]  # the overrides that every job has
+    values: list[str]  # what has to be the same in a sweep that is resumed: the keys, where folders tell their values
+    folder: Path
+    overrides: list[str]  # all that Hydra is to be given
+    single: list[str]  # what turns the same command into one run
+
+
+def parse(overrides: list[str]) -> list[Override]:
+    return OverridesParser.create().parse_overrides(overrides)
+
+
+def first_job(overrides: list[str]) -> list[str]:
+    """The overrides with each sweep replaced by its first value: a job that can be checked before any starts."""
+    return [
+        f"{override.get_key_element()}={_values(override)[0]}" if override.is_sweep_override() else override.input_line
+        for override in parse(overrides)
+    ]
+
+
+def plan(typed: list[str], cfg: DictConfig) -> Plan:
+    """Lay out the sweep that the command line and an experiment's hydra.sweeper.params ask for.
+
+    Raises UserError where sweep.resume names no sweep, or one that was started with other settings.
+    """
+    arguments = [override for override in parse(typed) if not override.key_or_group.startswith("sweep.")]
+    # Hydra alone would combine a swept key of the experiment with the same key typed again, not replace it.
+    replaced = {override.get_key_element() for override in arguments}
+    preset = cfg.hydra.sweeper.get("params") or {}
+    arguments += parse([f"{key}={value}" for key, value in preset.items() if key not in replaced])
+    swept = [override for override in arguments if override.is_sweep_override()]
+    settings = sorted(
+        override.input_line
+        for override in arguments
+        if override not in swept and not override.key_or_group.startswith(("hydra", "wandb."))
+    )
+    keys = [override.get_key_element() for override in swept]
+    search = "n_trials" in cfg.hydra.sweeper
+    jobs = cfg.hydra.sweeper.n_trials if search else math.prod(len(_values(override)) for override in swept)
+    if search and cfg.sweep.resume:
+        raise UserError("sweep.resume: a search keeps its study in memory and cannot be resumed; start it anew.")
+
+    label = re.sub(r"[^\w.-]", "-", cfg.sweep.name or "-".join(key.rsplit(".", 1)[-1] for key in keys) or "sweep")
+    folder = SWEEPS / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}_{label[:LONGEST]}"
+    name = cfg.sweep.name or folder.name
+    subfolder = _subfolder(swept)
+    values = [override.input_line for override in swept] if subfolder == NUMBER else keys
+    if cfg.sweep.resume:
+        folder, before = _to_resume(cfg.sweep.resume)
+        name = before["name"]
+        if [before["settings"], before["values"]] != [settings, values]:
+            was, now = " ".join(before["settings"] + before["values"]), " ".join(settings + values)
+            raise UserError(f"sweep.resume={cfg.sweep.resume}: the sweep was started with {was}, and not with {now}.")
+    resume = _quoted(folder) if cfg.sweep.resume else "null"
+    overrides = [
+        *(override.input_line for override in arguments),
+        f"sweep.name={_quoted(name)}",
+        f"sweep.over=[{','.join(keys)}]",
+        f"sweep.jobs={jobs}",
+        f"sweep.resume={resume}",
+        f"hydra.sweep.dir={_quoted(folder)}",
+        f"hydra.sweep.subdir={_quoted(subfolder)}",
+    ]
+    overrides += ["hydra.sweeper.params=null"] if preset else []
+    single = ["hydra.mode=RUN"] if cfg.hydra.mode == RunMode.MULTIRUN else []
+    return Plan(name, keys, jobs, search, settings, values, folder, overrides, single)
+
+
+def _quoted(text: object) -> str:
+    """Text as Hydra's command line takes it, whatever is in it."""
+    return "'" + str(text).replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _values(override: Override) -> list[str]:
+    """The values of a sweep, as they would be typed; of an interval only its start."""
+    value = override.value()
+    if isinstance(value, IntervalSweep):
+        return [str(value.start)]
+    if isinstance(value, Glob):
+        return value.filter(options(override.key_or_group))
+    return list(override.sweep_string_iterator())
+
+
+def _subfolder(swept: list[Override]) -> str:
+    """A job's folder, such as z_dim-10_lr-0.001: only characters that can be typed back on a command line."""
+    last = [override.key_or_group.rsplit(".", 1)[-1] for override in swept]
+    parts, longest = [], 0
+    for name, override in zip(last, swept, strict=True):
+        key = override.key_or_group
+        values = _values(override)
+        if isinstance(override.value(), IntervalSweep) or not all(re.fullmatch(r"[\w.+-]+", v) for v in values):
+            return NUMBER
+        name = key if Counter(last)[name] > 1 else name
+        is_group = bool(options(key))
+        parts.append(f"{name}-${{{f'hydra.runtime.choices.{key}' if is_group else key}}}")
+        longest += len(name) + max(map(len, values)) + 2
+    return "_".join(parts) if parts and longest <= LONGEST else NUMBER
+
+
+def _to_resume(asked: str) -> tuple[Path, dict]:
+    """The folder and the record of the sweep to go on with."""
+    if asked == "latest":
+        found = sorted(SWEEPS.glob("*/sweep.json"), key=lambda path: path.stat().st_mtime)
+        if not found:
+            raise UserError(f"sweep.resume=latest: there is no sweep in {SWEEPS}.")
+        folder = found[-1].parent
+    else:
+        folder = Path(asked)
+    try:
+        return folder, json.loads((folder / "sweep.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"sweep.resume={asked}: no sweep was started there (no readable sweep.json).") from error
