@@ -6,6 +6,7 @@ import re
 import shutil
 import statistics
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -13,6 +14,7 @@ import yaml
 from tests.conftest import metrics, quick_run
 from vae_exp import compare
 from vae_exp.plots import is_logarithmic
+from vae_exp.results import Run, best, fold_seeds
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -27,6 +29,7 @@ def runs(tmp_path_factory):
             quick_run(*settings, folder=folder / f"z{z_dim}-s{seed}")
     with pytest.raises(Exception, match="diverged"):
         quick_run("optimizer.lr=1e10", "epochs=2", "model.beta=0.5", folder=folder / "diverged")
+    (folder / "diverged" / "metrics.jsonl").unlink()  # as a run that failed before it logged anything
     return folder
 
 
@@ -121,6 +124,24 @@ def test_mistakes_are_one_message(runs, vae_compare, arguments, message):
     assert "Traceback" not in said
 
 
+def test_runs_that_all_failed_are_told_with_their_reasons(runs, vae_compare):
+    code, said = vae_compare(runs / "diverged")
+    assert code == 0
+    assert "diverged" in said
+
+
+def test_the_best_settings_are_those_whose_seeds_all_finished():
+    def run(z_dim, seed, number):
+        state = "failed" if number is None else "finished"
+        metrics = {} if number is None else {"val/neg_elbo": number}
+        return Run(Path(f"z{z_dim}s{seed}"), {"model.z_dim": z_dim, "seed": seed}, state, None, metrics)
+
+    runs = [run(2, 0, 10.0), run(2, 1, 20.0), run(3, 0, 14.0), run(3, 1, 14.5), run(5, 0, 13.0), run(5, 1, None)]
+    best_settings = best(fold_seeds(runs))
+    assert best_settings.config == {"model.z_dim": 3}
+    assert best(best_settings.members).folder == Path("z3s0")
+
+
 def test_a_damaged_run_is_named(runs, vae_compare, tmp_path):
     shutil.copytree(runs / "z2-s0", tmp_path / "bad")
     (tmp_path / "bad" / "summary.json").write_text('{"state": ')
@@ -173,6 +194,8 @@ def test_the_page_works_in_a_browser_without_a_network(runs, vae_compare, tmp_pa
         page.locator("#runs th").nth(column).click()
         page.locator("#runs th").nth(column).click()
         assert shown() == expected[::-1]
+        page.fill("#filter", "z_dim=80")
+        assert shown() == []
         page.fill("#filter", "z_dim=8 seed=1")
         assert len(shown()) == 1
         assert page.locator(".sheet figure:visible").count() == 1

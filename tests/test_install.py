@@ -1,4 +1,4 @@
-"""The command line as a user meets it: from an installed wheel, in an empty folder, and in a sweep."""
+"""The command line as a user meets it: from an installed wheel and in an empty folder."""
 
 import json
 import subprocess

@@ -225,6 +225,15 @@ def test_a_checkpoint_may_name_only_what_is_ours(target):
         build.model_from(state)
 
 
+def test_a_call_hidden_deeper_in_a_checkpoint_is_not_made(tmp_path):
+    state = checkpoint.load(quick_run("epochs=0")[1] / "last.pt")
+    hidden = {"_target_": "builtins.open", "file": str(tmp_path / "ran"), "mode": "w"}
+    state["config"]["network"]["hidden_dims"] = [hidden]
+    with pytest.raises(TypeError):
+        build.model_from(state)
+    assert not (tmp_path / "ran").exists()
+
+
 @needs_mnist
 @pytest.mark.slow
 def test_one_epoch_of_the_tutorial_reaches_the_tutorials_numbers():

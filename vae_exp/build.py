@@ -28,13 +28,16 @@ CALLED_WITH = {
 
 
 def partial(config: dict, group: str) -> Callable:
-    """The group's _target_ with its settings filled in, to be called with what only the code knows."""
-    return instantiate(config[group], _partial_=True, _convert_="all")
+    """The group's _target_ with its settings filled in, to be called with what only the code knows.
+
+    Not recursive: a _target_ deeper down, in a checkpoint of a stranger's, is never called.
+    """
+    return instantiate(config[group], _partial_=True, _convert_="all", _recursive_=False)
 
 
-def check(cfg: DictConfig) -> dict:
+def check(cfg: DictConfig, combinations: bool = True) -> dict:
     """The resolved configuration, after every check that needs no data. Raises UserError."""
-    checked = config.check(cfg)
+    checked = config.check(cfg, combinations)
     _check_calls(checked)
     device(checked["device"])
     return checked
@@ -54,10 +57,13 @@ def _check_calls(config: dict) -> None:
         except TypeError as error:
             settings = [name for name in list(signature.parameters)[by_place:] if name not in by_name]
             raise UserError(f"{group}: {target} {error}; its settings are {', '.join(settings)}.") from error
+    target = config["optimizer"]["_target_"]
     try:
-        optimizer(config, nn.Linear(1, 1))
+        step = optimizer(config, nn.Linear(1, 1)).step
     except Exception as error:  # nothing of ours has run: it is the optimizer that refuses
-        raise UserError(f"optimizer: {config['optimizer']['_target_']} refuses its settings: {error}") from error
+        raise UserError(f"optimizer: {target} refuses its settings: {error}") from error
+    if inspect.signature(step).parameters["closure"].default is inspect.Parameter.empty:
+        raise UserError(f"optimizer: {target} evaluates the loss several times a step, which this loop does not do.")
 
 
 def device(name: str) -> torch.device:

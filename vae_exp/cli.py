@@ -1,5 +1,6 @@
 """The command line. Nothing here imports torch until a run starts, so that help and typing errors are instant."""
 
+import contextlib
 import logging
 import os
 import re
@@ -29,13 +30,14 @@ class ConsoleHandler(logging.StreamHandler):
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
 
-        tqdm.write(self.format(record), file=sys.stdout)
+        with contextlib.suppress(OSError):  # `vae-train | head` goes on quietly when head has gone
+            tqdm.write(self.format(record), file=sys.stdout)
 
 
 def main() -> None:
     """`vae-train`: exit code 0; 1 with one message for what the user can mend; a traceback for our own bugs."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises its errors instead of printing them
-    logging.raiseExceptions = False  # `vae-train | head` goes on quietly when head has gone
+    logging.raiseExceptions = False  # a log that cannot be written is no reason to stop, or to fill stderr
     signal.signal(signal.SIGTERM, _exit_on_sigterm)
     try:
         sys.exit(_main(sys.argv[1:]))
@@ -59,9 +61,12 @@ def _main(arguments: list[str]) -> int:
         _job()
         return 0
 
-    check(_without_hydra(cfg))
+    config = _check(cfg, combinations=False)
     planned = plan.plan(typed, cfg)
-    _check(_compose(plan.first_job(planned.overrides)))
+    if str(cfg.hydra.launcher["_target_"]).endswith(("BasicLauncher", "JoblibLauncher", "LocalLauncher")):
+        from vae_exp import build
+
+        build.dataset(config)  # so that jobs side by side do not all download it; kept for those of this process
     sweep.start(planned)
     sys.argv[1:] = ["--multirun", *planned.overrides]
     stopped, error = 0, None
@@ -77,7 +82,7 @@ def _main(arguments: list[str]) -> int:
     if error is not None and told == 0:
         raise error
     code = sweep.finish(planned, cfg.wandb, stopped=bool(stopped))
-    if error is not None and told < planned.jobs:
+    if error is not None and code:
         raise UserError(f"the sweep ended early: {error}") from error
     return stopped or code
 
@@ -88,8 +93,9 @@ def _job(cfg: DictConfig) -> float | None:
     job = HydraConfig.get()
     run_dir = Path(os.path.relpath(job.runtime.output_dir))
     if job.mode == RunMode.MULTIRUN:
-        return sweep.run_job(cfg, run_dir, job.job.num, job.launcher)
+        return sweep.run_job(cfg, run_dir, job)
 
+    from vae_exp import tracker
     from vae_exp.train import train
 
     try:
@@ -98,21 +104,22 @@ def _job(cfg: DictConfig) -> float | None:
         log.info(f"Stopped by Ctrl-C. What was finished until then is in {run_dir}")
         raise
     except UserError as error:
+        tracker.record_failure(cfg, run_dir, str(error))
         log.error(f"vae-train: {error}")
         sys.exit(1)
     log.info(_closing(summary, run_dir))
     return summary.get("best/val_neg_elbo")
 
 
-def _check(cfg: DictConfig) -> None:
+def _check(cfg: DictConfig, combinations: bool = True) -> dict:
     """Refuse a bad configuration before Hydra makes a folder for the run."""
     cfg = _without_hydra(cfg)
-    check(cfg)  # at once, before torch is imported for what only torch can tell
+    check(cfg, combinations)  # at once, before torch is imported for what only torch can tell
     from vae_exp import build, online
 
-    build.check(cfg)
     if cfg.wandb.mode == "online":
         online.check_key(cfg.wandb.mode)
+    return build.check(cfg, combinations)
 
 
 def _compose(overrides: list[str]) -> DictConfig:
@@ -132,6 +139,9 @@ def _explain(error: Exception) -> str:
     text = str(error)
     if found := re.search(r"Could not find 'hydra/(launcher|sweeper)/(\w+?)(?:_local|_slurm)?'", text):
         kind, name = found.groups()
+        known = {"launcher": ["basic", "joblib", "ray", "submitit"], "sweeper": ["basic", "optuna"]}[kind]
+        if name not in known:
+            return f"hydra/{kind}={name}: there is no such {kind}.{closest(name, known)} There are {', '.join(known)}."
         return f"hydra/{kind}={name}: not installed. It comes with: pip install 'vae_exp[{name}]'"
     if isinstance(error, MissingConfigException) and (found := re.search(r"Could not find '(\w+)/(.+?)'", text)):
         group, option = found.groups()
@@ -151,8 +161,7 @@ def _explain(error: Exception) -> str:
 
 def _closing(summary: dict[str, Any], run_dir: Path) -> str:
     """Where everything is, and what to type next."""
-    wandb = shutil.which("wandb") or str(Path(sys.executable).with_name("wandb"))
-    wandb = "wandb" if shutil.which("wandb") else os.path.relpath(wandb)
+    wandb = "wandb" if shutil.which("wandb") else os.path.relpath(Path(sys.executable).with_name("wandb"))
     test = "   ".join(f"{name} {summary[f'test/{name}']:.3f}" for name in ("neg_elbo", "reconstruction", "kl"))
     lines = [
         f"test    {test}   ({summary['test/active_units']} active units)",

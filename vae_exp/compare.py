@@ -85,7 +85,10 @@ def _filter(runs: list[Run], test: str) -> list[Run]:
         raise UserError(f"--filter {test}: write KEY=VALUE, or <, >, <=, >=, != in place of =.")
     key, sign, text = found.groups()
     _known(key, [*dict.fromkeys(k for run in runs for k in run.config), *METRICS, "state"])
-    value = yaml.safe_load(text)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
     if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
         value = float(value)  # YAML reads 1e-3 as text
 

@@ -60,7 +60,7 @@ def _is_text(value: Any) -> bool:
 
 # What becomes part of a folder's name must not be able to lead out of it.
 NAME = Rule(lambda v: _is_text(v) and v.replace("_", "").replace("-", "").isalnum(), "letters, digits, - and _")
-TEXT = Rule(_is_text, "text on one line")
+TEXT = Rule(lambda v: _is_text(v) or _is_number(v), "text on one line")
 FLAG = Rule(lambda v: isinstance(v, bool), "true or false")
 
 RULES = {
@@ -119,9 +119,10 @@ def resolve(cfg: DictConfig) -> dict:
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
 
 
-def check(cfg: DictConfig) -> dict:
-    """Check every value against its rule and return the resolved configuration.
+def check(cfg: DictConfig, combinations: bool = True) -> dict:
+    """Check every value against its rule, and their combinations, and return the resolved configuration.
 
+    A sweep checks the values of its first job alone: other jobs may combine them better.
     Raises UserError naming each wrong key, its value and what is allowed.
     """
     values = resolve(cfg)
@@ -139,11 +140,11 @@ def check(cfg: DictConfig) -> dict:
         if group not in CALLS and key not in RULES:
             problems.append(f"{key}: no such key.{closest(key, RULES)}")
         rule = RULES.get(key) or OPTION_RULES.get(key)
-        copied = re.fullmatch(r"\$\{[\w.]+\}", str(written[key]))  # such as ${seed}, complained of once, as seed
+        copied = re.fullmatch(r"\$\{[\w.]+\}", str(written.get(key)))  # such as ${seed}, complained of once, as seed
         if rule and not copied and not rule.allows(value):
             shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
             problems.append(f"{key}={shown}: it takes {rule.words}.")
-    if flat.get("model.conditional") is True and flat.get("dataset.n_classes") == 0:
+    if combinations and flat.get("model.conditional") is True and flat.get("dataset.n_classes") == 0:
         problems.append(
             f"model.conditional=true: dataset={flat.get('dataset.name')} has no labels (dataset.n_classes=0). "
             "Use model=vanilla or model=beta, or data with labels."

@@ -18,18 +18,21 @@ PROBE_SECONDS = 4
 
 
 def check_key(asked: str) -> str | None:
-    """The W&B API key, or None where none is configured. Raises UserError for wandb.mode=online without one."""
+    """The W&B API key, an empty text for other credentials, or None where there are none.
+
+    Raises UserError for wandb.mode=online without any.
+    """
     import wandb
 
     settings = wandb.setup(wandb.Settings(silent=True)).settings
-    key = settings.api_key or _key_in_netrc(settings.base_url) or settings.identity_token_file
-    if asked == "online" and not key:
+    key = settings.api_key or _key_in_netrc(settings.base_url) or ("" if settings.identity_token_file else None)
+    if asked == "online" and key is None:
         raise UserError("wandb.mode=online: no W&B API key is configured. `wandb login`, or use wandb.mode=offline.")
     return key
 
 
 def choose_mode(asked: str) -> str:
-    """online, offline or disabled: decided before wandb.init, which would prompt, hang or raise.
+    """online, offline or disabled.
 
     auto is WANDB_MODE's value, else online where an API key is configured, else offline. A server that does
     not answer, or refuses the key, means offline. Raises UserError as check_key does.
@@ -39,9 +42,14 @@ def choose_mode(asked: str) -> str:
         return mode
     import wandb
 
-    if mode in ("auto", "online") and (key := check_key(mode)):
-        server = wandb.setup().settings.base_url
-        trouble = _ask(server, key)
+    try:
+        key = check_key(mode) if mode in ("auto", "online") else None
+        server = wandb.setup(wandb.Settings(silent=True)).settings.base_url
+    except ValueError as error:  # such as WANDB_BASE_URL without http://
+        log.warning("W&B: its settings are wrong, so the run goes on without it: %s", error)
+        return "disabled"
+    if key is not None:
+        trouble = _ask(server, key) if key else None
         if not trouble:
             return "online"
         log.warning("W&B: %s %s; the run goes on offline.", server, trouble)
@@ -54,7 +62,7 @@ def choose_mode(asked: str) -> str:
 def _key_in_netrc(server: str) -> str | None:
     """The key that `wandb login` wrote, found without the network that wandb.login waits for."""
     try:
-        entry = netrc.netrc(os.environ.get("NETRC")).authenticators(urlparse(server).hostname or "")
+        entry = netrc.netrc(os.environ.get("NETRC")).hosts.get(urlparse(server).hostname or "")
     except (OSError, netrc.NetrcParseError):
         return None
     return entry[2] if entry else None

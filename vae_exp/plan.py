@@ -29,7 +29,7 @@ class Plan:
     jobs: int
     search: bool  # Optuna chooses the values; a trial that fails is part of it
     settings: list[str]  # the overrides that every job has
-    values: list[str]  # what has to be the same in a sweep that is resumed: the keys, where folders tell their values
+    values: list[str]  # the overrides that are swept
     folder: Path
     overrides: list[str]  # all that Hydra is to be given
     single: list[str]  # what turns the same command into one run
@@ -69,15 +69,15 @@ def plan(typed: list[str], cfg: DictConfig) -> Plan:
     if search and cfg.sweep.resume:
         raise UserError("sweep.resume: a search keeps its study in memory and cannot be resumed; start it anew.")
 
-    label = re.sub(r"[^\w.-]", "-", cfg.sweep.name or "-".join(key.rsplit(".", 1)[-1] for key in keys) or "sweep")
+    of_keys = "-".join(key.rsplit(".", 1)[-1] for key in keys)
+    label = re.sub(r"[^\w.-]", "-", str(cfg.sweep.name or of_keys or "sweep"))
     folder = SWEEPS / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}_{label[:LONGEST]}"
-    name = cfg.sweep.name or folder.name
-    subfolder = _subfolder(swept)
-    values = [override.input_line for override in swept] if subfolder == NUMBER else keys
+    name = str(cfg.sweep.name or folder.name)
+    values = [override.input_line for override in swept]
     if cfg.sweep.resume:
         folder, before = _to_resume(cfg.sweep.resume)
         name = before["name"]
-        if [before["settings"], before["values"]] != [settings, values]:
+        if before["settings"] + before["values"] != settings + values:
             was, now = " ".join(before["settings"] + before["values"]), " ".join(settings + values)
             raise UserError(f"sweep.resume={cfg.sweep.resume}: the sweep was started with {was}, and not with {now}.")
     resume = _quoted(folder) if cfg.sweep.resume else "null"
@@ -88,7 +88,7 @@ def plan(typed: list[str], cfg: DictConfig) -> Plan:
         f"sweep.jobs={jobs}",
         f"sweep.resume={resume}",
         f"hydra.sweep.dir={_quoted(folder)}",
-        f"hydra.sweep.subdir={_quoted(subfolder)}",
+        f"hydra.sweep.subdir={_quoted(_subfolder(swept))}",
     ]
     overrides += ["hydra.sweeper.params=null"] if preset else []
     single = ["hydra.mode=RUN"] if cfg.hydra.mode == RunMode.MULTIRUN else []
@@ -105,9 +105,11 @@ def _values(override: Override) -> list[str]:
     value = override.value()
     if isinstance(value, IntervalSweep):
         return [str(value.start)]
-    if isinstance(value, Glob):
-        return value.filter(options(override.key_or_group))
-    return list(override.sweep_string_iterator())
+    is_glob = isinstance(value, Glob)
+    values = value.filter(options(override.key_or_group)) if is_glob else list(override.sweep_string_iterator())
+    if not values:
+        raise UserError(f"{override.input_line}: there is no value in it to run.")
+    return values
 
 
 def _subfolder(swept: list[Override]) -> str:
@@ -136,6 +138,7 @@ def _to_resume(asked: str) -> tuple[Path, dict]:
     else:
         folder = Path(asked)
     try:
-        return folder, json.loads((folder / "sweep.json").read_text())
-    except (OSError, ValueError) as error:
+        before = json.loads((folder / "sweep.json").read_text())
+        return folder, {key: before[key] for key in ("name", "settings", "values")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"sweep.resume={asked}: no sweep was started there (no readable sweep.json).") from error

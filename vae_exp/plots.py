@@ -73,8 +73,8 @@ def _scatter(runs: list[Run], x_key: str, y_key: str, metric: str) -> plt.Figure
         xs[lowest], ys[lowest], s=220, facecolors="none", edgecolors="black", label=f"best: {numbers[lowest]:.2f}"
     )
     axes.set(xlabel=x_key, ylabel=y_key, title=f"{metric}, lower is better")
-    axes.set_xscale("log" if max(xs) / min(xs) > 30 else "linear")
-    axes.set_yscale("log" if max(ys) / min(ys) > 30 else "linear")
+    axes.set_xscale("log" if 0 < 30 * min(xs) < max(xs) else "linear")
+    axes.set_yscale("log" if 0 < 30 * min(ys) < max(ys) else "linear")
     axes.legend()
     figure.colorbar(points, label=f"{metric}, nats per image", extend="max")
     return figure

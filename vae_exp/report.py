@@ -41,9 +41,13 @@ document.querySelectorAll("#runs th").forEach((head, column) => head.onclick = (
   [...body.rows].sort(compare).forEach(row => body.append(row));
 });
 document.querySelector("#filter").oninput = event => {
-  const words = event.target.value.toLowerCase().split(/\\s+/);
-  document.querySelectorAll("[data-run]").forEach(item =>
-    item.hidden = !words.every(word => item.dataset.run.toLowerCase().includes(word)));
+  const words = event.target.value.toLowerCase().trim().split(/\\s+/);
+  document.querySelectorAll("[data-run]").forEach(item => {
+    const known = item.dataset.run.toLowerCase();  // z_dim=2 finds model.z_dim=2, and not z_dim=20
+    const has = word => word.includes("=")
+      ? known.split(" ").some(token => token === word || token.endsWith("." + word)) : known.includes(word);
+    item.hidden = !words.every(has);
+  });
 };
 """
 
@@ -52,18 +56,19 @@ def page(rows: list[Run], runs: list[Run], columns: list[str], metric: str) -> s
     """The page: rows are what the table shows (perhaps folded over seeds), runs each run by itself."""
     keys = differing(runs)
     runs = sort_runs(runs, metric)
-    finished = [run for run in runs if metric in run.metrics]
+    measured = [run for run in runs if metric in run.metrics]
     figures = [_curves(runs, keys, metric)]
-    if len(finished) > 1 and keys:
-        figures.append(_parallel(finished, keys, metric))
+    if len(measured) > 1 and keys:
+        figures.append(_parallel(measured, keys, metric))
     drawn = [figure.to_html(full_html=False, include_plotlyjs=i == 0) for i, figure in enumerate(figures)]
     titles = ["Training", "Swept keys and results"]
     parts = [f"<h2>{title}</h2>{html}" for title, html in zip(titles, drawn, strict=False)]
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{len(runs)} VAE runs</title>'
         f"<style>{STYLE}</style><h1>{len(runs)} runs</h1>"
-        f"<p>Nats per image; lower is better. Click a column to sort by it.</p>{_table(rows, columns, metric)}"
-        f"{''.join(parts)}<h2>Pictures of the last epoch</h2>{_sheet(runs, keys, metric)}"
+        f"<p>Nats per image; lower is better. Click a column to sort by it.</p>{_table(rows, columns, keys, metric)}"
+        f"{''.join(parts)}<h2>Pictures</h2><p>Test images above their reconstructions by the best epoch; "
+        f"samples of the last epoch.</p>{_sheet(runs, keys, metric)}"
         f"<script>{SCRIPT}</script></html>"
     )
 
@@ -77,25 +82,25 @@ def _text(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _table(rows: list[Run], columns: list[str], metric: str) -> str:
+def _table(rows: list[Run], columns: list[str], keys: list[str], metric: str) -> str:
     lowest = min((run.metrics[metric] for run in rows if metric in run.metrics), default=None)
     head = "".join(f"<th>{escape(name)}</th>" for name in ["run", *columns])
     lines = []
     for run in rows:
-        name = f"{run.seeds} seeds" if run.spread else run.folder.name
+        name = f"{run.seeds} seeds" if run.members else run.folder.name
         cells = [f'<td data-value="{escape(name)}">{escape(name)}</td>']
         for column in columns:
             value = run.value(column)
             shown = "" if value is None else _text(value)
             if column in METRICS and value is not None:
-                shown = f"{value:.3f}" + (f" ± {run.spread[column]:.3f}" if run.seeds > 1 else "")
+                shown = f"{value:.3f}" + (f" ± {run.spread[column]:.3f}" if column in run.spread else "")
             plain, kind = (
                 escape(_text(value) if value is not None else ""),
                 ' class="reason"' if column == "reason" else "",
             )
             cells.append(f'<td{kind} title="{plain}" data-value="{plain}">{escape(shown)}</td>')
         mark = ' class="best"' if lowest is not None and run.metrics.get(metric) == lowest else ""
-        search = escape(" ".join([name, run.state, *(f"{c}={_text(run.value(c))}" for c in columns)]))
+        search = escape(" ".join([name, run.state, *(f"{k}={_text(run.value(k))}" for k in keys)]))
         lines.append(f'<tr{mark} data-run="{search}">{"".join(cells)}</tr>')
     return (
         '<input id="filter" placeholder="filter, such as z_dim=10 finished"><div class="scroll">'

@@ -1,9 +1,10 @@
 """Finished runs, read from their folders and laid side by side. No torch and no W&B: only the files."""
 
+import contextlib
 import csv
 import json
-import math
 import statistics
+import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +39,7 @@ class Run:
     metrics: dict[str, float]
     spread: dict[str, float] = field(default_factory=dict)  # standard deviations over seeds
     seeds: int = 1
+    members: list["Run"] = field(default_factory=list)  # the runs that were folded into this one
 
     @property
     def finished(self) -> bool:
@@ -50,9 +52,14 @@ class Run:
         return self.metrics.get(column) if column in METRICS else self.config.get(column)
 
     def history(self, name: str) -> list[tuple[float, float]]:
-        """(epoch, value) of a logged number, over the run."""
-        rows = (json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines())
-        return [(row["epoch"], row[name]) for row in rows if name in row]
+        """(epoch, value) of a logged number, over the run; nothing for a run that failed before it logged any."""
+        path = self.folder / "metrics.jsonl"
+        points = []
+        for line in path.read_text().splitlines() if path.exists() else ():
+            with contextlib.suppress(ValueError):  # the last line of a killed run may not be whole
+                row = json.loads(line)
+                points += [(row["epoch"], row[name])] if name in row else []
+        return points
 
 
 def read_runs(paths: Iterable[str | Path]) -> list[Run]:
@@ -125,26 +132,27 @@ def _fold(group: list[Run]) -> Run:
         values = [run.metrics[name] for run in done if name in run.metrics]
         if values:
             metrics[name] = statistics.fmean(values)
-            spread[name] = statistics.stdev(values) if len(values) > 1 else 0.0
-    return Run(group[0].folder, config, state if done else group[0].state, reason, metrics, spread, len(done))
+        if len(values) > 1:
+            spread[name] = statistics.stdev(values)
+    return Run(group[0].folder, config, state if done else group[0].state, reason, metrics, spread, len(done), done)
 
 
 def sort_runs(runs: list[Run], column: str, descending: bool = False) -> list[Run]:
-    """By a column; runs that have no number there come last."""
-    if not any(run.value(column) is not None for run in runs):
-        raise UserError(f"sort={column}: no run has it. There are {', '.join([*METRICS, *differing(runs)])}.")
+    """By a column; runs that have nothing there come last."""
+    having = [run for run in runs if run.value(column) is not None]
+    lacking = [run for run in runs if run.value(column) is None]
+    return [*sorted(having, key=lambda run: order(run.value(column)), reverse=descending), *lacking]
 
-    def place(run: Run) -> tuple:
-        value = run.value(column)
-        number = isinstance(value, int | float) and not math.isnan(value)
-        return (not number, (-value if descending else value) if number else 0, str(value))
 
-    return sorted(runs, key=place)
+def order(value: Any) -> tuple:
+    """A place for any value: numbers by size, then the rest by name, so that mixed columns can be sorted."""
+    return (0, value, "") if _is_number(value) else (1, 0, str(value))
 
 
 def best(runs: list[Run], column: str = "val/neg_elbo") -> Run | None:
-    """The run with the lowest number, among those that have one."""
-    having = [run for run in runs if run.metrics.get(column) is not None]
+    """The finished run with the lowest number; of folded runs those whose seeds all finished come first."""
+    having = [run for run in runs if run.metrics.get(column) is not None and (run.finished or run.members)]
+    having = [run for run in having if run.finished] or having
     return min(having, key=lambda run: run.metrics[column], default=None)
 
 
@@ -170,13 +178,13 @@ def _cell(run: Run, column: str) -> str:
     if value is None:
         return "-"
     if column == "reason":
-        return str(value) if len(str(value)) <= 70 else f"{str(value)[:69]}…"
+        return textwrap.shorten(str(value), 70, placeholder=" …")
     if not isinstance(value, float):
         return str(value)
     if column not in METRICS:
         return f"{value:g}"
     digits = 1 if column in ("seconds", "test/active_units") else 3
-    spread = f" ± {run.spread[column]:.{digits}f}" if run.seeds > 1 and digits == 3 else ""
+    spread = f" ± {run.spread[column]:.{digits}f}" if column in run.spread and digits == 3 else ""
     return f"{value:.{digits}f}{spread}"
 
 

@@ -1,5 +1,6 @@
 """Where a run is written down: its own folder always, Weights & Biases beside it. Only online.py imports wandb too."""
 
+import contextlib
 import json
 import logging
 import os
@@ -15,26 +16,26 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from vae_exp.config import UserError, flatten, resolve
+from vae_exp.config import UserError, resolve
 from vae_exp.online import choose_mode
 
 log = logging.getLogger(__name__)
 INIT_SECONDS = 8  # with online.PROBE_SECONDS: a server that does not answer may cost 15 s in all
 
 
-IN_EVERY_NAME = ("model", "dataset", "model.z_dim", "optimizer.lr", "seed")
+IN_EVERY_NAME = ("model", "model.name", "dataset", "model.z_dim", "optimizer.lr", "seed")
 
 
 def run_name(config: dict) -> str:
-    """Such as vanilla-mnist-z20-lr0.001-s0, and in a sweep whatever else is swept."""
+    """Such as vanilla-mnist-z20-lr0.001-s0, or what the user says; in a sweep with whatever else is swept."""
     model, dataset, lr = config["model"], config["dataset"], config["optimizer"]["lr"]
-    name = f"{model['name']}-{dataset['name']}-z{model['z_dim']}-lr{lr:g}-s{config['seed']}"
-    flat = flatten(config)
-    for key in config["sweep"]["over"]:
-        if key not in IN_EVERY_NAME:
-            value = flat.get(key, str(flat.get(f"{key}._target_")).rsplit(".", 1)[-1])
-            name += f"-{key.rsplit('.', 1)[-1]}{value}"
-    return name
+    chosen = config["wandb"]["name"] or os.environ.get("WANDB_NAME")
+    name = chosen or f"{model['name']}-{dataset['name']}-z{model['z_dim']}-lr{lr:g}-s{config['seed']}"
+    for swept in config["sweep"]["over"]:
+        key, _, value = swept.partition("=")
+        if chosen or key not in IN_EVERY_NAME:
+            name = f"{name}-{key.rsplit('.', 1)[-1]}{value}"
+    return str(name)
 
 
 class Tracker:
@@ -45,10 +46,7 @@ class Tracker:
     """
 
     def __init__(self, config: dict, run_dir: Path, mode: str, facts: dict[str, Any]) -> None:
-        self.run_dir, self.name = (
-            run_dir,
-            config["wandb"]["name"] or os.environ.get("WANDB_NAME") or run_name(config),
-        )
+        self.run_dir, self.name = run_dir, run_name(config)
         self.started = time.time()
         run_dir.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(OmegaConf.create(config), run_dir / "config.yaml")
@@ -62,17 +60,21 @@ class Tracker:
         import wandb
 
         asked = config["wandb"]
-        options = _where(asked) | {
+        options = {
             "config": config | facts,
             "id": os.environ.get("WANDB_RUN_ID") or f"{_as_id(self.name)}-{secrets.token_hex(3)}",
             "name": self.name,
-            "group": asked["group"] or config["sweep"]["name"],
+            "group": _text(asked["group"] or config["sweep"]["name"]),
             "job_type": os.environ.get("WANDB_JOB_TYPE") or "train",
-            "tags": [config["model"]["name"], config["dataset"]["name"], *(asked["tags"] or _from_environment())],
-            "notes": asked["notes"],
+            "tags": [
+                config["model"]["name"],
+                config["dataset"]["name"],
+                *map(str, asked["tags"] or _from_environment()),
+            ],
+            "notes": _text(asked["notes"]),
         }
         try:
-            return wandb.init(mode=mode, **options)
+            return wandb.init(mode=mode, **_where(asked), **options)
         except Exception as error:  # whatever is wrong with W&B, it must not cost the run
             if mode == "offline":
                 log.warning("W&B could not be started (%s); the run folder has everything.", _first_line(error))
@@ -146,16 +148,20 @@ class Tracker:
             said = str(error) if isinstance(error, UserError) else f"{kind.__name__}: {error}"
             state, reason, exit_code = "failed", said, 1
         self.summary |= {"state": state, "reason": reason}
-        self._write_summary()
-        self.metrics.close()
-        self._wandb(lambda run: run.summary.update({"state": state, "reason": reason}))
-        self._wandb(lambda run: run.finish(exit_code=exit_code))
+        try:
+            self._write_summary()
+            self.metrics.close()
+        finally:  # a full disk must not leave W&B's run open
+            self._wandb(lambda run: run.summary.update({"state": state, "reason": reason}))
+            self._wandb(lambda run: run.finish(exit_code=exit_code))
 
 
 def record_failure(cfg: DictConfig, run_dir: Path, reason: str) -> None:
     """Leave a summary.json of a run that failed before it was tracked; one that is there tells more."""
     if not (run_dir / "summary.json").exists():
-        OmegaConf.save(OmegaConf.create(resolve(cfg)), run_dir / "config.yaml")
+        with contextlib.suppress(UserError):  # an interpolation that leads nowhere may be what failed
+            cfg = OmegaConf.create(resolve(cfg))
+        OmegaConf.save(cfg, run_dir / "config.yaml")
         _write_json(run_dir / "summary.json", {"state": "failed", "reason": reason, "seconds": 0.0})
 
 
@@ -168,14 +174,14 @@ def publish_sweep(
         return
     import wandb
 
-    options = _where(asked) | {
+    options = {
         "id": f"sweep-summary-{_as_id(name)}-{secrets.token_hex(3)}",
         "name": f"sweep-summary {name}",
         "group": asked.group or name,
         "job_type": "sweep-summary",
     }
     try:
-        with wandb.init(mode=mode, **options) as run:
+        with wandb.init(mode=mode, **_where(asked), **options) as run:
             run.log({"sweep/table": wandb.Table(columns=columns, data=rows)})
             run.log({f"sweep/{figure.stem}": wandb.Image(str(figure)) for figure in figures})
             run.summary.update(results)
@@ -188,11 +194,11 @@ def _where(asked: dict[str, Any] | DictConfig) -> dict[str, Any]:
     import wandb
 
     # Absolute, because W&B's service keeps the working folder of its start.
-    folder = Path(asked["dir"] or os.environ.get("WANDB_DIR") or "outputs").resolve()
+    folder = Path(str(asked["dir"] or os.environ.get("WANDB_DIR") or "outputs")).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     return {
         "dir": folder,
-        "project": asked["project"] or os.environ.get("WANDB_PROJECT") or "vae_exp",
+        "project": str(asked["project"] or os.environ.get("WANDB_PROJECT") or "vae_exp"),
         "entity": asked["entity"],
         "reinit": "finish_previous",  # a run that is still open must not swallow this one's points
         "settings": wandb.Settings(silent=True, init_timeout=INIT_SECONDS),
@@ -212,6 +218,10 @@ def _as_id(name: str) -> str:
 
 def _from_environment() -> list[str]:
     return [tag for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag]
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
 
 
 def _first_line(error: Exception) -> str:
