@@ -7,7 +7,9 @@ import re
 import shutil
 import signal
 import sys
+import traceback
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import hydra
@@ -47,9 +49,18 @@ def main() -> None:
         sys.exit(f"vae-train: {_explain(error)}")
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # `vae-train --help | head`: Python would complain once more when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 def _main(arguments: list[str]) -> int:
+    if arguments in (["--help"], ["-h"]):  # Hydra fills in the same text, but asks every plugin's groups, for seconds
+        groups = sorted(path.name for path in CONF_DIR.iterdir() if path.is_dir() and path.name != "hydra")
+        listed = "".join(f"{group}: {', '.join(options(group))}\n" for group in groups)
+        template = OmegaConf.load(CONF_DIR / "hydra" / "help" / "vae_exp.yaml").template
+        print(Template(template).substitute(APP_CONFIG_GROUPS=listed))
+        return 0
     if any(a.startswith("-") and a not in ("-m", "--multirun") for a in arguments):
         _job()  # --help, --cfg and the like start nothing; with other flags the run itself does the checks
         return 0
@@ -78,12 +89,10 @@ def _main(arguments: list[str]) -> int:
         stopped = stop.code or 0
     except Exception as raised:  # a launcher's or a sweeper's: what was done until then is still told
         error = raised
-    told = len(list(planned.folder.glob("*/summary.json")))
-    if error is not None and told == 0:
-        raise error
     code = sweep.finish(planned, cfg.wandb, stopped=bool(stopped))
     if error is not None and code:
-        raise UserError(f"the sweep ended early: {error}") from error
+        (planned.folder / "error.log").write_text("".join(traceback.format_exception(error)))
+        raise UserError(f"the sweep ended early: {error}\nThe traceback is in {planned.folder}/error.log") from error
     return stopped or code
 
 

@@ -111,7 +111,8 @@ def finish(planned: Plan, wandb: DictConfig, stopped: bool = False) -> int:
     keys = _columns([key for key in planned.keys if key not in results.SEEDS], folded)
     shown = [*keys, *(name for name in TOLD if any(name in run.metrics for run in runs))]
     shown += ["state", "reason"] if done < len(runs) else []
-    say("\n" + results.table(results.sort_runs(folded, metric), shown, best) + "\n")
+    if runs:
+        say("\n" + results.table(results.sort_runs(folded, metric), shown, best) + "\n")
     say(f"{done} of {planned.jobs} jobs finished; table {planned.folder}/results.csv")
     if done < planned.jobs and not planned.search:
         say(f"go on   the same command with sweep.resume={planned.folder}")
