@@ -47,7 +47,14 @@ def test_a_run_ends_with_where_things_are_and_what_to_type_next(vae_train):
     assert code == 0
     (folder,) = (path.parent for path in Path("outputs").rglob("best.pt"))
     (upload,) = Path("outputs/wandb").glob("offline-run-*")
-    for expected in (f"{folder}/images", f"{folder}/best.pt", "leet outputs/wandb", f"sync {upload}", "test"):
+    for expected in (
+        f"{folder}/images",
+        f"{folder}/best.pt",
+        "leet outputs/wandb",
+        f"sync {upload}",
+        "test ",
+        "experiment=tutorial",
+    ):
         assert expected in said
     assert "%|" not in said, "no bar where there is no terminal"
     assert "epoch 1/1" in (folder / "train.log").read_text()

@@ -116,7 +116,7 @@ def _job(cfg: DictConfig) -> float | None:
         tracker.record_failure(cfg, run_dir, str(error))
         log.error(f"vae-train: {error}")
         sys.exit(1)
-    log.info(_closing(summary, run_dir))
+    log.info(_closing(summary, run_dir, cfg.dataset.name))
     return summary.get("best/val_neg_elbo")
 
 
@@ -168,22 +168,27 @@ def _explain(error: Exception) -> str:
     return text + cause
 
 
-def _closing(summary: dict[str, Any], run_dir: Path) -> str:
+def _closing(summary: dict[str, Any], run_dir: Path, dataset: str) -> str:
     """Where everything is, and what to type next."""
-    wandb = "wandb" if shutil.which("wandb") else os.path.relpath(Path(sys.executable).with_name("wandb"))
+
+    def program(name: str) -> str:
+        return name if shutil.which(name) else os.path.relpath(Path(sys.executable).with_name(name))
+
     test = "   ".join(f"{name} {summary[f'test/{name}']:.3f}" for name in ("neg_elbo", "reconstruction", "kl"))
-    lines = [
-        f"test    {test}   ({summary['test/active_units']} active units)",
-        f"pictures {run_dir}/images   numbers {run_dir}/metrics.jsonl, summary.json   weights {run_dir}/best.pt",
-    ]
     run = summary["wandb"]
-    if run["url"]:
-        lines += [f"W&B     {run['url']}"]
-    if run["dir"]:
-        lines += [f"look    {wandb} leet {Path(run['dir']).parent}    (all runs, in this terminal, no account needed)"]
-    if run["mode"] == "offline":
-        lines += [f"upload  {wandb} sync {run['dir']}"]
-    return "\n".join(lines)
+    lines = {
+        "test": f"{test}   ({summary['test/active_units']} active units)",
+        "pictures": f"{run_dir}/images",
+        "numbers": f"{run_dir}/metrics.jsonl, summary.json",
+        "weights": f"{run_dir}/best.pt",
+        "W&B": run["url"],
+        "look": run["dir"]
+        and f"{program('wandb')} leet {Path(run['dir']).parent}    (all runs, here, without an account)",
+        "upload": run["mode"] == "offline" and f"{program('wandb')} sync {run['dir']}",
+        "compare": f"{program('vae-compare')} {run_dir.parent}",
+        "MNIST": dataset == "digits" and f"{program('vae-train')} experiment=tutorial    (downloads it once)",
+    }
+    return "\n".join(f"{name:<9} {text}" for name, text in lines.items() if text)
 
 
 def _exit_on_sigterm(*_: Any) -> None:
