@@ -132,3 +132,18 @@ def test_mnist_is_whole():
     assert (len(data.train), len(data.val), len(data.read_test())) == (50_000, 10_000, 10_000)
     mean = torch.cat([data.train.x, data.val.x]).float().mean().item() / 255
     assert mean == pytest.approx(0.1307, abs=1e-4)
+
+
+def test_binarized_images_are_black_or_white_and_the_same_for_every_seed():
+    grey = load_digits(val_size=0)
+    static = [load_digits(val_size=0, seed=seed, binarize="static") for seed in (0, 1)]
+    threshold = load_digits(val_size=0, binarize="threshold")
+    for data in (*static, threshold):
+        assert set(data.train.x.unique().tolist()) == {0, 255}
+    assert torch.equal(static[0].train.x, static[1].train.x)
+    assert torch.equal(static[0].read_test().x, static[1].read_test().x)
+    assert torch.equal(threshold.train.x == 255, grey.train.x >= 128)
+    # A Bernoulli draw is right on average, and black and white pixels stay what they are.
+    assert static[0].train.x.float().mean().item() == pytest.approx(grey.train.x.float().mean().item(), rel=0.01)
+    assert (static[0].train.x[grey.train.x == 0] == 0).all()
+    assert (static[0].train.x[grey.train.x == 255] == 255).all()

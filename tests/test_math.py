@@ -11,7 +11,7 @@ from vae_exp import build
 from vae_exp.config import check
 from vae_exp.distributions import Bernoulli, DiagonalGaussian, Gaussian
 from vae_exp.objectives import Terms, elbo, elbo_terms
-from vae_exp.schedules import cosine, step
+from vae_exp.schedules import cosine, milestones, step
 
 
 def make_model(*overrides, x_shape=(1, 28, 28), n_classes=10, seed=0):
@@ -88,6 +88,12 @@ def test_cosine_rises_and_falls():
 
 def test_step_decays_after_each_span():
     assert [step(e, 9, every_epochs=2, gamma=0.1) for e in (0, 1.9, 2, 4.5)] == pytest.approx([1, 1, 0.1, 0.01])
+
+
+def test_milestones_decay_once_each():
+    assert [milestones(e, 9, at_epochs=[2, 5], gamma=0.1) for e in (1.9, 2, 4.9, 8)] == pytest.approx(
+        [1, 0.1, 0.1, 0.01]
+    )
 
 
 def test_the_loss_is_the_tutorials_divided_by_the_batch():

@@ -9,8 +9,8 @@ import torch
 
 from vae_exp.config import UserError
 
-FORMAT = 1
-HOLDS = ("format", "config", "x_shape", "n_classes", "model", "optimizer", "step", "epoch", "best")
+FORMAT = 2
+HOLDS = ("format", "config", "x_shape", "n_classes", "model", "optimizer", "step", "epoch", "best", "kl_per_dim")
 
 
 def save(path: Path, **state: Any) -> None:

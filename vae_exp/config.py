@@ -97,9 +97,11 @@ OPTION_RULES = {
     "objective.beta": _number(0),
     "objective.warmup_epochs": _number(0),
     "dataset.root": TEXT,
+    "dataset.binarize": _one_of("none", "threshold", "static"),
     "dataset.val_size": _whole(0),
     "dataset.seed": _whole(0, 2**32 - 1),
     "optimizer.weight_decay": _number(0),
+    "optimizer.fused": FLAG,
     "optimizer.momentum": _number(0, 1),
     "optimizer.alpha": _number(0, 1),
     "optimizer.betas": _list_of(_number(0, 1), "a list of numbers from 0 to 1, such as [0.9,0.999]"),
@@ -107,6 +109,7 @@ OPTION_RULES = {
     "scheduler.final_factor": _number(0, 1),
     "scheduler.every_epochs": _number(0, above=True),
     "scheduler.gamma": _number(0, above=True),
+    "scheduler.at_epochs": _list_of(_number(0), "a list of numbers, 0 or more, such as [8,12]"),
 }
 CALLS = ("network", "likelihood", "objective", "dataset", "optimizer", "scheduler")
 

@@ -62,14 +62,16 @@ def batches(split: Split, batch_size: int, order: torch.Generator | None = None)
         yield split.x[chosen].float().div_(255), split.y[chosen]
 
 
-def torchvision_images(name: str, root: str, val_size: int, n_classes: int, seed: int) -> Data:
+def torchvision_images(name: str, root: str, val_size: int, n_classes: int, seed: int, binarize: str = "none") -> Data:
     """MNIST and its drop-ins, read by torchvision and downloaded by it on first use.
 
     Raises UserError where the files can neither be read nor downloaded.
     """
     folder = Path(root).expanduser()
-    train = _read(name, folder, train=True)
-    return _split(name, train, lambda: _read(name, folder, train=False), val_size, n_classes, seed)
+    train = _binarized(_read(name, folder, train=True), binarize)
+    return _split(
+        name, train, lambda: _binarized(_read(name, folder, train=False), binarize), val_size, n_classes, seed
+    )
 
 
 @functools.lru_cache(maxsize=4)  # the jobs of a sweep read their data once
@@ -88,17 +90,34 @@ def _read(name: str, folder: Path, train: bool) -> Split:
     return Split(raw.data[:, None], raw.targets.long())
 
 
-def digits(name: str, val_size: int, n_classes: int, seed: int) -> Data:
+def digits(name: str, val_size: int, n_classes: int, seed: int, binarize: str = "none") -> Data:
     """The 1,797 8x8 digits inside scikit-learn (Alpaydin & Kaynak 1998), scaled from 0..16 to 0..255."""
     from sklearn.datasets import load_digits
 
     raw = load_digits()
     x = torch.from_numpy(raw.images * 255 / 16).round().to(torch.uint8)[:, None]
     y = torch.from_numpy(raw.target).long()
+    x = _binarized(Split(x, y), binarize).x
     # The test split is the same for every seed, or runs of different seeds could not be compared.
     rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     test, train = Split(x, y)[rows[:DIGITS_TEST_SIZE]], Split(x, y)[rows[DIGITS_TEST_SIZE:]]
     return _split(name, train, lambda: test, val_size, n_classes, seed)
+
+
+def _binarized(split: Split, how: str) -> Split:
+    """Every pixel black or white: by a threshold at one half, or by one draw of Bernoulli(pixel) for good.
+
+    That draw is the same for every seed, as a binarised dataset on disk would be: else runs of different seeds
+    would be measured on different test images.
+    """
+    if how == "none":
+        return split
+    if how == "threshold":
+        white = split.x >= 128
+    else:
+        fixed = torch.Generator().manual_seed(0)
+        white = torch.rand(split.x.shape, generator=fixed) < split.x.float() / 255
+    return Split(white.to(torch.uint8) * 255, split.y)
 
 
 def _split(name: str, train: Split, read_test: Callable[[], Split], val_size: int, n_classes: int, seed: int) -> Data:

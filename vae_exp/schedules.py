@@ -22,3 +22,8 @@ def cosine(epoch: float, epochs: int, *, warmup_epochs: float, final_factor: flo
 def step(epoch: float, epochs: int, *, every_epochs: float, gamma: float) -> float:
     """gamma to the number of whole spans of every_epochs gone by."""
     return gamma ** (epoch // every_epochs)
+
+
+def milestones(epoch: float, epochs: int, *, at_epochs: list[float], gamma: float) -> float:
+    """Times gamma at each of the epochs listed."""
+    return gamma ** sum(epoch >= milestone for milestone in at_epochs)

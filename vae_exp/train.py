@@ -116,6 +116,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
                 "step": step,
                 "epoch": epoch,
                 "best": best,
+                "kl_per_dim": measured.kl_per_dim,  # the order of the latents in a traversal
             }
             checkpoint.save(run_dir / "last.pt", **state)
             if improved:
