@@ -1,5 +1,6 @@
 """Fixtures: a run in a folder of its own, the command line in this process, and a reader of W&B's files."""
 
+import functools
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ import hydra
 import pytest
 import torch
 
-from vae_exp import cli
+from vae_exp import cli, evaluate, generate
 from vae_exp.config import CONF_DIR
 from vae_exp.train import train
 
@@ -46,20 +47,26 @@ def quick_run(*overrides, folder="run", wandb="disabled"):
 
 
 @pytest.fixture
-def vae_train(monkeypatch, capfd):
-    """vae-train as a user types it, in this process: returns its exit code and what it printed."""
+def vae_command(monkeypatch, capfd):
+    """A command as a user types it, in this process: returns its exit code and what it printed."""
+    programs = {"vae-train": cli.main, "vae-evaluate": evaluate.main, "vae-generate": generate.main}
 
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["vae-train", *arguments])
+    def run(program, *arguments):
+        monkeypatch.setattr(sys, "argv", [program, *arguments])
         code, said = 0, ""
         try:
-            cli.main()
+            programs[program]()
         except SystemExit as stop:  # sys.exit("text") prints the text and means 1
             code, said = (1, stop.code) if isinstance(stop.code, str) else (stop.code or 0, "")
         printed = capfd.readouterr()
         return code, printed.out + printed.err + said
 
     return run
+
+
+@pytest.fixture
+def vae_train(vae_command):
+    return functools.partial(vae_command, "vae-train")
 
 
 def command(*arguments, **environment):

@@ -3,9 +3,7 @@
 import contextlib
 import logging
 import os
-import re
 import shutil
-import signal
 import sys
 import traceback
 from pathlib import Path
@@ -14,16 +12,14 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from vae_exp import plan, sweep
-from vae_exp.config import CONF_DIR, UserError, check, closest, flatten, options, options_with
+from vae_exp import command, plan, sweep
+from vae_exp.command import HYDRA_VERSION
+from vae_exp.config import CONF_DIR, UserError, check, options
 
 log = logging.getLogger(__name__)
-HYDRA_VERSION = "1.3"
 
 
 class ConsoleHandler(logging.StreamHandler):
@@ -39,19 +35,8 @@ class ConsoleHandler(logging.StreamHandler):
 def main() -> None:
     """`vae-train`: exit code 0; 1 with one message for what the user can mend; a traceback for our own bugs."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises its errors instead of printing them
-    logging.raiseExceptions = False  # a log that cannot be written is no reason to stop, or to fill stderr
-    signal.signal(signal.SIGTERM, _exit_on_sigterm)
-    try:
+    with command.exits("vae-train", "config"):
         sys.exit(_main(sys.argv[1:]))
-    except UserError as error:
-        sys.exit(f"vae-train: {error}")
-    except (HydraException, OmegaConfBaseException) as error:
-        sys.exit(f"vae-train: {_explain(error)}")
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:  # `vae-train --help | head`: Python would complain once more when it ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
 
 
 def _main(arguments: list[str]) -> int:
@@ -66,9 +51,9 @@ def _main(arguments: list[str]) -> int:
         return 0
     typed = [a for a in arguments if not a.startswith("-")]
     first = plan.first_job(typed)
-    cfg = _compose(first)
+    cfg = command.compose("config", first)
     if len(typed) == len(arguments) and cfg.hydra.mode != RunMode.MULTIRUN:
-        _check(cfg if first == typed else _compose(typed))  # the latter is refused: a sweep without -m
+        _check(cfg if first == typed else command.compose("config", typed))  # the latter is refused: a sweep without -m
         _job()
         return 0
 
@@ -122,50 +107,13 @@ def _job(cfg: DictConfig) -> float | None:
 
 def _check(cfg: DictConfig, combinations: bool = True) -> dict:
     """Refuse a bad configuration before Hydra makes a folder for the run."""
-    cfg = _without_hydra(cfg)
+    cfg = command.without_hydra(cfg)
     check(cfg, combinations)  # at once, before torch is imported for what only torch can tell
     from vae_exp import build, online
 
     if cfg.wandb.mode == "online":
         online.check_key(cfg.wandb.mode)
     return build.check(cfg, combinations)
-
-
-def _compose(overrides: list[str]) -> DictConfig:
-    try:
-        with hydra.initialize_config_dir(str(CONF_DIR), version_base=HYDRA_VERSION):
-            return hydra.compose("config", overrides, return_hydra_config=True)
-    except ValueError as error:  # Hydra's answer to model=null
-        raise UserError(f"{' '.join(overrides)}: a group takes the name of an option. ({error})") from error
-
-
-def _without_hydra(cfg: DictConfig) -> DictConfig:
-    return OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
-
-
-def _explain(error: Exception) -> str:
-    """Hydra's complaint in the user's words, with the nearest names."""
-    text = str(error)
-    if found := re.search(r"Could not find 'hydra/(launcher|sweeper)/(\w+?)(?:_local|_slurm)?'", text):
-        kind, name = found.groups()
-        known = {"launcher": ["basic", "joblib", "ray", "submitit"], "sweeper": ["basic", "optuna"]}[kind]
-        if name not in known:
-            return f"hydra/{kind}={name}: there is no such {kind}.{closest(name, known)} There are {', '.join(known)}."
-        return f"hydra/{kind}={name}: not installed. It comes with: pip install 'vae_exp[{name}]'"
-    if isinstance(error, MissingConfigException) and (found := re.search(r"Could not find '(\w+)/(.+?)'", text)):
-        group, option = found.groups()
-        hint = closest(option, options(group))
-        return f"{group}={option}: there is no such {group}.{hint} There are {', '.join(options(group))}."
-    if found := re.search(r"Could not override '([^']+)'", text):
-        key = found[1]
-        if having := options_with(key):
-            group = key.split(".")[0]
-            return f"{key}: the chosen {group} has no such key; {group}={'|'.join(having)} has."
-        groups = [path.name for path in CONF_DIR.iterdir() if path.is_dir() and path.name != "hydra"]
-        hint = closest(key, [*flatten(OmegaConf.to_container(_without_hydra(_compose([])))), *groups])
-        return f"{key}: no such key.{hint} `vae-train --help` lists the groups, `vae-train --cfg job` every key."
-    cause = f"\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
-    return text + cause
 
 
 def _closing(summary: dict[str, Any], run_dir: Path, dataset: str) -> str:
@@ -189,7 +137,3 @@ def _closing(summary: dict[str, Any], run_dir: Path, dataset: str) -> str:
         "MNIST": dataset == "digits" and f"{program('vae-train')} experiment=tutorial    (downloads it once)",
     }
     return "\n".join(f"{name:<9} {text}" for name, text in lines.items() if text)
-
-
-def _exit_on_sigterm(*_: Any) -> None:
-    sys.exit(128 + signal.SIGTERM)  # so that `with` blocks close, and W&B's file is whole

@@ -3,7 +3,7 @@
 import difflib
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,12 +63,16 @@ NAME = Rule(lambda v: _is_text(v) and v.replace("_", "").replace("-", "").isalnu
 TEXT = Rule(lambda v: _is_text(v) or _is_number(v), "text on one line")
 FLAG = Rule(lambda v: isinstance(v, bool), "true or false")
 
+FIGURES = ("interpolations", "traversals", "manifold", "latents")
+
 RULES = {
     "epochs": _whole(0),
     "batch_size": _whole(1),
     "seed": _whole(0, 2**32 - 1),
     "device": _one_of("auto", "cpu", "cuda", "mps"),
     "log_every_steps": _whole(1),
+    "figures": _or_null(_list_of(_one_of(*FIGURES), f"a list of {', '.join(FIGURES)}")),
+    "figure_every_epochs": _whole(1),
     "model.name": NAME,
     "model.z_dim": _whole(1),
     "model.beta": _number(0),
@@ -81,6 +85,7 @@ RULES = {
     "wandb.tags": _or_null(_list_of(TEXT, "a list such as [a,b]")),
     "wandb.notes": _or_null(Rule(lambda v: isinstance(v, str), "text")),
     "wandb.dir": _or_null(TEXT),
+    "wandb.log_checkpoints": FLAG,
     "sweep.name": _or_null(TEXT),
     "sweep.resume": _or_null(TEXT),
     "sweep.over": _list_of(TEXT, "a list of keys, filled in by vae-train -m"),
@@ -111,6 +116,40 @@ OPTION_RULES = {
     "scheduler.gamma": _number(0, above=True),
     "scheduler.at_epochs": _list_of(_number(0), "a list of numbers, 0 or more, such as [8,12]"),
 }
+EVALUATE_RULES = {
+    "checkpoint": TEXT,
+    "split": _one_of("test", "val", "train"),
+    "repeats": _whole(1),
+    "importance_samples": _whole(0),
+    "label_accuracy": FLAG,
+    "batch_size": _whole(1),
+    "seed": _whole(0, 2**32 - 1),
+    "device": RULES["device"],
+    "dataset.root": _or_null(TEXT),
+    "wandb.mode": RULES["wandb.mode"],
+}
+GENERATE_RULES = {
+    "checkpoint": TEXT,
+    "what": _one_of(
+        "samples", "classes", "reconstructions", "interpolations", "traversals", "manifold", "latents", "weights"
+    ),
+    "n": _or_null(_whole(1)),
+    "label": _or_null(_whole(0)),
+    "temperature": _number(0),
+    "inputs": _or_null(TEXT),
+    "steps": _whole(2, 1000),
+    "path": _one_of("spherical", "linear"),
+    "around": _one_of("prior", "image"),
+    "range": _number(0, above=True),
+    "dims": _or_null(_list_of(_whole(0), "a list of latent dimensions, counted from 0, such as [3,7]")),
+    "animate": FLAG,
+    "format": _one_of("grid", "files", "npz"),
+    "output": _or_null(TEXT),
+    "split": _one_of("test", "val", "train"),
+    "seed": _whole(0, 2**32 - 1),
+    "device": RULES["device"],
+    "dataset.root": _or_null(TEXT),
+}
 CALLS = ("network", "likelihood", "objective", "dataset", "optimizer", "scheduler")
 
 
@@ -135,18 +174,10 @@ def check(cfg: DictConfig, combinations: bool = True) -> dict:
             problems.append(f"{group}: choose one of {', '.join(options(group))}")
     flat = flatten(values)
     written = flatten(OmegaConf.to_container(cfg))
-    for key, rule in RULES.items():
-        if key not in flat:
-            problems.append(f"{key}: is missing. It takes {rule.words}.")
-    for key, value in flat.items():
-        group = key.split(".")[0]
-        if group not in CALLS and key not in RULES:
-            problems.append(f"{key}: no such key.{closest(key, RULES)}")
-        rule = RULES.get(key) or OPTION_RULES.get(key)
-        copied = re.fullmatch(r"\$\{[\w.]+\}", str(written.get(key)))  # such as ${seed}, complained of once, as seed
-        if rule and not copied and not rule.allows(value):
-            shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
-            problems.append(f"{key}={shown}: it takes {rule.words}.")
+    copies = [key for key in flat if re.fullmatch(r"\$\{[\w.]+\}", str(written.get(key)))]  # such as ${seed}: said once
+    rules = RULES | {key: rule for key, rule in OPTION_RULES.items() if key in flat}
+    ruled = {key: value for key, value in flat.items() if key in rules or key.split(".")[0] not in CALLS}
+    problems += check_values(ruled, rules, copies)
     if combinations and flat.get("model.conditional") is True and flat.get("dataset.n_classes") == 0:
         problems.append(
             f"model.conditional=true: dataset={flat.get('dataset.name')} has no labels (dataset.n_classes=0). "
@@ -155,6 +186,19 @@ def check(cfg: DictConfig, combinations: bool = True) -> dict:
     if problems:
         raise UserError("\n".join(problems))
     return values
+
+
+def check_values(flat: dict[str, Any], rules: dict[str, Rule], copies: Iterable[str] = ()) -> list[str]:
+    """What is wrong with each key: missing, unknown, or a value that its rule does not allow."""
+    problems = [f"{key}: is missing. It takes {rule.words}." for key, rule in rules.items() if key not in flat]
+    for key, value in flat.items():
+        rule = rules.get(key)
+        if rule is None:
+            problems.append(f"{key}: no such key.{closest(key, rules)}")
+        elif key not in copies and not rule.allows(value):
+            shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
+            problems.append(f"{key}={shown}: it takes {rule.words}.")
+    return problems
 
 
 def flatten(values: dict, prefix: str = "") -> dict[str, Any]:

@@ -45,6 +45,13 @@ class Data:
     read_test: Callable[[], Split]  # a function, because the test split is read only when it is measured
     n_classes: int  # 0 where there are no labels
 
+    def split(self, name: str) -> Split:
+        """train, val or test. Raises UserError for a validation split that is empty."""
+        chosen = self.read_test() if name == "test" else getattr(self, name)
+        if not len(chosen):
+            raise UserError(f"split={name}: the model was trained with dataset.val_size=0, on all; use split=test.")
+        return chosen
+
     @property
     def x_shape(self) -> tuple[int, int, int]:
         return tuple(self.train.x.shape[1:])

@@ -20,10 +20,17 @@ class DiagonalGaussian:
     log_var: Tensor
 
     def rsample(self, generator: torch.Generator | None = None) -> Tensor:
-        """z = mean + sigma * noise, [B, Z]: the reparameterisation trick of Kingma & Welling (2014)."""
-        shape, device, dtype = self.mean.shape, self.mean.device, self.mean.dtype
-        noise = torch.randn(shape, generator=generator, device=device, dtype=dtype)
-        return self.mean + torch.exp(0.5 * self.log_var) * noise
+        """z = mean + sigma * noise, [B, Z]: the reparameterisation trick of Kingma & Welling (2014).
+
+        The noise is drawn where the generator lives: one on the CPU gives every device the same.
+        """
+        device = self.mean.device if generator is None else generator.device
+        noise = torch.randn(self.mean.shape, generator=generator, device=device, dtype=self.mean.dtype)
+        return self.mean + torch.exp(0.5 * self.log_var) * noise.to(self.mean.device)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log q(z|x) of codes [B, Z], of each latent dimension, [B, Z] nats."""
+        return -0.5 * ((z - self.mean).square() * torch.exp(-self.log_var) + self.log_var + math.log(2 * math.pi))
 
     def kl_to_prior(self) -> Tensor:
         """KL(q(z|x) || N(0, I)) of each latent dimension, [B, Z] nats (Kingma & Welling 2014, appendix B)."""

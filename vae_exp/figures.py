@@ -1,14 +1,21 @@
 """Pictures of a model. Each function returns an array [H, W] or [H, W, 3] of uint8."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from vae_exp import walks
 from vae_exp.datasets import Split
+from vae_exp.metrics import Evaluation
 from vae_exp.vae import VAE
 
 COLUMNS = 8
 READABLE = 28  # pixels; smaller images are enlarged to about this, for people to see
+SCATTERED = 5000  # images whose codes a scatter shows
+ROWS, STEPS, TRAVERSED, MANIFOLD_SIDE = 8, 11, 20, 20  # the sizes of walks, unless told otherwise
 
 
 def grid(images: Tensor, columns: int) -> np.ndarray:
@@ -22,6 +29,38 @@ def grid(images: Tensor, columns: int) -> np.ndarray:
     images = torch.cat([images, images.new_full((rows * columns - n, c, h, w), 0.5)])
     sheet = images.view(rows, columns, c, h, w).permute(0, 3, 1, 4, 2).reshape(rows * h, columns * w, c)
     return sheet.mul(255).round().to(torch.uint8).squeeze(2).numpy()
+
+
+def label_sheet(
+    sheet: np.ndarray, title: str, rows: Sequence[str] = (), columns: Sequence[str] = (), x_label: str = ""
+) -> np.ndarray:
+    """A grid with a title above it, words beside its rows and below its columns, on white.
+
+    The letters grow with the sheet, to be read where it is shown small.
+    """
+    height, width = sheet.shape[:2]
+    font = ImageFont.load_default(max(11, round(width / 36)))
+    line = round(font.size * 1.5)
+
+    def wide(words: Sequence[str]) -> int:
+        return round(max((font.getlength(word) for word in words), default=0))
+
+    every = 1  # of the words below columns that are too narrow for all of them
+    while columns and wide(columns) * 1.2 > every * width / len(columns):
+        every += 1
+    left, top = (wide(rows) + line // 2 if rows else 0), line
+    bottom = (line if columns else 0) + (line if x_label else 0)
+    right = max(0, wide([title]) + line // 2 - left - width)  # a title longer than the grid
+    page = Image.new("RGB", (left + width + right, top + height + bottom), "white")
+    page.paste(Image.fromarray(sheet), (left, top))
+    ink = ImageDraw.Draw(page)
+    ink.text((line // 4, line // 2), title, "black", font, anchor="lm")
+    for i, word in enumerate(rows):
+        ink.text((left - line // 4, top + height * (i + 0.5) / len(rows)), word, "black", font, anchor="rm")
+    for i, word in list(enumerate(columns))[::every]:
+        ink.text((left + width * (i + 0.5) / len(columns), top + height + line // 2), word, "black", font, anchor="mm")
+    ink.text((left + width / 2, top + height + bottom - line // 2), x_label, "black", font, anchor="mm")
+    return np.asarray(page)
 
 
 @torch.no_grad()
@@ -40,14 +79,103 @@ def reconstructions(model: VAE, held_out: Split, noise: torch.Generator) -> np.n
 @torch.no_grad()
 def samples(model: VAE, noise: torch.Generator) -> np.ndarray:
     """The mean of p(x|z) at draws z ~ p(z). A conditional model gets a row per class, the same z in each column."""
-    device = noise.device
     if model.n_classes:
         z = model.prior_sample(COLUMNS, noise).repeat(model.n_classes, 1)
-        y = torch.arange(model.n_classes, device=device).repeat_interleave(COLUMNS)
+        y = torch.arange(model.n_classes, device=z.device).repeat_interleave(COLUMNS)
     else:
         z = model.prior_sample(COLUMNS * COLUMNS, noise)
-        y = torch.zeros(len(z), dtype=torch.long, device=device)
+        y = torch.zeros(len(z), dtype=torch.long, device=z.device)
     model.eval()
     images = model.decode(z, y).mean
     model.train()
     return grid(images, columns=COLUMNS)
+
+
+def interpolations(images: Tensor, path: str) -> np.ndarray:
+    """A walk a row, images [R, S, C, H, W] of walks.interpolation."""
+    steps = [f"{t:.1f}" for t in torch.linspace(0, 1, images.shape[1]).tolist()]
+    return label_sheet(
+        grid(images.flatten(0, 1), images.shape[1]),
+        f"{path} interpolations of z",
+        columns=steps,
+        x_label="way from left to right",
+    )
+
+
+def traversals(images: Tensor, dims: list[int], values: Tensor, kl: list[float], around: str) -> np.ndarray:
+    """A latent dimension a row, images [R, S, C, H, W] of walks.traversal."""
+    rows = [f"z{dim}  {kl[dim]:.2f}" for dim in dims]
+    columns = [_signed(value) for value in values.tolist()]
+    title = f"one latent (its KL in nats) at a time, around {around}"
+    return label_sheet(
+        grid(images.flatten(0, 1), images.shape[1]), title, rows, columns, "standard deviations of the prior"
+    )
+
+
+def manifold(images: Tensor, values: Tensor, dims: list[int], note: str = "") -> np.ndarray:
+    """The plane of two latents, images [S, S, C, H, W] of walks.manifold: the first to the right, the second up."""
+    words = [_signed(value) for value in values.tolist()]
+    sheet = grid(images.flatten(0, 1), images.shape[1])
+    rows = [f"z{dims[1]} {word}" if i == 0 else word for i, word in enumerate(reversed(words))] if len(dims) > 1 else []
+    return label_sheet(sheet, f"p(x|z) at equally likely z{note}", rows, words, f"z{dims[0]}")
+
+
+def latents(means: Tensor, y: Tensor, names: Sequence[str], dims: list[int] | None) -> np.ndarray:
+    """A scatter of posterior means [N, Z] with their labels [N]: two latents, or two principal components."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    means, y = means.detach().cpu().double()[:SCATTERED], y.cpu()[:SCATTERED]
+    if dims is not None or means.shape[1] <= 2:
+        dims = dims or list(range(means.shape[1]))
+        points, axis_names = means[:, dims], [f"mean of q(z{dim} | x)" for dim in dims]
+    else:
+        centred = means - means.mean(0)
+        _, strength, directions = torch.linalg.svd(centred, full_matrices=False)
+        points, share = centred @ directions[:2].T, strength.square() / strength.square().sum()
+        axis_names = [f"principal component {i + 1} ({share[i]:.0%} of the variance)" for i in range(2)]
+    if points.shape[1] == 1:  # one latent: spread out by the order of the images
+        points = torch.stack([points[:, 0], torch.linspace(0, 1, len(points), dtype=torch.double)], 1)
+        axis_names.append("order in the split")
+
+    figure, axes = plt.subplots(figsize=(6.4, 5.4), dpi=100, layout="constrained")
+    few = 0 < len(names) <= 20
+    colors = plt.get_cmap("tab10" if len(names) <= 10 else "tab20" if few else "viridis", max(len(names), 1))
+    for label, name in enumerate(names) if few else ():
+        chosen = y == label
+        axes.scatter(*points[chosen].T, s=6, color=colors(label), label=name, alpha=0.7, linewidths=0)
+    if few:
+        axes.legend(title="label", markerscale=3, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    else:
+        shown = axes.scatter(*points.T, s=6, c=y if len(names) else "tab:blue", cmap="viridis", alpha=0.7, linewidths=0)
+        if names:
+            figure.colorbar(shown, label="label")
+    axes.set(xlabel=axis_names[0], ylabel=axis_names[1], title=f"posterior means of {len(points):,} images")
+    axes.set_aspect("equal", adjustable="datalim")
+    figure.canvas.draw()
+    pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
+    plt.close(figure)
+    return pixels
+
+
+def of_training(name: str, model: VAE, held_out: Split, measured: Evaluation, n_classes: int) -> np.ndarray:
+    """One of the further figures of a run, by its name in figures=[...]; a conditional model's are of label 0."""
+    y, dims = torch.zeros((), dtype=torch.long, device=held_out.x.device), walks.most_kl(measured.kl_per_dim)
+    note = ", label 0" if model.n_classes else ""
+    if name == "latents":
+        return latents(measured.q.mean, held_out.y, [str(label) for label in range(n_classes)], None)
+    if name == "manifold":
+        return manifold(*walks.manifold(model, dims[:2], y, MANIFOLD_SIDE), dims[:2], note)
+    if name == "traversals":
+        values = torch.linspace(-3, 3, STEPS)
+        images = walks.traversal(model, torch.zeros_like(measured.q.mean[0]), y, dims[:TRAVERSED], values)
+        return traversals(images, dims[:TRAVERSED], values, measured.kl_per_dim, f"the prior's mean{note}")
+    rows = walks.pairs(held_out.y, ROWS, same_label=model.n_classes > 0)
+    start, end = measured.q.mean[rows[0]], measured.q.mean[rows[1]]
+    return interpolations(walks.interpolation(model, start, end, held_out.y[rows[0]], STEPS, "spherical"), "spherical")
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.1f}" if abs(value) >= 0.05 else "0"

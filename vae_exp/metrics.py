@@ -1,91 +1,140 @@
-"""Numbers of a model on a split, from terms kept apart per image until the end."""
+"""What a model knows of a split: numbers in nats per image, from terms kept apart per image until the end.
 
+Noise is drawn on the CPU for the whole split at once, so no number depends on the batch size or the device.
+"""
+
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from vae_exp.datasets import Split, batches
-from vae_exp.objectives import Terms, elbo_terms
+from vae_exp.distributions import DiagonalGaussian
 from vae_exp.vae import VAE
 
-EVAL_BATCH_SIZE = 1000  # of its own, so that batch_size does not change which noise an image meets
+EVAL_BATCH_SIZE = 1000  # for speed and memory alone
 ACTIVE = 0.01  # a unit is active where its posterior mean varies more than this over the data (Burda et al. 2016)
+MIXTURE = 10_000  # images whose posteriors make up q(z): comparing all pairs costs its square
 
 
 @dataclass
 class Evaluation:
-    """Means over a split, in nats per image, each from one draw of z per image."""
+    """The two sides of the negative ELBO for each image of a split, in nats, on the CPU and in float64.
 
-    neg_elbo: float
-    reconstruction: float
-    kl: float
-    kl_per_dim: list[float]  # [Z]
-    active_units: int
+    A sum of 10,000 float32 loses digits that people compare.
+    """
+
+    q: DiagonalGaussian  # of all images, [N, Z], still on the device
+    reconstruction_draws: Tensor  # [R, N]: -log p(x|z) at R draws of z ~ q(z|x)
+    kl_terms: Tensor  # [N, Z]
+
+    @cached_property
+    def per_image(self) -> dict[str, Tensor]:
+        """neg_elbo, reconstruction and KL of each image, means over the draws, [N]."""
+        reconstruction, kl = self.reconstruction_draws.mean(0), self.kl_terms.sum(1)
+        return {"neg_elbo": reconstruction + kl, "reconstruction": reconstruction, "kl": kl}
+
+    @property
+    def neg_elbo(self) -> float:
+        return self.per_image["neg_elbo"].mean().item()
+
+    @property
+    def kl_per_dim(self) -> list[float]:
+        """[Z]."""
+        return self.kl_terms.mean(0).tolist()
+
+    @property
+    def active_units(self) -> int:
+        """How many latents have a posterior mean that varies over the images (Burda et al. 2016)."""
+        return int((self.q.mean.double().var(0, correction=0) > ACTIVE).sum())
 
     def scalars(self, prefix: str) -> dict[str, float]:
-        names = ("neg_elbo", "reconstruction", "kl", "active_units")
-        return {f"{prefix}/{name}": getattr(self, name) for name in names}
+        means = {f"{prefix}/{name}": values.mean().item() for name, values in self.per_image.items()}
+        return means | {f"{prefix}/active_units": self.active_units}
+
+    def noise_error(self) -> float | None:
+        """The standard error that the draws of z leave in the mean over images; None of one draw."""
+        draws = self.reconstruction_draws.mean(1)
+        return None if len(draws) == 1 else draws.std().item() / math.sqrt(len(draws))
+
+
+def standard_error(per_image: Tensor) -> float | None:
+    """Of the mean over images: how far another test set of this size would lie away. None of one image."""
+    return None if len(per_image) == 1 else per_image.std().item() / math.sqrt(len(per_image))
 
 
 @torch.no_grad()
-def evaluate(model: VAE, split: Split, noise: torch.Generator) -> Evaluation:
+def evaluate(
+    model: VAE, split: Split, noise: torch.Generator, repeats: int = 1, batch_size: int = EVAL_BATCH_SIZE
+) -> Evaluation:
     """The negative ELBO and its two terms with z sampled from q, as in training; beta plays no part."""
     model.eval()
-    terms, means = [], []
-    for x, y in batches(split, EVAL_BATCH_SIZE):
-        q = model.encode(x, y)
-        terms.append(elbo_terms(x, q, model.decode(q.rsample(noise), y)))
-        means.append(q.mean)
+    q = posterior(model, split, batch_size)
+    draws = [-log_likelihood(model, split, q.rsample(noise), batch_size).cpu().double() for _ in range(repeats)]
     model.train()
-    # One transfer a tensor, then float64: a sum of 10,000 float32 loses digits that people compare.
-    every = Terms(*(torch.cat(parts).cpu().double() for parts in zip(*terms, strict=True)))
-    variance = torch.cat(means).cpu().double().var(0, correction=0)
-    return Evaluation(
-        neg_elbo=every.neg_elbo.mean().item(),
-        reconstruction=every.reconstruction.mean().item(),
-        kl=every.kl.sum(1).mean().item(),
-        kl_per_dim=every.kl.mean(0).tolist(),
-        active_units=int((variance > ACTIVE).sum()),
-    )
+    return Evaluation(q, torch.stack(draws), q.kl_to_prior().cpu().double())
 
 
-class RunningMeans:
-    """Means of the training terms over images. The sums stay on the device: only read() waits for it."""
-
-    def __init__(self) -> None:
-        self.images_seen = self.steps = self.first_step = 0
-        self._epoch: dict[str, float] = {}
-        self._start()
-
-    def _start(self) -> None:
-        self._images, self._on_device, self._numbers = 0, torch.zeros(()), {}
-
-    def add(self, terms: Terms, loss: Tensor, grad_norm: Tensor, **numbers: float) -> None:
-        """One step of training. A value of the whole batch counts once for each of its images."""
-        n = len(terms.reconstruction)
-        sums = (loss * n, terms.reconstruction.sum(), terms.kl.sum(), grad_norm * n)
-        self._on_device = self._on_device.to(loss.device) + torch.stack(sums).detach()
-        self._numbers = {name: self._numbers.get(name, 0.0) + number * n for name, number in numbers.items()}
-        self.first_step = self.steps + 1 if self._images == 0 else self.first_step
-        self.steps += 1
-        self._images += n
-        self.images_seen += n
-
-    def read(self, prefix: str) -> dict[str, float]:
-        """The means since the last read, and the steps they span: first_step to steps."""
-        names = ("loss", "reconstruction", "kl", "grad_norm")
-        sums = {"images": self._images} | dict(zip(names, self._on_device.tolist(), strict=True)) | self._numbers
-        self._epoch = {name: self._epoch.get(name, 0.0) + value for name, value in sums.items()}
-        self._start()
-        return _means(sums, prefix)
-
-    def read_epoch(self, prefix: str) -> dict[str, float]:
-        """The means since the last read_epoch, from the sums that were read since."""
-        sums, self._epoch = self._epoch, {}
-        return _means(sums, prefix)
+@torch.no_grad()
+def posterior(model: VAE, split: Split, batch_size: int = EVAL_BATCH_SIZE) -> DiagonalGaussian:
+    """q(z|x, y) of every image of a split, [N, Z]."""
+    parts = [model.encode(x, y) for x, y in batches(split, batch_size)]
+    return DiagonalGaussian(torch.cat([q.mean for q in parts]), torch.cat([q.log_var for q in parts]))
 
 
-def _means(sums: dict[str, float], prefix: str) -> dict[str, float]:
-    means = {f"{prefix}/{name}": value / sums["images"] for name, value in sums.items() if name != "images"}
-    return means | {f"{prefix}/neg_elbo": means[f"{prefix}/reconstruction"] + means[f"{prefix}/kl"]}
+def log_likelihood(model: VAE, split: Split, z: Tensor, batch_size: int) -> Tensor:
+    """log p(x|z, y) of every image of a split at its own code, z [N, Z]; [N] nats."""
+    pairs = zip(batches(split, batch_size), z.split(batch_size), strict=True)
+    return torch.cat([model.decode(codes, y).log_prob(x) for (x, y), codes in pairs])
+
+
+@torch.no_grad()
+def importance_bound(
+    model: VAE,
+    split: Split,
+    importance_samples: int,
+    noise: torch.Generator,
+    batch_size: int = EVAL_BATCH_SIZE,
+    each_sample: Callable[[], object] = lambda: None,
+) -> Tensor:
+    """log 1/K sum_k p(x, z_k) / q(z_k|x), z_k ~ q(z|x): a lower bound on log p(x), [N] nats (Burda et al. 2016).
+
+    It rises to log p(x) as K grows; with K = 1 its mean is minus the neg_elbo. The K samples are taken one after
+    the other, so memory does not grow with K; each_sample is called after each of them.
+    """
+    model.eval()
+    q = posterior(model, split, batch_size)
+    prior = DiagonalGaussian(torch.zeros_like(q.mean), torch.zeros_like(q.log_var))
+    log_sum = torch.full((len(split),), -math.inf, dtype=torch.float64)
+    for _ in range(importance_samples):
+        z = q.rsample(noise)
+        log_weight = log_likelihood(model, split, z, batch_size) + (prior.log_prob(z) - q.log_prob(z)).sum(1)
+        log_sum = torch.logaddexp(log_sum, log_weight.cpu().double())
+        each_sample()
+    model.train()
+    return log_sum - math.log(importance_samples)
+
+
+@torch.no_grad()
+def mutual_information(q: DiagonalGaussian, noise: torch.Generator) -> Tensor:
+    """I(x; z) under q, what each image gives to it, [N] nats; q(z) is the mixture of at most MIXTURE posteriors.
+
+    E log q(z|x) / q(z) at one z for each image (Hoffman & Johnson 2016). Its own posterior is part of the mixture,
+    so no image can give more than log N: at that value the estimate says "at least log N" and no more.
+    KL(q(z) || p(z)) is what is left of the mean KL.
+    """
+    q = DiagonalGaussian(q.mean[:MIXTURE], q.log_var[:MIXTURE])
+    n, z_dim = q.mean.shape
+    z = q.rsample(noise).double()
+    mean, precision = q.mean.double(), torch.exp(-q.log_var.double())
+    # log q(z_i|x_j) for all pairs as matrix products, in float64: their large terms cancel.
+    constant = (mean.square() * precision + q.log_var.double()).sum(1) + z_dim * math.log(2 * math.pi)
+    gained = []
+    for rows in torch.arange(n, device=z.device).split(500):
+        pairs = -0.5 * (z[rows].square() @ precision.T - 2 * z[rows] @ (mean * precision).T + constant)
+        own = pairs[torch.arange(len(rows), device=z.device), rows]
+        gained.append(own - torch.logsumexp(pairs, dim=1) + math.log(n))
+    return torch.cat(gained)

@@ -7,6 +7,7 @@ import netrc
 import os
 import ssl
 from http.client import HTTPException
+from pathlib import Path
 from urllib.error import HTTPError
 from urllib.parse import urlparse
 from urllib.request import Request, urlopen
@@ -17,7 +18,7 @@ log = logging.getLogger(__name__)
 PROBE_SECONDS = 4
 
 
-def check_key(asked: str) -> str | None:
+def check_key(asked: str, because: str = "wandb.mode=online") -> str | None:
     """The W&B API key, an empty text for other credentials, or None where there are none.
 
     Raises UserError for wandb.mode=online without any.
@@ -27,7 +28,7 @@ def check_key(asked: str) -> str | None:
     settings = wandb.setup(wandb.Settings(silent=True)).settings
     key = settings.api_key or _key_in_netrc(settings.base_url) or ("" if settings.identity_token_file else None)
     if asked == "online" and key is None:
-        raise UserError("wandb.mode=online: no W&B API key is configured. `wandb login`, or use wandb.mode=offline.")
+        raise UserError(f"{because}: no W&B API key is configured. `wandb login`, or use wandb.mode=offline.")
     return key
 
 
@@ -84,3 +85,15 @@ def _ask(server: str, key: str) -> str | None:
             None if isinstance(reason, ssl.SSLError) else f"does not answer ({reason})"
         )  # wandb has its own certificates
     return None
+
+
+def download(artifact: str) -> Path:
+    """A W&B artifact such as ENTITY/PROJECT/NAME:best, into outputs/wandb/artifacts. Raises UserError."""
+    check_key("online", f"checkpoint={artifact}")
+    import wandb
+
+    folder = Path("outputs/wandb/artifacts") / artifact.replace("/", "_").replace(":", "_")
+    try:
+        return Path(wandb.Api(timeout=15).artifact(artifact).download(str(folder)))
+    except Exception as error:  # whatever W&B raises: no such artifact, no right to it, no network
+        raise UserError(f"checkpoint={artifact}: W&B cannot give it ({error}).") from error

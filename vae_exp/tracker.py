@@ -1,6 +1,8 @@
 """Where a run is written down: its own folder always, Weights & Biases beside it. Only online.py imports wandb too."""
 
 import contextlib
+import functools
+import hashlib
 import json
 import logging
 import os
@@ -154,6 +156,56 @@ class Tracker:
         finally:  # a full disk must not leave W&B's run open
             self._wandb(lambda run: run.summary.update({"state": state, "reason": reason}))
             self._wandb(lambda run: run.finish(exit_code=exit_code))
+
+    def upload(self, checkpoints: dict[str, Path]) -> None:
+        """The checkpoints as versions of one W&B artifact, each under its alias; the same file once, under both."""
+        by_content: dict[bytes, list[str]] = {}
+        for alias, path in checkpoints.items():
+            by_content.setdefault(hashlib.sha256(path.read_bytes()).digest(), []).append(alias)
+        for aliases in by_content.values():
+            self._wandb(functools.partial(self._log_artifact, checkpoints[aliases[0]], aliases))
+
+    def _log_artifact(self, path: Path, aliases: list[str], run: Any) -> None:
+        import wandb
+
+        artifact = wandb.Artifact(f"model-{_as_id(self.name)}", type="model", metadata={"run": self.run_dir.name})
+        artifact.add_file(str(path), policy="immutable")  # no second copy in W&B's cache at home
+        run.log_artifact(artifact, aliases=aliases)
+
+
+def record_evaluation(asked: str, run_dir: Path, config: dict, values: dict[str, Any]) -> str | None:
+    """Add numbers to the summary of a run's W&B run, or, where that cannot be reopened, to a run in its group.
+
+    asked is wandb.mode; auto means as the run itself was logged. Returns what was done, in words.
+    """
+    try:
+        logged = json.loads((run_dir / "summary.json").read_text())
+        mode, name = logged["wandb"]["mode"] if asked == "auto" else asked, logged["name"]
+    except (OSError, ValueError, KeyError, TypeError):  # a checkpoint that was taken out of its run's folder
+        return None
+    mode = choose_mode(mode)
+    if mode == "disabled":
+        return None
+    import wandb
+
+    again = {"id": logged["wandb"]["id"], "resume": "must"}
+    group = _text(config["wandb"]["group"] or config["sweep"]["name"]) or name
+    apart = {
+        "id": f"evaluate-{_as_id(name)}-{secrets.token_hex(3)}",
+        "name": f"evaluate {name}",
+        "group": group,
+        "job_type": "evaluate",
+        "config": config,
+    }
+    for options in [again, apart] if mode == "online" and again["id"] and logged["wandb"]["url"] else [apart]:
+        try:
+            with wandb.init(mode=mode, **_where(config["wandb"]), **options) as run:
+                run.summary.update(values)
+                where = os.path.relpath(Path(run.dir).parent) if run.offline else run.url
+                return f"run {run.id}, {where}" if options is again else f"{run.name!r} in group {run.group}, {where}"
+        except Exception as error:  # see _open_wandb
+            log.warning("W&B: the evaluation could not be logged (%s).", _first_line(error))
+    return None
 
 
 def record_failure(cfg: DictConfig, run_dir: Path, reason: str) -> None:

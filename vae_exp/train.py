@@ -14,9 +14,10 @@ from tqdm import tqdm
 from vae_exp import build, checkpoint, figures
 from vae_exp.config import UserError
 from vae_exp.datasets import Split, batches
-from vae_exp.metrics import RunningMeans, evaluate
+from vae_exp.metrics import evaluate
 from vae_exp.objectives import elbo_terms
 from vae_exp.online import choose_mode
+from vae_exp.running_means import RunningMeans
 from vae_exp.tracker import Tracker
 from vae_exp.vae import VAE
 
@@ -51,6 +52,9 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     torch.manual_seed(seed)
     model = build.model(config, data.x_shape, data.n_classes).to(device)
     optimizer = build.optimizer(config, model)
+    further_figures = config["figures"]
+    if further_figures is None:
+        further_figures = ["manifold", "latents"] if model.z_dim == 2 else []
     objective, schedule = build.partial(config, "objective"), build.partial(config, "scheduler")
     order, noise = build.generator(seed, "order"), build.generator(seed, "noise", device)
 
@@ -97,10 +101,14 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
                 seconds = time.perf_counter() - started
                 row |= means.read_epoch("train_epoch")
                 row |= {"time/epoch_seconds": seconds, "time/images_per_second": len(train_split) / seconds}
-            measured = evaluate(model, held_out_split, build.generator(seed, "evaluation", device))
+            measured = evaluate(model, held_out_split, build.generator(seed, "evaluation"))
             row |= _finite(measured.scalars(held_out), f"after step {step}", run_dir)
             tracker.log(row | {f"{held_out}/kl_per_dim": measured.kl_per_dim}, step)
             _draw(tracker, model, held_out_split[:PICTURED], held_out, epoch, step, seed)
+            if epoch % config["figure_every_epochs"] == 0 or epoch == epochs:
+                for name in further_figures:
+                    pixels = figures.of_training(name, model, held_out_split, measured, data.n_classes)
+                    tracker.image(name, pixels, f"epoch {epoch}: {name}, {held_out} images", step)
 
             improved = not chooses or not best or measured.neg_elbo < best["best/val_neg_elbo"]
             if improved:
@@ -129,12 +137,14 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         if chooses:
             test_split = data.read_test().to(device)
             model.load_state_dict(checkpoint.load(run_dir / "best.pt", device)["model"])
-            measured = evaluate(model, test_split, build.generator(seed, "evaluation", device))
-        pixels = figures.reconstructions(model, test_split[:PICTURED], build.generator(seed, "pictures", device))
+            measured = evaluate(model, test_split, build.generator(seed, "evaluation"))
+        pixels = figures.reconstructions(model, test_split[:PICTURED], build.generator(seed, "pictures"))
         tracker.image(
             "test_reconstructions", pixels, f"epoch {best['best/epoch']}: test images, reconstructions below", step
         )
         tracker.summarise(measured.scalars("test"))
+        if config["wandb"]["log_checkpoints"]:
+            tracker.upload({"best": run_dir / "best.pt", "last": run_dir / "last.pt"})
     return tracker.summary
 
 
@@ -153,7 +163,7 @@ def _finite(values: dict[str, float], when: str, run_dir: Path) -> dict[str, flo
 
 def _draw(tracker: Tracker, model: VAE, pictured: Split, held_out: str, epoch: int, step: int, seed: int) -> None:
     """The two pictures that are always logged, from noise of their own: each epoch shows the same draws."""
-    noise = build.generator(seed, "pictures", pictured.x.device)
+    noise = build.generator(seed, "pictures")
     pixels = figures.reconstructions(model, pictured, noise)
     tracker.image("reconstructions", pixels, f"epoch {epoch}: {held_out} images, reconstructions below", step)
     pixels = figures.samples(model, noise)

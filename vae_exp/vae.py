@@ -47,4 +47,5 @@ class VAE(nn.Module):
     def prior_sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """n draws from the prior N(0, I), [n, Z]."""
         device = next(self.parameters()).device
-        return torch.randn(n, self.z_dim, generator=generator, device=device)
+        drawn_on = device if generator is None else generator.device  # one on the CPU gives every device the same
+        return torch.randn(n, self.z_dim, generator=generator, device=drawn_on).to(device)

@@ -1,0 +1,281 @@
+"""vae-evaluate and vae_exp.load: numbers against closed forms, and what they leave behind."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from torch import nn
+from torch.distributions import MultivariateNormal
+
+import vae_exp
+from tests.conftest import MNIST, needs_mnist, quick_run, recorded
+from vae_exp import build, checkpoint, metrics, readback
+from vae_exp.config import UserError
+from vae_exp.datasets import Split
+from vae_exp.distributions import DiagonalGaussian, Gaussian
+from vae_exp.vae import VAE
+
+SIGMA = 0.3
+
+
+class Linear(nn.Module):
+    """Encoder or decoder: an affine map of what it is given, and for the encoder a fixed log variance beside it."""
+
+    def __init__(self, weight, bias, log_var=None, shape=None):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(weight), bias
+        self.log_var, self.shape = log_var, shape
+
+    def forward(self, x, context):
+        out = x.flatten(1) @ self.weight.T + self.bias
+        return out.view(-1, *self.shape) if self.shape else torch.cat([out, self.log_var.expand_as(out)], dim=1)
+
+
+@pytest.fixture(scope="module")
+def linear_gaussian():
+    """p(z) = N(0, I), p(x|z) = N(Wz + b, sigma^2 I): log p(x) is that of N(b, WW' + sigma^2 I).
+
+    The posterior is known too; q is a little beside it and wider, so that the bound has something to gain.
+    """
+    noise = torch.Generator().manual_seed(0)
+    weight, bias = 0.3 * torch.randn(6, 2, generator=noise), torch.rand(6, generator=noise)
+    covariance = torch.linalg.inv(torch.eye(2) + weight.T @ weight / SIGMA**2)
+    to_mean = covariance @ weight.T / SIGMA**2
+    encoder = Linear(to_mean, 0.3 - to_mean @ bias, (1.5 * covariance.diagonal()).log())
+    decoder = Linear(weight, bias, shape=(1, 2, 3))
+    model = VAE(encoder, decoder, lambda mean: Gaussian(mean, SIGMA), z_dim=2, n_classes=0)
+    x = torch.randint(0, 256, (200, 1, 2, 3), dtype=torch.uint8, generator=noise)
+    marginal = MultivariateNormal(bias, weight @ weight.T + SIGMA**2 * torch.eye(6))
+    exact = marginal.log_prob((x.float() / 255).flatten(1)).double().mean().item()
+    return model, Split(x, torch.zeros(200, dtype=torch.long)), exact
+
+
+def bound(model, split, k, seed=0, batch_size=1000):
+    noise = torch.Generator().manual_seed(seed)
+    return metrics.importance_bound(model, split, k, noise, batch_size)
+
+
+def test_the_bound_rises_to_the_known_log_likelihood(linear_gaussian):
+    model, split, exact = linear_gaussian
+    means = [bound(model, split, k).mean().item() for k in (1, 10, 1000)]
+    assert means[0] < means[1] < exact - 0.05
+    assert means[2] == pytest.approx(exact, abs=0.02)
+
+
+@pytest.mark.parametrize("k", [1, 5])
+def test_the_bound_is_never_above_the_log_likelihood_in_expectation(linear_gaussian, k):
+    model, split, exact = linear_gaussian
+    means = torch.stack([bound(model, split, k, seed).mean() for seed in range(30)])
+    assert means.mean().item() < exact - 3 * means.std().item() / math.sqrt(30)
+
+
+def test_one_importance_sample_is_the_negative_elbo(linear_gaussian):
+    model, split, _ = linear_gaussian
+    means = torch.stack([-bound(model, split, 1, seed).mean() for seed in range(200)])
+    error = means.std().item() / math.sqrt(200)
+    neg_elbo = metrics.evaluate(model, split, torch.Generator(), repeats=200).neg_elbo
+    assert means.mean().item() == pytest.approx(neg_elbo, abs=5 * error)
+    assert error < 0.1
+
+
+def test_no_number_depends_on_the_batch_size(linear_gaussian):
+    model, split, _ = linear_gaussian
+    bounds = [bound(model, split, 3, batch_size=size) for size in (1, 7, 1000)]
+    torch.testing.assert_close(bounds[0], bounds[2])
+    torch.testing.assert_close(bounds[1], bounds[2])
+    both = [metrics.evaluate(model, split, torch.Generator(), batch_size=size).per_image for size in (7, 1000)]
+    torch.testing.assert_close(both[0], both[1])
+
+
+def test_weights_written_down_by_hand_give_the_same_negative_elbo():
+    """The tutorial's formula on plain layers with a checkpoint's weights, and the same noise."""
+    _, folder = quick_run("epochs=2", "network.hidden_dims=[32]", "model.z_dim=3")
+    state = checkpoint.load(folder / "best.pt")
+    encoder = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 6))
+    decoder = nn.Sequential(nn.Linear(3, 32), nn.ReLU(), nn.Linear(32, 64), nn.Sigmoid())
+    for plain, side in ((encoder, "encoder"), (decoder, "decoder")):
+        prefix = f"{side}.layers."
+        weights = {name.removeprefix(prefix): w for name, w in state["model"].items() if name.startswith(prefix)}
+        plain.load_state_dict(weights)
+    split = build.dataset(state["config"]).read_test()
+    with torch.no_grad():
+        x = split.x.flatten(1) / 255
+        mu, logvar = encoder(x).chunk(2, dim=1)
+        eps = torch.randn(len(x), 3, generator=build.generator(0, "evaluation"))
+        bce = F.binary_cross_entropy(decoder(mu + eps * torch.exp(0.5 * logvar)), x, reduction="sum")
+        kld = -0.5 * torch.sum(1 + logvar - mu**2 - logvar.exp())
+    measured = metrics.evaluate(build.model_from(state), split, build.generator(0, "evaluation"))
+    assert measured.neg_elbo == pytest.approx(((bce + kld) / len(x)).item(), rel=1e-5)
+
+
+def test_mutual_information_is_none_where_posteriors_are_alike_and_log_n_where_they_are_apart():
+    alike = DiagonalGaussian(torch.ones(50, 2), torch.zeros(50, 2))
+    apart = DiagonalGaussian(100 * torch.arange(50.0)[:, None].repeat(1, 2), torch.zeros(50, 2))
+    assert metrics.mutual_information(alike, torch.Generator()).mean().item() == pytest.approx(0, abs=1e-9)
+    assert metrics.mutual_information(apart, torch.Generator()).mean().item() == pytest.approx(math.log(50))
+    for seed in range(20):
+        noise = torch.Generator().manual_seed(seed)
+        q = DiagonalGaussian(3 * torch.randn(30, 4, generator=noise), torch.randn(30, 4, generator=noise))
+        gained = metrics.mutual_information(q, noise)
+        assert gained.max().item() <= math.log(30) + 1e-9
+        # By the plain formula, one pair at a time.
+        z = q.rsample(torch.Generator().manual_seed(seed))
+    pairs = torch.stack([q.log_prob(code).sum(1) for code in z.double()])
+    expected = pairs.diagonal() - pairs.logsumexp(1) + math.log(30)
+    torch.testing.assert_close(metrics.mutual_information(q, torch.Generator().manual_seed(seed)), expected.double())
+
+
+def test_standard_errors_are_those_of_repeated_measurement(linear_gaussian):
+    model, split, _ = linear_gaussian
+    measured = metrics.evaluate(model, split, torch.Generator().manual_seed(0), repeats=20)
+    means = [metrics.evaluate(model, split, torch.Generator().manual_seed(s), repeats=20).neg_elbo for s in range(40)]
+    assert measured.noise_error() == pytest.approx(np.std(means), rel=0.5)
+    assert metrics.standard_error(torch.tensor([1.0, 2.0, 3.0])) == pytest.approx(1 / math.sqrt(3))
+
+
+def test_evaluate_prints_writes_and_tells_wandb(vae_command):
+    summary, folder = quick_run("model=conditional", "epochs=20", "wandb.group=g", wandb="offline")
+    code, said = vae_command("vae-evaluate", f"checkpoint={folder}", "importance_samples=5", "repeats=1")
+    assert code == 0, said
+    result = json.loads((folder / "best.test.json").read_text())
+    assert result["neg_elbo"] == summary["test/neg_elbo"], "the noise is that of the run's own end"
+    assert result["nll"] < result["neg_elbo"]
+    assert result["neg_elbo"] == pytest.approx(result["reconstruction"] + result["kl"])
+    assert result["kl"] == pytest.approx(result["mutual_information"] + result["kl_aggregate"])
+    assert result["label_accuracy"] > 0.9
+    assert result["label_accuracy_real"] > 0.9
+    assert result["label_accuracy_shuffled"] == pytest.approx(0.1, abs=0.03)
+    assert "bits_per_dim" not in result, "grey pixels under a Bernoulli likelihood"
+    for shown in (f"{result['nll']:.3f}", "nll, K = 5", "labels read back", str(folder / "best.test.json")):
+        assert shown in said
+    (logged,) = Path("outputs/wandb").glob("*run-*evaluate*")
+    records = recorded(logged)
+    assert (records["run"][0]["run_group"], records["run"][0]["job_type"]) == ("g", "evaluate")
+    final = {key: value for update in records["summary"] for key, value in update["update"].items()}
+    assert final["evaluate/test/nll"] == pytest.approx(result["nll"])
+
+    again = vae_command("vae-evaluate", f"checkpoint={folder}/best.pt", "importance_samples=5", "repeats=1")[1]
+    assert again.split("written")[0] == said.split("written")[0]
+
+
+def test_evaluate_reads_every_run_of_a_sweep_and_names_those_that_fail(vae_command):
+    for z_dim in (2, 5):
+        quick_run(f"model.z_dim={z_dim}", "dataset.binarize=static", folder=f"sweep/z{z_dim}")
+    code, said = vae_command("vae-evaluate", "checkpoint=sweep", "split=val")
+    assert code == 0, said
+    lines = said[said.index("checkpoint\n") :].splitlines()[1:]
+    results = {z: json.loads(Path(f"sweep/z{z}/best.val.json").read_text()) for z in (2, 5)}
+    assert [line.split()[-1] for line in lines] == [
+        f"sweep/z{z}/best.pt" for z in sorted(results, key=lambda z: results[z]["neg_elbo"])
+    ]
+    assert results[2]["bits_per_dim"] == pytest.approx(results[2]["neg_elbo"] / math.log(2) / 64)
+
+    Path("sweep/z2/best.pt").write_bytes(b"cut off")
+    code, said = vae_command("vae-evaluate", "checkpoint=sweep", "split=val")
+    assert code == 1
+    assert "1 of 2 checkpoints could not be evaluated" in said
+    assert "sweep/z2/best.pt: damaged" in said
+
+
+WRONG = [
+    ("", "checkpoint: say which"),
+    ("checkpoint=nowhere.pt", "checkpoint=nowhere.pt: there is no such file"),
+    ("checkpoint=.", "checkpoint=.: no best.pt"),
+    ("checkpoint=latest", "checkpoint=latest: no best.pt in outputs"),
+    ("checkpoint=a/b:best", "no W&B API key is configured"),
+    ("checkpoint=x split=tests", "split=tests: it takes one of test, val, train"),
+    ("checkpoint=x importance_samples=-1", "importance_samples=-1: it takes a whole number, 0 or more"),
+    ("checkpont=x", "checkpont: no such key. Did you mean checkpoint?"),
+    ("--multirun checkpoint=x", "--multirun: no such flag"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG)
+def test_a_mistake_is_one_message(vae_command, tmp_path, arguments, message):
+    code, said = vae_command("vae-evaluate", *arguments.split())
+    assert code == 1
+    assert message in said
+    assert len(said.splitlines()) == 1
+    assert list(tmp_path.rglob("*")) == []
+
+
+@pytest.mark.parametrize("program", ["vae-evaluate", "vae-generate"])
+def test_help_shows_every_key(vae_command, program):
+    code, said = vae_command(program, "--help")
+    assert code == 0
+    name = program.removeprefix("vae-")
+    assert all(line in said for line in (build.config.CONF_DIR / f"{name}.yaml").read_text().splitlines())
+    assert vae_command(program, "--cfg", "job", "seed=7")[1].count("seed: 7") == 1
+
+
+def test_a_model_is_two_lines_from_any_folder_without_its_data(tmp_path, monkeypatch):
+    _, folder = quick_run("model=conditional", "epochs=2")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shutil.copy(folder / "best.pt", elsewhere / "mine.pt")
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.setattr(build, "dataset", None)
+    model = vae_exp.load("mine.pt")
+    images = model.sample(16, label=3, seed=1)
+    assert images.shape == (16, 1, 8, 8)
+    assert 0 <= images.min() <= images.max() <= 1
+    assert torch.equal(images, model.sample(16, label=3, seed=1))
+    assert not torch.equal(images, model.sample(16, label=3))
+    assert not torch.equal(images, model.sample(16, label=4, seed=1))
+    assert torch.equal(model.sample(3, label=3, temperature=0)[0], model.sample(3, label=3, temperature=0)[2])
+
+    x = np.random.default_rng(0).integers(0, 256, (5, 1, 8, 8), dtype=np.uint8)
+    assert model.encode(x, label=3).mean.shape == (5, 20)
+    again = model.reconstruct(torch.from_numpy(x) / 255, label=[3, 3, 3, 3, 3])
+    torch.testing.assert_close(again, model.reconstruct(x, label=3))
+    few, many = (model.log_prob_bound(x, label=3, k=k).mean().item() for k in (1, 200))
+    assert few < many < 0
+
+    for wrong in ({"x": x}, {"x": x, "label": 10}, {"x": x[..., :5], "label": 3}, {"x": x * 1.0, "label": 3}):
+        with pytest.raises(UserError, match=r"conditional|label=10|this model takes|floats from 0 to 1"):
+            model.encode(**wrong)
+
+
+def test_weights_leave_as_safetensors_and_come_back():
+    _, folder = quick_run("epochs=1")
+    model = vae_exp.load(folder)
+    model.export("model.safetensors")
+    with safe_open("model.safetensors", "pt") as file:
+        assert torch.equal(file.get_tensor("decoder.layers.0.weight"), model.model.decoder.layers[0].weight)
+    again = vae_exp.load("model.safetensors", device="cpu")
+    assert torch.equal(again.sample(4, seed=0), model.sample(4, seed=0))
+    Path("cut.safetensors").write_bytes(Path("model.safetensors").read_bytes()[:1000])
+    for path, message in (("cut.safetensors", "damaged"), ("none.safetensors", "no such file")):
+        with pytest.raises(UserError, match=message):
+            vae_exp.load(path)
+
+
+def test_checkpoints_are_uploaded_as_an_artifact_where_it_is_asked_for():
+    quick_run("epochs=1", "wandb.log_checkpoints=true", folder="one", wandb="offline")
+    worse = ("epochs=2", "scheduler=milestones", "scheduler.at_epochs=[1]", "scheduler.gamma=100")
+    quick_run(*worse, "seed=1", "wandb.log_checkpoints=true", folder="four", wandb="offline")
+    one, four = (recorded(next(Path("outputs/wandb").glob(f"*run-*-s{seed}-*")))["artifact"] for seed in (0, 1))
+    assert [{"best", "last"} <= set(artifact["aliases"]) for artifact in one] == [True], "the same file goes up once"
+    assert [set(artifact["aliases"]) - {"latest"} for artifact in four] == [{"best"}, {"last"}]
+    assert {artifact["type"] for artifact in (*one, *four)} == {"model"}
+
+
+@needs_mnist
+@pytest.mark.slow
+def test_a_conditional_model_of_mnist_draws_what_its_label_says():
+    mnist = ("dataset=mnist", f"dataset.root={MNIST}")
+    _, folder = quick_run(*mnist, "model=conditional", "model.z_dim=4", "optimizer.lr=3e-3", "epochs=3")
+    model = vae_exp.load(folder)
+    data = model.read_data()
+    classifier = readback.train_classifier(data.train, data.n_classes, seed=0)
+    noise = torch.Generator().manual_seed(0)
+    read = readback.label_accuracy(model.model, classifier, data, data.read_test(), noise)
+    assert read["label_accuracy_real"] > 0.97
+    assert read["label_accuracy"] >= 0.9
+    assert read["label_accuracy_shuffled"] == pytest.approx(0.1, abs=0.02)

@@ -1,0 +1,227 @@
+"""vae-generate: pictures read back as a user would look at them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import vae_exp
+from tests.conftest import metrics, quick_run, recorded
+from vae_exp import figures, inputs, walks
+from vae_exp.config import UserError
+
+CELL = 28  # 8x8 digits enlarged three times, with two pixels around
+
+
+@pytest.fixture
+def conditional():
+    return quick_run("model=conditional", "model.z_dim=3", "epochs=10")[1]
+
+
+def cells(path, columns, rows):
+    """The images of a sheet [rows, columns, CELL, CELL]: those below the title and right of the words."""
+    with Image.open(path) as picture:
+        sheet = np.asarray(picture.convert("L"), dtype=float)
+    frame = np.abs(sheet - 128) < 2  # the line around each image; the words stand on white
+    top, left = (int(np.argmax(frame.sum(1 - axis) > 0.6 * CELL * min(rows, columns))) for axis in (0, 1))
+    grid = sheet[top : top + CELL * rows, left : left + CELL * columns]
+    return grid.reshape(rows, CELL, columns, CELL).transpose(0, 2, 1, 3)
+
+
+def drawn(vae_command, *arguments):
+    code, said = vae_command("vae-generate", *arguments)
+    assert code == 0, said
+    return Path(said.split("written to ")[1].strip())
+
+
+def test_samples_are_repeatable_and_as_many_as_asked(vae_command, conditional):
+    where = f"checkpoint={conditional}"
+    path = drawn(vae_command, where, "n=30", "label=3")
+    assert path == conditional / "generated" / "samples_label-3.png"
+    first = path.read_bytes()
+    assert drawn(vae_command, where, "n=30", "label=3").read_bytes() == first
+    assert drawn(vae_command, where, "n=30", "label=3", "seed=1").read_bytes() != first
+    assert cells(path, 6, 5).min() < 20 < 100 < cells(path, 6, 5).max()
+
+    few, many = (np.load(drawn(vae_command, where, f"n={n}", "format=npz", f"output=o{n}")) for n in (7, 2500))
+    assert (many["x"].shape, many["x"].dtype, many["y"].shape) == ((2500, 1, 8, 8), np.uint8, (2500,))
+    assert many["y"][:12].tolist() == [*range(10), 0, 1]
+    np.testing.assert_array_equal(few["x"], many["x"][:7])
+    assert len(np.unique(many["x"][::10], axis=0)) == 250, "chunks do not repeat"
+
+    folder = drawn(vae_command, where, "n=12", "format=files")
+    assert drawn(vae_command, where, "n=7", "format=files") == folder
+    files = sorted(folder.iterdir())
+    assert [file.name for file in files] == [f"{i}.png" for i in range(7)], "those of before are gone"
+    with Image.open(files[4]) as image:
+        np.testing.assert_array_equal(np.asarray(image), many["x"][4, 0])
+
+
+def test_temperature_pulls_samples_together(vae_command, conditional):
+    spread = []
+    for temperature in (0, 0.5, 2):
+        arguments = (f"checkpoint={conditional}", "label=3", f"temperature={temperature}", "format=npz")
+        spread.append(np.load(drawn(vae_command, *arguments))["x"].astype(float).std(0).mean())
+    assert spread[0] == 0 < spread[1] < spread[2]
+
+
+def test_classes_are_a_row_each(vae_command, conditional):
+    rows = cells(drawn(vae_command, f"checkpoint={conditional}", "what=classes", "n=5"), 5, 10)
+    assert (rows - rows.mean(1, keepdims=True)).std() < (rows.mean(1) - rows.mean((0, 1))).std()
+
+
+def test_a_users_own_images_are_resized_cropped_and_reconstructed(vae_command):
+    _, folder = quick_run("epochs=10")
+    own = Path("own")
+    own.mkdir()
+    digit = Image.fromarray(np.load(drawn(vae_command, f"checkpoint={folder}", "n=1", "format=npz"))["x"][0, 0])
+    digit.resize((80, 80), Image.NEAREST).save(own / "a.png")
+    wide = Image.new("RGB", (160, 80), "black")
+    wide.paste(digit.resize((80, 80), Image.NEAREST), (40, 0))
+    wide.save(own / "b.png")
+    digit.convert("RGBA").save(own / "c.png")
+    read = inputs.read_images(own, (1, 8, 8))
+    expected = torch.from_numpy(np.array(digit, dtype=float))
+    for image in read:
+        assert (image[0] - expected).abs().mean() < 12
+    path = drawn(vae_command, f"checkpoint={folder}", "what=reconstructions", "inputs=own")
+    above, below = cells(path, 3, 2)
+    assert np.abs(above[0] - above[1]).mean() < 12
+    assert np.corrcoef(above[0].ravel(), below[0].ravel())[0, 1] > 0.7
+
+    (own / "d.png").write_bytes(b"no image")
+    code, said = vae_command("vae-generate", f"checkpoint={folder}", "what=reconstructions", "inputs=own")
+    assert code == 1
+    assert "own/d.png: cannot be read as an image" in said
+
+
+def test_interpolations_begin_and_end_at_reconstructions_and_share_a_label(vae_command, conditional):
+    where = f"checkpoint={conditional}"
+    for path in ("spherical", "linear"):
+        walk = np.load(drawn(vae_command, where, "what=interpolations", f"path={path}", "steps=5", "n=4", "format=npz"))
+        assert walk["x"].shape == (20, 1, 8, 8)
+        assert walk["y"].reshape(4, 5).std(1).max() == 0
+        film = drawn(vae_command, where, "what=interpolations", f"path={path}", "steps=5", "n=4", "animate=true")
+        with Image.open(film) as gif:
+            assert (gif.format, gif.n_frames) == ("GIF", 8), "there and back"
+    model = vae_exp.load(conditional)
+    start, end = torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([[0.0, 3.0, 0.0]])
+    decoded = []
+    model.model.decode = lambda z, y: type("Keep", (), {"mean": decoded.append(z) or z[:, :, None, None]})
+    for path in ("spherical", "linear"):
+        walks.interpolation(model.model, start, end, torch.tensor([0]), 3, path)
+    torch.testing.assert_close(decoded[0].norm(dim=1), torch.tensor([1.0, 2.0, 3.0]))
+    torch.testing.assert_close(decoded[1], torch.tensor([[1.0, 0, 0], [0.5, 1.5, 0], [0, 3.0, 0]]))
+
+
+def test_traversals_are_ordered_by_kl(vae_command, conditional):
+    arguments = (f"checkpoint={conditional}", "what=traversals", "steps=7", "label=2")
+    path = drawn(vae_command, *arguments)
+    rows = cells(path, 7, 3)
+    moved = np.abs(rows[:, 0] - rows[:, -1]).mean((1, 2))
+    assert moved[0] > moved[-1]
+    np.testing.assert_array_equal(rows[0, 3], rows[1, 3], "the middle is the prior's mean in every row")
+    around = cells(drawn(vae_command, *arguments, "around=image", "dims=[1]"), 7, 1)
+    assert np.abs(around[0, 3] - rows[0, 3]).mean() > 1
+    order = walks.most_kl(vae_exp.load(conditional).kl_per_dim)
+    kl = vae_exp.load(conditional).kl_per_dim
+    assert kl[order[0]] == max(kl)
+
+
+def test_a_manifold_grows_to_the_right_and_up():
+    class Model:
+        n_classes, z_dim, training = 0, 3, False
+
+        def eval(self):
+            pass
+
+        def train(self, _):
+            pass
+
+        def decode(self, z, y):
+            return type("P", (), {"mean": z[:, :, None, None]})
+
+    images, values = walks.manifold(Model(), [2, 0], torch.tensor(0), 5)
+    z = images[..., 0, 0]
+    torch.testing.assert_close(z[0, :, 2], values)
+    torch.testing.assert_close(z[:, 0, 0], values.flip(0))
+    assert (z[..., 1] == 0).all()
+    assert torch.distributions.Normal(0, 1).cdf(values).tolist() == pytest.approx([0.1, 0.3, 0.5, 0.7, 0.9])
+
+
+def test_latents_are_drawn_and_written(vae_command, conditional):
+    where = f"checkpoint={conditional}"
+    with Image.open(drawn(vae_command, where, "what=latents")) as picture:
+        colours = picture.convert("RGB").getcolors(maxcolors=1_000_000)
+    vivid = {colour for count, colour in colours if max(colour) - min(colour) > 100 and count > 5}
+    assert len(vivid) >= 7, "a colour a label"
+    codes = np.load(drawn(vae_command, where, "what=latents", "format=npz"))
+    assert codes["mean"].shape == codes["log_var"].shape == (300, 3)
+    assert np.bincount(codes["y"]).shape == (10,)
+    assert drawn(vae_command, where, "what=latents", "dims=[2,0]").name == "latents_dims-2-0.png"
+
+
+WRONG = [
+    ("what=sample", "what=sample: it takes one of samples"),
+    ("n=100000", "n=100000: a grid holds up to 10,000 images; use format=files or format=npz"),
+    ("animate=true", "animate=true: films are made of what=interpolations and what=traversals"),
+    ("label=10", "label=10: this model knows the labels 0 to 9"),
+    ("what=traversals dims=[3]", "dims: there is no latent 3; this model has 0 to 2"),
+    ("what=manifold dims=[1]", "dims=[1]: what=manifold takes two latents"),
+    ("what=reconstructions inputs=nowhere label=1", "inputs=nowhere: there is no such file"),
+    ("what=reconstructions inputs=.", "label: this model is conditional"),
+    ("what=reconstructions split=val", None),
+    ("what=weights", None),
+]
+
+
+def test_mistakes_are_one_message_and_write_nothing(vae_command, conditional):
+    Image.new("L", (9, 9)).save("a.png")
+    for arguments, message in WRONG:
+        code, said = vae_command("vae-generate", f"checkpoint={conditional}", "output=out", *arguments.split())
+        assert len(said.splitlines()) == 1, said
+        assert code == (1 if message else 0), said
+        if message:
+            assert message in said
+            assert not Path("out").exists() or not list(Path("out").iterdir())
+
+
+def test_an_unconditional_model_has_no_classes(vae_command):
+    _, folder = quick_run("epochs=0")
+    for arguments, message in ((["label=7"], "is not conditional"), (["what=classes"], "is not conditional")):
+        code, said = vae_command("vae-generate", f"checkpoint={folder}", *arguments)
+        assert code == 1
+        assert message in said
+
+
+def test_a_model_of_two_latents_gets_its_manifold_and_scatter_and_others_what_they_ask_for():
+    _, folder = quick_run("model.z_dim=2", "epochs=3", "figure_every_epochs=2", wandb="offline")
+    drawn = sorted(path.name for path in (folder / "images").glob("[lm]*"))
+    assert drawn == [f"{name}_{step:07d}.png" for name in ("latents", "manifold") for step in (22, 33)]
+    (logged,) = Path("outputs/wandb").glob("*run-*")
+    last = recorded(logged)["history"][-1]["item"]
+    assert "epoch 3" in last["images/manifold.caption"]
+    assert metrics(folder)[-1]["step"] == last["_step"]
+
+    wanted = "figures=[traversals,interpolations]"
+    _, other = quick_run("model=conditional", wanted, folder="other")
+    names = {path.name.split("_0")[0] for path in (other / "images").iterdir()}
+    assert names == {"reconstructions", "samples", "test_reconstructions", "traversals", "interpolations"}
+
+
+def test_words_on_a_sheet_leave_its_images_alone():
+    sheet = figures.grid(torch.rand(6, 1, 28, 28), 3)
+    page = figures.label_sheet(sheet, "a title that is longer than the sheet is wide", ["one", "two"], "abc", "x")
+    height, width = page.shape[0] - sheet.shape[0], page.shape[1] - sheet.shape[1]
+    found = [
+        (top, left)
+        for top in range(height + 1)
+        for left in range(width + 1)
+        if (page[top : top + sheet.shape[0], left : left + sheet.shape[1], 0] == sheet).all()
+    ]
+    assert len(found) == 1
+    with pytest.raises(UserError, match="there is no image"):
+        Path("empty").mkdir()
+        inputs.read_images("empty", (1, 8, 8))

@@ -1,0 +1,174 @@
+"""`vae-generate`: pictures from a trained model, as grids, single images, arrays or animations."""
+
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vae_exp import command
+from vae_exp.config import GENERATE_RULES, UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vae_exp.drawings import Drawing
+    from vae_exp.trained import TrainedVAE
+
+ABOUT = """vae-generate: pictures from a trained model.
+
+usage: vae-generate checkpoint=PATH [KEY=VALUE ...]
+
+  vae-generate checkpoint=latest                                        64 samples from the prior
+  vae-generate checkpoint=latest what=samples label=7 temperature=0.8   of a conditional model
+  vae-generate checkpoint=latest n=100000 format=npz
+  vae-generate checkpoint=latest what=traversals animate=true
+  vae-generate checkpoint=latest what=reconstructions inputs=FOLDER     your own images"""
+
+ANIMATED = ("interpolations", "traversals")
+LARGEST_GRID = 10_000
+FRAME_MILLISECONDS = 120
+
+
+def main() -> None:
+    """Exit code 0, or 1 with one message."""
+    command.run("vae-generate", "generate", GENERATE_RULES, ABOUT, generate)
+
+
+def generate(asked: dict) -> Path:
+    """Draw what is asked for and return where it was written. Raises UserError."""
+    _check(asked)
+    from vae_exp import checkpoint, drawings, trained
+
+    (source,) = checkpoint.find(asked["checkpoint"], only_one=True)
+    model = trained.load(source, asked["device"])
+    if asked["label"] is not None:
+        if not model.model.n_classes:
+            raise UserError(f"label={asked['label']}: {source} is not conditional; leave label away.")
+        model.labels(asked["label"], 1)
+    asked["n"] = asked["n"] or drawings.SIZES.get(asked["what"], 1)
+    folder = Path(asked["output"] or source.parent / "generated")
+    target = folder / _name(asked)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if asked["what"] == "weights":
+            written = folder / f"{source.stem}.safetensors"
+            model.export(written)
+        elif asked["what"] == "latents":
+            written = _write_latents(model, asked, target)
+        else:
+            written = _write(drawings.DRAW[asked["what"]](model, asked), asked, target)
+    except OSError as error:
+        raise UserError(f"output={folder}: cannot be written ({error.strerror or error}).") from error
+    print(f"{model.name}: {asked['what']} written to {written}")
+    return written
+
+
+def _check(asked: dict) -> None:
+    """Refuse what does not go together, before torch is imported."""
+    what = asked["what"]
+    if asked["animate"] and (what not in ANIMATED or asked["format"] != "grid"):
+        raise UserError(f"animate=true: films are made of what={' and what='.join(ANIMATED)}, with format=grid.")
+    if asked["format"] == "grid" and what == "samples" and (asked["n"] or 0) > LARGEST_GRID:
+        raise UserError(f"n={asked['n']}: a grid holds up to {LARGEST_GRID:,} images; use format=files or format=npz.")
+    if what == "latents" and asked["format"] == "files":
+        raise UserError("format=files: what=latents is one picture (format=grid) or arrays (format=npz).")
+    if what in ("latents", "manifold") and asked["dims"] is not None and len(asked["dims"]) != 2:
+        raise UserError(f"dims={asked['dims']}: what={what} takes two latents, such as dims=[3,7].")
+
+
+def _name(asked: dict) -> str:
+    """The name of the file: what it shows, and the settings that are not the usual ones."""
+    usual = {
+        "label": None,
+        "temperature": 1,
+        "path": "spherical",
+        "around": "prior",
+        "range": 3,
+        "dims": None,
+        "seed": 0,
+    }
+    parts = [asked["what"]]
+    for key, value in usual.items():
+        if asked[key] != value:
+            shown = "-".join(map(str, asked[key])) if key == "dims" else asked[key]
+            parts.append(f"{key}-{shown}")
+    return "_".join(parts)
+
+
+def _write_latents(model: "TrainedVAE", asked: dict, target: Path) -> Path:
+    """The posterior means of a split: as a scatter, or with their variances as arrays."""
+    from PIL import Image
+
+    from vae_exp import drawings, figures, metrics
+
+    drawings.check_dims(asked["dims"] or [], model)
+    data = model.read_data(asked["dataset"]["root"])
+    split = data.split(asked["split"])[: asked["n"]].to(model.device)
+    q = metrics.posterior(model.model, split)
+    if asked["format"] == "npz":
+        written = target.with_name(f"{target.name}.npz")
+        np.savez(written, mean=q.mean.cpu().numpy(), log_var=q.log_var.cpu().numpy(), y=split.y.cpu().numpy())
+        return written
+    names = [str(label) for label in range(data.n_classes)]
+    written = target.with_name(f"{target.name}.png")
+    Image.fromarray(figures.latents(q.mean, split.y, names, asked["dims"])).save(written)
+    return written
+
+
+def _write(drawing: "Drawing", asked: dict, target: Path) -> Path:
+    """One PNG or GIF, a PNG each, or arrays; chunk by chunk, so that memory does not grow with n."""
+    import torch
+    from PIL import Image
+    from tqdm import tqdm
+
+    if asked["format"] == "grid":
+        written = target.with_name(f"{target.name}.{'gif' if asked['animate'] else 'png'}")
+        if asked["animate"]:
+            first, *others = map(Image.fromarray, drawing.frames())
+            first.save(written, save_all=True, append_images=others, duration=FRAME_MILLISECONDS, loop=0)
+        else:
+            Image.fromarray(drawing.sheet(torch.cat([x.cpu() for x, _ in drawing.chunks]))).save(written)
+        return written
+
+    with tqdm(total=drawing.n, unit="image", disable=None, leave=False) as bar:
+        if asked["format"] == "files":
+            target.mkdir(exist_ok=True)
+            for old in target.glob("*.png"):  # those of a larger n
+                old.unlink()
+            width, number = len(str(drawing.n - 1)), 0
+            for x, _ in drawing.chunks:
+                for pixels in _bytes(x).transpose(0, 2, 3, 1):
+                    Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(
+                        target / f"{number:0{width}}.png"
+                    )
+                    number += 1
+                bar.update(len(x))
+            return target
+        written = target.with_name(f"{target.name}.npz")
+        _stream_npz(written, drawing, bar)
+        return written
+
+
+def _stream_npz(path: Path, drawing: "Drawing", bar: Any) -> None:
+    """Arrays x [n, C, H, W] (uint8) and y [n] (int64), the former written as it is drawn."""
+    beside, labels, x_file = path.with_name(path.name + ".partial"), [], None
+    with zipfile.ZipFile(beside, "w", zipfile.ZIP_STORED) as archive:
+        with archive.open("x.npy", "w", force_zip64=True) as x_file:
+            for x, y in drawing.chunks:
+                pixels = _bytes(x)
+                if not labels:
+                    header = {"descr": "|u1", "fortran_order": False, "shape": (drawing.n, *pixels.shape[1:])}
+                    np.lib.format.write_array_header_1_0(x_file, header)
+                x_file.write(pixels.tobytes())
+                labels.append(y.cpu().numpy())
+                bar.update(len(x))
+        with archive.open("y.npy", "w") as y_file:
+            np.lib.format.write_array(y_file, np.concatenate(labels))
+    beside.replace(path)
+
+
+def _bytes(x: "Tensor") -> np.ndarray:
+    import torch
+
+    return x.clamp(0, 1).mul(255).round().to(torch.uint8).cpu().numpy()

@@ -1,0 +1,47 @@
+"""The training terms between two readings, kept on the device."""
+
+import torch
+from torch import Tensor
+
+from vae_exp.objectives import Terms
+
+
+class RunningMeans:
+    """Means of the training terms over images. The sums stay on the device: only read() waits for it."""
+
+    def __init__(self) -> None:
+        self.images_seen = self.steps = self.first_step = 0
+        self._epoch: dict[str, float] = {}
+        self._start()
+
+    def _start(self) -> None:
+        self._images, self._on_device, self._numbers = 0, torch.zeros(()), {}
+
+    def add(self, terms: Terms, loss: Tensor, grad_norm: Tensor, **numbers: float) -> None:
+        """One step of training. A value of the whole batch counts once for each of its images."""
+        n = len(terms.reconstruction)
+        sums = (loss * n, terms.reconstruction.sum(), terms.kl.sum(), grad_norm * n)
+        self._on_device = self._on_device.to(loss.device) + torch.stack(sums).detach()
+        self._numbers = {name: self._numbers.get(name, 0.0) + number * n for name, number in numbers.items()}
+        self.first_step = self.steps + 1 if self._images == 0 else self.first_step
+        self.steps += 1
+        self._images += n
+        self.images_seen += n
+
+    def read(self, prefix: str) -> dict[str, float]:
+        """The means since the last read, and the steps they span: first_step to steps."""
+        names = ("loss", "reconstruction", "kl", "grad_norm")
+        sums = {"images": self._images} | dict(zip(names, self._on_device.tolist(), strict=True)) | self._numbers
+        self._epoch = {name: self._epoch.get(name, 0.0) + value for name, value in sums.items()}
+        self._start()
+        return _means(sums, prefix)
+
+    def read_epoch(self, prefix: str) -> dict[str, float]:
+        """The means since the last read_epoch, from the sums that were read since."""
+        sums, self._epoch = self._epoch, {}
+        return _means(sums, prefix)
+
+
+def _means(sums: dict[str, float], prefix: str) -> dict[str, float]:
+    means = {f"{prefix}/{name}": value / sums["images"] for name, value in sums.items() if name != "images"}
+    return means | {f"{prefix}/neg_elbo": means[f"{prefix}/reconstruction"] + means[f"{prefix}/kl"]}
