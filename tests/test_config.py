@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import compose, quick_run
-from vae_exp.config import CALLS, CONF_DIR, OPTION_RULES, RULES, check, flatten, options
+from vae_exp.config import CALLS, CONF_DIR, EVALUATE_RULES, GENERATE_RULES, OPTION_RULES, RULES, check, flatten, options
 
 MODELS = {"vanilla": (1, False), "beta": (4, False), "conditional": (1, True), "beta_conditional": (4, True)}
 GROUPS = ("model", *CALLS)
@@ -199,10 +199,15 @@ def test_shell_completion_answers():
 
 
 def test_the_readme_and_the_help_name_only_keys_that_exist():
-    readme = (CONF_DIR.parent / "README.md").read_text()
-    known = set(flatten(check(compose()))) | set(OPTION_RULES) | {*GROUPS, "experiment"}
-    text = readme + (CONF_DIR / "hydra" / "help" / "vae_exp.yaml").read_text()
-    # The line that begins with a prompt shows a mistake.
-    commands = [line for line in text.splitlines() if "vae-train " in line and not line.startswith("$ ")]
-    keys = {key for line in commands for key in re.findall(r"(?<![\w./-])([a-z_]+(?:\.[a-z_]+)*)=", line)}
-    assert keys - known - {"install"} == set()
+    text = (CONF_DIR.parent / "README.md").read_text() + (CONF_DIR / "hydra" / "help" / "vae_exp.yaml").read_text()
+    known = {
+        "vae-train": {*flatten(check(compose())), *OPTION_RULES, *GROUPS, "experiment", "install"},
+        "vae-evaluate": EVALUATE_RULES.keys(),
+        "vae-generate": GENERATE_RULES.keys(),
+    }
+    for program, keys in known.items():
+        # The line that begins with a prompt shows a mistake.
+        commands = [line for line in text.splitlines() if f"{program} " in line and not line.startswith("$ ")]
+        named = {key for line in commands for key in re.findall(r"(?<![\w./-])([a-z_]+(?:\.[a-z_]+)*)=", line)}
+        assert named - set(keys) == set()
+        assert commands

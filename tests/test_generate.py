@@ -1,5 +1,6 @@
 """vae-generate: pictures read back as a user would look at them."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,14 @@ from vae_exp.config import UserError
 CELL = 28  # 8x8 digits enlarged three times, with two pixels around
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return quick_run("model=conditional", "model.z_dim=3", "epochs=10", folder=tmp_path_factory.mktemp("trained"))[1]
+
+
 @pytest.fixture
-def conditional():
-    return quick_run("model=conditional", "model.z_dim=3", "epochs=10")[1]
+def conditional(trained, tmp_path):
+    return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
 def cells(path, columns, rows):

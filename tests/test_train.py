@@ -135,7 +135,7 @@ def test_divergence_keeps_the_last_good_checkpoint(monkeypatch):
     monkeypatch.setattr(schedules, "constant", lambda epoch, epochs: 1.0 if epoch < 2 else 1e30)
     with pytest.raises(Diverged, match=r"The last good checkpoint is run/last.pt"):
         quick_run("epochs=4")
-    state = checkpoint.load("run/last.pt")
+    state = checkpoint.load(Path("run/last.pt"))
     assert state["epoch"] == 2
     assert all(weights.isfinite().all() for weights in state["model"].values())
 
@@ -208,7 +208,7 @@ def test_a_bad_checkpoint_is_named_and_nothing_in_it_is_run(tmp_path, damage):
     elif damage == "text":
         path.write_text("hello")
     elif damage == "newer":
-        checkpoint.save(path, **dict.fromkeys(checkpoint.HOLDS[1:]))
+        checkpoint.save(path, model={}, **dict.fromkeys(checkpoint.ABOUT[1:]))
         state = torch.load(path) | {"format": 99}
         torch.save(state, path)
     with pytest.raises(UserError, match=r"x\.pt"):

@@ -133,6 +133,8 @@ def _closing(summary: dict[str, Any], run_dir: Path, dataset: str) -> str:
         "look": run["dir"]
         and f"{program('wandb')} leet {Path(run['dir']).parent}    (all runs, here, without an account)",
         "upload": run["mode"] == "offline" and f"{program('wandb')} sync {run['dir']}",
+        "evaluate": f"{program('vae-evaluate')} checkpoint={run_dir}",
+        "generate": f"{program('vae-generate')} checkpoint={run_dir}",
         "compare": f"{program('vae-compare')} {run_dir.parent}",
         "MNIST": dataset == "digits" and f"{program('vae-train')} experiment=tutorial    (downloads it once)",
     }
