@@ -9,7 +9,7 @@ import torch
 
 from vae_exp.config import UserError
 
-FORMAT = 2
+FORMAT = 3
 HOLDS = ("format", "config", "x_shape", "n_classes", "model", "optimizer", "step", "epoch", "best", "kl_per_dim")
 
 
