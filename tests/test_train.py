@@ -226,7 +226,7 @@ def test_a_bad_checkpoint_is_named_and_nothing_in_it_is_run(tmp_path, damage):
         "vae_exp.conv_networks.torch.load",
         "vae_exp.conv_networks.UserError",
         "vae_exp.likelihoods.torch.load",
-        "vae_exp.likelihoods.partial",
+        "vae_exp.likelihoods.Tensor",
     ],
 )
 def test_a_checkpoint_may_name_only_what_is_ours(group, target):
