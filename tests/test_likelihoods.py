@@ -15,6 +15,7 @@ from vae_exp.likelihoods import (
     DiscretizedLogistic,
     Gaussian,
     Laplace,
+    continuous_bernoulli,
     discretized_logistic,
     gaussian,
     laplace,
@@ -72,6 +73,14 @@ def test_a_continuous_bernoullis_gradient_is_what_it_saw_minus_its_mean(logit):
     t = torch.full((1, 1, 1, 1), logit, requires_grad=True)
     ContinuousBernoulli(t).log_prob(torch.full_like(t, 0.3)).backward()
     assert t.grad.item() == pytest.approx(0.3 - ContinuousBernoulli(t).mean.item(), abs=2e-6)
+
+
+def test_blacker_than_black_does_not_pay_in_a_continuous_bernoulli():
+    likelihood, outputs = continuous_bernoulli(), torch.tensor([-1.0, -40.0, -4e4]).view(3, 1, 1, 1).requires_grad_()
+    assert (likelihood(outputs).log_prob(torch.zeros(3, 1, 1, 1)) <= math.log(16) + 1e-5).all()
+    white = likelihood(outputs).log_prob(torch.ones(3, 1, 1, 1))
+    (gradient,) = torch.autograd.grad(white.sum(), outputs)
+    assert (gradient.flatten()[:2] > 0.01).all(), "the bound leaves a way back"
 
 
 def test_a_continuous_bernoulli_is_that_of_torch():

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 INITIAL_SCALE = 0.1  # of a pixel in [0, 1]: about the error a small VAE leaves on MNIST
+LARGEST_LOGIT = 16.0  # of the continuous Bernoulli: a probability of float32's epsilon, torch.distributions' limit
 SMALLEST_SIGMA = math.exp(-6)  # of the optimal sigma, which would be 0 for a perfect batch; as in Rybkin et al.
 
 
@@ -173,8 +174,12 @@ def bernoulli() -> Callable[[Tensor], Bernoulli]:
 
 
 def continuous_bernoulli() -> Callable[[Tensor], ContinuousBernoulli]:
-    """A density over pixels in [0, 1], with the Bernoulli's one number per pixel."""
-    return ContinuousBernoulli
+    """A density over pixels in [0, 1], with the Bernoulli's one number per pixel.
+
+    Its logits are bounded, smoothly. The density at a pixel that is exactly black has no maximum, and a decoder
+    without a bound spends its training, and hundreds of nats of KL, on ever blacker black.
+    """
+    return lambda outputs: ContinuousBernoulli(LARGEST_LOGIT * torch.tanh(outputs / LARGEST_LOGIT))
 
 
 def gaussian(sigma: float | str) -> Callable[[Tensor], Any]:
