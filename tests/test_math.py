@@ -3,13 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.distributions import Bernoulli as TorchBernoulli
 from torch.distributions import Normal, kl_divergence
 
 from tests.conftest import compose
 from vae_exp import build
-from vae_exp.config import check
-from vae_exp.distributions import Bernoulli, DiagonalGaussian, Gaussian
+from vae_exp.config import UserError, check
+from vae_exp.distributions import DiagonalGaussian, Point
 from vae_exp.objectives import Terms, elbo, elbo_terms
 from vae_exp.schedules import cosine, milestones, step
 
@@ -41,27 +40,17 @@ def test_rsample_is_differentiable_in_both_parameters():
     assert log_var.grad.item() == pytest.approx(0.5 * noise.item())
 
 
-def test_bernoulli_is_that_of_torch_distributions():
-    logits, x = torch.randn(7, 1, 4, 4), torch.rand(7, 1, 4, 4).round()
-    expected = TorchBernoulli(logits=logits).log_prob(x).flatten(1).sum(1)
-    torch.testing.assert_close(Bernoulli(logits).log_prob(x), expected)
-    torch.testing.assert_close(Bernoulli(logits).mean, torch.sigmoid(logits))
-
-
-def test_bernoulli_stays_finite_where_a_sigmoid_would_saturate():
-    assert Bernoulli(torch.full((1, 1, 1, 1), -200.0)).log_prob(torch.ones(1, 1, 1, 1)).item() == -200
-
-
-def test_gaussian_is_that_of_torch_distributions():
-    mean, x = torch.randn(7, 3, 4, 4), torch.rand(7, 3, 4, 4)
-    expected = Normal(mean, 0.3).log_prob(x).flatten(1).sum(1)
-    torch.testing.assert_close(Gaussian(mean, 0.3).log_prob(x), expected)
-
-
-def test_gaussian_integrates_to_one():
-    x = torch.linspace(-3, 4, 20_001)[:, None, None, None]
-    density = Gaussian(torch.full_like(x, 0.4), 0.2).log_prob(x).exp()
-    assert torch.trapezoid(density, x.flatten()).item() == pytest.approx(1, abs=1e-4)
+def test_an_autoencoder_has_a_point_for_a_code_and_no_prior():
+    model = make_model("model=autoencoder")
+    x, y = torch.rand(2, 1, 28, 28), torch.zeros(2, dtype=torch.long)
+    q = model.encode(x, y)
+    assert isinstance(q, Point)
+    assert torch.equal(q.rsample(torch.Generator().manual_seed(1)), q.rsample(torch.Generator().manual_seed(2)))
+    terms = elbo_terms(x, q, model.decode(q.rsample(), y))
+    assert torch.equal(terms.neg_elbo, terms.reconstruction)
+    torch.testing.assert_close(q.mean, make_model().encode(x, y).mean)
+    with pytest.raises(UserError, match="no prior"):
+        model.prior_sample(3)
 
 
 def test_beta_one_is_the_negative_elbo_and_beta_weighs_only_the_kl():

@@ -10,7 +10,7 @@ import torch
 import yaml
 from PIL import Image
 
-from tests.conftest import MNIST, metrics, needs_mnist, quick_run
+from tests.conftest import MNIST, QUICK, metrics, needs_mnist, quick_run
 from vae_exp import build, checkpoint, figures
 from vae_exp.config import UserError
 from vae_exp.datasets import Split
@@ -216,14 +216,59 @@ def test_a_bad_checkpoint_is_named_and_nothing_in_it_is_run(tmp_path, damage):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("group", ["network", "likelihood"])
 @pytest.mark.parametrize(
-    "target", ["os.system", "vae_exp.networks.torch.load", "vae_exp.networks.nn.Linear", "vae_exp.train.train"]
+    "target",
+    [
+        "os.system",
+        "vae_exp.train.train",
+        "vae_exp.networks.torch.load",
+        "vae_exp.networks.nn.Linear",
+        "vae_exp.conv_networks.torch.load",
+        "vae_exp.conv_networks.UserError",
+        "vae_exp.likelihoods.torch.load",
+        "vae_exp.likelihoods.Tensor",
+    ],
 )
-def test_a_checkpoint_may_name_only_what_is_ours(target):
+def test_a_checkpoint_may_name_only_what_is_ours(group, target):
     state = checkpoint.load(quick_run("epochs=0")[1] / "last.pt")
-    state["config"]["network"]["_target_"] = target
-    with pytest.raises(UserError, match=f"network._target_={target}"):
+    state["config"][group]["_target_"] = target
+    with pytest.raises(UserError, match=f"{group}._target_={target}"):
         build.model_from(state)
+
+
+@pytest.mark.parametrize("network", ["conv", "resnet"])
+@pytest.mark.parametrize(
+    "likelihood", ["gaussian likelihood.sigma=learned", "gaussian likelihood.sigma=optimal", "discretized_logistic"]
+)
+def test_a_checkpoint_holds_what_a_likelihood_has_learned(network, likelihood):
+    small = (f"network={network}", "network.channels=4", "model=conditional")
+    summary, folder = quick_run(*small, *f"likelihood={likelihood}".split(), "epochs=2")
+    state = checkpoint.load(folder / "best.pt")
+    model = build.model_from(state)
+    fresh = build.model(state["config"], (1, 8, 8), 10).likelihood.state_dict()
+    assert all(not torch.equal(value, fresh[name]) for name, value in model.likelihood.state_dict().items())
+    measured = evaluate(model, build.dataset(state["config"]).read_test(), build.generator(0, "evaluation"))
+    assert measured.neg_elbo == summary["test/neg_elbo"]
+
+
+@pytest.mark.parametrize("network", ["conv", "resnet"])
+def test_convolutions_learn(network):
+    _, folder = quick_run(f"network={network}", "optimizer.lr=3e-3", "batch_size=32", "log_every_steps=1")
+    losses = [row["train/loss"] for row in metrics(folder) if "train/loss" in row]
+    assert losses[-1] < losses[0] - 10
+
+
+def test_an_autoencoder_is_told_apart_and_draws_no_samples(vae_train):
+    code, said = vae_train("model=autoencoder", *QUICK, "wandb.mode=disabled", "hydra.run.dir=run")
+    assert code == 0
+    assert "autoencoder on digits" in said
+    assert said.count("no prior to sample from") == 1
+    pictures = sorted(path.name for path in Path("run/images").iterdir())
+    assert pictures == ["reconstructions_0000011.png", "test_reconstructions_0000011.png"]
+    summary = json.loads(Path("run/summary.json").read_text())
+    assert summary["test/neg_elbo"] == summary["test/reconstruction"]
+    assert summary["test/kl"] == 0
 
 
 def test_a_call_hidden_deeper_in_a_checkpoint_is_not_made(tmp_path):

@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
-from vae_exp import config, distributions, networks
+from vae_exp import config, conv_networks, likelihoods, networks
 from vae_exp.config import UserError
 from vae_exp.datasets import Data
 from vae_exp.vae import VAE
@@ -19,12 +19,14 @@ from vae_exp.vae import VAE
 # How the code calls each _target_: so many arguments by place, and these by name. The rest is the config's.
 CALLED_WITH = {
     "network": (0, ("x_shape", "z_dim", "context_dim")),
-    "likelihood": (1, ()),
+    "likelihood": (0, ()),
     "objective": (2, ()),
     "dataset": (0, ()),
     "optimizer": (1, ()),
     "scheduler": (2, ()),
 }
+# What a checkpoint, which may be a stranger's, may name.
+OURS = {"network": (networks, conv_networks), "likelihood": (likelihoods,)}
 
 
 def partial(config: dict, group: str) -> Callable:
@@ -85,16 +87,18 @@ def model(config: dict, x_shape: tuple[int, int, int], n_classes: int) -> VAE:
     """The VAE for images of x_shape. The labels of an unconditional model have width 0."""
     z_dim, width = config["model"]["z_dim"], n_classes if config["model"]["conditional"] else 0
     encoder, decoder = partial(config, "network")(x_shape=x_shape, z_dim=z_dim, context_dim=width)
-    return VAE(encoder, decoder, partial(config, "likelihood"), z_dim, width)
+    return VAE(encoder, decoder, partial(config, "likelihood")(), z_dim, width, config["model"]["stochastic"])
 
 
 def model_from(state: dict[str, Any]) -> VAE:
     """Rebuild a checkpoint's model with its weights. Raises UserError for a _target_ that is not vae_exp's own."""
-    for group, module in {"network": networks, "likelihood": distributions}.items():
+    for group, modules in OURS.items():
         target = str(state["config"][group]["_target_"])
-        called = getattr(module, target.removeprefix(f"{module.__name__}."), None)
-        if getattr(called, "__module__", None) != module.__name__:
-            raise UserError(f"{group}._target_={target}: a checkpoint may name only what is in {module.__name__}.")
+        home, _, name = target.rpartition(".")
+        module = next((module for module in modules if module.__name__ == home), None)
+        if module is None or getattr(getattr(module, name, None), "__module__", None) != home:
+            names = " or ".join(module.__name__ for module in modules)
+            raise UserError(f"{group}._target_={target}: a checkpoint may name only what is in {names}.")
     rebuilt = model(state["config"], tuple(state["x_shape"]), state["n_classes"])
     rebuilt.load_state_dict(state["model"])
     return rebuilt

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from vae_exp.config import UserError
 
-FORMAT = 2
+FORMAT = 3
 ABOUT = ("format", "config", "x_shape", "n_classes", "step", "epoch", "best", "kl_per_dim")  # with the weights: a model
 ARTIFACT = re.compile(r"(wandb:)?(?P<name>([\w.-]+/){1,2}[\w.-]+:[\w.-]+)")
 

@@ -54,6 +54,10 @@ def _or_null(rule: Rule) -> Rule:
     return Rule(lambda v: v is None or rule.allows(v), f"{rule.words}, or null")
 
 
+def _or_word(rule: Rule, *words: str) -> Rule:
+    return Rule(lambda v: v in words or rule.allows(v), f"{rule.words}, or {' or '.join(words)}")
+
+
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and value.strip() != "" and value.isprintable()
 
@@ -77,6 +81,7 @@ RULES = {
     "model.z_dim": _whole(1),
     "model.beta": _number(0),
     "model.conditional": FLAG,
+    "model.stochastic": FLAG,
     "wandb.mode": _one_of("auto", "online", "offline", "disabled"),
     "wandb.project": _or_null(TEXT),
     "wandb.entity": _or_null(TEXT),
@@ -98,7 +103,10 @@ RULES = {
 OPTION_RULES = {
     "network.hidden_dims": _list_of(_whole(1), "a list of whole numbers, 1 or more, such as [400] or [512,256]"),
     "network.activation": _one_of("relu", "leaky_relu", "elu", "gelu", "silu", "tanh"),
-    "likelihood.sigma": _number(0, above=True),
+    "network.channels": _whole(1),
+    "network.blocks": _whole(1),
+    "likelihood.sigma": _or_word(_number(0, above=True), "learned", "optimal"),
+    "likelihood.scale": _or_word(_number(0, above=True), "learned"),
     "objective.beta": _number(0),
     "objective.warmup_epochs": _number(0),
     "dataset.root": TEXT,

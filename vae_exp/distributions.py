@@ -1,14 +1,13 @@
-"""The distributions of a VAE: q(z|x) and the likelihoods p(x|z). Everything is per image and in nats.
+"""The distributions of a code: q(z|x), and the single point that a deterministic autoencoder has for it.
 
 They are this small because torch.distributions checks its arguments on every call, which costs several
-times the arithmetic, and refuses grey pixels in a Bernoulli. The tests hold them against torch.distributions.
+times the arithmetic. The tests hold them against torch.distributions.
 """
 
 import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -38,30 +37,15 @@ class DiagonalGaussian:
 
 
 @dataclass
-class Bernoulli:
-    """p(x|z) with a probability per pixel, given by its logits [B, C, H, W]."""
-
-    logits: Tensor
-
-    @property
-    def mean(self) -> Tensor:
-        """[B, C, H, W] in (0, 1)."""
-        return torch.sigmoid(self.logits)
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        """log p(x|z) summed over pixels, [B] nats. On grey pixels: minus the binary cross-entropy."""
-        return -F.binary_cross_entropy_with_logits(self.logits, x, reduction="none").flatten(1).sum(1)
-
-
-@dataclass
-class Gaussian:
-    """p(x|z) = N(mean, sigma^2) per pixel with one fixed sigma; mean is [B, C, H, W]."""
+class Point:
+    """A code with no spread, [B, Z]: a deterministic autoencoder's, for which there is no prior and no bound."""
 
     mean: Tensor
-    sigma: float
 
-    def log_prob(self, x: Tensor) -> Tensor:
-        """log p(x|z) summed over pixels, normalising constant included, [B] nats."""
-        log_z = math.log(self.sigma) + 0.5 * math.log(2 * math.pi)
-        squared = ((x - self.mean) / self.sigma).square().flatten(1)
-        return -0.5 * squared.sum(1) - log_z * squared.shape[1]
+    def rsample(self, generator: torch.Generator | None = None) -> Tensor:
+        """The code itself, [B, Z]; no noise is drawn."""
+        return self.mean
+
+    def kl_to_prior(self) -> Tensor:
+        """0, [B, Z]: the objective has no KL. (That of a point to N(0, I) would be infinite.)"""
+        return torch.zeros_like(self.mean)

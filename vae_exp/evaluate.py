@@ -72,19 +72,19 @@ def evaluate_checkpoint(path: Path, asked: dict) -> dict[str, Any]:
             "nll_error": metrics.standard_error(bound),
             "importance_samples": samples,
         }
-    if _is_discrete(model.config, split):
+    if _is_discrete(model, split):
         nats = result.get("nll", result["neg_elbo"])
         result["bits_per_dim"] = nats / math.log(2) / math.prod(model.x_shape)
-    information = metrics.mutual_information(measured.q, build.generator(seed, "information"))
-    result |= {
-        "mutual_information": information.mean().item(),
-        "mutual_information_error": metrics.standard_error(information),
-        "mutual_information_at_most": math.log(min(len(split), metrics.MIXTURE)),
-        "kl_aggregate": result["kl"] - information.mean().item(),
-        "active_units": measured.active_units,
-        "kl_per_dim": measured.kl_per_dim,
-    }
-    if model.model.n_classes and asked["label_accuracy"]:
+    if model.model.stochastic:
+        information = metrics.mutual_information(measured.q, build.generator(seed, "information"))
+        result |= {
+            "mutual_information": information.mean().item(),
+            "mutual_information_error": metrics.standard_error(information),
+            "mutual_information_at_most": math.log(min(len(split), metrics.MIXTURE)),
+            "kl_aggregate": result["kl"] - information.mean().item(),
+        }
+    result |= {"active_units": measured.active_units, "kl_per_dim": measured.kl_per_dim}
+    if model.model.n_classes and model.model.stochastic and asked["label_accuracy"]:
         classifier = _classifier(json.dumps(model.config["dataset"]), str(model.device))
         noise = build.generator(seed, "labels")
         result |= readback.label_accuracy(model.model, classifier, data, split, noise)
@@ -117,10 +117,10 @@ def _classifier(dataset: str, device: str) -> Any:
     return readback.train_classifier(data.train.to(torch.device(device)), data.n_classes, seed=0)
 
 
-def _is_discrete(config: dict, split: Any) -> bool:
+def _is_discrete(model: Any, split: Any) -> bool:
     """Whether the likelihood gives each possible image a probability, so that bits per dimension are defined."""
-    black_or_white = bool(((split.x == 0) | (split.x == 255)).all())
-    return config["likelihood"]["_target_"].endswith(".Bernoulli") and black_or_white
+    p = model.model.decode(model.encode(split.x[:1], split.y[:1]).mean, split.y[:1])
+    return p.support == "bytes" or (p.support == "binary" and bool(((split.x == 0) | (split.x == 255)).all()))
 
 
 def _print_table(result: dict[str, Any], model: Any) -> None:
@@ -133,8 +133,9 @@ def _print_table(result: dict[str, Any], model: Any) -> None:
         errors = [result.get(f"{name}_{kind}") for kind in ("error", "noise_error")]
         cells = "".join(f"{'-' if error is None else f'{error:.3f}':>12}" for error in errors)
         print(f"{words[name]:28}{result[name]:12.3f}{cells}")
-    print(f"{'   of at most log N':28}{result['mutual_information_at_most']:12.3f}")
-    print(f"{'KL(q(z) || p(z))':28}{result['kl_aggregate']:12.3f}   the rest of the KL")
+    if "mutual_information" in result:
+        print(f"{'   of at most log N':28}{result['mutual_information_at_most']:12.3f}")
+        print(f"{'KL(q(z) || p(z))':28}{result['kl_aggregate']:12.3f}   the rest of the KL")
     if "bits_per_dim" in result:
         print(f"{'bits per dimension':28}{result['bits_per_dim']:12.4f}")
     print(f"{'active units':28}{result['active_units']:12d}   of {len(result['kl_per_dim'])}")

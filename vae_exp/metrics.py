@@ -11,8 +11,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from vae_exp.config import UserError
 from vae_exp.datasets import Split, batches
-from vae_exp.distributions import DiagonalGaussian
+from vae_exp.distributions import DiagonalGaussian, Point
 from vae_exp.vae import VAE
 
 EVAL_BATCH_SIZE = 1000  # for speed and memory alone
@@ -27,7 +28,7 @@ class Evaluation:
     A sum of 10,000 float32 loses digits that people compare.
     """
 
-    q: DiagonalGaussian  # of all images, [N, Z], still on the device
+    q: DiagonalGaussian | Point  # of all images, [N, Z], still on the device
     reconstruction_draws: Tensor  # [R, N]: -log p(x|z) at R draws of z ~ q(z|x)
     kl_terms: Tensor  # [N, Z]
 
@@ -79,9 +80,11 @@ def evaluate(
 
 
 @torch.no_grad()
-def posterior(model: VAE, split: Split, batch_size: int = EVAL_BATCH_SIZE) -> DiagonalGaussian:
+def posterior(model: VAE, split: Split, batch_size: int = EVAL_BATCH_SIZE) -> DiagonalGaussian | Point:
     """q(z|x, y) of every image of a split, [N, Z]."""
     parts = [model.encode(x, y) for x, y in batches(split, batch_size)]
+    if not model.stochastic:
+        return Point(torch.cat([q.mean for q in parts]))
     return DiagonalGaussian(torch.cat([q.mean for q in parts]), torch.cat([q.log_var for q in parts]))
 
 
@@ -103,8 +106,13 @@ def importance_bound(
     """log 1/K sum_k p(x, z_k) / q(z_k|x), z_k ~ q(z|x): a lower bound on log p(x), [N] nats (Burda et al. 2016).
 
     It rises to log p(x) as K grows; with K = 1 its mean is minus the neg_elbo. The K samples are taken one after
-    the other, so memory does not grow with K; each_sample is called after each of them.
+    the other, so memory does not grow with K; each_sample is called after each of them. Raises UserError for a
+    deterministic autoencoder.
     """
+    if not model.stochastic:
+        raise UserError(
+            "an autoencoder (model.stochastic=false) gives images no likelihood, so there is no bound on it."
+        )
     model.eval()
     q = posterior(model, split, batch_size)
     prior = DiagonalGaussian(torch.zeros_like(q.mean), torch.zeros_like(q.log_var))

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from vae_exp.distributions import DiagonalGaussian
+from vae_exp.distributions import DiagonalGaussian, Point
 
 
 class Terms(NamedTuple):
@@ -19,7 +19,7 @@ class Terms(NamedTuple):
         return self.reconstruction + self.kl.sum(1)
 
 
-def elbo_terms(x: Tensor, q: DiagonalGaussian, p: Any) -> Terms:
+def elbo_terms(x: Tensor, q: DiagonalGaussian | Point, p: Any) -> Terms:
     """-log p(x|z) of one draw z ~ q, and the closed-form KL (Kingma & Welling 2014, eq. 10)."""
     return Terms(reconstruction=-p.log_prob(x), kl=q.kl_to_prior())
 

@@ -162,10 +162,12 @@ def _finite(values: dict[str, float], when: str, run_dir: Path) -> dict[str, flo
 
 
 def _draw(tracker: Tracker, model: VAE, pictured: Split, held_out: str, epoch: int, step: int, seed: int) -> None:
-    """The two pictures that are always logged, from noise of their own: each epoch shows the same draws."""
+    """The pictures that are always logged, from noise of their own: each epoch shows the same draws."""
     noise = build.generator(seed, "pictures")
     pixels = figures.reconstructions(model, pictured, noise)
     tracker.image("reconstructions", pixels, f"epoch {epoch}: {held_out} images, reconstructions below", step)
+    if not model.stochastic:  # no prior to draw samples from
+        return
     pixels = figures.samples(model, noise)
     rows = "a row per class, the same z in each column" if model.n_classes else "the same z every epoch"
     tracker.image("samples", pixels, f"epoch {epoch}: samples from the prior, {rows}", step)
@@ -174,11 +176,15 @@ def _draw(tracker: Tracker, model: VAE, pictured: Split, held_out: str, epoch: i
 def _introduce(config: dict, facts: dict, run_dir: Path) -> None:
     shape = "x".join(map(str, facts["x_shape"]))
     held_out = f"{facts['val_size']:,} for validation" if facts["val_size"] else "the test split is watched"
+    stochastic = config["model"]["stochastic"]
     log.info(
-        f"{config['model']['name']} VAE on {config['dataset']['name']}: {facts['parameters']:,} parameters, "
-        f"{facts['train_size']:,} images of {shape}, {held_out}; on {facts['trained_on']}"
+        f"{config['model']['name']}{' VAE' if stochastic else ''} on {config['dataset']['name']}: "
+        f"{facts['parameters']:,} parameters, {facts['train_size']:,} images of {shape}, {held_out}; "
+        f"on {facts['trained_on']}"
     )
     log.info(f"run folder {run_dir}\nneg_elbo = reconstruction + KL, in nats per image")
+    if not stochastic:
+        log.info("deterministic: the KL counts as 0, so neg_elbo is no bound, and there is no prior to sample from")
 
 
 def _epoch_line(epoch: int, epochs: int, held_out: str, row: dict[str, Any], best: bool) -> str:

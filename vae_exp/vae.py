@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vae_exp.distributions import DiagonalGaussian
+from vae_exp.config import UserError
+from vae_exp.distributions import DiagonalGaussian, Point
 
 
 class VAE(nn.Module):
@@ -15,6 +16,9 @@ class VAE(nn.Module):
 
     n_classes is the width of the one-hot label that the encoder and the decoder see. It is 0 for the
     unconditional model, which is therefore the same code without an `if`: its labels have no width.
+
+    With stochastic=False it is the deterministic autoencoder: the code is q's mean, whose log-variance goes unused.
+    There is no KL then, so no bound on the likelihood and no prior to sample from.
     """
 
     def __init__(
@@ -24,10 +28,11 @@ class VAE(nn.Module):
         likelihood: Callable[[Tensor], Any],
         z_dim: int,
         n_classes: int,
+        stochastic: bool = True,
     ) -> None:
         super().__init__()
         self.encoder, self.decoder, self.likelihood = encoder, decoder, likelihood
-        self.z_dim, self.n_classes = z_dim, n_classes
+        self.z_dim, self.n_classes, self.stochastic = z_dim, n_classes, stochastic
 
     def context(self, y: Tensor) -> Tensor:
         """The one-hot labels of y [B], as [B, n_classes]; an unconditional model's are [B, 0]."""
@@ -35,17 +40,19 @@ class VAE(nn.Module):
             return torch.empty(len(y), 0, device=y.device)
         return F.one_hot(y, self.n_classes).float()
 
-    def encode(self, x: Tensor, y: Tensor) -> DiagonalGaussian:
+    def encode(self, x: Tensor, y: Tensor) -> DiagonalGaussian | Point:
         """The approximate posterior q(z|x, y) of images x [B, C, H, W] in [0, 1] with labels y [B]."""
         mean, log_var = self.encoder(x, self.context(y)).chunk(2, dim=1)
-        return DiagonalGaussian(mean, log_var)
+        return DiagonalGaussian(mean, log_var) if self.stochastic else Point(mean)
 
     def decode(self, z: Tensor, y: Tensor) -> Any:
         """The likelihood p(x|z, y) of codes z [B, Z] with labels y [B]; its mean is an image."""
         return self.likelihood(self.decoder(z, self.context(y)))
 
     def prior_sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """n draws from the prior N(0, I), [n, Z]."""
+        """n draws from the prior N(0, I), [n, Z]. Raises UserError for a deterministic autoencoder, which has none."""
+        if not self.stochastic:
+            raise UserError("model.stochastic=false: an autoencoder has no prior over its codes to sample from.")
         device = next(self.parameters()).device
         drawn_on = device if generator is None else generator.device  # one on the CPU gives every device the same
         return torch.randn(n, self.z_dim, generator=generator, device=drawn_on).to(device)

@@ -1,0 +1,178 @@
+"""Likelihoods: each is a density or a probability, per image, and learns what it says it learns."""
+
+import math
+
+import pytest
+import torch
+from torch import distributions as oracle
+
+from tests.conftest import compose
+from vae_exp import build
+from vae_exp.config import check, options
+from vae_exp.likelihoods import (
+    Bernoulli,
+    ContinuousBernoulli,
+    DiscretizedLogistic,
+    Gaussian,
+    Laplace,
+    continuous_bernoulli,
+    discretized_logistic,
+    gaussian,
+    laplace,
+)
+
+LOGITS = [0.0, 1e-6, -1e-3, 0.1, 0.59999, 0.60001, -0.6, 2.0, -7.0, 30.0, -90.0]
+BYTES = torch.arange(256) / 255
+
+
+def each(values):
+    """Pixels as images of one pixel, [N, 1, 1, 1]."""
+    return torch.as_tensor(values)[:, None, None, None]
+
+
+def at(family, parameter, x, *scale):
+    """log_prob of each of the one-pixel images x under one parameter."""
+    return family(torch.full((len(x), 1, 1, 1), parameter, dtype=x.dtype), *scale).log_prob(each(x))
+
+
+@pytest.mark.parametrize("name", options("likelihood"))
+def test_every_likelihood_is_per_image_and_says_over_what(name):
+    likelihood = build.partial(check(compose(f"likelihood={name}")), "likelihood")()
+    outputs, x = torch.randn(5, 3, 4, 4), torch.randint(0, 2, (5, 3, 4, 4)).float()
+    p = likelihood(outputs)
+    assert p.mean.shape == x.shape
+    assert p.log_prob(x).shape == (5,)
+    torch.testing.assert_close(p.log_prob(x)[:1], likelihood(outputs[:1]).log_prob(x[:1]))
+    assert p.support in ("binary", "unit interval", "real", "bytes")
+
+
+def test_a_bernoulli_sums_to_one_and_is_that_of_torch():
+    assert at(Bernoulli, 0.7, torch.tensor([0.0, 1.0])).exp().sum().item() == pytest.approx(1)
+    logits, x = torch.randn(7, 1, 4, 4), torch.rand(7, 1, 4, 4).round()
+    expected = oracle.Bernoulli(logits=logits).log_prob(x).flatten(1).sum(1)
+    torch.testing.assert_close(Bernoulli(logits).log_prob(x), expected)
+    torch.testing.assert_close(Bernoulli(logits).mean, torch.sigmoid(logits))
+
+
+def test_bernoulli_stays_finite_where_a_sigmoid_would_saturate():
+    assert Bernoulli(torch.full((1, 1, 1, 1), -200.0)).log_prob(torch.ones(1, 1, 1, 1)).item() == -200
+
+
+@pytest.mark.parametrize("logit", LOGITS)
+def test_a_continuous_bernoulli_integrates_to_one_and_knows_its_mean(logit):
+    x = torch.linspace(0, 1, 200_001, dtype=torch.float64)
+    density = at(ContinuousBernoulli, logit, x).exp()
+    assert torch.trapezoid(density, x).item() == pytest.approx(1, abs=1e-6)
+    mean = ContinuousBernoulli(torch.tensor(logit)).mean.item()
+    assert torch.trapezoid(density * x, x).item() == pytest.approx(mean, abs=1e-6)
+
+
+@pytest.mark.parametrize("logit", LOGITS)
+def test_a_continuous_bernoullis_gradient_is_what_it_saw_minus_its_mean(logit):
+    """As in every exponential family; float32, where a careless 0/0 would show."""
+    t = torch.full((1, 1, 1, 1), logit, requires_grad=True)
+    ContinuousBernoulli(t).log_prob(torch.full_like(t, 0.3)).backward()
+    assert t.grad.item() == pytest.approx(0.3 - ContinuousBernoulli(t).mean.item(), abs=2e-6)
+
+
+def test_blacker_than_black_does_not_pay_in_a_continuous_bernoulli():
+    likelihood, outputs = continuous_bernoulli(), torch.tensor([-1.0, -40.0, -4e4]).view(3, 1, 1, 1).requires_grad_()
+    assert (likelihood(outputs).log_prob(torch.zeros(3, 1, 1, 1)) <= math.log(16) + 1e-5).all()
+    white = likelihood(outputs).log_prob(torch.ones(3, 1, 1, 1))
+    (gradient,) = torch.autograd.grad(white.sum(), outputs)
+    assert (gradient.flatten()[:2] > 0.01).all(), "the bound leaves a way back"
+
+
+def test_a_continuous_bernoulli_is_that_of_torch():
+    logits, x = 3 * torch.randn(7, 1, 4, 4).double(), torch.rand(7, 1, 4, 4).double()
+    theirs = oracle.ContinuousBernoulli(logits=logits, validate_args=False)
+    torch.testing.assert_close(ContinuousBernoulli(logits).log_prob(x), theirs.log_prob(x).flatten(1).sum(1))
+    torch.testing.assert_close(ContinuousBernoulli(logits).mean, theirs.mean, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("family", "theirs"), [(Gaussian, oracle.Normal), (Laplace, oracle.Laplace)])
+@pytest.mark.parametrize("scale", [0.2, torch.tensor(0.2)])
+def test_gaussian_and_laplace_integrate_to_one_and_are_those_of_torch(family, theirs, scale):
+    x = torch.linspace(-4, 5, 50_001)
+    assert torch.trapezoid(at(family, 0.4, x, scale).exp(), x).item() == pytest.approx(1, abs=1e-4)
+    mean, x = torch.randn(7, 3, 4, 4), torch.rand(7, 3, 4, 4)
+    torch.testing.assert_close(family(mean, scale).log_prob(x), theirs(mean, 0.2).log_prob(x).flatten(1).sum(1))
+
+
+@pytest.mark.parametrize("scale", [1e-4, 0.003, 0.05, 1.0, torch.tensor(0.05)])
+@pytest.mark.parametrize("mean", [-0.3, 0.0, 0.2, 0.5, 1.0, 2.0])
+def test_a_discretized_logistic_sums_to_one_over_the_256_values(mean, scale):
+    assert at(DiscretizedLogistic, mean, BYTES, scale).exp().sum().item() == pytest.approx(1, abs=1e-4)
+
+
+def test_a_discretized_logistic_is_the_difference_of_two_cdfs():
+    logistic = oracle.TransformedDistribution(
+        oracle.Uniform(torch.tensor(0.0).double(), 1.0),
+        [oracle.SigmoidTransform().inv, oracle.AffineTransform(0.4, 0.05)],
+        validate_args=False,
+    )
+    edges = logistic.cdf((torch.arange(257).double() - 0.5) / 255)
+    edges[0], edges[-1] = 0, 1
+    expected = edges.diff().log()
+    torch.testing.assert_close(at(DiscretizedLogistic, 0.4, BYTES.double(), 0.05), expected, atol=1e-8, rtol=1e-6)
+
+
+def test_a_discretized_logistic_stays_finite_far_away():
+    far = torch.tensor([50.0, -50.0]).view(2, 1, 1, 1).requires_grad_()
+    log_prob = DiscretizedLogistic(far, 1e-3).log_prob(torch.full((2, 1, 1, 1), 100 / 255))
+    log_prob.sum().backward()
+    assert log_prob.isfinite().all()
+    assert (far.grad.flatten() * torch.tensor([-1, 1]) > 0).all(), "it is drawn towards the pixel"
+
+
+NOISE = [
+    (gaussian("learned"), oracle.Normal(0.5, 0.03), 0.03),
+    (laplace("learned"), oracle.Laplace(0.5, 0.3), 0.3),
+    (discretized_logistic("learned"), oracle.Normal(0.5, 0.03 * math.pi / math.sqrt(3)), 0.03),
+]
+
+
+@pytest.mark.parametrize(("likelihood", "noise", "scale"), NOISE)
+def test_a_learned_scale_finds_the_scale_of_the_noise(likelihood, noise, scale):
+    torch.manual_seed(0)
+    x = noise.sample((50, 1, 16, 16))
+    optimizer = torch.optim.Adam(likelihood.parameters(), lr=0.05)
+    for _ in range(100):
+        optimizer.zero_grad()
+        (-likelihood(torch.full_like(x, 0.5)).log_prob(x).mean()).backward()
+        optimizer.step()
+    assert likelihood.log_scale.exp().item() == pytest.approx(scale, rel=0.08)
+
+
+def test_the_optimal_sigma_is_the_root_mean_square_error():
+    likelihood = gaussian("optimal")
+    mean, x = torch.rand(6, 3, 5, 5, requires_grad=True), torch.rand(6, 3, 5, 5)
+    rms = (x - mean).square().mean().sqrt().item()
+    log_prob = likelihood(mean).log_prob(x)
+    torch.testing.assert_close(log_prob, Gaussian(mean, rms).log_prob(x))
+    for other in (0.9 * rms, 1.1 * rms):
+        assert log_prob.sum() > Gaussian(mean, other).log_prob(x).sum()
+    # The loss of the paper: D/2 log MSE, sigma differentiated as well.
+    (gradient,) = torch.autograd.grad(-log_prob.sum(), mean)
+    (expected,) = torch.autograd.grad(x.numel() / 2 * (x - mean).square().mean().log(), mean)
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_in_evaluation_the_optimal_sigma_is_that_of_training_and_no_batchs():
+    torch.manual_seed(0)
+    likelihood = gaussian("optimal")
+    for step in range(300):  # the error falls and then stays at 0.2
+        x = (0.2 + 0.5 * max(0, 50 - step) / 50) * torch.randn(8, 1, 16, 16)
+        likelihood(torch.zeros_like(x)).log_prob(x)
+    likelihood.eval()
+    before = {name: value.clone() for name, value in likelihood.state_dict().items()}
+    mean, x = torch.zeros(4, 1, 16, 16), torch.randn(4, 1, 16, 16) * torch.tensor([0.1, 0.2, 1, 9]).view(4, 1, 1, 1)
+    together = likelihood(mean).log_prob(x)
+    alone = torch.cat([likelihood(mean[i : i + 1]).log_prob(x[i : i + 1]) for i in range(4)])
+    torch.testing.assert_close(together, alone)
+    assert likelihood(mean).sigma.item() == pytest.approx(0.2, rel=0.05)
+    assert before == likelihood.state_dict()
+
+
+def test_a_perfect_batch_does_not_blow_up_the_optimal_sigma():
+    assert gaussian("optimal")(torch.zeros(2, 1, 4, 4)).log_prob(torch.zeros(2, 1, 4, 4)).isfinite().all()

@@ -1,0 +1,134 @@
+"""Networks: every one on every kind of image, with and without labels, or refused in a sentence."""
+
+import pytest
+import torch
+from torch import nn
+
+from tests.conftest import compose
+from vae_exp import build
+from vae_exp.config import UserError, check, options
+
+SHAPES = [(1, 8, 8), (3, 9, 7), (1, 28, 28), (3, 32, 32), (3, 64, 64)]
+SIDES = {"burgess": (32, 64), "locatello": (64,)}  # of the networks that take square images of some sizes only
+SMALL = {
+    "mlp": ("network.hidden_dims=[16]",),
+    "conv": ("network.channels=8",),
+    "resnet": ("network.channels=8",),
+}
+MODELS = ("vanilla", "conditional")
+
+
+def make_model(network, shape, *overrides):
+    torch.manual_seed(0)
+    return build.model(check(compose(f"network={network}", *SMALL.get(network, ()), *overrides)), shape, 10)
+
+
+def taken(network, shape):
+    return network not in SIDES or (shape[1] == shape[2] and shape[1] in SIDES[network])
+
+
+TAKEN = [(network, shape) for network in options("network") for shape in SHAPES if taken(network, shape)]
+REFUSED = [(network, shape) for network in options("network") for shape in SHAPES if not taken(network, shape)]
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("network", "shape"), TAKEN)
+def test_images_come_back_in_their_shape_and_every_parameter_learns(network, shape, model):
+    vae = make_model(network, shape, f"model={model}", "model.z_dim=3")
+    for n in (1, 3):
+        x, y = torch.rand(n, *shape), torch.arange(n)
+        q = vae.encode(x, y)
+        p = vae.decode(q.rsample(), y)
+        assert q.mean.shape == q.log_var.shape == (n, 3)
+        assert p.mean.shape == x.shape
+    (q.kl_to_prior().sum() - p.log_prob(x).sum()).backward()
+    assert [name for name, weights in vae.named_parameters() if not weights.grad.any()] == []
+
+
+@pytest.mark.parametrize(("network", "shape"), REFUSED)
+def test_a_size_that_a_network_cannot_take_is_one_sentence(network, shape):
+    with pytest.raises(UserError, match=f"^network={network}: .*not {shape[1]}x{shape[2]}. Use network=conv") as error:
+        make_model(network, shape)
+    assert "\n" not in str(error.value)
+
+
+def test_a_refusal_ends_a_run_with_one_message(vae_train):
+    code, said = vae_train("network=burgess", "dataset=digits")
+    assert code == 1
+    assert said.splitlines()[0].startswith("vae-train: network=burgess: ")
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("network", ["conv", "resnet"])
+def test_images_too_small_to_be_halved_are_refused(network):
+    with pytest.raises(UserError, match=f"network={network}: images of 40x5 are too small .* Use network=mlp"):
+        make_model(network, (1, 40, 5))
+    assert make_model(network, (1, 40, 6))
+
+
+@pytest.mark.parametrize("network", options("network"))
+def test_the_label_reaches_the_encoder_and_the_decoder(network):
+    x, z, y = torch.rand(1, 3, 64, 64).repeat(2, 1, 1, 1), torch.zeros(2, 20), torch.tensor([3, 7])
+    for model, same in (("conditional", False), ("vanilla", True)):
+        vae = make_model(network, (3, 64, 64), f"model={model}")
+        assert torch.equal(*vae.encode(x, y).mean) is same
+        assert torch.equal(*vae.decode(z, y).mean) is same
+
+
+@pytest.mark.parametrize("network", options("network"))
+def test_an_image_does_not_see_its_batch(network):
+    vae = make_model(network, (3, 64, 64))
+    x, z, y = torch.rand(4, 3, 64, 64), torch.randn(4, 20), torch.zeros(4, dtype=torch.long)
+    torch.testing.assert_close(vae.encode(x, y).mean[:1], vae.encode(x[:1], y[:1]).mean)
+    torch.testing.assert_close(vae.decode(z, y).mean[:1], vae.decode(z[:1], y[:1]).mean)
+
+
+@pytest.mark.parametrize("network", ["conv", "resnet"])
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 11, 37)])
+def test_every_pixel_is_seen_and_drawn(network, shape):
+    vae = make_model(network, shape)
+    x, y = torch.rand(1, *shape, requires_grad=True), torch.zeros(1, dtype=torch.long)
+    (seen,) = torch.autograd.grad(vae.encode(x, y).mean.square().sum(), x)
+    assert seen.all()
+    drawn = vae.decode(torch.randn(50, 20), torch.zeros(50, dtype=torch.long)).mean
+    assert (drawn.std(0) > 0).all()
+
+
+def layers(network):
+    """(inputs, outputs) of linear layers, and with the kernel and the stride of convolutions, in order."""
+    found = []
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear):
+            found.append((layer.in_features, layer.out_features))
+        elif isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            found.append((layer.in_channels, layer.out_channels, *layer.kernel_size[:1], *layer.stride[:1]))
+    return found
+
+
+def test_burgess_is_the_papers_network():
+    vae = make_model("burgess", (1, 64, 64), "model.z_dim=10")
+    convolutions = [(1, 32, 4, 2), (32, 32, 4, 2), (32, 32, 4, 2), (32, 32, 4, 2)]
+    assert layers(vae.encoder) == [*convolutions, (512, 256), (256, 256), (256, 20)]
+    mirrored = [(32, 32, 4, 2), (32, 32, 4, 2), (32, 32, 4, 2), (32, 1, 4, 2)]
+    assert layers(vae.decoder) == [(10, 256), (256, 256), (256, 512), *mirrored]
+    assert sum(p.numel() for p in vae.parameters()) == 252_052 + 249_953
+    small = make_model("burgess", (3, 32, 32), "model.z_dim=10")
+    assert layers(small.encoder)[:4] == [(3, 32, 4, 2), (32, 32, 4, 2), (32, 32, 4, 2), (512, 256)]
+    assert layers(small.decoder)[2:] == [(256, 512), (32, 32, 4, 2), (32, 32, 4, 2), (32, 3, 4, 2)]
+
+
+def test_locatello_is_the_papers_network():
+    vae = make_model("locatello", (3, 64, 64), "model.z_dim=10")
+    convolutions = [(3, 32, 4, 2), (32, 32, 4, 2), (32, 64, 2, 2), (64, 64, 2, 2)]
+    assert layers(vae.encoder) == [*convolutions, (1024, 256), (256, 20)]
+    mirrored = [(64, 64, 4, 2), (64, 32, 4, 2), (32, 32, 4, 2), (32, 3, 4, 2)]
+    assert layers(vae.decoder) == [(10, 256), (256, 1024), *mirrored]
+
+
+@pytest.mark.parametrize("network", ["burgess", "locatello"])
+def test_the_papers_activations_are_relu_between_layers_and_none_at_the_ends(network):
+    vae = make_model(network, (3, 64, 64))
+    for half in (vae.encoder, vae.decoder):
+        kinds = [type(m) for m in half.modules() if isinstance(m, nn.Linear | nn.Conv2d | nn.ConvTranspose2d | nn.ReLU)]
+        assert kinds[1::2] == [nn.ReLU] * (len(kinds) // 2)
+        assert kinds[-1] is not nn.ReLU

@@ -1,0 +1,210 @@
+"""The likelihoods p(x|z): what the decoder's one number per pixel means. Everything is per image and in nats.
+
+A config names one of the functions at the end. It is called once, with its settings, and returns what turns the
+decoder's output [B, C, H, W] into a distribution: a class, or a module where something is learned or remembered.
+Each distribution says by `support` what it is a density over: only for "bytes", and for "binary" where pixels really
+are black or white, is log_prob a probability, which bits per dimension ask for.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+INITIAL_SCALE = 0.1  # of a pixel in [0, 1]: about the error a small VAE leaves on MNIST
+LARGEST_LOGIT = 16.0  # of the continuous Bernoulli: a probability of float32's epsilon, torch.distributions' limit
+SMALLEST_SIGMA = math.exp(-6)  # of the optimal sigma, which would be 0 for a perfect batch; as in Rybkin et al.
+
+
+@dataclass
+class Bernoulli:
+    """p(x|z) with a probability per pixel, given by its logits [B, C, H, W]."""
+
+    logits: Tensor
+    support = "binary"
+
+    @property
+    def mean(self) -> Tensor:
+        """[B, C, H, W] in (0, 1)."""
+        return torch.sigmoid(self.logits)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log p(x|z) summed over pixels, [B] nats. On grey pixels: minus the binary cross-entropy."""
+        return -F.binary_cross_entropy_with_logits(self.logits, x, reduction="none").flatten(1).sum(1)
+
+
+@dataclass
+class ContinuousBernoulli:
+    """The Bernoulli as a density over [0, 1], with its normalising constant (Loaiza-Ganem & Cunningham 2019).
+
+    In the logit t it is p(x) = t exp(t x) / (exp(t) - 1). Around 1/2 both its constant and its mean come from
+    functions of u = t/2 that tend to 0/0 at u = 0; below |u| = 0.3 their series are exact to float32.
+    """
+
+    logits: Tensor
+    support = "unit interval"
+
+    @property
+    def mean(self) -> Tensor:
+        """[B, C, H, W] in (0, 1): 1/2 + (coth(u) - 1/u) / 2."""
+        u = 0.5 * self.logits.abs()
+        near = u < 0.3
+        small, large = torch.where(near, u, 0.3), torch.where(near, 0.3, u)
+        series = small / 3 - small**3 / 45 + 2 * small**5 / 945 - small**7 / 4725
+        return 0.5 + 0.5 * self.logits.sign() * torch.where(near, series, 1 / torch.tanh(large) - 1 / large)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log p(x|z) summed over pixels, [B] nats: t (x - 1/2) - log(sinh(u) / u)."""
+        u = 0.5 * self.logits.abs()
+        near = u < 0.3
+        small, large = torch.where(near, u, 0.3), torch.where(near, 0.3, u)
+        series = small**2 / 6 - small**4 / 180 + small**6 / 2835
+        log_sinhc = torch.where(near, series, large + torch.log(-torch.expm1(-2 * large) / (2 * large)))
+        return (self.logits * (x - 0.5) - log_sinhc).flatten(1).sum(1)
+
+
+@dataclass
+class Gaussian:
+    """p(x|z) = N(mean, sigma^2) per pixel with one sigma; mean is [B, C, H, W]."""
+
+    mean: Tensor
+    sigma: float | Tensor
+    support = "real"
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log p(x|z) summed over pixels, normalising constant included, [B] nats."""
+        squared = ((x - self.mean) / self.sigma).square().flatten(1)
+        return -0.5 * squared.sum(1) - (_log(self.sigma) + 0.5 * math.log(2 * math.pi)) * squared.shape[1]
+
+
+@dataclass
+class Laplace:
+    """p(x|z) = exp(-|x - mean| / scale) / (2 scale) per pixel with one scale; mean is [B, C, H, W]."""
+
+    mean: Tensor
+    scale: float | Tensor
+    support = "real"
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log p(x|z) summed over pixels, normalising constant included, [B] nats."""
+        far = ((x - self.mean) / self.scale).abs().flatten(1)
+        return -far.sum(1) - _log(2 * self.scale) * far.shape[1]
+
+
+@dataclass
+class DiscretizedLogistic:
+    """The probability that a logistic variable rounds to the byte of each pixel (Kingma et al. 2016, IAF).
+
+    mean is [B, C, H, W] in pixels of [0, 1], scale one number. 0 and 255 take the tails.
+    """
+
+    mean: Tensor
+    scale: float | Tensor
+    support = "bytes"
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log p(x|z) of pixels x = byte / 255, summed over them, [B] nats."""
+        upper = (x - self.mean + 0.5 / 255) / self.scale
+        lower = (x - self.mean - 0.5 / 255) / self.scale
+        # sigmoid(b) - sigmoid(a) = sigmoid(b) sigmoid(-a) (1 - exp(a - b)), and b - a is the same for all pixels:
+        # nothing cancels, however far the mean. A tail lacks one of its edges, and with it that edge's factor.
+        below, above = F.logsigmoid(upper), F.logsigmoid(-lower)
+        black, white = x < 0.5 / 255, x > 254.5 / 255
+        width = _log1mexp(1 / (255 * self.scale))
+        inside = torch.where(white, 0.0, below) + torch.where(black, 0.0, above)
+        return (inside + torch.where(black | white, 0.0, width)).flatten(1).sum(1)
+
+
+class Learned(nn.Module):
+    """A family with one scale for all pixels, learned by its logarithm beside the weights."""
+
+    def __init__(self, family: Callable[[Tensor, Tensor], Any]) -> None:
+        super().__init__()
+        self.family = family
+        self.log_scale = nn.Parameter(torch.tensor(math.log(INITIAL_SCALE)))
+
+    def forward(self, mean: Tensor) -> Any:
+        return self.family(mean, self.log_scale.exp())
+
+
+class Optimal(nn.Module):
+    """The Gaussian with its most likely sigma, the root mean square error (sigma-VAE, Rybkin et al. 2021).
+
+    In training it is that of the batch. Evaluation must not depend on which images are measured together: it uses
+    the running mean of the batches' squared errors, over the last hundred or so, which is saved with the weights.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean_square", torch.tensor(INITIAL_SCALE**2))
+        self.register_buffer("batches", torch.tensor(0.0))
+
+    def forward(self, mean: Tensor) -> Gaussian:
+        return FittedGaussian(mean, self) if self.training else Gaussian(mean, self.mean_square.sqrt())
+
+    def fit(self, error: Tensor) -> Tensor:
+        """The batch's own sigma, a scalar; its square enters the running mean."""
+        # Detached: at its optimum the density does not change with sigma, so the gradient is the same without it.
+        mean_square = error.detach().square().mean().clamp(min=SMALLEST_SIGMA**2)
+        self.batches += 1
+        self.mean_square.lerp_(mean_square, (2 / (self.batches + 1)).clamp(min=0.01))
+        return mean_square.sqrt()
+
+
+@dataclass
+class FittedGaussian:
+    """A Gaussian whose sigma is fitted to the images that it is asked about."""
+
+    mean: Tensor
+    optimal: Optimal
+    support = "real"
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log p(x|z) under the most likely sigma of all of x, summed over pixels, [B] nats."""
+        return Gaussian(self.mean, self.optimal.fit(x - self.mean)).log_prob(x)
+
+
+def bernoulli() -> Callable[[Tensor], Bernoulli]:
+    """Binary cross-entropy: a probability of black and white pixels, and of grey ones no density."""
+    return Bernoulli
+
+
+def continuous_bernoulli() -> Callable[[Tensor], ContinuousBernoulli]:
+    """A density over pixels in [0, 1], with the Bernoulli's one number per pixel.
+
+    Its logits are bounded, smoothly. The density at a pixel that is exactly black has no maximum, and a decoder
+    without a bound spends its training, and hundreds of nats of KL, on ever blacker black.
+    """
+    return lambda outputs: ContinuousBernoulli(LARGEST_LOGIT * torch.tanh(outputs / LARGEST_LOGIT))
+
+
+def gaussian(sigma: float | str) -> Callable[[Tensor], Any]:
+    """A density over pixels as real numbers, with sigma a number, "learned" or "optimal"."""
+    return Optimal() if sigma == "optimal" else _scaled(Gaussian, sigma)
+
+
+def laplace(scale: float | str) -> Callable[[Tensor], Any]:
+    """A density over pixels as real numbers, with scale a number or "learned"."""
+    return _scaled(Laplace, scale)
+
+
+def discretized_logistic(scale: float | str) -> Callable[[Tensor], Any]:
+    """A probability over the 256 values of a pixel, with scale a number or "learned"."""
+    return _scaled(DiscretizedLogistic, scale)
+
+
+def _scaled(family: type, scale: float | str) -> Callable[[Tensor], Any]:
+    return Learned(family) if scale == "learned" else lambda mean: family(mean, float(scale))
+
+
+def _log(scale: float | Tensor) -> float | Tensor:
+    return scale.log() if isinstance(scale, Tensor) else math.log(scale)
+
+
+def _log1mexp(x: float | Tensor) -> float | Tensor:
+    """log(1 - exp(-x)) for x > 0."""
+    return torch.log(-torch.expm1(-x)) if isinstance(x, Tensor) else math.log(-math.expm1(-x))
