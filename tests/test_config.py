@@ -14,6 +14,7 @@ from vae_exp.config import CALLS, CONF_DIR, OPTION_RULES, RULES, check, flatten,
 MODELS = {"vanilla": (1, False), "beta": (4, False), "conditional": (1, True), "beta_conditional": (4, True)}
 GROUPS = ("model", *CALLS)
 EVERY_OPTION = [f"{group}={option}" for group in GROUPS for option in options(group)]
+NEEDS = {"dataset=image_folder": ["dataset.root=images"]}  # what an option cannot have a default for
 
 
 def test_the_defaults_are_a_vanilla_vae_on_mnist():
@@ -77,12 +78,13 @@ def test_the_command_line_wins_over_an_experiment(experiment):
 @pytest.mark.parametrize("option", EVERY_OPTION)
 def test_every_option_composes_and_every_key_of_it_has_a_rule(option):
     group = option.split("=")[0]
-    flat = flatten(check(compose(option)))
+    flat = flatten(check(compose(option, *NEEDS.get(option, []))))
     keys = [key for key in flat if key.startswith(f"{group}.") and not key.endswith("_target_")]
     assert [key for key in keys if key not in RULES | OPTION_RULES] == []
 
 
-@pytest.mark.parametrize("option", [o for o in EVERY_OPTION if "mnist" not in o])
+# The other datasets are read in test_data.py and test_images.py, from files made there.
+@pytest.mark.parametrize("option", [o for o in EVERY_OPTION if not o.startswith("dataset") or o == "dataset=digits"])
 def test_every_option_trains(option):
     dataset = () if option.startswith("dataset") else ("dataset=digits",)
     summary, _ = quick_run(*dataset, option)
@@ -110,7 +112,18 @@ WRONG = [
     ("network.hidden_dims=[0]", "network.hidden_dims=[0]: it takes a list of whole numbers"),
     ("network.activation=swish", "network.activation=swish: it takes one of relu"),
     ("likelihood=gaussian likelihood.sigma=0", "likelihood.sigma=0: it takes a number above 0"),
-    ("dataset.val_size=-1", "dataset.val_size=-1: it takes a whole number, 0 or more"),
+    ("dataset.val_size=-1", "dataset.val_size=-1: it takes a whole number, 0 or more, or a fraction such as 0.1"),
+    ("dataset.train_size=1.5", "dataset.train_size=1.5: it takes a whole number, 1 or more, or a fraction"),
+    ("dataset.labels=3", "dataset.labels=3: it takes a list of class numbers or names"),
+    ("dataset.device_memory=2XB", "dataset.device_memory=2XB: it takes a size such as 500MB or 2GB"),
+    ("dataset.binarize=larochelle", "dataset.binarize=larochelle: these files are MNIST's"),
+    ("dataset=image_folder", "dataset.root=null: it takes the path of a folder"),
+    (
+        "dataset=image_folder dataset.root=x dataset.image_size=0",
+        "dataset.image_size=0: it takes a whole number from 1",
+    ),
+    ("dataset=image_folder dataset.root=x dataset.channels=4", "dataset.channels=4: it takes 1 (grey) or 3 (colour)"),
+    ("+dataset.foo=1", "dataset: vae_exp.datasets.digits got an unexpected keyword argument 'foo'"),
     ("wandb.mode=sometimes", "wandb.mode=sometimes: it takes one of auto, online, offline, disabled"),
     ("wandb.tags=a", "wandb.tags=a: it takes a list such as [a,b], or null"),
     ("model.name=../out", "model.name=../out: it takes letters, digits, - and _"),

@@ -13,7 +13,7 @@ from torch import nn
 
 from vae_exp import config, distributions, networks
 from vae_exp.config import UserError
-from vae_exp.datasets import Data
+from vae_exp.prepare import Data, prepare
 from vae_exp.vae import VAE
 
 # How the code calls each _target_: so many arguments by place, and these by name. The rest is the config's.
@@ -25,6 +25,9 @@ CALLED_WITH = {
     "optimizer": (1, ()),
     "scheduler": (2, ()),
 }
+
+
+SHARED = inspect.signature(prepare).parameters  # the options of every dataset, and its source
 
 
 def partial(config: dict, group: str) -> Callable:
@@ -52,10 +55,13 @@ def _check_calls(config: dict) -> None:
         except (ImportError, AttributeError, TypeError, ValueError) as error:
             raise UserError(f"{group}._target_={target}: there is no such function or class.") from error
         given = {key: value for key, value in config[group].items() if not key.startswith("_")}
+        if group == "dataset":  # what all datasets share goes to prepare
+            given = {key: value for key, value in given.items() if key in signature.parameters or key not in SHARED}
         try:
             signature.bind(*[None] * by_place, **dict.fromkeys(by_name), **given)
         except TypeError as error:
             settings = [name for name in list(signature.parameters)[by_place:] if name not in by_name]
+            settings += [name for name in list(SHARED)[1:] if group == "dataset" and name not in settings]
             raise UserError(f"{group}: {target} {error}; its settings are {', '.join(settings)}.") from error
     target = config["optimizer"]["_target_"]
     try:
@@ -77,8 +83,22 @@ def device(name: str) -> torch.device:
 
 
 def dataset(config: dict) -> Data:
-    """The dataset, downloaded on first use. Raises UserError where it cannot be had."""
-    return partial(config, "dataset")()
+    """The dataset, downloaded on first use, with the options that all datasets share applied to it.
+
+    Raises UserError where it cannot be had, and where a conditional model finds no labels.
+    """
+    settings = config["dataset"]
+    own = inspect.signature(pkgutil.resolve_name(settings["_target_"])).parameters
+    read = {"_target_": settings["_target_"]} | {key: value for key, value in settings.items() if key in own}
+    data = prepare(
+        partial({"dataset": read}, "dataset")(), **{key: value for key, value in settings.items() if key in SHARED}
+    )
+    if config["model"]["conditional"] and not data.n_classes:
+        raise UserError(
+            f"model.conditional=true: dataset={data.name} has no labels here. An image folder has them where every "
+            "image lies in a folder of its class, CelebA with dataset.attribute=Smiling. Or use model=vanilla."
+        )
+    return data
 
 
 def model(config: dict, x_shape: tuple[int, int, int], n_classes: int) -> VAE:

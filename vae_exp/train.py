@@ -17,11 +17,18 @@ from vae_exp.datasets import Split, batches
 from vae_exp.metrics import RunningMeans, evaluate
 from vae_exp.objectives import elbo_terms
 from vae_exp.online import choose_mode
+from vae_exp.prepare import is_grey
 from vae_exp.tracker import Tracker
 from vae_exp.vae import VAE
 
 log = logging.getLogger(__name__)
 PICTURED = 32  # held-out images, always the same, shown above their reconstructions
+
+
+GREY = (
+    "note: grey pixels under a Bernoulli likelihood. It is no density over them, so neg_elbo compares only with other "
+    "runs on the same grey pixels, never with published nats: those are of dataset.binarize=static or dynamic."
+)
 
 
 class Diverged(UserError):
@@ -39,8 +46,8 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     mode = choose_mode(config["wandb"]["mode"])
     seed, epochs, batch_size = config["seed"], config["epochs"], config["batch_size"]
 
-    # Data: whole, as bytes, on the training device. Without a validation split the test split is watched,
-    # as in the tutorial; then no epoch is chosen as the best, and best.pt is the last.
+    # Data: as bytes, whole on the training device where it is small enough. Without a validation split the test
+    # split is watched, as in the tutorial; then no epoch is chosen as the best, and best.pt is the last.
     data = build.dataset(config)
     train_split = data.train.to(device)
     held_out, chooses = ("val", True) if len(data.val) else ("test", False)
@@ -53,6 +60,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     optimizer = build.optimizer(config, model)
     objective, schedule = build.partial(config, "objective"), build.partial(config, "scheduler")
     order, noise = build.generator(seed, "order"), build.generator(seed, "noise", device)
+    draws = build.generator(seed, "images", device)  # of flips and of pixels that are binarised anew
 
     facts = {
         "parameters": sum(weights.numel() for weights in model.parameters()),
@@ -62,13 +70,15 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         "trained_on": str(device),
     }
     _introduce(config, facts, run_dir)
+    if config["likelihood"]["_target_"].endswith(".Bernoulli") and is_grey(data.train):
+        log.warning(GREY)
     bar = tqdm(total=epochs * steps_per_epoch, unit="step", disable=None, leave=False, dynamic_ncols=True)
     with Tracker(config, run_dir, mode, facts) as tracker, bar:
         means = RunningMeans()
         step, best = 0, {}
         for epoch in range(min(1, epochs), epochs + 1):  # epochs=0 measures the model as it is built
             started = time.perf_counter()
-            for x, y in batches(train_split, batch_size, order) if epoch else ():
+            for x, y in batches(train_split, batch_size, order, draws) if epoch else ():
                 now = step / steps_per_epoch
                 lr = config["optimizer"]["lr"] * schedule(now, epochs)
                 for group in optimizer.param_groups:
@@ -111,6 +121,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
                 "config": config,
                 "x_shape": list(data.x_shape),
                 "n_classes": data.n_classes,
+                "class_names": data.class_names,
                 "model": model.state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "step": step,
