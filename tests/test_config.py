@@ -139,7 +139,7 @@ WRONG = [
     ("lr=1", "lr: no such key. Did you mean optimizer.lr"),
     ("modle=beta", "modle: no such key. Did you mean model"),
     ("model=betta", "model=betta: there is no such model. Did you mean beta? There are beta, beta_conditional"),
-    ("dataset=minst", "dataset=minst: there is no such dataset. Did you mean mnist?"),
+    ("dataset=minst", "dataset=minst: there is no such dataset. Did you mean mnist"),
     ("optimizer.momentum=0.9", "optimizer=rmsprop|sgd has"),
     ("model=null", "model=null: "),
     ("model.z_dim=[1", "[1"),

@@ -36,8 +36,8 @@ class Torchvision(NamedTuple):
 IDX = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
 QIDX = tuple(f"qmnist-{part}-{kind}" for part in ("train", "test") for kind in ("images-idx3-ubyte", "labels-idx2-int"))
 BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
-CELEBA = ("attr_celeba", "eval_partition", "bbox_celeba", "landmarks_align_celeba")
-CELEBA = ("img_align_celeba", "identity_CelebA.txt", *(f"list_{name}.txt" for name in CELEBA))
+LISTS = ("attr_celeba", "eval_partition", "bbox_celeba", "landmarks_align_celeba")
+CELEBA = ("img_align_celeba", "identity_CelebA.txt", *(f"list_{name}.txt" for name in LISTS))
 TORCHVISION = {
     "mnist": Torchvision("MNIST", "MNIST/raw", IDX),
     "fashion_mnist": Torchvision("FashionMNIST", "FashionMNIST/raw", IDX),

@@ -6,8 +6,8 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 import time
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -105,7 +105,8 @@ def _write(cache: Path, root: Path, files: list[str], x_shape: tuple, crop: int 
     """Write beside, flush to the disk, rename: the cache is whole or not there."""
     cache.parent.mkdir(parents=True, exist_ok=True)
     _clear_abandoned(cache.parent)
-    beside = Path(tempfile.mkdtemp(prefix=f"{cache.name}.partial-", dir=cache.parent))
+    beside = cache.with_name(f"{cache.name}.partial-{uuid.uuid4().hex}")
+    beside.mkdir()
     try:
         about = _decode_into(beside / "images.uint8", root, files, x_shape, crop, on_error)
         (beside / "about.json").write_text(json.dumps(about))
