@@ -17,9 +17,9 @@ import vae_exp
 from tests.conftest import MNIST, needs_mnist, quick_run, recorded
 from vae_exp import build, checkpoint, metrics, readback
 from vae_exp.config import UserError
-from vae_exp.datasets import Split
 from vae_exp.distributions import DiagonalGaussian
 from vae_exp.likelihoods import Gaussian
+from vae_exp.splits import Split
 from vae_exp.vae import VAE
 
 SIGMA = 0.3

@@ -103,17 +103,15 @@ def test_without_validation_the_test_split_is_watched_and_the_last_epoch_kept():
 
 
 def test_the_test_split_is_read_only_at_the_end(monkeypatch):
-    from vae_exp import datasets
-
     order = []
-    split, draw = datasets._split, figures.samples
+    load, draw = build.dataset, figures.samples
 
-    def watched_split(*args):
-        data = split(*args)
+    def watched(config):
+        data = load(config)
         read, data.read_test = data.read_test, lambda: order.append("test read") or read()
         return data
 
-    monkeypatch.setattr(datasets, "_split", watched_split)
+    monkeypatch.setattr(build, "dataset", watched)
     monkeypatch.setattr(figures, "samples", lambda *args: order.append("epoch over") or draw(*args))
     quick_run("epochs=2")
     assert order == ["epoch over", "epoch over", "test read"]

@@ -11,9 +11,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
-from vae_exp import config, conv_networks, likelihoods, networks
+from vae_exp import config, conv_networks, datasets, image_folder, likelihoods, networks
 from vae_exp.config import UserError
-from vae_exp.datasets import Data
+from vae_exp.prepare import Data, prepare
 from vae_exp.vae import VAE
 
 # How the code calls each _target_: so many arguments by place, and these by name. The rest is the config's.
@@ -26,7 +26,14 @@ CALLED_WITH = {
     "scheduler": (2, ()),
 }
 # What a checkpoint, which may be a stranger's, may name.
-OURS = {"network": (networks, conv_networks), "likelihood": (likelihoods,)}
+OURS = {
+    "network": (networks, conv_networks),
+    "likelihood": (likelihoods,),
+    "dataset": (datasets, image_folder),
+}
+
+
+SHARED = inspect.signature(prepare).parameters  # the options of every dataset, and its source
 
 
 def partial(config: dict, group: str) -> Callable:
@@ -54,10 +61,13 @@ def _check_calls(config: dict) -> None:
         except (ImportError, AttributeError, TypeError, ValueError) as error:
             raise UserError(f"{group}._target_={target}: there is no such function or class.") from error
         given = {key: value for key, value in config[group].items() if not key.startswith("_")}
+        if group == "dataset":  # what all datasets share goes to prepare
+            given = {key: value for key, value in given.items() if key in signature.parameters or key not in SHARED}
         try:
             signature.bind(*[None] * by_place, **dict.fromkeys(by_name), **given)
         except TypeError as error:
             settings = [name for name in list(signature.parameters)[by_place:] if name not in by_name]
+            settings += [name for name in list(SHARED)[1:] if group == "dataset" and name not in settings]
             raise UserError(f"{group}: {target} {error}; its settings are {', '.join(settings)}.") from error
     target = config["optimizer"]["_target_"]
     try:
@@ -79,8 +89,24 @@ def device(name: str) -> torch.device:
 
 
 def dataset(config: dict) -> Data:
-    """The dataset, downloaded on first use. Raises UserError where it cannot be had."""
-    return partial(config, "dataset")()
+    """The dataset, downloaded on first use, with the options that all datasets share applied to it.
+
+    Raises UserError where it cannot be had.
+    """
+    settings = config["dataset"]
+    own = inspect.signature(pkgutil.resolve_name(settings["_target_"])).parameters
+    read = {"_target_": settings["_target_"]} | {key: value for key, value in settings.items() if key in own}
+    shared = {key: value for key, value in settings.items() if key in SHARED}
+    return prepare(partial({"dataset": read}, "dataset")(), **shared)
+
+
+def check_labels(config: dict, data: Data) -> None:
+    """Raises UserError for a conditional model of data that turn out to have no labels."""
+    if config["model"]["conditional"] and not data.n_classes:
+        raise UserError(
+            f"model.conditional=true: dataset={data.name} has no labels here. An image folder has them where every "
+            "image lies in a folder of its class, CelebA with dataset.attribute=Smiling. Or use model=vanilla."
+        )
 
 
 def model(config: dict, x_shape: tuple[int, int, int], n_classes: int) -> VAE:
@@ -92,16 +118,26 @@ def model(config: dict, x_shape: tuple[int, int, int], n_classes: int) -> VAE:
 
 def model_from(state: dict[str, Any]) -> VAE:
     """Rebuild a checkpoint's model with its weights. Raises UserError for a _target_ that is not vae_exp's own."""
-    for group, modules in OURS.items():
-        target = str(state["config"][group]["_target_"])
-        home, _, name = target.rpartition(".")
-        module = next((module for module in modules if module.__name__ == home), None)
-        if module is None or getattr(getattr(module, name, None), "__module__", None) != home:
-            names = " or ".join(module.__name__ for module in modules)
-            raise UserError(f"{group}._target_={target}: a checkpoint may name only what is in {names}.")
+    for group in ("network", "likelihood"):
+        _only_ours(state["config"], group)
     rebuilt = model(state["config"], tuple(state["x_shape"]), state["n_classes"])
     rebuilt.load_state_dict(state["model"])
     return rebuilt
+
+
+def dataset_from(state: dict[str, Any]) -> Data:
+    """The dataset that a checkpoint's model was trained on. Raises UserError as model_from and dataset do."""
+    _only_ours(state["config"], "dataset")
+    return dataset(state["config"])
+
+
+def _only_ours(config: dict, group: str) -> None:
+    target = str(config[group]["_target_"])
+    home, _, name = target.rpartition(".")
+    module = next((module for module in OURS[group] if module.__name__ == home), None)
+    if module is None or getattr(getattr(module, name, None), "__module__", None) != home:
+        names = " or ".join(module.__name__ for module in OURS[group])
+        raise UserError(f"{group}._target_={target}: a checkpoint may name only what is in {names}.")
 
 
 def optimizer(config: dict, model: nn.Module) -> torch.optim.Optimizer:

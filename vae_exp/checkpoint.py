@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from vae_exp.config import UserError
 
 FORMAT = 3
-ABOUT = ("format", "config", "x_shape", "n_classes", "step", "epoch", "best", "kl_per_dim")  # with the weights: a model
+# With the weights, all that makes a model.
+ABOUT = ("format", "config", "x_shape", "n_classes", "class_names", "step", "epoch", "best", "kl_per_dim")
 ARTIFACT = re.compile(r"(wandb:)?(?P<name>([\w.-]+/){1,2}[\w.-]+:[\w.-]+)")
 
 

@@ -50,6 +50,10 @@ def _list_of(rule: Rule, words: str) -> Rule:
     return Rule(lambda v: isinstance(v, list) and all(rule.allows(item) for item in v), words)
 
 
+def _either(rule: Rule, other: Rule) -> Rule:
+    return Rule(lambda v: rule.allows(v) or other.allows(v), f"{rule.words}, or {other.words}")
+
+
 def _or_null(rule: Rule) -> Rule:
     return Rule(lambda v: v is None or rule.allows(v), f"{rule.words}, or null")
 
@@ -62,10 +66,34 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and value.strip() != "" and value.isprintable()
 
 
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def size_in_bytes(size: int | str) -> int:
+    """2GB is 2,000,000,000 and a plain number is bytes. Raises ValueError for what is no size."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?B)?", str(size).strip(), re.IGNORECASE)
+    if isinstance(size, bool) or not found:
+        raise ValueError(f"{size} is no size")
+    return int(float(found[1]) * _UNITS[(found[2] or "B").upper()])
+
+
+def _is_size(value: Any) -> bool:
+    try:
+        return size_in_bytes(value) >= 0
+    except ValueError:
+        return False
+
+
 # What becomes part of a folder's name must not be able to lead out of it.
 NAME = Rule(lambda v: _is_text(v) and v.replace("_", "").replace("-", "").isalnum(), "letters, digits, - and _")
 TEXT = Rule(lambda v: _is_text(v) or _is_number(v), "text on one line")
+PATH = Rule(_is_text, "the path of a folder")
 FLAG = Rule(lambda v: isinstance(v, bool), "true or false")
+SIDES = Rule(
+    lambda v: isinstance(v, list) and len(v) == 2 and all(_whole(1, 4096).allows(side) for side in v),
+    "a height and a width such as [48,64]",
+)
+FRACTION = Rule(lambda v: isinstance(v, float) and 0 < v < 1, "a fraction such as 0.1")
 
 FIGURES = ("interpolations", "traversals", "manifold", "latents")
 
@@ -97,7 +125,7 @@ RULES = {
     "sweep.jobs": _or_null(_whole(1)),
     "optimizer.lr": _number(0, above=True),
     "dataset.name": NAME,
-    "dataset.n_classes": _whole(0),
+    "dataset.n_classes": _or_null(_whole(0)),
 }
 # Keys that only some options have. An option of a user's own may have others, with no rule.
 OPTION_RULES = {
@@ -109,10 +137,22 @@ OPTION_RULES = {
     "likelihood.scale": _or_word(_number(0, above=True), "learned"),
     "objective.beta": _number(0),
     "objective.warmup_epochs": _number(0),
-    "dataset.root": TEXT,
-    "dataset.binarize": _one_of("none", "threshold", "static"),
-    "dataset.val_size": _whole(0),
+    "dataset.root": PATH,
+    "dataset.binarize": _one_of("none", "threshold", "static", "dynamic", "larochelle"),
+    "dataset.val_size": _either(_whole(0), FRACTION),
+    "dataset.train_size": _or_null(_either(_whole(1), FRACTION)),
+    "dataset.test_size": _either(_whole(1), FRACTION),
+    "dataset.labels": _or_null(_list_of(TEXT, "a list of class numbers or names, such as [3,7] or [cat,dog]")),
+    "dataset.flip": FLAG,
+    "dataset.device_memory": Rule(_is_size, "a size such as 500MB or 2GB; 0 streams everything"),
     "dataset.seed": _whole(0, 2**32 - 1),
+    "dataset.split": _one_of("balanced", "byclass", "bymerge", "digits", "letters", "mnist"),
+    "dataset.image_size": _either(_whole(1, 4096), SIDES),
+    "dataset.channels": Rule(lambda v: v in (1, 3) and _is_number(v), "1 (grey) or 3 (colour)"),
+    "dataset.crop": _or_null(_whole(1)),
+    "dataset.on_error": _one_of("skip", "fail"),
+    "dataset.cache": PATH,
+    "dataset.attribute": _or_null(TEXT),
     "optimizer.weight_decay": _number(0),
     "optimizer.fused": FLAG,
     "optimizer.momentum": _number(0, 1),
@@ -142,7 +182,7 @@ GENERATE_RULES = {
         "samples", "classes", "reconstructions", "interpolations", "traversals", "manifold", "latents", "weights"
     ),
     "n": _or_null(_whole(1)),
-    "label": _or_null(_whole(0)),
+    "label": _or_null(TEXT),
     "temperature": _number(0),
     "inputs": _or_null(TEXT),
     "steps": _whole(2, 1000),
@@ -191,6 +231,8 @@ def check(cfg: DictConfig, combinations: bool = True) -> dict:
             f"model.conditional=true: dataset={flat.get('dataset.name')} has no labels (dataset.n_classes=0). "
             "Use model=vanilla or model=beta, or data with labels."
         )
+    if flat.get("dataset.binarize") == "larochelle" and flat.get("dataset.name") != "mnist":
+        problems.append("dataset.binarize=larochelle: these files are MNIST's; use it with dataset=mnist.")
     if problems:
         raise UserError("\n".join(problems))
     return values

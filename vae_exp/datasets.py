@@ -1,165 +1,168 @@
-"""Datasets: each is a function that returns one record, `Data`. The images are uint8 until they are used."""
+"""Datasets: each is a function that returns a `Source`; `prepare` then applies the options that all of them share."""
 
 import contextlib
 import functools
 import io
 import socket
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from vae_exp.config import UserError
+from vae_exp.prepare import Data, Source, prepare
+from vae_exp.splits import Split, batches
 
-TORCHVISION = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
+__all__ = ["Data", "Source", "Split", "batches", "digits", "prepare", "torchvision_images"]
+
 DIGITS_TEST_SIZE = 300
 DOWNLOAD_SECONDS = 15  # a mirror that hangs must not hang the run
 
 
-@dataclass
-class Split:
-    """Images x, uint8 [N, C, H, W], and their labels y, int64 [N]."""
+class Torchvision(NamedTuple):
+    """Where torchvision keeps a dataset, and how its class is told which split is meant."""
 
-    x: Tensor
-    y: Tensor
+    source: str
+    folder: str
+    files: tuple[str, ...]
+    home: str = ""  # where people find the files; torchvision's mirrors where this is empty
+    key: str = "train"
 
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def __getitem__(self, rows: slice | Tensor) -> "Split":
-        return Split(self.x[rows], self.y[rows])
-
-    def to(self, device: torch.device) -> "Split":
-        return Split(self.x.to(device), self.y.to(device))
+    def part(self, train: bool) -> dict[str, Any]:
+        return {"train": train} if self.key == "train" else {"split": "train" if train else "test"}
 
 
-@dataclass
-class Data:
-    """A dataset. Its shapes decide the model's, so that nobody types 784."""
-
-    name: str
-    train: Split
-    val: Split  # taken from the training images; may be empty
-    read_test: Callable[[], Split]  # a function, because the test split is read only when it is measured
-    n_classes: int  # 0 where there are no labels
-
-    def split(self, name: str) -> Split:
-        """train, val or test. Raises UserError for a validation split that is empty."""
-        chosen = self.read_test() if name == "test" else getattr(self, name)
-        if not len(chosen):
-            raise UserError(f"split={name}: the model was trained with dataset.val_size=0, on all; use split=test.")
-        return chosen
-
-    @property
-    def x_shape(self) -> tuple[int, int, int]:
-        return tuple(self.train.x.shape[1:])
+IDX = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
+QIDX = tuple(f"qmnist-{part}-{kind}" for part in ("train", "test") for kind in ("images-idx3-ubyte", "labels-idx2-int"))
+BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
+LISTS = ("attr_celeba", "eval_partition", "bbox_celeba", "landmarks_align_celeba")
+CELEBA = ("img_align_celeba", "identity_CelebA.txt", *(f"list_{name}.txt" for name in LISTS))
+TORCHVISION = {
+    "mnist": Torchvision("MNIST", "MNIST/raw", IDX),
+    "fashion_mnist": Torchvision("FashionMNIST", "FashionMNIST/raw", IDX),
+    "kmnist": Torchvision("KMNIST", "KMNIST/raw", IDX),
+    "emnist": Torchvision("EMNIST", "EMNIST/raw", (), "https://www.nist.gov/itl/products-and-services/emnist-dataset"),
+    "qmnist": Torchvision("QMNIST", "QMNIST/raw", QIDX, "https://github.com/facebookresearch/qmnist"),
+    "cifar10": Torchvision("CIFAR10", "cifar-10-batches-py", BATCHES, "https://www.cs.toronto.edu/~kriz/cifar.html"),
+    "svhn": Torchvision(
+        "SVHN", ".", ("train_32x32.mat", "test_32x32.mat"), "http://ufldl.stanford.edu/housenumbers", "split"
+    ),
+    "celeba": Torchvision("CelebA", "celeba", CELEBA, "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html", "split"),
+}
 
 
-def batches(split: Split, batch_size: int, order: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-    """x [B, C, H, W] in [0, 1] and y [B], over all of the split, the last partial batch included.
-
-    With a generator the images come in a new random order; it lives on the CPU, so that every device
-    sees the same one.
-    """
-    device = split.x.device
-    rows = torch.arange(len(split)) if order is None else torch.randperm(len(split), generator=order)
-    for chosen in rows.to(device).split(batch_size):
-        yield split.x[chosen].float().div_(255), split.y[chosen]
-
-
-def torchvision_images(name: str, root: str, val_size: int, n_classes: int, seed: int, binarize: str = "none") -> Data:
-    """MNIST and its drop-ins, read by torchvision and downloaded by it on first use.
+def torchvision_images(name: str, root: str, binarize: str = "none", split: str | None = None) -> Source:
+    """A dataset that torchvision reads whole, downloaded by it on first use. split is one of EMNIST's.
 
     Raises UserError where the files can neither be read nor downloaded.
     """
     folder = Path(root).expanduser()
-    train = _binarized(_read(name, folder, train=True), binarize)
-    return _split(
-        name, train, lambda: _binarized(_read(name, folder, train=False), binarize), val_size, n_classes, seed
-    )
+    if binarize == "larochelle":
+        return larochelle(folder)
+    train, class_names = _read(name, folder, True, split)
+    return Source(name, train, lambda: _read(name, folder, False, split)[0], class_names)
 
 
 @functools.lru_cache(maxsize=4)  # the jobs of a sweep read their data once
-def _read(name: str, folder: Path, train: bool) -> Split:
+def _read(name: str, folder: Path, train: bool, split: str | None) -> tuple[Split, list[str]]:
+    raw = open_torchvision(name, folder, train, split)
+    x = torch.as_tensor(raw.data)
+    if x.ndim == 3:  # grey
+        x = x[:, None]
+    elif x.shape[-1] == 3:  # CIFAR-10; SVHN's channels come first as they are
+        x = x.permute(0, 3, 1, 2)
+    y = torch.as_tensor(raw.labels if name == "svhn" else raw.targets).long()
+    if name == "qmnist":  # the class, before the writer and the rest
+        y = y[:, 0]
+    if name == "emnist":  # its files hold each image transposed
+        x = x.transpose(2, 3)
+    class_names = list(getattr(raw, "classes", "0123456789"))
+    if class_names[0] == "N/A":  # EMNIST's letters count from 1
+        class_names, y = class_names[1:], y - 1
+    return Split(x.contiguous(), y), [label.split(" - ")[0] for label in class_names]  # 7, not "7 - seven"
+
+
+def open_torchvision(name: str, folder: Path, train: bool | str, split: str | None = None) -> Any:
+    """torchvision's own dataset object, downloaded if need be. Raises UserError."""
     from torchvision import datasets  # here, because importing it takes seconds
 
-    source = getattr(datasets, TORCHVISION[name])
-    _download(source, folder, name)
+    known = TORCHVISION[name]
+    source = getattr(datasets, known.source)
+    if split is not None:
+        files = (f"{part}-{kind}-ubyte" for part in ("train", "test") for kind in ("images-idx3", "labels-idx1"))
+        known = known._replace(files=tuple(f"emnist-{split}-{file}" for file in files))
+    more = {} if split is None else {"split": split}
+    _download(source, known, folder, name, more)
+    part = {"split": train} if isinstance(train, str) else known.part(train)
     try:
-        raw = source(folder, train=train)
-    except (AssertionError, RuntimeError, ValueError, OSError, KeyError, TypeError) as error:
+        return source(folder, **part, **more)
+    except (AssertionError, RuntimeError, ValueError, OSError, KeyError, TypeError, EOFError) as error:
         raise UserError(
-            f"dataset={name}: the files in {folder / source.__name__ / 'raw'} cannot be read "
-            f"({_last_line(error)}). Delete that folder to have them downloaded again."
+            f"dataset={name}: the files in {folder / known.folder} cannot be read "
+            f"({_last_line(error)}). Delete them to have them downloaded again."
         ) from error
-    return Split(raw.data[:, None], raw.targets.long())
 
 
-def digits(name: str, val_size: int, n_classes: int, seed: int, binarize: str = "none") -> Data:
+def larochelle(folder: Path) -> Source:
+    """MNIST as Larochelle & Murray (2011) binarised and split it: 50,000, 10,000 and 10,000 images, no labels.
+
+    Raises UserError where binarized_mnist_{train,valid,test}.amat are not in the folder, or damaged.
+    """
+    parts = {part: folder / f"binarized_mnist_{part}.amat" for part in ("train", "valid", "test")}
+    if missing := [path.name for path in parts.values() if not path.is_file()]:
+        raise UserError(
+            f"dataset.binarize=larochelle: not found in {folder}: {', '.join(missing)}. Put the three files there, or "
+            "say where they are with dataset.root=PATH. dataset.binarize=static is a fixed draw that needs no files."
+        )
+    train, val = _read_amat(parts["train"]), _read_amat(parts["valid"])
+    return Source("mnist", train, lambda: _read_amat(parts["test"]), [], val)
+
+
+@functools.lru_cache(maxsize=4)
+def _read_amat(path: Path) -> Split:
+    pixels = np.frombuffer(path.read_bytes(), np.uint8)
+    pixels = pixels[(pixels != ord(" ")) & (pixels != ord("\n")) & (pixels != ord("\r"))] - ord("0")
+    if pixels.size == 0 or pixels.size % 784 or pixels.max() > 1:
+        raise UserError(f"dataset.binarize=larochelle: {path} is damaged: it must hold 784 zeros and ones a line.")
+    x = torch.from_numpy(pixels * np.uint8(255)).view(-1, 1, 28, 28)
+    return Split(x, torch.zeros(len(x), dtype=torch.long))
+
+
+def digits(name: str) -> Source:
     """The 1,797 8x8 digits inside scikit-learn (Alpaydin & Kaynak 1998), scaled from 0..16 to 0..255."""
     from sklearn.datasets import load_digits
 
     raw = load_digits()
     x = torch.from_numpy(raw.images * 255 / 16).round().to(torch.uint8)[:, None]
     y = torch.from_numpy(raw.target).long()
-    x = _binarized(Split(x, y), binarize).x
     # The test split is the same for every seed, or runs of different seeds could not be compared.
     rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     test, train = Split(x, y)[rows[:DIGITS_TEST_SIZE]], Split(x, y)[rows[DIGITS_TEST_SIZE:]]
-    return _split(name, train, lambda: test, val_size, n_classes, seed)
+    return Source(name, train, lambda: test, [str(digit) for digit in range(10)])
 
 
-def _binarized(split: Split, how: str) -> Split:
-    """Every pixel black or white: by a threshold at one half, or by one draw of Bernoulli(pixel) for good.
-
-    That draw is the same for every seed, as a binarised dataset on disk would be: else runs of different seeds
-    would be measured on different test images.
-    """
-    if how == "none":
-        return split
-    if how == "threshold":
-        white = split.x >= 128
-    else:
-        fixed = torch.Generator().manual_seed(0)
-        white = torch.rand(split.x.shape, generator=fixed) < split.x.float() / 255
-    return Split(white.to(torch.uint8) * 255, split.y)
-
-
-def _split(name: str, train: Split, read_test: Callable[[], Split], val_size: int, n_classes: int, seed: int) -> Data:
-    """Take val_size images, chosen by seed, out of the training split."""
-    if val_size >= len(train):
-        raise UserError(
-            f"dataset.val_size={val_size}: {name} has {len(train):,} training images; leave at least one of them."
-        )
-    if n_classes and int(train.y.max()) >= n_classes:
-        raise UserError(f"dataset.n_classes={n_classes}: {name} has labels up to {int(train.y.max())}.")
-    rows = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
-    kept, held_out = rows[val_size:].sort().values, rows[:val_size].sort().values
-    return Data(name, train[kept], train[held_out], read_test, n_classes)
-
-
-def _download(source: type, folder: Path, name: str) -> None:
+def _download(source: type, known: Torchvision, folder: Path, name: str, more: dict) -> None:
     """Let torchvision fetch what is missing, from its mirrors and with its checksums; say it well where it cannot."""
-    raw = folder / source.__name__ / "raw"
-    files = [filename.removesuffix(".gz") for filename, _ in source.resources]
-    if all((raw / file).is_file() for file in files):
+    raw = folder / known.folder
+    if all((raw / file).exists() for file in known.files):
         return
     said = io.StringIO()
     patience = socket.getdefaulttimeout()
     try:
         socket.setdefaulttimeout(DOWNLOAD_SECONDS)
         with contextlib.redirect_stdout(said):
-            source(folder, download=True)
-    except (RuntimeError, OSError) as error:
-        tried = "\n".join(f"  tried  {mirror}" for mirror in source.mirrors)
+            for train in (True, False):
+                source(folder, download=True, **known.part(train), **more)
+    except (RuntimeError, OSError, ImportError) as error:  # CelebA's lies on Google Drive, which needs a package
+        tried = [known.home] if known.home else source.mirrors
+        tried = "\n".join(f"  tried  {mirror}" for mirror in tried)
         raise UserError(
             f"dataset={name}: not found in {raw}, and it could not be downloaded.\n{tried}\n"
             f"  error  {_last_line(error)}\n"
-            f"Put these four files into {raw} by hand (unpacked):\n  {'  '.join(files)}\n"
-            "or say where they are with dataset.root=PATH or VAE_EXP_DATA (the folder that holds "
-            f"{source.__name__}/raw), or train on what needs no download: dataset=digits"
+            f"Put these files into {raw} by hand (unpacked):\n  {'  '.join(known.files)}\n"
+            f"or say where they are with dataset.root=PATH or VAE_EXP_DATA (the folder that holds {known.folder}), "
+            "or train on what needs no download: dataset=digits"
         ) from error
     finally:
         socket.setdefaulttimeout(patience)

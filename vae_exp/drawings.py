@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vae_exp import build, figures, walks
 from vae_exp.config import UserError
-from vae_exp.inputs import read_images
+from vae_exp.image_folder import read_images
 from vae_exp.trained import TrainedVAE
 
 SIZES = {  # n, where it is not given: images, or rows of a walk, or steps a side of the manifold
@@ -42,7 +42,7 @@ def _samples(model: TrainedVAE, asked: dict) -> Drawing:
         noise, n_classes = build.generator(asked["seed"], "samples"), max(model.model.n_classes, 1)
         for first in range(0, n, CHUNK):
             rows = torch.arange(first, min(first + CHUNK, n))
-            y = rows % n_classes if label is None else torch.full_like(rows, label)
+            y = rows % n_classes if label is None else model.labels(label, len(rows)).cpu()
             z = temperature * model.model.prior_sample(CHUNK, noise)[: len(rows)]
             yield model.decode(z, y), y
 
@@ -61,7 +61,7 @@ def _classes(model: TrainedVAE, asked: dict) -> Drawing:
     z = asked["temperature"] * model.model.prior_sample(n, build.generator(asked["seed"], "samples"))
     y = torch.arange(n_classes).repeat_interleave(n)
     images = torch.cat([model.decode(z, int(label)) for label in range(n_classes)])
-    words = [str(label) for label in range(n_classes)]
+    words = model.class_names
     title = "a row per label, the same z in each column"
     return Drawing(len(y), [(images, y)], lambda x: figures.label_sheet(figures.grid(x, n), title, words))
 
@@ -152,9 +152,10 @@ def _walk(images: Tensor, y: Tensor, sheet: Callable[[], np.ndarray], title: str
 
 
 def _label(model: TrainedVAE, asked: dict) -> tuple[Tensor, str]:
-    """One label for a whole figure, that of class 0 unless told otherwise, and what the title says of it."""
-    label = asked["label"] or 0
-    return model.labels(label, 1)[0], f", label {label}" if model.model.n_classes else ""
+    """One label for a whole figure, the first class unless told otherwise, and what the title says of it."""
+    number = model.number(asked["label"] or 0) if model.model.n_classes else 0
+    said = f", label {model.class_names[number]}" if model.model.n_classes else ""
+    return torch.tensor(number, device=model.device), said
 
 
 def check_dims(dims: list[int], model: TrainedVAE) -> None:
@@ -166,11 +167,11 @@ def check_dims(dims: list[int], model: TrainedVAE) -> None:
 def _images(model: TrainedVAE, asked: dict, n: int | None) -> tuple[Tensor, Tensor, str]:
     """n images, or all: the user's own, or held-out ones in an order by seed; with labels, and where they are from."""
     if asked["inputs"] is not None:
-        x = read_images(asked["inputs"], model.x_shape)[:n]
+        x = read_images(asked["inputs"], model.x_shape, model.config["dataset"].get("crop"))[:n]
         return x, model.labels(asked["label"], len(x)).cpu(), "given images"
     data = model.read_data(asked["dataset"]["root"])
     split = data.split(asked["split"])
     split = split[torch.randperm(len(split), generator=build.generator(asked["seed"], "images"))]
     if asked["label"] is not None:
-        split = split[split.y == asked["label"]]
-    return split.x[:n], split.y[:n], f"{asked['split']} images"
+        split = split[split.y == model.number(asked["label"])]
+    return split[:n].x, split.y[:n], f"{asked['split']} images"

@@ -113,14 +113,17 @@ def _classifier(dataset: str, device: str) -> Any:
 
     from vae_exp import build, readback
 
-    data = build.dataset({"dataset": json.loads(dataset)})
+    data = build.dataset_from({"config": {"dataset": json.loads(dataset)}})
     return readback.train_classifier(data.train.to(torch.device(device)), data.n_classes, seed=0)
 
 
 def _is_discrete(model: Any, split: Any) -> bool:
     """Whether the likelihood gives each possible image a probability, so that bits per dimension are defined."""
-    p = model.model.decode(model.encode(split.x[:1], split.y[:1]).mean, split.y[:1])
-    return p.support == "bytes" or (p.support == "binary" and bool(((split.x == 0) | (split.x == 255)).all()))
+    from vae_exp.prepare import is_grey
+
+    one = split[:1]
+    p = model.model.decode(model.encode(one.x, one.y).mean, one.y)
+    return p.support == "bytes" or (p.support == "binary" and not is_grey(split))
 
 
 def _print_table(result: dict[str, Any], model: Any) -> None:

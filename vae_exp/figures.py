@@ -160,12 +160,12 @@ def latents(means: Tensor, y: Tensor, names: Sequence[str], dims: list[int] | No
     return pixels
 
 
-def of_training(name: str, model: VAE, held_out: Split, measured: Evaluation, n_classes: int) -> np.ndarray:
-    """One of the further figures of a run, by its name in figures=[...]; a conditional model's are of label 0."""
-    y, dims = torch.zeros((), dtype=torch.long, device=held_out.x.device), walks.most_kl(measured.kl_per_dim)
-    note = ", label 0" if model.n_classes else ""
+def of_training(name: str, model: VAE, held_out: Split, measured: Evaluation, class_names: Sequence[str]) -> np.ndarray:
+    """One of the further figures of a run, by its name in figures=[...]; a conditional model's show its first class."""
+    y, dims = torch.zeros((), dtype=torch.long, device=held_out.y.device), walks.most_kl(measured.kl_per_dim)
+    note = f", label {class_names[0]}" if model.n_classes else ""
     if name == "latents":
-        return latents(measured.q.mean, held_out.y, [str(label) for label in range(n_classes)], None)
+        return latents(measured.q.mean, held_out.y, class_names, None)
     if name == "manifold":
         return manifold(*walks.manifold(model, dims[:2], y, MANIFOLD_SIDE), dims[:2], note)
     if name == "traversals":

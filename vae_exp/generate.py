@@ -110,9 +110,8 @@ def _write_latents(model: "TrainedVAE", asked: dict, target: Path) -> Path:
         written = target.with_name(f"{target.name}.npz")
         np.savez(written, mean=q.mean.cpu().numpy(), log_var=q.log_var.cpu().numpy(), y=split.y.cpu().numpy())
         return written
-    names = [str(label) for label in range(data.n_classes)]
     written = target.with_name(f"{target.name}.png")
-    Image.fromarray(figures.latents(q.mean, split.y, names, asked["dims"])).save(written)
+    Image.fromarray(figures.latents(q.mean, split.y, data.class_names, asked["dims"])).save(written)
     return written
 
 

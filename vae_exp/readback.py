@@ -1,5 +1,7 @@
 """Whether a conditional model draws what its label says: a classifier of real images reads the labels back."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,12 +15,12 @@ GENERATED = 5000  # images drawn to be read
 
 def train_classifier(train: Split, n_classes: int, seed: int) -> nn.Module:
     """A small classifier of real images: one hidden layer, trained for a fixed number of steps."""
-    device = train.x.device
+    device = train.y.device
     with torch.random.fork_rng(devices=[]):  # its weights are its own affair
         torch.manual_seed(seed)
         classifier = nn.Sequential(
             nn.Flatten(),
-            nn.Linear(train.x[0].numel(), HIDDEN),
+            nn.Linear(math.prod(train.x_shape), HIDDEN),
             nn.ReLU(),
             nn.Dropout(0.2),
             nn.Linear(HIDDEN, n_classes),
@@ -46,7 +48,7 @@ def label_accuracy(model: VAE, classifier: nn.Module, data: Data, held_out: Spli
     Beside it its accuracy on real held-out images, which no model can be expected to pass by much, and that
     against the drawn images' labels in random order, which is chance.
     """
-    y = (torch.arange(GENERATED) % data.n_classes).to(held_out.x.device)
+    y = (torch.arange(GENERATED) % data.n_classes).to(held_out.y.device)
     z = torch.randn(GENERATED, model.z_dim, generator=noise).to(y.device)
     model.eval()
     read = torch.cat(

@@ -17,12 +17,19 @@ from vae_exp.datasets import Split, batches
 from vae_exp.metrics import evaluate
 from vae_exp.objectives import elbo_terms
 from vae_exp.online import choose_mode
+from vae_exp.prepare import is_grey
 from vae_exp.running_means import RunningMeans
 from vae_exp.tracker import Tracker
 from vae_exp.vae import VAE
 
 log = logging.getLogger(__name__)
 PICTURED = 32  # held-out images, always the same, shown above their reconstructions
+
+
+GREY = (
+    "note: grey pixels under a Bernoulli likelihood. It is no density over them, so neg_elbo compares only with other "
+    "runs on the same grey pixels, never with published nats: those are of dataset.binarize=static or dynamic."
+)
 
 
 class Diverged(UserError):
@@ -40,9 +47,10 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     mode = choose_mode(config["wandb"]["mode"])
     seed, epochs, batch_size = config["seed"], config["epochs"], config["batch_size"]
 
-    # Data: whole, as bytes, on the training device. Without a validation split the test split is watched,
-    # as in the tutorial; then no epoch is chosen as the best, and best.pt is the last.
+    # Data: as bytes, whole on the training device where it is small enough. Without a validation split the test
+    # split is watched, as in the tutorial; then no epoch is chosen as the best, and best.pt is the last.
     data = build.dataset(config)
+    build.check_labels(config, data)
     train_split = data.train.to(device)
     held_out, chooses = ("val", True) if len(data.val) else ("test", False)
     held_out_split = (data.val if chooses else data.read_test()).to(device)
@@ -57,6 +65,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         further_figures = ["manifold", "latents"] if model.z_dim == 2 else []
     objective, schedule = build.partial(config, "objective"), build.partial(config, "scheduler")
     order, noise = build.generator(seed, "order"), build.generator(seed, "noise", device)
+    draws = build.generator(seed, "images", device)  # of flips and of pixels that are binarised anew
 
     facts = {
         "parameters": sum(weights.numel() for weights in model.parameters()),
@@ -66,13 +75,15 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         "trained_on": str(device),
     }
     _introduce(config, facts, run_dir)
+    if config["likelihood"]["_target_"].endswith(".bernoulli") and is_grey(data.train):
+        log.warning(GREY)
     bar = tqdm(total=epochs * steps_per_epoch, unit="step", disable=None, leave=False, dynamic_ncols=True)
     with Tracker(config, run_dir, mode, facts) as tracker, bar:
         means = RunningMeans()
         step, best = 0, {}
         for epoch in range(min(1, epochs), epochs + 1):  # epochs=0 measures the model as it is built
             started = time.perf_counter()
-            for x, y in batches(train_split, batch_size, order) if epoch else ():
+            for x, y in batches(train_split, batch_size, order, draws) if epoch else ():
                 now = step / steps_per_epoch
                 lr = config["optimizer"]["lr"] * schedule(now, epochs)
                 for group in optimizer.param_groups:
@@ -107,7 +118,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
             _draw(tracker, model, held_out_split[:PICTURED], held_out, epoch, step, seed)
             if epoch % config["figure_every_epochs"] == 0 or epoch == epochs:
                 for name in further_figures:
-                    pixels = figures.of_training(name, model, held_out_split, measured, data.n_classes)
+                    pixels = figures.of_training(name, model, held_out_split, measured, data.class_names)
                     tracker.image(name, pixels, f"epoch {epoch}: {name}, {held_out} images", step)
 
             improved = not chooses or not best or measured.neg_elbo < best["best/val_neg_elbo"]
@@ -119,6 +130,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
                 "config": config,
                 "x_shape": list(data.x_shape),
                 "n_classes": data.n_classes,
+                "class_names": data.class_names,
                 "model": model.state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "step": step,

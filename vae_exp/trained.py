@@ -14,7 +14,7 @@ from vae_exp.datasets import Data, Split
 from vae_exp.distributions import DiagonalGaussian
 from vae_exp.metrics import importance_bound
 
-Labels = int | Sequence[int] | Tensor | None  # one for all images, or one for each
+Labels = int | str | Sequence[int] | Tensor | None  # a class for all images, or a number for each
 
 
 def load(path: str | Path, device: str = "auto") -> "TrainedVAE":
@@ -26,7 +26,8 @@ def load(path: str | Path, device: str = "auto") -> "TrainedVAE":
 class TrainedVAE:
     """p(x|z), q(z|x) and the prior of a checkpoint. Images are [N, C, H, W], uint8 or floats in [0, 1].
 
-    A conditional model takes the label of each image, or one label for all. `model` is the VAE itself, a torch
+    A conditional model takes one label for all images, the name of a class or its number, or a list or tensor with
+    the number of each image's. `model` is the VAE itself, a torch
     module; `config`, `epoch` and `kl_per_dim` say how it was trained.
     """
 
@@ -36,6 +37,7 @@ class TrainedVAE:
         self.config: dict[str, Any] = state["config"]
         self.x_shape: tuple[int, int, int] = tuple(state["x_shape"])
         self.epoch: int = state["epoch"]
+        self.class_names: list[str] = state["class_names"]
         self.kl_per_dim: list[float] = state["kl_per_dim"]  # of the held-out images, nats
         self.state = state
 
@@ -82,7 +84,7 @@ class TrainedVAE:
         """The dataset it was trained on, split as then; root says where it lies now. Raises UserError."""
         if root is not None and "root" in self.config["dataset"]:
             self.config["dataset"]["root"] = root
-        data = build.dataset(self.config)
+        data = build.dataset_from(self.state)
         if data.x_shape != self.x_shape:
             raise UserError(f"dataset: its images are {data.x_shape}, and the model was trained on {self.x_shape}.")
         return data
@@ -109,8 +111,19 @@ class TrainedVAE:
         if not n_classes:
             return torch.zeros(n, dtype=torch.long, device=self.device)
         if label is None:
-            raise UserError(f"label: this model is conditional; give a label from 0 to {n_classes - 1}.")
+            raise UserError(f"label: this model is conditional; give one of {', '.join(self.class_names)}.")
+        if isinstance(label, int | str):
+            label = self.number(label)
         y = torch.as_tensor(label, device=self.device).long().expand(n)
         if n and not (y.min() >= 0 and y.max() < n_classes):
-            raise UserError(f"label={label}: this model knows the labels 0 to {n_classes - 1}.")
+            raise UserError(
+                f"label: numbers from {y.min()} to {y.max()}; this model's classes are 0 to {n_classes - 1}."
+            )
         return y
+
+    def number(self, label: int | str) -> int:
+        """The number of a class, given by its name or its number; a class named 7 is meant before the seventh."""
+        names = [*self.class_names, *map(str, range(len(self.class_names)))]
+        if str(label) not in names:
+            raise UserError(f"label={label}: this model knows {', '.join(self.class_names)}.")
+        return names.index(str(label)) % len(self.class_names)

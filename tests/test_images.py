@@ -1,0 +1,315 @@
+"""Images of one's own: whatever Pillow opens, folders of them, their cache, and training on it."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from tests.conftest import compose
+from vae_exp import build, image_cache
+from vae_exp.config import UserError
+from vae_exp.image_folder import celeba, image_folder, read_images
+from vae_exp.prepare import prepare
+from vae_exp.splits import Streamed, batches
+from vae_exp.train import train
+
+RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+
+
+def flat(path, colour=RED, size=(12, 12), mode="RGB", **how):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, colour).save(path, **how)
+
+
+def folder(root, cache="cache", **changes):
+    own = {"image_size": 8, "channels": 3, "crop": None, "test_size": 0.2, "on_error": "skip", "cache": str(cache)}
+    shared = {key: changes.pop(key) for key in list(changes) if key not in own}
+    return prepare(image_folder("image_folder", str(root), **own | changes), **({"val_size": 0.25, "seed": 0} | shared))
+
+
+def every(data):
+    return torch.cat([split.x for split in (data.train, data.val, data.read_test())])
+
+
+def draw_shapes(root, n=24):
+    """Circles and boxes of every size and mode, a folder for each."""
+    for i in range(n):
+        image = Image.new("RGB", (20 + 5 * i, 90 - 3 * i), (10 * i, 40, 80))
+        kind = ("circle", "box")[i % 2]
+        draw = getattr(ImageDraw.Draw(image), "ellipse" if i % 2 == 0 else "rectangle")
+        draw((5, 5, image.width - 6, image.height - 6), fill=(250 - 5 * i, 200, i))
+        (root / kind).mkdir(parents=True, exist_ok=True)
+        mode, ending = [("RGB", "jpg"), ("P", "png"), ("RGBA", "png"), ("L", "bmp"), ("CMYK", "jpg"), ("1", "png")][
+            i % 6
+        ]
+        image.convert(mode).save(root / kind / f"{i:02}.{ending}")
+
+
+@pytest.mark.parametrize("model", ["vanilla", "conditional"])
+@pytest.mark.parametrize("device_memory", ["2GB", "0"])
+def test_a_run_on_ones_own_images(tmp_path, model, device_memory):
+    draw_shapes(tmp_path / "mine")
+    arguments = ["dataset=image_folder", "dataset.root=mine", "dataset.image_size=[6,10]", "dataset.cache=cache"]
+    arguments += [
+        f"model={model}",
+        f"dataset.device_memory={device_memory}",
+        "dataset.flip=true",
+        "likelihood=gaussian",
+    ]
+    arguments += ["epochs=20", "batch_size=8", "device=cpu", "wandb.mode=disabled", "network.hidden_dims=[16]"]
+    summary = train(compose(*arguments), Path("run"))
+    assert summary["x_shape"] == [3, 6, 10]
+    assert (summary["train_size"], summary["val_size"]) == (20, 2)
+    rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    measured = [row["val/neg_elbo"] for row in rows if "val/neg_elbo" in row]
+    assert measured[-1] < 0.7 * measured[0]
+    assert Image.open(sorted(Path("run/images").glob("samples*"))[-1]).mode == "RGB"
+
+
+def test_a_folder_per_class_names_the_labels(tmp_path):
+    for i in range(10):
+        flat(tmp_path / "mine" / "red" / f"{i}.png", RED)
+        flat(tmp_path / "mine" / "blue" / "deeper" / f"{i}.png", BLUE)
+        flat(tmp_path / "mine" / "green" / f"{i}.png", GREEN)
+    data = folder(tmp_path / "mine")
+    assert (data.n_classes, data.class_names) == (3, ["blue", "green", "red"])
+    assert (len(data.train), len(data.val), len(data.read_test())) == (18, 6, 6)
+    for split in (data.train, data.val, data.read_test()):
+        for x, y in zip(split.x, split.y, strict=True):
+            assert x.amax((1, 2)).tolist() == list((BLUE, GREEN, RED)[y])
+    two = folder(tmp_path / "mine", labels=["red", "blue"])
+    assert (two.class_names, len(every(two))) == (["blue", "red"], 20)
+    other = folder(tmp_path / "mine", seed=1)
+    assert torch.equal(other.read_test().x, data.read_test().x), "the test split is the same for every seed"
+
+
+def test_train_val_and_test_folders_are_kept_apart(tmp_path):
+    for part, colour, n in (("train", RED, 7), ("val", GREEN, 3), ("test", BLUE, 2)):
+        for i in range(n):
+            flat(tmp_path / part / f"{i}.png", colour)
+    data = folder(tmp_path)
+    for split, colour, n in ((data.train, RED, 7), (data.val, GREEN, 3), (data.read_test(), BLUE, 2)):
+        assert torch.equal(split.x, torch.tensor(colour, dtype=torch.uint8)[:, None, None].expand(n, 3, 8, 8))
+    assert len(folder(tmp_path, val_size=0).val) == 0
+
+
+def test_a_conditional_model_needs_class_folders(tmp_path):
+    for i in range(9):
+        flat(tmp_path / "mine" / f"{i}.png")
+    flat(tmp_path / "mine" / "some" / "more.png")
+    arguments = ("dataset=image_folder", "dataset.root=mine", "dataset.cache=cache", "dataset.image_size=8")
+    assert build.dataset(build.check(compose(*arguments))).n_classes == 0
+    with pytest.raises(UserError, match=r"model.conditional=true: dataset=image_folder has no labels here"):
+        train(compose(*arguments, "model=conditional", "device=cpu"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def decoded(path, channels=3, size=8):
+    return read_images(path, (channels, size, size))[0]
+
+
+def test_transparent_parts_are_white_in_every_mode_that_has_them(tmp_path):
+    half = Image.new("RGBA", (16, 16), (0, 0, 0, 0))
+    half.paste((*RED, 255), (0, 0, 16, 8))
+    half.save(tmp_path / "rgba.png")
+    half.convert("LA").save(tmp_path / "la.png")
+    half.convert("P").save(tmp_path / "p.png", transparency=half.convert("P").getpixel((0, 15)))
+    for name in ("rgba", "la", "p"):
+        x = decoded(tmp_path / f"{name}.png")
+        assert (x[:, 5:] > 250).all(), name
+        assert x[1, :3].float().mean() < 100, name
+
+
+def test_modes(tmp_path):
+    grey = np.tile(np.linspace(0, 1, 32)[None], (32, 1))
+    Image.fromarray((grey * 65535).astype(np.uint16)).save(tmp_path / "16.png")
+    Image.fromarray((grey * 65535).astype(np.int32)).save(tmp_path / "32.tif")
+    Image.fromarray(grey.astype(np.float32)).save(tmp_path / "f.tif")
+    Image.fromarray((grey * 255).astype(np.uint8)).save(tmp_path / "8.png")
+    wanted = decoded(tmp_path / "8.png", 1, 32).int()
+    for name in ("16.png", "32.tif", "f.tif"):
+        assert (decoded(tmp_path / name, 1, 32).int() - wanted).abs().max() <= 1, name
+    flat(tmp_path / "cmyk.jpg", (0, 255, 255, 0), mode="CMYK")
+    assert decoded(tmp_path / "cmyk.jpg")[:, 4, 4].tolist() == pytest.approx(list(RED), abs=3)
+    flat(tmp_path / "bits.png", 1, mode="1")
+    assert (decoded(tmp_path / "bits.png") == 255).all()
+    flat(tmp_path / "palette.gif", RED)
+    assert decoded(tmp_path / "palette.gif")[:, 4, 4].tolist() == list(RED)
+
+
+def test_photos_stand_upright_and_their_middle_is_kept(tmp_path):
+    wide = Image.new("RGB", (60, 20), BLUE)
+    wide.paste(RED, (20, 0, 40, 20))
+    wide.save(tmp_path / "wide.png")
+    assert (decoded(tmp_path / "wide.png")[0] > 200).all(), "the middle third"
+    lying = Image.new("RGB", (32, 32), BLUE)
+    lying.paste(RED, (0, 0, 32, 16))
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be turned by a quarter, clockwise
+    lying.save(tmp_path / "exif.png", exif=turned)
+    x = decoded(tmp_path / "exif.png")
+    assert (x[0, :, 6:] > 200).all()
+    assert (x[2, :, :2] > 200).all()
+    many = Image.new("RGB", (100, 100), BLUE)
+    many.paste(RED, (40, 40, 60, 60))
+    many.save(tmp_path / "middle.png")
+    assert (read_images(tmp_path / "middle.png", (3, 8, 8), crop=20)[0, 0] == 255).all()
+
+
+def test_a_users_own_images_come_in_the_order_of_their_names(tmp_path):
+    for i in (3, 1, 2):
+        flat(tmp_path / f"{i}.png", (80 * i, 0, 0))
+    (tmp_path / "notes.txt").write_text("not an image")
+    x = read_images(tmp_path, (1, 5, 7))
+    assert (x.shape, x.dtype) == ((3, 1, 5, 7), torch.uint8)
+    assert x[:, 0, 0, 0].tolist() == sorted(x[:, 0, 0, 0].tolist())
+    (tmp_path / "0.png").write_bytes(b"no")
+    with pytest.raises(UserError, match=r"0.png: not an image that Pillow can read"):
+        read_images(tmp_path, (1, 5, 7))
+    with pytest.raises(UserError, match="no such file or folder"):
+        read_images(tmp_path / "nowhere", (1, 5, 7))
+
+
+def damaged(root):
+    """Five good images and every kind of bad one."""
+    for i in range(5):
+        flat(root / f"good{i}.png")
+    Image.effect_noise((64, 64), 50).save(root / "whole.jpg")
+    (root / "cut.jpg").write_bytes((root / "whole.jpg").read_bytes()[:700])
+    (root / "whole.jpg").unlink()
+    (root / "text.png").write_text("hello")
+    (root / "empty.gif").write_bytes(b"")
+    flat(root / "tiny.png", size=(1, 1))
+    return ["cut.jpg", "text.png", "empty.gif", "tiny.png"]
+
+
+def test_what_cannot_be_used_is_named_and_left_out_or_ends_the_run(tmp_path, caplog, monkeypatch):
+    bad = damaged(tmp_path / "mine")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5000)
+    flat(tmp_path / "mine" / "zbomb.png", size=(200, 200))
+    for _ in range(2):  # decoded, then from the cache
+        caplog.clear()
+        assert len(every(folder(tmp_path / "mine"))) == 5
+        assert "left out 5 of 10 files" in caplog.text
+        assert all(name in caplog.text for name in [*bad, "zbomb.png"])
+    with pytest.raises(UserError, match=r"cut.jpg: .*truncated.*dataset.on_error=skip leaves such files out"):
+        folder(tmp_path / "mine", on_error="fail")
+    with pytest.raises(UserError, match=r"cut.jpg: .*truncated"):
+        folder(tmp_path / "mine", cache="another", on_error="fail")
+    assert list(Path("another/image_cache").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        (None, "there is no such folder"),
+        ([], "no images in it"),
+        ([(12, 12)], "has 1 usable image; training and testing need at least one each"),
+        ([(1, 1)] * 4, "none of its 4 images can be used; 0.png: 1x1 pixels are too few for 8x8"),
+        ([(12, 12)] * 2, "has 1 training images; leave at least one"),
+    ],
+)
+def test_too_few_images_are_a_clear_message(tmp_path, images, said):
+    for i, size in enumerate(images or []):
+        flat(tmp_path / "mine" / f"{i}.png", size=size)
+    if images is not None:
+        (tmp_path / "mine").mkdir(exist_ok=True)
+    with pytest.raises(UserError, match=said):
+        folder(tmp_path / "mine")
+
+
+def test_a_second_run_decodes_nothing_and_a_changed_file_or_setting_does(tmp_path, monkeypatch):
+    for i in range(8):
+        flat(tmp_path / "mine" / f"{i}.png", (30 * i, 0, 0))
+    calls = []
+    decode = image_cache.decode
+    monkeypatch.setattr(image_cache, "decode", lambda path, *how: calls.append(path.name) or decode(path, *how))
+    first = every(folder(tmp_path / "mine"))
+    assert len(calls) == 8
+    assert torch.equal(every(folder(tmp_path / "mine")), first)
+    assert len(calls) == 8
+    every(folder(tmp_path / "mine", image_size=6))
+    every(folder(tmp_path / "mine", channels=1))
+    every(folder(tmp_path / "mine", crop=4))
+    assert len(calls) == 32
+    flat(tmp_path / "mine" / "3.png", GREEN)
+    os.utime(tmp_path / "mine" / "3.png", (1, 1))
+    assert (every(folder(tmp_path / "mine"))[:, 1] == 255).any()
+
+
+def test_a_cache_that_was_interrupted_is_not_used_and_leaves_nothing(tmp_path, monkeypatch):
+    for i in range(8):
+        flat(tmp_path / "mine" / f"{i}.png")
+    decode = image_cache.decode
+
+    def stopped(path, *how):
+        if path.name == "5.png":
+            raise KeyboardInterrupt
+        return decode(path, *how)
+
+    monkeypatch.setattr(image_cache, "decode", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        folder(tmp_path / "mine")
+    assert list(Path("cache/image_cache").iterdir()) == []
+    killed = [Path("cache/image_cache") / f"mine-0.partial-{name}" for name in ("old", "new")]
+    for partial in killed:
+        partial.mkdir()
+        (partial / "images.uint8").write_bytes(b"half")
+    for path in (killed[0] / "images.uint8", killed[0]):
+        os.utime(path, (time.time() - 1e5,) * 2)
+    monkeypatch.setattr(image_cache, "decode", decode)
+    assert len(every(folder(tmp_path / "mine"))) == 8
+    assert [partial.exists() for partial in killed] == [False, True], "another process may be writing the new one"
+
+
+def test_a_cache_that_cannot_be_written_is_said(tmp_path):
+    flat(tmp_path / "mine" / "0.png")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="the decoded images cannot be written there"):
+        folder(tmp_path / "mine", cache=tmp_path / "file")
+
+
+def test_images_that_are_streamed_are_those_in_memory(tmp_path):
+    draw_shapes(tmp_path / "mine")
+    here, streamed = folder(tmp_path / "mine"), folder(tmp_path / "mine", device_memory=100)
+    assert isinstance(streamed.train.images, Streamed)
+    assert not isinstance(here.train.images, Streamed)
+    a, b = (
+        list(batches(d.train.to(torch.device("cpu")), 5, torch.Generator().manual_seed(1))) for d in (here, streamed)
+    )
+    assert all(torch.equal(x1, x2) and torch.equal(y1, y2) for (x1, y1), (x2, y2) in zip(a, b, strict=True))
+    assert torch.equal(every(here), every(streamed))
+    with pytest.raises(UserError, match=r"dataset.binarize: .* more than dataset.device_memory"):
+        folder(tmp_path / "mine", device_memory=100, binarize="static")
+
+
+def test_celeba_has_its_own_splits_and_an_attribute_as_label(tmp_path, monkeypatch):
+    from torchvision.datasets import CelebA
+
+    base = tmp_path / "celeba"
+    for i in range(10):
+        flat(base / "img_align_celeba" / f"{i}.jpg", (25 * i, 0, 0), size=(178, 218))
+    rows = {
+        "list_eval_partition.txt": [f"{i}.jpg {(0, 0, 0, 0, 0, 0, 1, 1, 2, 2)[i]}" for i in range(10)],
+        "identity_CelebA.txt": [f"{i}.jpg 1" for i in range(10)],
+        "list_bbox_celeba.txt": ["10", "image_id x y w h", *(f"{i}.jpg 0 0 1 1" for i in range(10))],
+        "list_landmarks_align_celeba.txt": ["10", "a b", *(f"{i}.jpg 0 0" for i in range(10))],
+        "list_attr_celeba.txt": ["10", "Male Smiling", *(f"{i}.jpg -1 {1 if i % 3 else -1}" for i in range(10))],
+    }
+    for name, lines in rows.items():
+        (base / name).write_text("\n".join(lines) + "\n")
+    monkeypatch.setattr(CelebA, "_check_integrity", lambda self: True)
+    how = {"root": str(tmp_path), "image_size": 16, "crop": 148, "on_error": "fail"}
+    data = prepare(celeba("celeba", attribute="Smiling", **how), val_size=19867, seed=0)
+    assert (data.x_shape, data.class_names) == ((3, 16, 16), ["not Smiling", "Smiling"])
+    assert data.train.y.tolist() == [0, 1, 1, 0, 1, 1]
+    assert [len(split) for split in (data.train, data.val, data.read_test())] == [6, 2, 2]
+    assert data.read_test().x[1, 0, 8, 8] == pytest.approx(225, abs=3)
+    assert prepare(celeba("celeba", attribute=None, **how), val_size=1, seed=0).n_classes == 0
+    with pytest.raises(UserError, match=r"dataset.attribute=Happy: it takes null or one of Male, Smiling"):
+        celeba("celeba", attribute="Happy", **how)

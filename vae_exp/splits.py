@@ -1,0 +1,120 @@
+"""Images and labels, where they lie, and the batches they come in. Images are uint8 until they are used."""
+
+import math
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+AHEAD = 4  # batches that are read before they are asked for
+
+
+@dataclass
+class Streamed:
+    """Images too large for the device, uint8 [N, C, H, W]: some rows of a tensor or of a file of raw bytes.
+
+    Choosing rows reads nothing. A file is mapped anew for every read, so that its pages never add up in the
+    memory of this process, however often the images are shuffled; the system's file cache keeps them where it can.
+    """
+
+    source: Tensor | Path
+    shape: tuple[int, ...]  # of the whole source
+    rows: Tensor  # int64 [N]: those that are meant
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: slice | Tensor) -> "Streamed":
+        return replace(self, rows=self.rows[rows])
+
+    def read(self) -> Tensor:
+        """The images themselves, in memory."""
+        if isinstance(self.source, Tensor):
+            return self.source[self.rows]
+        mapped = np.memmap(self.source, np.uint8, "r", shape=self.shape)
+        return torch.from_numpy(np.take(mapped, self.rows.numpy(), axis=0).view(np.ndarray))
+
+
+@dataclass
+class Split:
+    """Images, uint8 [N, C, H, W], and their labels y, int64 [N], which lie on the device that batches go to."""
+
+    images: Tensor | Streamed
+    y: Tensor
+    flip: bool = False  # in training, half of the images are mirrored, left to right
+    dynamic: bool = False  # every pixel is drawn from Bernoulli(pixel) each time it is used
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __getitem__(self, rows: slice | Tensor) -> "Split":
+        return replace(self, images=self.images[rows], y=self.y[rows])
+
+    @property
+    def x(self) -> Tensor:
+        """All of the images at once, on the labels' device."""
+        return (self.images.read() if isinstance(self.images, Streamed) else self.images).to(self.y.device)
+
+    @property
+    def x_shape(self) -> tuple[int, int, int]:
+        return tuple(self.images.shape[1:])
+
+    def to(self, device: torch.device) -> "Split":
+        """The split for a device. Streamed images stay where they are until their batch comes."""
+        images = self.images if isinstance(self.images, Streamed) else self.images.to(device)
+        return replace(self, images=images, y=self.y.to(device))
+
+    def placed(self, limit: int) -> "Split":
+        """The same images: whole in memory, to go to a device, or streamed where they take more bytes than limit."""
+        streamed = isinstance(self.images, Streamed)
+        if len(self) * math.prod(self.x_shape) <= limit:
+            return replace(self, images=self.images.read()) if streamed else self
+        every = self.images if streamed else Streamed(self.images, tuple(self.images.shape), torch.arange(len(self)))
+        return replace(self, images=every)
+
+
+def batches(
+    split: Split, batch_size: int, order: torch.Generator | None = None, draws: torch.Generator | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """x [B, C, H, W] in [0, 1] and y [B], over all of the split, the last partial batch included.
+
+    With `order` the images come in a new random order; it lives on the CPU, so that every device sees the same
+    one. With `draws`, which lives on the labels' device, images are flipped and binarised anew where the split
+    says so; without it they are not flipped, and what is drawn is the same every time.
+    """
+    device = split.y.device
+    rows = torch.arange(len(split)) if order is None else torch.randperm(len(split), generator=order)
+    binary = draws or torch.Generator(device).manual_seed(0)
+    if isinstance(split.images, Streamed):
+        read = _ahead(split.images, rows.split(batch_size), device)
+    else:
+        read = (split.images[chosen] for chosen in rows.to(device).split(batch_size))
+    for x, chosen in zip(read, rows.to(device).split(batch_size), strict=True):
+        if split.flip and draws is not None:
+            mirrored = torch.rand(len(x), 1, 1, 1, generator=draws, device=device) < 0.5
+            x = torch.where(mirrored, x.flip(-1), x)
+        x = x.float().div_(255)
+        yield torch.bernoulli(x, generator=binary) if split.dynamic else x, split.y[chosen]
+
+
+def _ahead(images: Streamed, rows: tuple[Tensor, ...], device: torch.device) -> Iterator[Tensor]:
+    """uint8 batches on the device, read by one thread ahead of the steps; to a GPU they are copied without waiting."""
+    cuda = device.type == "cuda"
+
+    def read(chosen: Tensor) -> Tensor:
+        x = images[chosen].read()
+        return x.pin_memory() if cuda else x
+
+    with ThreadPoolExecutor(1) as reader:
+        waiting: deque = deque()
+        for chosen in rows:
+            waiting.append(reader.submit(read, chosen))
+            if len(waiting) > AHEAD:
+                yield waiting.popleft().result().to(device, non_blocking=cuda)
+        while waiting:
+            yield waiting.popleft().result().to(device, non_blocking=cuda)
