@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from torch.distributions import MultivariateNormal
 import vae_exp
 from tests.conftest import MNIST, needs_mnist, quick_run, recorded
 from vae_exp import build, checkpoint, metrics, readback
-from vae_exp.config import UserError
+from vae_exp.config import CONF_DIR, UserError
 from vae_exp.distributions import DiagonalGaussian
 from vae_exp.likelihoods import Gaussian
 from vae_exp.splits import Split
@@ -211,7 +212,7 @@ def test_help_shows_every_key(vae_command, program):
     code, said = vae_command(program, "--help")
     assert code == 0
     name = program.removeprefix("vae-")
-    assert all(line in said for line in (build.config.CONF_DIR / f"{name}.yaml").read_text().splitlines())
+    assert all(line in said for line in (CONF_DIR / f"{name}.yaml").read_text().splitlines())
     assert vae_command(program, "--cfg", "job", "seed=7")[1].count("seed: 7") == 1
 
 
@@ -280,3 +281,15 @@ def test_a_conditional_model_of_mnist_draws_what_its_label_says():
     assert read["label_accuracy_real"] > 0.97
     assert read["label_accuracy"] >= 0.9
     assert read["label_accuracy_shuffled"] == pytest.approx(0.1, abs=0.02)
+
+
+def test_the_readmes_two_lines_run_as_they_stand():
+    _, folder = quick_run("epochs=1", folder="outputs/2026-11-23/07-55-08-053614_vanilla-mnist-z20")
+    readme = (CONF_DIR.parent / "README.md").read_text()
+    (lines,) = re.findall(r"```python\n(import vae_exp\n.*?)```", readme, re.DOTALL)
+    assert str(folder) in lines
+    names: dict = {}
+    exec(lines, names)
+    assert names["images"].shape == names["again"].shape == (16, 1, 8, 8)
+    assert names["q"].mean.shape == (16, 20)
+    assert names["bound"].shape == (16,)
