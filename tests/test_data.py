@@ -5,6 +5,9 @@ import gzip
 import hashlib
 import http.server
 import pickle
+import shutil
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -342,3 +345,25 @@ def test_svhn(tmp_path, monkeypatch):
     assert torch.equal(source.train.x, torch.from_numpy(images))
     assert source.train.y.tolist() == [0, 1, 2, 9, 0]
     assert (source.read_test().x_shape, len(source.class_names)) == ((3, 32, 32), 10)
+
+
+@needs_mnist
+def test_a_prepared_copy_needs_no_torchvision_and_notices_changed_files(tmp_path):
+    raw = tmp_path / "data" / "MNIST" / "raw"
+    shutil.copytree(MNIST / "MNIST" / "raw", raw)
+    first = datasets._kept("mnist", tmp_path / "data", False, None)
+    script = (
+        "import sys; from pathlib import Path; from vae_exp import datasets\n"
+        f"split, names = datasets._kept('mnist', Path({str(tmp_path / 'data')!r}), False, None)\n"
+        "print(len(split), int(split.x.sum()), names[7], 'torchvision' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.split() == ["10000", str(int(first[0].x.sum())), "7", "False"], done.stderr
+    (copy,) = (tmp_path / "cache" / "vae_exp" / "prepared").iterdir()
+    copy.write_bytes(b"cut off")
+    datasets._kept.cache_clear()
+    assert torch.equal(datasets._kept("mnist", tmp_path / "data", False, None)[0].x, first[0].x)
+    (raw / "t10k-images-idx3-ubyte").write_bytes(b"cut off")
+    datasets._kept.cache_clear()
+    with pytest.raises(UserError, match="cannot be read"):
+        datasets._kept("mnist", tmp_path / "data", False, None)

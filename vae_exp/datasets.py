@@ -12,6 +12,7 @@ import torch
 
 from vae_exp.config import UserError
 from vae_exp.prepare import Data, Source, prepare
+from vae_exp.prepared_copy import prepared
 from vae_exp.splits import Split, batches
 
 __all__ = ["Data", "Source", "Split", "batches", "digits", "prepare", "torchvision_images"]
@@ -60,11 +61,26 @@ def torchvision_images(name: str, root: str, binarize: str = "none", split: str 
     folder = Path(root).expanduser()
     if binarize == "larochelle":
         return larochelle(folder)
-    train, class_names = _read(name, folder, True, split)
-    return Source(name, train, lambda: _read(name, folder, False, split)[0], class_names)
+    train, class_names = _kept(name, folder, True, split)
+    return Source(name, train, lambda: _kept(name, folder, False, split)[0], class_names)
 
 
 @functools.lru_cache(maxsize=4)  # the jobs of a sweep read their data once
+def _kept(name: str, folder: Path, train: bool, split: str | None) -> tuple[Split, list[str]]:
+    known = _where(name, split)
+    files = [folder / known.folder / file for file in known.files]
+    part = f"{name}{split or ''}-{'train' if train else 'test'}"
+    return prepared(part, files, lambda: _read(name, folder, train, split))
+
+
+def _where(name: str, split: str | None) -> Torchvision:
+    """Where torchvision keeps a dataset; EMNIST's files are named by their split."""
+    if split is None:
+        return TORCHVISION[name]
+    files = (f"{part}-{kind}-ubyte" for part in ("train", "test") for kind in ("images-idx3", "labels-idx1"))
+    return TORCHVISION[name]._replace(files=tuple(f"emnist-{split}-{file}" for file in files))
+
+
 def _read(name: str, folder: Path, train: bool, split: str | None) -> tuple[Split, list[str]]:
     raw = open_torchvision(name, folder, train, split)
     x = torch.as_tensor(raw.data)
@@ -87,11 +103,8 @@ def open_torchvision(name: str, folder: Path, train: bool | str, split: str | No
     """torchvision's own dataset object, downloaded if need be. Raises UserError."""
     from torchvision import datasets  # here, because importing it takes seconds
 
-    known = TORCHVISION[name]
+    known = _where(name, split)
     source = getattr(datasets, known.source)
-    if split is not None:
-        files = (f"{part}-{kind}-ubyte" for part in ("train", "test") for kind in ("images-idx3", "labels-idx1"))
-        known = known._replace(files=tuple(f"emnist-{split}-{file}" for file in files))
     more = {} if split is None else {"split": split}
     _download(source, known, folder, name, more)
     part = {"split": train} if isinstance(train, str) else known.part(train)

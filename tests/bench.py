@@ -1,0 +1,275 @@
+"""How fast a run is, against the tutorial's own loop and the arithmetic alone: `make bench`, not part of the tests.
+
+Each round measures everything in turn, A B C A B C, because a machine's speed drifts; medians and ratios are printed.
+Needs MNIST (VAE_EXP_DATA, or it is downloaded).
+"""
+
+import argparse
+import contextlib
+import functools
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig
+from torch import nn
+
+from vae_exp import build, checkpoint, figures, running_means, tracker, train
+from vae_exp.config import CONF_DIR
+
+IMAGES, BATCH_SIZE = 60_000, 128
+STEPS = -(-IMAGES // BATCH_SIZE)
+# What is not the step itself: the functions of a run that are timed while it runs.
+BESIDE_THE_STEP = {
+    "validation": [(train, "evaluate")],
+    "figures": [(figures, "reconstructions"), (figures, "samples")],
+    "checkpoints": [(checkpoint, "save")],
+    "tracker": [(tracker.Tracker, "log"), (tracker.Tracker, "image"), (tracker.Tracker, "summarise")],
+    "running means": [(running_means.RunningMeans, "add"), (running_means.RunningMeans, "read")],
+    "progress bar": [(train.tqdm, "update"), (train.tqdm, "set_postfix_str")],
+}
+
+
+def compose(*overrides: str) -> DictConfig:
+    with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        return hydra.compose("config", ["experiment=tutorial", "wandb.mode=offline", *overrides])
+
+
+class TutorialVAE(nn.Module):
+    """The network of the classic tutorial, in its own words."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc21, self.fc22 = nn.Linear(784, 400), nn.Linear(400, 20), nn.Linear(400, 20)
+        self.fc3, self.fc4 = nn.Linear(20, 400), nn.Linear(400, 784)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        h = F.relu(self.fc1(x))
+        mu, logvar = self.fc21(h), self.fc22(h)
+        z = mu + torch.randn_like(mu) * torch.exp(0.5 * logvar)
+        return torch.sigmoid(self.fc4(F.relu(self.fc3(z)))), mu, logvar
+
+
+def tutorial_epoch(device: torch.device) -> Callable[[], float]:
+    """The tutorial's training loop over a DataLoader of torchvision's MNIST, as people type it."""
+    from torchvision import datasets, transforms
+
+    root = build.config.resolve(compose())["dataset"]["root"]
+    data = datasets.MNIST(Path(root).expanduser(), train=True, transform=transforms.ToTensor(), download=True)
+    loader = torch.utils.data.DataLoader(data, batch_size=BATCH_SIZE, shuffle=True)
+    model = TutorialVAE().to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+
+    def epoch() -> float:
+        started, total = time.perf_counter(), 0.0
+        for data, _ in loader:
+            data = data.to(device)
+            optimizer.zero_grad()
+            recon, mu, logvar = model(data.view(-1, 784))
+            bce = F.binary_cross_entropy(recon, data.view(-1, 784), reduction="sum")
+            loss = bce - 0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp())
+            loss.backward()
+            total += loss.item()
+            optimizer.step()
+        return time.perf_counter() - started
+
+    return epoch
+
+
+def products_epoch(device: torch.device) -> Callable[[], float]:
+    """The step's matrix products and nothing else: forward, weight gradients, and input gradients but the first."""
+    shapes = [(784, 400), (400, 40), (20, 400), (400, 784)]
+    layers = [(torch.randn(BATCH_SIZE, a, device=device), torch.randn(a, b, device=device)) for a, b in shapes]
+    grads = [torch.randn(BATCH_SIZE, b, device=device) for _, b in shapes]
+
+    def epoch() -> float:
+        started = time.perf_counter()
+        for _ in range(STEPS):
+            for i, ((x, w), g) in enumerate(zip(layers, grads, strict=True)):
+                _ = x @ w
+                _ = x.T @ g
+                if i:
+                    _ = g @ w.T
+        _synchronize(device)
+        return time.perf_counter() - started
+
+    return epoch
+
+
+def our_epoch(device: torch.device, folder: Path, *overrides: str) -> tuple[float, dict[str, float]]:
+    """A whole epoch of experiment=tutorial, everything included: of four epochs the last three, and their parts."""
+    walls, spent = [], {}
+    for epochs in (1, 4):
+        spent = dict.fromkeys(BESIDE_THE_STEP, 0.0)
+        with contextlib.ExitStack() as patched, open(os.devnull, "w") as null, contextlib.redirect_stderr(null):  # noqa: PTH123
+            for part, functions in BESIDE_THE_STEP.items():
+                for owner, name in functions if epochs == 4 else ():
+                    patched.enter_context(_timed(owner, name, part, spent))
+            started = time.perf_counter()
+            run_dir = folder / f"{time.time_ns()}"
+            train.train(compose(f"epochs={epochs}", f"device={device.type}", *overrides), run_dir)
+            walls.append(time.perf_counter() - started)
+            shutil.rmtree(run_dir)
+    return (walls[1] - walls[0]) / 3, {part: seconds / 4 for part, seconds in spent.items()}
+
+
+@contextlib.contextmanager
+def _timed(owner: object, name: str, part: str, spent: dict[str, float]):
+    works = getattr(owner, name)
+    inside = []  # a part may call another, such as an image its log: counted once
+
+    @functools.wraps(works)
+    def timed(*args, **kwargs):
+        started = time.perf_counter()
+        inside.append(None)
+        try:
+            return works(*args, **kwargs)
+        finally:
+            inside.pop()
+            if not inside:
+                spent[part] += time.perf_counter() - started
+
+    setattr(owner, name, timed)
+    try:
+        yield
+    finally:
+        setattr(owner, name, works)
+
+
+def start_up(environment: dict[str, str]) -> dict[str, Callable[[], float]]:
+    """Seconds until a command has answered, or until the first training step of MNIST is in metrics.jsonl."""
+
+    def python(*arguments: str) -> float:
+        started = time.perf_counter()
+        subprocess.run([sys.executable, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        return time.perf_counter() - started
+
+    def first_step() -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            asked = ("experiment=tutorial", "wandb.mode=offline", "log_every_steps=1", "hydra.run.dir=run")
+            started = time.perf_counter()
+            run = subprocess.Popen(
+                [sys.executable, "-m", "vae_exp", *asked],
+                cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+            log = Path(folder) / "run" / "metrics.jsonl"
+            while not (log.exists() and log.stat().st_size):
+                time.sleep(0.01)
+                assert run.poll() is None, "the run failed"
+            taken = time.perf_counter() - started
+            run.kill()
+            run.wait()
+        return taken
+
+    return {
+        "import hydra": lambda: python("-c", "import hydra"),
+        "import torch": lambda: python("-c", "import torch"),
+        "vae-train --help": lambda: python("-m", "vae_exp", "--help"),
+        "vae-train --cfg job": lambda: python("-m", "vae_exp", "--cfg", "job"),
+        "a misspelt key": lambda: python("-m", "vae_exp", "model.zdim=3"),
+        "first step on MNIST": first_step,
+    }
+
+
+def peak_memory(*command: str) -> float:
+    """Peak resident memory of a program, MB."""
+    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as null:  # noqa: PTH123
+        run = subprocess.Popen([sys.executable, *command], cwd=folder, stdout=null, stderr=null)
+        _, _, usage = os.wait4(run.pid, 0)
+        run.returncode = 0
+    return usage.ru_maxrss / 1024
+
+
+def step_budget(device: torch.device, folder: Path) -> str:
+    """PyTorch's profile of a tutorial epoch, by the time spent in each operation itself."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    activities += [torch.profiler.ProfilerActivity.CUDA] if device.type == "cuda" else []
+    with torch.profiler.profile(activities=activities) as profile:
+        train.train(compose("epochs=1", f"device={device.type}", "wandb.mode=disabled"), folder / "profiled")
+    key = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    rows = sorted(profile.key_averages(), key=lambda row: -getattr(row, key))[:18]
+    lines = [f"{'operation':42}{'ms a step':>10}{'calls':>8}"]
+    return "\n".join(
+        lines + [f"{row.key[:40]:42}{getattr(row, key) / 1000 / STEPS:10.3f}{row.count / STEPS:8.1f}" for row in rows]
+    )
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _line(name: str, number: float, remark: str = "") -> None:
+    print(f"  {name:40}{number:9.3f}   {remark}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--gpu", action="store_true", help="on a GPU, batch sizes 128, 512 and 4,096")
+    parser.add_argument("--json", type=Path, help="write every figure there")
+    asked = parser.parse_args()
+    device = torch.device("cuda" if asked.gpu else "cpu")
+    environment = os.environ | {"WANDB_SILENT": "true", "PYTHONPATH": str(CONF_DIR.parent)}
+    print(f"{torch.get_num_threads()} threads, PyTorch {torch.__version__}, {device}\n")
+
+    taken: dict[str, list[float]] = {}
+    parts: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        tutorial, products = tutorial_epoch(device), products_epoch(device)
+        products()
+        for number in range(asked.rounds):
+            print(f"round {number + 1} of {asked.rounds}", file=sys.stderr)
+            taken.setdefault("tutorial", []).append(tutorial())
+            ours, beside = our_epoch(device, Path(folder))
+            taken.setdefault("vae_exp", []).append(ours)
+            for part, seconds in beside.items():
+                parts.setdefault(part, []).append(seconds)
+            taken.setdefault("products", []).append(products())
+        budget = step_budget(device, Path(folder))
+        starts: dict[str, list[float]] = {}
+        for _ in range(asked.rounds):
+            for name, measure in start_up(environment).items():
+                starts.setdefault(name, []).append(measure())
+        run = ("-m", "vae_exp", "experiment=tutorial", "epochs=1", "wandb.mode=offline", f"device={device.type}")
+        memory = {
+            "import torch, torchvision": peak_memory("-c", "import torch, torchvision"),
+            "the run": peak_memory(*run),
+        }
+
+    epoch, beside, start = (
+        {name: statistics.median(values) for name, values in measured.items()} for measured in (taken, parts, starts)
+    )
+    ours = epoch["vae_exp"]
+    print("an epoch of experiment=tutorial, seconds")
+    _line("the tutorial's own loop", epoch["tutorial"], f"{epoch['tutorial'] / ours:.2f} times ours")
+    _line("vae_exp, everything included", ours)
+    for name, seconds in beside.items():
+        _line(f"  {name}", seconds, f"{seconds / ours:.1%} of it")
+    _line("  all of these", sum(beside.values()), f"{sum(beside.values()) / ours:.1%} of it")
+    _line("its matrix products alone", epoch["products"], f"ours is {ours / epoch['products']:.2f} times")
+    print("\nseconds until the answer")
+    for name, seconds in start.items():
+        base = "import torch" if name == "first step on MNIST" else "import hydra"
+        _line(name, seconds, "" if name.startswith("import") else f"{seconds - start[base]:+.2f} over {base}")
+    print("\npeak memory, MB")
+    for name, megabytes in memory.items():
+        _line(name, megabytes)
+    print(f"\n{budget}")
+    if asked.json:
+        figures_ = {"epochs": taken, "beside_the_step": parts, "start_up": starts, "memory_mb": memory}
+        asked.json.write_text(json.dumps(figures_, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
