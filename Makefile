@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help demo train sweep test lint clean
+.PHONY: help demo train sweep test lint bench clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -36,6 +36,9 @@ test: $(VENV)/.installed  ## run the tests
 
 lint: $(VENV)/.installed  ## check format and style with ruff
 	$(BIN)/ruff format --check . && $(BIN)/ruff check .
+
+bench: $(VENV)/.installed  ## epochs, start-up and memory against the tutorial's own loop, 3 minutes
+	$(BIN)/python -m tests.bench $(ARGS)
 
 clean:  ## remove the environment and caches; outputs/ stays
 	rm -rf $(VENV) .pytest_cache .ruff_cache dist build && find vae_exp tests -name __pycache__ -prune -exec rm -rf {} +

@@ -26,9 +26,12 @@ from torch import nn
 
 from vae_exp import build, checkpoint, figures, running_means, tracker, train
 from vae_exp.config import CONF_DIR
+from vae_exp.prepare import Data
+from vae_exp.splits import Split
 
 IMAGES, BATCH_SIZE = 60_000, 128
 STEPS = -(-IMAGES // BATCH_SIZE)
+ENVIRONMENT = os.environ | {"WANDB_SILENT": "true", "PYTHONPATH": str(CONF_DIR.parent)}
 # What is not the step itself: the functions of a run that are timed while it runs.
 BESIDE_THE_STEP = {
     "validation": [(train, "evaluate")],
@@ -146,12 +149,14 @@ def _timed(owner: object, name: str, part: str, spent: dict[str, float]):
         setattr(owner, name, works)
 
 
-def start_up(environment: dict[str, str]) -> dict[str, Callable[[], float]]:
+def start_up() -> dict[str, Callable[[], float]]:
     """Seconds until a command has answered, or until the first training step of MNIST is in metrics.jsonl."""
 
     def python(*arguments: str) -> float:
         started = time.perf_counter()
-        subprocess.run([sys.executable, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        subprocess.run(
+            [sys.executable, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT
+        )
         return time.perf_counter() - started
 
     def first_step() -> float:
@@ -160,7 +165,7 @@ def start_up(environment: dict[str, str]) -> dict[str, Callable[[], float]]:
             started = time.perf_counter()
             run = subprocess.Popen(
                 [sys.executable, "-m", "vae_exp", *asked],
-                cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                cwd=folder, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             )  # fmt: skip
             log = Path(folder) / "run" / "metrics.jsonl"
             while not (log.exists() and log.stat().st_size):
@@ -182,12 +187,69 @@ def start_up(environment: dict[str, str]) -> dict[str, Callable[[], float]]:
 
 
 def peak_memory(*command: str) -> float:
-    """Peak resident memory of a program, MB."""
-    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as null:  # noqa: PTH123
-        run = subprocess.Popen([sys.executable, *command], cwd=folder, stdout=null, stderr=null)
-        _, _, usage = os.wait4(run.pid, 0)
-        run.returncode = 0
-    return usage.ru_maxrss / 1024
+    """Peak resident memory of a Python program, MB. Told by a small parent: a child inherits its parent's peak."""
+    script = (
+        "import resource, subprocess, sys; subprocess.run(sys.argv[1:], stdout=2, stderr=subprocess.DEVNULL); "
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [sys.executable, "-S", "-c", script, sys.executable, *command],
+            cwd=folder, capture_output=True, text=True, env=ENVIRONMENT,
+        )  # fmt: skip
+    return int(done.stdout) / 1024
+
+
+def scaling(folder: Path, picture: Path) -> dict[str, list[tuple[int, float, float]]]:
+    """Images per second, and GFLOP/s of matrix products, as one size after the other grows; drawn as a picture."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    usual = {"z_dim": 20, "width": 400, "image side": 28, "images": 20_000}
+    grown = {
+        "z_dim": (2, 20, 200, 2000),
+        "width": (50, 400, 1600, 4800),
+        "image side": (8, 28, 64, 128),
+        "images": (1000, 4000, 20_000, 60_000),
+    }
+    rows: dict[str, list[tuple[int, float, float]]] = {}
+    for axis, sizes in grown.items():
+        for size in sizes:
+            at = usual | {axis: size}
+            speed = _images_per_second(folder, at)
+            pixels, z_dim, width = at["image side"] ** 2, at["z_dim"], at["width"]
+            products = 2 * (3 * (2 * width * z_dim + z_dim * width + width * pixels) + 2 * pixels * width)
+            rows.setdefault(axis, []).append((size, speed, speed * products / 1e9))
+            print(f"  {axis:12}{size:8,}{speed:12,.0f} images/s{speed * products / 1e9:9.1f} GFLOP/s", flush=True)
+    figure, panels = plt.subplots(1, len(rows), figsize=(14, 3.4), layout="constrained")
+    for panel, (axis, points) in zip(panels, rows.items(), strict=True):
+        sizes, speeds, flops = zip(*points, strict=True)
+        panel.loglog(sizes, speeds, "o-")
+        panel.set(xlabel=axis, ylabel="images per second")
+        other = panel.twinx()
+        other.plot(sizes, flops, "s--", color="tab:orange")
+        other.set_ylim(bottom=0)
+        other.set_ylabel("GFLOP/s (dashed)")
+    figure.savefig(picture, dpi=100)
+    return rows
+
+
+def _images_per_second(folder: Path, at: dict[str, int]) -> float:
+    n, side = at["images"], at["image side"]
+    images = torch.randint(0, 256, (n + 128, 1, side, side), dtype=torch.uint8)
+    split = Split(images, torch.zeros(n + 128, dtype=torch.long))
+    works = build.dataset
+    build.dataset = lambda _: Data("random", split[:n], split[n:], lambda: split[n:], 0, [])
+    try:
+        sizes = (f"model.z_dim={at['z_dim']}", f"network.hidden_dims=[{at['width']}]", "epochs=2", "device=cpu")
+        run_dir = folder / "scaling"
+        train.train(compose("wandb.mode=disabled", *sizes), run_dir)
+        rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+        return max(row.get("time/images_per_second", 0.0) for row in rows)
+    finally:
+        build.dataset = works
 
 
 def step_budget(device: torch.device, folder: Path) -> str:
@@ -216,11 +278,15 @@ def _line(name: str, number: float, remark: str = "") -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--gpu", action="store_true", help="on a GPU, batch sizes 128, 512 and 4,096")
+    parser.add_argument("--gpu", action="store_true", help="the same on a GPU")
     parser.add_argument("--json", type=Path, help="write every figure there")
+    parser.add_argument("--scaling", type=Path, metavar="PNG", help="draw speed over each size, nothing else")
     asked = parser.parse_args()
+    if asked.scaling:
+        with tempfile.TemporaryDirectory() as folder:
+            scaling(Path(folder), asked.scaling)
+        return
     device = torch.device("cuda" if asked.gpu else "cpu")
-    environment = os.environ | {"WANDB_SILENT": "true", "PYTHONPATH": str(CONF_DIR.parent)}
     print(f"{torch.get_num_threads()} threads, PyTorch {torch.__version__}, {device}\n")
 
     taken: dict[str, list[float]] = {}
@@ -239,7 +305,7 @@ def main() -> None:
         budget = step_budget(device, Path(folder))
         starts: dict[str, list[float]] = {}
         for _ in range(asked.rounds):
-            for name, measure in start_up(environment).items():
+            for name, measure in start_up().items():
                 starts.setdefault(name, []).append(measure())
         run = ("-m", "vae_exp", "experiment=tutorial", "epochs=1", "wandb.mode=offline", f"device={device.type}")
         memory = {
