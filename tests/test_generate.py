@@ -194,8 +194,13 @@ def test_mistakes_are_one_message_and_write_nothing(vae_command, conditional):
             assert not Path("out").exists() or not list(Path("out").iterdir())
 
 
-def test_an_unconditional_model_has_no_classes(vae_command):
+def test_an_unconditional_model_has_no_classes_and_an_autoencoder_no_prior(vae_command):
     _, folder = quick_run("epochs=0")
+    _, autoencoder = quick_run("model=autoencoder", "epochs=0", folder="autoencoder")
+    for what in ("samples", "manifold", "traversals"):
+        code, said = vae_command("vae-generate", f"checkpoint={autoencoder}", f"what={what}")
+        assert (code, "no prior" in said) == (1, True)
+    assert vae_command("vae-generate", f"checkpoint={autoencoder}", "what=traversals", "around=image")[0] == 0
     for arguments, message in ((["label=7"], "is not conditional"), (["what=classes"], "is not conditional")):
         code, said = vae_command("vae-generate", f"checkpoint={folder}", *arguments)
         assert code == 1

@@ -108,6 +108,7 @@ def _traversals(model: TrainedVAE, asked: dict) -> Drawing:
         x, y, where = _images(model, asked, 1)
         centre, label, around = model.encode(x, y).mean[0], model.labels(y, 1)[0], f"an image ({where})"
     else:
+        _needs_prior(model, "what=traversals around=prior", "what=traversals around=image")
         label, around = _label(model, asked)
         centre = torch.zeros(model.model.z_dim, device=model.device)
         around = f"the prior's mean{around}"
@@ -122,6 +123,7 @@ def _traversals(model: TrainedVAE, asked: dict) -> Drawing:
 
 
 def _manifold(model: TrainedVAE, asked: dict) -> Drawing:
+    _needs_prior(model, "what=manifold", "what=latents")
     dims = asked["dims"] or walks.most_kl(model.kl_per_dim)[:2]
     check_dims(dims, model)
     label, note = _label(model, asked)
@@ -156,6 +158,11 @@ def _label(model: TrainedVAE, asked: dict) -> tuple[Tensor, str]:
     number = model.number(asked["label"] or 0) if model.model.n_classes else 0
     said = f", label {model.class_names[number]}" if model.model.n_classes else ""
     return torch.tensor(number, device=model.device), said
+
+
+def _needs_prior(model: TrainedVAE, asked: str, instead: str) -> None:
+    if not model.model.stochastic:
+        raise UserError(f"{asked}: an autoencoder has no prior to say where its codes lie. Use {instead}.")
 
 
 def check_dims(dims: list[int], model: TrainedVAE) -> None:

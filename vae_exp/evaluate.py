@@ -64,6 +64,8 @@ def evaluate_checkpoint(path: Path, asked: dict) -> dict[str, Any]:
         result |= {name: per_image.mean().item(), f"{name}_error": metrics.standard_error(per_image)}
         result[f"{name}_noise_error"] = None if name == "kl" else measured.noise_error()
     if samples := asked["importance_samples"]:
+        if not model.model.stochastic:
+            raise UserError(f"importance_samples={samples}: an autoencoder gives images no likelihood to bound.")
         with tqdm(total=samples, desc="importance samples", disable=None, leave=False) as bar:
             noise = build.generator(seed, "importance")
             bound = metrics.importance_bound(model.model, split, samples, noise, batch_size, bar.update)

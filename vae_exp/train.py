@@ -62,7 +62,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     optimizer = build.optimizer(config, model)
     further_figures = config["figures"]
     if further_figures is None:
-        further_figures = ["manifold", "latents"] if model.z_dim == 2 else []
+        further_figures = ["manifold", "latents"] if model.z_dim == 2 and model.stochastic else []
     objective, schedule = build.partial(config, "objective"), build.partial(config, "scheduler")
     order, noise = build.generator(seed, "order"), build.generator(seed, "noise", device)
     draws = build.generator(seed, "images", device)  # of flips and of pixels that are binarised anew

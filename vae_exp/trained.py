@@ -43,7 +43,8 @@ class TrainedVAE:
 
     @property
     def name(self) -> str:
-        return f"{self.config['model']['name']} VAE on {self.config['dataset']['name']}, epoch {self.epoch}"
+        kind = " VAE" if self.model.stochastic else ""
+        return f"{self.config['model']['name']}{kind} on {self.config['dataset']['name']}, epoch {self.epoch}"
 
     @torch.no_grad()
     def sample(self, n: int, label: Labels = None, temperature: float = 1.0, seed: int | None = None) -> Tensor:
