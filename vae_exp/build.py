@@ -1,8 +1,11 @@
 """From a checked configuration to objects: the only file that knows Hydra's instantiate."""
 
 import hashlib
+import importlib.util
 import inspect
+import os
 import pkgutil
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -56,10 +59,7 @@ def _check_calls(config: dict) -> None:
     """Every _target_ exists and takes the arguments given to it, and the optimizer accepts their values."""
     for group, (by_place, by_name) in CALLED_WITH.items():
         target = config[group]["_target_"]
-        try:
-            signature = inspect.signature(pkgutil.resolve_name(target))
-        except (ImportError, AttributeError, TypeError, ValueError) as error:
-            raise UserError(f"{group}._target_={target}: there is no such function or class.") from error
+        signature = inspect.signature(resolve(group, target))
         given = {key: value for key, value in config[group].items() if not key.startswith("_")}
         if group == "dataset":  # what all datasets share goes to prepare
             given = {key: value for key, value in given.items() if key in signature.parameters or key not in SHARED}
@@ -78,6 +78,22 @@ def _check_calls(config: dict) -> None:
         raise UserError(f"optimizer: {target} evaluates the loss several times a step, which this loop does not do.")
 
 
+def resolve(group: str, target: str) -> Callable:
+    """The function or class that a _target_ names. Raises UserError where it cannot be had.
+
+    A module that is not installed is looked for where the user stands: last, so that no file there hides another.
+    """
+    here, module = os.getcwd(), target.partition(".")[0]  # noqa: PTH109
+    try:
+        if module not in sys.modules and here not in sys.path and importlib.util.find_spec(module) is None:
+            sys.path.append(here)
+        found = pkgutil.resolve_name(target)
+        inspect.signature(found)
+    except (ImportError, AttributeError, TypeError, ValueError, SyntaxError) as error:
+        raise UserError(f"{group}._target_={target}: there is no such function or class ({error}).") from error
+    return found
+
+
 def device(name: str) -> torch.device:
     """auto is the fastest device there is. Raises UserError for one that is not there."""
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
@@ -94,7 +110,7 @@ def dataset(config: dict) -> Data:
     Raises UserError where it cannot be had.
     """
     settings = config["dataset"]
-    own = inspect.signature(pkgutil.resolve_name(settings["_target_"])).parameters
+    own = inspect.signature(resolve("dataset", settings["_target_"])).parameters
     read = {"_target_": settings["_target_"]} | {key: value for key, value in settings.items() if key in own}
     shared = {key: value for key, value in settings.items() if key in SHARED}
     return prepare(partial({"dataset": read}, "dataset")(), **shared)
@@ -116,28 +132,36 @@ def model(config: dict, x_shape: tuple[int, int, int], n_classes: int) -> VAE:
     return VAE(encoder, decoder, partial(config, "likelihood")(), z_dim, width, config["model"]["stochastic"])
 
 
-def model_from(state: dict[str, Any]) -> VAE:
-    """Rebuild a checkpoint's model with its weights. Raises UserError for a _target_ that is not vae_exp's own."""
+def model_from(state: dict[str, Any], trust: bool = False) -> VAE:
+    """Rebuild a checkpoint's model with its weights.
+
+    Raises UserError for a _target_ that is not vae_exp's own, unless the file and what it names are trusted.
+    """
     for group in ("network", "likelihood"):
-        _only_ours(state["config"], group)
+        _only_ours(state["config"], group, trust)
     rebuilt = model(state["config"], tuple(state["x_shape"]), state["n_classes"])
     rebuilt.load_state_dict(state["model"])
     return rebuilt
 
 
-def dataset_from(state: dict[str, Any]) -> Data:
+def dataset_from(state: dict[str, Any], trust: bool = False) -> Data:
     """The dataset that a checkpoint's model was trained on. Raises UserError as model_from and dataset do."""
-    _only_ours(state["config"], "dataset")
+    _only_ours(state["config"], "dataset", trust)
     return dataset(state["config"])
 
 
-def _only_ours(config: dict, group: str) -> None:
+def _only_ours(config: dict, group: str, trust: bool) -> None:
     target = str(config[group]["_target_"])
+    if trust:
+        resolve(group, target)
+        return
     home, _, name = target.rpartition(".")
     module = next((module for module in OURS[group] if module.__name__ == home), None)
     if module is None or getattr(getattr(module, name, None), "__module__", None) != home:
-        names = " or ".join(module.__name__ for module in OURS[group])
-        raise UserError(f"{group}._target_={target}: a checkpoint may name only what is in {names}.")
+        raise UserError(
+            f"{group}._target_={target}: the checkpoint names code that is not vae_exp's, and using it would run that "
+            "code. Where you know both, say trust=true, or vae_exp.load(..., trust=True), in the folder of that code."
+        )
 
 
 def optimizer(config: dict, model: nn.Module) -> torch.optim.Optimizer:

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import shutil
 import sys
 import traceback
@@ -36,7 +37,23 @@ def main() -> None:
     """`vae-train`: exit code 0; 1 with one message for what the user can mend; a traceback for our own bugs."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises its errors instead of printing them
     with command.exits("vae-train", "config"):
+        sys.argv[1:] = _with_own_options(sys.argv[1:])
         sys.exit(_main(sys.argv[1:]))
+
+
+def _with_own_options(arguments: list[str]) -> list[str]:
+    """--config-dir FOLDER, with options of one's own, as a setting, which the jobs of a sweep keep and flags do not."""
+    found = [i for i, argument in enumerate(arguments) if argument.partition("=")[0] in ("--config-dir", "-cd")]
+    if not found:
+        return arguments
+    flag, _, folder = arguments[found[0]].partition("=")
+    after = found[0] + (1 if folder else 2)
+    folder = folder or "".join(arguments[after - 1 : after])
+    if not folder or not Path(folder).is_dir():
+        raise UserError(f"{flag} {folder}: there is no such folder. It holds options of your own: objective/NAME.yaml")
+    path = f"file://{Path(folder).resolve()}"
+    path = path if re.fullmatch(r"[\w:/.-]+", path) else plan.quoted(path)
+    return [*arguments[: found[0]], *arguments[after:], f"hydra.searchpath=[{path}]"]
 
 
 def _main(arguments: list[str]) -> int:

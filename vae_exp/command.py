@@ -97,7 +97,8 @@ def _explain(error: Exception, program: str, config_name: str) -> str:
     if isinstance(error, MissingConfigException) and (found := re.search(r"Could not find '(\w+)/(.+?)'", text)):
         group, option = found.groups()
         hint = closest(option, options(group))
-        return f"{group}={option}: there is no such {group}.{hint} There are {', '.join(options(group))}."
+        own = "" if hint else " One of your own is found with --config-dir FOLDER."
+        return f"{group}={option}: there is no such {group}.{hint} There are {', '.join(options(group))}.{own}"
     if found := re.search(r"Could not override '([^']+)'", text):
         return _unknown_key(found[1], program, config_name)
     cause = f"\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""

@@ -136,7 +136,18 @@ OPTION_RULES = {
     "likelihood.sigma": _or_word(_number(0, above=True), "learned", "optimal"),
     "likelihood.scale": _or_word(_number(0, above=True), "learned"),
     "objective.beta": _number(0),
+    "objective.warmup": _one_of("linear", "cosine", "cyclical"),
     "objective.warmup_epochs": _number(0),
+    "objective.warmup_steps": _whole(0),
+    "objective.warmup_fraction": _number(0, 1),
+    "objective.cycles": _whole(1),
+    "objective.free_nats": _number(0),
+    "objective.capacity_nats": _number(0),
+    "objective.alpha": _number(0),
+    "objective.gamma": _number(0),
+    "objective.samples": _whole(1),
+    "objective.samples_at_once": _whole(1),
+    "objective.sampling": _one_of("stratified", "weighted"),
     "dataset.root": PATH,
     "dataset.binarize": _one_of("none", "threshold", "static", "dynamic", "larochelle"),
     "dataset.val_size": _either(_whole(0), FRACTION),
@@ -173,6 +184,7 @@ EVALUATE_RULES = {
     "batch_size": _whole(1),
     "seed": _whole(0, 2**32 - 1),
     "device": RULES["device"],
+    "trust": FLAG,
     "dataset.root": _or_null(TEXT),
     "wandb.mode": RULES["wandb.mode"],
 }
@@ -196,7 +208,14 @@ GENERATE_RULES = {
     "split": _one_of("test", "val", "train"),
     "seed": _whole(0, 2**32 - 1),
     "device": RULES["device"],
+    "trust": FLAG,
     "dataset.root": _or_null(TEXT),
+}
+# Why these objectives are not for a deterministic autoencoder.
+NEED_SPREAD = {
+    "vae_exp.objectives.capacity": "holds the KL at a value, and an autoencoder has none",
+    "vae_exp.objectives.iwae": "weighs several draws of z, and an autoencoder's code is always the same",
+    "vae_exp.objectives.beta_tc": "takes the KL apart, and an autoencoder has none",
 }
 CALLS = ("network", "likelihood", "objective", "dataset", "optimizer", "scheduler")
 
@@ -231,11 +250,36 @@ def check(cfg: DictConfig, combinations: bool = True) -> dict:
             f"model.conditional=true: dataset={flat.get('dataset.name')} has no labels (dataset.n_classes=0). "
             "Use model=vanilla or model=beta, or data with labels."
         )
+    if combinations:
+        problems += _check_objective(flat)
     if flat.get("dataset.binarize") == "larochelle" and flat.get("dataset.name") != "mnist":
         problems.append("dataset.binarize=larochelle: these files are MNIST's; use it with dataset=mnist.")
     if problems:
         raise UserError("\n".join(problems))
     return values
+
+
+def _check_objective(flat: dict[str, Any]) -> list[str]:
+    """What an objective cannot do with the model or the likelihood, and warm-ups of two lengths or of none."""
+    problems = []
+    target = str(flat.get("objective._target_"))
+    name = target.rsplit(".", 1)[-1]
+    if target in NEED_SPREAD and flat.get("model.stochastic") is False:
+        problems.append(f"objective={name}: it {NEED_SPREAD[target]}. Use objective=elbo.")
+    if target == "vae_exp.objectives.iwae" and flat.get("likelihood.sigma") == "optimal":
+        problems.append(
+            "objective=iwae: the draws of z must be weighed under one sigma, and likelihood.sigma=optimal fits one to "
+            "each. Use likelihood.sigma=learned."
+        )
+    lengths = [f"objective.warmup_{unit}" for unit in ("epochs", "steps", "fraction")]
+    given = [f"{key}={flat[key]}" for key in lengths if flat.get(key)]
+    if len(given) > 1:
+        problems.append(f"{' and '.join(given)}: a warm-up has one length; set the other to 0.")
+    shape = flat.get("objective.warmup")
+    if shape in ("cosine", "cyclical") and not given:
+        length = "objective.warmup_epochs=5" if shape == "cosine" else "objective.warmup_fraction=1"
+        problems.append(f"objective.warmup={shape}: say how long it lasts, such as {length}.")
+    return problems
 
 
 def check_values(flat: dict[str, Any], rules: dict[str, Rule], copies: Iterable[str] = ()) -> list[str]:

@@ -10,6 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+LOG_2PI = math.log(2 * math.pi)
+
+
+def log_prior(z: Tensor) -> Tensor:
+    """log p(z) of the prior N(0, I), of each latent dimension of z [..., Z], nats."""
+    return -0.5 * (z.square() + LOG_2PI)
+
 
 @dataclass
 class DiagonalGaussian:
@@ -29,7 +36,7 @@ class DiagonalGaussian:
 
     def log_prob(self, z: Tensor) -> Tensor:
         """log q(z|x) of codes [B, Z], of each latent dimension, [B, Z] nats."""
-        return -0.5 * ((z - self.mean).square() * torch.exp(-self.log_var) + self.log_var + math.log(2 * math.pi))
+        return -0.5 * ((z - self.mean).square() * torch.exp(-self.log_var) + self.log_var + LOG_2PI)
 
     def kl_to_prior(self) -> Tensor:
         """KL(q(z|x) || N(0, I)) of each latent dimension, [B, Z] nats (Kingma & Welling 2014, appendix B)."""

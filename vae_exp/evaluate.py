@@ -51,7 +51,7 @@ def evaluate_checkpoint(path: Path, asked: dict) -> dict[str, Any]:
 
     from vae_exp import build, metrics, readback, tracker, trained
 
-    model = trained.load(path, asked["device"])
+    model = trained.load(path, asked["device"], asked["trust"])
     data = model.read_data(asked["dataset"]["root"])
     split = data.split(asked["split"]).to(model.device)
     seed, batch_size = asked["seed"], asked["batch_size"]
@@ -87,7 +87,7 @@ def evaluate_checkpoint(path: Path, asked: dict) -> dict[str, Any]:
         }
     result |= {"active_units": measured.active_units, "kl_per_dim": measured.kl_per_dim}
     if model.model.n_classes and model.model.stochastic and asked["label_accuracy"]:
-        classifier = _classifier(json.dumps(model.config["dataset"]), str(model.device))
+        classifier = _classifier(json.dumps(model.config["dataset"]), str(model.device), model.trust)
         noise = build.generator(seed, "labels")
         result |= readback.label_accuracy(model.model, classifier, data, split, noise)
 
@@ -110,12 +110,12 @@ def evaluate_checkpoint(path: Path, asked: dict) -> dict[str, Any]:
 
 
 @functools.lru_cache  # the runs of a sweep share it
-def _classifier(dataset: str, device: str) -> Any:
+def _classifier(dataset: str, device: str, trust: bool) -> Any:
     import torch
 
     from vae_exp import build, readback
 
-    data = build.dataset_from({"config": {"dataset": json.loads(dataset)}})
+    data = build.dataset_from({"config": {"dataset": json.loads(dataset)}}, trust)
     return readback.train_classifier(data.train.to(torch.device(device)), data.n_classes, seed=0)
 
 

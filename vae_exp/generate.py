@@ -41,7 +41,7 @@ def generate(asked: dict) -> Path:
     from vae_exp import checkpoint, drawings, trained
 
     (source,) = checkpoint.find(asked["checkpoint"], only_one=True)
-    model = trained.load(source, asked["device"])
+    model = trained.load(source, asked["device"], asked["trust"])
     if asked["label"] is not None:
         if not model.model.n_classes:
             raise UserError(f"label={asked['label']}: {source} is not conditional; leave label away.")

@@ -1,17 +1,46 @@
-"""Objectives: pure functions of a batch's terms and of the progress of training."""
+"""Objectives: pure functions of a batch's terms and of the progress of training.
 
+Each returns the loss to minimise and what it wants logged under train/, as numbers or as scalars on the device.
+Nothing remembers anything: a resumed run continues every schedule from its step number alone.
+"""
+
+import math
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from vae_exp.distributions import DiagonalGaussian, Point
+from vae_exp.distributions import DiagonalGaussian, Point, log_prior
+from vae_exp.vae import VAE
+
+RISING = 0.5  # the part of each cycle in which the KL weight rises (Fu et al. 2019)
+Logged = dict[str, float | Tensor]
+
+
+class Progress(NamedTuple):
+    """How far a run has come when it takes its next step."""
+
+    step: int  # taken so far
+    steps_per_epoch: int
+    epochs: int  # of the whole run
+    train_size: int  # images
+
+    @property
+    def epoch(self) -> float:
+        """Fractional: 1.5 is halfway through the second."""
+        return self.step / self.steps_per_epoch
 
 
 class Terms(NamedTuple):
-    """The two sides of the negative ELBO, in nats per image and not yet reduced."""
+    """The two sides of the negative ELBO, in nats per image and not yet reduced, and what they were made from."""
 
     reconstruction: Tensor  # [B]: -log p(x|z), summed over pixels
     kl: Tensor  # [B, Z]: KL(q(z|x) || p(z)) of each latent dimension
+    q: DiagonalGaussian | Point | None = None
+    z: Tensor | None = None  # [B, Z]: the draw of the reconstruction
+    more: Callable[[int, int], Iterator[tuple[Tensor, Tensor]]] | None = None  # more_draws of the same images
 
     @property
     def neg_elbo(self) -> Tensor:
@@ -19,17 +48,144 @@ class Terms(NamedTuple):
         return self.reconstruction + self.kl.sum(1)
 
 
-def elbo_terms(x: Tensor, q: DiagonalGaussian | Point, p: Any) -> Terms:
+def elbo_terms(
+    x: Tensor, q: DiagonalGaussian | Point, p: Any, z: Tensor | None = None, more: Callable | None = None
+) -> Terms:
     """-log p(x|z) of one draw z ~ q, and the closed-form KL (Kingma & Welling 2014, eq. 10)."""
-    return Terms(reconstruction=-p.log_prob(x), kl=q.kl_to_prior())
+    return Terms(-p.log_prob(x), q.kl_to_prior(), q, z, more)
 
 
-def elbo(terms: Terms, epoch: float, *, beta: float, warmup_epochs: float) -> tuple[Tensor, float]:
-    """The loss to minimise, reconstruction + kl_weight * KL as a mean over images, and that kl_weight.
+def more_draws(
+    model: VAE, x: Tensor, y: Tensor, q: DiagonalGaussian, noise: torch.Generator, samples: int, at_once: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Further draws z ~ q(z|x, y) [k, B, Z] with log p(x|z, y) [k, B] nats, at most at_once in a chunk.
 
-    With beta 1 this is the negative ELBO, else beta-VAE's objective (Higgins et al. 2017). Over the first
-    warmup_epochs the weight rises linearly from 0 to beta (Bowman et al. 2016; Sønderby et al. 2016);
-    epoch is fractional: 1.5 is halfway through the second.
+    Of a chunk only z is kept until the backward pass, which decodes it again: the memory does not grow with samples.
+    The draws are the same however they are chunked.
     """
-    kl_weight = beta if epoch >= warmup_epochs else beta * epoch / warmup_epochs
-    return (terms.reconstruction + kl_weight * terms.kl.sum(1)).mean(), kl_weight
+
+    def log_likelihood(z: Tensor) -> Tensor:
+        k = len(z)
+        p = model.decode(z.flatten(0, 1), y.repeat(k))
+        return p.log_prob(x.repeat(k, 1, 1, 1)).view(k, -1)
+
+    many = DiagonalGaussian(q.mean.expand(samples, -1, -1), q.log_var.expand(samples, -1, -1))
+    for z in many.rsample(noise).split(at_once) if samples else ():
+        yield z, log_likelihood(z) if samples <= at_once else checkpoint(log_likelihood, z, use_reentrant=False)
+
+
+def elbo(
+    terms: Terms,
+    now: Progress,
+    *,
+    beta: float,
+    warmup: str = "linear",
+    warmup_epochs: float = 0,
+    warmup_steps: int = 0,
+    warmup_fraction: float = 0,
+    cycles: int = 4,
+) -> tuple[Tensor, Logged]:
+    """reconstruction + kl_weight * KL, a mean over images: the negative ELBO where kl_weight is 1.
+
+    With another beta it is beta-VAE's objective (Higgins et al. 2017). The weight rises from 0 to beta over the
+    warm-up (Bowman et al. 2016; Sønderby et al. 2016), several times over where it is cyclical (Fu et al. 2019).
+    """
+    kl_weight = beta * _risen(_part(now, warmup_epochs, warmup_steps, warmup_fraction), warmup, cycles)
+    return (terms.reconstruction + kl_weight * terms.kl.sum(1)).mean(), {"kl_weight": kl_weight}
+
+
+def free_bits(terms: Terms, now: Progress, *, beta: float, free_nats: float) -> tuple[Tensor, Logged]:
+    """The ELBO in which each latent dimension's KL, a mean over the batch, counts as free_nats where it is less.
+
+    So up to free_nats of each cost nothing (Kingma et al. 2016, appendix C.8).
+    """
+    kl = terms.kl.mean(0).clamp(min=free_nats).sum()
+    return terms.reconstruction.mean() + beta * kl, {"kl_weight": beta}
+
+
+def capacity(
+    terms: Terms,
+    now: Progress,
+    *,
+    gamma: float,
+    capacity_nats: float,
+    warmup_epochs: float = 0,
+    warmup_steps: int = 0,
+    warmup_fraction: float = 0,
+) -> tuple[Tensor, Logged]:
+    """reconstruction + gamma * |KL - C|, where C rises linearly from 0 to capacity_nats (Burgess et al. 2018)."""
+    target = capacity_nats * _part(now, warmup_epochs, warmup_steps, warmup_fraction)
+    kl = terms.kl.sum(1).mean()
+    return terms.reconstruction.mean() + gamma * (kl - target).abs(), {"capacity": target}
+
+
+def iwae(terms: Terms, now: Progress, *, beta: float, samples: int, samples_at_once: int) -> tuple[Tensor, Logged]:
+    """Minus the importance-weighted bound: -log 1/K sum_k p(x, z_k) / q(z_k|x), a mean over images (Burda et al. 2016).
+
+    beta weighs log p(z) / q(z|x) in it; with 1 it is the bound. The first z is the one of the terms.
+    """
+    draws = [(terms.z[None], -terms.reconstruction[None]), *terms.more(samples - 1, samples_at_once)]
+    z, log_likelihood = (torch.cat(parts) for parts in zip(*draws, strict=True))
+    log_weight = log_likelihood + beta * (log_prior(z) - terms.q.log_prob(z)).sum(2)
+    return -(log_weight.logsumexp(0) - math.log(samples)).mean(), {"kl_weight": beta}
+
+
+def beta_tc(
+    terms: Terms, now: Progress, *, alpha: float, beta: float, gamma: float, sampling: str
+) -> tuple[Tensor, Logged]:
+    """reconstruction + alpha * mutual information + beta * total correlation + gamma * dimension-wise KL.
+
+    The last three sum to the KL (Chen et al. 2018, eq. 2 and 4). Its closed form is used for that sum, and the
+    sampled terms only for what their weights add to 1: with all three 1 this is the negative ELBO.
+    """
+    parts = decompose(terms.q, terms.z, now.train_size, sampling)
+    extra = sum((weight - 1) * part for weight, part in zip((alpha, beta, gamma), parts.values(), strict=True))
+    return (terms.neg_elbo + extra).mean(), {name: part.detach().mean() for name, part in parts.items()}
+
+
+def decompose(q: DiagonalGaussian, z: Tensor, train_size: int, sampling: str) -> dict[str, Tensor]:
+    """log q(z|x) / p(z) at z ~ q(z|x) as three terms, [B] nats each (Chen et al. 2018, eq. 2).
+
+    I(x; z), KL(q(z) || prod_j q(z_j)) and sum_j KL(q(z_j) || p(z_j)), with q(z) estimated from the batch.
+    """
+    pairs = DiagonalGaussian(q.mean[None], q.log_var[None]).log_prob(z[:, None])  # [B, B, Z]: log q(z_i|x_j)
+    log_share = log_shares(len(z), train_size, sampling).to(z.device)
+    log_q_given_x = q.log_prob(z).sum(1)
+    log_q = (pairs.sum(2) + log_share).logsumexp(1)
+    log_q_each = (pairs + log_share[:, :, None]).logsumexp(1).sum(1)
+    return {
+        "mutual_information": log_q_given_x - log_q,
+        "total_correlation": log_q - log_q_each,
+        "dimension_wise_kl": log_q_each - log_prior(z).sum(1),
+    }
+
+
+def log_shares(n: int, train_size: int, sampling: str) -> Tensor:
+    """What q(.|x_j) counts in the estimate of q(z_i) from a batch of n images, by its logarithm, [n, n].
+
+    stratified: x_i itself is one of the train_size images, and the others of the batch stand for all the others, so
+    that the estimate is unbiased. (Chen et al., appendix C, give one of the others another share; even shares have
+    the same expectation and are exact where the batch is all the data.) weighted: 1 / (n * train_size) each, the
+    biased estimate of their eq. 5; the three terms are then off by constants, but still sum to the KL.
+    """
+    if sampling == "weighted":
+        return torch.full((n, n), -math.log(n * train_size))
+    others = (train_size - 1) / (train_size * max(n - 1, 1))
+    return torch.full((n, n), others).fill_diagonal_(1 / train_size).log()
+
+
+def _part(now: Progress, epochs: float, steps: int, fraction: float) -> float:
+    """The part of a span that is over, 0 to 1; one of the three gives its length, and a span of 0 is over at once."""
+    length = steps or (epochs or fraction * now.epochs) * now.steps_per_epoch
+    return min(1.0, now.step / length) if length else 1.0
+
+
+def _risen(part: float, shape: str, cycles: int) -> float:
+    """How far a weight has risen, 0 to 1, when so much of its warm-up is over."""
+    if part >= 1:
+        return 1.0
+    if shape == "cosine":
+        return 0.5 * (1 - math.cos(math.pi * part))
+    if shape == "cyclical":
+        return min(1.0, part * cycles % 1 / RISING)
+    return part

@@ -17,10 +17,14 @@ class RunningMeans:
     def _start(self) -> None:
         self._images, self._on_device, self._numbers = 0, torch.zeros(()), {}
 
-    def add(self, terms: Terms, loss: Tensor, grad_norm: Tensor, **numbers: float) -> None:
-        """One step of training. A value of the whole batch counts once for each of its images."""
+    def add(self, terms: Terms, loss: Tensor, grad_norm: Tensor, **more: float | Tensor) -> None:
+        """One step of training, with numbers or scalars on the device. A value of the batch counts for each image."""
         n = len(terms.reconstruction)
-        sums = (loss * n, terms.reconstruction.sum(), terms.kl.sum(), grad_norm * n)
+        scalars = {name: value for name, value in more.items() if isinstance(value, Tensor)}
+        numbers = {name: value for name, value in more.items() if name not in scalars}
+        self._names = ("loss", "reconstruction", "kl", "grad_norm", *scalars)
+        of_batch = (loss * n, terms.reconstruction.sum(), terms.kl.sum(), grad_norm * n)
+        sums = (*of_batch, *(value * n for value in scalars.values()))
         self._on_device = self._on_device.to(loss.device) + torch.stack(sums).detach()
         self._numbers = {name: self._numbers.get(name, 0.0) + number * n for name, number in numbers.items()}
         self.first_step = self.steps + 1 if self._images == 0 else self.first_step
@@ -30,8 +34,7 @@ class RunningMeans:
 
     def read(self, prefix: str) -> dict[str, float]:
         """The means since the last read, and the steps they span: first_step to steps."""
-        names = ("loss", "reconstruction", "kl", "grad_norm")
-        sums = {"images": self._images} | dict(zip(names, self._on_device.tolist(), strict=True)) | self._numbers
+        sums = {"images": self._images} | dict(zip(self._names, self._on_device.tolist(), strict=True)) | self._numbers
         self._epoch = {name: self._epoch.get(name, 0.0) + value for name, value in sums.items()}
         self._start()
         return _means(sums, prefix)

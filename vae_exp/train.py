@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from vae_exp import build, checkpoint, figures
 from vae_exp.config import UserError
 from vae_exp.datasets import Split, batches
 from vae_exp.metrics import evaluate
-from vae_exp.objectives import elbo_terms
+from vae_exp.objectives import Progress, elbo_terms, more_draws
 from vae_exp.online import choose_mode
 from vae_exp.prepare import is_grey
 from vae_exp.running_means import RunningMeans
+from vae_exp.symptoms import Symptoms
 from vae_exp.tracker import Tracker
 from vae_exp.vae import VAE
 
@@ -79,20 +81,21 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         log.warning(GREY)
     bar = tqdm(total=epochs * steps_per_epoch, unit="step", disable=None, leave=False, dynamic_ncols=True)
     with Tracker(config, run_dir, mode, facts) as tracker, bar:
-        means = RunningMeans()
+        means, symptoms = RunningMeans(), Symptoms(config, len(data.train))
         step, best = 0, {}
         for epoch in range(min(1, epochs), epochs + 1):  # epochs=0 measures the model as it is built
             started = time.perf_counter()
             for x, y in batches(train_split, batch_size, order, draws) if epoch else ():
-                now = step / steps_per_epoch
-                lr = config["optimizer"]["lr"] * schedule(now, epochs)
+                now = Progress(step, steps_per_epoch, epochs, len(train_split))
+                lr = config["optimizer"]["lr"] * schedule(now.epoch, epochs)
                 for group in optimizer.param_groups:
                     group["lr"] = lr
 
                 q = model.encode(x, y)
-                p = model.decode(q.rsample(noise), y)
-                terms = elbo_terms(x, q, p)
-                loss, kl_weight = objective(terms, now)
+                z = q.rsample(noise)
+                p = model.decode(z, y)
+                terms = elbo_terms(x, q, p, z, more=partial(more_draws, model, x, y, q, noise))
+                loss, logged = objective(terms, now)
                 optimizer.zero_grad()
                 loss.backward()
                 grad_norm = nn.utils.get_total_norm([weights.grad for weights in model.parameters()])
@@ -100,7 +103,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
 
                 step += 1
                 bar.update()
-                means.add(terms, loss, grad_norm, kl_weight=kl_weight, lr=lr)
+                means.add(terms, loss, grad_norm, lr=lr, **logged)
                 if step % config["log_every_steps"] == 0 or step % steps_per_epoch == 0:
                     point = _finite(means.read("train"), f"between steps {means.first_step} and {step}", run_dir)
                     bar.set_postfix_str(f"neg_elbo {point['train/neg_elbo']:.2f}", refresh=False)
@@ -143,6 +146,8 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
                 checkpoint.save(run_dir / "best.pt", **state)
                 tracker.summarise(best)
             log.info(_epoch_line(epoch, epochs, held_out, row, improved and chooses))
+            for warning in symptoms.look(epoch, row, held_out):
+                log.warning(warning)
 
         # The end: the test split, read only now, with the weights of the best epoch.
         test_split = held_out_split

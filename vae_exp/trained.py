@@ -17,10 +17,10 @@ from vae_exp.metrics import importance_bound
 Labels = int | str | Sequence[int] | Tensor | None  # a class for all images, or a number for each
 
 
-def load(path: str | Path, device: str = "auto") -> "TrainedVAE":
+def load(path: str | Path, device: str = "auto", trust: bool = False) -> "TrainedVAE":
     """The model of a checkpoint file or of a run folder; see vae_exp.load."""
     (path,) = checkpoint.find(str(path), only_one=True)
-    return TrainedVAE(checkpoint.load(path), build.device(device))
+    return TrainedVAE(checkpoint.load(path), build.device(device), trust)
 
 
 class TrainedVAE:
@@ -31,15 +31,15 @@ class TrainedVAE:
     module; `config`, `epoch` and `kl_per_dim` say how it was trained.
     """
 
-    def __init__(self, state: dict[str, Any], device: torch.device) -> None:
-        self.model = build.model_from(state).to(device).eval().requires_grad_(False)
+    def __init__(self, state: dict[str, Any], device: torch.device, trust: bool = False) -> None:
+        self.model = build.model_from(state, trust).to(device).eval().requires_grad_(False)
         self.device = device
         self.config: dict[str, Any] = state["config"]
         self.x_shape: tuple[int, int, int] = tuple(state["x_shape"])
         self.epoch: int = state["epoch"]
         self.class_names: list[str] = state["class_names"]
         self.kl_per_dim: list[float] = state["kl_per_dim"]  # of the held-out images, nats
-        self.state = state
+        self.state, self.trust = state, trust
 
     @property
     def name(self) -> str:
@@ -85,7 +85,7 @@ class TrainedVAE:
         """The dataset it was trained on, split as then; root says where it lies now. Raises UserError."""
         if root is not None and "root" in self.config["dataset"]:
             self.config["dataset"]["root"] = root
-        data = build.dataset_from(self.state)
+        data = build.dataset_from(self.state, self.trust)
         if data.x_shape != self.x_shape:
             raise UserError(f"dataset: its images are {data.x_shape}, and the model was trained on {self.x_shape}.")
         return data
