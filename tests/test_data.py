@@ -348,7 +348,8 @@ def test_svhn(tmp_path, monkeypatch):
 
 
 @needs_mnist
-def test_a_prepared_copy_needs_no_torchvision_and_notices_changed_files(tmp_path):
+def test_a_prepared_copy_needs_no_torchvision_and_notices_changed_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     raw = tmp_path / "data" / "MNIST" / "raw"
     shutil.copytree(MNIST / "MNIST" / "raw", raw)
     first = datasets._kept("mnist", tmp_path / "data", False, None)
