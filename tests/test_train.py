@@ -173,7 +173,7 @@ def test_epoch_means_do_not_depend_on_how_the_images_are_batched():
     for sizes in ([10], [4, 4, 2], [1, 9]):
         running = RunningMeans()
         for rows in torch.arange(10).split(sizes):
-            running.add(Terms(rec[rows], kl[rows]), loss[rows].mean(), torch.tensor(1.0), lr=0.1)
+            running.add(Terms(rec[rows], kl[rows]), loss[rows].mean(), lr=0.1)
             if len(sizes) == 3:
                 running.read("train")
         if len(sizes) != 3:

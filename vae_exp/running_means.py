@@ -17,13 +17,13 @@ class RunningMeans:
     def _start(self) -> None:
         self._images, self._on_device, self._numbers = 0, torch.zeros(()), {}
 
-    def add(self, terms: Terms, loss: Tensor, grad_norm: Tensor, **more: float | Tensor) -> None:
+    def add(self, terms: Terms, loss: Tensor, **more: float | Tensor) -> None:
         """One step of training, with numbers or scalars on the device. A value of the batch counts for each image."""
         n = len(terms.reconstruction)
         scalars = {name: value for name, value in more.items() if isinstance(value, Tensor)}
         numbers = {name: value for name, value in more.items() if name not in scalars}
-        self._names = ("loss", "reconstruction", "kl", "grad_norm", *scalars)
-        of_batch = (loss * n, terms.reconstruction.sum(), terms.kl.sum(), grad_norm * n)
+        self._names = ("loss", "reconstruction", "kl", *scalars)
+        of_batch = (loss * n, terms.reconstruction.sum(), terms.kl.sum())
         sums = (*of_batch, *(value * n for value in scalars.values()))
         self._on_device = self._on_device.to(loss.device) + torch.stack(sums).detach()
         self._numbers = {name: self._numbers.get(name, 0.0) + number * n for name, number in numbers.items()}
