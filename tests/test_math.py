@@ -9,8 +9,12 @@ from tests.conftest import compose
 from vae_exp import build
 from vae_exp.config import UserError, check
 from vae_exp.distributions import DiagonalGaussian, Point
-from vae_exp.objectives import Terms, elbo, elbo_terms
+from vae_exp.objectives import Progress, Terms, elbo, elbo_terms
 from vae_exp.schedules import cosine, milestones, step
+
+
+def at(epoch):
+    return Progress(step=round(10 * epoch), steps_per_epoch=10, epochs=20, train_size=100)
 
 
 def make_model(*overrides, x_shape=(1, 28, 28), n_classes=10, seed=0):
@@ -55,16 +59,17 @@ def test_an_autoencoder_has_a_point_for_a_code_and_no_prior():
 
 def test_beta_one_is_the_negative_elbo_and_beta_weighs_only_the_kl():
     terms = Terms(torch.rand(6), torch.rand(6, 3))
-    loss, weight = elbo(terms, 0.0, beta=1.0, warmup_epochs=0)
-    assert weight == 1
+    loss, logged = elbo(terms, at(0), beta=1.0)
+    assert logged == {"kl_weight": 1}
     torch.testing.assert_close(loss, terms.neg_elbo.mean())
-    loss, weight = elbo(terms, 9.0, beta=4.0, warmup_epochs=2)
+    loss, _ = elbo(terms, at(9), beta=4.0, warmup_epochs=2)
     torch.testing.assert_close(loss, (terms.reconstruction + 4 * terms.kl.sum(1)).mean())
 
 
 @pytest.mark.parametrize(("epoch", "expected"), [(0, 0), (0.5, 1), (1.5, 3), (2, 4), (7, 4)])
 def test_the_kl_weight_rises_linearly_to_beta(epoch, expected):
-    assert elbo(Terms(torch.rand(2), torch.rand(2, 3)), epoch, beta=4.0, warmup_epochs=2)[1] == expected
+    _, logged = elbo(Terms(torch.rand(2), torch.rand(2, 3)), at(epoch), beta=4.0, warmup_epochs=2)
+    assert logged == {"kl_weight": expected}
 
 
 def test_cosine_rises_and_falls():
@@ -100,7 +105,7 @@ def test_the_loss_is_the_tutorials_divided_by_the_batch():
 
     q = model.encode(x, y)
     terms = elbo_terms(x, q, model.decode(q.rsample(torch.Generator().manual_seed(1)), y))
-    loss, _ = elbo(terms, 0.0, beta=1.0, warmup_epochs=0)
+    loss, _ = elbo(terms, at(0), beta=1.0)
     torch.testing.assert_close(terms.reconstruction.sum(), bce)
     torch.testing.assert_close(terms.kl.sum(), kld)
     torch.testing.assert_close(loss, (bce + kld) / 5)

@@ -6,9 +6,9 @@ from typing import Any
 # A posterior that finds its use late has been seen with 0.03 nats for ten epochs; one that has collapsed falls below.
 COLLAPSED_NATS = 0.02
 SILENT = 5  # epochs in a row
-# Telling an image from N others takes log N nats, and a latent that holds 5 nats more than it must is placed to one
-# part in a hundred: healthy models stay well below both together.
-LARGE_NATS_PER_LATENT = 5
+# Telling an image from N others takes log N nats, and a latent that holds 4 nats more is placed to one part in fifty.
+# Healthy models have been seen with half of both together.
+LARGE_NATS_PER_LATENT = 4
 RISING = 3  # epochs in a row, and
 BY = 1.02  # over these
 SCHEDULED = ("train_epoch/kl_weight", "train_epoch/capacity")

@@ -1,0 +1,126 @@
+"""Code and options of a user's own, from a folder of their own: what README.md shows, to the letter."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import vae_exp
+from tests.conftest import metrics, quick_run
+from vae_exp.config import CONF_DIR, UserError
+
+MODULES = ("squares", "normed", "spare", "broken", "mine")
+QUICKLY = ("epochs=1", "wandb.mode=disabled", "device=cpu")
+
+
+@pytest.fixture(autouse=True)
+def as_in_a_new_process(monkeypatch):
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
+    yield
+    for name in MODULES:
+        sys.modules.pop(name, None)
+
+
+def blocks():
+    """The examples of README.md: files by their names, and commands."""
+    text = (CONF_DIR.parent / "README.md").read_text().split("## To add X, touch Y")[1].split("\n## ")[0]
+    found = re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL)
+    files = {code.split("\n")[0].removeprefix("# "): code for language, code in found if language != "bash"}
+    return files, [line for language, code in found if language == "bash" for line in code.splitlines()]
+
+
+def write(files):
+    for name, content in files.items():
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(content)
+
+
+def newest():
+    return max(Path("outputs").rglob("summary.json"), key=lambda path: path.stat().st_mtime).parent
+
+
+def test_the_readmes_examples_work_as_they_stand(vae_command):
+    files, commands = blocks()
+    assert len(files) == 6
+    write(files)
+    for line in commands:
+        program, *arguments = shlex.split(line)
+        code, said = vae_command(program, *arguments, *(QUICKLY if program == "vae-train" else ()))
+        assert code == 0, said
+        if "model=conditional" in arguments:
+            summary = json.loads((newest() / "summary.json").read_text())
+            assert (summary["x_shape"], summary["train_size"]) == ([1, 16, 16], 900)
+        if program == "vae-evaluate":
+            assert (newest() / "best.test.json").exists()
+    assert len(commands) == 4
+
+    trained = [path for path in Path("outputs").rglob("config.yaml") if path.with_name("summary.json").exists()]
+    (network,) = [path.parent for path in trained if "normed.normed" in path.read_text()]
+    with pytest.raises(UserError, match=r"network._target_=normed.normed: .* trust=True"):
+        vae_exp.load(network)
+    assert vae_exp.load(network, trust=True).sample(2).shape == (2, 1, 16, 16)
+    (spare,) = [path.parent for path in trained if "spare.spare" in path.read_text()]
+    logged = [row for row in metrics(spare) if "train/over_budget" in row]
+    assert all(0 <= row["train/over_budget"] <= 1 for row in logged)
+    assert logged
+    assert "objective=spare,elbo" in commands[-1]
+    assert "2 of 2 jobs finished" in said
+    again = next(line for line in said.splitlines() if line.startswith("again"))
+    _, program, *arguments = shlex.split(again)
+    assert vae_command(program, *arguments)[0] == 0
+
+
+def test_the_installed_command_finds_code_in_the_current_folder():
+    """And does not let a file there stand in for an installed module."""
+    write(blocks()[0] | {"sklearn.py": "raise SystemExit('not this one')"})
+    vae_train = Path(sys.executable).with_name("vae-train")
+    arguments = ["--config-dir", "conf", "dataset=digits", "network=normed", "epochs=0", "wandb.mode=disabled"]
+    done = subprocess.run([vae_train, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "vanilla VAE on digits" in done.stdout
+
+
+def test_a_function_with_an_options_own_settings_needs_no_yaml():
+    write({"mine.py": "def halved(terms, now, **_):\n    return 0.5 * terms.neg_elbo.mean(), {'half': 0.5}\n"})
+    _, folder = quick_run("objective._target_=mine.halved")
+    row = metrics(folder)[0]
+    assert row["train/loss"] == pytest.approx(0.5 * row["train/neg_elbo"], rel=1e-5)
+    assert row["train/half"] == 0.5
+
+
+@pytest.mark.parametrize("command", ["vae-evaluate", "vae-generate"])
+def test_a_checkpoint_that_names_other_code_is_told_how_to_be_trusted(vae_command, command):
+    files, _ = blocks()
+    write(files)
+    _, folder = quick_run(
+        "network._target_=normed.normed", "~network.hidden_dims", "~network.activation", "+network.width=8"
+    )
+    code, said = vae_command(command, f"checkpoint={folder}")
+    assert code == 1
+    assert "network._target_=normed.normed: the checkpoint names code that is not vae_exp's" in said
+    assert "trust=true" in said
+    code, said = vae_command(command, f"checkpoint={folder}", "trust=true")
+    assert code == 0, said
+
+
+MISTAKES = [
+    ("--config-dir nowhere objective=mine", "--config-dir nowhere: there is no such folder"),
+    ("objective=mine", "objective=mine: there is no such objective."),
+    ("objective=mine", "One of your own is found with --config-dir FOLDER."),
+    ("objective._target_=broken.f", "objective._target_=broken.f: there is no such function or class (No module named"),
+    ("objective._target_=mine.g", "objective._target_=mine.g: there is no such function or class (module 'mine'"),
+    ("objective._target_=mine.f", "its settings are nats"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES)
+def test_a_mistake_is_one_message(vae_train, arguments, message):
+    write({"mine.py": "def f(terms, now, *, nats):\n    pass\n", "broken.py": "import nonexistent_module\n"})
+    code, said = vae_train("dataset=digits", *arguments.split())
+    assert code == 1
+    assert message in said
+    assert "Traceback" not in said
