@@ -80,22 +80,22 @@ def plan(typed: list[str], cfg: DictConfig) -> Plan:
         if before["settings"] + before["values"] != settings + values:
             was, now = " ".join(before["settings"] + before["values"]), " ".join(settings + values)
             raise UserError(f"sweep.resume={cfg.sweep.resume}: the sweep was started with {was}, and not with {now}.")
-    resume = _quoted(folder) if cfg.sweep.resume else "null"
+    resume = quoted(folder) if cfg.sweep.resume else "null"
     overrides = [
         *(override.input_line for override in arguments),
-        f"sweep.name={_quoted(name)}",
+        f"sweep.name={quoted(name)}",
         f"sweep.over=[{','.join(keys)}]",
         f"sweep.jobs={jobs}",
         f"sweep.resume={resume}",
-        f"hydra.sweep.dir={_quoted(folder)}",
-        f"hydra.sweep.subdir={_quoted(_subfolder(swept))}",
+        f"hydra.sweep.dir={quoted(folder)}",
+        f"hydra.sweep.subdir={quoted(_subfolder(swept))}",
     ]
     overrides += ["hydra.sweeper.params=null"] if preset else []
     single = ["hydra.mode=RUN"] if cfg.hydra.mode == RunMode.MULTIRUN else []
     return Plan(name, keys, jobs, search, settings, values, folder, overrides, single)
 
 
-def _quoted(text: object) -> str:
+def quoted(text: object) -> str:
     """Text as Hydra's command line takes it, whatever is in it."""
     return "'" + str(text).replace("\\", "\\\\").replace("'", "\\'") + "'"
 
