@@ -9,18 +9,23 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
+ECHO_SECONDS = 1.0  # `timeout`, make and others pass on a signal that the whole group has had already
+
 
 class Signals:
     """SIGTERM and SIGINT (Ctrl-C): the first is noted, for training to end at a good place; the second ends at once."""
 
     def __init__(self) -> None:
         self.caught: int | None = None
+        self.caught_at = 0.0
         self.all_is_saved = False  # then there is nothing to wait for
 
     def __call__(self, number: int, _: FrameType | None) -> None:
         if self.caught is not None:
-            os._exit(128 + number)
-        self.caught = number
+            if time.monotonic() - self.caught_at > ECHO_SECONDS:
+                os._exit(128 + number)
+            return
+        self.caught, self.caught_at = number, time.monotonic()
         if self.all_is_saved:
             self.raise_if_caught()
 

@@ -18,12 +18,13 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from vae_exp import files, resume
+from vae_exp import files, online, resume
 from vae_exp.config import UserError, resolve
 from vae_exp.online import choose_mode
 
 log = logging.getLogger(__name__)
 INIT_SECONDS = 8  # with online.PROBE_SECONDS: a server that does not answer may cost 15 s in all
+FINISH_SECONDS = 10  # of uploading at the end; what is not there by then stays in W&B's folder, to be synced
 
 
 IN_EVERY_NAME = ("model", "model.name", "dataset", "model.z_dim", "optimizer.lr", "seed")
@@ -149,8 +150,16 @@ class Tracker:
         try:
             call(self.run)
         except Exception as error:  # see _open_wandb
-            log.warning("W&B stopped working (%s); the run folder goes on.", _first_line(error))
+            log.warning(
+                "W&B stopped working (%s); the run folder has everything. To upload later: wandb sync %s",
+                _first_line(error),
+                self.summary["wandb"]["dir"],
+            )
             self.run = None
+            import wandb
+
+            with contextlib.suppress(Exception):  # else it fails once more, with a traceback, when Python ends
+                wandb.teardown()
 
     def _write_summary(self) -> None:
         self.summary["seconds"] = round(time.time() - self.started, 3)
@@ -191,10 +200,18 @@ class Tracker:
 
     def _log_artifact(self, path: Path, aliases: list[str], run: Any) -> None:
         import wandb
+        from wandb.sdk.artifacts.exceptions import WaitTimeoutError
 
         artifact = wandb.Artifact(f"model-{_as_id(self.name)}", type="model", metadata={"run": self.run_dir.name})
         artifact.add_file(str(path), policy="immutable")  # no second copy in W&B's cache at home
-        run.log_artifact(artifact, aliases=aliases)
+        logged = run.log_artifact(artifact, aliases=aliases)
+        while not run.offline:  # here and not in finish, which does not wait for large files
+            try:
+                logged.wait(timeout=FINISH_SECONDS)
+                return
+            except WaitTimeoutError:
+                if trouble := online.trouble():
+                    raise RuntimeError(trouble) from None
 
 
 def record_evaluation(asked: str, run_dir: Path, config: dict, values: dict[str, Any]) -> str | None:
@@ -279,7 +296,9 @@ def _where(asked: dict[str, Any] | DictConfig) -> dict[str, Any]:
         "project": str(asked["project"] or os.environ.get("WANDB_PROJECT") or "vae_exp"),
         "entity": asked["entity"],
         "reinit": "finish_previous",  # a run that is still open must not swallow this one's points
-        "settings": wandb.Settings(silent=True, init_timeout=INIT_SECONDS),
+        "settings": wandb.Settings(
+            silent=True, init_timeout=INIT_SECONDS, finish_timeout=FINISH_SECONDS, finish_timeout_raises=True
+        ),
     }
 
 
