@@ -96,12 +96,13 @@ def _is_sound(state: dict[str, Any]) -> bool:
     counts = (state["n_classes"], state["step"], state["epoch"])
     return (
         isinstance(state["config"], dict)
+        and all(isinstance(state["config"].get(group), dict) for group in ("model", "network", "likelihood", "dataset"))
         and isinstance(shape, list | tuple)
         and len(shape) == 3
         and all(type(side) is int and 0 < side <= 2**16 for side in shape)
         and all(type(number) is int and 0 <= number < 2**53 for number in counts)
         and isinstance(names, list)
-        and all(isinstance(name, str) for name in names)
+        and all(isinstance(name, str) and name.isprintable() for name in names)
         and isinstance(state["best"], dict)
         and isinstance(state["kl_per_dim"], list)
         and isinstance(state["model"], dict)

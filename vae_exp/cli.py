@@ -59,6 +59,7 @@ def _main(arguments: list[str]) -> int:
         if cfg.resume is None:
             _check(cfg)
             files.check_owner(Path(cfg.hydra.run.dir))
+        files.make_parents(Path(cfg.hydra.run.dir))  # here, because Hydra's own complaint would be a traceback
         _job()
         return 0
 

@@ -46,6 +46,12 @@ def write(path: Path, content: bytes | memoryview, previous: Path | None = None)
         raise
 
 
+def make_parents(folder: Path) -> None:
+    """Make the folders that a folder is to lie in. Raises Unwritable."""
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+
+
 @contextlib.contextmanager
 def only_process(folder: Path) -> Iterator[None]:
     """Hold the folder for this process; the system lets go of it when the process ends, however it ends.

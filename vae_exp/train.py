@@ -43,7 +43,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     another process, the disk is full or the memory too small, and Diverged where a number stops being finite.
     """
     config = build.check(cfg)
-    with files.only_process(run_dir), memory.explained(config):
+    with memory.explained(config):
         return _train(config, run_dir)
 
 
@@ -120,7 +120,12 @@ def _train(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
         clock.saved()
 
     bar = tqdm(total=epochs * steps_per_epoch, initial=step, unit="step", disable=None, leave=False, dynamic_ncols=True)
-    with stopping.signals() as signals, Tracker(config, run_dir, mode, facts, before) as tracker, bar:
+    with (
+        files.only_process(run_dir),
+        stopping.signals() as signals,
+        Tracker(config, run_dir, mode, facts, before) as tracker,
+        bar,
+    ):
         if best:
             tracker.summarise(best)
         ended = None  # the reason to end before the last epoch
