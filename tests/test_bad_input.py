@@ -1,6 +1,8 @@
 """Any override at all is either a valid configuration or one message that names its key, and leaves nothing behind."""
 
-import os
+import re
+import sys
+from pathlib import Path
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -11,7 +13,6 @@ from vae_exp.config import CONF_DIR, OPTION_RULES, RULES, check, flatten, option
 
 GROUPS = [path.name for path in CONF_DIR.iterdir() if path.is_dir() and path.name != "hydra"]
 KEYS = sorted({*flatten(check(compose())), *RULES, *OPTION_RULES})
-SAID = {key.split(".")[-1] for key in KEYS}
 
 numbers = st.one_of(
     st.integers(), st.floats(), st.sampled_from([0, -1, 1e309, 10**30, "1e-400", "0x10", "1_000", "inf", "-nan"])
@@ -20,7 +21,7 @@ words = st.one_of(
     st.sampled_from(
         ["", "null", "true", "'null'", "''", '" "', "~", "..", "../..", "/", "a/../b", "???", "${seed}", "${epochs}"]
     ),
-    st.sampled_from(["${nowhere}", "${oc.env:NOWHERE}", "${", "$", "é", "日本", "a b", "a\\tb", "'a\nb'", "\x00", "𝟙"]),
+    st.sampled_from(["${nowhere}", "${oc.env:NOWHERE}", "${", "$", "é", "日本", "a b", "a\\tb", "'a\nb'", "\x00"]),
     st.text(max_size=12),
     st.text("0123456789.,[]{}:=-+'\"\\$", max_size=10),
 )
@@ -58,15 +59,13 @@ def check_typed(vae_train_check, typed):
     if code:
         assert said.startswith("vae-train: ")
         assert "Traceback" not in said
-        assert len(said) > len("vae-train: ") + 5
-        assert any(key in said for key in SAID) or any(word[:8].strip("+~") in said for word in typed), said
-    assert os.listdir(".") == []
+        keys = {re.split("[=@]", word.lstrip("+~"))[0] for word in typed}
+        assert any(key in said[len("vae-train: ") :] for key in {*KEYS, *GROUPS, *keys} - {""}) or "" in keys, said
+    assert list(Path().iterdir()) == []
 
 
 def answered(monkeypatch, capfd):
     """The command line up to the moment at which Hydra would make a folder for the run."""
-    import sys
-
     monkeypatch.setattr(cli, "_job", lambda: None)
     monkeypatch.setattr(cli.sweep, "start", lambda planned: None)
     monkeypatch.setattr(cli.sweep, "finish", lambda *_, **__: 0)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import hydra
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -97,6 +97,8 @@ def without_hydra(cfg: DictConfig) -> DictConfig:
 def _explain(error: Exception, program: str, config_name: str) -> str:
     """Hydra's complaint in the user's words, with the nearest names."""
     text = str(error)
+    if isinstance(error, OverrideParseException):  # the grammar's own complaint, which does not name the key
+        return f"{error.override}: Hydra cannot read it ({text.splitlines()[0]}). Quotes may help: 'KEY=\"VALUE\"'."
     if found := re.search(r"Could not find 'hydra/(launcher|sweeper)/(\w+?)(?:_local|_slurm)?'", text):
         kind, name = found.groups()
         known = {"launcher": ["basic", "joblib", "ray", "submitit"], "sweeper": ["basic", "optuna"]}[kind]

@@ -91,9 +91,9 @@ def _read(name: str, folder: Path, train: bool, split: str | None) -> tuple[Spli
     if name == "emnist":  # its files hold each image transposed
         x = x.transpose(2, 3)
     class_names = list(getattr(raw, "classes", "0123456789"))
-    _check_sound(name, folder / TORCHVISION[name].folder, x, y, len(class_names))
     if class_names[0] == "N/A":  # EMNIST's letters count from 1
         class_names, y = class_names[1:], y - 1
+    _check_sound(name, folder / TORCHVISION[name].folder, x, y, len(class_names))
     return Split(x.contiguous(), y), [label.split(" - ")[0] for label in class_names]  # 7, not "7 - seven"
 
 
@@ -104,7 +104,7 @@ def _check_sound(name: str, folder: Path, x: torch.Tensor, y: torch.Tensor, n_cl
         wrong = f"the images have the shape {list(x.shape)} and the type {x.dtype}"
     elif len(x) != len(y):
         wrong = f"{len(x):,} images and {len(y):,} labels"
-    elif y.min() < 0 or y.max() > n_classes:  # EMNIST's letters count from 1
+    elif y.min() < 0 or y.max() >= n_classes:
         wrong = f"labels from {y.min()} to {y.max()}"
     elif name == "mnist" and len(x) in (60_000, 10_000):  # other sizes are somebody's own
         for file in IDX[:2] if len(x) == 60_000 else IDX[2:]:
