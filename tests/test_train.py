@@ -302,8 +302,10 @@ def test_a_call_hidden_deeper_in_a_checkpoint_is_not_made(tmp_path):
     state = checkpoint.load(quick_run("epochs=0")[1] / "last.pt")
     hidden = {"_target_": "builtins.open", "file": str(tmp_path / "ran"), "mode": "w"}
     state["config"]["network"]["hidden_dims"] = [hidden]
-    with pytest.raises(TypeError):
-        build.model_from(state)
+    for recursive in ({}, {"_recursive_": True}):  # which Hydra would obey
+        state["config"]["network"] |= recursive
+        with pytest.raises(UserError, match="its network is not a _target_ with plain values"):
+            build.model_from(state)
     assert not (tmp_path / "ran").exists()
 
 

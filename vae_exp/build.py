@@ -10,12 +10,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
 from vae_exp import config, conv_networks, datasets, image_folder, likelihoods, networks
-from vae_exp.config import UserError
+from vae_exp import config as config_rules
+from vae_exp.config import UserError, check_values, flatten
 from vae_exp.prepare import Data, prepare
 from vae_exp.vae import VAE
 
@@ -133,12 +135,24 @@ def model(config: dict, x_shape: tuple[int, int, int], n_classes: int) -> VAE:
 
 
 def model_from(state: dict[str, Any], trust: bool = False) -> VAE:
-    """Rebuild a checkpoint's model with its weights.
+    """Rebuild a checkpoint's model with its weights, after its sizes were compared with theirs, which costs nothing.
 
-    Raises UserError for a _target_ that is not vae_exp's own, unless the file and what it names are trusted.
+    Raises UserError for a _target_ that is not vae_exp's own, unless the file and what it names are trusted, and where
+    the weights are not those of the config.
     """
     for group in ("network", "likelihood"):
         _only_ours(state["config"], group, trust)
+    _only_known_values(state["config"])
+    given = {name: tuple(weights.shape) for name, weights in state["model"].items()}
+    try:
+        with torch.device("meta"):  # shapes without numbers: a small file may ask for a huge model
+            empty = model(state["config"], tuple(state["x_shape"]), state["n_classes"])
+    except (TypeError, ValueError, KeyError, RuntimeError, ArithmeticError, HydraException) as error:
+        raise UserError(f"checkpoint: its config gives no model ({str(error).splitlines()[0]}).") from error
+    expected = {name: tuple(weights.shape) for name, weights in empty.state_dict().items()}
+    if wrong := [name for name in expected | given if expected.get(name) != given.get(name)]:
+        shown = f"{wrong[0]} is {given.get(wrong[0], 'missing')} and should be {expected.get(wrong[0], 'absent')}"
+        raise UserError(f"checkpoint: its weights are not those of the model in its config: {shown}.")
     rebuilt = model(state["config"], tuple(state["x_shape"]), state["n_classes"])
     rebuilt.load_state_dict(state["model"])
     return rebuilt
@@ -150,8 +164,24 @@ def dataset_from(state: dict[str, Any], trust: bool = False) -> Data:
     return dataset(state["config"])
 
 
+def _only_known_values(config: dict) -> None:
+    """Raises UserError for values that training would have refused."""
+    rules = config_rules.RULES | config_rules.OPTION_RULES
+    kept = {group: config.get(group) for group in ("model", "network", "likelihood")}
+    flat = {key: value for key, value in flatten(kept).items() if key in rules}
+    needed = [key for key in config_rules.RULES if key.startswith("model.")]
+    if problems := check_values(flat, {key: rules[key] for key in [*flat, *needed]}):
+        raise UserError("checkpoint: " + "\n".join(problems))
+
+
 def _only_ours(config: dict, group: str, trust: bool) -> None:
-    target = str(config[group]["_target_"])
+    settings = config.get(group)
+    # Hydra would obey a _recursive_ here, and then call what is named deeper down.
+    if not isinstance(settings, dict) or any(
+        (key.startswith("_") and key != "_target_") or not _is_plain(value) for key, value in settings.items()
+    ):
+        raise UserError(f"checkpoint: its {group} is not a _target_ with plain values.")
+    target = str(settings.get("_target_"))
     if trust:
         resolve(group, target)
         return
@@ -162,6 +192,12 @@ def _only_ours(config: dict, group: str, trust: bool) -> None:
             f"{group}._target_={target}: the checkpoint names code that is not vae_exp's, and using it would run that "
             "code. Where you know both, say trust=true, or vae_exp.load(..., trust=True), in the folder of that code."
         )
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def optimizer(config: dict, model: nn.Module) -> torch.optim.Optimizer:

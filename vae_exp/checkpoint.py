@@ -1,9 +1,10 @@
 """Checkpoints: one dict of plain values and tensors, written whole or not at all, safe to load from a stranger."""
 
+import io
 import json
-import os
 import pickle
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from vae_exp import files, resume
 from vae_exp.config import UserError
 
 FORMAT = 3
@@ -20,13 +22,14 @@ ARTIFACT = re.compile(r"(wandb:)?(?P<name>([\w.-]+/){1,2}[\w.-]+:[\w.-]+)")
 
 
 def save(path: Path, **state: Any) -> None:
-    """Write beside, flush to the disk, rename: a killed process leaves the old file or the new one."""
-    beside = path.with_name(path.name + ".partial")
-    with beside.open("wb") as file:
-        torch.save({"format": FORMAT, **state}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    """Write it whole or not at all; the last.pt of before stays as last.previous.pt. Raises UserError for a full disk.
+
+    It is made in memory first: PyTorch's writer hides why a disk refuses.
+    """
+    content = io.BytesIO()
+    torch.save({"format": FORMAT, **state}, content)
+    keep = path.with_name(resume.PREVIOUS) if path.name == resume.LAST else None
+    files.write(path, content.getbuffer(), previous=keep)
 
 
 def export(path: Path, state: dict[str, Any]) -> None:
@@ -49,6 +52,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
                 about = json.loads((file.metadata() or {}).get("vae_exp", "{}"))
                 state = {**about, "model": {name: file.get_tensor(name) for name in file.keys()}}  # noqa: SIM118
         else:
+            _check_bytes(path)
             state = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"checkpoint={path}: there is no such file.") from error
@@ -59,6 +63,11 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         ValueError,
         KeyError,
         TypeError,
+        AttributeError,
+        IndexError,
+        MemoryError,
+        RecursionError,
+        zipfile.BadZipFile,
         pickle.UnpicklingError,
         SafetensorError,
     ) as error:
@@ -67,7 +76,38 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         raise UserError(f"checkpoint={path}: not a checkpoint of vae_exp.")
     if state["format"] != FORMAT:
         raise UserError(f"checkpoint={path}: format {state['format']}, and this version reads {FORMAT}.")
+    if not _is_sound(state):
+        raise UserError(f"checkpoint={path}: damaged, or made by hand: its entries are not what they must be.")
     return state
+
+
+def _check_bytes(path: Path) -> None:
+    """Raises ValueError where a byte has changed: the file is a zip archive, whose checksums PyTorch does not read."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        plain = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+        if not plain or sum(entry.file_size for entry in entries) > path.stat().st_size or archive.testzip():
+            raise ValueError("a checksum is wrong")
+
+
+def _is_sound(state: dict[str, Any]) -> bool:
+    """Whether the entries have their types, and the sizes are such as images have."""
+    shape, names = state["x_shape"], state["class_names"]
+    counts = (state["n_classes"], state["step"], state["epoch"])
+    return (
+        isinstance(state["config"], dict)
+        and all(isinstance(state["config"].get(group), dict) for group in ("model", "network", "likelihood", "dataset"))
+        and isinstance(shape, list | tuple)
+        and len(shape) == 3
+        and all(type(side) is int and 0 < side <= 2**16 for side in shape)
+        and all(type(number) is int and 0 <= number < 2**53 for number in counts)
+        and isinstance(names, list)
+        and all(isinstance(name, str) and name.isprintable() for name in names)
+        and isinstance(state["best"], dict)
+        and isinstance(state["kl_per_dim"], list)
+        and isinstance(state["model"], dict)
+        and all(isinstance(weights, torch.Tensor) for weights in state["model"].values())
+    )
 
 
 def find(asked: str, only_one: bool = False) -> list[Path]:

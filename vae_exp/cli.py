@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from vae_exp import command, plan, sweep
+from vae_exp import command, files, plan, resume, sweep
 from vae_exp.command import HYDRA_VERSION
 from vae_exp.config import CONF_DIR, UserError, check, options
 
@@ -70,10 +70,18 @@ def _main(arguments: list[str]) -> int:
     first = plan.first_job(typed)
     cfg = command.compose("config", first)
     if len(typed) == len(arguments) and cfg.hydra.mode != RunMode.MULTIRUN:
-        _check(cfg if first == typed else command.compose("config", typed))  # the latter is refused: a sweep without -m
+        if first != typed:
+            command.compose("config", typed)  # which is refused: a sweep without -m
+        sys.argv[1:] = _to_resume(typed, cfg) if cfg.resume is not None else typed
+        if cfg.resume is None:
+            _check(cfg)
+            files.check_owner(Path(cfg.hydra.run.dir))
+        files.make_parents(Path(cfg.hydra.run.dir))  # here, because Hydra's own complaint would be a traceback
         _job()
         return 0
 
+    if cfg.resume is not None:
+        raise UserError(f"resume={cfg.resume}: is of one run. A sweep goes on with sweep.resume={cfg.resume}.")
     config = _check(cfg, combinations=False)
     planned = plan.plan(typed, cfg)
     if str(cfg.hydra.launcher["_target_"]).endswith(("BasicLauncher", "JoblibLauncher", "LocalLauncher")):
@@ -112,7 +120,10 @@ def _job(cfg: DictConfig) -> float | None:
     try:
         summary = train(cfg, run_dir)
     except KeyboardInterrupt:
-        log.info(f"Stopped by Ctrl-C. What was finished until then is in {run_dir}")
+        log.info(f"Stopped by Ctrl-C. What was finished until then is in {run_dir}{_how_to_go_on(run_dir)}")
+        raise
+    except SystemExit:
+        log.info(f"Stopped by SIGTERM. What was finished until then is in {run_dir}{_how_to_go_on(run_dir)}")
         raise
     except UserError as error:
         tracker.record_failure(cfg, run_dir, str(error))
@@ -120,6 +131,31 @@ def _job(cfg: DictConfig) -> float | None:
         sys.exit(1)
     log.info(_closing(summary, run_dir, cfg.dataset.name))
     return summary.get("best/val_neg_elbo")
+
+
+def _to_resume(typed: list[str], cfg: DictConfig) -> list[str]:
+    """The command line that goes on with the run that cfg.resume means: in its folder, as it was started.
+
+    Raises UserError where there is none, where it is finished or at work, or where the configuration contradicts it.
+    """
+    run_dir = Path(cfg.hydra.run.dir)
+    if cfg.resume == "auto":
+        folder = resume.find_unfinished(_check(cfg), run_dir)
+        if folder is None:
+            return [*_without(typed, {"resume"}), "resume=null"]
+    else:
+        folder = resume.find(str(cfg.resume))
+        words = plan.parse(typed)
+        typed = [*_without(resume.overrides_of(folder), {word.key_or_group for word in words}), *typed]
+    typed = [*_without(typed, {"resume", "hydra.run.dir"}), f"resume={plan.quoted(folder)}"]
+    config = _check(command.compose("config", typed))
+    files.check_owner(folder)
+    resume.check_unfinished(folder, config)
+    return [*typed, f"hydra.run.dir={plan.quoted(folder)}"]
+
+
+def _without(overrides: list[str], keys: set[str]) -> list[str]:
+    return [word.input_line for word in plan.parse(overrides) if word.key_or_group not in keys]
 
 
 def _check(cfg: DictConfig, combinations: bool = True) -> dict:
@@ -131,6 +167,16 @@ def _check(cfg: DictConfig, combinations: bool = True) -> dict:
     if cfg.wandb.mode == "online":
         online.check_key(cfg.wandb.mode)
     return build.check(cfg, combinations)
+
+
+def _parts(folder: Path, run_id: str) -> str:
+    """The folder of an offline run, or a pattern for the folders of its parts: each resume leaves one."""
+    parts = f"offline-run-*-{run_id}"
+    return str(folder.with_name(parts) if len(list(folder.parent.glob(parts))) > 1 else folder)
+
+
+def _how_to_go_on(run_dir: Path) -> str:
+    return f"\ngo on     vae-train resume={run_dir}" if (run_dir / resume.LAST).exists() else ""
 
 
 def _closing(summary: dict[str, Any], run_dir: Path, dataset: str) -> str:
@@ -149,7 +195,7 @@ def _closing(summary: dict[str, Any], run_dir: Path, dataset: str) -> str:
         "W&B": run["url"],
         "look": run["dir"]
         and f"{program('wandb')} leet {Path(run['dir']).parent}    (all runs, here, without an account)",
-        "upload": run["mode"] == "offline" and f"{program('wandb')} sync {run['dir']}",
+        "upload": run["mode"] == "offline" and f"{program('wandb')} sync {_parts(Path(run['dir']), run['id'])}",
         "evaluate": f"{program('vae-evaluate')} checkpoint={run_dir}",
         "generate": f"{program('vae-generate')} checkpoint={run_dir}",
         "compare": f"{program('vae-compare')} {run_dir.parent}",

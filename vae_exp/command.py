@@ -1,6 +1,7 @@
 """What the commands share: composing a configuration, saying what is wrong with it, and how a program ends."""
 
 import contextlib
+import errno
 import logging
 import os
 import re
@@ -10,13 +11,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import hydra
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vae_exp.config import CONF_DIR, Rule, UserError, check_values, closest, flatten, options, options_with, resolve
 
 HYDRA_VERSION = "1.3"
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 
 
 @contextlib.contextmanager
@@ -36,6 +38,13 @@ def exits(program: str, config_name: str) -> Iterator[None]:
     except BrokenPipeError:  # `vae-train --help | head`: Python would complain once more when it ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        sys.exit(f"{program}: {error.filename or 'a file'}: cannot be written ({error.strerror}).")
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):  # what is left is W&B's own ending; nothing to tell of it
+            signal.signal(number, signal.SIG_DFL)
 
 
 def run(program: str, config_name: str, rules: dict[str, Rule], about: str, work: Callable[[dict], None]) -> None:
@@ -88,6 +97,8 @@ def without_hydra(cfg: DictConfig) -> DictConfig:
 def _explain(error: Exception, program: str, config_name: str) -> str:
     """Hydra's complaint in the user's words, with the nearest names."""
     text = str(error)
+    if isinstance(error, OverrideParseException):  # the grammar's own complaint, which does not name the key
+        return f"{error.override}: Hydra cannot read it ({text.splitlines()[0]}). Quotes may help: 'KEY=\"VALUE\"'."
     if found := re.search(r"Could not find 'hydra/(launcher|sweeper)/(\w+?)(?:_local|_slurm)?'", text):
         kind, name = found.groups()
         known = {"launcher": ["basic", "joblib", "ray", "submitit"], "sweeper": ["basic", "optuna"]}[kind]

@@ -102,6 +102,12 @@ RULES = {
     "batch_size": _whole(1),
     "seed": _whole(0, 2**32 - 1),
     "device": _one_of("auto", "cpu", "cuda", "mps"),
+    "resume": _or_null(TEXT),
+    "checkpoint_every_epochs": _or_null(_whole(1)),
+    "checkpoint_every_steps": _or_null(_whole(1)),
+    "checkpoint_every_minutes": _or_null(_number(0, above=True)),
+    "max_minutes": _or_null(_number(0, above=True)),
+    "early_stopping.patience": _or_null(_whole(1)),
     "log_every_steps": _whole(1),
     "figures": _or_null(_list_of(_one_of(*FIGURES), f"a list of {', '.join(FIGURES)}")),
     "figure_every_epochs": _whole(1),
@@ -132,7 +138,7 @@ OPTION_RULES = {
     "network.hidden_dims": _list_of(_whole(1), "a list of whole numbers, 1 or more, such as [400] or [512,256]"),
     "network.activation": _one_of("relu", "leaky_relu", "elu", "gelu", "silu", "tanh"),
     "network.channels": _whole(1),
-    "network.blocks": _whole(1),
+    "network.blocks": _whole(1, 1000),
     "likelihood.sigma": _or_word(_number(0, above=True), "learned", "optimal"),
     "likelihood.scale": _or_word(_number(0, above=True), "learned"),
     "objective.beta": _number(0),
@@ -252,6 +258,11 @@ def check(cfg: DictConfig, combinations: bool = True) -> dict:
         )
     if combinations:
         problems += _check_objective(flat)
+    if combinations and flat.get("early_stopping.patience") and flat.get("dataset.val_size") == 0:
+        problems.append(
+            f"early_stopping.patience={flat['early_stopping.patience']}: there are no validation images to watch "
+            "(dataset.val_size=0). Use early_stopping.patience=null, or keep some."
+        )
     if flat.get("dataset.binarize") == "larochelle" and flat.get("dataset.name") != "mnist":
         problems.append("dataset.binarize=larochelle: these files are MNIST's; use it with dataset=mnist.")
     if problems:

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import hashlib
 import io
 import socket
 from pathlib import Path
@@ -35,6 +36,18 @@ class Torchvision(NamedTuple):
 
 
 IDX = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
+MNIST_MD5 = dict(
+    zip(
+        IDX,
+        (
+            "6bbc9ace898e44ae57da46a324031adb",
+            "a25bea736e30d166cdddb491f175f624",
+            "2646ac647ad5339dbf082846283269ea",
+            "27ae3e4e09519cfbb04c329615203637",
+        ),
+        strict=True,
+    )
+)
 QIDX = tuple(f"qmnist-{part}-{kind}" for part in ("train", "test") for kind in ("images-idx3-ubyte", "labels-idx2-int"))
 BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
 LISTS = ("attr_celeba", "eval_partition", "bbox_celeba", "landmarks_align_celeba")
@@ -96,7 +109,27 @@ def _read(name: str, folder: Path, train: bool, split: str | None) -> tuple[Spli
     class_names = list(getattr(raw, "classes", "0123456789"))
     if class_names[0] == "N/A":  # EMNIST's letters count from 1
         class_names, y = class_names[1:], y - 1
+    _check_sound(name, folder / TORCHVISION[name].folder, x, y, len(class_names))
     return Split(x.contiguous(), y), [label.split(" - ")[0] for label in class_names]  # 7, not "7 - seven"
+
+
+def _check_sound(name: str, folder: Path, x: torch.Tensor, y: torch.Tensor, n_classes: int) -> None:
+    """Raises UserError for files that can be read and do not go together, or are not as they were published."""
+    wrong = None
+    if x.dtype != torch.uint8 or x.ndim != 4 or 0 in x.shape or y.ndim != 1:
+        wrong = f"the images have the shape {list(x.shape)} and the type {x.dtype}"
+    elif len(x) != len(y):
+        wrong = f"{len(x):,} images and {len(y):,} labels"
+    elif y.min() < 0 or y.max() >= n_classes:
+        wrong = f"labels from {y.min()} to {y.max()}"
+    elif name == "mnist" and len(x) in (60_000, 10_000):  # other sizes are somebody's own
+        for file in IDX[:2] if len(x) == 60_000 else IDX[2:]:
+            if hashlib.md5((folder / file).read_bytes(), usedforsecurity=False).hexdigest() != MNIST_MD5[file]:
+                wrong = f"{file} has not the checksum that it was published with"
+    if wrong:
+        raise UserError(
+            f"dataset={name}: the files in {folder} are damaged: {wrong}. Delete them to download them anew."
+        )
 
 
 def open_torchvision(name: str, folder: Path, train: bool | str, split: str | None = None) -> Any:

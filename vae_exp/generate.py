@@ -1,5 +1,6 @@
 """`vae-generate`: pictures from a trained model, as grids, single images, arrays or animations."""
 
+import re
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,7 +93,7 @@ def _name(asked: dict) -> str:
     for key, value in usual.items():
         if asked[key] != value:
             shown = "-".join(map(str, asked[key])) if key == "dims" else asked[key]
-            parts.append(f"{key}-{shown}")
+            parts.append(f"{key}-{re.sub(r'[^A-Za-z0-9_.+-]', '-', str(shown))}")  # a label may be any text
     return "_".join(parts)
 
 

@@ -87,6 +87,15 @@ def _ask(server: str, key: str) -> str | None:
     return None
 
 
+def trouble() -> str | None:
+    """What is wrong with the server just now, or None."""
+    import wandb
+
+    server = wandb.setup(wandb.Settings(silent=True)).settings.base_url
+    found = _ask.__wrapped__(server, check_key("auto") or "")
+    return f"{server} {found}" if found else None
+
+
 def download(artifact: str) -> Path:
     """A W&B artifact such as ENTITY/PROJECT/NAME:best, into outputs/wandb/artifacts. Raises UserError."""
     check_key("online", f"checkpoint={artifact}")

@@ -24,7 +24,7 @@ METRICS = {
     "seconds": "seconds",
 }
 # Of a run's configuration these say how it was logged, not what it was.
-NOT_COMPARED = ("wandb.", "sweep.")
+NOT_COMPARED = ("wandb.", "sweep.", "resume")
 SEEDS = ("seed", "dataset.seed")
 
 

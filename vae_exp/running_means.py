@@ -1,5 +1,7 @@
 """The training terms between two readings, kept on the device."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -32,9 +34,13 @@ class RunningMeans:
         self._images += n
         self.images_seen += n
 
+    def peek(self, prefix: str) -> dict[str, float]:
+        """What read would return, with nothing taken away; empty where no image has been seen since the last read."""
+        return _means(self._sums(), prefix) if self._images else {}
+
     def read(self, prefix: str) -> dict[str, float]:
         """The means since the last read, and the steps they span: first_step to steps."""
-        sums = {"images": self._images} | dict(zip(self._names, self._on_device.tolist(), strict=True)) | self._numbers
+        sums = self._sums()
         self._epoch = {name: self._epoch.get(name, 0.0) + value for name, value in sums.items()}
         self._start()
         return _means(sums, prefix)
@@ -43,6 +49,16 @@ class RunningMeans:
         """The means since the last read_epoch, from the sums that were read since."""
         sums, self._epoch = self._epoch, {}
         return _means(sums, prefix)
+
+    def _sums(self) -> dict[str, float]:
+        return {"images": self._images} | dict(zip(self._names, self._on_device.tolist(), strict=True)) | self._numbers
+
+    def state(self) -> dict[str, Any]:
+        """All of it, for a checkpoint; restore() takes it back."""
+        return dict(vars(self))
+
+    def restore(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
 
 
 def _means(sums: dict[str, float], prefix: str) -> dict[str, float]:

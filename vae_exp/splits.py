@@ -79,16 +79,22 @@ class Split:
 
 
 def batches(
-    split: Split, batch_size: int, order: torch.Generator | None = None, draws: torch.Generator | None = None
+    split: Split,
+    batch_size: int,
+    order: torch.Generator | None = None,
+    draws: torch.Generator | None = None,
+    skip: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """x [B, C, H, W] in [0, 1] and y [B], over all of the split, the last partial batch included.
 
     With `order` the images come in a new random order; it lives on the CPU, so that every device sees the same
     one. With `draws`, which lives on the labels' device, images are flipped and binarised anew where the split
-    says so; without it they are not flipped, and what is drawn is the same every time.
+    says so; without it they are not flipped, and what is drawn is the same every time. The first `skip` batches
+    are left out without being read: a run that goes on inside an epoch has seen them.
     """
     device = split.y.device
     rows = torch.arange(len(split)) if order is None else torch.randperm(len(split), generator=order)
+    rows = rows[skip * batch_size :]
     binary = draws or torch.Generator(device).manual_seed(0)
     if isinstance(split.images, Streamed):
         read = _ahead(split.images, rows.split(batch_size), device)

@@ -5,14 +5,13 @@ import json
 import logging
 import os
 import shlex
-import shutil
 import time
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vae_exp import results
+from vae_exp import results, resume
 from vae_exp.config import UserError
 from vae_exp.plan import Plan
 
@@ -44,9 +43,8 @@ def run_job(cfg: DictConfig, run_dir: Path, job: DictConfig) -> float | None:
         if kept is not None:
             say(f"{title}  already finished")
             return kept
-        for stale in ("images", "metrics.jsonl", "last.pt", "best.pt", "summary.json"):
-            path = run_dir / stale
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        if resume.newest_checkpoint(run_dir):
+            cfg.resume, title = str(run_dir), f"{title}  goes on"
     say(title)
     for handler in logging.getLogger().handlers:  # the epochs of many jobs go to their train.log alone
         if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import hashlib
 import json
 import logging
 import os
@@ -18,11 +17,13 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
+from vae_exp import files, online, resume
 from vae_exp.config import UserError, resolve
 from vae_exp.online import choose_mode
 
 log = logging.getLogger(__name__)
 INIT_SECONDS = 8  # with online.PROBE_SECONDS: a server that does not answer may cost 15 s in all
+FINISH_SECONDS = 10  # of uploading at the end; what is not there by then stays in W&B's folder, to be synced
 
 
 IN_EVERY_NAME = ("model", "model.name", "dataset", "model.z_dim", "optimizer.lr", "seed")
@@ -45,15 +46,25 @@ class Tracker:
 
     The run folder gets config.yaml, metrics.jsonl, images/ and summary.json, each whole after every write,
     so that it tells everything with W&B disabled, unreachable or killed. The one clock is the optimizer step.
+    `before` is the checkpoint that a run goes on from: what was written after it is cut off, and W&B's run has
+    the same id.
     """
 
-    def __init__(self, config: dict, run_dir: Path, mode: str, facts: dict[str, Any]) -> None:
+    def __init__(
+        self, config: dict, run_dir: Path, mode: str, facts: dict[str, Any], before: dict[str, Any] | None = None
+    ) -> None:
         self.run_dir, self.name = run_dir, run_name(config)
-        self.started = time.time()
-        run_dir.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(OmegaConf.create(config), run_dir / "config.yaml")
-        self.metrics = (run_dir / "metrics.jsonl").open("w")
+        resumed = before["resume"] if before else {}
+        self.started, self.wandb_id = time.time() - resumed.get("seconds", 0.0), resumed.get("wandb_id")
+        if before:
+            resume.cut_back(run_dir, before["step"], resumed["metrics_bytes"])
+        else:
+            resume.clear(run_dir)
+        files.write(run_dir / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)).encode())
+        with files.writing(run_dir / "metrics.jsonl"):
+            self.metrics = (run_dir / "metrics.jsonl").open("a")
         self.run = None if mode == "disabled" else self._open_wandb(config, mode, facts)
+        self.wandb_id = self.run.id if self.run is not None else self.wandb_id
         self.summary: dict[str, Any] = {"state": "running", "reason": None, "name": self.name} | facts
         self.summary["wandb"] = self._describe_wandb(mode)
         self._write_summary()
@@ -64,7 +75,8 @@ class Tracker:
         asked = config["wandb"]
         options = {
             "config": config | facts,
-            "id": os.environ.get("WANDB_RUN_ID") or f"{_as_id(self.name)}-{secrets.token_hex(3)}",
+            "id": os.environ.get("WANDB_RUN_ID") or self.wandb_id or f"{_as_id(self.name)}-{secrets.token_hex(3)}",
+            "resume": "allow" if self.wandb_id else None,
             "name": self.name,
             "group": _text(asked["group"] or config["sweep"]["name"]),
             "job_type": os.environ.get("WANDB_JOB_TYPE") or "train",
@@ -98,8 +110,9 @@ class Tracker:
 
     def log(self, values: dict[str, Any], step: int) -> None:
         """Scalars, and lists that W&B shows as histograms."""
-        self.metrics.write(json.dumps({"step": step} | values) + "\n")
-        self.metrics.flush()
+        with files.writing(self.run_dir / "metrics.jsonl"):
+            self.metrics.write(json.dumps({"step": step} | values) + "\n")
+            self.metrics.flush()
         if self.run is not None:
             import wandb
 
@@ -109,13 +122,20 @@ class Tracker:
     def image(self, name: str, pixels: np.ndarray, caption: str, step: int) -> None:
         """A picture, as images/NAME_STEP.png and in W&B as images/NAME; encoded once."""
         path = self.run_dir / "images" / f"{name}_{step:07d}.png"
-        path.parent.mkdir(exist_ok=True)
-        Image.fromarray(pixels).save(path)
+        with files.writing(path):
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(path)
         if self.run is not None:
             import wandb
 
             picture = wandb.Image(str(path), caption=caption)
             self._wandb(lambda run: run.log({f"images/{name}": picture}, step=step))
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint needs to know of the files, as they are on the disk from here on."""
+        with files.writing(self.run_dir / "metrics.jsonl"):
+            os.fsync(self.metrics.fileno())
+            return {"metrics_bytes": os.fstat(self.metrics.fileno()).st_size, "wandb_id": self.wandb_id}
 
     def summarise(self, values: dict[str, Any]) -> None:
         """Results of the whole run, such as best/val_neg_elbo: keys of their own in summary.json and W&B."""
@@ -129,8 +149,16 @@ class Tracker:
         try:
             call(self.run)
         except Exception as error:  # see _open_wandb
-            log.warning("W&B stopped working (%s); the run folder goes on.", _first_line(error))
+            log.warning(
+                "W&B stopped working (%s); the run folder has everything. To upload later: wandb sync %s",
+                _first_line(error),
+                self.summary["wandb"]["dir"],
+            )
             self.run = None
+            import wandb
+
+            with contextlib.suppress(Exception):  # else it fails once more, with a traceback, when Python ends
+                wandb.teardown()
 
     def _write_summary(self) -> None:
         self.summary["seconds"] = round(time.time() - self.started, 3)
@@ -141,11 +169,12 @@ class Tracker:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if error is None:
-            state, reason, exit_code = "finished", None, 0
+            state, reason, exit_code = "finished", self.summary["reason"], 0
         elif isinstance(error, KeyboardInterrupt):
             state, reason, exit_code = "interrupted", "Ctrl-C", 130
         elif isinstance(error, SystemExit):
-            state, reason, exit_code = "interrupted", f"exit code {error.code}", error.code
+            state, reason, exit_code = "interrupted", "SIGTERM" if error.code == 143 else f"{error.code}", error.code
+            self._wandb(lambda run: run.mark_preempting())
         else:
             said = str(error) if isinstance(error, UserError) else f"{kind.__name__}: {error}"
             state, reason, exit_code = "failed", said, 1
@@ -153,24 +182,31 @@ class Tracker:
         try:
             self._write_summary()
             self.metrics.close()
+        except (OSError, UserError):
+            if error is None:  # else what it says is what matters
+                raise
         finally:  # a full disk must not leave W&B's run open
             self._wandb(lambda run: run.summary.update({"state": state, "reason": reason}))
             self._wandb(lambda run: run.finish(exit_code=exit_code))
 
-    def upload(self, checkpoints: dict[str, Path]) -> None:
-        """The checkpoints as versions of one W&B artifact, each under its alias; the same file once, under both."""
-        by_content: dict[bytes, list[str]] = {}
-        for alias, path in checkpoints.items():
-            by_content.setdefault(hashlib.sha256(path.read_bytes()).digest(), []).append(alias)
-        for aliases in by_content.values():
-            self._wandb(functools.partial(self._log_artifact, checkpoints[aliases[0]], aliases))
+    def upload(self, checkpoint: Path, aliases: list[str]) -> None:
+        """A checkpoint as a version of the run's W&B artifact, under its aliases."""
+        self._wandb(functools.partial(self._log_artifact, checkpoint, aliases))
 
     def _log_artifact(self, path: Path, aliases: list[str], run: Any) -> None:
         import wandb
+        from wandb.sdk.artifacts.exceptions import WaitTimeoutError
 
         artifact = wandb.Artifact(f"model-{_as_id(self.name)}", type="model", metadata={"run": self.run_dir.name})
         artifact.add_file(str(path), policy="immutable")  # no second copy in W&B's cache at home
-        run.log_artifact(artifact, aliases=aliases)
+        logged = run.log_artifact(artifact, aliases=aliases)
+        while not run.offline:  # here and not in finish, which does not wait for large files
+            try:
+                logged.wait(timeout=FINISH_SECONDS)
+                return
+            except WaitTimeoutError:
+                if trouble := online.trouble():
+                    raise RuntimeError(trouble) from None
 
 
 def record_evaluation(asked: str, run_dir: Path, config: dict, values: dict[str, Any]) -> str | None:
@@ -213,8 +249,10 @@ def record_failure(cfg: DictConfig, run_dir: Path, reason: str) -> None:
     if not (run_dir / "summary.json").exists():
         with contextlib.suppress(UserError):  # an interpolation that leads nowhere may be what failed
             cfg = OmegaConf.create(resolve(cfg))
-        OmegaConf.save(cfg, run_dir / "config.yaml")
-        _write_json(run_dir / "summary.json", {"state": "failed", "reason": reason, "seconds": 0.0})
+        with contextlib.suppress(OSError, UserError):  # a full disk may be what failed
+            run_dir.mkdir(parents=True, exist_ok=True)
+            OmegaConf.save(cfg, run_dir / "config.yaml")
+            _write_json(run_dir / "summary.json", {"state": "failed", "reason": reason, "seconds": 0.0})
 
 
 def publish_sweep(
@@ -253,14 +291,14 @@ def _where(asked: dict[str, Any] | DictConfig) -> dict[str, Any]:
         "project": str(asked["project"] or os.environ.get("WANDB_PROJECT") or "vae_exp"),
         "entity": asked["entity"],
         "reinit": "finish_previous",  # a run that is still open must not swallow this one's points
-        "settings": wandb.Settings(silent=True, init_timeout=INIT_SECONDS),
+        "settings": wandb.Settings(
+            silent=True, init_timeout=INIT_SECONDS, finish_timeout=FINISH_SECONDS, finish_timeout_raises=True
+        ),
     }
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    beside = path.with_name(path.name + ".partial")
-    beside.write_text(json.dumps(content, indent=2) + "\n")
-    beside.replace(path)
+    files.write(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def _as_id(name: str) -> str:

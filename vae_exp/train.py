@@ -2,7 +2,6 @@
 
 import logging
 import math
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from omegaconf import DictConfig
 from torch import nn
 from tqdm import tqdm
 
-from vae_exp import build, checkpoint, figures
+from vae_exp import build, checkpoint, figures, files, memory, resume, stopping
 from vae_exp.config import UserError
 from vae_exp.datasets import Split, batches
 from vae_exp.metrics import evaluate
@@ -41,13 +40,21 @@ class Diverged(UserError):
 def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     """Train the VAE that cfg describes and return what run_dir/summary.json then holds.
 
-    Every number is in nats per image. Raises UserError before anything is read or opened where cfg asks for
-    something impossible, and Diverged where a number stops being finite.
+    With cfg.resume it goes on from the last checkpoint in run_dir. Every number is in nats per image. Raises
+    UserError before anything is read or opened where cfg asks for something impossible, where run_dir belongs to
+    another process, the disk is full or the memory too small, and Diverged where a number stops being finite.
     """
     config = build.check(cfg)
+    with memory.explained(config):
+        return _train(config, run_dir)
+
+
+def _train(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
     device = build.device(config["device"])
+    before = resume.load(run_dir, config) if config["resume"] else None
     mode = choose_mode(config["wandb"]["mode"])
     seed, epochs, batch_size = config["seed"], config["epochs"], config["batch_size"]
+    patience = config["early_stopping"]["patience"]
 
     # Data: as bytes, whole on the training device where it is small enough. Without a validation split the test
     # split is watched, as in the tutorial; then no epoch is chosen as the best, and best.pt is the last.
@@ -59,6 +66,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     steps_per_epoch = math.ceil(len(train_split) / batch_size)
 
     # Model: seeded just before it is built, so that its first weights depend on the seed alone.
+    memory.check_model(config, data.x_shape, data.n_classes, device)
     torch.manual_seed(seed)
     model = build.model(config, data.x_shape, data.n_classes).to(device)
     optimizer = build.optimizer(config, model)
@@ -68,6 +76,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     objective, schedule = build.partial(config, "objective"), build.partial(config, "scheduler")
     order, noise = build.generator(seed, "order"), build.generator(seed, "noise", device)
     draws = build.generator(seed, "images", device)  # of flips and of pixels that are binarised anew
+    streams = {"order": order, "noise": noise, "draws": draws}
 
     facts = {
         "parameters": sum(weights.numel() for weights in model.parameters()),
@@ -79,13 +88,57 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     _introduce(config, facts, run_dir)
     if config["likelihood"]["_target_"].endswith(".bernoulli") and is_grey(data.train):
         log.warning(GREY)
-    bar = tqdm(total=epochs * steps_per_epoch, unit="step", disable=None, leave=False, dynamic_ncols=True)
-    with Tracker(config, run_dir, mode, facts) as tracker, bar:
-        means, symptoms = RunningMeans(), Symptoms(config, len(data.train))
-        step, best = 0, {}
-        for epoch in range(min(1, epochs), epochs + 1):  # epochs=0 measures the model as it is built
-            started = time.perf_counter()
-            for x, y in batches(train_split, batch_size, order, draws) if epoch else ():
+    # Where the run stands: at its beginning, or where its last checkpoint left it.
+    means, symptoms = RunningMeans(), Symptoms(config, len(data.train))
+    step, epochs_done, best, kl_per_dim = 0, 0, {}, [0.0] * model.z_dim
+    if before:
+        resume.restore(before, facts, model, optimizer, streams, means)
+        step, epochs_done, best, kl_per_dim = (before[name] for name in ("step", "epoch", "best", "kl_per_dim"))
+    clock = stopping.Clock(config, before["resume"] if before else {})
+    order_began = order.get_state()
+
+    def save(name: str) -> None:
+        """All that the run is at this moment, the order of its images as at the beginning of the epoch."""
+        _check_weights(model, step, run_dir)
+        state = {
+            "config": config,
+            "x_shape": list(data.x_shape),
+            "n_classes": data.n_classes,
+            "class_names": data.class_names,
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "step": step,
+            "epoch": epochs_done,
+            "best": best,
+            "kl_per_dim": kl_per_dim,  # the order of the latents in a traversal
+            "resume": {
+                "facts": facts,
+                "streams": resume.states(streams) | {"order": order_began},
+                "means": means.state(),
+                **clock.state(),
+                **tracker.state(),
+            },
+        }
+        checkpoint.save(run_dir / name, **state)
+        clock.saved()
+
+    bar = tqdm(total=epochs * steps_per_epoch, initial=step, unit="step", disable=None, leave=False, dynamic_ncols=True)
+    with (
+        files.only_process(run_dir),
+        stopping.signals() as signals,
+        Tracker(config, run_dir, mode, facts, before) as tracker,
+        bar,
+    ):
+        if best:
+            tracker.summarise(best)
+        ended = None  # the reason to end before the last epoch
+        for epoch in range(epochs_done + 1 if before else min(1, epochs), epochs + 1):  # 0: the model as it is built
+            ended = clock.is_over() or stopping.is_patience_over(patience, epochs_done, best)
+            if ended:
+                break
+            clock.epoch_begins()
+            batches_done = step - epochs_done * steps_per_epoch  # before the run was interrupted in this epoch
+            for x, y in batches(train_split, batch_size, order, draws, batches_done) if epoch else ():
                 now = Progress(step, steps_per_epoch, epochs, len(train_split))
                 lr = config["optimizer"]["lr"] * schedule(now.epoch, epochs)
                 for group in optimizer.param_groups:
@@ -111,11 +164,20 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
                     _finite(point, f"between steps {means.first_step} and {step}", run_dir)
                     bar.set_postfix_str(f"neg_elbo {point['train/neg_elbo']:.2f}", refresh=False)
                     tracker.log(point | {"epoch": step / steps_per_epoch, "images_seen": means.images_seen}, step)
+                inside = step % steps_per_epoch != 0  # else the end of the epoch, below, does the same
+                if signals.caught or (inside and (clock.save_is_due(step) or clock.is_over())):
+                    _finite(means.peek("train"), f"between steps {means.first_step} and {step}", run_dir)
+                    save("last.pt")
+                    signals.raise_if_caught()
+                    if ended := clock.is_over():
+                        break
+            if ended:
+                break
 
             # The epoch is over: measure, draw, save.
             row: dict[str, Any] = {"epoch": epoch}
             if epoch:
-                seconds = time.perf_counter() - started
+                seconds = clock.epoch_seconds
                 row |= means.read_epoch("train_epoch")
                 row |= {"time/epoch_seconds": seconds, "time/images_per_second": len(train_split) / seconds}
             measured = evaluate(model, held_out_split, build.generator(seed, "evaluation"))
@@ -132,39 +194,40 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
                 best = {"best/epoch": epoch, "best/step": step}
                 if chooses:
                     best |= {f"best/{k.replace('/', '_')}": value for k, value in measured.scalars("val").items()}
-            state = {
-                "config": config,
-                "x_shape": list(data.x_shape),
-                "n_classes": data.n_classes,
-                "class_names": data.class_names,
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "step": step,
-                "epoch": epoch,
-                "best": best,
-                "kl_per_dim": measured.kl_per_dim,  # the order of the latents in a traversal
-            }
-            checkpoint.save(run_dir / "last.pt", **state)
+            epochs_done, kl_per_dim, order_began = epoch, measured.kl_per_dim, order.get_state()
+            clock.epoch_begins()
             if improved:
-                checkpoint.save(run_dir / "best.pt", **state)
                 tracker.summarise(best)
+                save("best.pt")  # before last.pt, which says that it is there
+            if epoch == epochs or signals.caught or clock.save_is_due_after(epoch, step):
+                save("last.pt")
             log.info(_epoch_line(epoch, epochs, held_out, row, improved and chooses))
             for warning in symptoms.look(epoch, row, held_out):
                 log.warning(warning)
+            signals.raise_if_caught()
 
         # The end: the test split, read only now, with the weights of the best epoch.
-        test_split = held_out_split
-        if chooses:
-            test_split = data.read_test().to(device)
-            model.load_state_dict(checkpoint.load(run_dir / "best.pt", device)["model"])
-            measured = evaluate(model, test_split, build.generator(seed, "evaluation"))
+        if ended:
+            log.info(f"ends early: {ended}")
+            save("last.pt")
+        if not best:  # not even one epoch: the weights as they are
+            best = {"best/epoch": 0, "best/step": step}
+            save("best.pt")
+        signals.all_is_saved = True
+        signals.raise_if_caught()
+        test_split = data.read_test().to(device) if chooses else held_out_split
+        model.load_state_dict(checkpoint.load(run_dir / "best.pt", device)["model"])
+        measured = evaluate(model, test_split, build.generator(seed, "evaluation"))
         pixels = figures.reconstructions(model, test_split[:PICTURED], build.generator(seed, "pictures"))
         tracker.image(
             "test_reconstructions", pixels, f"epoch {best['best/epoch']}: test images, reconstructions below", step
         )
-        tracker.summarise(measured.scalars("test"))
+        tracker.summarise(best | measured.scalars("test"))
         if config["wandb"]["log_checkpoints"]:
-            tracker.upload({"best": run_dir / "best.pt", "last": run_dir / "last.pt"})
+            if best["best/step"] != step:
+                tracker.upload(run_dir / "best.pt", ["best"])
+            tracker.upload(run_dir / "last.pt", ["last"] if best["best/step"] != step else ["best", "last"])
+        tracker.summary["reason"] = ended
     return tracker.summary
 
 
@@ -179,6 +242,12 @@ def _finite(values: dict[str, float], when: str, run_dir: Path) -> dict[str, flo
             + "A lower optimizer.lr is the first thing to try."
         )
     return values
+
+
+def _check_weights(model: VAE, step: int, run_dir: Path) -> None:
+    """Raises Diverged rather than let a checkpoint with weights that are no numbers replace a good one."""
+    wrong = [name for name, weights in model.named_parameters() if not weights.isfinite().all()]
+    _finite({f"the weights {name}": math.nan for name in wrong}, f"by step {step}", run_dir)
 
 
 def _draw(tracker: Tracker, model: VAE, pictured: Split, held_out: str, epoch: int, step: int, seed: int) -> None:

@@ -1,0 +1,362 @@
+"""Faults, each produced for real: one message, exit code 1, what was good stays good."""
+
+import json
+import os
+import pickle
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tests.conftest import QUICK, command, metrics, quick_run
+from tests.test_data import write_idx
+from vae_exp import build, checkpoint, train
+from vae_exp.config import UserError
+from vae_exp.datasets import torchvision_images
+from vae_exp.train import Diverged
+
+SMALL = ("network.hidden_dims=[16]", "model.z_dim=3")
+RUN = (*QUICK, *SMALL, "wandb.mode=disabled", "hydra.run.dir=run")
+
+
+def test_a_full_disk_is_one_message_and_the_last_good_checkpoint_stays(vae_train):
+    assert vae_train(*RUN)[0] == 0
+    before = {path: path.read_bytes() for path in Path("run").glob("*.pt")}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (min(map(len, before.values())) - 100, hard))
+        code, said = vae_train("resume=run", "epochs=2")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert code == 1
+    assert "run/best.pt: cannot be written (File too large)" in said
+    assert "Traceback" not in said
+    assert {path: path.read_bytes() for path in Path("run").glob("*.pt")} == before
+    assert json.loads(Path("run/summary.json").read_text())["state"] == "failed"
+    assert vae_train("resume=run", "epochs=2")[0] == 0
+
+
+def test_a_folder_that_cannot_be_written_is_named(vae_train):
+    code, said = vae_train(*QUICK, "wandb.mode=disabled", "hydra.run.dir=/proc/nothing/here")
+    assert code == 1
+    assert "/proc/nothing" in said
+    assert "cannot be written" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("key", ["model.z_dim=100000000", "network.hidden_dims=[2147483647,2147483647]"])
+def test_a_model_larger_than_the_memory_is_refused_before_it_is_built(vae_train, key):
+    code, said = vae_train(*QUICK, "wandb.mode=disabled", key)
+    assert code == 1
+    assert "lower model.z_dim, network.hidden_dims" in said
+    assert "Traceback" not in said
+
+
+def test_out_of_memory_says_what_to_try(monkeypatch):
+    """The allocator itself refuses: a billion gigabytes."""
+    monkeypatch.setattr(train, "elbo_terms", lambda *_: torch.empty(2**60))
+    with pytest.raises(UserError, match=r"out of memory with batch_size=128, model.z_dim=3 .* Try batch_size=64"):
+        quick_run(*SMALL)
+
+
+@pytest.mark.parametrize("place", ["weights", "gradients", "noise"])
+def test_a_nan_is_found_at_the_next_read_or_checkpoint_and_saved_nowhere(place, monkeypatch):
+    works, steps = train.elbo_terms, []
+
+    def spoilt(x, q, p):
+        terms = works(x, q, p)
+        steps.append(1)
+        if len(steps) != 15:
+            return terms
+        if place == "noise":
+            return terms._replace(kl=terms.kl * torch.nan)
+        if place == "gradients":
+            terms.reconstruction.register_hook(lambda gradient: gradient * torch.nan)
+        else:
+            q.mean.register_hook(lambda gradient: gradient * torch.inf)
+        return terms
+
+    monkeypatch.setattr(train, "elbo_terms", spoilt)
+    with pytest.raises(
+        Diverged, match=r"between steps 12 and 16: .*not finite. The last good checkpoint is run/last.pt"
+    ):
+        quick_run(*SMALL, "epochs=3", "checkpoint_every_steps=4")
+    state = checkpoint.load(Path("run/last.pt"))
+    assert state["step"] == 12
+    assert all(weights.isfinite().all() for weights in state["model"].values())
+
+
+# A stranger's checkpoint.
+
+
+def changed(keys, value):
+    state = checkpoint.load(quick_run(*SMALL, "epochs=0")[1] / "last.pt")
+    inner = state
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = value
+    return state
+
+
+ABSURD = [
+    (("config", "model", "z_dim"), 10**9, "its weights are not those"),
+    (("config", "model", "z_dim"), 10**18, "model.z_dim=1000000000000000000: it takes"),
+    (("config", "model", "z_dim"), "3", "model.z_dim=3: it takes a whole number"),
+    (("config", "network", "hidden_dims"), [16, 16], "its weights are not those"),
+    (("config", "network", "hidden_dims"), [2**31 - 1] * 3, "its config gives no model|its weights are not those"),
+    (("config", "network", "hidden_dims"), None, "network.hidden_dims=null: it takes"),
+    (("config", "network", "more"), 1, "its config gives no model"),
+    (("config", "network", "_args_"), [1], "plain values"),
+    (("config", "network"), "mlp", "its entries are not"),
+    (("x_shape",), [1, 10**9, 10**9], "its entries are not"),
+    (("x_shape",), [1, 2**16, 2**16], "its weights are not those"),
+    (("n_classes",), -1, "its entries are not"),
+    (("class_names",), ["../../out"], None),  # a name like others; no file is called by it
+    (("class_names",), ["a\nb"], "its entries are not"),
+    (("model",), {}, "its weights are not those"),
+    (("model",), {"a": 1}, "its entries are not"),
+    (("kl_per_dim",), "many", "its entries are not"),
+]
+
+
+@pytest.mark.parametrize(("keys", "value", "message"), ABSURD, ids=str)
+def test_a_strangers_checkpoint_is_checked_before_anything_is_built(tmp_path, keys, value, message):
+    checkpoint.save(tmp_path / "x.pt", **changed(keys, value))
+    if message is None:
+        build.model_from(checkpoint.load(tmp_path / "x.pt"))
+        return
+    with pytest.raises(UserError, match=message):
+        build.model_from(checkpoint.load(tmp_path / "x.pt"))
+
+
+def test_a_name_from_a_checkpoint_leads_nowhere(vae_command, tmp_path):
+    state = checkpoint.load(quick_run(*SMALL, "model=conditional", "epochs=0")[1] / "last.pt")
+    state["class_names"][0] = "../../../out"
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    checkpoint.save(tmp_path / "a" / "b" / "x.pt", **state)
+    code, said = vae_command("vae-generate", "checkpoint=a/b/x.pt", "label='../../../out'", "n=4", "device=cpu")
+    assert code == 0, said
+    (written,) = (tmp_path / "a" / "b" / "generated").iterdir()
+    assert "label" in written.name
+    assert not list(tmp_path.glob("out*"))
+
+
+class Evil:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def test_resume_runs_nothing_of_a_strangers_file(tmp_path, caplog):
+    quick_run(*SMALL)
+    torch.save({"evil": Evil(tmp_path / "ran")}, "run/last.pt")
+    Path("run/last.previous.pt").write_bytes(pickle.dumps(Evil(tmp_path / "ran")))
+    with pytest.raises(UserError, match=r"no last\.pt that can be read"):
+        quick_run(*SMALL, "epochs=2", "resume=run")
+    assert not (tmp_path / "ran").exists()
+
+
+MODEST = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+DAMAGE = st.one_of(
+    st.tuples(st.just("cut"), st.floats(0, 1, exclude_max=True)),
+    st.tuples(st.just("flip"), st.floats(0, 1, exclude_max=True), st.integers(0, 7)),
+)
+
+
+def damaged(content, damage):
+    place = int(len(content) * damage[1])
+    if damage[0] == "cut":
+        return content[:place]
+    changed = bytearray(content)
+    changed[place] ^= 1 << damage[2]
+    return bytes(changed)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A checkpoint's bytes, and a folder for damaged ones."""
+    folder = tmp_path_factory.mktemp("whole")
+    os.chdir(folder)
+    torch.set_num_threads(1)
+    quick_run(*SMALL, folder=folder / "run")
+    return (folder / "run" / "last.pt").read_bytes(), folder
+
+
+def check_damaged_checkpoint(whole, damage):
+    content, folder = whole
+    (folder / "x.pt").write_bytes(damaged(content, damage))
+    (folder / "y.pt").write_bytes(content)
+    try:
+        state = checkpoint.load(folder / "x.pt")
+        build.model_from(state)
+    except UserError as error:
+        assert "checkpoint" in str(error)
+        return
+    good = checkpoint.load(folder / "y.pt")
+    assert all(torch.equal(state["model"][name], weights) for name, weights in good["model"].items())
+    assert state["config"] == good["config"]
+    assert state["step"] == good["step"]
+
+
+@MODEST
+@given(damage=DAMAGE)
+def test_a_damaged_checkpoint_is_read_right_or_refused(whole, damage):
+    check_damaged_checkpoint(whole, damage)
+
+
+def check_damaged_idx(folder, file, damage):
+    """Only structure can be told here: a pixel of somebody's own files may have any value."""
+    root = folder / "idx"
+    write_idx(root / "MNIST" / "raw")
+    good = torchvision_images("mnist", str(root)).train
+    path = root / "MNIST" / "raw" / file
+    path.write_bytes(damaged(path.read_bytes(), damage))
+    from vae_exp import datasets
+
+    datasets._read.cache_clear()
+    try:
+        read = torchvision_images("mnist", str(root)).train
+    except UserError as error:
+        assert str(root) in str(error)
+        return
+    assert read.x.shape == good.x.shape
+    assert read.y.shape == good.y.shape
+    assert 0 <= read.y.min() <= read.y.max() <= 9
+    changed = (read.x != good.x).sum() + (read.y != good.y).sum()
+    assert changed <= 1
+
+
+@MODEST
+@given(damage=DAMAGE, file=st.sampled_from(["train-images-idx3-ubyte", "train-labels-idx1-ubyte"]))
+def test_damaged_idx_files_are_read_right_or_refused(tmp_path_factory, damage, file):
+    check_damaged_idx(tmp_path_factory.mktemp("idx"), file, damage)
+
+
+def test_mnists_own_files_have_its_checksums(tmp_path):
+    from vae_exp import datasets
+
+    write_idx(tmp_path / "MNIST" / "raw", train=60_000)
+    with pytest.raises(UserError, match=r"train-\w+-idx\d-ubyte has not the checksum"):
+        datasets._read.__wrapped__("mnist", tmp_path, True, None)
+
+
+def test_images_that_lie_or_explode_are_named(tmp_path):
+    from vae_exp.image_cache import Unusable, decode
+
+    Image.new("L", (40, 40), 7).save(tmp_path / "lies.png")
+    content = bytearray((tmp_path / "lies.png").read_bytes())
+    import zlib
+
+    for name, side in (("lies", 400), ("bomb", 60_000)):
+        content[16:24] = np.array([side, side], ">u4").tobytes()
+        content[29:33] = np.array(zlib.crc32(bytes(content[12:29])), ">u4").tobytes()
+        (tmp_path / f"{name}.png").write_bytes(content)
+        with pytest.raises(Unusable, match=r"truncated|broken|decompression bomb|not enough"):
+            decode(tmp_path / f"{name}.png", (1, 8, 8))
+
+
+# Terminals, homes, signals.
+
+
+@pytest.mark.slow
+def test_a_run_needs_no_home_no_terminal_and_no_reader():
+    script = (
+        f"{sys.executable} -m vae_exp {' '.join((*QUICK, *SMALL))} wandb.mode=offline hydra.run.dir=run | head -n 1"
+    )
+    started = os.environ | {"HOME": "/proc/nowhere", "COLUMNS": "10"}
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", script], capture_output=True, text=True, env=started)
+    assert "Traceback" not in done.stderr
+    assert json.loads(Path("run/summary.json").read_text())["state"] == "finished"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_ends_within_seconds_and_auto_goes_on(number, code, vae_train):
+    typed = ("dataset=digits", "device=cpu", *SMALL, "epochs=40", "wandb.mode=disabled", "resume=auto")
+    quick_run(*SMALL, "epochs=40", folder="whole")
+    running = command(*typed, "checkpoint_every_epochs=null")
+    while not any(len(metrics(path.parent)) > 3 for path in Path("outputs").rglob("metrics.jsonl")):
+        time.sleep(0.01)
+        assert running.poll() is None, running.stdout.read()
+    for _ in range(2):  # the second is the echo of a wrapper, such as `timeout`
+        os.killpg(running.pid, number)
+    sent = time.monotonic()
+    said, _ = running.communicate(timeout=20)
+    assert running.returncode == code, said
+    assert time.monotonic() - sent < 5
+    assert "Traceback" not in said
+    (folder,) = [path.parent for path in Path("outputs").rglob("last.pt")]
+    assert f"resume={folder}" in said
+    assert vae_train(*typed)[0] == 0
+    ended, straight = (checkpoint.load(Path(where) / "last.pt") for where in (folder, "whole"))
+    assert all(torch.equal(ended["model"][name], straight["model"][name]) for name in straight["model"])
+    assert ended["best"] == straight["best"]
+
+
+class Cloud(BaseHTTPRequestHandler):
+    """As much of W&B's server as a run needs."""
+
+    def do_POST(self):
+        asked = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode(errors="replace")
+        data = {}
+        if "viewer" in asked:
+            data = {"viewer": {"id": "x", "entity": "e", "username": "u", "flags": "{}", "teams": {"edges": []}}}
+        if "upsertBucket" in asked:
+            project = {"id": "p", "name": "vae_exp", "entity": {"id": "e", "name": "e"}}
+            bucket = {"id": "b", "name": "r", "displayName": "r", "config": "{}", "historyLineCount": 0}
+            data = {"upsertBucket": {"bucket": bucket | {"project": project}, "inserted": True}}
+        if "createRunFiles" in asked:
+            data = {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": []}}
+        answer = json.dumps({"data": data}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    do_GET = do_POST
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dies", ["server", "service"])
+def test_wandb_dying_in_the_middle_costs_seconds_and_one_warning(dies):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Cloud)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    account = {"WANDB_API_KEY": "a" * 40, "WANDB_BASE_URL": f"http://127.0.0.1:{server.server_port}"}
+    running = command("dataset=digits", *SMALL, "epochs=100", "hydra.run.dir=run", "device=cpu", **account)
+    while not Path("run/last.pt").exists():
+        time.sleep(0.05)
+        assert running.poll() is None, running.stdout.read()
+    if dies == "server":
+        server.shutdown()
+        server.server_close()
+    else:
+        children = subprocess.run(["pgrep", "-P", str(running.pid), "-f", "wandb-core"], capture_output=True, text=True)
+        os.kill(int(children.stdout.split()[0]), signal.SIGKILL)
+        server.shutdown()
+    said, _ = running.communicate(timeout=90)
+    summary = json.loads(Path("run/summary.json").read_text())
+    assert running.returncode == 0, said
+    assert summary["state"] == "finished"
+    assert summary["best/epoch"] > 1
+    assert len([row for row in metrics("run") if "val/kl" in row]) == 100
+    assert said.count("W&B stopped working") == 1
+    assert "wandb sync outputs/wandb/run-" in said
+    assert "Traceback" not in said
+    wall = Path("run/summary.json").stat().st_mtime
+    assert time.time() - wall < 15

@@ -1,0 +1,272 @@
+"""Runs that were stopped go on to the bit; what contradicts them, or is damaged, is said."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from tests.conftest import QUICK, command, metrics, quick_run, recorded
+from vae_exp import checkpoint, train
+from vae_exp.config import UserError
+from vae_exp.stopping import is_patience_over
+
+STEPS_PER_EPOCH = 11  # of the digits, 1,297 images in batches of 128
+# What must come back: weights, a label's width, schedules, noise of the data, a learned buffer, streamed images.
+KINDS = {
+    "vanilla": ("log_every_steps=4",),
+    "conditional": ("model=conditional", "optimizer=adamw", "dataset.flip=true"),
+    "schedules": ("objective.warmup_epochs=3", "scheduler=cosine", "model=beta"),
+    "dynamic": ("dataset.binarize=dynamic", "optimizer=sgd", "optimizer.momentum=0.9"),
+    "buffer": ("likelihood=gaussian", "likelihood.sigma=optimal", "dataset.device_memory=0"),
+    "no validation": ("dataset.val_size=0",),
+}
+SMALL = ("network.hidden_dims=[16]", "model.z_dim=3")
+
+
+class Crash(BaseException):
+    """As abrupt as a kill: nothing in the code catches it."""
+
+
+def crash_at(monkeypatch, step):
+    """Let the process die in the middle of a step, counted from the start of this process."""
+    works, steps = train.elbo_terms, []
+
+    def dies(*args, **more):
+        steps.append(1)
+        if len(steps) == step:
+            raise Crash
+        return works(*args, **more)
+
+    monkeypatch.setattr(train, "elbo_terms", dies)
+
+
+def the_same(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(the_same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(the_same, a, b))
+    return a == b
+
+
+TOLD = {"seconds", "epoch_seconds", "metrics_bytes", "wandb_id"}  # lines hold times, of unequal length
+
+
+def everything(folder):
+    """All that a run leaves and that does not depend on the time it took."""
+    folder, left = Path(folder), {}
+    for name in ("last.pt", "best.pt"):
+        state = checkpoint.load(folder / name)
+        state["resume"] = {key: value for key, value in state["resume"].items() if key not in TOLD}
+        state["config"] = state["config"] | {"resume": None, "epochs": None}
+        left[name] = state
+    left["metrics"] = [{k: v for k, v in row.items() if not k.startswith("time/")} for row in metrics(folder)]
+    summary = json.loads((folder / "summary.json").read_text())
+    left["summary"] = {key: value for key, value in summary.items() if key != "seconds"}
+    left["images"] = {path.name: path.read_bytes() for path in sorted((folder / "images").iterdir())}
+    return left
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_that_died_inside_an_epoch_goes_on_to_the_bit(kind, monkeypatch):
+    settings = (*SMALL, *KINDS[kind], "epochs=3", "checkpoint_every_steps=4")
+    quick_run(*settings, folder="whole")
+    with monkeypatch.context() as dying:
+        crash_at(dying, 2 * STEPS_PER_EPOCH - 1)
+        with pytest.raises(Crash):
+            quick_run(*settings, folder="run")
+    assert checkpoint.load(Path("run/last.pt"))["step"] == 20
+    assert metrics("run")[-1]["step"] <= 21
+    quick_run(*settings, "resume=run", folder="run")
+    whole, resumed = everything("whole"), everything("run")
+    for part in whole:
+        assert the_same(whole[part], resumed[part]), part
+
+
+@pytest.mark.parametrize("kind", ["vanilla", "conditional", "dynamic", "buffer", "no validation"])
+def test_training_longer_equals_having_trained_so_long(kind):
+    settings = (*SMALL, *KINDS[kind])
+    quick_run(*settings, "epochs=4", folder="whole")
+    quick_run(*settings, "epochs=2")
+    quick_run(*settings, "epochs=4", "resume=run")
+    whole, resumed = everything("whole"), everything("run")
+    for part in whole:
+        assert the_same(whole[part], resumed[part]), part
+
+
+def test_every_moment_to_die_is_survived(monkeypatch):
+    """Also between the checkpoint's two files, in validation, and at the very end."""
+    settings = (*SMALL, "epochs=2", "checkpoint_every_steps=3", "early_stopping.patience=1")
+    quick_run(*settings, folder="whole")
+    whole = everything("whole")
+    places = [("checkpoint", "save", n) for n in (2, 4, 5, 7)]
+    places += [("figures", "samples", 1), ("figures", "reconstructions", 3)]
+    for module, name, count in places:
+        with monkeypatch.context() as dying:
+            works, calls = getattr(getattr(train, module), name), []
+
+            def dies(*args, works=works, calls=calls, count=count, **more):
+                calls.append(1)
+                if len(calls) == count:
+                    raise Crash
+                return works(*args, **more)
+
+            dying.setattr(getattr(train, module), name, dies)
+            with pytest.raises(Crash):
+                quick_run(*settings)
+        quick_run(*settings, "resume=run")
+        for part in whole:
+            assert the_same(whole[part], everything("run")[part]), (part, module, name, count)
+
+
+def test_a_contradiction_is_refused_with_both_values_and_what_may_change_changes():
+    quick_run(*SMALL)
+    before = everything("run")
+    with pytest.raises(UserError) as error:
+        quick_run("model.z_dim=4", "optimizer.lr=0.01", "epochs=2", "resume=run")
+    assert "model.z_dim=4: the run has model.z_dim=3" in str(error.value)
+    assert "optimizer.lr=0.01: the run has optimizer.lr=0.001" in str(error.value)
+    assert the_same(everything("run"), before)
+    may_change = ("log_every_steps=3", "checkpoint_every_steps=2", "figures=[manifold]", "wandb.name=x", "epochs=2")
+    assert quick_run(*SMALL, *may_change, "resume=run")[0]["best/epoch"] == 2
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(caplog):
+    caplog.set_level("INFO")
+    settings = (*SMALL, "epochs=2")
+    quick_run(*settings, folder="whole")
+    quick_run(*settings)
+    last = Path("run/last.pt")
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 1  # one bit of a weight: the file's form is whole
+    last.write_bytes(content)
+    quick_run(*settings, "resume=run")
+    assert "run/last.pt: damaged" in caplog.text
+    assert "goes on from run/last.previous.pt: step 11" in caplog.text
+    assert the_same(everything("run"), everything("whole"))
+    for name in ("last.pt", "last.previous.pt"):
+        Path("run", name).write_text("not a checkpoint")
+    with pytest.raises(UserError, match=r"resume=run: no last\.pt that can be read"):
+        quick_run(*settings, "resume=run")
+
+
+def test_other_data_than_the_runs_are_refused():
+    quick_run(*SMALL)
+    state = checkpoint.load(Path("run/last.pt"))
+    state["resume"]["facts"]["train_size"] = 1300
+    checkpoint.save(Path("run/last.pt"), **state)
+    with pytest.raises(UserError, match="train_size is 1297, and was 1300"):
+        quick_run(*SMALL, "epochs=2", "resume=run")
+
+
+def test_patience_ends_a_run_and_a_longer_one_goes_on(vae_train):
+    best = {"best/epoch": 3}
+    assert [bool(is_patience_over(2, epoch, best)) for epoch in (3, 4, 5, 6)] == [False, False, True, True]
+    assert not is_patience_over(None, 100, best)
+    stuck = ("optimizer.lr=1e-30", "early_stopping.patience=2")  # no epoch is better than the first
+    summary, folder = quick_run(*SMALL, *stuck, "epochs=9")
+    assert summary["state"] == "finished"
+    assert summary["reason"] == "early_stopping.patience=2: no better val/neg_elbo since epoch 1"
+    assert [row["epoch"] for row in metrics(folder) if "val/kl" in row] == [1, 2, 3]
+    quick_run(*SMALL, *stuck[:1], "early_stopping.patience=4", "epochs=9", "resume=run")
+    assert [row["epoch"] for row in metrics(folder) if "val/kl" in row] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("steps", [3, 15])
+def test_max_minutes_ends_a_run_cleanly_also_inside_its_first_epoch(steps, monkeypatch):
+    from vae_exp import stopping
+
+    settings = (*SMALL, "epochs=2")
+    quick_run(*settings, folder="whole")
+    asked, over = [], stopping.Clock.is_over
+
+    def is_over(clock):
+        asked.append(1)
+        return over(clock) and (None if len(asked) < steps else over(clock))
+
+    with monkeypatch.context() as soon:
+        soon.setattr(stopping.Clock, "is_over", is_over)
+        summary, folder = quick_run(*settings, "max_minutes=1e-9")
+    assert (summary["state"], summary["reason"]) == ("finished", "max_minutes=1e-09 are over")
+    assert {"test/neg_elbo", "best/epoch"} <= summary.keys()
+    assert 0 < checkpoint.load(folder / "last.pt")["step"] < 2 * STEPS_PER_EPOCH
+    quick_run(*settings, "max_minutes=60", "resume=run")
+    assert the_same(everything("run")["metrics"], everything("whole")["metrics"])
+    assert the_same(everything("run")["images"], everything("whole")["images"])
+
+
+RUN = (*QUICK, *SMALL, "wandb.mode=disabled")
+
+
+def test_the_command_goes_on_in_the_same_folder_with_what_was_typed_before(vae_train):
+    assert vae_train(*RUN, "model=beta")[0] == 0
+    (folder,) = Path("outputs").glob("*/*beta*")
+    assert vae_train("resume=latest", "epochs=2")[0] == 0
+    assert vae_train(f"resume={folder}/last.pt", "epochs=3", "log_every_steps=2")[0] == 0
+    assert [path.parent for path in Path("outputs").rglob("summary.json")] == [folder]
+    assert [row["epoch"] for row in metrics(folder) if "val/kl" in row] == [1, 2, 3]
+    kept = OmegaConf.load(folder / "config.yaml")
+    assert (kept.model.name, kept.model.z_dim, kept.epochs, kept.log_every_steps) == ("beta", 3, 3, 2)
+    before = everything(folder)
+    code, said = vae_train("resume=latest")
+    assert (code, "the run is finished after epoch 3" in said) == (1, True)
+    code, said = vae_train(f"resume={folder}", "model=vanilla", "epochs=5")
+    assert (code, "model.beta=1.0: the run has model.beta=4.0" in said) == (1, True)
+    code, said = vae_train("resume=nowhere")
+    assert (code, "resume=nowhere: no last.pt there" in said) == (1, True)
+    code, said = vae_train("-m", *RUN, "seed=0,1", "resume=latest")
+    assert (code, "A sweep goes on with sweep.resume=latest" in said) == (1, True)
+    assert the_same(everything(folder), before)
+
+
+def test_auto_starts_a_run_continues_it_and_then_starts_another(vae_train, monkeypatch):
+    typed = (*RUN, "epochs=3", "resume=auto")
+    with monkeypatch.context() as dying:
+        crash_at(dying, 15)
+        with pytest.raises(Crash):
+            vae_train(*typed)
+    (first,) = [path.parent for path in Path("outputs").rglob("summary.json")]
+    with monkeypatch.context() as dying:
+        crash_at(dying, 5)
+        with pytest.raises(Crash):
+            vae_train(*typed, "optimizer.lr=0.5")  # another configuration is another run
+    assert vae_train(*typed)[0] == 0
+    assert json.loads((first / "summary.json").read_text())["state"] == "finished"
+    assert len(list(Path("outputs").rglob("summary.json"))) == 2
+    assert vae_train(*typed)[0] == 0
+    assert len(list(Path("outputs").rglob("summary.json"))) == 3
+    here = ("hydra.run.dir=here", *typed)
+    assert vae_train(*here)[0] == 0
+    code, said = vae_train(*here)
+    assert (code, "the run in here is finished" in said) == (1, True)
+
+
+def test_a_folder_belongs_to_one_process(vae_train):
+    running = command(*RUN[:-3], *SMALL, "epochs=100000", "wandb.mode=disabled", "hydra.run.dir=run")
+    try:
+        while not Path("run/last.pt").exists():
+            time.sleep(0.05)
+            assert running.poll() is None, running.stdout.read()
+        for arguments in ((*RUN, "hydra.run.dir=run"), ("resume=run", "epochs=5"), (*RUN, "epochs=5", "resume=auto")):
+            code, said = vae_train(*arguments, "hydra.run.dir=run")
+            assert (code, f"process {running.pid} is training" in said) == (1, True), said
+            assert "Traceback" not in said
+        assert "epochs=5" not in Path("run/.hydra/overrides.yaml").read_text()
+    finally:
+        os.killpg(running.pid, signal.SIGKILL)
+        running.wait()
+
+
+def test_wandb_goes_on_under_the_same_id():
+    quick_run(*SMALL, wandb="offline")
+    quick_run(*SMALL, "epochs=2", "resume=run", wandb="offline")
+    parts = [recorded(folder) for folder in sorted(Path("outputs/wandb").glob("offline-run-*"))]
+    assert len(parts) == 2
+    assert parts[0]["run"][0]["run_id"] == parts[1]["run"][0]["run_id"]
+    assert [row["item"]["_step"] for part in parts for row in part["history"]] == [11, 22]
