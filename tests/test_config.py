@@ -160,7 +160,7 @@ WRONG = [
     ("dataset=minst", "dataset=minst: there is no such dataset. Did you mean mnist"),
     ("optimizer.momentum=0.9", "optimizer=rmsprop|sgd has"),
     ("model=null", "model=null: "),
-    ("model.z_dim=[1", "[1"),
+    ("model.z_dim=[1", "model.z_dim=[1: Hydra cannot read it"),
     ("model.z_dim=2,3", "model.z_dim=2,3"),
     ("model=conditional dataset.n_classes=0", "model.conditional=true: dataset=digits has no labels"),
     ("wandb.mode=online", "wandb.mode=online: no W&B API key is configured"),
