@@ -118,7 +118,8 @@ def _train(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
         }
         for name in names:
             checkpoint.save(run_dir / name, **state)
-        clock.saved()
+        if "last.pt" in names:
+            clock.saved()
 
     bar = tqdm(total=epochs * steps_per_epoch, initial=step, unit="step", disable=None, leave=False, dynamic_ncols=True)
     with (
@@ -194,7 +195,8 @@ def _train(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
                 tracker.summarise(best)
             due = epoch == epochs or signals.caught or clock.save_is_due_after(epoch, step)
             # best.pt before last.pt, which says that it is there.
-            save(*(["best.pt"] if improved else []), *(["last.pt"] if due else []))
+            if improved or due:
+                save(*(["best.pt"] if improved else []), *(["last.pt"] if due else []))
             log.info(_epoch_line(epoch, epochs, held_out, row, improved and chooses))
             signals.raise_if_caught()
 
