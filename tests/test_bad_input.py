@@ -83,7 +83,7 @@ def answered(monkeypatch, capfd):
     return run
 
 
-@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(typed=typed_words)
 def test_any_overrides_are_a_configuration_or_one_message(monkeypatch, capfd, typed):
     check_typed(answered(monkeypatch, capfd), typed)

@@ -247,6 +247,7 @@ def test_auto_starts_a_run_continues_it_and_then_starts_another(vae_train, monke
     assert (code, "the run in here is finished" in said) == (1, True)
 
 
+@pytest.mark.slow
 def test_a_folder_belongs_to_one_process(vae_train):
     running = command(*RUN[:-3], *SMALL, "epochs=100000", "wandb.mode=disabled", "hydra.run.dir=run")
     try:

@@ -97,7 +97,7 @@ def _train(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
     clock = stopping.Clock(config, before["resume"] if before else {})
     order_began = order.get_state()
 
-    def save(name: str) -> None:
+    def save(*names: str) -> None:
         """All that the run is at this moment, the order of its images as at the beginning of the epoch."""
         _check_weights(model, step, run_dir)
         state = {
@@ -119,8 +119,10 @@ def _train(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
                 **tracker.state(),
             },
         }
-        checkpoint.save(run_dir / name, **state)
-        clock.saved()
+        for name in names:
+            checkpoint.save(run_dir / name, **state)
+        if "last.pt" in names:
+            clock.saved()
 
     bar = tqdm(total=epochs * steps_per_epoch, initial=step, unit="step", disable=None, leave=False, dynamic_ncols=True)
     with (
@@ -198,9 +200,10 @@ def _train(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
             clock.epoch_begins()
             if improved:
                 tracker.summarise(best)
-                save("best.pt")  # before last.pt, which says that it is there
-            if epoch == epochs or signals.caught or clock.save_is_due_after(epoch, step):
-                save("last.pt")
+            due = epoch == epochs or signals.caught or clock.save_is_due_after(epoch, step)
+            # best.pt before last.pt, which says that it is there.
+            if improved or due:
+                save(*(["best.pt"] if improved else []), *(["last.pt"] if due else []))
             log.info(_epoch_line(epoch, epochs, held_out, row, improved and chooses))
             for warning in symptoms.look(epoch, row, held_out):
                 log.warning(warning)
