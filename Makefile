@@ -32,7 +32,7 @@ sweep: $(VENV)/.installed  ## 24 runs over z_dim, learning rate and seed on the 
 	$(BIN)/vae-train experiment=sweep_z_lr wandb.mode=offline $(ARGS)
 
 test: $(VENV)/.installed  ## run the tests
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(BIN)/python -m pytest -n 3 $(ARGS)
 
 lint: $(VENV)/.installed  ## check format and style with ruff
 	$(BIN)/ruff format --check . && $(BIN)/ruff check .

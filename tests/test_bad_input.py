@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from tests.conftest import compose
 from vae_exp import cli
-from vae_exp.config import CONF_DIR, OPTION_RULES, RULES, check, flatten, options
+from vae_exp.config import CONF_DIR, check, flatten, options
+from vae_exp.rules import OPTION_RULES, RULES
 
 GROUPS = [path.name for path in CONF_DIR.iterdir() if path.is_dir() and path.name != "hydra"]
 KEYS = sorted({*flatten(check(compose())), *RULES, *OPTION_RULES})

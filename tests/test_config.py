@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import compose, quick_run
-from vae_exp.config import CALLS, CONF_DIR, EVALUATE_RULES, GENERATE_RULES, OPTION_RULES, RULES, check, flatten, options
+from vae_exp.config import CALLS, CONF_DIR, check, flatten, options
+from vae_exp.rules import EVALUATE_RULES, GENERATE_RULES, OPTION_RULES, RULES
 
 # beta, conditional, stochastic
 MODELS = {

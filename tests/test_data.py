@@ -16,9 +16,10 @@ import torch
 
 from tests.conftest import MNIST, needs_mnist
 from vae_exp import datasets
-from vae_exp.config import UserError, size_in_bytes
+from vae_exp.config import UserError
 from vae_exp.datasets import Split, batches, digits, prepare, torchvision_images
 from vae_exp.prepare import is_grey
+from vae_exp.rules import size_in_bytes
 
 TEN = Split(torch.arange(10, dtype=torch.uint8)[:, None, None, None].repeat(1, 1, 2, 2), torch.arange(10))
 

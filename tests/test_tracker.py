@@ -80,22 +80,21 @@ def test_runs_of_one_process_do_not_swallow_each_other():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("stop", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_run_is_closed_with_all_its_points(stop, code):
+def test_an_interrupted_run_is_closed_with_all_its_points():
     running = command("dataset=digits", "epochs=100000", "wandb.mode=offline")
     log = None
     while log is None or log.read_text().count("\n") < 20:
         time.sleep(0.1)
         log = next(Path("outputs").rglob("metrics.jsonl"), None)
         assert running.poll() is None, running.stdout.read()
-    os.killpg(running.pid, stop)
+    os.killpg(running.pid, signal.SIGTERM)
     said, _ = running.communicate(timeout=30)
-    assert running.returncode == code, said
+    assert running.returncode == 143, said
     assert "Traceback" not in said
     summary = json.loads((log.parent / "summary.json").read_text())
     assert summary["state"] == "interrupted"
     records = recorded(only_run())
-    assert records["exit"][0]["exit_code"] == code
+    assert records["exit"][0]["exit_code"] == 143
     steps = {row["step"] for row in metrics(log.parent)}
     assert {row["item"]["_step"] for row in records["history"]} == steps
 

@@ -16,9 +16,9 @@ from omegaconf import DictConfig
 from torch import nn
 
 from vae_exp import config, conv_networks, datasets, image_folder, likelihoods, networks
-from vae_exp import config as config_rules
 from vae_exp.config import UserError, check_values, flatten
 from vae_exp.prepare import Data, prepare
+from vae_exp.rules import OPTION_RULES, RULES
 from vae_exp.vae import VAE
 
 # How the code calls each _target_: so many arguments by place, and these by name. The rest is the config's.
@@ -166,11 +166,11 @@ def dataset_from(state: dict[str, Any], trust: bool = False) -> Data:
 
 def _only_known_values(config: dict) -> None:
     """Raises UserError for values that training would have refused."""
-    rules = config_rules.RULES | config_rules.OPTION_RULES
+    known = RULES | OPTION_RULES
     kept = {group: config.get(group) for group in ("model", "network", "likelihood")}
-    flat = {key: value for key, value in flatten(kept).items() if key in rules}
-    needed = [key for key in config_rules.RULES if key.startswith("model.")]
-    if problems := check_values(flat, {key: rules[key] for key in [*flat, *needed]}):
+    flat = {key: value for key, value in flatten(kept).items() if key in known}
+    needed = [key for key in RULES if key.startswith("model.")]
+    if problems := check_values(flat, {key: known[key] for key in [*flat, *needed]}):
         raise UserError("checkpoint: " + "\n".join(problems))
 
 

@@ -15,7 +15,8 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vae_exp.config import CONF_DIR, Rule, UserError, check_values, closest, flatten, options, options_with, resolve
+from vae_exp.config import CONF_DIR, UserError, check_values, closest, flatten, options, options_with, resolve
+from vae_exp.rules import Rule
 
 HYDRA_VERSION = "1.3"
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)

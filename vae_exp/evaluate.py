@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from vae_exp import command
-from vae_exp.config import EVALUATE_RULES, UserError
+from vae_exp.config import UserError
+from vae_exp.rules import EVALUATE_RULES
 
 ABOUT = """vae-evaluate: held-out numbers of a trained model, in nats per image.
 
@@ -49,7 +50,7 @@ def evaluate_checkpoint(path: Path, asked: dict) -> dict[str, Any]:
     """All numbers of one checkpoint: printed, written beside it as NAME.SPLIT.json, added to W&B; returned."""
     from tqdm import tqdm
 
-    from vae_exp import build, metrics, readback, tracker, trained
+    from vae_exp import build, metrics, publish, readback, trained
 
     model = trained.load(path, asked["device"], asked["trust"])
     data = model.read_data(asked["dataset"]["root"])
@@ -103,7 +104,7 @@ def evaluate_checkpoint(path: Path, asked: dict) -> dict[str, Any]:
     print(f"\nwritten   {written}")
     numbers = {k: v for k, v in result.items() if isinstance(v, int | float) and k not in ("seed", "repeats", "images")}
     prefixed = {f"evaluate/{asked['split']}/{name}": value for name, value in numbers.items()}
-    if where := tracker.record_evaluation(asked["wandb"]["mode"], path.parent, model.config, prefixed):
+    if where := publish.record_evaluation(asked["wandb"]["mode"], path.parent, model.config, prefixed):
         print(f"W&B       {where}")
     print()
     return result

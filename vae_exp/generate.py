@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vae_exp import command
-from vae_exp.config import GENERATE_RULES, UserError
+from vae_exp.config import UserError
+from vae_exp.rules import GENERATE_RULES
 
 if TYPE_CHECKING:
     from torch import Tensor

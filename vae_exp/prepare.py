@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vae_exp.config import UserError, size_in_bytes
+from vae_exp.config import UserError
+from vae_exp.rules import size_in_bytes
 from vae_exp.splits import Split, Streamed
 
 

@@ -122,14 +122,14 @@ def finish(planned: Plan, wandb: DictConfig, stopped: bool = False) -> int:
             say(f"again   vae-train {shlex.join(overrides + planned.single)}")
         say(f"compare vae-compare {planned.folder} --html report.html")
     if best and not stopped:
-        from vae_exp import plots, tracker
+        from vae_exp import plots, publish
 
         figures = plots.of_sweep(folded, runs, keys, metric, planned.folder)
         for figure in figures:
             say(f"figure  {figure}")
         rows = [[run.value(column) for column in shown] for run in folded]
         numbers = {f"best/{column}": best.value(column) for column in shown}
-        tracker.publish_sweep(planned.name, wandb, shown, rows, figures, numbers | {"done": done, "jobs": planned.jobs})
+        publish.publish_sweep(planned.name, wandb, shown, rows, figures, numbers | {"done": done, "jobs": planned.jobs})
     return 0 if done >= planned.jobs or (planned.search and done) else 1
 
 

@@ -1,4 +1,4 @@
-"""Where a run is written down: its own folder always, Weights & Biases beside it. Only online.py imports wandb too."""
+"""Where a run is written down: its own folder always, Weights & Biases beside it. Only online.py and publish.py import wandb too."""
 
 import contextlib
 import functools
@@ -19,7 +19,6 @@ from PIL import Image
 
 from vae_exp import files, online, resume
 from vae_exp.config import UserError, resolve
-from vae_exp.online import choose_mode
 
 log = logging.getLogger(__name__)
 INIT_SECONDS = 8  # with online.PROBE_SECONDS: a server that does not answer may cost 15 s in all
@@ -75,25 +74,25 @@ class Tracker:
         asked = config["wandb"]
         options = {
             "config": config | facts,
-            "id": os.environ.get("WANDB_RUN_ID") or self.wandb_id or f"{_as_id(self.name)}-{secrets.token_hex(3)}",
+            "id": os.environ.get("WANDB_RUN_ID") or self.wandb_id or f"{as_id(self.name)}-{secrets.token_hex(3)}",
             "resume": "allow" if self.wandb_id else None,
             "name": self.name,
-            "group": _text(asked["group"] or config["sweep"]["name"]),
+            "group": text(asked["group"] or config["sweep"]["name"]),
             "job_type": os.environ.get("WANDB_JOB_TYPE") or "train",
             "tags": [
                 config["model"]["name"],
                 config["dataset"]["name"],
                 *map(str, asked["tags"] or _from_environment()),
             ],
-            "notes": _text(asked["notes"]),
+            "notes": text(asked["notes"]),
         }
         try:
-            return wandb.init(mode=mode, **_where(asked), **options)
+            return wandb.init(mode=mode, **where(asked), **options)
         except Exception as error:  # whatever is wrong with W&B, it must not cost the run
             if mode == "offline":
-                log.warning("W&B could not be started (%s); the run folder has everything.", _first_line(error))
+                log.warning("W&B could not be started (%s); the run folder has everything.", first_line(error))
                 return None
-            log.warning("W&B: %s; the run goes on offline.", _first_line(error))
+            log.warning("W&B: %s; the run goes on offline.", first_line(error))
             return self._open_wandb(config, "offline", facts)
 
     def _describe_wandb(self, mode: str) -> dict[str, Any]:
@@ -151,7 +150,7 @@ class Tracker:
         except Exception as error:  # see _open_wandb
             log.warning(
                 "W&B stopped working (%s); the run folder has everything. To upload later: wandb sync %s",
-                _first_line(error),
+                first_line(error),
                 self.summary["wandb"]["dir"],
             )
             self.run = None
@@ -197,7 +196,7 @@ class Tracker:
         import wandb
         from wandb.sdk.artifacts.exceptions import WaitTimeoutError
 
-        artifact = wandb.Artifact(f"model-{_as_id(self.name)}", type="model", metadata={"run": self.run_dir.name})
+        artifact = wandb.Artifact(f"model-{as_id(self.name)}", type="model", metadata={"run": self.run_dir.name})
         artifact.add_file(str(path), policy="immutable")  # no second copy in W&B's cache at home
         logged = run.log_artifact(artifact, aliases=aliases)
         while not run.offline:  # here and not in finish, which does not wait for large files
@@ -207,41 +206,6 @@ class Tracker:
             except WaitTimeoutError:
                 if trouble := online.trouble():
                     raise RuntimeError(trouble) from None
-
-
-def record_evaluation(asked: str, run_dir: Path, config: dict, values: dict[str, Any]) -> str | None:
-    """Add numbers to the summary of a run's W&B run, or, where that cannot be reopened, to a run in its group.
-
-    asked is wandb.mode; auto means as the run itself was logged. Returns what was done, in words.
-    """
-    try:
-        logged = json.loads((run_dir / "summary.json").read_text())
-        mode, name = logged["wandb"]["mode"] if asked == "auto" else asked, logged["name"]
-    except (OSError, ValueError, KeyError, TypeError):  # a checkpoint that was taken out of its run's folder
-        return None
-    mode = choose_mode(mode)
-    if mode == "disabled":
-        return None
-    import wandb
-
-    again = {"id": logged["wandb"]["id"], "resume": "must"}
-    group = _text(config["wandb"]["group"] or config["sweep"]["name"]) or name
-    apart = {
-        "id": f"evaluate-{_as_id(name)}-{secrets.token_hex(3)}",
-        "name": f"evaluate {name}",
-        "group": group,
-        "job_type": "evaluate",
-        "config": config,
-    }
-    for options in [again, apart] if mode == "online" and again["id"] and logged["wandb"]["url"] else [apart]:
-        try:
-            with wandb.init(mode=mode, **_where(config["wandb"]), **options) as run:
-                run.summary.update(values)
-                where = os.path.relpath(Path(run.dir).parent) if run.offline else run.url
-                return f"run {run.id}, {where}" if options is again else f"{run.name!r} in group {run.group}, {where}"
-        except Exception as error:  # see _open_wandb
-            log.warning("W&B: the evaluation could not be logged (%s).", _first_line(error))
-    return None
 
 
 def record_failure(cfg: DictConfig, run_dir: Path, reason: str) -> None:
@@ -255,31 +219,7 @@ def record_failure(cfg: DictConfig, run_dir: Path, reason: str) -> None:
             _write_json(run_dir / "summary.json", {"state": "failed", "reason": reason, "seconds": 0.0})
 
 
-def publish_sweep(
-    name: str, asked: DictConfig, columns: list[str], rows: list[list], figures: list[Path], results: dict
-) -> None:
-    """The table and the figures of a sweep as one W&B run, sweep-summary, in the sweep's group."""
-    mode = choose_mode(asked.mode)
-    if mode == "disabled":
-        return
-    import wandb
-
-    options = {
-        "id": f"sweep-summary-{_as_id(name)}-{secrets.token_hex(3)}",
-        "name": f"sweep-summary {name}",
-        "group": asked.group or name,
-        "job_type": "sweep-summary",
-    }
-    try:
-        with wandb.init(mode=mode, **_where(asked), **options) as run:
-            run.log({"sweep/table": wandb.Table(columns=columns, data=rows)})
-            run.log({f"sweep/{figure.stem}": wandb.Image(str(figure)) for figure in figures})
-            run.summary.update(results)
-    except Exception as error:  # see _open_wandb
-        log.warning("W&B: the sweep's summary could not be logged (%s).", _first_line(error))
-
-
-def _where(asked: dict[str, Any] | DictConfig) -> dict[str, Any]:
+def where(asked: dict[str, Any] | DictConfig) -> dict[str, Any]:
     """The options of wandb.init that are the same for a run and for a sweep's summary."""
     import wandb
 
@@ -301,7 +241,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     files.write(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
-def _as_id(name: str) -> str:
+def as_id(name: str) -> str:
     """`wandb leet` lists runs by their ids, so they are readable; W&B refuses some characters in them."""
     return re.sub("[^A-Za-z0-9._-]", "-", name)[:80]
 
@@ -310,9 +250,9 @@ def _from_environment() -> list[str]:
     return [tag for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag]
 
 
-def _text(value: Any) -> str | None:
+def text(value: Any) -> str | None:
     return None if value is None else str(value)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
