@@ -1,4 +1,4 @@
-"""Where a run is written down: its own folder always, Weights & Biases beside it. Only online.py and publish.py import wandb too."""
+"""Where a run is written down: its own folder always, W&B beside it. Beside it only online and publish import wandb."""
 
 import contextlib
 import functools
