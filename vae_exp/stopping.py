@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-ECHO_SECONDS = 1.0  # `timeout`, make and others pass on a signal that the whole group has had already
+ECHO_SECONDS = 2.0  # `timeout`, make and others pass on a signal that the whole group has had already
 
 
 class Signals:
