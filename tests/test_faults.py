@@ -309,7 +309,11 @@ def test_a_signal_saves_ends_within_seconds_and_auto_goes_on(number, code, vae_t
 class Cloud(BaseHTTPRequestHandler):
     """As much of W&B's server as a run needs."""
 
+    hangs = threading.Event()
+
     def do_POST(self):
+        if self.hangs.is_set():
+            time.sleep(60)
         asked = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode(errors="replace")
         data = {}
         if "viewer" in asked:
@@ -333,7 +337,7 @@ class Cloud(BaseHTTPRequestHandler):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dies", ["server", "service"])
+@pytest.mark.parametrize("dies", ["server", "service", "nothing answers"])
 def test_wandb_dying_in_the_middle_costs_seconds_and_one_warning(dies):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Cloud)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -342,7 +346,10 @@ def test_wandb_dying_in_the_middle_costs_seconds_and_one_warning(dies):
     while not Path("run/last.pt").exists():
         time.sleep(0.05)
         assert running.poll() is None, running.stdout.read()
-    if dies == "server":
+    Cloud.hangs.clear()
+    if dies == "nothing answers":
+        Cloud.hangs.set()
+    elif dies == "server":
         server.shutdown()
         server.server_close()
     else:

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import secrets
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from vae_exp.config import UserError, resolve
 
 log = logging.getLogger(__name__)
 INIT_SECONDS = 8  # with online.PROBE_SECONDS: a server that does not answer may cost 15 s in all
+TEARDOWN_SECONDS = 1
 FINISH_SECONDS = 10  # of uploading at the end; what is not there by then stays in W&B's folder, to be synced
 
 
@@ -156,8 +158,10 @@ class Tracker:
             self.run = None
             import wandb
 
-            with contextlib.suppress(Exception):  # else it fails once more, with a traceback, when Python ends
-                wandb.teardown()
+            # Else it fails once more, with a traceback, when Python ends; beside, because it waits for the server.
+            closing = threading.Thread(target=_quietly, args=(wandb.teardown,), daemon=True)
+            closing.start()
+            closing.join(TEARDOWN_SECONDS)
 
     def _write_summary(self) -> None:
         self.summary["seconds"] = round(time.time() - self.started, 3)
@@ -239,6 +243,11 @@ def where(asked: dict[str, Any] | DictConfig) -> dict[str, Any]:
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     files.write(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def _quietly(call: Callable[[], Any]) -> None:
+    with contextlib.suppress(Exception):
+        call()
 
 
 def as_id(name: str) -> str:
