@@ -149,7 +149,8 @@ def latents(means: Tensor, y: Tensor, names: Sequence[str], dims: list[int] | No
     if few:
         axes.legend(title="label", markerscale=3, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     else:
-        shown = axes.scatter(*points.T, s=6, c=y if len(names) else "tab:blue", cmap="viridis", alpha=0.7, linewidths=0)
+        coloured = {"c": y, "cmap": "viridis"} if len(names) else {"color": "tab:blue"}
+        shown = axes.scatter(*points.T, s=6, alpha=0.7, linewidths=0, **coloured)
         if names:
             figure.colorbar(shown, label="label")
     axes.set(xlabel=axis_names[0], ylabel=axis_names[1], title=f"posterior means of {len(points):,} images")
