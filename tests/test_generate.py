@@ -201,6 +201,8 @@ def test_an_unconditional_model_has_no_classes_and_an_autoencoder_no_prior(vae_c
         code, said = vae_command("vae-generate", f"checkpoint={autoencoder}", f"what={what}")
         assert (code, "no prior" in said) == (1, True)
     assert vae_command("vae-generate", f"checkpoint={autoencoder}", "what=traversals", "around=image")[0] == 0
+    codes = np.load(drawn(vae_command, f"checkpoint={autoencoder}", "what=latents", "format=npz"))
+    assert set(codes) == {"mean", "y"}
     for arguments, message in ((["label=7"], "is not conditional"), (["what=classes"], "is not conditional")):
         code, said = vae_command("vae-generate", f"checkpoint={folder}", *arguments)
         assert code == 1

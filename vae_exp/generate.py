@@ -110,7 +110,8 @@ def _write_latents(model: "TrainedVAE", asked: dict, target: Path) -> Path:
     q = metrics.posterior(model.model, split)
     if asked["format"] == "npz":
         written = target.with_name(f"{target.name}.npz")
-        np.savez(written, mean=q.mean.cpu().numpy(), log_var=q.log_var.cpu().numpy(), y=split.y.cpu().numpy())
+        codes = {name: values.cpu().numpy() for name, values in vars(q).items()}  # an autoencoder's have no log_var
+        np.savez(written, **codes, y=split.y.cpu().numpy())
         return written
     written = target.with_name(f"{target.name}.png")
     Image.fromarray(figures.latents(q.mean, split.y, data.class_names, asked["dims"])).save(written)

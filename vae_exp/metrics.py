@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vae_exp.config import UserError
 from vae_exp.datasets import Split, batches
-from vae_exp.distributions import DiagonalGaussian, Point
+from vae_exp.distributions import LOG_2PI, DiagonalGaussian, Point, log_prior
 from vae_exp.vae import VAE
 
 EVAL_BATCH_SIZE = 1000  # for speed and memory alone
@@ -115,11 +115,10 @@ def importance_bound(
         )
     model.eval()
     q = posterior(model, split, batch_size)
-    prior = DiagonalGaussian(torch.zeros_like(q.mean), torch.zeros_like(q.log_var))
     log_sum = torch.full((len(split),), -math.inf, dtype=torch.float64)
     for _ in range(importance_samples):
         z = q.rsample(noise)
-        log_weight = log_likelihood(model, split, z, batch_size) + (prior.log_prob(z) - q.log_prob(z)).sum(1)
+        log_weight = log_likelihood(model, split, z, batch_size) + (log_prior(z) - q.log_prob(z)).sum(1)
         log_sum = torch.logaddexp(log_sum, log_weight.cpu().double())
         each_sample()
     model.train()
@@ -139,10 +138,11 @@ def mutual_information(q: DiagonalGaussian, noise: torch.Generator) -> Tensor:
     z = q.rsample(noise).double()
     mean, precision = q.mean.double(), torch.exp(-q.log_var.double())
     # log q(z_i|x_j) for all pairs as matrix products, in float64: their large terms cancel.
-    constant = (mean.square() * precision + q.log_var.double()).sum(1) + z_dim * math.log(2 * math.pi)
+    weighted = mean * precision
+    constant = (mean * weighted + q.log_var.double()).sum(1) + z_dim * LOG_2PI
     gained = []
     for rows in torch.arange(n, device=z.device).split(500):
-        pairs = -0.5 * (z[rows].square() @ precision.T - 2 * z[rows] @ (mean * precision).T + constant)
+        pairs = -0.5 * (z[rows].square() @ precision.T - 2 * z[rows] @ weighted.T + constant)
         own = pairs[torch.arange(len(rows), device=z.device), rows]
         gained.append(own - torch.logsumexp(pairs, dim=1) + math.log(n))
     return torch.cat(gained)
