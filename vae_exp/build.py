@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
-from vae_exp import config, conv_networks, datasets, image_folder, likelihoods, networks
+from vae_exp import config, conv_networks, datasets, image_folder, likelihoods, networks, speed
 from vae_exp.config import UserError, check_values, flatten
 from vae_exp.prepare import Data, prepare
 from vae_exp.rules import OPTION_RULES, RULES
@@ -53,7 +53,7 @@ def check(cfg: DictConfig, combinations: bool = True) -> dict:
     """The resolved configuration, after every check that needs no data. Raises UserError."""
     checked = config.check(cfg, combinations)
     _check_calls(checked)
-    device(checked["device"])
+    speed.check(checked["precision"], checked["compile"], device(checked["device"]))
     return checked
 
 

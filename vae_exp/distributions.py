@@ -25,13 +25,14 @@ class DiagonalGaussian:
     mean: Tensor
     log_var: Tensor
 
-    def rsample(self, generator: torch.Generator | None = None) -> Tensor:
+    def rsample(self, noise: torch.Generator | Tensor | None = None) -> Tensor:
         """z = mean + sigma * noise, [B, Z]: the reparameterisation trick of Kingma & Welling (2014).
 
-        The noise is drawn where the generator lives: one on the CPU gives every device the same.
+        The noise is given, or drawn where the generator lives: one on the CPU gives every device the same.
         """
-        device = self.mean.device if generator is None else generator.device
-        noise = torch.randn(self.mean.shape, generator=generator, device=device, dtype=self.mean.dtype)
+        if not isinstance(noise, Tensor):
+            device = self.mean.device if noise is None else noise.device
+            noise = torch.randn(self.mean.shape, generator=noise, device=device, dtype=self.mean.dtype)
         return self.mean + torch.exp(0.5 * self.log_var) * noise.to(self.mean.device)
 
     def log_prob(self, z: Tensor) -> Tensor:
@@ -49,7 +50,7 @@ class Point:
 
     mean: Tensor
 
-    def rsample(self, generator: torch.Generator | None = None) -> Tensor:
+    def rsample(self, noise: torch.Generator | Tensor | None = None) -> Tensor:
         """The code itself, [B, Z]; no noise is drawn."""
         return self.mean
 

@@ -34,27 +34,8 @@ class Bernoulli:
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log p(x|z) summed over pixels, [B] nats. On grey pixels: minus the binary cross-entropy."""
-        return _BernoulliLogProb.apply(self.logits.flatten(1), x.flatten(1))
-
-
-class _BernoulliLogProb(torch.autograd.Function):
-    """x l - log(1 + exp(l)) summed over pixels, and its gradient x - sigmoid(l), written down.
-
-    PyTorch's own cross-entropy takes log1p, which on a CPU costs more than a matrix product of the tutorial's step.
-    The plain log of a sigmoid above 1/2 loses at most a float's rounding a pixel.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, x: Tensor) -> Tensor:
-        ctx.save_for_backward(logits, x)
-        log_normalizer = logits.clamp(min=0) - torch.sigmoid(logits.abs()).log_()  # log(1 + exp(l)), never overflowing
-        return (x * logits).sub_(log_normalizer).sum(1)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        logits, x = ctx.saved_tensors
-        return torch.sub(x, torch.sigmoid(logits)).mul_(grad[:, None]), None
+        cross_entropy = F.binary_cross_entropy_with_logits(self.logits, x, reduction="none")
+        return -cross_entropy.flatten(1).sum(1)
 
 
 @dataclass

@@ -89,6 +89,8 @@ RULES = {
     "batch_size": _whole(1),
     "seed": _whole(0, 2**32 - 1),
     "device": _one_of("auto", "cpu", "cuda", "mps"),
+    "precision": _one_of("fp32", "tf32", "bf16"),
+    "compile": Rule(lambda v: v == "auto" or isinstance(v, bool), "auto, true or false"),
     "resume": _or_null(TEXT),
     "checkpoint_every_epochs": _or_null(_whole(1)),
     "checkpoint_every_steps": _or_null(_whole(1)),

@@ -5,8 +5,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vae_exp.objectives import Terms
-
 
 class RunningMeans:
     """Means of the training terms over images. The sums stay on the device: only read() waits for it."""
@@ -19,20 +17,18 @@ class RunningMeans:
     def _start(self) -> None:
         self._images, self._on_device, self._numbers = 0, torch.zeros(()), {}
 
-    def add(self, terms: Terms, loss: Tensor, **more: float | Tensor) -> None:
-        """One step of training, with numbers or scalars on the device. A value of the batch counts for each image."""
-        n = len(terms.reconstruction)
-        scalars = {name: value for name, value in more.items() if isinstance(value, Tensor)}
-        numbers = {name: value for name, value in more.items() if name not in scalars}
-        self._names = ("loss", "reconstruction", "kl", *scalars)
-        of_batch = (loss * n, terms.reconstruction.sum(), terms.kl.sum())
-        sums = (*of_batch, *(value * n for value in scalars.values()))
-        self._on_device = self._on_device.to(loss.device) + torch.stack(sums).detach()
-        self._numbers = {name: self._numbers.get(name, 0.0) + number * n for name, number in numbers.items()}
+    def add(self, images: int, **means: float | Tensor) -> None:
+        """One step of training on so many images, with its means over them: numbers, or scalars on the device."""
+        scalars = {name: mean for name, mean in means.items() if isinstance(mean, Tensor)}
+        self._names = tuple(scalars)
+        on_device = torch.stack(tuple(scalars.values())).detach()
+        self._on_device = torch.add(self._on_device.to(on_device.device), on_device, alpha=images)
+        for name in means.keys() - scalars.keys():
+            self._numbers[name] = self._numbers.get(name, 0.0) + means[name] * images
         self.first_step = self.steps + 1 if self._images == 0 else self.first_step
         self.steps += 1
-        self._images += n
-        self.images_seen += n
+        self._images += images
+        self.images_seen += images
 
     def peek(self, prefix: str) -> dict[str, float]:
         """What read would return, with nothing taken away; empty where no image has been seen since the last read."""

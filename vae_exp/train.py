@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from vae_exp import build, checkpoint, figures, files, memory, resume, stopping
+from vae_exp import build, checkpoint, figures, files, memory, narration, resume, speed, stopping
 from vae_exp.config import UserError
 from vae_exp.datasets import Split, batches
 from vae_exp.metrics import evaluate
@@ -25,12 +25,6 @@ from vae_exp.vae import VAE
 
 log = logging.getLogger(__name__)
 PICTURED = 32  # held-out images, always the same, shown above their reconstructions
-
-
-GREY = (
-    "note: grey pixels under a Bernoulli likelihood. It is no density over them, so neg_elbo compares only with other "
-    "runs on the same grey pixels, never with published nats: those are of dataset.binarize=static or dynamic."
-)
 
 
 class Diverged(UserError):
@@ -85,9 +79,9 @@ def _train(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
         "x_shape": list(data.x_shape),
         "trained_on": str(device),
     }
-    _introduce(config, facts, run_dir)
+    narration.introduce(config, facts, run_dir)
     if config["likelihood"]["_target_"].endswith(".bernoulli") and is_grey(data.train):
-        log.warning(GREY)
+        log.warning(narration.GREY)
     # Where the run stands: at its beginning, or where its last checkpoint left it.
     means, symptoms = RunningMeans(), Symptoms(config, len(data.train))
     step, epochs_done, best, kl_per_dim = 0, 0, {}, [0.0] * model.z_dim
@@ -96,6 +90,20 @@ def _train(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
         step, epochs_done, best, kl_per_dim = (before[name] for name in ("step", "epoch", "best", "kl_per_dim"))
     clock = stopping.Clock(config, before["resume"] if before else {})
     order_began = order.get_state()
+
+    def loss_of(x: Tensor, y: Tensor, eps: Tensor, now: Progress) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """One draw z ~ q(z|x, y) for each image, from noise eps [B, Z]: the loss, and what is logged of it."""
+        with precision:
+            q = model.encode(x, y)
+            z = q.rsample(eps)
+            p = model.decode(z, y)
+            terms = elbo_terms(x, q, p, z, more=partial(more_draws, model, x, y, q, noise))
+            loss, logged = objective(terms, now)
+        reconstruction, kl = terms.reconstruction.mean(), terms.kl.sum(1).mean()
+        return loss, {"loss": loss.detach(), "reconstruction": reconstruction.detach(), "kl": kl.detach(), **logged}
+
+    precision = speed.autocast(config["precision"], device)
+    fast = speed.compiled(loss_of, config["compile"], device, epochs * steps_per_epoch)
 
     def save(*names: str) -> None:
         """All that the run is at this moment, the order of its images as at the beginning of the epoch."""
@@ -146,11 +154,9 @@ def _train(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
                 for group in optimizer.param_groups:
                     group["lr"] = lr
 
-                q = model.encode(x, y)
-                z = q.rsample(noise)
-                p = model.decode(z, y)
-                terms = elbo_terms(x, q, p, z, more=partial(more_draws, model, x, y, q, noise))
-                loss, logged = objective(terms, now)
+                eps = torch.randn(len(x), model.z_dim, generator=noise, device=device)
+                # The last batch of an epoch is smaller: compiling it too would cost as much again.
+                loss, measured = (fast if len(x) == batch_size else loss_of)(x, y, eps, now)
                 optimizer.zero_grad()
                 loss.backward()
                 step += 1
@@ -160,7 +166,7 @@ def _train(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
                 optimizer.step()
 
                 bar.update()
-                means.add(terms, loss, lr=lr, **logged)
+                means.add(len(x), lr=lr, **measured)
                 if logs:
                     point = means.read("train") | {"train/grad_norm": grad_norm.item()}
                     _finite(point, f"between steps {means.first_step} and {step}", run_dir)
@@ -204,7 +210,7 @@ def _train(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
             # best.pt before last.pt, which says that it is there.
             if improved or due:
                 save(*(["best.pt"] if improved else []), *(["last.pt"] if due else []))
-            log.info(_epoch_line(epoch, epochs, held_out, row, improved and chooses))
+            log.info(narration.epoch_line(epoch, epochs, held_out, row, improved and chooses))
             for warning in symptoms.look(epoch, row, held_out):
                 log.warning(warning)
             signals.raise_if_caught()
@@ -263,28 +269,3 @@ def _draw(tracker: Tracker, model: VAE, pictured: Split, held_out: str, epoch: i
     pixels = figures.samples(model, noise)
     rows = "a row per class, the same z in each column" if model.n_classes else "the same z every epoch"
     tracker.image("samples", pixels, f"epoch {epoch}: samples from the prior, {rows}", step)
-
-
-def _introduce(config: dict, facts: dict, run_dir: Path) -> None:
-    shape = "x".join(map(str, facts["x_shape"]))
-    held_out = f"{facts['val_size']:,} for validation" if facts["val_size"] else "the test split is watched"
-    stochastic = config["model"]["stochastic"]
-    log.info(
-        f"{config['model']['name']}{' VAE' if stochastic else ''} on {config['dataset']['name']}: "
-        f"{facts['parameters']:,} parameters, {facts['train_size']:,} images of {shape}, {held_out}; "
-        f"on {facts['trained_on']}"
-    )
-    log.info(f"run folder {run_dir}\nneg_elbo = reconstruction + KL, in nats per image")
-    if not stochastic:
-        log.info("deterministic: the KL counts as 0, so neg_elbo is no bound, and there is no prior to sample from")
-
-
-def _epoch_line(epoch: int, epochs: int, held_out: str, row: dict[str, Any], best: bool) -> str:
-    line = f"epoch {epoch:>{len(str(epochs))}}/{epochs}"
-    if epoch:
-        line += f"  train {row['train_epoch/neg_elbo']:8.3f}"
-    rec, kl = row[f"{held_out}/reconstruction"], row[f"{held_out}/kl"]
-    line += f"  {held_out} {row[f'{held_out}/neg_elbo']:8.3f} = {rec:.3f} + {kl:.3f}"
-    if epoch:
-        line += f"  {row['time/epoch_seconds']:5.1f} s  {row['time/images_per_second']:9,.0f} images/s"
-    return line + ("  best" if best else "")

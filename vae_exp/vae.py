@@ -42,12 +42,12 @@ class VAE(nn.Module):
 
     def encode(self, x: Tensor, y: Tensor) -> DiagonalGaussian | Point:
         """The approximate posterior q(z|x, y) of images x [B, C, H, W] in [0, 1] with labels y [B]."""
-        mean, log_var = self.encoder(x, self.context(y)).chunk(2, dim=1)
+        mean, log_var = _full(self.encoder(x, self.context(y))).chunk(2, dim=1)
         return DiagonalGaussian(mean, log_var) if self.stochastic else Point(mean)
 
     def decode(self, z: Tensor, y: Tensor) -> Any:
         """The likelihood p(x|z, y) of codes z [B, Z] with labels y [B]; its mean is an image."""
-        return self.likelihood(self.decoder(z, self.context(y)))
+        return self.likelihood(_full(self.decoder(z, self.context(y))))
 
     def prior_sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """n draws from the prior N(0, I), [n, Z]. Raises UserError for a deterministic autoencoder, which has none."""
@@ -56,3 +56,8 @@ class VAE(nn.Module):
         device = next(self.parameters()).device
         drawn_on = device if generator is None else generator.device  # one on the CPU gives every device the same
         return torch.randn(n, self.z_dim, generator=generator, device=drawn_on).to(device)
+
+
+def _full(outputs: Tensor) -> Tensor:
+    """In float32 where a network answered in bfloat16, whose three digits are too few for a density's sums."""
+    return outputs.float() if outputs.dtype == torch.bfloat16 else outputs

@@ -1,0 +1,139 @@
+"""Speed changes no result: precisions, compiling, and the faster kernels against the plain loop."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.conftest import QUICK, compose, metrics, quick_run
+from vae_exp import build, speed
+
+FIFTY = ("epochs=5", "log_every_steps=1", "batch_size=128", "dataset=digits")
+
+
+def losses(*overrides):
+    """The loss of each of the run's 55 steps."""
+    _, folder = quick_run(*FIFTY, *overrides, folder="-".join(overrides) or "run")
+    return [row["train/loss"] for row in metrics(folder) if "train/loss" in row]
+
+
+def plain_losses(precision="fp32"):
+    """The same weights, order and noise in PyTorch's own words: no VAE, an unfused Adam, the loss as a sum."""
+    config = build.check(compose(*FIFTY))
+    data = build.dataset(config)
+    torch.manual_seed(0)
+    model = build.model(config, data.x_shape, data.n_classes)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, foreach=False, fused=False)
+    order, noise = build.generator(0, "order"), build.generator(0, "noise")
+    found = []
+    for _ in range(5):
+        for rows in torch.randperm(len(data.train), generator=order).split(128):
+            x = data.train.x[rows].float() / 255
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                mean, log_var = model.encoder(x, torch.empty(len(x), 0)).float().chunk(2, dim=1)
+                z = mean + torch.exp(0.5 * log_var) * torch.randn(mean.shape, generator=noise)
+                logits = model.decoder(z, torch.empty(len(x), 0)).float()
+            bce = F.binary_cross_entropy_with_logits(logits, x, reduction="sum")
+            loss = (bce - 0.5 * (1 + log_var - mean**2 - log_var.exp()).sum()) / len(x)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            found.append(loss.item())
+    assert len(found) == 55
+    return found
+
+
+@pytest.mark.parametrize(("precision", "rounding"), [("fp32", 1e-5), ("bf16", 1e-3)])
+def test_fifty_steps_are_those_of_the_plain_loop_but_for_rounding(precision, rounding):
+    assert losses(f"precision={precision}") == pytest.approx(plain_losses(precision), rel=rounding)
+
+
+def test_bf16_is_another_rounding_of_the_same_training():
+    full, half = losses(), losses("precision=bf16")
+    apart = [abs(a - b) / b for a, b in zip(half, full, strict=True)]
+    assert 1e-4 < max(apart) < 0.02
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_fifty_compiled_steps_are_those_of_the_plain_loop_but_for_rounding(precision, compiling):
+    compiled = losses(f"precision={precision}", "compile=true")
+    assert compiling() == 1
+    assert compiled == pytest.approx(plain_losses(precision), rel=1e-5 if precision == "fp32" else 1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "variant",
+    [
+        "model=conditional objective.warmup=cosine objective.warmup_epochs=2",
+        "objective=beta_tc likelihood=gaussian likelihood.sigma=optimal",
+        "network=conv network.channels=4 objective=capacity",
+    ],
+)
+def test_compiling_changes_nothing_but_rounding_and_a_schedule_is_not_compiled_step_by_step(variant, compiling):
+    plain = losses(*variant.split())
+    compiled = losses(*variant.split(), "compile=true")
+    assert 1 <= compiling() <= 3
+    assert compiled == pytest.approx(plain, rel=1e-5)
+    assert losses(*variant.split(), "compile=true", "seed=0") == compiled, "it repeats to the bit"
+
+
+@pytest.fixture
+def compiling():
+    """How many graphs have been compiled since."""
+    counters = pytest.importorskip("torch._dynamo.utils").counters
+    if reason := speed._missing():
+        pytest.skip(f"no {reason}")
+    counters.clear()
+    return lambda: counters["stats"]["unique_graphs"]
+
+
+def test_auto_compiles_long_runs_alone_and_says_so(monkeypatch, caplog):
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda step, **_: asked.append(step) or step)
+    with caplog.at_level(logging.INFO):
+        quick_run("epochs=2", "compile=auto")
+        assert "not compiled: that pays on a CPU from 20,000 steps on (22 here)" in caplog.text
+        assert not asked
+        monkeypatch.setattr(speed, "PAYS_FROM_STEPS", 22)
+        quick_run("epochs=2", "compile=auto", folder="long")
+        monkeypatch.setenv("CXX", "no-such-compiler")
+        quick_run("epochs=2", "compile=auto", folder="nothing")
+    assert len(asked) == 1
+    assert "not compiled, for want of a C++ compiler (no-such-compiler)" in caplog.text
+
+
+def test_a_compiler_that_fails_is_said_and_auto_goes_on_without(monkeypatch, caplog, tmp_path):
+    monkeypatch.setenv("CXX", "false")  # found, and good for nothing
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(speed, "PAYS_FROM_STEPS", 11)
+
+    def fails(*_):
+        raise torch._dynamo.exc.BackendCompilerFailed(fails, RuntimeError("no"), None)
+
+    monkeypatch.setattr(torch, "compile", lambda step, **_: fails)
+    with caplog.at_level(logging.WARNING), pytest.raises(speed.UserError, match=r"compile=true: .* Use compile=false"):
+        quick_run("compile=true", folder="true")
+    quick_run("compile=auto", folder="auto")
+    assert "not compiled: PyTorch's compiler fails" in caplog.text
+    assert metrics(Path("auto"))[-1]["val/neg_elbo"] == metrics(quick_run(folder="plain")[1])[-1]["val/neg_elbo"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("precision=tf32", "precision=tf32: a format of NVIDIA's GPUs, and this run is on cpu. Use fp32 or bf16."),
+        ("precision=fp16", "precision=fp16: it takes one of fp32, tf32, bf16."),
+        ("compile=maybe", "compile=maybe: it takes auto, true or false."),
+        ("compile=true", "compile=true: PyTorch needs a C++ compiler (no-such-compiler), which is not there."),
+    ],
+)
+def test_what_cannot_be_had_is_refused_before_anything_is_written(vae_train, monkeypatch, asked, said):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    code, told = vae_train(*QUICK, "device=cpu", "hydra.run.dir=run", asked)
+    assert code == 1
+    assert said in told
+    assert not Path("run/summary.json").exists()

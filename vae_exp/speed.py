@@ -1,0 +1,80 @@
+"""How the step is computed: in which precision, and compiled where that pays."""
+
+import logging
+import os
+import shutil
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vae_exp.config import UserError
+
+log = logging.getLogger(__name__)
+# Steps of a whole run from which on compile=auto compiles on a CPU. Compiling takes about half a minute, and the
+# tutorial's step is 1 to 2 ms shorter afterwards. Not counted in epochs left, so that a resumed run does the same.
+PAYS_FROM_STEPS = 20_000
+
+
+def check(precision: str, compiles: bool | str, device: torch.device) -> None:
+    """Raises UserError for a precision that the device does not have, or a step that nothing here can compile."""
+    if precision == "tf32" and device.type != "cuda":
+        raise UserError(f"precision=tf32: a format of NVIDIA's GPUs, and this run is on {device}. Use fp32 or bf16.")
+    if compiles is True and (missing := _missing()):
+        raise UserError(f"compile=true: PyTorch needs {missing}, which is not there. Use compile=false.")
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """Set how float32 products are computed, and return the context in which a step's networks are run.
+
+    fp32 is float32 throughout; tf32 rounds what matrix products and convolutions multiply to 10 bits; bf16 computes
+    them in bfloat16. Weights, densities, the KL and every measured number stay float32.
+    """
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"  # PyTorch allows it to convolutions even where not asked
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def compiled(step: Callable, compiles: bool | str, device: torch.device, steps: int) -> Callable:
+    """The same function, compiled where that is asked for or, with auto, where a run of so many steps gains by it.
+
+    On a GPU, compile=true also captures it in CUDA graphs. Raises UserError where the compiler fails, except with
+    auto, which then goes on without.
+    """
+    if compiles == "auto":
+        if device.type != "cpu" or steps < PAYS_FROM_STEPS:
+            log.info(f"not compiled: that pays on a CPU from {PAYS_FROM_STEPS:,} steps on ({steps:,} here)")
+            return step
+        if missing := _missing():
+            log.info(f"not compiled, for want of {missing}")
+            return step
+    if compiles is False:
+        return step
+    log.info("the first step compiles: up to a minute, and a few seconds where it has been done before on this machine")
+    torch.compiler.reset()  # else the jobs of a sweep together reach PyTorch's limit of recompilations
+    fast = torch.compile(step, mode="reduce-overhead" if device.type == "cuda" else None)
+
+    def step_or_reason(*arguments: Any) -> Any:
+        nonlocal fast
+        try:
+            return fast(*arguments)
+        except torch._dynamo.exc.BackendCompilerFailed as error:
+            reason = f"PyTorch's compiler fails ({str(error).strip().splitlines()[0]})"
+            if compiles is True:
+                raise UserError(f"compile=true: {reason}. Use compile=false.") from error
+            log.warning(f"not compiled: {reason}")
+            fast = step
+            return step(*arguments)
+
+    return step_or_reason
+
+
+def _missing() -> str | None:
+    """What PyTorch needs for compiling and does not find: a C++ compiler or Python's headers."""
+    compilers = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++", "cl"]
+    if not any(map(shutil.which, compilers)):
+        return f"a C++ compiler ({' or '.join(compilers)})"
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    return None if header.exists() else f"{header} (Debian and Ubuntu: apt install python3-dev)"
