@@ -11,7 +11,7 @@ import torch
 from omegaconf import OmegaConf
 
 from tests.conftest import QUICK, command, metrics, quick_run, recorded
-from vae_exp import checkpoint, train
+from vae_exp import checkpoint, files, train
 from vae_exp.config import UserError
 from vae_exp.stopping import is_patience_over
 
@@ -101,11 +101,17 @@ def test_training_longer_equals_having_trained_so_long(kind):
 
 
 def test_every_moment_to_die_is_survived(monkeypatch):
-    """Also between the checkpoint's two files, in validation, and at the very end."""
+    """Also before each file that is written, in validation, and at the very end."""
     settings = (*SMALL, "epochs=2", "checkpoint_every_steps=3", "early_stopping.patience=1")
-    quick_run(*settings, folder="whole")
+    written, write = [], files.write
+    with monkeypatch.context() as counting:
+        counting.setattr(
+            files, "write", lambda path, *args, **more: written.append(path.name) or write(path, *args, **more)
+        )
+        quick_run(*settings, folder="whole")
     whole = everything("whole")
-    places = [("checkpoint", "save", n) for n in (2, 4, 5, 7)]
+    places = [("files", "write", n) for n in range(written.index("last.pt") + 2, len(written) + 1)]
+    assert sum(written[n - 1].endswith(".pt") for _, _, n in places) > 5
     places += [("figures", "samples", 1), ("figures", "reconstructions", 3)]
     for module, name, count in places:
         with monkeypatch.context() as dying:

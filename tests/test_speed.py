@@ -69,8 +69,7 @@ def test_fifty_compiled_steps_are_those_of_the_plain_loop_but_for_rounding(preci
     "variant",
     [
         "model=conditional objective.warmup=cosine objective.warmup_epochs=2",
-        "objective=beta_tc likelihood=gaussian likelihood.sigma=optimal",
-        "network=conv network.channels=4 objective=capacity",
+        "network=conv network.channels=4 objective=capacity likelihood=gaussian likelihood.sigma=optimal",
     ],
 )
 def test_compiling_changes_nothing_but_rounding_and_a_schedule_is_not_compiled_step_by_step(variant, compiling):

@@ -21,15 +21,16 @@ ABOUT = ("format", "config", "x_shape", "n_classes", "class_names", "step", "epo
 ARTIFACT = re.compile(r"(wandb:)?(?P<name>([\w.-]+/){1,2}[\w.-]+:[\w.-]+)")
 
 
-def save(path: Path, **state: Any) -> None:
-    """Write it whole or not at all; the last.pt of before stays as last.previous.pt. Raises UserError for a full disk.
+def save(*paths: Path, **state: Any) -> None:
+    """Write each whole or not at all; the last.pt before stays as last.previous.pt. Raises UserError for a full disk.
 
     It is made in memory first: PyTorch's writer hides why a disk refuses.
     """
     content = io.BytesIO()
     torch.save({"format": FORMAT, **state}, content)
-    keep = path.with_name(resume.PREVIOUS) if path.name == resume.LAST else None
-    files.write(path, content.getbuffer(), previous=keep)
+    for path in paths:
+        keep = path.with_name(resume.PREVIOUS) if path.name == resume.LAST else None
+        files.write(path, content.getbuffer(), previous=keep)
 
 
 def export(path: Path, state: dict[str, Any]) -> None:

@@ -73,19 +73,30 @@ def evaluate(
 ) -> Evaluation:
     """The negative ELBO and its two terms with z sampled from q, as in training; beta plays no part."""
     model.eval()
-    q = posterior(model, split, batch_size)
-    draws = [-log_likelihood(model, split, q.rsample(noise), batch_size).cpu().double() for _ in range(repeats)]
+    shape, device = (len(split), model.z_dim), split.y.device
+    eps = [
+        torch.randn(shape, generator=noise, device=noise.device).to(device).split(batch_size) for _ in range(repeats)
+    ]
+    parts, draws = [], []
+    for (x, y), *each_eps in zip(batches(split, batch_size), *eps, strict=True):
+        q = model.encode(x, y)
+        parts.append(q)
+        draws.append(torch.stack([-model.decode(q.rsample(each), y).log_prob(x) for each in each_eps]))
     model.train()
-    return Evaluation(q, torch.stack(draws), q.kl_to_prior().cpu().double())
+    q = _joined(parts)
+    return Evaluation(q, torch.cat(draws, dim=1).cpu().double(), q.kl_to_prior().cpu().double())
 
 
 @torch.no_grad()
 def posterior(model: VAE, split: Split, batch_size: int = EVAL_BATCH_SIZE) -> DiagonalGaussian | Point:
     """q(z|x, y) of every image of a split, [N, Z]."""
-    parts = [model.encode(x, y) for x, y in batches(split, batch_size)]
-    if not model.stochastic:
-        return Point(torch.cat([q.mean for q in parts]))
-    return DiagonalGaussian(torch.cat([q.mean for q in parts]), torch.cat([q.log_var for q in parts]))
+    return _joined([model.encode(x, y) for x, y in batches(split, batch_size)])
+
+
+def _joined(parts: list[DiagonalGaussian] | list[Point]) -> DiagonalGaussian | Point:
+    """One posterior over all the images of the parts."""
+    together = {name: torch.cat([getattr(q, name) for q in parts]) for name in vars(parts[0])}
+    return type(parts[0])(**together)
 
 
 def log_likelihood(model: VAE, split: Split, z: Tensor, batch_size: int) -> Tensor:

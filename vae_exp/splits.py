@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -93,14 +93,17 @@ def batches(
     are left out without being read: a run that goes on inside an epoch has seen them.
     """
     device = split.y.device
-    rows = torch.arange(len(split)) if order is None else torch.randperm(len(split), generator=order)
-    rows = rows[skip * batch_size :]
     binary = draws or torch.Generator(device).manual_seed(0)
-    if isinstance(split.images, Streamed):
-        read = _ahead(split.images, rows.split(batch_size), device)
+    if order is None:  # slices, which copy nothing
+        rows = on_device = [slice(at, at + batch_size) for at in range(skip * batch_size, len(split), batch_size)]
     else:
-        read = (split.images[chosen] for chosen in rows.to(device).split(batch_size))
-    for x, chosen in zip(read, rows.to(device).split(batch_size), strict=True):
+        shuffled = torch.randperm(len(split), generator=order)[skip * batch_size :]
+        rows, on_device = shuffled.split(batch_size), shuffled.to(device).split(batch_size)
+    if isinstance(split.images, Streamed):
+        read = _ahead(split.images, rows, device)
+    else:
+        read = (split.images[chosen] for chosen in on_device)
+    for x, chosen in zip(read, on_device, strict=True):
         if split.flip and draws is not None:
             mirrored = torch.rand(len(x), 1, 1, 1, generator=draws, device=device) < 0.5
             x = torch.where(mirrored, x.flip(-1), x)
@@ -108,11 +111,11 @@ def batches(
         yield torch.bernoulli(x, generator=binary) if split.dynamic else x, split.y[chosen]
 
 
-def _ahead(images: Streamed, rows: tuple[Tensor, ...], device: torch.device) -> Iterator[Tensor]:
+def _ahead(images: Streamed, rows: Iterable[slice | Tensor], device: torch.device) -> Iterator[Tensor]:
     """uint8 batches on the device, read by one thread ahead of the steps; to a GPU they are copied without waiting."""
     cuda = device.type == "cuda"
 
-    def read(chosen: Tensor) -> Tensor:
+    def read(chosen: slice | Tensor) -> Tensor:
         x = images[chosen].read()
         return x.pin_memory() if cuda else x
 

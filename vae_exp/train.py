@@ -127,8 +127,7 @@ def _train(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
                 **tracker.state(),
             },
         }
-        for name in names:
-            checkpoint.save(run_dir / name, **state)
+        checkpoint.save(*(run_dir / name for name in names), **state)
         if "last.pt" in names:
             clock.saved()
 
