@@ -1,7 +1,7 @@
 """How fast a run is, against the tutorial's own loop and the arithmetic alone: `make bench`, not part of the tests.
 
 Each round measures everything in turn, A B C A B C, because a machine's speed drifts; medians and ratios are printed.
-Needs MNIST (VAE_EXP_DATA, or it is downloaded).
+Needs MNIST (VAE_EXP_DATA, or it is downloaded), and measures pythae too where that is installed.
 """
 
 import argparse
@@ -20,18 +20,17 @@ from pathlib import Path
 
 import hydra
 import torch
-import torch.nn.functional as F
 from omegaconf import DictConfig
-from torch import nn
 
+from tests.peers import BATCH_SIZE, pythae_epoch, tutorial_epoch
 from vae_exp import build, checkpoint, figures, running_means, tracker, train
 from vae_exp.config import CONF_DIR
 from vae_exp.prepare import Data
 from vae_exp.splits import Split
 
-IMAGES, BATCH_SIZE = 60_000, 128
-STEPS = -(-IMAGES // BATCH_SIZE)
+STEPS = -(-60_000 // BATCH_SIZE)
 ENVIRONMENT = os.environ | {"WANDB_SILENT": "true", "PYTHONPATH": str(CONF_DIR.parent)}
+OURS, COMPILED = "vae_exp, everything included", "vae_exp compile=true"
 # What is not the step itself: the functions of a run that are timed while it runs.
 BESIDE_THE_STEP = {
     "validation": [(train, "evaluate")],
@@ -46,47 +45,6 @@ BESIDE_THE_STEP = {
 def compose(*overrides: str) -> DictConfig:
     with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         return hydra.compose("config", ["experiment=tutorial", "wandb.mode=offline", *overrides])
-
-
-class TutorialVAE(nn.Module):
-    """The network of the classic tutorial, in its own words."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc1, self.fc21, self.fc22 = nn.Linear(784, 400), nn.Linear(400, 20), nn.Linear(400, 20)
-        self.fc3, self.fc4 = nn.Linear(20, 400), nn.Linear(400, 784)
-
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        h = F.relu(self.fc1(x))
-        mu, logvar = self.fc21(h), self.fc22(h)
-        z = mu + torch.randn_like(mu) * torch.exp(0.5 * logvar)
-        return torch.sigmoid(self.fc4(F.relu(self.fc3(z)))), mu, logvar
-
-
-def tutorial_epoch(device: torch.device) -> Callable[[], float]:
-    """The tutorial's training loop over a DataLoader of torchvision's MNIST, as people type it."""
-    from torchvision import datasets, transforms
-
-    root = build.config.resolve(compose())["dataset"]["root"]
-    data = datasets.MNIST(Path(root).expanduser(), train=True, transform=transforms.ToTensor(), download=True)
-    loader = torch.utils.data.DataLoader(data, batch_size=BATCH_SIZE, shuffle=True)
-    model = TutorialVAE().to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-
-    def epoch() -> float:
-        started, total = time.perf_counter(), 0.0
-        for data, _ in loader:
-            data = data.to(device)
-            optimizer.zero_grad()
-            recon, mu, logvar = model(data.view(-1, 784))
-            bce = F.binary_cross_entropy(recon, data.view(-1, 784), reduction="sum")
-            loss = bce - 0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp())
-            loss.backward()
-            total += loss.item()
-            optimizer.step()
-        return time.perf_counter() - started
-
-    return epoch
 
 
 def products_epoch(device: torch.device) -> Callable[[], float]:
@@ -200,8 +158,8 @@ def peak_memory(*command: str) -> float:
     return int(done.stdout) / 1024
 
 
-def scaling(folder: Path, picture: Path) -> dict[str, list[tuple[int, float, float]]]:
-    """Images per second, and GFLOP/s of matrix products, as one size after the other grows; drawn as a picture."""
+def scaling(folder: Path, picture: Path) -> None:
+    """Time per image against the arithmetic of one, as one size after the other grows; printed, and drawn."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -214,26 +172,27 @@ def scaling(folder: Path, picture: Path) -> dict[str, list[tuple[int, float, flo
         "image side": (8, 28, 64, 128),
         "images": (1000, 4000, 20_000, 60_000),
     }
-    rows: dict[str, list[tuple[int, float, float]]] = {}
+    products = products_epoch(torch.device("cpu"))
+    products()
+    gflops = 419.84e-3 * STEPS / products()  # of the tutorial's products alone
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained", sharey=True)
     for axis, sizes in grown.items():
+        points = []
         for size in sizes:
             at = usual | {axis: size}
             speed = _images_per_second(folder, at)
             pixels, z_dim, width = at["image side"] ** 2, at["z_dim"], at["width"]
-            products = 2 * (3 * (2 * width * z_dim + z_dim * width + width * pixels) + 2 * pixels * width)
-            rows.setdefault(axis, []).append((size, speed, speed * products / 1e9))
-            print(f"  {axis:12}{size:8,}{speed:12,.0f} images/s{speed * products / 1e9:9.1f} GFLOP/s", flush=True)
-    figure, panels = plt.subplots(1, len(rows), figsize=(14, 3.4), layout="constrained")
-    for panel, (axis, points) in zip(panels, rows.items(), strict=True):
-        sizes, speeds, flops = zip(*points, strict=True)
-        panel.loglog(sizes, speeds, "o-")
-        panel.set(xlabel=axis, ylabel="images per second")
-        other = panel.twinx()
-        other.plot(sizes, flops, "s--", color="tab:orange")
-        other.set_ylim(bottom=0)
-        other.set_ylabel("GFLOP/s (dashed)")
-    figure.savefig(picture, dpi=100)
-    return rows
+            mflop = 2e-6 * (3 * (2 * width * z_dim + z_dim * width + width * pixels) + 2 * pixels * width)
+            points.append((size if axis == "images" else mflop, 1e6 / speed))
+            print(f"  {axis:12}{size:8,}{speed:12,.0f} images/s{speed * mflop / 1e3:9.1f} GFLOP/s", flush=True)
+        panel, label = (right, None) if axis == "images" else (left, f"{axis} {', '.join(f'{n:,}' for n in sizes)}")
+        panel.loglog(*zip(*points, strict=True), "o-", label=label)
+    ends = left.get_xlim()
+    left.plot(ends, [1e3 * mflop / gflops for mflop in ends], "k--", label=f"products alone, {gflops:.0f} GFLOP/s")
+    left.set(xlabel="MFLOP of matrix products per image", ylabel="microseconds per image")
+    left.legend()
+    right.set(xlabel="images in the data set")
+    figure.savefig(picture, dpi=90)
 
 
 def _images_per_second(folder: Path, at: dict[str, int]) -> float:
@@ -281,6 +240,7 @@ def main() -> None:
     parser.add_argument("--gpu", action="store_true", help="the same on a GPU")
     parser.add_argument("--json", type=Path, help="write every figure there")
     parser.add_argument("--scaling", type=Path, metavar="PNG", help="draw speed over each size, nothing else")
+    parser.add_argument("--compiled", action="store_true", help="compile=true as well")
     asked = parser.parse_args()
     if asked.scaling:
         with tempfile.TemporaryDirectory() as folder:
@@ -289,19 +249,26 @@ def main() -> None:
     device = torch.device("cuda" if asked.gpu else "cpu")
     print(f"{torch.get_num_threads()} threads, PyTorch {torch.__version__}, {device}\n")
 
+    root = Path(build.config.resolve(compose())["dataset"]["root"]).expanduser()
     taken: dict[str, list[float]] = {}
     parts: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        tutorial, products = tutorial_epoch(device), products_epoch(device)
+        products, pythae = products_epoch(device), pythae_epoch(root, device)
         products()
+        others = {"the tutorial's own loop": tutorial_epoch(root, device), "its matrix products alone": products}
+        others |= {"pythae": pythae} if pythae else {}
+        if asked.compiled:
+            our_epoch(device, Path(folder), "compile=true")  # PyTorch keeps what it compiles for the next time
         for number in range(asked.rounds):
             print(f"round {number + 1} of {asked.rounds}", file=sys.stderr)
-            taken.setdefault("tutorial", []).append(tutorial())
+            for name, measure in others.items():
+                taken.setdefault(name, []).append(measure())
             ours, beside = our_epoch(device, Path(folder))
-            taken.setdefault("vae_exp", []).append(ours)
+            taken.setdefault(OURS, []).append(ours)
             for part, seconds in beside.items():
                 parts.setdefault(part, []).append(seconds)
-            taken.setdefault("products", []).append(products())
+            if asked.compiled:
+                taken.setdefault(COMPILED, []).append(our_epoch(device, Path(folder), "compile=true")[0])
         budget = step_budget(device, Path(folder))
         starts: dict[str, list[float]] = {}
         for _ in range(asked.rounds):
@@ -313,17 +280,17 @@ def main() -> None:
             "the run": peak_memory(*run),
         }
 
-    epoch, beside, start = (
-        {name: statistics.median(values) for name, values in measured.items()} for measured in (taken, parts, starts)
-    )
-    ours = epoch["vae_exp"]
-    print("an epoch of experiment=tutorial, seconds")
-    _line("the tutorial's own loop", epoch["tutorial"], f"{epoch['tutorial'] / ours:.2f} times ours")
-    _line("vae_exp, everything included", ours)
+    beside, start = ({name: statistics.median(all_) for name, all_ in measured.items()} for measured in (parts, starts))
+    ours = statistics.median(taken[OURS])
+    print("an epoch of experiment=tutorial, seconds; medians, also of the ratios of each round")
+    for name, all_ in taken.items():
+        ratio = statistics.median(a / b for a, b in zip(all_, taken[OURS], strict=True))
+        compiled = [a / b for a, b in zip(all_, taken.get(COMPILED, []), strict=False)]
+        against = f", of it compiled {statistics.median(compiled):.2f}" if compiled else ""
+        _line(name, statistics.median(all_), f"{ratio:.2f} of vae_exp's{against}")
     for name, seconds in beside.items():
         _line(f"  {name}", seconds, f"{seconds / ours:.1%} of it")
     _line("  all of these", sum(beside.values()), f"{sum(beside.values()) / ours:.1%} of it")
-    _line("its matrix products alone", epoch["products"], f"ours is {ours / epoch['products']:.2f} times")
     print("\nseconds until the answer")
     for name, seconds in start.items():
         base = "import torch" if name == "first step on MNIST" else "import hydra"

@@ -101,8 +101,10 @@ def batches(
         rows, on_device = shuffled.split(batch_size), shuffled.to(device).split(batch_size)
     if isinstance(split.images, Streamed):
         read = _ahead(split.images, rows, device)
-    else:
+    elif order is None:
         read = (split.images[chosen] for chosen in on_device)
+    else:  # seven times as fast as indexing
+        read = (split.images.index_select(0, chosen) for chosen in on_device)
     for x, chosen in zip(read, on_device, strict=True):
         if split.flip and draws is not None:
             mirrored = torch.rand(len(x), 1, 1, 1, generator=draws, device=device) < 0.5
