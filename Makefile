@@ -37,7 +37,7 @@ test: $(VENV)/.installed  ## run the tests
 lint: $(VENV)/.installed  ## check format and style with ruff
 	$(BIN)/ruff format --check . && $(BIN)/ruff check .
 
-bench: $(VENV)/.installed  ## epochs, start-up and memory against the tutorial's own loop, 3 minutes
+bench: $(VENV)/.installed  ## epochs, start-up and memory against the tutorial's own loop, 5 minutes
 	$(BIN)/python -m tests.bench $(ARGS)
 
 clean:  ## remove the environment and caches; outputs/ stays

@@ -131,6 +131,18 @@ def test_every_moment_to_die_is_survived(monkeypatch):
             assert the_same(whole[part], everything("run")[part]), (part, module, name, count)
 
 
+def test_a_run_of_an_older_version_goes_on_where_its_new_keys_have_their_defaults():
+    quick_run(*SMALL)
+    state = checkpoint.load(Path("run/last.pt"))
+    for key in ("precision", "compile"):
+        del state["config"][key]
+    checkpoint.save(Path("run/last.pt"), **state)
+    with pytest.raises(UserError, match="precision=bf16: the run has precision=fp32"):
+        quick_run(*SMALL, "epochs=2", "precision=bf16", "resume=run")
+    quick_run(*SMALL, "epochs=2", "compile=false", "resume=run")
+    assert checkpoint.load(Path("run/last.pt"))["epoch"] == 2
+
+
 def test_a_contradiction_is_refused_with_both_values_and_what_may_change_changes():
     quick_run(*SMALL)
     before = everything("run")

@@ -95,7 +95,7 @@ def test_auto_compiles_long_runs_alone_and_says_so(monkeypatch, caplog):
     monkeypatch.setattr(torch, "compile", lambda step, **_: asked.append(step) or step)
     with caplog.at_level(logging.INFO):
         quick_run("epochs=2", "compile=auto")
-        assert "not compiled: that pays on a CPU from 20,000 steps on (22 here)" in caplog.text
+        assert "not compiled: that pays on a CPU from 30,000 steps on (22 here)" in caplog.text
         assert not asked
         monkeypatch.setattr(speed, "PAYS_FROM_STEPS", 22)
         quick_run("epochs=2", "compile=auto", folder="long")
