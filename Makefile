@@ -31,8 +31,8 @@ train: $(VENV)/.installed  ## train a vanilla VAE on MNIST (downloaded once); mo
 sweep: $(VENV)/.installed  ## 24 runs over z_dim, learning rate and seed on the bundled digits, 2 minutes
 	$(BIN)/vae-train experiment=sweep_z_lr wandb.mode=offline $(ARGS)
 
-test: $(VENV)/.installed  ## run the tests
-	$(BIN)/python -m pytest -n 3 $(ARGS)
+test: $(VENV)/.installed  ## run the tests, but for the slow ones: those are ARGS="-m slow"
+	$(BIN)/python -m pytest -n 3 -m "not slow" $(ARGS)
 
 lint: $(VENV)/.installed  ## check format and style with ruff
 	$(BIN)/ruff format --check . && $(BIN)/ruff check .

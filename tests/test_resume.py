@@ -100,6 +100,7 @@ def test_training_longer_equals_having_trained_so_long(kind):
         assert the_same(whole[part], resumed[part]), part
 
 
+@pytest.mark.slow
 def test_every_moment_to_die_is_survived(monkeypatch):
     """Also before each file that is written, in validation, and at the very end."""
     settings = (*SMALL, "epochs=2", "checkpoint_every_steps=3", "early_stopping.patience=1")
@@ -110,8 +111,9 @@ def test_every_moment_to_die_is_survived(monkeypatch):
         )
         quick_run(*settings, folder="whole")
     whole = everything("whole")
-    places = [("files", "write", n) for n in range(written.index("last.pt") + 2, len(written) + 1)]
-    assert sum(written[n - 1].endswith(".pt") for _, _, n in places) > 5
+    after = range(written.index("last.pt") + 1, len(written))  # before that there is nothing to go on from
+    places = [("files", "write", n + 1) for n in after if written[n].endswith(".pt") or n == after[-1]]
+    assert len(places) > 5
     places += [("figures", "samples", 1), ("figures", "reconstructions", 3)]
     for module, name, count in places:
         with monkeypatch.context() as dying:

@@ -220,6 +220,7 @@ def test_a_sweep_that_is_not_there_cannot_be_resumed(vae_train, resume, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_wandb_agent_runs_what_the_sweep_file_says(tmp_path):
     """The command is expanded by W&B's own functions, in the agent's order, and run with the agent's environment."""
     from wandb.sdk.launch.sweeps import utils
