@@ -32,6 +32,14 @@ def load(name, root, **changes):
     return prepare(torchvision_images(name, str(root)), **({"val_size": 5, "seed": 0} | changes))
 
 
+def test_an_epoch_that_is_over_has_no_batch_left():
+    split = Split(torch.zeros(10, 1, 2, 2, dtype=torch.uint8), torch.zeros(10, dtype=torch.long))
+    order = torch.Generator().manual_seed(0)
+    assert [len(x) for x, _ in batches(split, 4, order, skip=2)] == [2]
+    assert not list(batches(split, 4, order, skip=3))
+    assert not list(batches(split, 4, skip=3))
+
+
 def test_batches_are_in_0_1_and_keep_the_last_partial_one():
     seen = list(batches(TEN, 4))
     assert [len(x) for x, _ in seen] == [4, 4, 2]

@@ -90,6 +90,27 @@ def compiling():
     return lambda: counters["stats"]["unique_graphs"]
 
 
+@pytest.mark.slow
+def test_a_compiled_run_goes_on_as_if_it_had_never_stopped(compiling):
+    variant = ("compile=true", "objective.warmup_epochs=4", "log_every_steps=1")
+    whole = metrics(quick_run(*variant, "epochs=3", folder="whole")[1])
+    quick_run(*variant, "epochs=1", folder="parts")
+    parts = metrics(quick_run(*variant, "epochs=3", "resume=parts", folder="parts")[1])
+    losses = [[(row["step"], row["train/loss"]) for row in rows if "train/loss" in row] for rows in (whole, parts)]
+    assert compiling() > 1
+    assert losses[0] == losses[1]
+
+
+def test_measuring_is_exact_whatever_the_precision_of_training():
+    speed.autocast("tf32", torch.device("cpu"))
+    try:
+        with speed.exact_products():
+            assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("highest", False)
+        assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("high", True)
+    finally:
+        speed.autocast("fp32", torch.device("cpu"))
+
+
 def test_auto_compiles_long_runs_alone_and_says_so(monkeypatch, caplog):
     asked = []
     monkeypatch.setattr(torch, "compile", lambda step, **_: asked.append(step) or step)
@@ -105,9 +126,7 @@ def test_auto_compiles_long_runs_alone_and_says_so(monkeypatch, caplog):
     assert "not compiled, for want of a C++ compiler (no-such-compiler)" in caplog.text
 
 
-def test_a_compiler_that_fails_is_said_and_auto_goes_on_without(monkeypatch, caplog, tmp_path):
-    monkeypatch.setenv("CXX", "false")  # found, and good for nothing
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+def test_a_compiler_that_fails_is_said_and_auto_goes_on_without(monkeypatch, caplog):
     monkeypatch.setattr(speed, "PAYS_FROM_STEPS", 11)
 
     def fails(*_):

@@ -1,5 +1,6 @@
 """From a checked configuration to objects: the only file that knows what a _target_ is."""
 
+import copy
 import functools
 import hashlib
 import importlib.util
@@ -47,7 +48,7 @@ def partial(config: dict, group: str) -> Callable:
     would do for the rest, but what it returns checks its target at every call: a thirtieth of the tutorial's step.
     """
     settings = {key: value for key, value in config[group].items() if not key.startswith("_")}
-    return functools.partial(resolve(group, config[group]["_target_"]), **settings)
+    return functools.partial(resolve(group, config[group]["_target_"]), **copy.deepcopy(settings))
 
 
 def check(cfg: DictConfig, combinations: bool = True) -> dict:

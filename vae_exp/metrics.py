@@ -14,6 +14,7 @@ from torch import Tensor
 from vae_exp.config import UserError
 from vae_exp.datasets import Split, batches
 from vae_exp.distributions import LOG_2PI, DiagonalGaussian, Point, log_prior
+from vae_exp.speed import exact_products
 from vae_exp.vae import VAE
 
 EVAL_BATCH_SIZE = 1000  # for speed and memory alone
@@ -68,15 +69,14 @@ def standard_error(per_image: Tensor) -> float | None:
 
 
 @torch.no_grad()
+@exact_products()
 def evaluate(
     model: VAE, split: Split, noise: torch.Generator, repeats: int = 1, batch_size: int = EVAL_BATCH_SIZE
 ) -> Evaluation:
     """The negative ELBO and its two terms with z sampled from q, as in training; beta plays no part."""
     model.eval()
-    shape, device = (len(split), model.z_dim), split.y.device
-    eps = [
-        torch.randn(shape, generator=noise, device=noise.device).to(device).split(batch_size) for _ in range(repeats)
-    ]
+    shape = (len(split), model.z_dim)
+    eps = [torch.randn(shape, generator=noise, device=noise.device).split(batch_size) for _ in range(repeats)]
     parts, draws = [], []
     for (x, y), *each_eps in zip(batches(split, batch_size), *eps, strict=True):
         q = model.encode(x, y)
@@ -106,6 +106,7 @@ def log_likelihood(model: VAE, split: Split, z: Tensor, batch_size: int) -> Tens
 
 
 @torch.no_grad()
+@exact_products()
 def importance_bound(
     model: VAE,
     split: Split,

@@ -11,7 +11,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from vae_exp import files
-from vae_exp.config import CONF_DIR, UserError, flatten
+from vae_exp.config import UserError, flatten
 
 if TYPE_CHECKING:
     from torch import Generator, nn
@@ -25,7 +25,7 @@ OUTPUTS = Path("outputs")
 PATIENCE = "early_stopping.patience"
 # What a run may change on its way; a key that ends in a dot stands for its whole group.
 MAY_CHANGE = (
-    "epochs", "max_minutes", "early_stopping.", "resume", "device", "compile", "wandb.", "sweep.",
+    "epochs", "max_minutes", "early_stopping.", "resume", "device", "precision", "compile", "wandb.", "sweep.",
     "log_every_steps", "figures", "figure_every_epochs",
     "checkpoint_every_epochs", "checkpoint_every_steps", "checkpoint_every_minutes",
     "dataset.root", "dataset.cache", "dataset.device_memory",
@@ -33,13 +33,8 @@ MAY_CHANGE = (
 
 
 def contradictions(before: dict, now: dict) -> list[str]:
-    """The keys whose values differ and may not, with both values.
-
-    A run of an older version, which had no such key, did what the key's default does.
-    """
-    defaults = OmegaConf.load(CONF_DIR / "config.yaml")
-    defaults = {key: value for key, value in defaults.items() if not OmegaConf.is_config(value)}
-    before, now = flatten(defaults | before), flatten(now)
+    """The keys whose values differ and may not, with both values."""
+    before, now = flatten(before), flatten(now)
     keys = [key for key in dict.fromkeys([*before, *now]) if not _may_change(key)]
     missing = "not there"
     return [

@@ -23,8 +23,9 @@ class RunningMeans:
         self._names = tuple(scalars)
         on_device = torch.stack(tuple(scalars.values())).detach()
         self._on_device = torch.add(self._on_device.to(on_device.device), on_device, alpha=images)
-        for name in means.keys() - scalars.keys():
-            self._numbers[name] = self._numbers.get(name, 0.0) + means[name] * images
+        for name, mean in means.items():
+            if name not in scalars:
+                self._numbers[name] = self._numbers.get(name, 0.0) + mean * images
         self.first_step = self.steps + 1 if self._images == 0 else self.first_step
         self.steps += 1
         self._images += images

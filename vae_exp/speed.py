@@ -1,10 +1,13 @@
 """How the step is computed: in which precision, and compiled where that pays."""
 
+import contextlib
 import logging
 import os
+import shlex
 import shutil
+import sys
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +33,35 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     """Set how float32 products are computed, and return the context in which a step's networks are run.
 
     fp32 is float32 throughout; tf32 rounds what matrix products and convolutions multiply to 10 bits; bf16 computes
-    them in bfloat16. Weights, densities, the KL and every measured number stay float32.
+    them in bfloat16. Weights, densities, the KL and, by exact_products, every measured number stay float32.
     """
-    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-    torch.backends.cudnn.allow_tf32 = precision == "tf32"  # PyTorch allows it to convolutions even where not asked
+    _allow_tf32(precision == "tf32")
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
-def compiled(step: Callable, compiles: bool | str, device: torch.device, steps: int) -> Callable:
+@contextlib.contextmanager
+def exact_products() -> Iterator[None]:
+    """Float32 products in float32, whatever was set before: numbers that are compared must not depend on precision."""
+    before = torch.get_float32_matmul_precision() != "highest"
+    _allow_tf32(False)
+    try:
+        yield
+    finally:
+        _allow_tf32(before)
+
+
+def _allow_tf32(allowed: bool) -> None:
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed  # PyTorch allows it to convolutions even where not asked
+
+
+def compiled(
+    step: Callable, compiles: bool | str, device: torch.device, steps: int, interrupted: Callable[[], None]
+) -> Callable:
     """The same function, compiled where that is asked for or, with auto, where a run of so many steps gains by it.
 
-    Raises UserError where the compiler fails, except with auto, which then goes on without.
+    Raises UserError where the compiler fails, except with auto, which then goes on without; `interrupted` is asked
+    first, because Ctrl-C fells the compiler too.
     """
     if compiles == "auto":
         if device.type != "cpu" or steps < PAYS_FROM_STEPS:
@@ -59,7 +80,8 @@ def compiled(step: Callable, compiles: bool | str, device: torch.device, steps: 
         nonlocal fast
         try:
             return fast(*arguments)
-        except torch._dynamo.exc.BackendCompilerFailed as error:
+        except torch._dynamo.exc.TorchDynamoException as error:
+            interrupted()
             reason = f"PyTorch's compiler fails ({str(error).strip().splitlines()[0]})"
             if compiles is True:
                 raise UserError(f"compile=true: {reason}. Use compile=false.") from error
@@ -72,8 +94,9 @@ def compiled(step: Callable, compiles: bool | str, device: torch.device, steps: 
 
 def _missing() -> str | None:
     """What PyTorch needs for compiling and does not find: a C++ compiler or Python's headers."""
-    compilers = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++", "cl"]
-    if not any(map(shutil.which, compilers)):
-        return f"a C++ compiler ({' or '.join(compilers)})"
+    usual = {"win32": "cl", "darwin": "clang++"}.get(sys.platform, "g++")
+    compiler = (shlex.split(os.environ.get("CXX", "")) or [usual])[0]
+    if not shutil.which(compiler):
+        return f"a C++ compiler ({compiler})"
     header = Path(sysconfig.get_path("include")) / "Python.h"
     return None if header.exists() else f"{header} (Debian and Ubuntu: apt install python3-dev)"

@@ -98,6 +98,8 @@ def batches(
         rows = on_device = [slice(at, at + batch_size) for at in range(skip * batch_size, len(split), batch_size)]
     else:
         shuffled = torch.randperm(len(split), generator=order)[skip * batch_size :]
+        if not len(shuffled):  # split would make one empty batch of nothing
+            return
         rows, on_device = shuffled.split(batch_size), shuffled.to(device).split(batch_size)
     if isinstance(split.images, Streamed):
         read = _ahead(split.images, rows, device)

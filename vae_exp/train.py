@@ -103,7 +103,6 @@ def _train(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
         return loss, {"loss": loss.detach(), "reconstruction": reconstruction.detach(), "kl": kl.detach(), **logged}
 
     precision = speed.autocast(config["precision"], device)
-    fast = speed.compiled(loss_of, config["compile"], device, epochs * steps_per_epoch)
 
     def save(*names: str) -> None:
         """All that the run is at this moment, the order of its images as at the beginning of the epoch."""
@@ -140,6 +139,9 @@ def _train(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
     ):
         if best:
             tracker.summarise(best)
+        fast = speed.compiled(
+            loss_of, config["compile"], device, epochs * steps_per_epoch, interrupted=signals.raise_if_caught
+        )
         ended = None  # the reason to end before the last epoch
         for epoch in range(epochs_done + 1 if before else min(1, epochs), epochs + 1):  # 0: the model as it is built
             ended = clock.is_over() or stopping.is_patience_over(patience, epochs_done, best)
