@@ -132,3 +132,9 @@ def test_the_papers_activations_are_relu_between_layers_and_none_at_the_ends(net
         kinds = [type(m) for m in half.modules() if isinstance(m, nn.Linear | nn.Conv2d | nn.ConvTranspose2d | nn.ReLU)]
         assert kinds[1::2] == [nn.ReLU] * (len(kinds) // 2)
         assert kinds[-1] is not nn.ReLU
+
+
+def test_a_network_may_change_its_lists_and_the_configuration_stays():
+    config = check(compose("dataset=digits", "network.hidden_dims=[32,16]"))
+    build.partial(config, "network").keywords["hidden_dims"].reverse()  # as published code likes to
+    assert config["network"]["hidden_dims"] == [32, 16]
