@@ -133,6 +133,27 @@ def test_every_moment_to_die_is_survived(monkeypatch):
             assert the_same(whole[part], everything("run")[part]), (part, module, name, count)
 
 
+def test_a_signal_in_the_last_step_of_an_epoch_leaves_nothing_of_it_to_do(monkeypatch):
+    settings = (*SMALL, "epochs=2", "log_every_steps=1")
+    quick_run(*settings, folder="whole")
+    works, steps = train.elbo_terms, []
+
+    def caught(*args, **more):
+        steps.append(1)
+        if len(steps) == STEPS_PER_EPOCH:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return works(*args, **more)
+
+    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+        patched.setattr(train, "elbo_terms", caught)
+        quick_run(*settings)
+    assert [checkpoint.load(Path("run/last.pt"))[name] for name in ("step", "epoch")] == [STEPS_PER_EPOCH, 0]
+    quick_run(*settings, "resume=run")
+    whole, resumed = everything("whole"), everything("run")
+    for part in whole:
+        assert the_same(whole[part], resumed[part]), part
+
+
 def test_a_run_of_before_there_was_a_choice_of_precision_goes_on():
     quick_run(*SMALL)
     state = checkpoint.load(Path("run/last.pt"))
