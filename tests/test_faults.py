@@ -24,7 +24,7 @@ from tests.test_data import write_idx
 from vae_exp import build, checkpoint, train
 from vae_exp.config import UserError
 from vae_exp.datasets import torchvision_images
-from vae_exp.train import Diverged
+from vae_exp.divergence import Diverged
 
 SMALL = ("network.hidden_dims=[16]", "model.z_dim=3")
 RUN = (*QUICK, *SMALL, "wandb.mode=disabled", "hydra.run.dir=run")

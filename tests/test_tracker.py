@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import command, metrics, quick_run, recorded
+from vae_exp.divergence import Diverged
 from vae_exp.online import PROBE_SECONDS
-from vae_exp.train import Diverged
 
 
 def only_run():

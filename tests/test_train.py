@@ -14,9 +14,9 @@ from tests.conftest import MNIST, QUICK, metrics, needs_mnist, quick_run
 from vae_exp import build, checkpoint, figures
 from vae_exp.config import UserError
 from vae_exp.datasets import Split
+from vae_exp.divergence import Diverged
 from vae_exp.metrics import evaluate
 from vae_exp.running_means import RunningMeans
-from vae_exp.train import Diverged
 
 TRAIN = {f"train/{name}" for name in ("loss", "neg_elbo", "reconstruction", "kl", "kl_weight", "lr", "grad_norm")}
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vae_exp import build, checkpoint, figures, files, memory, narration, resume, speed, stopping
-from vae_exp.config import UserError
 from vae_exp.datasets import Split, batches
+from vae_exp.divergence import check_weights, finite
 from vae_exp.metrics import evaluate
 from vae_exp.objectives import Progress, elbo_terms, more_draws
 from vae_exp.online import choose_mode
@@ -25,10 +25,6 @@ from vae_exp.vae import VAE
 
 log = logging.getLogger(__name__)
 PICTURED = 32  # held-out images, always the same, shown above their reconstructions
-
-
-class Diverged(UserError):
-    """A term, a loss or a gradient that is no longer a finite number."""
 
 
 def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
@@ -91,6 +87,8 @@ def _train(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
     clock = stopping.Clock(config, before["resume"] if before else {})
     order_began = order.get_state()
 
+    precision = speed.autocast(config["precision"], device)
+
     def loss_of(x: Tensor, y: Tensor, eps: Tensor, now: Progress) -> tuple[Tensor, dict[str, Tensor | float]]:
         """One draw z ~ q(z|x, y) for each image, from noise eps [B, Z]: the loss, and what is logged of it."""
         with precision:
@@ -102,11 +100,9 @@ def _train(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
         reconstruction, kl = terms.reconstruction.mean(), terms.kl.sum(1).mean()
         return loss, {"loss": loss.detach(), "reconstruction": reconstruction.detach(), "kl": kl.detach(), **logged}
 
-    precision = speed.autocast(config["precision"], device)
-
     def save(*names: str) -> None:
         """All that the run is at this moment, the order of its images as at the beginning of the epoch."""
-        _check_weights(model, step, run_dir)
+        check_weights(model, step, run_dir)
         state = {
             "config": config,
             "x_shape": list(data.x_shape),
@@ -170,12 +166,12 @@ def _train(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
                 means.add(len(x), lr=lr, **measured)
                 if logs:
                     point = means.read("train") | {"train/grad_norm": grad_norm.item()}
-                    _finite(point, f"between steps {means.first_step} and {step}", run_dir)
+                    finite(point, f"between steps {means.first_step} and {step}", run_dir)
                     bar.set_postfix_str(f"neg_elbo {point['train/neg_elbo']:.2f}", refresh=False)
                     tracker.log(point | {"epoch": step / steps_per_epoch, "images_seen": means.images_seen}, step)
                 inside = step % steps_per_epoch != 0  # else the end of the epoch, below, does the same
                 if signals.caught or (inside and (clock.save_is_due(step) or clock.is_over())):
-                    _finite(means.peek("train"), f"between steps {means.first_step} and {step}", run_dir)
+                    finite(means.peek("train"), f"between steps {means.first_step} and {step}", run_dir)
                     save("last.pt")
                     signals.raise_if_caught()
                     if ended := clock.is_over():
@@ -190,7 +186,7 @@ def _train(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
                 row |= means.read_epoch("train_epoch")
                 row |= {"time/epoch_seconds": seconds, "time/images_per_second": len(train_split) / seconds}
             measured = evaluate(model, held_out_split, build.generator(seed, "evaluation"))
-            row |= _finite(measured.scalars(held_out), f"after step {step}", run_dir)
+            row |= finite(measured.scalars(held_out), f"after step {step}", run_dir)
             tracker.log(row | {f"{held_out}/kl_per_dim": measured.kl_per_dim}, step)
             _draw(tracker, model, held_out_split[:PICTURED], held_out, epoch, step, seed)
             if epoch % config["figure_every_epochs"] == 0 or epoch == epochs:
@@ -239,25 +235,6 @@ def _train(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
             tracker.upload(run_dir / "last.pt", ["last"] if best["best/step"] != step else ["best", "last"])
         tracker.summary["reason"] = ended
     return tracker.summary
-
-
-def _finite(values: dict[str, float], when: str, run_dir: Path) -> dict[str, float]:
-    """The same values; raises Diverged where one of them is not a finite number."""
-    wrong = [name for name, value in values.items() if not math.isfinite(value)]
-    if wrong:
-        kept = run_dir / "last.pt"
-        raise Diverged(
-            f"the training diverged {when}: {', '.join(wrong)} not finite. "
-            + (f"The last good checkpoint is {kept}. " if kept.exists() else "No epoch had been completed. ")
-            + "A lower optimizer.lr is the first thing to try."
-        )
-    return values
-
-
-def _check_weights(model: VAE, step: int, run_dir: Path) -> None:
-    """Raises Diverged rather than let a checkpoint with weights that are no numbers replace a good one."""
-    wrong = [name for name, weights in model.named_parameters() if not weights.isfinite().all()]
-    _finite({f"the weights {name}": math.nan for name in wrong}, f"by step {step}", run_dir)
 
 
 def _draw(tracker: Tracker, model: VAE, pictured: Split, held_out: str, epoch: int, step: int, seed: int) -> None:
