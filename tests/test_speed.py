@@ -80,6 +80,16 @@ def test_compiling_changes_nothing_but_rounding_and_a_schedule_is_not_compiled_s
     assert losses(*variant.split(), "compile=true", "seed=0") == compiled, "it repeats to the bit"
 
 
+def test_no_subnormal_numbers_slow_the_optimizer_down():
+    _, folder = quick_run("batch_size=8", "epochs=6")
+    state = torch.load(folder / "last.pt")["optimizer"]["state"]
+    means = torch.cat([weights["exp_avg"].flatten() for weights in state.values()]).abs()
+    smallest = torch.finfo(torch.float32).tiny
+    assert means[means > 0].min() < 1e-30, "the gradients of units that have died go on decaying"
+    assert not ((means > 0) & (means < smallest)).any()
+    assert torch.tensor(1e-40) * 1 > 0, "whoever called train counts as before"
+
+
 @pytest.fixture
 def compiling():
     """How many graphs have been compiled since."""

@@ -35,7 +35,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     another process, the disk is full or the memory too small, and Diverged where a number stops being finite.
     """
     config = build.check(cfg)
-    with memory.explained(config):
+    with memory.explained(config), speed.without_subnormals():
         return _train(config, run_dir)
 
 
