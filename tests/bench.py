@@ -79,7 +79,7 @@ def in_its_own_process(make: Callable, *arguments: object) -> Callable[[], float
 
 def _begin(make: Callable, *arguments: object) -> None:
     global _measured
-    sys.stdout = sys.stderr = open(os.devnull, "w")   # noqa: PTH123, SIM115
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115
     _measured = make(*arguments)
 
 

@@ -1,6 +1,7 @@
 """vae-evaluate and vae_exp.load: numbers against closed forms, and what they leave behind."""
 
 import json
+import functools
 import math
 import re
 import shutil
@@ -88,11 +89,12 @@ def test_one_importance_sample_is_the_negative_elbo(linear_gaussian):
 
 def test_no_number_depends_on_the_batch_size(linear_gaussian):
     model, split, _ = linear_gaussian
+    close = functools.partial(torch.testing.assert_close, rtol=1e-5, atol=1e-5)  # sums are float32, in another order
     bounds = [bound(model, split, 3, batch_size=size) for size in (1, 7, 1000)]
-    torch.testing.assert_close(bounds[0], bounds[2])
-    torch.testing.assert_close(bounds[1], bounds[2])
+    close(bounds[0], bounds[2])
+    close(bounds[1], bounds[2])
     both = [metrics.evaluate(model, split, torch.Generator(), batch_size=size).per_image for size in (7, 1000)]
-    torch.testing.assert_close(both[0], both[1])
+    close(both[0], both[1])
 
 
 def test_weights_written_down_by_hand_give_the_same_negative_elbo():

@@ -97,8 +97,8 @@ def _train(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
             p = model.decode(z, y)
             terms = elbo_terms(x, q, p, z, more=partial(more_draws, model, x, y, q, noise))
             loss, logged = objective(terms, now)
-        reconstruction, kl = terms.reconstruction.mean(), terms.kl.sum(1).mean()
-        return loss, {"loss": loss.detach(), "reconstruction": reconstruction.detach(), "kl": kl.detach(), **logged}
+        means = {"loss": loss, "reconstruction": terms.reconstruction.mean(), "kl": terms.kl.sum(1).mean(), **logged}
+        return loss, {name: mean.detach() if isinstance(mean, Tensor) else mean for name, mean in means.items()}
 
     def save(*names: str) -> None:
         """All that the run is at this moment, the order of its images as at the beginning of the epoch."""
@@ -154,7 +154,7 @@ def _train(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
                 eps = torch.randn(len(x), model.z_dim, generator=noise, device=device)
                 # The last batch of an epoch is smaller: compiling it too would cost as much again.
                 loss, measured = (fast if len(x) == batch_size else loss_of)(x, y, eps, now)
-                optimizer.zero_grad()
+                model.zero_grad()
                 loss.backward()
                 step += 1
                 logs = step % config["log_every_steps"] == 0 or step % steps_per_epoch == 0
