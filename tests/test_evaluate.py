@@ -1,7 +1,7 @@
 """vae-evaluate and vae_exp.load: numbers against closed forms, and what they leave behind."""
 
-import json
 import functools
+import json
 import math
 import re
 import shutil
