@@ -9,6 +9,7 @@ import contextlib
 import functools
 import importlib.util
 import json
+import logging
 import multiprocessing
 import os
 import shutil
@@ -89,19 +90,20 @@ def _measure() -> float:
 
 def our_epoch(device: torch.device, folder: Path, *overrides: str) -> tuple[float, dict[str, float]]:
     """A whole epoch of experiment=tutorial, everything included: of four epochs the last three, and their parts."""
-    walls, spent = [], {}
+    walls, parts = [], []
     for epochs in (1, 4):
-        spent = dict.fromkeys(BESIDE_THE_STEP, 0.0)
+        parts.append(spent := dict.fromkeys(BESIDE_THE_STEP, 0.0))
         with contextlib.ExitStack() as patched, open(os.devnull, "w") as null, contextlib.redirect_stderr(null):  # noqa: PTH123
             for part, functions in BESIDE_THE_STEP.items():
-                for owner, name in functions if epochs == 4 else ():
+                for owner, name in functions:
                     patched.enter_context(_timed(owner, name, part, spent))
             started = time.perf_counter()
             run_dir = folder / f"{time.time_ns()}"
             train.train(compose(f"epochs={epochs}", f"device={device.type}", *overrides), run_dir)
             walls.append(time.perf_counter() - started)
             shutil.rmtree(run_dir)
-    return (walls[1] - walls[0]) / 3, {part: seconds / 4 for part, seconds in spent.items()}
+    one, four = parts
+    return (walls[1] - walls[0]) / 3, {part: (four[part] - one[part]) / 3 for part in BESIDE_THE_STEP}
 
 
 @contextlib.contextmanager
@@ -262,6 +264,7 @@ def main() -> None:
     parser.add_argument("--scaling", type=Path, metavar="PNG", help="draw speed over each size, nothing else")
     parser.add_argument("--compiled", action="store_true", help="compile=true as well")
     asked = parser.parse_args()
+    logging.disable(logging.WARNING)  # of a run's remarks
     if asked.scaling:
         with tempfile.TemporaryDirectory() as folder:
             scaling(Path(folder), asked.scaling)
