@@ -3,14 +3,13 @@
 import json
 import logging
 import os
-import secrets
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
 from vae_exp.online import choose_mode
-from vae_exp.tracker import as_id, first_line, text, where
+from vae_exp.wandb_options import common, first_line, new_id, text
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +32,7 @@ def record_evaluation(asked: str, run_dir: Path, config: dict, values: dict[str,
     again = {"id": logged["wandb"]["id"], "resume": "must"}
     group = text(config["wandb"]["group"] or config["sweep"]["name"]) or name
     apart = {
-        "id": f"evaluate-{as_id(name)}-{secrets.token_hex(3)}",
+        "id": new_id(f"evaluate-{name}"),
         "name": f"evaluate {name}",
         "group": group,
         "job_type": "evaluate",
@@ -41,11 +40,11 @@ def record_evaluation(asked: str, run_dir: Path, config: dict, values: dict[str,
     }
     for options in [again, apart] if mode == "online" and again["id"] and logged["wandb"]["url"] else [apart]:
         try:
-            with wandb.init(mode=mode, **where(config["wandb"]), **options) as run:
+            with wandb.init(mode=mode, **common(config["wandb"]), **options) as run:
                 run.summary.update(values)
                 found = os.path.relpath(Path(run.dir).parent) if run.offline else run.url
                 return f"run {run.id}, {found}" if options is again else f"{run.name!r} in group {run.group}, {found}"
-        except Exception as error:  # see _open_wandb
+        except Exception as error:  # see Tracker._open_wandb
             log.warning("W&B: the evaluation could not be logged (%s).", first_line(error))
     return None
 
@@ -60,15 +59,15 @@ def publish_sweep(
     import wandb
 
     options = {
-        "id": f"sweep-summary-{as_id(name)}-{secrets.token_hex(3)}",
+        "id": new_id(f"sweep-summary-{name}"),
         "name": f"sweep-summary {name}",
         "group": asked.group or name,
         "job_type": "sweep-summary",
     }
     try:
-        with wandb.init(mode=mode, **where(asked), **options) as run:
+        with wandb.init(mode=mode, **common(asked), **options) as run:
             run.log({"sweep/table": wandb.Table(columns=columns, data=rows)})
             run.log({f"sweep/{figure.stem}": wandb.Image(str(figure)) for figure in figures})
             run.summary.update(results)
-    except Exception as error:  # see _open_wandb
+    except Exception as error:  # see Tracker._open_wandb
         log.warning("W&B: the sweep's summary could not be logged (%s).", first_line(error))

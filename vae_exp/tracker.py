@@ -5,8 +5,6 @@ import functools
 import json
 import logging
 import os
-import re
-import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -20,26 +18,10 @@ from PIL import Image
 
 from vae_exp import files, online, resume
 from vae_exp.config import UserError, resolve
+from vae_exp.wandb_options import FINISH_SECONDS, as_id, first_line, of_run, run_name
 
 log = logging.getLogger(__name__)
-INIT_SECONDS = 8  # with online.PROBE_SECONDS: a server that does not answer may cost 15 s in all
 TEARDOWN_SECONDS = 1
-FINISH_SECONDS = 10  # of uploading at the end; what is not there by then stays in W&B's folder, to be synced
-
-
-IN_EVERY_NAME = ("model", "model.name", "dataset", "model.z_dim", "optimizer.lr", "seed")
-
-
-def run_name(config: dict) -> str:
-    """Such as vanilla-mnist-z20-lr0.001-s0, or what the user says; in a sweep with whatever else is swept."""
-    model, dataset, lr = config["model"], config["dataset"], config["optimizer"]["lr"]
-    chosen = config["wandb"]["name"] or os.environ.get("WANDB_NAME")
-    name = chosen or f"{model['name']}-{dataset['name']}-z{model['z_dim']}-lr{lr:g}-s{config['seed']}"
-    for swept in config["sweep"]["over"]:
-        key, _, value = swept.partition("=")
-        if chosen or key not in IN_EVERY_NAME:
-            name = f"{name}-{key.rsplit('.', 1)[-1]}{value}"
-    return str(name)
 
 
 class Tracker:
@@ -73,23 +55,8 @@ class Tracker:
     def _open_wandb(self, config: dict, mode: str, facts: dict[str, Any]) -> Any:
         import wandb
 
-        asked = config["wandb"]
-        options = {
-            "config": config | facts,
-            "id": os.environ.get("WANDB_RUN_ID") or self.wandb_id or f"{as_id(self.name)}-{secrets.token_hex(3)}",
-            "resume": "allow" if self.wandb_id else None,
-            "name": self.name,
-            "group": text(asked["group"] or config["sweep"]["name"]),
-            "job_type": os.environ.get("WANDB_JOB_TYPE") or "train",
-            "tags": [
-                config["model"]["name"],
-                config["dataset"]["name"],
-                *map(str, asked["tags"] or _from_environment()),
-            ],
-            "notes": text(asked["notes"]),
-        }
         try:
-            return wandb.init(mode=mode, **where(asked), **options)
+            return wandb.init(mode=mode, **of_run(config, facts, self.name, self.wandb_id))
         except Exception as error:  # whatever is wrong with W&B, it must not cost the run
             if mode == "offline":
                 log.warning("W&B could not be started (%s); the run folder has everything.", first_line(error))
@@ -223,24 +190,6 @@ def record_failure(cfg: DictConfig, run_dir: Path, reason: str) -> None:
             _write_json(run_dir / "summary.json", {"state": "failed", "reason": reason, "seconds": 0.0})
 
 
-def where(asked: dict[str, Any] | DictConfig) -> dict[str, Any]:
-    """The options of wandb.init that are the same for a run and for a sweep's summary."""
-    import wandb
-
-    # Absolute, because W&B's service keeps the working folder of its start.
-    folder = Path(str(asked["dir"] or os.environ.get("WANDB_DIR") or "outputs")).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    return {
-        "dir": folder,
-        "project": str(asked["project"] or os.environ.get("WANDB_PROJECT") or "vae_exp"),
-        "entity": asked["entity"],
-        "reinit": "finish_previous",  # a run that is still open must not swallow this one's points
-        "settings": wandb.Settings(
-            silent=True, init_timeout=INIT_SECONDS, finish_timeout=FINISH_SECONDS, finish_timeout_raises=True
-        ),
-    }
-
-
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     files.write(path, (json.dumps(content, indent=2) + "\n").encode())
 
@@ -248,20 +197,3 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 def _quietly(call: Callable[[], Any]) -> None:
     with contextlib.suppress(Exception):
         call()
-
-
-def as_id(name: str) -> str:
-    """`wandb leet` lists runs by their ids, so they are readable; W&B refuses some characters in them."""
-    return re.sub("[^A-Za-z0-9._-]", "-", name)[:80]
-
-
-def _from_environment() -> list[str]:
-    return [tag for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag]
-
-
-def text(value: Any) -> str | None:
-    return None if value is None else str(value)
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
