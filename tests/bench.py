@@ -275,7 +275,9 @@ def main() -> None:
     root = Path(build.config.resolve(compose())["dataset"]["root"]).expanduser()
     taken: dict[str, list[float]] = {}
     parts: dict[str, list[float]] = {}
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as after:
+        after.callback(os.chdir, os.getcwd())  # noqa: PTH109
+        os.chdir(folder)
         others = {
             "the tutorial's own loop": in_its_own_process(tutorial_epoch, root, device),
             "its matrix products alone": in_its_own_process(products_epoch, device),

@@ -186,6 +186,7 @@ def test_dynamic_binarisation_draws_anew_in_training_and_once_for_good_where_it_
         assert (split.x[grey_split.x == 255] == 255).all()
         assert torch.equal(next(batches(split, 50))[0], split.x[:50] / 255)
     assert torch.equal(data.read_test().x, load_digits(binarize="dynamic", seed=1).read_test().x)
+    assert torch.equal(data.val.x, load_digits(binarize="static").val.x), "runs of both kinds compare"
 
 
 def test_flips_are_of_half_of_the_training_images_and_of_no_others():

@@ -240,6 +240,7 @@ def test_a_model_is_two_lines_from_any_folder_without_its_data(tmp_path, monkeyp
     torch.testing.assert_close(again, model.reconstruct(x, label=3))
     few, many = (model.log_prob_bound(x, label=3, k=k).mean().item() for k in (1, 200))
     assert few < many < 0
+    assert not model.model.training, "measuring leaves it as it was"
 
     for wrong in ({"x": x}, {"x": x, "label": 10}, {"x": x[..., :5], "label": 3}, {"x": x * 1.0, "label": 3}):
         with pytest.raises(UserError, match=r"conditional|label=10|this model takes|floats from 0 to 1"):

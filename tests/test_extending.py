@@ -92,6 +92,28 @@ def test_a_function_with_an_options_own_settings_needs_no_yaml():
     assert row["train/half"] == 0.5
 
 
+FROZEN = """
+from vae_exp.networks import mlp
+
+def frozen(*sizes, **settings):
+    encoder, decoder = mlp(*sizes, **settings)
+    return encoder.requires_grad_(False), decoder
+"""
+PLAIN = """
+import torch
+
+class Plain(torch.optim.SGD):
+    def step(self):
+        super().step()
+"""
+
+
+def test_a_frozen_network_and_an_optimizer_without_a_closure_train():
+    write({"frozen.py": FROZEN, "plain.py": PLAIN})
+    _, folder = quick_run("network._target_=frozen.frozen", "optimizer=sgd", "optimizer._target_=plain.Plain")
+    assert metrics(folder)[0]["train/grad_norm"] > 0
+
+
 @pytest.mark.parametrize("command", ["vae-evaluate", "vae-generate"])
 def test_a_checkpoint_that_names_other_code_is_told_how_to_be_trusted(vae_command, command):
     files, _ = blocks()

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import vae_exp
 from tests.conftest import metrics, quick_run, recorded
 from vae_exp import figures, walks
 from vae_exp.image_folder import read_images
+from vae_exp.vae import VAE
 
 CELL = 28  # 8x8 digits enlarged three times, with two pixels around
 
@@ -136,20 +138,21 @@ def test_traversals_are_ordered_by_kl(vae_command, conditional):
     assert kl[order[0]] == max(kl)
 
 
+def test_other_settings_go_to_another_file(vae_command, conditional):
+    asked = ("split=test", "split=train", "split=val", "seed=1", "n=8")
+    names = [drawn(vae_command, f"checkpoint={conditional}", "what=reconstructions", each).name for each in asked]
+    assert names == [f"reconstructions{end}.png" for end in ("", "_split-train", "_split-val", "_seed-1", "")]
+    steps = drawn(vae_command, f"checkpoint={conditional}", "what=interpolations", "steps=5", "path=linear")
+    assert steps.name == "interpolations_steps-5_path-linear.png"
+
+
 def test_a_manifold_grows_to_the_right_and_up():
-    class Model:
-        n_classes, z_dim, training = 0, 3, False
+    class ShowsItsCode(torch.nn.Module):
+        def forward(self, z, _):
+            return z[:, :, None, None]
 
-        def eval(self):
-            pass
-
-        def train(self, _):
-            pass
-
-        def decode(self, z, y):
-            return type("P", (), {"mean": z[:, :, None, None]})
-
-    images, values = walks.manifold(Model(), [2, 0], torch.tensor(0), 5)
+    model = VAE(torch.nn.Identity(), ShowsItsCode(), lambda shown: SimpleNamespace(mean=shown), 3, 0)
+    images, values = walks.manifold(model, [2, 0], torch.tensor(0), 5)
     z = images[..., 0, 0]
     torch.testing.assert_close(z[0, :, 2], values)
     torch.testing.assert_close(z[:, 0, 0], values.flip(0))
@@ -235,3 +238,8 @@ def test_words_on_a_sheet_leave_its_images_alone():
         if (page[top : top + sheet.shape[0], left : left + sheet.shape[1], 0] == sheet).all()
     ]
     assert len(found) == 1
+
+
+def test_a_single_image_has_a_scatter():
+    _, folder = quick_run("dataset.val_size=1", "figures=[latents]")
+    assert len(list((folder / "images").glob("latents_*.png"))) == 1

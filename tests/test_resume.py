@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from tests.conftest import QUICK, command, metrics, quick_run, recorded
 from vae_exp import checkpoint, files, train
 from vae_exp.config import UserError
+from vae_exp.running_means import RunningMeans
 from vae_exp.stopping import is_patience_over
 
 STEPS_PER_EPOCH = 11  # of the digits, 1,297 images in batches of 128
@@ -152,6 +153,35 @@ def test_a_signal_in_the_last_step_of_an_epoch_leaves_nothing_of_it_to_do(monkey
     whole, resumed = everything("whole"), everything("run")
     for part in whole:
         assert the_same(whole[part], resumed[part]), part
+
+
+def test_a_signal_while_the_best_is_written_still_saves_the_run(monkeypatch):
+    settings = (*SMALL, "epochs=4", "checkpoint_every_epochs=null")
+    quick_run(*settings, folder="whole")
+    works, written = checkpoint.save, []
+
+    def caught(*paths, **state):
+        written.append(paths)
+        if len(written) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        works(*paths, **state)
+
+    with monkeypatch.context() as patched, pytest.raises(SystemExit):
+        patched.setattr(checkpoint, "save", caught)
+        quick_run(*settings)
+    assert [[path.name for path in paths] for paths in written] == [["best.pt"]] * 3 + [["last.pt"]]
+    quick_run(*settings, "resume=run")
+    whole, resumed = everything("whole"), everything("run")
+    for part in whole:
+        assert the_same(whole[part], resumed[part]), part
+
+
+def test_means_of_an_older_version_are_left_out_and_that_is_said(caplog):
+    means = RunningMeans()
+    older = {"images_seen": 2, "steps": 1, "first_step": 1, "_images": 2, "_on_device": torch.ones(1)}
+    means.restore(older)
+    assert "older version" in caplog.text
+    assert (means.steps, means.images_seen, means.peek("train")) == (1, 2, {})
 
 
 def test_a_run_of_before_there_was_a_choice_of_precision_goes_on():

@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from tests.conftest import QUICK, compose, metrics, quick_run
-from vae_exp import build, speed
+from vae_exp import build, checkpoint, speed
+from vae_exp.metrics import evaluate, importance_bound
+from vae_exp.vae import VAE
 
 FIFTY = ("epochs=5", "log_every_steps=1", "batch_size=128", "dataset=digits")
 
@@ -119,6 +121,25 @@ def test_measuring_is_exact_whatever_the_precision_of_training():
         assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("high", True)
     finally:
         speed.autocast("fp32", torch.device("cpu"))
+
+
+def test_a_run_of_any_precision_is_measured_in_float32(monkeypatch):
+    precisions = []
+
+    def notes(model, *images, works=VAE.encode):
+        precisions.append(torch.get_float32_matmul_precision())
+        return works(model, *images)
+
+    state = checkpoint.load(quick_run("epochs=0")[1] / "last.pt")
+    model, split = build.model_from(state), build.dataset(state["config"]).read_test()
+    monkeypatch.setattr(VAE, "encode", notes)
+    speed.autocast("tf32", torch.device("cpu"))
+    try:
+        evaluate(model, split, torch.Generator())
+        importance_bound(model, split, 1, torch.Generator())
+    finally:
+        speed.autocast("fp32", torch.device("cpu"))
+    assert set(precisions) == {"highest"}
 
 
 def test_auto_compiles_long_runs_alone_and_says_so(monkeypatch, caplog):

@@ -102,6 +102,34 @@ def test_a_bug_in_one_job_does_not_end_the_sweep(vae_train, monkeypatch):
     assert "Traceback" in (only_sweep() / first["run"] / "train.log").read_text()
 
 
+def test_a_job_of_a_preset_sweep_goes_on_as_one_run(vae_train):
+    preset = ("experiment=sweep_z_lr", "epochs=1", "wandb.mode=disabled", "network.hidden_dims=[8]")
+    assert vae_train(*preset, "model.z_dim=2", "optimizer.lr=1e-3", "seed=0,1")[0] == 0
+    job = sorted(only_sweep().glob("*/last.pt"))[0].parent
+    code, said = vae_train(f"resume={job}", "epochs=2")
+    assert code == 0, said
+    assert json.loads((job / "summary.json").read_text())["best/epoch"] == 2
+    assert not Path("multirun").exists()
+
+
+def test_a_damaged_job_is_left_out_of_the_table(vae_train, monkeypatch):
+    from vae_exp import train
+
+    works, folders = train.train, []
+
+    def damages_the_first(cfg, run_dir):
+        folders.append(run_dir)
+        if len(folders) == 2:
+            (folders[0] / "summary.json").write_text("{")
+        return works(cfg, run_dir)
+
+    monkeypatch.setattr(train, "train", damages_the_first)
+    code, said = vae_train(*QUICK, "seed=0,1")
+    assert code == 1
+    assert f"left out: {folders[0]}: not a run of vae_exp, or a damaged one" in said
+    assert [row["state"] for row in table(only_sweep())] == ["finished"]
+
+
 def test_seeds_are_folded_and_one_swept_number_gives_curves(vae_train):
     code, said = vae_train(*QUICK, "model.z_dim=2,8", "seed=0,1")
     assert code == 0

@@ -78,7 +78,8 @@ def _check_calls(config: dict) -> None:
         step = optimizer(config, nn.Linear(1, 1)).step
     except Exception as error:  # nothing of ours has run: it is the optimizer that refuses
         raise UserError(f"optimizer: {target} refuses its settings: {error}") from error
-    if inspect.signature(step).parameters["closure"].default is inspect.Parameter.empty:
+    closure = inspect.signature(step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
         raise UserError(f"optimizer: {target} evaluates the loss several times a step, which this loop does not do.")
 
 

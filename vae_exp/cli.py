@@ -152,7 +152,8 @@ def _to_resume(typed: list[str], cfg: DictConfig) -> list[str]:
     config = _check(command.compose("config", typed))
     files.check_owner(folder)
     resume.check_unfinished(folder, config)
-    return [*typed, f"hydra.run.dir={plan.quoted(folder)}"]
+    # One run, also where it was a job of a preset that is a sweep.
+    return [*typed, f"hydra.run.dir={plan.quoted(folder)}", "hydra.mode=RUN"]
 
 
 def _without(overrides: list[str], keys: set[str]) -> list[str]:

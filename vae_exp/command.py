@@ -26,7 +26,8 @@ UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES
 @contextlib.contextmanager
 def exits(program: str, config_name: str) -> Iterator[None]:
     """Exit code 1 with one message for what the user can mend; a traceback for our own bugs."""
-    gc.set_threshold(10_000)  # modules are no garbage: looking for it among them takes half a second of the start
+    # Collect garbage more rarely, to the end: looking for it among what is imported takes half a second of the start.
+    gc.set_threshold(10_000)
     logging.raiseExceptions = False  # a log that cannot be written is no reason to stop, or to fill stderr
     signal.signal(signal.SIGTERM, _exit_on_sigterm)
     try:

@@ -84,7 +84,7 @@ def evaluate_checkpoint(path: Path, asked: dict) -> dict[str, Any]:
             "mutual_information": information.mean().item(),
             "mutual_information_error": metrics.standard_error(information),
             "mutual_information_at_most": math.log(min(len(split), metrics.MIXTURE)),
-            "kl_aggregate": result["kl"] - information.mean().item(),
+            "kl_aggregate": (measured.per_image["kl"][: metrics.MIXTURE] - information.cpu()).mean().item(),
         }
     result |= {"active_units": measured.active_units, "kl_per_dim": measured.kl_per_dim}
     if model.model.n_classes and model.model.stochastic and asked["label_accuracy"]:

@@ -69,9 +69,8 @@ def reconstructions(model: VAE, held_out: Split, noise: torch.Generator) -> np.n
     columns = min(COLUMNS, len(held_out))
     whole_rows = held_out[: len(held_out) // columns * columns]
     x, y = whole_rows.x.float() / 255, whole_rows.y
-    model.eval()
-    again = model.decode(model.encode(x, y).rsample(noise), y).mean
-    model.train()
+    with model.evaluating():
+        again = model.decode(model.encode(x, y).rsample(noise), y).mean
     pairs = zip(x.split(columns), again.split(columns), strict=True)
     return grid(torch.cat([row for pair in pairs for row in pair]), columns)
 
@@ -85,9 +84,8 @@ def samples(model: VAE, noise: torch.Generator) -> np.ndarray:
     else:
         z = model.prior_sample(COLUMNS * COLUMNS, noise)
         y = torch.zeros(len(z), dtype=torch.long, device=z.device)
-    model.eval()
-    images = model.decode(z, y).mean
-    model.train()
+    with model.evaluating():
+        images = model.decode(z, y).mean
     return grid(images, columns=COLUMNS)
 
 
@@ -128,8 +126,8 @@ def latents(means: Tensor, y: Tensor, names: Sequence[str], dims: list[int] | No
     import matplotlib.pyplot as plt
 
     means, y = means.detach().cpu().double()[:SCATTERED], y.cpu()[:SCATTERED]
-    if dims is not None or means.shape[1] <= 2:
-        dims = dims or list(range(means.shape[1]))
+    if dims is not None or means.shape[1] <= 2 or len(means) == 1:  # one image has no principal components
+        dims = dims or list(range(means.shape[1]))[:2]
         points, axis_names = means[:, dims], [f"mean of q(z{dim} | x)" for dim in dims]
     else:
         centred = means - means.mean(0)

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from omegaconf import OmegaConf
 
 from vae_exp import command
-from vae_exp.config import UserError
+from vae_exp.config import CONF_DIR, UserError
 from vae_exp.rules import GENERATE_RULES
 
 if TYPE_CHECKING:
@@ -80,19 +81,13 @@ def _check(asked: dict) -> None:
 
 
 def _name(asked: dict) -> str:
-    """The name of the file: what it shows, and the settings that are not the usual ones."""
-    usual = {
-        "label": None,
-        "temperature": 1,
-        "path": "spherical",
-        "around": "prior",
-        "range": 3,
-        "dims": None,
-        "seed": 0,
-    }
+    """The name of the file: what it shows, and the settings that are not the usual ones. With a larger n it shows
+    the same and more.
+    """
+    usual = OmegaConf.load(CONF_DIR / "generate.yaml")
     parts = [asked["what"]]
-    for key, value in usual.items():
-        if asked[key] != value:
+    for key in ("label", "temperature", "inputs", "steps", "path", "around", "range", "dims", "split", "seed"):
+        if asked[key] != usual[key]:
             shown = "-".join(map(str, asked[key])) if key == "dims" else asked[key]
             parts.append(f"{key}-{re.sub(r'[^A-Za-z0-9_.+-]', '-', str(shown))}")  # a label may be any text
     return "_".join(parts)

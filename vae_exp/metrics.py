@@ -51,7 +51,7 @@ class Evaluation:
     @property
     def active_units(self) -> int:
         """How many latents have a posterior mean that varies over the images (Burda et al. 2016)."""
-        return int((self.q.mean.double().var(0, correction=0) > ACTIVE).sum())
+        return int((self.q.mean.cpu().double().var(0, correction=0) > ACTIVE).sum())
 
     def scalars(self, prefix: str) -> dict[str, float]:
         means = {f"{prefix}/{name}": values.mean().item() for name, values in self.per_image.items()}
@@ -74,15 +74,14 @@ def evaluate(
     model: VAE, split: Split, noise: torch.Generator, repeats: int = 1, batch_size: int = EVAL_BATCH_SIZE
 ) -> Evaluation:
     """The negative ELBO and its two terms with z sampled from q, as in training; beta plays no part."""
-    model.eval()
     shape = (len(split), model.z_dim)
     eps = [torch.randn(shape, generator=noise, device=noise.device).split(batch_size) for _ in range(repeats)]
     parts, draws = [], []
-    for (x, y), *each_eps in zip(batches(split, batch_size), *eps, strict=True):
-        q = model.encode(x, y)
-        parts.append(q)
-        draws.append(torch.stack([-model.decode(q.rsample(each), y).log_prob(x) for each in each_eps]))
-    model.train()
+    with model.evaluating():
+        for (x, y), *each_eps in zip(batches(split, batch_size), *eps, strict=True):
+            q = model.encode(x, y)
+            parts.append(q)
+            draws.append(torch.stack([-model.decode(q.rsample(each), y).log_prob(x) for each in each_eps]))
     q = _joined(parts)
     return Evaluation(q, torch.cat(draws, dim=1).cpu().double(), q.kl_to_prior().cpu().double())
 
@@ -125,15 +124,14 @@ def importance_bound(
         raise UserError(
             "an autoencoder (model.stochastic=false) gives images no likelihood, so there is no bound on it."
         )
-    model.eval()
-    q = posterior(model, split, batch_size)
     log_sum = torch.full((len(split),), -math.inf, dtype=torch.float64)
-    for _ in range(importance_samples):
-        z = q.rsample(noise)
-        log_weight = log_likelihood(model, split, z, batch_size) + (log_prior(z) - q.log_prob(z)).sum(1)
-        log_sum = torch.logaddexp(log_sum, log_weight.cpu().double())
-        each_sample()
-    model.train()
+    with model.evaluating():
+        q = posterior(model, split, batch_size)
+        for _ in range(importance_samples):
+            z = q.rsample(noise)
+            log_weight = log_likelihood(model, split, z, batch_size) + (log_prior(z) - q.log_prob(z)).sum(1)
+            log_sum = torch.logaddexp(log_sum, log_weight.cpu().double())
+            each_sample()
     return log_sum - math.log(importance_samples)
 
 
@@ -145,7 +143,8 @@ def mutual_information(q: DiagonalGaussian, noise: torch.Generator) -> Tensor:
     so no image can give more than log N: at that value the estimate says "at least log N" and no more.
     KL(q(z) || p(z)) is what is left of the mean KL.
     """
-    q = DiagonalGaussian(q.mean[:MIXTURE], q.log_var[:MIXTURE])
+    device = "cpu" if q.mean.device.type == "mps" else q.mean.device  # Apple's has no float64
+    q = DiagonalGaussian(q.mean[:MIXTURE].to(device), q.log_var[:MIXTURE].to(device))
     n, z_dim = q.mean.shape
     z = q.rsample(noise).double()
     mean, precision = q.mean.double(), torch.exp(-q.log_var.double())

@@ -85,8 +85,11 @@ def prepare(
                 f"dataset.val_size={val_size}: {source.name} has {len(train):,} training images; "
                 "leave at least one of them."
             )
-        val = train[rows[:n_val].sort().values]
-        val = _binarized(val.placed(limit), "static") if binarize == "dynamic" else val
+        held = rows[:n_val].sort().values
+        val = train[held]
+        if binarize == "dynamic":  # as static draws them, from all of the images, where those are in memory
+            few = isinstance(train.images, Streamed)
+            val = _binarized(val.placed(limit), "static") if few else chosen(source.train, "static")[held]
         rows = rows[n_val:]
     else:
         val = chosen(source.val, held_out)[: None if val_size else 0]

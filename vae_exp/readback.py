@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vae_exp.datasets import Data, Split, batches
+from vae_exp.speed import exact_products
 from vae_exp.vae import VAE
 
 STEPS, BATCH_SIZE, HIDDEN = 2000, 128, 512
@@ -42,6 +43,7 @@ def train_classifier(train: Split, n_classes: int, seed: int) -> nn.Module:
 
 
 @torch.no_grad()
+@exact_products()
 def label_accuracy(model: VAE, classifier: nn.Module, data: Data, held_out: Split, noise: torch.Generator) -> dict:
     """How often the classifier reads the label that an image was drawn for.
 
@@ -50,16 +52,16 @@ def label_accuracy(model: VAE, classifier: nn.Module, data: Data, held_out: Spli
     """
     y = (torch.arange(GENERATED) % data.n_classes).to(held_out.y.device)
     z = torch.randn(GENERATED, model.z_dim, generator=noise).to(y.device)
-    model.eval()
-    read = torch.cat(
-        [_read(classifier, model.decode(*part).mean) for part in zip(z.split(1000), y.split(1000), strict=True)]
-    )
+    with model.evaluating():
+        read = torch.cat(
+            [_read(classifier, model.decode(*part).mean) for part in zip(z.split(1000), y.split(1000), strict=True)]
+        )
     real = torch.cat([_read(classifier, x) for x, _ in batches(held_out, 1000)])
     shuffled = y[torch.randperm(GENERATED, generator=noise).to(y.device)]
     return {
-        "label_accuracy": (read == y).double().mean().item(),
-        "label_accuracy_real": (real == held_out.y).double().mean().item(),
-        "label_accuracy_shuffled": (read == shuffled).double().mean().item(),
+        "label_accuracy": (read == y).float().mean().item(),
+        "label_accuracy_real": (real == held_out.y).float().mean().item(),
+        "label_accuracy_shuffled": (read == shuffled).float().mean().item(),
     }
 
 

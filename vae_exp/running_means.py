@@ -1,23 +1,28 @@
 """The training terms between two readings, kept on the device."""
 
+import logging
 from typing import Any
 
 import torch
 from torch import Tensor
 
+log = logging.getLogger(__name__)
+
 
 class RunningMeans:
-    """Means of the training terms over images. A step's stay on the device: only reading them waits for it."""
+    """Means of the training terms over images. Each step's are left on the device: only reading them waits for it."""
+
+    KEPT = ("images_seen", "steps", "first_step", "sums", "epoch_sums")  # in a checkpoint
 
     def __init__(self) -> None:
         self.images_seen = self.steps = self.first_step = 0
+        self.sums: dict[str, float] = {}  # since the last read, but for those that are unread
+        self.epoch_sums: dict[str, float] = {}  # of what was read since the last read_epoch
         self._unread: list[tuple[int, dict[str, float | Tensor]]] = []
-        self._sums: dict[str, float] = {}
-        self._epoch: dict[str, float] = {}
 
     def add(self, images: int, **means: float | Tensor) -> None:
         """One step of training on so many images, with its means over them: numbers, or scalars on the device."""
-        if not self._unread and not self._sums:
+        if not self._unread and not self.sums:
             self.first_step = self.steps + 1
         self._unread.append((images, means))
         self.steps += 1
@@ -25,38 +30,42 @@ class RunningMeans:
 
     def peek(self, prefix: str) -> dict[str, float]:
         """What read would return, with nothing taken away; empty where no image has been seen since the last read."""
-        sums = self._summed()
-        return _means(sums, prefix) if sums else {}
+        self._read_the_unread()
+        return _means(self.sums, prefix) if self.sums else {}
 
     def read(self, prefix: str) -> dict[str, float]:
         """The means since the last read, and the steps they span: first_step to steps."""
-        sums, self._sums = self._summed(), {}
-        self._epoch = {name: self._epoch.get(name, 0.0) + value for name, value in sums.items()}
+        self._read_the_unread()
+        sums, self.sums = self.sums, {}
+        self.epoch_sums = {name: self.epoch_sums.get(name, 0.0) + value for name, value in sums.items()}
         return _means(sums, prefix)
 
     def read_epoch(self, prefix: str) -> dict[str, float]:
         """The means since the last read_epoch, from the sums that were read since."""
-        sums, self._epoch = self._epoch, {}
+        sums, self.epoch_sums = self.epoch_sums, {}
         return _means(sums, prefix)
 
-    def _summed(self) -> dict[str, float]:
-        """The sums since the last read. Step by step, so that a reading in between changes no digit."""
+    def _read_the_unread(self) -> None:
+        """Add them up step by step, so that a reading in between changes no digit."""
         scalars = [mean for _, means in self._unread for mean in means.values() if isinstance(mean, Tensor)]
-        numbers = iter(torch.stack(scalars).tolist() if scalars else [])
+        numbers = iter(torch.stack([mean.to(scalars[0]) for mean in scalars]).tolist() if scalars else [])
         for images, means in self._unread:
             for name, mean in {"images": 1, **means}.items():
                 number = next(numbers) if isinstance(mean, Tensor) else mean
-                self._sums[name] = self._sums.get(name, 0.0) + images * number
+                self.sums[name] = self.sums.get(name, 0.0) + images * number
         self._unread = []
-        return self._sums
 
     def state(self) -> dict[str, Any]:
         """All of it, for a checkpoint; restore() takes it back."""
-        self._summed()
-        return dict(vars(self))
+        self._read_the_unread()
+        return {name: getattr(self, name) for name in self.KEPT}
 
     def restore(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
+        if set(state) != set(self.KEPT):
+            log.warning("resumed from an older version's checkpoint: the means logged next leave out what came before")
+            state = vars(RunningMeans()) | {name: state[name] for name in ("images_seen", "steps", "first_step")}
+        for name in self.KEPT:
+            setattr(self, name, state[name])
 
 
 def _means(sums: dict[str, float], prefix: str) -> dict[str, float]:

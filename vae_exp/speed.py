@@ -42,12 +42,13 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 @contextlib.contextmanager
 def exact_products() -> Iterator[None]:
     """Float32 products in float32, whatever was set before: numbers that are compared must not depend on precision."""
-    before = torch.get_float32_matmul_precision() != "highest"
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     _allow_tf32(False)
     try:
         yield
     finally:
-        _allow_tf32(before)
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def _allow_tf32(allowed: bool) -> None:
@@ -61,7 +62,7 @@ def without_subnormals() -> Iterator[None]:
 
     Adam's mean gradient of a dead unit's weights decays to such numbers and stays there. A quarter of the tutorial's
     were at the end, and arithmetic with them can take a processor a hundred times as long. PyTorch's threads inherit
-    this when they start, so it comes before the first operation that is shared among them.
+    this when they start, and keep it: it comes before the first operation that is shared among them.
     """
     before = (torch.tensor(1e-40) * 1).item() == 0
     torch.set_flush_denormal(True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vae_exp import results, resume
+from vae_exp import files, results, resume
 from vae_exp.config import UserError
 from vae_exp.plan import Plan
 
@@ -23,7 +23,7 @@ def start(planned: Plan) -> None:
     """Write down what the sweep is, so that it can be resumed and read."""
     planned.folder.mkdir(parents=True, exist_ok=True)
     record = {name: getattr(planned, name) for name in ("name", "keys", "jobs", "settings", "values")}
-    (planned.folder / "sweep.json").write_text(json.dumps(record, indent=2) + "\n")
+    files.write(planned.folder / "sweep.json", (json.dumps(record, indent=2) + "\n").encode())
     keys = ", ".join(planned.keys) or "nothing"
     say(f"sweep {planned.name}: {planned.jobs} jobs over {keys}\nfolder {planned.folder}")
 
@@ -97,7 +97,12 @@ def finish(planned: Plan, wandb: DictConfig, stopped: bool = False) -> int:
     Made from the files of the runs, because Hydra calls no end-of-sweep hook after a failure or a stop.
     """
     folders = [summary.parent for summary in planned.folder.glob("*/summary.json")]
-    runs = [results.read_run(folder) for folder in folders]
+    runs = []
+    for folder in folders:
+        try:
+            runs.append(results.read_run(folder))
+        except UserError as error:  # the other jobs are told of all the same
+            say(f"left out: {error}")
     runs.sort(key=lambda run: ([results.order(run.value(key)) for key in planned.keys], str(run.folder)))
     done = sum(run.finished for run in runs)
     columns = [*_columns(planned.keys, runs), "state", *results.METRICS]

@@ -159,7 +159,9 @@ def _train(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
                 step += 1
                 logs = step % config["log_every_steps"] == 0 or step % steps_per_epoch == 0
                 if logs:  # of this step alone: every step's would cost a thirtieth of the tutorial's time
-                    grad_norm = nn.utils.get_total_norm([weights.grad for weights in model.parameters()])
+                    grad_norm = nn.utils.get_total_norm(
+                        [weights.grad for weights in model.parameters() if weights.grad is not None]
+                    )
                 optimizer.step()
 
                 bar.update()
@@ -210,6 +212,8 @@ def _train(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
             log.info(narration.epoch_line(epoch, epochs, held_out, row, improved and chooses))
             for warning in symptoms.look(epoch, row, held_out):
                 log.warning(warning)
+            if signals.caught and not due:  # since that was decided
+                save("last.pt")
             signals.raise_if_caught()
 
         # The end: the test split, read only now, with the weights of the best epoch.

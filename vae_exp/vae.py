@@ -1,6 +1,7 @@
 """The variational autoencoder of Kingma & Welling (2014), https://arxiv.org/abs/1312.6114."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -48,6 +49,16 @@ class VAE(nn.Module):
     def decode(self, z: Tensor, y: Tensor) -> Any:
         """The likelihood p(x|z, y) of codes z [B, Z] with labels y [B]; its mean is an image."""
         return self.likelihood(_full(self.decoder(z, self.context(y))))
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Inside, layers and likelihoods that behave otherwise in training do not; afterwards it is as it was."""
+        before = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(before)
 
     def prior_sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """n draws from the prior N(0, I), [n, Z]. Raises UserError for a deterministic autoencoder, which has none."""

@@ -69,9 +69,7 @@ def most_kl(kl_per_dim: list[float]) -> list[int]:
 def decode(model: VAE, z: Tensor, y: Tensor) -> Tensor:
     """The mean of p(x|z, y) for codes z [R, S, Z] with labels y [R]."""
     rows, steps = z.shape[:2]
-    training = model.training
-    model.eval()
     pairs = zip(z.flatten(0, 1).split(BATCH_SIZE), y.repeat_interleave(steps).split(BATCH_SIZE), strict=True)
-    images = torch.cat([model.decode(codes, labels).mean for codes, labels in pairs])
-    model.train(training)
+    with model.evaluating():
+        images = torch.cat([model.decode(codes, labels).mean for codes, labels in pairs])
     return images.unflatten(0, (rows, steps))
