@@ -4,11 +4,15 @@ import functools
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vae_exp import command
 from vae_exp.config import UserError
 from vae_exp.rules import EVALUATE_RULES
+
+if TYPE_CHECKING:
+    from vae_exp.splits import Split
+    from vae_exp.trained import TrainedVAE
 
 ABOUT = """vae-evaluate: held-out numbers of a trained model, in nats per image.
 
@@ -48,50 +52,10 @@ def _evaluate_all(asked: dict) -> None:
 
 def evaluate_checkpoint(path: Path, asked: dict) -> dict[str, Any]:
     """All numbers of one checkpoint: printed, written beside it as NAME.SPLIT.json, added to W&B; returned."""
-    from tqdm import tqdm
-
-    from vae_exp import build, metrics, publish, readback, trained
+    from vae_exp import publish, trained
 
     model = trained.load(path, asked["device"], asked["trust"])
-    data = model.read_data(asked["dataset"]["root"])
-    split = data.split(asked["split"]).to(model.device)
-    seed, batch_size = asked["seed"], asked["batch_size"]
-    measured = metrics.evaluate(
-        model.model, split, build.generator(seed, "evaluation"), asked["repeats"], batch_size=batch_size
-    )
-    result: dict[str, Any] = {"checkpoint": str(path), "model": model.name, "split": asked["split"]}
-    result |= {"images": len(split), "repeats": asked["repeats"], "seed": seed}
-    for name, per_image in measured.per_image.items():
-        result |= {name: per_image.mean().item(), f"{name}_error": metrics.standard_error(per_image)}
-        result[f"{name}_noise_error"] = None if name == "kl" else measured.noise_error()
-    if samples := asked["importance_samples"]:
-        if not model.model.stochastic:
-            raise UserError(f"importance_samples={samples}: an autoencoder gives images no likelihood to bound.")
-        with tqdm(total=samples, desc="importance samples", disable=None, leave=False) as bar:
-            noise = build.generator(seed, "importance")
-            bound = metrics.importance_bound(model.model, split, samples, noise, batch_size, bar.update)
-        result |= {
-            "nll": -bound.mean().item(),
-            "nll_error": metrics.standard_error(bound),
-            "importance_samples": samples,
-        }
-    if _is_discrete(model, split):
-        nats = result.get("nll", result["neg_elbo"])
-        result["bits_per_dim"] = nats / math.log(2) / math.prod(model.x_shape)
-    if model.model.stochastic:
-        information = metrics.mutual_information(measured.q, build.generator(seed, "information"))
-        result |= {
-            "mutual_information": information.mean().item(),
-            "mutual_information_error": metrics.standard_error(information),
-            "mutual_information_at_most": math.log(min(len(split), metrics.MIXTURE)),
-            "kl_aggregate": (measured.per_image["kl"][: metrics.MIXTURE] - information.cpu()).mean().item(),
-        }
-    result |= {"active_units": measured.active_units, "kl_per_dim": measured.kl_per_dim}
-    if model.model.n_classes and model.model.stochastic and asked["label_accuracy"]:
-        classifier = _classifier(json.dumps(model.config["dataset"]), str(model.device), model.trust)
-        noise = build.generator(seed, "labels")
-        result |= readback.label_accuracy(model.model, classifier, data, split, noise)
-
+    result = {"checkpoint": str(path), **measure(model, asked)}
     for name, value in result.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{path}: {name} is {value}; the model's weights or its data are not sound.")
@@ -110,6 +74,48 @@ def evaluate_checkpoint(path: Path, asked: dict) -> dict[str, Any]:
     return result
 
 
+def measure(model: "TrainedVAE", asked: dict) -> dict[str, Any]:
+    """The numbers of a split, in nats per image, each with its standard error. Raises UserError."""
+    from tqdm import tqdm
+
+    from vae_exp import build, metrics, readback
+
+    vae = model.model
+    data = model.read_data(asked["dataset"]["root"])
+    split = data.split(asked["split"]).to(model.device)
+    seed, batch_size = asked["seed"], asked["batch_size"]
+    noise = functools.partial(build.generator, seed)
+    measured = metrics.evaluate(vae, split, noise("evaluation"), asked["repeats"], batch_size=batch_size)
+    result: dict[str, Any] = {"model": model.name, "split": asked["split"]}
+    result |= {"images": len(split), "repeats": asked["repeats"], "seed": seed}
+    for name, per_image in measured.per_image.items():
+        result |= {name: per_image.mean().item(), f"{name}_error": metrics.standard_error(per_image)}
+        result[f"{name}_noise_error"] = None if name == "kl" else measured.noise_error()
+    if samples := asked["importance_samples"]:
+        if not vae.stochastic:
+            raise UserError(f"importance_samples={samples}: an autoencoder gives images no likelihood to bound.")
+        with tqdm(total=samples, desc="importance samples", disable=None, leave=False) as bar:
+            bound = metrics.importance_bound(vae, split, samples, noise("importance"), batch_size, bar.update)
+        result |= {"nll": -bound.mean().item(), "nll_error": metrics.standard_error(bound)}
+        result["importance_samples"] = samples
+    if _is_discrete(model, split):
+        nats = result.get("nll", result["neg_elbo"])
+        result["bits_per_dim"] = nats / math.log(2) / math.prod(model.x_shape)
+    if vae.stochastic:
+        information = metrics.mutual_information(measured.q, noise("information")).cpu()
+        result |= {
+            "mutual_information": information.mean().item(),
+            "mutual_information_error": metrics.standard_error(information),
+            "mutual_information_at_most": math.log(len(information)),
+            "kl_aggregate": (measured.per_image["kl"][: len(information)] - information).mean().item(),
+        }
+    result |= {"active_units": measured.active_units, "kl_per_dim": measured.kl_per_dim}
+    if vae.n_classes and vae.stochastic and asked["label_accuracy"]:
+        classifier = _classifier(json.dumps(model.config["dataset"]), str(model.device), model.trust)
+        result |= readback.label_accuracy(vae, classifier, data, split, noise("labels"))
+    return result
+
+
 @functools.lru_cache  # the runs of a sweep share it
 def _classifier(dataset: str, device: str, trust: bool) -> Any:
     import torch
@@ -120,7 +126,7 @@ def _classifier(dataset: str, device: str, trust: bool) -> Any:
     return readback.train_classifier(data.train.to(torch.device(device)), data.n_classes, seed=0)
 
 
-def _is_discrete(model: Any, split: Any) -> bool:
+def _is_discrete(model: "TrainedVAE", split: "Split") -> bool:
     """Whether the likelihood gives each possible image a probability, so that bits per dimension are defined."""
     from vae_exp.prepare import is_grey
 
@@ -129,7 +135,7 @@ def _is_discrete(model: Any, split: Any) -> bool:
     return p.support == "bytes" or (p.support == "binary" and not is_grey(split))
 
 
-def _print_table(result: dict[str, Any], model: Any) -> None:
+def _print_table(result: dict[str, Any], model: "TrainedVAE") -> None:
     draws = "one draw" if result["repeats"] == 1 else f"{result['repeats']} draws"
     print(f"{model.name}\n{result['split']} split, {result['images']:,} images, {draws} of z for each\n")
     print(f"{'nats per image':28}{'':>12}{'± images':>12}{'± noise':>12}")
