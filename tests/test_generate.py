@@ -94,7 +94,8 @@ def test_a_users_own_images_are_resized_cropped_and_reconstructed(vae_command):
     expected = torch.from_numpy(np.array(digit, dtype=float))
     for image in read:
         assert (image[0] - expected).abs().mean() < 12
-    path = drawn(vae_command, f"checkpoint={folder}", "what=reconstructions", "inputs=own")
+    path = drawn(vae_command, f"checkpoint={folder}", "what=reconstructions", f"inputs={own.resolve()}")
+    assert path.name == "reconstructions_inputs-own.png"
     above, below = cells(path, 3, 2)
     assert np.abs(above[0] - above[1]).mean() < 12
     assert np.corrcoef(above[0].ravel(), below[0].ravel())[0, 1] > 0.7

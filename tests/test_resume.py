@@ -11,7 +11,7 @@ import torch
 from omegaconf import OmegaConf
 
 from tests.conftest import QUICK, command, metrics, quick_run, recorded
-from vae_exp import checkpoint, files, train
+from vae_exp import checkpoint, figures, files, train
 from vae_exp.config import UserError
 from vae_exp.running_means import RunningMeans
 from vae_exp.stopping import is_patience_over
@@ -113,12 +113,12 @@ def test_every_moment_to_die_is_survived(monkeypatch):
         quick_run(*settings, folder="whole")
     whole = everything("whole")
     after = range(written.index("last.pt") + 1, len(written))  # before that there is nothing to go on from
-    places = [("files", "write", n + 1) for n in after if written[n].endswith(".pt") or n == after[-1]]
+    places = [(files, "write", n + 1) for n in after if written[n].endswith(".pt") or n == after[-1]]
     assert len(places) > 5
-    places += [("figures", "samples", 1), ("figures", "reconstructions", 3)]
+    places += [(figures, "samples", 1), (figures, "reconstructions", 3)]
     for module, name, count in places:
         with monkeypatch.context() as dying:
-            works, calls = getattr(getattr(train, module), name), []
+            works, calls = getattr(module, name), []
 
             def dies(*args, works=works, calls=calls, count=count, **more):
                 calls.append(1)
@@ -126,7 +126,7 @@ def test_every_moment_to_die_is_survived(monkeypatch):
                     raise Crash
                 return works(*args, **more)
 
-            dying.setattr(getattr(train, module), name, dies)
+            dying.setattr(module, name, dies)
             with pytest.raises(Crash):
                 quick_run(*settings)
         quick_run(*settings, "resume=run")

@@ -7,15 +7,12 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from vae_exp import walks
 from vae_exp.datasets import Split
-from vae_exp.metrics import Evaluation
 from vae_exp.vae import VAE
 
 COLUMNS = 8
 READABLE = 28  # pixels; smaller images are enlarged to about this, for people to see
 SCATTERED = 5000  # images whose codes a scatter shows
-ROWS, STEPS, TRAVERSED, MANIFOLD_SIDE = 8, 11, 20, 20  # the sizes of walks, unless told otherwise
 
 
 def grid(images: Tensor, columns: int) -> np.ndarray:
@@ -157,23 +154,6 @@ def latents(means: Tensor, y: Tensor, names: Sequence[str], dims: list[int] | No
     pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
     plt.close(figure)
     return pixels
-
-
-def of_training(name: str, model: VAE, held_out: Split, measured: Evaluation, class_names: Sequence[str]) -> np.ndarray:
-    """One of the further figures of a run, by its name in figures=[...]; a conditional model's show its first class."""
-    y, dims = torch.zeros((), dtype=torch.long, device=held_out.y.device), walks.most_kl(measured.kl_per_dim)
-    note = f", label {class_names[0]}" if model.n_classes else ""
-    if name == "latents":
-        return latents(measured.q.mean, held_out.y, class_names, None)
-    if name == "manifold":
-        return manifold(*walks.manifold(model, dims[:2], y, MANIFOLD_SIDE), dims[:2], note)
-    if name == "traversals":
-        values = torch.linspace(-3, 3, STEPS)
-        images = walks.traversal(model, torch.zeros_like(measured.q.mean[0]), y, dims[:TRAVERSED], values)
-        return traversals(images, dims[:TRAVERSED], values, measured.kl_per_dim, f"the prior's mean{note}")
-    rows = walks.pairs(held_out.y, ROWS, same_label=model.n_classes > 0)
-    start, end = measured.q.mean[rows[0]], measured.q.mean[rows[1]]
-    return interpolations(walks.interpolation(model, start, end, held_out.y[rows[0]], STEPS, "spherical"), "spherical")
 
 
 def _signed(value: float) -> str:

@@ -1,10 +1,11 @@
 """Files that are whole or not there, and a run's folder that belongs to one process at a time."""
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from vae_exp.config import UserError
 
@@ -44,6 +45,11 @@ def write(path: Path, content: bytes | memoryview, previous: Path | None = None)
         with contextlib.suppress(OSError):  # a full disk needs the room
             beside.unlink()
         raise
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """As write does, for people to read."""
+    write(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def make_parents(folder: Path) -> None:

@@ -89,6 +89,7 @@ def _name(asked: dict) -> str:
     for key in ("label", "temperature", "inputs", "steps", "path", "around", "range", "dims", "split", "seed"):
         if asked[key] != usual[key]:
             shown = "-".join(map(str, asked[key])) if key == "dims" else asked[key]
+            shown = Path(shown).name if key == "inputs" else shown  # a file's name has no room for all of a path
             parts.append(f"{key}-{re.sub(r'[^A-Za-z0-9_.+-]', '-', str(shown))}")  # a label may be any text
     return "_".join(parts)
 

@@ -86,10 +86,12 @@ def prepare(
                 "leave at least one of them."
             )
         held = rows[:n_val].sort().values
-        val = train[held]
-        if binarize == "dynamic":  # as static draws them, from all of the images, where those are in memory
-            few = isinstance(train.images, Streamed)
-            val = _binarized(val.placed(limit), "static") if few else chosen(source.train, "static")[held]
+        if binarize != "dynamic":
+            val = train[held]
+        elif isinstance(train.images, Streamed):
+            val = _binarized(train[held].placed(limit), "static")
+        else:  # the draw that binarize=static gives them
+            val = chosen(source.train, "static")[held]
         rows = rows[n_val:]
     else:
         val = chosen(source.val, held_out)[: None if val_size else 0]

@@ -59,9 +59,9 @@ def label_accuracy(model: VAE, classifier: nn.Module, data: Data, held_out: Spli
     real = torch.cat([_read(classifier, x) for x, _ in batches(held_out, 1000)])
     shuffled = y[torch.randperm(GENERATED, generator=noise).to(y.device)]
     return {
-        "label_accuracy": (read == y).float().mean().item(),
-        "label_accuracy_real": (real == held_out.y).float().mean().item(),
-        "label_accuracy_shuffled": (read == shuffled).float().mean().item(),
+        "label_accuracy": (read == y).cpu().double().mean().item(),
+        "label_accuracy_real": (real == held_out.y).cpu().double().mean().item(),
+        "label_accuracy_shuffled": (read == shuffled).cpu().double().mean().item(),
     }
 
 

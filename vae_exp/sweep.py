@@ -23,7 +23,7 @@ def start(planned: Plan) -> None:
     """Write down what the sweep is, so that it can be resumed and read."""
     planned.folder.mkdir(parents=True, exist_ok=True)
     record = {name: getattr(planned, name) for name in ("name", "keys", "jobs", "settings", "values")}
-    files.write(planned.folder / "sweep.json", (json.dumps(record, indent=2) + "\n").encode())
+    files.write_json(planned.folder / "sweep.json", record)
     keys = ", ".join(planned.keys) or "nothing"
     say(f"sweep {planned.name}: {planned.jobs} jobs over {keys}\nfolder {planned.folder}")
 

@@ -132,7 +132,7 @@ class Tracker:
 
     def _write_summary(self) -> None:
         self.summary["seconds"] = round(time.time() - self.started, 3)
-        _write_json(self.run_dir / "summary.json", self.summary)
+        files.write_json(self.run_dir / "summary.json", self.summary)
 
     def __enter__(self) -> "Tracker":
         return self
@@ -187,11 +187,7 @@ def record_failure(cfg: DictConfig, run_dir: Path, reason: str) -> None:
         with contextlib.suppress(OSError, UserError):  # a full disk may be what failed
             run_dir.mkdir(parents=True, exist_ok=True)
             OmegaConf.save(cfg, run_dir / "config.yaml")
-            _write_json(run_dir / "summary.json", {"state": "failed", "reason": reason, "seconds": 0.0})
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    files.write(path, (json.dumps(content, indent=2) + "\n").encode())
+            files.write_json(run_dir / "summary.json", {"state": "failed", "reason": reason, "seconds": 0.0})
 
 
 def _quietly(call: Callable[[], Any]) -> None:

@@ -11,8 +11,8 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vae_exp import build, checkpoint, figures, files, memory, narration, resume, speed, stopping
-from vae_exp.datasets import Split, batches
+from vae_exp import build, checkpoint, files, memory, narration, pictures, resume, speed, stopping
+from vae_exp.datasets import batches
 from vae_exp.divergence import check_weights, finite
 from vae_exp.metrics import evaluate
 from vae_exp.objectives import Progress, elbo_terms, more_draws
@@ -21,10 +21,8 @@ from vae_exp.prepare import is_grey
 from vae_exp.running_means import RunningMeans
 from vae_exp.symptoms import Symptoms
 from vae_exp.tracker import Tracker
-from vae_exp.vae import VAE
 
 log = logging.getLogger(__name__)
-PICTURED = 32  # held-out images, always the same, shown above their reconstructions
 
 
 def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
@@ -60,9 +58,6 @@ def _train(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
     torch.manual_seed(seed)
     model = build.model(config, data.x_shape, data.n_classes).to(device)
     optimizer = build.optimizer(config, model)
-    further_figures = config["figures"]
-    if further_figures is None:
-        further_figures = ["manifold", "latents"] if model.z_dim == 2 and model.stochastic else []
     objective, schedule = build.partial(config, "objective"), build.partial(config, "scheduler")
     order, noise = build.generator(seed, "order"), build.generator(seed, "noise", device)
     draws = build.generator(seed, "images", device)  # of flips and of pixels that are binarised anew
@@ -190,11 +185,10 @@ def _train(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
             measured = evaluate(model, held_out_split, build.generator(seed, "evaluation"))
             row |= finite(measured.scalars(held_out), f"after step {step}", run_dir)
             tracker.log(row | {f"{held_out}/kl_per_dim": measured.kl_per_dim}, step)
-            _draw(tracker, model, held_out_split[:PICTURED], held_out, epoch, step, seed)
-            if epoch % config["figure_every_epochs"] == 0 or epoch == epochs:
-                for name in further_figures:
-                    pixels = figures.of_training(name, model, held_out_split, measured, data.class_names)
-                    tracker.image(name, pixels, f"epoch {epoch}: {name}, {held_out} images", step)
+            for picture in pictures.after_epoch(
+                config, model, held_out_split, held_out, measured, data.class_names, epoch
+            ):
+                tracker.image(*picture, step)
 
             improved = not chooses or not best or measured.neg_elbo < best["best/val_neg_elbo"]
             if improved:
@@ -228,10 +222,7 @@ def _train(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
         test_split = data.read_test().to(device) if chooses else held_out_split
         model.load_state_dict(checkpoint.load(run_dir / "best.pt", device)["model"])
         measured = evaluate(model, test_split, build.generator(seed, "evaluation"))
-        pixels = figures.reconstructions(model, test_split[:PICTURED], build.generator(seed, "pictures"))
-        tracker.image(
-            "test_reconstructions", pixels, f"epoch {best['best/epoch']}: test images, reconstructions below", step
-        )
+        tracker.image(*pictures.of_test(model, test_split, seed, best["best/epoch"]), step)
         tracker.summarise(best | measured.scalars("test"))
         if config["wandb"]["log_checkpoints"]:
             if best["best/step"] != step:
@@ -239,15 +230,3 @@ def _train(config: dict[str, Any], run_dir: Path) -> dict[str, Any]:
             tracker.upload(run_dir / "last.pt", ["last"] if best["best/step"] != step else ["best", "last"])
         tracker.summary["reason"] = ended
     return tracker.summary
-
-
-def _draw(tracker: Tracker, model: VAE, pictured: Split, held_out: str, epoch: int, step: int, seed: int) -> None:
-    """The pictures that are always logged, from noise of their own: each epoch shows the same draws."""
-    noise = build.generator(seed, "pictures")
-    pixels = figures.reconstructions(model, pictured, noise)
-    tracker.image("reconstructions", pixels, f"epoch {epoch}: {held_out} images, reconstructions below", step)
-    if not model.stochastic:  # no prior to draw samples from
-        return
-    pixels = figures.samples(model, noise)
-    rows = "a row per class, the same z in each column" if model.n_classes else "the same z every epoch"
-    tracker.image("samples", pixels, f"epoch {epoch}: samples from the prior, {rows}", step)
