@@ -27,10 +27,14 @@ import torch
 from omegaconf import DictConfig
 
 from tests.peers import BATCH_SIZE, pythae_epoch, tutorial_epoch
-from vae_exp import build, checkpoint, figures, running_means, tracker, train
-from vae_exp.config import CONF_DIR
-from vae_exp.prepare import Data
-from vae_exp.splits import Split
+from vae_exp import train
+from vae_exp.config import build
+from vae_exp.config.check import CONF_DIR
+from vae_exp.datasets.prepare import Data
+from vae_exp.datasets.splits import Split
+from vae_exp.figures import sheets as figures
+from vae_exp.run import checkpoint, running_means
+from vae_exp.tracking import tracker
 
 STEPS = -(-60_000 // BATCH_SIZE)
 ENVIRONMENT = os.environ | {"WANDB_SILENT": "true", "PYTHONPATH": str(CONF_DIR.parent)}

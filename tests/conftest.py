@@ -15,8 +15,9 @@ import hydra
 import pytest
 import torch
 
-from vae_exp import cli, evaluate, generate
-from vae_exp.config import CONF_DIR
+from vae_exp.commands import evaluate, generate
+from vae_exp.commands import train as cli
+from vae_exp.config.check import CONF_DIR
 from vae_exp.train import train
 
 QUICK = ("dataset=digits", "epochs=1", "device=cpu")
@@ -80,6 +81,11 @@ def command(*arguments, **environment):
         env=os.environ | environment,
         start_new_session=True,
     )
+
+
+def stored(path):
+    """What a checkpoint's file holds, as it lies on the disk."""
+    return torch.load(path, weights_only=True)
 
 
 def metrics(run_dir):

@@ -8,12 +8,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import compose
-from vae_exp import cli
-from vae_exp.config import CONF_DIR, check, flatten, options
-from vae_exp.rules import OPTION_RULES, RULES
+from vae_exp.commands import train as cli
+from vae_exp.config.check import CONF_DIR, check, flatten, options
+from vae_exp.config.rules import DATASET_RULES, OPTION_RULES, RULES
 
 GROUPS = [path.name for path in CONF_DIR.iterdir() if path.is_dir() and path.name != "hydra"]
-KEYS = sorted({*flatten(check(compose())), *RULES, *OPTION_RULES})
+KEYS = sorted({*flatten(check(compose())), *RULES, *OPTION_RULES, *DATASET_RULES})
 
 numbers = st.one_of(
     st.integers(), st.floats(), st.sampled_from([0, -1, 1e309, 10**30, "1e-400", "0x10", "1_000", "inf", "-nan"])
@@ -68,9 +68,9 @@ def check_typed(vae_train_check, typed):
 def answered(monkeypatch, capfd):
     """The command line up to the moment at which Hydra would make a folder for the run."""
     monkeypatch.setattr(cli, "_job", lambda: None)
-    monkeypatch.setattr(cli.sweep, "start", lambda planned: None)
-    monkeypatch.setattr(cli.sweep, "finish", lambda *_, **__: 0)
-    monkeypatch.setattr(cli.files, "make_parents", lambda path: None)
+    monkeypatch.setattr(cli.jobs, "start", lambda planned: None)
+    monkeypatch.setattr(cli.jobs, "finish", lambda *_, **__: 0)
+    monkeypatch.setattr(cli, "make_parents", lambda path: None)
 
     def run(*typed):
         monkeypatch.setattr(sys, "argv", ["vae-train", "dataset=digits", "wandb.mode=offline", *typed])

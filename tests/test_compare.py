@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from tests.conftest import metrics, quick_run
-from vae_exp import compare
-from vae_exp.plots import is_logarithmic
-from vae_exp.results import Run, best, fold_seeds
+from vae_exp.commands import compare
+from vae_exp.comparing.plots import is_logarithmic
+from vae_exp.comparing.runs import Run, best, fold_seeds
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 

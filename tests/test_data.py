@@ -15,11 +15,12 @@ import pytest
 import torch
 
 from tests.conftest import MNIST, needs_mnist
-from vae_exp import datasets
-from vae_exp.config import UserError
-from vae_exp.datasets import Split, batches, digits, prepare, torchvision_images
-from vae_exp.prepare import is_grey
-from vae_exp.rules import size_in_bytes
+from vae_exp.datasets import torchvision as datasets
+from vae_exp.datasets.digits import digits
+from vae_exp.datasets.prepare import prepare
+from vae_exp.datasets.splits import Split, batches, size_in_bytes
+from vae_exp.datasets.torchvision import torchvision_images
+from vae_exp.errors import UserError
 
 TEN = Split(torch.arange(10, dtype=torch.uint8)[:, None, None, None].repeat(1, 1, 2, 2), torch.arange(10))
 
@@ -29,7 +30,7 @@ def load_digits(**changes):
 
 
 def load(name, root, **changes):
-    return prepare(torchvision_images(name, str(root)), **({"val_size": 5, "seed": 0} | changes))
+    return prepare(torchvision_images(name, name, str(root)), **({"val_size": 5, "seed": 0} | changes))
 
 
 def test_an_epoch_that_is_over_has_no_batch_left():
@@ -84,7 +85,7 @@ def test_no_network_and_no_files_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     with pytest.raises(UserError) as error:
-        torchvision_images("fashion_mnist", str(tmp_path))
+        torchvision_images("fashion_mnist", "fashion_mnist", str(tmp_path))
     said = str(error.value)
     assert said.count("tried  http") >= 1
     assert str(tmp_path / "FashionMNIST" / "raw") in said
@@ -116,7 +117,7 @@ def test_files_put_there_by_hand_are_read_without_a_network(tmp_path):
 def test_a_truncated_file_is_named_and_refused(tmp_path, broken):
     write_idx(tmp_path / "MNIST" / "raw", broken=broken)
     with pytest.raises(UserError, match=r"MNIST/raw.* cannot be read"):
-        torchvision_images("mnist", str(tmp_path)).read_test()
+        torchvision_images("mnist", "mnist", str(tmp_path)).read_test()
 
 
 def test_a_mirror_is_downloaded_from_unpacked_and_checked(tmp_path, monkeypatch):
@@ -137,10 +138,10 @@ def test_a_mirror_is_downloaded_from_unpacked_and_checked(tmp_path, monkeypatch)
         monkeypatch.setenv("no_proxy", "127.0.0.1")
         monkeypatch.setattr(source, "mirrors", [f"{address}/nothing-here/", f"{address}/mirror/"])
         monkeypatch.setattr(source, "resources", sums)
-        assert len(torchvision_images("mnist", str(tmp_path / "root")).train) == 20
+        assert len(torchvision_images("mnist", "mnist", str(tmp_path / "root")).train) == 20
         monkeypatch.setattr(source, "resources", [(name, "0" * 32) for name, _ in sums])
         with pytest.raises(UserError, match="could not be downloaded"):
-            torchvision_images("mnist", str(tmp_path / "other"))
+            torchvision_images("mnist", "mnist", str(tmp_path / "other"))
         server.shutdown()
 
 
@@ -262,8 +263,8 @@ def test_sizes():
 
 
 def test_grey_is_told_from_black_and_white():
-    assert is_grey(load_digits().train)
-    assert not any(is_grey(load_digits(binarize=how).train) for how in ("threshold", "static", "dynamic"))
+    assert load_digits().train.is_grey()
+    assert not any(load_digits(binarize=how).train.is_grey() for how in ("threshold", "static", "dynamic"))
 
 
 def amat(path, rows):
@@ -273,10 +274,10 @@ def amat(path, rows):
 def test_larochelles_files(tmp_path):
     parts = {part: torch.randint(0, 2, (n, 784)) for part, n in (("train", 12), ("valid", 5), ("test", 3))}
     with pytest.raises(UserError, match=r"not found in .*: binarized_mnist_train.amat, binarized_mnist_valid.amat"):
-        torchvision_images("mnist", str(tmp_path), "larochelle")
+        torchvision_images("mnist", "mnist", str(tmp_path), "larochelle")
     for part, rows in parts.items():
         amat(tmp_path / f"binarized_mnist_{part}.amat", rows)
-    data = prepare(torchvision_images("mnist", str(tmp_path), "larochelle"), val_size=10_000, seed=3)
+    data = prepare(torchvision_images("mnist", "mnist", str(tmp_path), "larochelle"), val_size=10_000, seed=3)
     assert (data.n_classes, data.x_shape) == (0, (1, 28, 28))
     for split, part in ((data.train, "train"), (data.val, "valid"), (data.read_test(), "test")):
         assert torch.equal(split.x.flatten(1), parts[part] * 255), "its own splits, whatever the seed"
@@ -284,7 +285,7 @@ def test_larochelles_files(tmp_path):
     for part in parts:
         (tmp_path / "other" / f"binarized_mnist_{part}.amat").write_text("0 1 0\n")
     with pytest.raises(UserError, match="is damaged"):
-        torchvision_images("mnist", str(tmp_path / "other"), "larochelle")
+        torchvision_images("mnist", "mnist", str(tmp_path / "other"), "larochelle")
 
 
 def idx(path, array, kind=8):
@@ -306,7 +307,7 @@ def test_emnist_stands_upright_and_its_letters_count_from_0(tmp_path):
         upright = ramp(n, 28, 28)
         idx(tmp_path / f"EMNIST/raw/emnist-letters-{part}-images-idx3-ubyte", upright.transpose(0, 2, 1))
         idx(tmp_path / f"EMNIST/raw/emnist-letters-{part}-labels-idx1-ubyte", (np.arange(n) % 26 + 1).astype(np.uint8))
-    source = torchvision_images("emnist", str(tmp_path), split="letters")
+    source = torchvision_images("emnist", "emnist", str(tmp_path), split="letters")
     assert torch.equal(source.train.x[:, 0], torch.from_numpy(ramp(30, 28, 28)))
     assert source.train.y.tolist() == [i % 26 for i in range(30)]
     assert (len(source.read_test()), source.class_names[0], len(source.class_names)) == (6, "a", 26)
@@ -317,7 +318,7 @@ def test_qmnist_and_kmnist(tmp_path):
         idx(tmp_path / f"QMNIST/raw/qmnist-{part}-images-idx3-ubyte", ramp(n, 28, 28))
         labels = np.tile(np.arange(n, dtype=np.int32)[:, None] % 10, (1, 8)) + np.arange(8, dtype=np.int32) * 100
         idx(tmp_path / f"QMNIST/raw/qmnist-{part}-labels-idx2-int", labels, kind=12)
-    source = torchvision_images("qmnist", str(tmp_path))
+    source = torchvision_images("qmnist", "qmnist", str(tmp_path))
     assert source.train.y.tolist() == [i % 10 for i in range(12)]
     assert source.read_test().x.shape == (7, 1, 28, 28)
     write_idx(tmp_path / "KMNIST" / "raw")
@@ -334,10 +335,10 @@ def test_cifar10(tmp_path, monkeypatch):
         (folder / part).write_bytes(pickle.dumps({"data": images.reshape(4, -1), "labels": [3, 1, 0, 9]}))
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"thing {i}" for i in range(10)]}))
     with pytest.raises(UserError, match="cannot be read"):  # these are not the files whose sums torchvision knows
-        torchvision_images("cifar10", str(tmp_path))
+        torchvision_images("cifar10", "cifar10", str(tmp_path))
     monkeypatch.setattr(CIFAR10, "_check_integrity", lambda self: True)
     monkeypatch.setitem(CIFAR10.meta, "md5", hashlib.md5((folder / "batches.meta").read_bytes()).hexdigest())
-    source = torchvision_images("cifar10", str(tmp_path))
+    source = torchvision_images("cifar10", "cifar10", str(tmp_path))
     assert torch.equal(source.train.x, torch.from_numpy(np.tile(images, (5, 1, 1, 1))))
     assert (source.train.y[:4].tolist(), source.class_names[3], len(source.read_test())) == ([3, 1, 0, 9], "thing 3", 4)
 
@@ -351,7 +352,7 @@ def test_svhn(tmp_path, monkeypatch):
         stored = {"X": images.transpose(2, 3, 1, 0), "y": np.array([[10], [1], [2], [9], [10]])}
         scipy.io.savemat(tmp_path / f"{part}_32x32.mat", stored)
     monkeypatch.setattr(SVHN, "_check_integrity", lambda self: True)
-    source = torchvision_images("svhn", str(tmp_path))
+    source = torchvision_images("svhn", "svhn", str(tmp_path))
     assert torch.equal(source.train.x, torch.from_numpy(images))
     assert source.train.y.tolist() == [0, 1, 2, 9, 0]
     assert (source.read_test().x_shape, len(source.class_names)) == ((3, 32, 32), 10)
@@ -362,19 +363,19 @@ def test_a_prepared_copy_needs_no_torchvision_and_notices_changed_files(tmp_path
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     raw = tmp_path / "data" / "MNIST" / "raw"
     shutil.copytree(MNIST / "MNIST" / "raw", raw)
-    first = datasets._kept("mnist", tmp_path / "data", False, None)
+    first = datasets._read_once("mnist", tmp_path / "data", False, None)
     script = (
-        "import sys; from pathlib import Path; from vae_exp import datasets\n"
-        f"split, names = datasets._kept('mnist', Path({str(tmp_path / 'data')!r}), False, None)\n"
+        "import sys; from pathlib import Path; from vae_exp.datasets import torchvision as datasets\n"
+        f"split, names = datasets._read_once('mnist', Path({str(tmp_path / 'data')!r}), False, None)\n"
         "print(len(split), int(split.x.sum()), names[7], 'torchvision' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout.split() == ["10000", str(int(first[0].x.sum())), "7", "False"], done.stderr
     (copy,) = (tmp_path / "cache" / "vae_exp" / "prepared").iterdir()
     copy.write_bytes(b"cut off")
-    datasets._kept.cache_clear()
-    assert torch.equal(datasets._kept("mnist", tmp_path / "data", False, None)[0].x, first[0].x)
+    datasets._read_once.cache_clear()
+    assert torch.equal(datasets._read_once("mnist", tmp_path / "data", False, None)[0].x, first[0].x)
     (raw / "t10k-images-idx3-ubyte").write_bytes(b"cut off")
-    datasets._kept.cache_clear()
+    datasets._read_once.cache_clear()
     with pytest.raises(UserError, match="cannot be read"):
-        datasets._kept("mnist", tmp_path / "data", False, None)
+        datasets._read_once("mnist", tmp_path / "data", False, None)

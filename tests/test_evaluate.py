@@ -17,11 +17,15 @@ from torch.distributions import MultivariateNormal
 
 import vae_exp
 from tests.conftest import MNIST, needs_mnist, quick_run, recorded
-from vae_exp import build, checkpoint, metrics, readback
-from vae_exp.config import CONF_DIR, UserError
+from vae_exp import metrics, trained
+from vae_exp.commands import label_accuracy as readback
+from vae_exp.config import build
+from vae_exp.config.check import CONF_DIR
+from vae_exp.datasets.splits import Split
 from vae_exp.distributions import DiagonalGaussian
+from vae_exp.errors import UserError
 from vae_exp.likelihoods import Gaussian
-from vae_exp.splits import Split
+from vae_exp.run import checkpoint
 from vae_exp.vae import VAE
 
 SIGMA = 0.3
@@ -105,16 +109,16 @@ def test_weights_written_down_by_hand_give_the_same_negative_elbo():
     decoder = nn.Sequential(nn.Linear(3, 32), nn.ReLU(), nn.Linear(32, 64), nn.Sigmoid())
     for plain, side in ((encoder, "encoder"), (decoder, "decoder")):
         prefix = f"{side}.layers."
-        weights = {name.removeprefix(prefix): w for name, w in state["model"].items() if name.startswith(prefix)}
+        weights = {name.removeprefix(prefix): w for name, w in state.model.items() if name.startswith(prefix)}
         plain.load_state_dict(weights)
-    split = build.dataset(state["config"]).read_test()
+    split = build.dataset(state.config).read_test()
     with torch.no_grad():
         x = split.x.flatten(1) / 255
         mu, logvar = encoder(x).chunk(2, dim=1)
         eps = torch.randn(len(x), 3, generator=build.generator(0, "evaluation"))
         bce = F.binary_cross_entropy(decoder(mu + eps * torch.exp(0.5 * logvar)), x, reduction="sum")
         kld = -0.5 * torch.sum(1 + logvar - mu**2 - logvar.exp())
-    measured = metrics.evaluate(build.model_from(state), split, build.generator(0, "evaluation"))
+    measured = metrics.evaluate(trained.rebuild(state), split, build.generator(0, "evaluation"))
     assert measured.neg_elbo == pytest.approx(((bce + kld) / len(x)).item(), rel=1e-5)
 
 

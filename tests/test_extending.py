@@ -11,7 +11,8 @@ import pytest
 
 import vae_exp
 from tests.conftest import metrics, quick_run
-from vae_exp.config import CONF_DIR, UserError
+from vae_exp.config.check import CONF_DIR
+from vae_exp.errors import UserError
 
 MODULES = ("squares", "normed", "spare", "broken", "mine")
 QUICKLY = ("epochs=1", "wandb.mode=disabled", "device=cpu")
@@ -93,7 +94,7 @@ def test_a_function_with_an_options_own_settings_needs_no_yaml():
 
 
 FROZEN = """
-from vae_exp.networks import mlp
+from vae_exp.networks.mlp import mlp
 
 def frozen(*sizes, **settings):
     encoder, decoder = mlp(*sizes, **settings)

@@ -20,12 +20,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.conftest import QUICK, command, metrics, quick_run
+from tests import hooks
+from tests.conftest import QUICK, command, metrics, quick_run, stored
 from tests.test_data import write_idx
-from vae_exp import build, checkpoint, train
-from vae_exp.config import UserError
-from vae_exp.datasets import torchvision_images
-from vae_exp.divergence import Diverged
+from vae_exp import trained
+from vae_exp.datasets.torchvision import torchvision_images
+from vae_exp.errors import Diverged, UserError
+from vae_exp.run import checkpoint
 
 SMALL = ("network.hidden_dims=[16]", "model.z_dim=3")
 RUN = (*QUICK, *SMALL, "wandb.mode=disabled", "hydra.run.dir=run")
@@ -64,45 +65,39 @@ def test_a_model_larger_than_the_memory_is_refused_before_it_is_built(vae_train,
     assert "Traceback" not in said
 
 
-def test_out_of_memory_says_what_to_try(monkeypatch):
+def test_out_of_memory_says_what_to_try():
     """The allocator itself refuses: a billion gigabytes."""
-    monkeypatch.setattr(train, "elbo_terms", lambda *_, **more: torch.empty(2**60))
-    with pytest.raises(UserError, match=r"out of memory with batch_size=128, model.z_dim=3 .* Try batch_size=64"):
-        quick_run(*SMALL)
+    with (
+        hooks.at_step(2, lambda: torch.empty(2**60)),
+        pytest.raises(UserError, match=r"out of memory with batch_size=128, model.z_dim=3 .* Try batch_size=64"),
+    ):
+        quick_run(*SMALL, hooks.OWN_OBJECTIVE)
 
 
 @pytest.mark.parametrize("place", ["weights", "gradients", "noise"])
-def test_a_nan_is_found_at_the_next_read_or_checkpoint_and_saved_nowhere(place, monkeypatch):
-    works, steps = train.elbo_terms, []
-
-    def spoilt(x, q, p, *rest, **more):
-        terms = works(x, q, p)
-        steps.append(1)
-        if len(steps) != 15:
-            return terms
-        if place == "noise":
+def test_a_nan_is_found_at_the_next_read_or_checkpoint_and_saved_nowhere(place):
+    def spoil(step, terms):
+        if step == 15 and place == "noise":
             return terms._replace(kl=terms.kl * torch.nan)
-        if place == "gradients":
+        if step == 15 and place == "gradients":
             terms.reconstruction.register_hook(lambda gradient: gradient * torch.nan)
-        else:
-            q.mean.register_hook(lambda gradient: gradient * torch.inf)
-        return terms
+        elif step == 15:
+            terms.q.mean.register_hook(lambda gradient: gradient * torch.inf)
+        return None
 
-    monkeypatch.setattr(train, "elbo_terms", spoilt)
-    with pytest.raises(
-        Diverged, match=r"between steps 12 and 16: .*not finite. The last good checkpoint is run/last.pt"
-    ):
-        quick_run(*SMALL, "epochs=3", "checkpoint_every_steps=4")
-    state = checkpoint.load(Path("run/last.pt"))
-    assert state["step"] == 12
-    assert all(weights.isfinite().all() for weights in state["model"].values())
+    message = r"between steps 12 and 16: .*not finite. The last good checkpoint is run/last.pt"
+    with hooks.in_step(spoil), pytest.raises(Diverged, match=message):
+        quick_run(*SMALL, hooks.OWN_OBJECTIVE, "epochs=3", "checkpoint_every_steps=4")
+    kept = checkpoint.load(Path("run/last.pt"))
+    assert kept.step == 12
+    assert all(weights.isfinite().all() for weights in kept.model.values())
 
 
 # A stranger's checkpoint.
 
 
 def changed(keys, value):
-    state = checkpoint.load(quick_run(*SMALL, "epochs=0")[1] / "last.pt")
+    state = stored(quick_run(*SMALL, "epochs=0")[1] / "last.pt")
     inner = state
     for key in keys[:-1]:
         inner = inner[key]
@@ -133,19 +128,19 @@ ABSURD = [
 
 @pytest.mark.parametrize(("keys", "value", "message"), ABSURD, ids=str)
 def test_a_strangers_checkpoint_is_checked_before_anything_is_built(tmp_path, keys, value, message):
-    checkpoint.save(tmp_path / "x.pt", **changed(keys, value))
+    torch.save(changed(keys, value), tmp_path / "x.pt")
     if message is None:
-        build.model_from(checkpoint.load(tmp_path / "x.pt"))
+        trained.rebuild(checkpoint.load(tmp_path / "x.pt"))
         return
     with pytest.raises(UserError, match=message):
-        build.model_from(checkpoint.load(tmp_path / "x.pt"))
+        trained.rebuild(checkpoint.load(tmp_path / "x.pt"))
 
 
 def test_a_name_from_a_checkpoint_leads_nowhere(vae_command, tmp_path):
-    state = checkpoint.load(quick_run(*SMALL, "model=conditional", "epochs=0")[1] / "last.pt")
+    state = stored(quick_run(*SMALL, "model=conditional", "epochs=0")[1] / "last.pt")
     state["class_names"][0] = "../../../out"
     (tmp_path / "a" / "b").mkdir(parents=True)
-    checkpoint.save(tmp_path / "a" / "b" / "x.pt", **state)
+    torch.save(state, tmp_path / "a" / "b" / "x.pt")
     code, said = vae_command("vae-generate", "checkpoint=a/b/x.pt", "label='../../../out'", "n=4", "device=cpu")
     assert code == 0, said
     (written,) = (tmp_path / "a" / "b" / "generated").iterdir()
@@ -201,15 +196,14 @@ def check_damaged_checkpoint(whole, damage):
     (folder / "x.pt").write_bytes(damaged(content, damage))
     (folder / "y.pt").write_bytes(content)
     try:
-        state = checkpoint.load(folder / "x.pt")
-        build.model_from(state)
+        read = checkpoint.load(folder / "x.pt")
+        trained.rebuild(read)
     except UserError as error:
         assert "checkpoint" in str(error)
         return
     good = checkpoint.load(folder / "y.pt")
-    assert all(torch.equal(state["model"][name], weights) for name, weights in good["model"].items())
-    assert state["config"] == good["config"]
-    assert state["step"] == good["step"]
+    assert all(torch.equal(read.model[name], weights) for name, weights in good.model.items())
+    assert (read.config, read.step) == (good.config, good.step)
 
 
 @MODEST
@@ -222,14 +216,14 @@ def check_damaged_idx(folder, file, damage):
     """Only structure can be told here: a pixel of somebody's own files may have any value."""
     root = folder / "idx"
     write_idx(root / "MNIST" / "raw")
-    good = torchvision_images("mnist", str(root)).train
+    good = torchvision_images("mnist", "mnist", str(root)).train
     path = root / "MNIST" / "raw" / file
     path.write_bytes(damaged(path.read_bytes(), damage))
-    from vae_exp import datasets
+    from vae_exp.datasets import torchvision as datasets
 
-    datasets._kept.cache_clear()
+    datasets._read_once.cache_clear()
     try:
-        read = torchvision_images("mnist", str(root)).train
+        read = torchvision_images("mnist", "mnist", str(root)).train
     except UserError as error:
         assert str(root) in str(error)
         return
@@ -247,7 +241,7 @@ def test_damaged_idx_files_are_read_right_or_refused(tmp_path_factory, damage, f
 
 
 def test_mnists_own_files_have_its_checksums(tmp_path):
-    from vae_exp import datasets
+    from vae_exp.datasets import torchvision as datasets
 
     write_idx(tmp_path / "MNIST" / "raw", train=60_000)
     with pytest.raises(UserError, match=r"train-\w+-idx\d-ubyte has not the checksum"):
@@ -255,7 +249,7 @@ def test_mnists_own_files_have_its_checksums(tmp_path):
 
 
 def test_images_that_lie_or_explode_are_named(tmp_path):
-    from vae_exp.image_cache import Unusable, decode
+    from vae_exp.datasets.image_cache import Unusable, decode
 
     Image.new("L", (40, 40), 7).save(tmp_path / "lies.png")
     content = bytearray((tmp_path / "lies.png").read_bytes())
@@ -303,8 +297,8 @@ def test_a_signal_saves_ends_within_seconds_and_auto_goes_on(number, code, vae_t
     assert f"resume={folder}" in said
     assert vae_train(*typed)[0] == 0
     ended, straight = (checkpoint.load(Path(where) / "last.pt") for where in (folder, "whole"))
-    assert all(torch.equal(ended["model"][name], straight["model"][name]) for name in straight["model"])
-    assert ended["best"] == straight["best"]
+    assert all(torch.equal(ended.model[name], weights) for name, weights in straight.model.items())
+    assert ended.best == straight.best
 
 
 class Cloud(BaseHTTPRequestHandler):

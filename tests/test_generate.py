@@ -11,8 +11,9 @@ from PIL import Image
 
 import vae_exp
 from tests.conftest import metrics, quick_run, recorded
-from vae_exp import figures, walks
-from vae_exp.image_folder import read_images
+from vae_exp.datasets.image_folder import read_images
+from vae_exp.figures import sheets as figures
+from vae_exp.figures import walks
 from vae_exp.vae import VAE
 
 CELL = 28  # 8x8 digits enlarged three times, with two pixels around

@@ -11,11 +11,13 @@ import torch
 from PIL import Image, ImageDraw
 
 from tests.conftest import compose
-from vae_exp import build, image_cache
-from vae_exp.config import UserError
-from vae_exp.image_folder import celeba, image_folder, read_images
-from vae_exp.prepare import prepare
-from vae_exp.splits import Streamed, batches
+from vae_exp.config import build
+from vae_exp.datasets import image_cache
+from vae_exp.datasets.celeba import celeba
+from vae_exp.datasets.image_folder import image_folder, read_images
+from vae_exp.datasets.prepare import prepare
+from vae_exp.datasets.splits import Streamed, batches
+from vae_exp.errors import UserError
 from vae_exp.train import train
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)

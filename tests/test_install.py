@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vae_exp.config import CONF_DIR
+from vae_exp.config.check import CONF_DIR
 
 ROOT = CONF_DIR.parent
 

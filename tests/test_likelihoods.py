@@ -7,8 +7,8 @@ import torch
 from torch import distributions as oracle
 
 from tests.conftest import compose
-from vae_exp import build
-from vae_exp.config import check, options
+from vae_exp.config import build
+from vae_exp.config.check import check, options
 from vae_exp.likelihoods import (
     Bernoulli,
     ContinuousBernoulli,

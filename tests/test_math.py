@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from torch.distributions import Normal, kl_divergence
 
 from tests.conftest import compose
-from vae_exp import build
-from vae_exp.config import UserError, check
+from vae_exp.config import build
+from vae_exp.config.check import check
 from vae_exp.distributions import DiagonalGaussian, Point
+from vae_exp.errors import UserError
 from vae_exp.objectives import Progress, Terms, elbo, elbo_terms
 from vae_exp.schedules import cosine, milestones, step
 

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from tests.conftest import compose
-from vae_exp import build
-from vae_exp.config import UserError, check, options
+from vae_exp.config import build
+from vae_exp.config.check import check, options
+from vae_exp.errors import UserError
 
 SHAPES = [(1, 8, 8), (3, 9, 7), (1, 28, 28), (3, 32, 32), (3, 64, 64)]
 SIDES = {"burgess": (32, 64), "locatello": (64,)}  # of the networks that take square images of some sizes only

@@ -9,8 +9,8 @@ import torch
 from torch.distributions import Normal
 
 from tests.conftest import compose, metrics, quick_run
-from vae_exp import build
-from vae_exp.config import check
+from vae_exp.config import build
+from vae_exp.config.check import check
 from vae_exp.distributions import DiagonalGaussian
 from vae_exp.objectives import (
     Progress,

@@ -10,11 +10,14 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from tests.conftest import QUICK, command, metrics, quick_run, recorded
-from vae_exp import checkpoint, figures, files, train
-from vae_exp.config import UserError
-from vae_exp.running_means import RunningMeans
-from vae_exp.stopping import is_patience_over
+from tests import hooks
+from tests.conftest import QUICK, command, metrics, quick_run, recorded, stored
+from tests.hooks import Crash
+from vae_exp.errors import UserError
+from vae_exp.run import checkpoint
+from vae_exp.run.running_means import RunningMeans
+from vae_exp.run.standing import Best
+from vae_exp.run.stopping import why_patience_is_over
 
 STEPS_PER_EPOCH = 11  # of the digits, 1,297 images in batches of 128
 # What must come back: weights, a label's width, schedules, noise of the data, a learned buffer, streamed images.
@@ -26,24 +29,7 @@ KINDS = {
     "buffer": ("likelihood=gaussian", "likelihood.sigma=optimal", "dataset.device_memory=0"),
     "no validation": ("dataset.val_size=0",),
 }
-SMALL = ("network.hidden_dims=[16]", "model.z_dim=3")
-
-
-class Crash(BaseException):
-    """As abrupt as a kill: nothing in the code catches it."""
-
-
-def crash_at(monkeypatch, step):
-    """Let the process die in the middle of a step, counted from the start of this process."""
-    works, steps = train.elbo_terms, []
-
-    def dies(*args, **more):
-        steps.append(1)
-        if len(steps) == step:
-            raise Crash
-        return works(*args, **more)
-
-    monkeypatch.setattr(train, "elbo_terms", dies)
+SMALL = ("network.hidden_dims=[16]", "model.z_dim=3", hooks.OWN_OBJECTIVE)
 
 
 def the_same(a, b):
@@ -63,7 +49,7 @@ def everything(folder):
     """All that a run leaves and that does not depend on the time it took."""
     folder, left = Path(folder), {}
     for name in ("last.pt", "best.pt"):
-        state = checkpoint.load(folder / name)
+        state = stored(folder / name)
         state["resume"] = {key: value for key, value in state["resume"].items() if key not in TOLD}
         state["config"] = state["config"] | {"resume": None, "epochs": None}
         left[name] = state
@@ -74,20 +60,23 @@ def everything(folder):
     return left
 
 
+def assert_the_same_runs(*folders):
+    """Everything that the runs left is equal to the bit."""
+    first, second = map(everything, folders)
+    for part in first:
+        assert the_same(first[part], second[part]), part
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_that_died_inside_an_epoch_goes_on_to_the_bit(kind, monkeypatch):
+def test_a_run_that_died_inside_an_epoch_goes_on_to_the_bit(kind):
     settings = (*SMALL, *KINDS[kind], "epochs=3", "checkpoint_every_steps=4")
     quick_run(*settings, folder="whole")
-    with monkeypatch.context() as dying:
-        crash_at(dying, 2 * STEPS_PER_EPOCH - 1)
-        with pytest.raises(Crash):
-            quick_run(*settings, folder="run")
-    assert checkpoint.load(Path("run/last.pt"))["step"] == 20
+    with hooks.crash_at(2 * STEPS_PER_EPOCH - 1), pytest.raises(Crash):
+        quick_run(*settings)
+    assert checkpoint.load(Path("run/last.pt")).step == 20
     assert metrics("run")[-1]["step"] <= 21
-    quick_run(*settings, "resume=run", folder="run")
-    whole, resumed = everything("whole"), everything("run")
-    for part in whole:
-        assert the_same(whole[part], resumed[part]), part
+    quick_run(*settings, "resume=run")
+    assert_the_same_runs("whole", "run")
 
 
 @pytest.mark.parametrize("kind", ["vanilla", "conditional", "dynamic", "buffer", "no validation"])
@@ -96,84 +85,93 @@ def test_training_longer_equals_having_trained_so_long(kind):
     quick_run(*settings, "epochs=4", folder="whole")
     quick_run(*settings, "epochs=2")
     quick_run(*settings, "epochs=4", "resume=run")
-    whole, resumed = everything("whole"), everything("run")
-    for part in whole:
-        assert the_same(whole[part], resumed[part]), part
+    assert_the_same_runs("whole", "run")
+
+
+def renamed_to(event, arguments):
+    """The name under which a file that was written beside is put in its place; None at any other call."""
+    return Path(os.fsdecode(arguments[1])).name if event == "os.rename" else None
 
 
 @pytest.mark.slow
-def test_every_moment_to_die_is_survived(monkeypatch):
-    """Also before each file that is written, in validation, and at the very end."""
+def test_every_moment_to_die_is_survived():
+    """Before each file that is put in its place, as an epoch's pictures are drawn, and at the very end."""
     settings = (*SMALL, "epochs=2", "checkpoint_every_steps=3", "early_stopping.patience=1")
-    written, write = [], files.write
-    with monkeypatch.context() as counting:
-        counting.setattr(
-            files, "write", lambda path, *args, **more: written.append(path.name) or write(path, *args, **more)
-        )
+    places = []  # the names of all files that are put in their place, and of all pictures, in their order
+
+    def place(event, arguments):
+        if name := renamed_to(event, arguments):
+            return name
+        is_picture = event == "open" and str(arguments[0]).endswith(".png") and "w" in str(arguments[1])
+        return Path(arguments[0]).name if is_picture else None
+
+    with hooks.at_call(lambda *call: places.append(place(*call)) if place(*call) else None):
         quick_run(*settings, folder="whole")
-    whole = everything("whole")
-    after = range(written.index("last.pt") + 1, len(written))  # before that there is nothing to go on from
-    places = [(files, "write", n + 1) for n in after if written[n].endswith(".pt") or n == after[-1]]
-    assert len(places) > 5
-    places += [(figures, "samples", 1), (figures, "reconstructions", 3)]
-    for module, name, count in places:
-        with monkeypatch.context() as dying:
-            works, calls = getattr(module, name), []
+    after = range(places.index("last.pt") + 1, len(places))  # before that there is nothing to go on from
+    deadly = [n for n in after if places[n].endswith((".pt", ".png")) or n == after[-1]]
+    assert len(deadly) > 12
+    for number in deadly:
+        seen = []
 
-            def dies(*args, works=works, calls=calls, count=count, **more):
-                calls.append(1)
-                if len(calls) == count:
+        def dies(*call, seen=seen, number=number):
+            if place(*call):
+                seen.append(1)
+                if len(seen) == number + 1:
                     raise Crash
-                return works(*args, **more)
 
-            dying.setattr(module, name, dies)
-            with pytest.raises(Crash):
-                quick_run(*settings)
+        with hooks.at_call(dies), pytest.raises(Crash):
+            quick_run(*settings)
         quick_run(*settings, "resume=run")
-        for part in whole:
-            assert the_same(whole[part], everything("run")[part]), (part, module, name, count)
+        assert_the_same_runs("whole", "run")
 
 
-def test_a_signal_in_the_last_step_of_an_epoch_leaves_nothing_of_it_to_do(monkeypatch):
+def stop():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_in_the_last_step_of_an_epoch_leaves_nothing_of_it_to_do():
     settings = (*SMALL, "epochs=2", "log_every_steps=1")
     quick_run(*settings, folder="whole")
-    works, steps = train.elbo_terms, []
-
-    def caught(*args, **more):
-        steps.append(1)
-        if len(steps) == STEPS_PER_EPOCH:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return works(*args, **more)
-
-    with monkeypatch.context() as patched, pytest.raises(SystemExit):
-        patched.setattr(train, "elbo_terms", caught)
+    with hooks.at_step(STEPS_PER_EPOCH, stop), pytest.raises(SystemExit):
         quick_run(*settings)
-    assert [checkpoint.load(Path("run/last.pt"))[name] for name in ("step", "epoch")] == [STEPS_PER_EPOCH, 0]
+    assert [stored(Path("run/last.pt"))[name] for name in ("step", "epoch")] == [STEPS_PER_EPOCH, 0]
     quick_run(*settings, "resume=run")
-    whole, resumed = everything("whole"), everything("run")
-    for part in whole:
-        assert the_same(whole[part], resumed[part]), part
+    assert_the_same_runs("whole", "run")
 
 
-def test_a_signal_while_the_best_is_written_still_saves_the_run(monkeypatch):
+@pytest.mark.parametrize("written", ["best.pt", "last.pt"])
+def test_a_signal_while_a_checkpoint_is_written_still_saves_the_run(written):
+    settings = (*SMALL, "epochs=4")
+    quick_run(*settings, folder="whole")
+    seen = []
+
+    def caught(*call):
+        if renamed_to(*call) == written:
+            seen.append(1)
+            if len(seen) == 3:
+                stop()
+
+    with hooks.at_call(caught), pytest.raises(SystemExit):
+        quick_run(*settings)
+    assert len(seen) >= 3
+    quick_run(*settings, "resume=run")
+    assert_the_same_runs("whole", "run")
+
+
+def test_with_rare_checkpoints_the_best_epoch_waits_in_memory_and_a_signal_saves_it():
     settings = (*SMALL, "epochs=4", "checkpoint_every_epochs=null")
     quick_run(*settings, folder="whole")
-    works, written = checkpoint.save, []
-
-    def caught(*paths, **state):
-        written.append(paths)
-        if len(written) == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        works(*paths, **state)
-
-    with monkeypatch.context() as patched, pytest.raises(SystemExit):
-        patched.setattr(checkpoint, "save", caught)
+    written = []
+    with (
+        hooks.at_call(lambda *call: written.append(renamed_to(*call))),
+        hooks.at_step(3 * STEPS_PER_EPOCH - 1, stop),
+        pytest.raises(SystemExit),
+    ):
         quick_run(*settings)
-    assert [[path.name for path in paths] for paths in written] == [["best.pt"]] * 3 + [["last.pt"]]
+    assert [name for name in written if str(name).endswith(".pt")] == ["best.pt", "last.pt"]
+    assert checkpoint.load(Path("run/best.pt")).epoch == 2
     quick_run(*settings, "resume=run")
-    whole, resumed = everything("whole"), everything("run")
-    for part in whole:
-        assert the_same(whole[part], resumed[part]), part
+    assert_the_same_runs("whole", "run")
 
 
 def test_means_of_an_older_version_are_left_out_and_that_is_said(caplog):
@@ -186,12 +184,12 @@ def test_means_of_an_older_version_are_left_out_and_that_is_said(caplog):
 
 def test_a_run_of_before_there_was_a_choice_of_precision_goes_on():
     quick_run(*SMALL)
-    state = checkpoint.load(Path("run/last.pt"))
+    state = stored(Path("run/last.pt"))
     for key in ("precision", "compile"):
         del state["config"][key]
-    checkpoint.save(Path("run/last.pt"), **state)
+    torch.save(state, Path("run/last.pt"))
     quick_run(*SMALL, "epochs=2", "resume=run")
-    assert checkpoint.load(Path("run/last.pt"))["epoch"] == 2
+    assert checkpoint.load(Path("run/last.pt")).epoch == 2
 
 
 def test_a_contradiction_is_refused_with_both_values_and_what_may_change_changes():
@@ -227,17 +225,17 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(caplog):
 
 def test_other_data_than_the_runs_are_refused():
     quick_run(*SMALL)
-    state = checkpoint.load(Path("run/last.pt"))
+    state = stored(Path("run/last.pt"))
     state["resume"]["facts"]["train_size"] = 1300
-    checkpoint.save(Path("run/last.pt"), **state)
+    torch.save(state, Path("run/last.pt"))
     with pytest.raises(UserError, match="train_size is 1297, and was 1300"):
         quick_run(*SMALL, "epochs=2", "resume=run")
 
 
 def test_patience_ends_a_run_and_a_longer_one_goes_on(vae_train):
-    best = {"best/epoch": 3}
-    assert [bool(is_patience_over(2, epoch, best)) for epoch in (3, 4, 5, 6)] == [False, False, True, True]
-    assert not is_patience_over(None, 100, best)
+    best = Best(3, 33)
+    assert [bool(why_patience_is_over(2, epoch, best)) for epoch in (3, 4, 5, 6)] == [False, False, True, True]
+    assert not why_patience_is_over(None, 100, best)
     stuck = ("optimizer.lr=1e-30", "early_stopping.patience=2")  # no epoch is better than the first
     summary, folder = quick_run(*SMALL, *stuck, "epochs=9")
     assert summary["state"] == "finished"
@@ -247,24 +245,15 @@ def test_patience_ends_a_run_and_a_longer_one_goes_on(vae_train):
     assert [row["epoch"] for row in metrics(folder) if "val/kl" in row] == [1, 2, 3, 4, 5]
 
 
-@pytest.mark.parametrize("steps", [3, 15])
-def test_max_minutes_ends_a_run_cleanly_also_inside_its_first_epoch(steps, monkeypatch):
-    from vae_exp import stopping
-
+@pytest.mark.parametrize("step", [3, 15])
+def test_max_minutes_ends_a_run_cleanly_also_inside_its_first_epoch(step):
     settings = (*SMALL, "epochs=2")
     quick_run(*settings, folder="whole")
-    asked, over = [], stopping.Clock.is_over
-
-    def is_over(clock):
-        asked.append(1)
-        return over(clock) and (None if len(asked) < steps else over(clock))
-
-    with monkeypatch.context() as soon:
-        soon.setattr(stopping.Clock, "is_over", is_over)
-        summary, folder = quick_run(*settings, "max_minutes=1e-9")
-    assert (summary["state"], summary["reason"]) == ("finished", "max_minutes=1e-09 are over")
+    with hooks.at_step(step, lambda: time.sleep(3)):  # the run without it takes a tenth of that
+        summary, folder = quick_run(*settings, "max_minutes=0.04")
+    assert (summary["state"], summary["reason"]) == ("finished", "max_minutes=0.04 are over")
     assert {"test/neg_elbo", "best/epoch"} <= summary.keys()
-    assert 0 < checkpoint.load(folder / "last.pt")["step"] < 2 * STEPS_PER_EPOCH
+    assert 0 < checkpoint.load(folder / "last.pt").step < 2 * STEPS_PER_EPOCH
     quick_run(*settings, "max_minutes=60", "resume=run")
     assert the_same(everything("run")["metrics"], everything("whole")["metrics"])
     assert the_same(everything("run")["images"], everything("whole")["images"])
@@ -294,17 +283,13 @@ def test_the_command_goes_on_in_the_same_folder_with_what_was_typed_before(vae_t
     assert the_same(everything(folder), before)
 
 
-def test_auto_starts_a_run_continues_it_and_then_starts_another(vae_train, monkeypatch):
+def test_auto_starts_a_run_continues_it_and_then_starts_another(vae_train):
     typed = (*RUN, "epochs=3", "resume=auto")
-    with monkeypatch.context() as dying:
-        crash_at(dying, 15)
-        with pytest.raises(Crash):
-            vae_train(*typed)
+    with hooks.crash_at(15), pytest.raises(Crash):
+        vae_train(*typed)
     (first,) = [path.parent for path in Path("outputs").rglob("summary.json")]
-    with monkeypatch.context() as dying:
-        crash_at(dying, 5)
-        with pytest.raises(Crash):
-            vae_train(*typed, "optimizer.lr=0.5")  # another configuration is another run
+    with hooks.crash_at(5), pytest.raises(Crash):
+        vae_train(*typed, "optimizer.lr=0.5")  # another configuration is another run
     assert vae_train(*typed)[0] == 0
     assert json.loads((first / "summary.json").read_text())["state"] == "finished"
     assert len(list(Path("outputs").rglob("summary.json"))) == 2

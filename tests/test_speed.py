@@ -7,9 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.conftest import QUICK, compose, metrics, quick_run
-from vae_exp import build, checkpoint, speed
+from tests.conftest import QUICK, compose, metrics, quick_run, stored
+from vae_exp import trained
+from vae_exp.config import build
+from vae_exp.errors import UserError
 from vae_exp.metrics import evaluate, importance_bound
+from vae_exp.run import checkpoint, speed
 from vae_exp.vae import VAE
 
 FIFTY = ("epochs=5", "log_every_steps=1", "batch_size=128", "dataset=digits")
@@ -84,7 +87,7 @@ def test_compiling_changes_nothing_but_rounding_and_a_schedule_is_not_compiled_s
 
 def test_no_subnormal_numbers_slow_the_optimizer_down():
     _, folder = quick_run("batch_size=8", "epochs=6")
-    state = torch.load(folder / "last.pt")["optimizer"]["state"]
+    state = stored(folder / "last.pt")["optimizer"]["state"]
     means = torch.cat([weights["exp_avg"].flatten() for weights in state.values()]).abs()
     smallest = torch.finfo(torch.float32).tiny
     assert means[means > 0].min() < 1e-30, "the gradients of units that have died go on decaying"
@@ -96,7 +99,7 @@ def test_no_subnormal_numbers_slow_the_optimizer_down():
 def compiling():
     """How many graphs have been compiled since."""
     counters = pytest.importorskip("torch._dynamo.utils").counters
-    if reason := speed._missing():
+    if reason := speed.missing_for_compiling():
         pytest.skip(f"no {reason}")
     counters.clear()
     return lambda: counters["stats"]["unique_graphs"]
@@ -131,7 +134,7 @@ def test_a_run_of_any_precision_is_measured_in_float32(monkeypatch):
         return works(model, *images)
 
     state = checkpoint.load(quick_run("epochs=0")[1] / "last.pt")
-    model, split = build.model_from(state), build.dataset(state["config"]).read_test()
+    model, split = trained.rebuild(state), build.dataset(state.config).read_test()
     monkeypatch.setattr(VAE, "encode", notes)
     speed.autocast("tf32", torch.device("cpu"))
     try:
@@ -164,7 +167,7 @@ def test_a_compiler_that_fails_is_said_and_auto_goes_on_without(monkeypatch, cap
         raise torch._dynamo.exc.BackendCompilerFailed(fails, RuntimeError("no"), None)
 
     monkeypatch.setattr(torch, "compile", lambda step, **_: fails)
-    with caplog.at_level(logging.WARNING), pytest.raises(speed.UserError, match=r"compile=true: .* Use compile=false"):
+    with caplog.at_level(logging.WARNING), pytest.raises(UserError, match=r"compile=true: .* Use compile=false"):
         quick_run("compile=true", folder="true")
     quick_run("compile=auto", folder="auto")
     assert "not compiled: PyTorch's compiler fails" in caplog.text

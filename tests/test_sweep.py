@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from tests.conftest import command, recorded
-from vae_exp.config import CONF_DIR
+from vae_exp.config.check import CONF_DIR
 
 QUICK = ("-m", "dataset=digits", "epochs=1", "wandb.mode=disabled")
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import command, metrics, quick_run, recorded
-from vae_exp.divergence import Diverged
-from vae_exp.online import PROBE_SECONDS
+from vae_exp.errors import Diverged
+from vae_exp.tracking.wandb_server import PROBE_SECONDS
 
 
 def only_run():
@@ -158,7 +158,7 @@ SAYS = [("away", "does not answer"), ("hangs", "does not answer"), ("refuses", "
 
 @pytest.mark.parametrize(("failing_server", "says"), SAYS, indirect=["failing_server"])
 def test_a_server_that_fails_means_offline_within_seconds(failing_server, says):
-    script = "from vae_exp.online import choose_mode; print(choose_mode('auto'))"
+    script = "from vae_exp.tracking.wandb_server import choose_mode; print(choose_mode('auto'))"
     started = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, env=os.environ | failing_server

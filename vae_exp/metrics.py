@@ -11,10 +11,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from vae_exp.config import UserError
-from vae_exp.datasets import Split, batches
+from vae_exp.datasets.splits import Split, batches
 from vae_exp.distributions import LOG_2PI, DiagonalGaussian, Point, log_prior
-from vae_exp.speed import exact_products
+from vae_exp.errors import UserError
+from vae_exp.run.speed import exact_products
 from vae_exp.vae import VAE
 
 EVAL_BATCH_SIZE = 1000  # for speed and memory alone

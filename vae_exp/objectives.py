@@ -6,6 +6,7 @@ Nothing remembers anything: a resumed run continues every schedule from its step
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -72,6 +73,28 @@ def more_draws(
     many = DiagonalGaussian(q.mean.expand(samples, -1, -1), q.log_var.expand(samples, -1, -1))
     for z in many.rsample(noise).split(at_once) if samples else ():
         yield z, log_likelihood(z) if samples <= at_once else checkpoint(log_likelihood, z, use_reentrant=False)
+
+
+def one_draw(
+    model: VAE,
+    objective: Callable[[Terms, Progress], tuple[Tensor, Logged]],
+    x: Tensor,
+    y: Tensor,
+    eps: Tensor,
+    now: Progress,
+    noise: torch.Generator,
+) -> tuple[Tensor, Logged]:
+    """The loss at one draw z ~ q(z|x, y) for each image, from noise eps [B, Z], and what is logged of it.
+
+    Images x are [B, C, H, W] in [0, 1], labels y [B]. Objectives that ask for more draws take them from `noise`.
+    """
+    q = model.encode(x, y)
+    z = q.rsample(eps)
+    p = model.decode(z, y)
+    terms = elbo_terms(x, q, p, z, more=partial(more_draws, model, x, y, q, noise))
+    loss, logged = objective(terms, now)
+    means = {"loss": loss, "reconstruction": terms.reconstruction.mean(), "kl": terms.kl.sum(1).mean(), **logged}
+    return loss, {name: mean.detach() if isinstance(mean, Tensor) else mean for name, mean in means.items()}
 
 
 def elbo(

@@ -1,45 +1,96 @@
 """A trained model as its users want it: images and labels in whatever form they have, no gradients."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vae_exp import build, checkpoint
-from vae_exp.config import UserError
+from vae_exp.config import build
 from vae_exp.datasets import Data, Split
-from vae_exp.distributions import DiagonalGaussian
+from vae_exp.distributions import DiagonalGaussian, Point
+from vae_exp.errors import UserError
 from vae_exp.metrics import importance_bound
+from vae_exp.run import checkpoint
+from vae_exp.run.checkpoint import Checkpoint
+from vae_exp.run.folder import BEST, OUTPUTS, runs_below
+from vae_exp.tracking import wandb_server
+from vae_exp.vae import VAE
 
 Labels = int | str | Sequence[int] | Tensor | None  # a class for all images, or a number for each
+ARTIFACT = re.compile(r"(wandb:)?(?P<name>([\w.-]+/){1,2}[\w.-]+:[\w.-]+)")
+
+
+def find(checkpoint: str, only_one: bool = False) -> list[Path]:
+    """The checkpoints that a path means: a file, a run's best.pt, the best.pt of every run in a folder, the newest
+    run (latest), or a W&B artifact such as ENTITY/PROJECT/NAME:best, which is downloaded.
+
+    Raises UserError where there is none, or where there are several and only_one is allowed.
+    """
+    path = Path(checkpoint).expanduser()
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        where, found = path, [path / BEST] if (path / BEST).exists() else sorted(path.rglob(BEST))
+    elif checkpoint == "latest":
+        where, found = OUTPUTS, [run / BEST for run in runs_below(OUTPUTS, BEST)[:1]]
+    elif artifact := ARTIFACT.fullmatch(checkpoint):
+        where = wandb_server.download(artifact["name"])
+        found = sorted(where.glob("*.pt"))
+    else:
+        raise UserError(f"checkpoint={checkpoint}: there is no such file or folder.")
+    if not found:
+        raise UserError(f"checkpoint={checkpoint}: no {BEST} in {where}; a run writes it after its first epoch.")
+    if only_one and len(found) > 1:
+        raise UserError(f"checkpoint={checkpoint}: holds {len(found)} runs; name one, such as {found[0]}")
+    return found
 
 
 def load(path: str | Path, device: str = "auto", trust: bool = False) -> "TrainedVAE":
     """The model of a checkpoint file or of a run folder; see vae_exp.load."""
-    (path,) = checkpoint.find(str(path), only_one=True)
+    (path,) = find(str(path), only_one=True)
     return TrainedVAE(checkpoint.load(path), build.device(device), trust)
+
+
+def rebuild(kept: Checkpoint, trust: bool = False) -> VAE:
+    """A checkpoint's model with its weights, built after its sizes were compared with theirs, which costs nothing.
+
+    Raises UserError for a _target_ that is not vae_exp's own, unless the file and what it names are trusted, and where
+    the weights are not those of the config.
+    """
+    for group in ("network", "likelihood"):
+        build.check_foreign(kept.config, group, trust)
+    build.check_known_values(kept.config)
+    given = {name: tuple(weights.shape) for name, weights in kept.model.items()}
+    try:
+        with torch.device("meta"):  # shapes without numbers: a small file may ask for a huge model
+            empty = build.model(kept.config, kept.x_shape, kept.n_classes)
+    except (TypeError, ValueError, KeyError, RuntimeError, ArithmeticError) as error:
+        raise UserError(f"checkpoint: its config gives no model ({str(error).splitlines()[0]}).") from error
+    expected = {name: tuple(weights.shape) for name, weights in empty.state_dict().items()}
+    if wrong := [name for name in expected | given if expected.get(name) != given.get(name)]:
+        shown = f"{wrong[0]} is {given.get(wrong[0], 'missing')} and should be {expected.get(wrong[0], 'absent')}"
+        raise UserError(f"checkpoint: its weights are not those of the model in its config: {shown}.")
+    model = build.model(kept.config, kept.x_shape, kept.n_classes)
+    model.load_state_dict(kept.model)
+    return model
 
 
 class TrainedVAE:
     """p(x|z), q(z|x) and the prior of a checkpoint. Images are [N, C, H, W], uint8 or floats in [0, 1].
 
     A conditional model takes one label for all images, the name of a class or its number, or a list or tensor with
-    the number of each image's. `model` is the VAE itself, a torch
-    module; `config`, `epoch` and `kl_per_dim` say how it was trained.
+    the number of each image's. `model` is the VAE itself, a torch module; `config`, `epoch` and `kl_per_dim` (nats, of
+    the held-out images) say how it was trained.
     """
 
-    def __init__(self, state: dict[str, Any], device: torch.device, trust: bool = False) -> None:
-        self.model = build.model_from(state, trust).to(device).eval().requires_grad_(False)
-        self.device = device
-        self.config: dict[str, Any] = state["config"]
-        self.x_shape: tuple[int, int, int] = tuple(state["x_shape"])
-        self.epoch: int = state["epoch"]
-        self.class_names: list[str] = state["class_names"]
-        self.kl_per_dim: list[float] = state["kl_per_dim"]  # of the held-out images, nats
-        self.state, self.trust = state, trust
+    def __init__(self, kept: Checkpoint, device: torch.device, trust: bool = False) -> None:
+        self.model = rebuild(kept, trust).to(device).eval().requires_grad_(False)
+        self.device, self.trust, self._checkpoint = device, trust, kept
+        self.config, self.x_shape, self.epoch = kept.config, kept.x_shape, kept.epoch
+        self.class_names, self.kl_per_dim = kept.class_names, kept.kl_per_dim
 
     @property
     def name(self) -> str:
@@ -51,17 +102,17 @@ class TrainedVAE:
         """The mean of p(x|z) at n draws of z from the prior, [n, C, H, W] in [0, 1].
 
         A temperature below 1 draws nearer to the prior's mean: tidier, less varied images. Without a label a
-        conditional model takes every class in turn. With a seed the images are the same each time.
+        conditional model takes every class in turn. With a seed the images are the same each time. Raises UserError
+        for a deterministic autoencoder, which has no prior.
         """
         if label is None and self.model.n_classes:
             label = torch.arange(n) % self.model.n_classes
         noise = torch.Generator()
         noise.seed() if seed is None else noise.manual_seed(seed)
-        z = temperature * torch.randn(n, self.model.z_dim, generator=noise).to(self.device)
-        return self.decode(z, label)
+        return self.decode(temperature * self.model.prior_sample(n, noise), label)
 
     @torch.no_grad()
-    def encode(self, x: Tensor | np.ndarray, label: Labels = None) -> DiagonalGaussian:
+    def encode(self, x: Tensor | np.ndarray, label: Labels = None) -> DiagonalGaussian | Point:
         """q(z|x): `.mean` and `.log_var` are [N, Z], and `.rsample()` draws from it."""
         x = self.images(x)
         return self.model.encode(x, self.labels(label, len(x)))
@@ -82,17 +133,22 @@ class TrainedVAE:
         return importance_bound(self.model, split, k, torch.Generator().manual_seed(seed))
 
     def read_data(self, root: str | None = None) -> Data:
-        """The dataset it was trained on, split as then; root says where it lies now. Raises UserError."""
-        if root is not None and "root" in self.config["dataset"]:
-            self.config["dataset"]["root"] = root
-        data = build.dataset_from(self.state, self.trust)
+        """The dataset it was trained on, split as then; root says where it lies now.
+
+        Raises UserError where it cannot be read, is code of a stranger's that is not trusted, or has changed.
+        """
+        settings = self.config["dataset"]
+        if root is not None and "root" in settings:
+            settings = settings | {"root": root}
+        build.check_foreign(self.config, "dataset", self.trust)
+        data = build.dataset({"dataset": settings})
         if data.x_shape != self.x_shape:
             raise UserError(f"dataset: its images are {data.x_shape}, and the model was trained on {self.x_shape}.")
         return data
 
     def export(self, path: str | Path) -> None:
         """Write the weights as safetensors, with all that vae_exp.load needs to rebuild the model from them."""
-        checkpoint.export(Path(path), self.state)
+        checkpoint.export(Path(path), self._checkpoint)
 
     def images(self, x: Tensor | np.ndarray) -> Tensor:
         """[N, C, H, W] floats in [0, 1] on the model's device. Raises UserError for another shape or range."""

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vae_exp.config import UserError
 from vae_exp.distributions import DiagonalGaussian, Point
+from vae_exp.errors import UserError
 
 
 class VAE(nn.Module):
@@ -49,6 +49,15 @@ class VAE(nn.Module):
     def decode(self, z: Tensor, y: Tensor) -> Any:
         """The likelihood p(x|z, y) of codes z [B, Z] with labels y [B]; its mean is an image."""
         return self.likelihood(_full(self.decoder(z, self.context(y))))
+
+    @property
+    @torch.no_grad()
+    def support(self) -> str:
+        """What p(x|z) is a density over: binary, unit interval, real or bytes; other where a likelihood says none."""
+        with self.evaluating():
+            device = next(self.parameters()).device
+            p = self.decode(torch.zeros(1, self.z_dim, device=device), torch.zeros(1, dtype=torch.long, device=device))
+        return getattr(p, "support", "other")
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:

@@ -1,0 +1,134 @@
+"""`vae-compare`: runs side by side, from their folders alone, whether W&B was online, offline or disabled."""
+
+import argparse
+import operator
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+from vae_exp.comparing.runs import (
+    RESULTS,
+    Run,
+    best,
+    differing,
+    fold_seeds,
+    metric_of,
+    read_runs,
+    sort_runs,
+    table,
+    write_csv,
+)
+from vae_exp.config.check import closest
+from vae_exp.errors import UserError
+
+OPERATORS: dict[str, Callable] = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "!=": operator.ne,
+    "=": operator.eq,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+
+
+def main() -> None:
+    """Exit code 0, or 1 with one message."""
+    try:
+        compare(_arguments().parse_args())
+    except UserError as error:
+        sys.exit(f"vae-compare: {error}")
+    except BrokenPipeError:  # vae-compare ... | head
+        sys.stderr.close()
+
+
+def _arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vae-compare",
+        description="Lay runs side by side: the configuration keys that differ between them, and their results.",
+        epilog="example: vae-compare outputs/sweeps/... --fold-seeds --filter 'optimizer.lr<=1e-3' --html report.html",
+    )
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="run folders, sweep folders, or folders of them")
+    parser.add_argument("--sort", metavar="COLUMN", help="val/neg_elbo unless told; the lowest comes first")
+    parser.add_argument("--descending", action="store_true", help="the highest comes first")
+    parser.add_argument(
+        "--filter", action="append", default=[], metavar="TEST", help="such as model.z_dim=10 or 'optimizer.lr<1e-3'"
+    )
+    parser.add_argument("--columns", metavar="A,B", help="these columns instead of the keys that differ")
+    parser.add_argument("--fold-seeds", action="store_true", help="mean ± standard deviation over seeds")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the table with full precision")
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE", help="write one self-contained page: table, curves, pictures"
+    )
+    return parser
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Print the table, and write the files that the options name.
+
+    Raises UserError for a folder without runs, an unknown column, a filter that no run passes, an unwritable file.
+    """
+    runs = read_runs(options.paths)
+    for test in options.filter:
+        runs = _filter(runs, test)
+    single = runs
+    runs = fold_seeds(runs) if options.fold_seeds else runs
+    known = [*dict.fromkeys(key for run in runs for key in run.config), *RESULTS, "state", "reason"]
+    metric = metric_of(runs)
+    runs = sort_runs(runs, _known(options.sort or metric, known), options.descending)
+
+    columns = [*differing(runs), *(name for name in RESULTS if any(name in run.metrics for run in runs))]
+    if any(not run.finished for run in runs):
+        columns += ["state", "reason"]
+    if options.columns:
+        columns = [_known(column, known) for column in options.columns.split(",")]
+    print(table(runs, columns, marked=best(runs, metric) if len(runs) > 1 else None))
+    if options.csv:
+        _write(options.csv, lambda path: write_csv(path, runs, columns))
+    if options.html:
+        from vae_exp.comparing import html
+
+        _write(options.html, lambda path: path.write_text(html.page(runs, single, columns, metric), encoding="utf-8"))
+
+
+def _filter(runs: list[Run], test: str) -> list[Run]:
+    """The runs that pass a test such as optimizer.lr<1e-3. Raises UserError where none does."""
+    found = re.fullmatch(r"([\w./]+)\s*(<=|>=|!=|=|<|>)\s*(.*)", test)
+    if not found:
+        raise UserError(f"--filter {test}: write KEY=VALUE, or <, >, <=, >=, != in place of =.")
+    key, sign, text = found.groups()
+    _known(key, [*dict.fromkeys(k for run in runs for k in run.config), *RESULTS, "state"])
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
+        value = float(value)  # YAML reads 1e-3 as text
+
+    def passes(run: Run) -> bool:
+        try:
+            return OPERATORS[sign](run.value(key), value)
+        except TypeError:  # a run without that number
+            return False
+
+    kept = [run for run in runs if passes(run)]
+    if not kept:
+        raise UserError(f"--filter {test}: none of the {len(runs)} runs passes.")
+    return kept
+
+
+def _known(column: str, known: list[str]) -> str:
+    if column not in known:
+        raise UserError(f"{column}: no run has this column.{closest(column, known)}")
+    return column
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}).") from error
+    print(f"wrote {path}")

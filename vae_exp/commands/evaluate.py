@@ -1,0 +1,172 @@
+"""`vae-evaluate`: held-out numbers of a trained model, printed, written beside its checkpoint, added to its W&B run."""
+
+import functools
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vae_exp.commands import shared
+from vae_exp.config.keys import EvaluateOptions
+from vae_exp.config.rules import EVALUATE_RULES
+from vae_exp.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from vae_exp.datasets.splits import Split
+    from vae_exp.trained import TrainedVAE
+
+ABOUT = """vae-evaluate: held-out numbers of a trained model, in nats per image.
+
+usage: vae-evaluate checkpoint=PATH [KEY=VALUE ...]
+
+  vae-evaluate checkpoint=latest                                  the newest run's best.pt on the test split
+  vae-evaluate checkpoint=outputs/.../best.pt importance_samples=100
+  vae-evaluate checkpoint=outputs/sweeps/... split=val            every run of a sweep, a table at the end"""
+
+
+CLASSIFIERS: dict[str, "nn.Module"] = {}  # of real images, by their data: the runs of a sweep share one
+
+
+def main() -> None:
+    """Exit code 0, or 1 with one message."""
+    shared.run("vae-evaluate", "evaluate", EVALUATE_RULES, ABOUT, _evaluate_all)
+
+
+def _evaluate_all(options: EvaluateOptions) -> None:
+    """Every checkpoint that the path means; one that fails does not stop the others."""
+    from vae_exp import trained
+
+    paths = trained.find(options["checkpoint"])
+    rows, failed = {}, 0
+    for number, path in enumerate(paths, 1):
+        if len(paths) > 1:
+            print(f"{number}/{len(paths)}")
+        try:
+            rows[path] = evaluate_checkpoint(path, options)
+        except UserError as error:
+            if len(paths) == 1:
+                raise
+            failed += 1
+            print(f"{path}: failed: {error}\n")
+    if len(paths) > 1:
+        _print_side_by_side(rows)
+    if failed:
+        raise UserError(f"{failed} of {len(paths)} checkpoints could not be evaluated; the reasons stand above.")
+
+
+def evaluate_checkpoint(path: Path, options: EvaluateOptions) -> dict[str, Any]:
+    """All numbers of one checkpoint: printed, written beside it as NAME.SPLIT.json, added to W&B; returned."""
+    from vae_exp import trained
+    from vae_exp.tracking import wandb_afterwards
+
+    model = trained.load(path, options["device"], options["trust"])
+    result = {"checkpoint": str(path), **measure(model, options)}
+    for name, value in result.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{path}: {name} is {value}; the model's weights or its data are not sound.")
+    _print_table(result, model)
+    written = path.with_name(f"{path.stem}.{options['split']}.json")
+    try:
+        written.write_text(json.dumps(result, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"{written}: cannot be written ({error.strerror}).") from error
+    print(f"\nwritten   {written}")
+    numbers = {k: v for k, v in result.items() if isinstance(v, int | float) and k not in ("seed", "repeats", "images")}
+    prefixed = {f"evaluate/{options['split']}/{name}": value for name, value in numbers.items()}
+    if where := wandb_afterwards.record_evaluation(options["wandb"]["mode"], path.parent, model.config, prefixed):
+        print(f"W&B       {where}")
+    print()
+    return result
+
+
+def measure(model: "TrainedVAE", options: EvaluateOptions) -> dict[str, Any]:
+    """The numbers of a split, in nats per image, each with its standard error.
+
+    Raises UserError where the data cannot be read, or for importance samples of a deterministic autoencoder.
+    """
+    from tqdm import tqdm
+
+    from vae_exp import metrics
+    from vae_exp.commands import label_accuracy
+    from vae_exp.config import build
+
+    vae = model.model
+    data = model.read_data(options["dataset"]["root"])
+    split = data.split(options["split"]).to(model.device)
+    seed, batch_size = options["seed"], options["batch_size"]
+    noise = functools.partial(build.generator, seed)
+    measured = metrics.evaluate(vae, split, noise("evaluation"), options["repeats"], batch_size=batch_size)
+    result: dict[str, Any] = {"model": model.name, "split": options["split"]}
+    result |= {"images": len(split), "repeats": options["repeats"], "seed": seed}
+    for name, per_image in measured.per_image.items():
+        result |= {name: per_image.mean().item(), f"{name}_error": metrics.standard_error(per_image)}
+        result[f"{name}_noise_error"] = None if name == "kl" else measured.noise_error()
+    if samples := options["importance_samples"]:
+        if not vae.stochastic:
+            raise UserError(f"importance_samples={samples}: an autoencoder gives images no likelihood to bound.")
+        with tqdm(total=samples, desc="importance samples", disable=None, leave=False) as bar:
+            bound = metrics.importance_bound(vae, split, samples, noise("importance"), batch_size, bar.update)
+        result |= {"nll": -bound.mean().item(), "nll_error": metrics.standard_error(bound)}
+        result["importance_samples"] = samples
+    if _gives_probabilities(model, split):
+        nats = result.get("nll", result["neg_elbo"])
+        result["bits_per_dim"] = nats / math.log(2) / math.prod(model.x_shape)
+    if vae.stochastic:
+        information = metrics.mutual_information(measured.q, noise("information")).cpu()
+        result |= {
+            "mutual_information": information.mean().item(),
+            "mutual_information_error": metrics.standard_error(information),
+            "mutual_information_at_most": math.log(len(information)),
+            "kl_aggregate": (measured.per_image["kl"][: len(information)] - information).mean().item(),
+        }
+    result |= {"active_units": measured.active_units, "kl_per_dim": measured.kl_per_dim}
+    if vae.n_classes and vae.stochastic and options["label_accuracy"]:
+        key = json.dumps([model.config["dataset"], options["dataset"]["root"], str(model.device)])
+        if key not in CLASSIFIERS:
+            CLASSIFIERS[key] = label_accuracy.train_classifier(data.train.to(model.device), data.n_classes, seed=0)
+        result |= label_accuracy.label_accuracy(vae, CLASSIFIERS[key], data, split, noise("labels"))
+    return result
+
+
+def _gives_probabilities(model: "TrainedVAE", split: "Split") -> bool:
+    """Whether the likelihood gives each possible image a probability, so that bits per dimension are defined."""
+    return model.model.support == "bytes" or (model.model.support == "binary" and not split.is_grey())
+
+
+def _print_table(result: dict[str, Any], model: "TrainedVAE") -> None:
+    draws = "one draw" if result["repeats"] == 1 else f"{result['repeats']} draws"
+    print(f"{model.name}\n{result['split']} split, {result['images']:,} images, {draws} of z for each\n")
+    print(f"{'nats per image':28}{'':>12}{'± images':>12}{'± noise':>12}")
+    words = {"neg_elbo": "neg_elbo", "reconstruction": "reconstruction", "kl": "kl"}
+    words |= {"nll": f"nll, K = {result.get('importance_samples')}", "mutual_information": "mutual information I(x; z)"}
+    for name in [name for name in words if name in result]:
+        errors = [result.get(f"{name}_{kind}") for kind in ("error", "noise_error")]
+        cells = "".join(f"{'-' if error is None else f'{error:.3f}':>12}" for error in errors)
+        print(f"{words[name]:28}{result[name]:12.3f}{cells}")
+    if "mutual_information" in result:
+        print(f"{'   of at most log N':28}{result['mutual_information_at_most']:12.3f}")
+        print(f"{'KL(q(z) || p(z))':28}{result['kl_aggregate']:12.3f}   the rest of the KL")
+    if "bits_per_dim" in result:
+        print(f"{'bits per dimension':28}{result['bits_per_dim']:12.4f}")
+    print(f"{'active units':28}{result['active_units']:12d}   of {len(result['kl_per_dim'])}")
+    if "label_accuracy" in result:
+        read, real, chance = (result[f"label_accuracy{end}"] for end in ("", "_real", "_shuffled"))
+        print(f"{'labels read back':28}{read:12.1%}   real images {real:.1%}, shuffled labels {chance:.1%}")
+    per_dim = sorted(((kl, i) for i, kl in enumerate(result["kl_per_dim"])), reverse=True)
+    shown = "  ".join(f"z{i} {kl:.2f}" for kl, i in per_dim[:10])
+    print(f"{'KL of each latent':28}{shown}" + ("  ..." if len(per_dim) > 10 else ""))
+
+
+def _print_side_by_side(rows: dict[Path, dict[str, Any]]) -> None:
+    """The runs of a folder, the best first."""
+    names = [
+        n
+        for n in ("nll", "neg_elbo", "reconstruction", "kl", "active_units", "label_accuracy")
+        if any(n in r for r in rows.values())
+    ]
+    print("  ".join(f"{name:>14}" for name in names) + "  checkpoint")
+    for path, row in sorted(rows.items(), key=lambda item: item[1].get(names[0], math.inf)):
+        cells = (f"{row[n]:14.3f}" if isinstance(row.get(n), float) else f"{row.get(n, '-')!s:>14}" for n in names)
+        print("  ".join(cells) + f"  {path}")

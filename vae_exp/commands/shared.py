@@ -1,0 +1,88 @@
+"""What the commands share: how their keys are read, and how a program ends."""
+
+import contextlib
+import errno
+import gc
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vae_exp.config.check import CONF_DIR, check_values, flatten, resolve
+from vae_exp.config.messages import compose, explain
+from vae_exp.config.rules import Rule
+from vae_exp.errors import UserError
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+
+
+@contextlib.contextmanager
+def exits(program: str, config_name: str) -> Iterator[None]:
+    """Exit code 1 with one message for what the user can mend; a traceback for our own bugs."""
+    # Collect garbage more rarely, to the end: looking for it among what is imported takes half a second of the start.
+    gc.set_threshold(10_000)
+    logging.raiseExceptions = False  # a log that cannot be written is no reason to stop, or to fill stderr
+    signal.signal(signal.SIGTERM, _exit_on_sigterm)
+    try:
+        yield
+        sys.stdout.flush()  # here, where a reader that has gone can be told from a bug
+    except UserError as error:
+        sys.exit(f"{program}: {error}")
+    except (HydraException, OmegaConfBaseException) as error:
+        sys.exit(f"{program}: {explain(error, program, config_name)}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # `vae-train --help | head`: Python would complain once more when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        sys.exit(f"{program}: {error.filename or 'a file'}: cannot be written ({error.strerror}).")
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):  # what is left is W&B's own ending; nothing to tell of it
+            signal.signal(number, signal.SIG_DFL)
+
+
+def run(program: str, config_name: str, rules: dict[str, Rule], about: str, work: Callable[[Any], object]) -> None:
+    """A command whose keys are those of conf/CONFIG_NAME.yaml: compose and check them, then work.
+
+    That file with its comments is also the command's help.
+    """
+    arguments = sys.argv[1:]
+    with exits(program, config_name):
+        if {"--help", "-h"} & set(arguments):
+            keys = (CONF_DIR / f"{config_name}.yaml").read_text()
+            print(f"{about}\n\n{keys.rstrip()}\n\nAlso: {program} --cfg job prints the configuration and does nothing.")
+            return
+        show = arguments[:2] == ["--cfg", "job"]
+        overrides = arguments[2:] if show else arguments
+        if flags := [argument for argument in overrides if argument.startswith("-")]:
+            raise UserError(f"{flags[0]}: no such flag. There are --help and --cfg job; all else is KEY=VALUE.")
+        cfg = compose(config_name, overrides)
+        if show:
+            print(OmegaConf.to_yaml(cfg))
+            return
+        config = resolve(OmegaConf.merge(cfg, {"checkpoint": _given(cfg, "checkpoint", program)}))
+        if problems := check_values(flatten(config), rules):
+            raise UserError("\n".join(problems))
+        logging.basicConfig(level=logging.WARNING, format="%(message)s")
+        work(config)
+
+
+def _given(cfg: DictConfig, key: str, program: str) -> Any:
+    if OmegaConf.is_missing(cfg, key):
+        raise UserError(
+            f"{key}: say which, such as `{program} {key}=outputs/.../best.pt`, a run's folder, or {key}=latest."
+        )
+    return cfg[key]
+
+
+def _exit_on_sigterm(*_: Any) -> None:
+    sys.exit(128 + signal.SIGTERM)  # so that `with` blocks close, and W&B's file is whole

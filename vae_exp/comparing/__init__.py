@@ -1,0 +1,1 @@
+"""Runs laid side by side, from their folders alone: no torch and no W&B."""

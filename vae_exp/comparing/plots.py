@@ -1,0 +1,136 @@
+"""Figures of a sweep: a heat map over two swept numbers, curves with a band over seeds for one."""
+
+import math
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+from vae_exp.comparing.runs import Run
+
+
+def of_sweep(folded: list[Run], runs: list[Run], keys: list[str], metric: str, folder: Path) -> list[Path]:
+    """Draw what the number of swept numeric keys allows, as PNG files in folder; returns their paths."""
+    numeric = [key for key in keys if all(_is_number(run.value(key)) for run in folded)]
+    done = [run for run in folded if metric in run.metrics]
+    if len(keys) == 2 and len(numeric) == 2:
+        draw = (
+            _heat_map
+            if 2 * len(done) > np.prod([len({run.value(key) for run in done}) for key in numeric])
+            else _scatter
+        )
+        return [_save(draw(done, numeric[0], numeric[1], metric), folder / "heat_map.png")]
+    if len(keys) == 1 and len(numeric) == 1:
+        return [_save(_curves(done, runs, numeric[0], metric), folder / "curves.png")]
+    return []
+
+
+def is_logarithmic(values: list[float]) -> bool:
+    """Whether values look chosen on a logarithmic scale: their ratios are more alike than their differences."""
+    values = sorted(set(values))
+    if len(values) < 2 or values[0] <= 0:
+        return False
+    if len(values) == 2:
+        return values[1] / values[0] >= 3
+    steps, ratios = np.diff(values), np.diff(np.log(values))
+    return bool(ratios.std() / ratios.mean() < steps.std() / steps.mean())
+
+
+def _heat_map(runs: list[Run], x_key: str, y_key: str, metric: str) -> plt.Figure:
+    xs, ys = (sorted({run.value(key) for run in runs}) for key in (x_key, y_key))
+    cells = np.full((len(ys), len(xs)), np.nan)
+    for run in runs:
+        cells[ys.index(run.value(y_key)), xs.index(run.value(x_key))] = run.metrics[metric]
+    figure, axes = plt.subplots(figsize=(1.6 + 1.1 * len(xs), 1.4 + 0.8 * len(ys)), layout="constrained")
+    # A diverged corner must not wash out the differences among the good runs.
+    top = np.nanquantile(cells, 0.9) if np.isfinite(cells).sum() > 4 else None
+    mesh = axes.pcolormesh(_edges(xs), _edges(ys), cells, cmap="viridis_r", vmax=top)
+    _number_axis(axes.xaxis, xs, x_key)
+    _number_axis(axes.yaxis, ys, y_key)
+    lowest = np.nanmin(cells)
+    for (row, column), value in np.ndenumerate(cells):
+        if np.isfinite(value):
+            strength = mesh.norm(value)
+            ink = "white" if strength is not None and float(np.clip(strength, 0, 1)) > 0.5 else "black"
+            weight = "bold" if value == lowest else "normal"
+            label = f"{value:.2f}" + ("\nbest" if value == lowest else "")
+            axes.text(xs[column], ys[row], label, ha="center", va="center", color=ink, weight=weight)
+    figure.colorbar(mesh, label=f"{metric}, nats per image", extend="max" if top is not None else "neither")
+    axes.set_title(f"{metric}, lower is better")
+    return figure
+
+
+def _scatter(runs: list[Run], x_key: str, y_key: str, metric: str) -> plt.Figure:
+    """For a search, whose points lie on no grid."""
+    xs, ys, numbers = ([run.value(key) for run in runs] for key in (x_key, y_key, metric))
+    figure, axes = plt.subplots(figsize=(6, 4.5), layout="constrained")
+    points = axes.scatter(xs, ys, c=numbers, cmap="viridis_r", s=60, vmax=np.quantile(numbers, 0.9))
+    lowest = int(np.argmin(numbers))
+    axes.scatter(
+        xs[lowest], ys[lowest], s=220, facecolors="none", edgecolors="black", label=f"best: {numbers[lowest]:.2f}"
+    )
+    axes.set(xlabel=x_key, ylabel=y_key, title=f"{metric}, lower is better")
+    axes.set_xscale("log" if 0 < 30 * min(xs) < max(xs) else "linear")
+    axes.set_yscale("log" if 0 < 30 * min(ys) < max(ys) else "linear")
+    axes.legend()
+    figure.colorbar(points, label=f"{metric}, nats per image", extend="max")
+    return figure
+
+
+def _curves(folded: list[Run], runs: list[Run], key: str, metric: str) -> plt.Figure:
+    figure, (over_key, over_epochs) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    folded = sorted(folded, key=lambda run: run.value(key))
+    xs = [run.value(key) for run in folded]
+    means = np.array([run.metrics[metric] for run in folded])
+    spread = np.array([run.spread.get(metric, 0.0) for run in folded])
+    over_key.plot(xs, means, "o-")
+    over_key.fill_between(xs, means - spread, means + spread, alpha=0.25)
+    _number_axis(over_key.xaxis, xs, key)
+    over_key.set_ylabel(f"{metric}, nats per image")
+    seeds = max(run.seeds for run in folded)
+    over_key.set_title(f"best epoch, band: one standard deviation over {seeds} seeds" if seeds > 1 else "best epoch")
+    for i, run in enumerate(folded):
+        same = [r.history(metric) for r in runs if r.finished and r.value(key) == run.value(key)]
+        epochs = min(map(len, same), default=0)
+        values = np.array([[value for _, value in history[:epochs]] for history in same])
+        if values.size:
+            color = plt.get_cmap("viridis")(i / max(len(folded) - 1, 1) * 0.9)
+            ticks = [epoch for epoch, _ in same[0][:epochs]]
+            over_epochs.plot(ticks, values.mean(0), color=color, label=f"{key}={run.value(key):g}")
+            over_epochs.fill_between(ticks, values.min(0), values.max(0), color=color, alpha=0.2)
+    over_epochs.set_xlabel("epoch")
+    over_epochs.set_title("over training, band: all seeds")
+    over_epochs.legend()
+    return figure
+
+
+def _number_axis(axis, values: list[float], key: str) -> None:
+    axis.axes.set(**{f"{axis.axis_name}scale": "log" if is_logarithmic(values) else "linear"})
+    axis.set_ticks(values, [f"{value:g}" for value in values], minor=False)
+    axis.set_minor_locator(matplotlib.ticker.NullLocator())
+    axis.set_label_text(key)
+
+
+def _edges(values: list[float]) -> np.ndarray:
+    """The borders of the cells around values: halfway between neighbours, on the axis's own scale."""
+    log = is_logarithmic(values)
+    v = np.log(values) if log else np.array(values, dtype=float)
+    if len(v) == 1:
+        edges = np.array([v[0] - 0.5, v[0] + 0.5])
+    else:
+        middle = (v[1:] + v[:-1]) / 2
+        edges = np.concatenate([[2 * v[0] - middle[0]], middle, [2 * v[-1] - middle[-1]]])
+    return np.exp(edges) if log else edges
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _save(figure: plt.Figure, path: Path) -> Path:
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path

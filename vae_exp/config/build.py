@@ -1,0 +1,200 @@
+"""From a checked configuration to objects: the only file that knows what a _target_ is."""
+
+import copy
+import functools
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import os
+import pkgutil
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from vae_exp.config import check as checks
+from vae_exp.config.check import check_values, flatten, rules_for
+from vae_exp.config.keys import Config
+from vae_exp.config.rules import RULES
+from vae_exp.datasets import Data, prepare
+from vae_exp.errors import UserError
+from vae_exp.vae import VAE
+
+# How the code calls each _target_: so many arguments by place, and these by name. The rest is the config's.
+CALLED_WITH = {
+    "network": (0, ("x_shape", "z_dim", "context_dim")),
+    "likelihood": (0, ()),
+    "objective": (2, ()),
+    "dataset": (0, ()),
+    "optimizer": (1, ()),
+    "scheduler": (2, ()),
+}
+# What a checkpoint, which may be a stranger's, may name. These names stay when files move: see config/moved.py.
+PUBLIC = {
+    "network": {f"vae_exp.networks.{name}" for name in ("mlp", "conv", "resnet", "burgess", "locatello")},
+    "likelihood": {
+        f"vae_exp.likelihoods.{name}"
+        for name in ("bernoulli", "continuous_bernoulli", "gaussian", "laplace", "discretized_logistic")
+    },
+    "dataset": {f"vae_exp.datasets.{name}" for name in ("torchvision_images", "digits", "image_folder", "celeba")},
+}
+# The options of every dataset.
+SHARED = [name for name, option in inspect.signature(prepare).parameters.items() if option.kind == option.KEYWORD_ONLY]
+
+
+def partial(config: Mapping[str, Any], group: str) -> Callable[..., Any]:
+    """The group's _target_ with its settings filled in, to be called with what only the code knows.
+
+    A _target_ deeper down, in a checkpoint of a stranger's, is a plain value and never called. Hydra's instantiate
+    would do for the rest, but what it returns checks its target at every call: a thirtieth of the tutorial's step.
+    """
+    settings = {key: value for key, value in config[group].items() if not key.startswith("_")}
+    return functools.partial(resolve(group, config[group]["_target_"]), **copy.deepcopy(settings))
+
+
+def check(cfg: DictConfig, combinations: bool = True) -> Config:
+    """The resolved configuration, after every check that needs no data.
+
+    Raises UserError for a value, a combination or a _target_ that cannot work, and for a device that is not there.
+    """
+    config = checks.check(cfg, combinations)
+    _check_calls(config)
+    device(config["device"])
+    return config
+
+
+def _check_calls(config: Config) -> None:
+    """Every _target_ exists and takes the arguments given to it, and the optimizer accepts their values."""
+    for group, (by_place, by_name) in CALLED_WITH.items():
+        settings = cast("dict[str, Any]", config)[group]
+        target = settings["_target_"]
+        signature = inspect.signature(resolve(group, target))
+        given = {key: value for key, value in settings.items() if not key.startswith("_")}
+        if group == "dataset":  # what all datasets share goes to prepare
+            given = {key: value for key, value in given.items() if key in signature.parameters or key not in SHARED}
+        try:
+            signature.bind(*[None] * by_place, **dict.fromkeys(by_name), **given)
+        except TypeError as error:
+            names = [name for name in list(signature.parameters)[by_place:] if name not in by_name]
+            names += [name for name in SHARED if group == "dataset" and name not in names]
+            raise UserError(f"{group}: {target} {error}; its settings are {', '.join(names)}.") from error
+    target = config["optimizer"]["_target_"]
+    try:
+        step = optimizer(config, nn.Linear(1, 1)).step
+    except Exception as error:  # nothing of ours has run: it is the optimizer that refuses
+        raise UserError(f"optimizer: {target} refuses its settings: {error}") from error
+    closure = inspect.signature(step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise UserError(f"optimizer: {target} evaluates the loss several times a step, which this loop does not do.")
+
+
+def resolve(group: str, target: str) -> Callable[..., Any]:
+    """The function or class that a _target_ names. Raises UserError where there is none of that name.
+
+    A module that is not installed is looked for where the user stands: last, so that no file there hides another.
+    """
+    here, module = os.getcwd(), target.partition(".")[0]  # noqa: PTH109
+    try:
+        if module not in sys.modules and here not in sys.path and importlib.util.find_spec(module) is None:
+            sys.path.append(here)
+        found = _named(target)
+        inspect.signature(found)
+    except (ImportError, AttributeError, TypeError, ValueError, SyntaxError) as error:
+        raise UserError(f"{group}._target_={target}: there is no such function or class ({error}).") from error
+    return found
+
+
+def _named(target: str) -> Any:
+    """What a package hands on under a name comes before a file of that name: vae_exp.networks.mlp is a function."""
+    home, _, name = target.rpartition(".")
+    try:
+        return getattr(importlib.import_module(home), name)
+    except (ImportError, AttributeError, ValueError):  # a name inside a class
+        return pkgutil.resolve_name(target)
+
+
+def device(name: str) -> torch.device:
+    """auto is the fastest device there is. Raises UserError for one that is not there."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, is_there in available.items() if is_there))
+    if not available[name]:
+        raise UserError(f"device={name}: PyTorch {torch.__version__} finds no such device here. Use device=auto.")
+    return torch.device(name)
+
+
+def dataset(config: Mapping[str, Any]) -> Data:
+    """The dataset, downloaded on first use, with the options that all datasets share applied to it.
+
+    Raises UserError where its files are missing or damaged, or where it does not have what the options ask for.
+    """
+    settings = config["dataset"]
+    own = inspect.signature(resolve("dataset", settings["_target_"])).parameters
+    read = {"_target_": settings["_target_"]} | {key: value for key, value in settings.items() if key in own}
+    shared = {key: value for key, value in settings.items() if key in SHARED}
+    return prepare(partial({"dataset": read}, "dataset")(), **shared)
+
+
+def check_labels(config: Config, data: Data) -> None:
+    """Raises UserError for a conditional model of data that turn out to have no labels."""
+    if config["model"]["conditional"] and not data.n_classes:
+        raise UserError(
+            f"model.conditional=true: dataset={data.name} has no labels here. An image folder has them where every "
+            "image lies in a folder of its class, CelebA with dataset.attribute=Smiling. Or use model=vanilla."
+        )
+
+
+def model(config: Mapping[str, Any], x_shape: tuple[int, int, int], n_classes: int) -> VAE:
+    """The VAE for images of x_shape. The labels of an unconditional model have width 0."""
+    z_dim, width = config["model"]["z_dim"], n_classes if config["model"]["conditional"] else 0
+    encoder, decoder = partial(config, "network")(x_shape=x_shape, z_dim=z_dim, context_dim=width)
+    return VAE(encoder, decoder, partial(config, "likelihood")(), z_dim, width, config["model"]["stochastic"])
+
+
+def optimizer(config: Mapping[str, Any], model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of the model's parameters."""
+    return partial(config, "optimizer")(model.parameters())
+
+
+def generator(seed: int, stream: str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A stream of random numbers of its own for each use, so that a change in one moves no other."""
+    digest = hashlib.sha256(f"{stream} {seed}".encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:6], "big"))
+
+
+def check_foreign(config: Mapping[str, Any], group: str, trust: bool = False) -> None:
+    """Raises UserError for a _target_ of a checkpoint that is not one of vae_exp's public functions, unless trusted."""
+    settings = config.get(group)
+    # Hydra would obey a _recursive_ here, and then call what is named deeper down.
+    if not isinstance(settings, dict) or any(
+        (key.startswith("_") and key != "_target_") or not _is_plain(value) for key, value in settings.items()
+    ):
+        raise UserError(f"checkpoint: its {group} is not a _target_ with plain values.")
+    target = str(settings.get("_target_"))
+    if trust:
+        resolve(group, target)
+    elif target not in PUBLIC[group]:
+        raise UserError(
+            f"{group}._target_={target}: the checkpoint names code that is not vae_exp's, and using it would run that "
+            "code. Where you know both, say trust=true, or vae_exp.load(..., trust=True), in the folder of that code."
+        )
+
+
+def check_known_values(config: Mapping[str, Any]) -> None:
+    """Raises UserError for values in a checkpoint that training would have refused."""
+    kept = flatten({group: config.get(group) for group in ("model", "network", "likelihood")})
+    rules = rules_for(kept)
+    needed = [key for key in RULES if key.startswith("model.")]
+    flat = {key: value for key, value in kept.items() if key in rules}
+    if problems := check_values(flat, {key: rules[key] for key in [*flat, *needed]}):
+        raise UserError("checkpoint: " + "\n".join(problems))
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)

@@ -1,0 +1,167 @@
+"""Whether a configuration makes sense, told before anything is started. Nothing here imports torch."""
+
+import difflib
+import re
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vae_exp.config.keys import Config
+from vae_exp.config.moved import renamed
+from vae_exp.config.rules import DATASET_RULES, OPTION_RULES, RULES, Rule
+from vae_exp.errors import UserError
+
+_PACKAGE = Path(__file__).parents[1]
+# An installed package carries its own copy of conf/; a checkout has it at the top level.
+CONF_DIR = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
+
+CALLS = ("network", "likelihood", "objective", "dataset", "optimizer", "scheduler")  # groups with a _target_
+# Why these objectives are not for a deterministic autoencoder.
+NEED_SPREAD = {
+    "vae_exp.objectives.capacity": "holds the KL at a value, and an autoencoder has none",
+    "vae_exp.objectives.iwae": "weighs several draws of z, and an autoencoder's code is always the same",
+    "vae_exp.objectives.beta_tc": "takes the KL apart, and an autoencoder has none",
+}
+
+
+def resolve(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration as plain values. Raises UserError for an interpolation that leads nowhere."""
+    try:
+        return cast("dict[str, Any]", OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
+    except OmegaConfBaseException as error:
+        raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+
+
+def check(cfg: DictConfig, combinations: bool = True) -> Config:
+    """Check every value against its rule, and their combinations, and return the resolved configuration.
+
+    A sweep checks the values of its first job alone: other jobs may combine them better.
+    Raises UserError naming each wrong key, its value and what is allowed.
+    """
+    config = renamed(resolve(cfg))
+    problems = []
+    for group in CALLS:
+        if not isinstance(config.get(group), dict) or not isinstance(config[group].get("_target_"), str):
+            problems.append(f"{group}: choose one of {', '.join(options(group))}")
+    flat = flatten(config)
+    written = flatten(cast("dict[str, Any]", OmegaConf.to_container(cfg)))
+    copies = [key for key in flat if re.fullmatch(r"\$\{[\w.]+\}", str(written.get(key)))]  # such as ${seed}: said once
+    rules = rules_for(flat)
+    ruled = {key: value for key, value in flat.items() if key in rules or key.split(".")[0] not in CALLS}
+    problems += check_values(ruled, rules, copies)
+    if combinations:
+        problems += _check_combinations(flat)
+    if flat.get("dataset.binarize") == "larochelle" and flat.get("dataset.source") != "mnist":
+        problems.append("dataset.binarize=larochelle: these files are MNIST's; use it with dataset=mnist.")
+    if problems:
+        raise UserError("\n".join(problems))
+    return cast("Config", config)
+
+
+def rules_for(flat: Mapping[str, Any]) -> dict[str, Rule]:
+    """The rules of every configuration, and those of the options that are there.
+
+    Options of a user's own _target_ mean what the user says: rules bind only vae_exp's and torch's. What all datasets
+    share goes to `prepare`, whoever made the dataset.
+    """
+    targets = {group: str(flat.get(f"{group}._target_")) for group in CALLS}
+    ours = {group for group, target in targets.items() if target.startswith(("vae_exp.", "torch."))}
+    options_there = {key: rule for key, rule in OPTION_RULES.items() if key in flat and key.split(".")[0] in ours}
+    return RULES | options_there | {key: rule for key, rule in DATASET_RULES.items() if key in flat}
+
+
+def _check_combinations(flat: Mapping[str, Any]) -> list[str]:
+    """What is wrong between keys of different groups."""
+    problems = []
+    if flat.get("model.conditional") is True and flat.get("dataset.n_classes") == 0:
+        problems.append(
+            f"model.conditional=true: dataset={flat.get('dataset.name')} has no labels (dataset.n_classes=0). "
+            "Use model=vanilla or model=beta, or data with labels."
+        )
+    problems += _check_objective(flat)
+    if flat.get("early_stopping.patience") and flat.get("dataset.val_size") == 0:
+        problems.append(
+            f"early_stopping.patience={flat['early_stopping.patience']}: there are no validation images to watch "
+            "(dataset.val_size=0). Use early_stopping.patience=null, or keep some."
+        )
+    return problems
+
+
+def _check_objective(flat: Mapping[str, Any]) -> list[str]:
+    """What an objective cannot do with the model or the likelihood, and warm-ups of two lengths or of none."""
+    problems = []
+    target = str(flat.get("objective._target_"))
+    name = target.rsplit(".", 1)[-1]
+    if target in NEED_SPREAD and flat.get("model.stochastic") is False:
+        problems.append(f"objective={name}: it {NEED_SPREAD[target]}. Use objective=elbo.")
+    if target == "vae_exp.objectives.iwae" and flat.get("likelihood.sigma") == "optimal":
+        problems.append(
+            "objective=iwae: the draws of z must be weighed under one sigma, and likelihood.sigma=optimal fits one to "
+            "each. Use likelihood.sigma=learned."
+        )
+    if not target.startswith("vae_exp."):  # the keys of a user's own objective are the user's
+        return problems
+    lengths = [f"objective.warmup_{unit}" for unit in ("epochs", "steps", "fraction")]
+    given = [f"{key}={flat[key]}" for key in lengths if flat.get(key)]
+    if len(given) > 1:
+        problems.append(f"{' and '.join(given)}: a warm-up has one length; set the other to 0.")
+    shape = flat.get("objective.warmup")
+    if shape in ("cosine", "cyclical") and not given:
+        length = "objective.warmup_epochs=5" if shape == "cosine" else "objective.warmup_fraction=1"
+        problems.append(f"objective.warmup={shape}: say how long it lasts, such as {length}.")
+    return problems
+
+
+def check_values(flat: Mapping[str, Any], rules: Mapping[str, Rule], copies: Iterable[str] = ()) -> list[str]:
+    """What is wrong with each key: missing, unknown, or a value that its rule does not allow."""
+    problems = [f"{key}: is missing. It takes {rule.words}." for key, rule in rules.items() if key not in flat]
+    for key, value in flat.items():
+        rule = rules.get(key)
+        if rule is None:
+            problems.append(f"{key}: no such key.{closest(key, rules)}")
+        elif key not in copies and not rule.allows(value):
+            shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
+            problems.append(f"{key}={shown}: it takes {rule.words}.")
+    return problems
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"model": {"z_dim": 20}} becomes {"model.z_dim": 20}."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def options(group: str) -> list[str]:
+    """The options of a config group, by their files."""
+    return sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
+
+
+def groups() -> list[str]:
+    """The config groups, by their folders."""
+    return sorted(path.name for path in CONF_DIR.iterdir() if path.is_dir() and path.name != "hydra")
+
+
+def options_with(key: str) -> list[str]:
+    """The options of a group that have the key, such as sgd and rmsprop for optimizer.momentum."""
+    group, _, name = key.partition(".")
+    return [option for option in options(group) if name in OmegaConf.load(CONF_DIR / group / f"{option}.yaml")]
+
+
+def closest(word: str, known: Collection[str]) -> str:
+    """A sentence with the known names nearest to a misspelt one, or nothing where none is near.
+
+    Keys are compared whole and by their last part, since people write z_dim=10 for model.z_dim=10.
+    """
+    last = word.rsplit(".", 1)[-1]
+    near = difflib.get_close_matches(word, known, n=3, cutoff=0.7)
+    near += [key for key in known if key.rsplit(".", 1)[-1] == last]
+    near += [key for key in known if difflib.get_close_matches(last, [key.rsplit(".", 1)[-1]], cutoff=0.75)]
+    return f" Did you mean {' or '.join(list(dict.fromkeys(near))[:3])}?" if near else ""

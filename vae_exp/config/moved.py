@@ -1,0 +1,32 @@
+"""Names that an older version wrote into configurations, and what they are called today.
+
+Applied wherever a configuration enters: a user's own yaml, a run's config.yaml, a checkpoint.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+MOVED = {
+    "vae_exp.conv_networks.conv": "vae_exp.networks.conv",
+    "vae_exp.conv_networks.resnet": "vae_exp.networks.resnet",
+    "vae_exp.conv_networks.burgess": "vae_exp.networks.burgess",
+    "vae_exp.conv_networks.locatello": "vae_exp.networks.locatello",
+    "vae_exp.image_folder.image_folder": "vae_exp.datasets.image_folder",
+    "vae_exp.image_folder.celeba": "vae_exp.datasets.celeba",
+}
+
+
+def renamed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a configuration with today's _target_ names and keys; whatever else is in it stays."""
+    groups = {group: _renamed_group(settings) for group, settings in config.items()}
+    dataset = groups.get("dataset")
+    if isinstance(dataset, dict) and dataset.get("_target_") == "vae_exp.datasets.torchvision_images":
+        dataset.setdefault("source", dataset.get("name"))  # the name was also what was read
+    return groups
+
+
+def _renamed_group(settings: Any) -> Any:
+    if not isinstance(settings, Mapping):
+        return settings
+    target = settings.get("_target_")
+    return {**settings, "_target_": MOVED.get(target, target)} if isinstance(target, str) else dict(settings)

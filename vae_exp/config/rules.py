@@ -1,0 +1,199 @@
+"""What each key of a configuration may be: tables, and the words in which a wrong value is refused."""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass
+class Rule:
+    allows: Callable[[Any], bool]
+    words: str
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _whole(low: int, high: int = 2**31 - 1) -> Rule:
+    words = f"a whole number, {low:,} or more" if high == 2**31 - 1 else f"a whole number from {low:,} to {high:,}"
+    return Rule(lambda v: _is_number(v) and isinstance(v, int) and low <= v <= high, words)
+
+
+def _number(low: float, high: float = math.inf, *, above: bool = False) -> Rule:
+    words = f"a number above {low:g}" if above else f"a number, {low:g} or more"
+    if high < math.inf:
+        words += f" and at most {high:g}"
+    return Rule(lambda v: _is_number(v) and (v > low if above else v >= low) and v <= high, words)
+
+
+def _one_of(*options: str) -> Rule:
+    return Rule(lambda v: v in options, "one of " + ", ".join(options))
+
+
+def _list_of(rule: Rule, words: str) -> Rule:
+    return Rule(lambda v: isinstance(v, list) and all(rule.allows(item) for item in v), words)
+
+
+def _either(rule: Rule, other: Rule) -> Rule:
+    return Rule(lambda v: rule.allows(v) or other.allows(v), f"{rule.words}, or {other.words}")
+
+
+def _or_null(rule: Rule) -> Rule:
+    return Rule(lambda v: v is None or rule.allows(v), f"{rule.words}, or null")
+
+
+def _or_word(rule: Rule, *words: str) -> Rule:
+    return Rule(lambda v: v in words or rule.allows(v), f"{rule.words}, or {' or '.join(words)}")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value.strip() != "" and value.isprintable()
+
+
+def _is_size(value: Any) -> bool:
+    is_text = isinstance(value, int | float | str) and not isinstance(value, bool)
+    return is_text and re.fullmatch(r"\d+(\.\d+)?\s*([KMGT]?B)?", str(value).strip(), re.IGNORECASE) is not None
+
+
+# What becomes part of a folder's name must not be able to lead out of it.
+NAME = Rule(lambda v: _is_text(v) and v.replace("_", "").replace("-", "").isalnum(), "letters, digits, - and _")
+TEXT = Rule(lambda v: _is_text(v) or _is_number(v), "text on one line")
+PATH = Rule(_is_text, "the path of a folder")
+FLAG = Rule(lambda v: isinstance(v, bool), "true or false")
+SIDES = Rule(
+    lambda v: isinstance(v, list) and len(v) == 2 and all(_whole(1, 4096).allows(side) for side in v),
+    "a height and a width such as [48,64]",
+)
+FRACTION = Rule(lambda v: isinstance(v, float) and 0 < v < 1, "a fraction such as 0.1")
+
+FIGURES = ("interpolations", "traversals", "manifold", "latents")
+
+RULES = {
+    "epochs": _whole(0),
+    "batch_size": _whole(1),
+    "seed": _whole(0, 2**32 - 1),
+    "device": _one_of("auto", "cpu", "cuda", "mps"),
+    "precision": _one_of("fp32", "tf32", "bf16"),
+    "compile": Rule(lambda v: v == "auto" or isinstance(v, bool), "auto, true or false"),
+    "resume": _or_null(TEXT),
+    "checkpoint_every_epochs": _or_null(_whole(1)),
+    "checkpoint_every_steps": _or_null(_whole(1)),
+    "checkpoint_every_minutes": _or_null(_number(0, above=True)),
+    "max_minutes": _or_null(_number(0, above=True)),
+    "early_stopping.patience": _or_null(_whole(1)),
+    "log_every_steps": _whole(1),
+    "figures": _or_null(_list_of(_one_of(*FIGURES), f"a list of {', '.join(FIGURES)}")),
+    "figure_every_epochs": _whole(1),
+    "model.name": NAME,
+    "model.z_dim": _whole(1),
+    "model.beta": _number(0),
+    "model.conditional": FLAG,
+    "model.stochastic": FLAG,
+    "wandb.mode": _one_of("auto", "online", "offline", "disabled"),
+    "wandb.project": _or_null(TEXT),
+    "wandb.entity": _or_null(TEXT),
+    "wandb.name": _or_null(TEXT),
+    "wandb.group": _or_null(TEXT),
+    "wandb.tags": _or_null(_list_of(TEXT, "a list such as [a,b]")),
+    "wandb.notes": _or_null(Rule(lambda v: isinstance(v, str), "text")),
+    "wandb.dir": _or_null(TEXT),
+    "wandb.log_checkpoints": FLAG,
+    "sweep.name": _or_null(TEXT),
+    "sweep.resume": _or_null(TEXT),
+    "sweep.over": _list_of(TEXT, "a list of keys, filled in by vae-train -m"),
+    "sweep.jobs": _or_null(_whole(1)),
+    "optimizer.lr": _number(0, above=True),
+    "dataset.name": NAME,
+    "dataset.n_classes": _or_null(_whole(0)),
+}
+# What every dataset can be asked for, a user's own too: `prepare` takes it.
+DATASET_RULES = {
+    "dataset.val_size": _either(_whole(0), FRACTION),
+    "dataset.train_size": _or_null(_either(_whole(1), FRACTION)),
+    "dataset.labels": _or_null(_list_of(TEXT, "a list of class numbers or names, such as [3,7] or [cat,dog]")),
+    "dataset.flip": FLAG,
+    "dataset.device_memory": Rule(_is_size, "a size such as 500MB or 2GB; 0 streams everything"),
+    "dataset.seed": _whole(0, 2**32 - 1),
+    "dataset.binarize": _one_of("none", "threshold", "static", "dynamic", "larochelle"),
+}
+# Keys that only some options have. They bind the options of vae_exp and of torch; those of a user's own may differ.
+OPTION_RULES = {
+    "network.hidden_dims": _list_of(_whole(1), "a list of whole numbers, 1 or more, such as [400] or [512,256]"),
+    "network.activation": _one_of("relu", "leaky_relu", "elu", "gelu", "silu", "tanh"),
+    "network.channels": _whole(1),
+    "network.blocks": _whole(1, 1000),
+    "likelihood.sigma": _or_word(_number(0, above=True), "learned", "optimal"),
+    "likelihood.scale": _or_word(_number(0, above=True), "learned"),
+    "objective.beta": _number(0),
+    "objective.warmup": _one_of("linear", "cosine", "cyclical"),
+    "objective.warmup_epochs": _number(0),
+    "objective.warmup_steps": _whole(0),
+    "objective.warmup_fraction": _number(0, 1),
+    "objective.cycles": _whole(1),
+    "objective.free_nats": _number(0),
+    "objective.capacity_nats": _number(0),
+    "objective.alpha": _number(0),
+    "objective.gamma": _number(0),
+    "objective.samples": _whole(1),
+    "objective.samples_at_once": _whole(1),
+    "objective.sampling": _one_of("stratified", "weighted"),
+    "dataset.root": PATH,
+    "dataset.source": _one_of("mnist", "fashion_mnist", "kmnist", "emnist", "qmnist", "cifar10", "svhn"),
+    "dataset.test_size": _either(_whole(1), FRACTION),
+    "dataset.split": _one_of("balanced", "byclass", "bymerge", "digits", "letters", "mnist"),
+    "dataset.image_size": _either(_whole(1, 4096), SIDES),
+    "dataset.channels": Rule(lambda v: v in (1, 3) and _is_number(v), "1 (grey) or 3 (colour)"),
+    "dataset.crop": _or_null(_whole(1)),
+    "dataset.on_error": _one_of("skip", "fail"),
+    "dataset.cache": PATH,
+    "dataset.attribute": _or_null(TEXT),
+    "optimizer.weight_decay": _number(0),
+    "optimizer.fused": FLAG,
+    "optimizer.momentum": _number(0, 1),
+    "optimizer.alpha": _number(0, 1),
+    "optimizer.betas": _list_of(_number(0, 1), "a list of numbers from 0 to 1, such as [0.9,0.999]"),
+    "scheduler.warmup_epochs": _number(0),
+    "scheduler.final_factor": _number(0, 1),
+    "scheduler.every_epochs": _number(0, above=True),
+    "scheduler.gamma": _number(0, above=True),
+    "scheduler.at_epochs": _list_of(_number(0), "a list of numbers, 0 or more, such as [8,12]"),
+}
+EVALUATE_RULES = {
+    "checkpoint": TEXT,
+    "split": _one_of("test", "val", "train"),
+    "repeats": _whole(1),
+    "importance_samples": _whole(0),
+    "label_accuracy": FLAG,
+    "batch_size": _whole(1),
+    "seed": _whole(0, 2**32 - 1),
+    "device": RULES["device"],
+    "trust": FLAG,
+    "dataset.root": _or_null(TEXT),
+    "wandb.mode": RULES["wandb.mode"],
+}
+GENERATE_RULES = {
+    "checkpoint": TEXT,
+    "what": _one_of(
+        "samples", "classes", "reconstructions", "interpolations", "traversals", "manifold", "latents", "weights"
+    ),
+    "n": _or_null(_whole(1)),
+    "label": _or_null(TEXT),
+    "temperature": _number(0),
+    "inputs": _or_null(TEXT),
+    "steps": _whole(2, 1000),
+    "path": _one_of("spherical", "linear"),
+    "around": _one_of("prior", "image"),
+    "range": _number(0, above=True),
+    "dims": _or_null(_list_of(_whole(0), "a list of latent dimensions, counted from 0, such as [3,7]")),
+    "animate": FLAG,
+    "format": _one_of("grid", "files", "npz"),
+    "output": _or_null(TEXT),
+    "split": _one_of("test", "val", "train"),
+    "seed": _whole(0, 2**32 - 1),
+    "device": RULES["device"],
+    "trust": FLAG,
+    "dataset.root": _or_null(TEXT),
+}

@@ -1,0 +1,20 @@
+"""Where images come from: each dataset is a function that returns a `Source`, and `prepare` makes `Data` of it."""
+
+from vae_exp.datasets.celeba import celeba
+from vae_exp.datasets.digits import digits
+from vae_exp.datasets.image_folder import image_folder
+from vae_exp.datasets.prepare import Data, prepare
+from vae_exp.datasets.splits import Source, Split, batches
+from vae_exp.datasets.torchvision import torchvision_images
+
+__all__ = [
+    "Data",
+    "Source",
+    "Split",
+    "batches",
+    "celeba",
+    "digits",
+    "image_folder",
+    "prepare",
+    "torchvision_images",
+]

@@ -1,0 +1,30 @@
+"""CelebA: torchvision's files and attributes, decoded into the cache of image folders."""
+
+from pathlib import Path
+
+from vae_exp.datasets.image_folder import decoded, image_shape
+from vae_exp.datasets.splits import Source, Split
+from vae_exp.datasets.torchvision import open_torchvision
+from vae_exp.errors import UserError
+
+
+def celeba(
+    name: str, root: str, image_size: int | list[int], crop: int | None, attribute: str | None, on_error: str
+) -> Source:
+    """CelebA (Liu et al. 2015) with its own three splits. The label is one of its 40 attributes, 0 or 1, or none."""
+    folder = Path(root).expanduser()
+
+    def read(part: str) -> Split:
+        raw = open_torchvision("celeba", folder, part)
+        labels = [0] * len(raw.filename)
+        if attribute is not None:
+            known = [attribute_name for attribute_name in raw.attr_names if attribute_name]
+            if attribute not in known:
+                raise UserError(f"dataset.attribute={attribute}: it takes null or one of {', '.join(known)}.")
+            labels = raw.attr[:, known.index(attribute)].tolist()
+        images = folder / raw.base_folder / "img_align_celeba"
+        shape = image_shape(image_size, 3)
+        return decoded(name, images, raw.filename, labels, shape, crop, on_error, str(folder))
+
+    class_names = [] if attribute is None else [f"not {attribute}", attribute]
+    return Source(name, read("train"), lambda: read("test"), class_names, read("valid"))

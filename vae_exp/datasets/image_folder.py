@@ -1,0 +1,123 @@
+"""A folder of any images: its files are listed, given labels by their folders, and decoded once into a cache."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vae_exp.datasets.image_cache import Unusable, cached, decode
+from vae_exp.datasets.prepare import count
+from vae_exp.datasets.splits import Source, Split, Streamed
+from vae_exp.errors import UserError
+
+
+def image_folder(
+    name: str,
+    root: str,
+    image_size: int | list[int],
+    channels: int,
+    crop: int | None,
+    test_size: int | float,
+    on_error: str,
+    cache: str,
+) -> Source:
+    """A folder of images, or of a folder per class, or of train/, val/ and test/ with either in them.
+
+    Where there is no test/ the test split is test_size of the training images, the same for every seed.
+    Raises UserError where there are too few images that can be used.
+    """
+    folder = Path(root).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"dataset.root={root}: there is no such folder.")
+    parts = {part: folder / part for part in ("train", "val", "test") if (folder / part).is_dir()}
+    if "train" not in parts:
+        parts = {"train": folder}
+    listed = {part: list_images(path) for part, path in parts.items()}
+    classes = {part: {_class(file) for file in files} for part, files in listed.items()}
+    # Images beside the class folders belong to no class, so that then nothing does.
+    every = sorted(set.union(*classes.values()))
+    class_names = [] if "" in every else every
+    number = {class_name: label for label, class_name in enumerate(class_names)}
+
+    def read(part: str) -> Split:
+        labels = [number.get(_class(file), 0) for file in listed[part]]
+        return decoded(
+            name, parts[part], listed[part], labels, image_shape(image_size, channels), crop, on_error, cache
+        )
+
+    train = read("train")
+    val = read("val") if "val" in parts else None
+    if "test" in parts:
+        return Source(name, train, lambda: read("test"), class_names, val)
+    rows = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
+    n_test = count(test_size, len(train))
+    if n_test >= len(train):
+        raise UserError(
+            f"dataset.test_size={test_size}: {folder} has {len(train):,} usable image{'s' * (len(train) > 1)}; "
+            "training and testing need at least one each."
+        )
+    test, train = train[rows[:n_test].sort().values], train[rows[n_test:].sort().values]
+    return Source(name, train, lambda: test, class_names, val)
+
+
+def read_images(path: str | Path, x_shape: tuple[int, int, int], crop: int | None = None) -> Tensor:
+    """The image at path, or those of the folder ordered by name, as training sees them: uint8 [N, C, H, W].
+
+    Raises UserError naming the first file that cannot be used, and where there is none.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise UserError(f"{path}: there is no such file or folder.")
+    if x_shape[0] not in (1, 3):
+        raise UserError(f"{path}: images are read with 1 channel or 3, not with {x_shape[0]}.")
+    images = []
+    for file in [path / each for each in list_images(path)] if path.is_dir() else [path]:
+        try:
+            images.append(decode(file, x_shape, crop))
+        except Unusable as error:
+            raise UserError(f"{file}: {error}.") from error
+    return torch.from_numpy(np.stack(images))
+
+
+def list_images(folder: Path) -> list[str]:
+    """The files below the folder whose ending is an image's, relative to it and in order. Hidden ones are left out."""
+    Image.init()
+    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    files = []
+    for top in (folder, *(each for each in folder.iterdir() if each.is_symlink() and each.is_dir())):
+        for where, folders, names in os.walk(top):
+            folders[:] = [each for each in folders if not each.startswith(".")]
+            here = Path(where).relative_to(folder)
+            found = (each for each in names if Path(each).suffix.lower() in endings and not each.startswith("."))
+            files += [(here / each).as_posix() for each in found]
+    if not files:
+        raise UserError(f"{folder}: no images in it, by the endings of the names (.png, .jpg, .webp, ...).")
+    return sorted(files)
+
+
+def _class(file: str) -> str:
+    """The first folder on the way to the file; nothing where the file lies at the top."""
+    return file.split("/")[0] if "/" in file else ""
+
+
+def image_shape(image_size: int | list[int], channels: int) -> tuple[int, int, int]:
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    return channels, height, width
+
+
+def decoded(
+    name: str,
+    root: Path,
+    files: list[str],
+    labels: list[int],
+    shape: tuple,
+    crop: int | None,
+    on_error: str,
+    cache: str,
+) -> Split:
+    path, usable = cached(name, root, files, shape, crop, on_error, Path(cache).expanduser())
+    images = Streamed(path, (len(usable), *shape), torch.arange(len(usable)))
+    return Split(images, torch.tensor([labels[row] for row in usable]))

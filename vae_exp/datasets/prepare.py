@@ -1,0 +1,147 @@
+"""From what a dataset holds to what a run is given: the options that all datasets share, in one place."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from vae_exp.datasets.splits import Source, Split, Streamed, size_in_bytes
+from vae_exp.errors import UserError
+
+
+@dataclass
+class Data:
+    """A dataset as a run sees it. Its shapes decide the model's, so that nobody types 784."""
+
+    name: str
+    train: Split
+    val: Split  # may be empty
+    read_test: Callable[[], Split]
+    n_classes: int  # 0 where there are no labels
+    class_names: list[str]
+
+    def split(self, name: str) -> Split:
+        """train, val or test. Raises UserError for a validation split that is empty."""
+        chosen = self.read_test() if name == "test" else getattr(self, name)
+        if not len(chosen):
+            raise UserError(f"split={name}: the model was trained with dataset.val_size=0, on all; use split=test.")
+        return chosen
+
+    @property
+    def x_shape(self) -> tuple[int, int, int]:
+        return self.train.x_shape
+
+
+def prepare(
+    source: Source,
+    /,
+    *,
+    val_size: int | float,
+    seed: int,
+    n_classes: int | None = None,
+    train_size: int | float | None = None,
+    labels: list[int | str] | None = None,
+    binarize: str = "none",
+    flip: bool = False,
+    device_memory: int | str = "2GB",
+) -> Data:
+    """Choose classes, split off validation images by seed, choose a part, binarise, and place in memory or stream.
+
+    A size below 1 is a fraction. n_classes is the data's where it is null, and 0 hides the labels. Images taken
+    for validation are the same whatever train_size is. Raises UserError for what this data cannot give.
+    """
+    limit = size_in_bytes(device_memory)
+    kept = _kept_labels(source, labels)
+    names = [source.class_names[label] for label in kept]
+    if n_classes and len(names) > n_classes:
+        raise UserError(f"dataset.n_classes={n_classes}: {source.name} has labels up to {len(names) - 1}.")
+
+    def chosen(split: Split, how: str) -> Split:
+        # Binarised first: which images are chosen must not change the draw that an image meets.
+        split = _binarized(split.placed(limit), how)
+        return split if labels is None else _with_labels(split, kept)
+
+    before = "none" if binarize == "dynamic" else binarize
+    held_out = "static" if binarize == "dynamic" else binarize
+    train = chosen(source.train, before)
+    by_seed = torch.Generator().manual_seed(seed)
+    if source.val is None:
+        rows = torch.randperm(len(train), generator=by_seed)
+        n_val = count(val_size, len(train))
+        if n_val >= len(train):
+            raise UserError(
+                f"dataset.val_size={val_size}: {source.name} has {len(train):,} training images; "
+                "leave at least one of them."
+            )
+        held = rows[:n_val].sort().values
+        if binarize != "dynamic":
+            val = train[held]
+        elif isinstance(train.images, Streamed):
+            val = _binarized(train[held].placed(limit), "static")
+        else:  # the draw that binarize=static gives them
+            val = chosen(source.train, "static")[held]
+        rows = rows[n_val:]
+    else:
+        val = chosen(source.val, held_out)[: None if val_size else 0]
+        rows = torch.randperm(len(train), generator=by_seed)
+    n_train = len(rows) if train_size is None else count(train_size, len(rows))
+    if not 0 < n_train <= len(rows):
+        raise UserError(f"dataset.train_size={train_size}: {source.name} has {len(rows):,} images left for training.")
+    train = train if n_train == len(train) else train[rows[:n_train].sort().values]
+    return Data(
+        name=source.name,
+        train=replace(train.placed(limit), flip=flip, dynamic=binarize == "dynamic"),
+        val=val.placed(limit),
+        read_test=lambda: chosen(source.read_test(), held_out).placed(limit),
+        n_classes=len(names) if n_classes is None else n_classes,
+        class_names=[] if n_classes == 0 else names,
+    )
+
+
+def count(size: int | float, of: int) -> int:
+    """A whole number is itself, a fraction is that part of the images, and at least one where it is not 0."""
+    return size if isinstance(size, int) else max(1, round(size * of)) if size else 0
+
+
+def _kept_labels(source: Source, labels: list[int | str] | None) -> list[int]:
+    """The labels to keep, given by their names or numbers, in the data's own order."""
+    if labels is None:
+        return list(range(len(source.class_names)))
+    numbers = {str(number): number for number in range(len(source.class_names))}
+    known = numbers | {name: number for number, name in enumerate(source.class_names)}
+    unknown = [str(label) for label in labels if str(label) not in known]
+    if unknown:
+        there = ", ".join(source.class_names) if source.class_names else "none"
+        raise UserError(f"dataset.labels: {source.name} has no {', '.join(unknown)}. Its labels: {there}.")
+    return sorted({known[str(label)] for label in labels})
+
+
+def _with_labels(split: Split, kept: list[int]) -> Split:
+    """The images with these labels, renumbered from 0, so that a conditional model has no class without images."""
+    rows = torch.isin(split.y, torch.tensor(kept)).nonzero()[:, 0]
+    chosen = split[rows]
+    return replace(chosen, y=torch.searchsorted(torch.tensor(kept), chosen.y))
+
+
+def _binarized(split: Split, how: str) -> Split:
+    """Every pixel black or white: by a threshold at one half, or by one draw of Bernoulli(pixel) for good.
+
+    That draw is the same for every seed, as a binarised dataset on disk would be: else runs of different seeds
+    would be measured on different test images. Larochelle's files are binary as they are.
+    """
+    if how in ("none", "larochelle"):
+        return split
+    if isinstance(split.images, Streamed):
+        raise UserError(
+            f"dataset.binarize: {len(split):,} images are more than dataset.device_memory, and only images in memory "
+            "can be binarised once and for all. Raise dataset.device_memory, or use dataset.binarize=none."
+        )
+    return replace(split, images=_black_or_white(split.images, how))
+
+
+def _black_or_white(x: Tensor, how: str) -> Tensor:
+    if how == "threshold":
+        return (x >= 128).to(torch.uint8) * 255
+    fixed = torch.Generator().manual_seed(0)
+    return (torch.rand(x.shape, generator=fixed) < x.float() / 255).to(torch.uint8) * 255

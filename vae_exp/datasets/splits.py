@@ -1,0 +1,161 @@
+"""Images and labels, where they lie, and the batches they come in. Images are uint8 until they are used."""
+
+import math
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vae_exp.errors import UserError
+
+UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+AHEAD = 4  # batches that are read before they are asked for
+
+
+@dataclass
+class Streamed:
+    """Images too large for the device, uint8 [N, C, H, W]: some rows of a tensor or of a file of raw bytes.
+
+    Choosing rows reads nothing. A file is mapped anew for every read, so that its pages never add up in the
+    memory of this process, however often the images are shuffled; the system's file cache keeps them where it can.
+    """
+
+    source: Tensor | Path
+    shape: tuple[int, ...]  # of the whole source
+    rows: Tensor  # int64 [N]: those that are meant
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: slice | Tensor) -> "Streamed":
+        return replace(self, rows=self.rows[rows])
+
+    def read(self) -> Tensor:
+        """The images themselves, in memory."""
+        if isinstance(self.source, Tensor):
+            return self.source[self.rows]
+        mapped = np.memmap(self.source, np.uint8, "r", shape=self.shape)
+        return torch.from_numpy(np.take(mapped, self.rows.numpy(), axis=0).view(np.ndarray))
+
+
+@dataclass
+class Split:
+    """Images, uint8 [N, C, H, W], and their labels y, int64 [N], which lie on the device that batches go to."""
+
+    images: Tensor | Streamed
+    y: Tensor
+    flip: bool = False  # in training, half of the images are mirrored, left to right
+    dynamic: bool = False  # every pixel is drawn from Bernoulli(pixel) each time it is used
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __getitem__(self, rows: slice | Tensor) -> "Split":
+        return replace(self, images=self.images[rows], y=self.y[rows])
+
+    @property
+    def x(self) -> Tensor:
+        """All of the images at once, on the labels' device."""
+        return (self.images.read() if isinstance(self.images, Streamed) else self.images).to(self.y.device)
+
+    @property
+    def x_shape(self) -> tuple[int, int, int]:
+        return tuple(self.images.shape[1:])
+
+    def is_grey(self) -> bool:
+        """Whether pixels between black and white reach the model, by the first 256 images."""
+        x = self[:256].x
+        return not self.dynamic and bool(((x > 0) & (x < 255)).any())
+
+    def to(self, device: torch.device) -> "Split":
+        """The split for a device. Streamed images stay where they are until their batch comes."""
+        images = self.images if isinstance(self.images, Streamed) else self.images.to(device)
+        return replace(self, images=images, y=self.y.to(device))
+
+    def placed(self, limit: int) -> "Split":
+        """The same images: whole in memory, to go to a device, or streamed where they take more bytes than limit."""
+        streamed = isinstance(self.images, Streamed)
+        if len(self) * math.prod(self.x_shape) <= limit:
+            return replace(self, images=self.images.read()) if streamed else self
+        every = self.images if streamed else Streamed(self.images, tuple(self.images.shape), torch.arange(len(self)))
+        return replace(self, images=every)
+
+
+@dataclass
+class Source:
+    """What a dataset holds. One function of a dataset's own returns it."""
+
+    name: str
+    train: Split
+    read_test: Callable[[], Split]  # a function, because the test split is read only when it is measured
+    class_names: list[str]  # of the labels 0, 1, ...; empty where there are none
+    val: Split | None = None  # where the data comes with a validation split of its own
+
+
+def batches(
+    split: Split,
+    batch_size: int,
+    order: torch.Generator | None = None,
+    draws: torch.Generator | None = None,
+    skip: int = 0,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """x [B, C, H, W] in [0, 1] and y [B], over all of the split, the last partial batch included.
+
+    With `order` the images come in a new random order; it lives on the CPU, so that every device sees the same
+    one. With `draws`, which lives on the labels' device, images are flipped and binarised anew where the split
+    says so; without it they are not flipped, and what is drawn is the same every time. The first `skip` batches
+    are left out without being read: a run that goes on inside an epoch has seen them.
+    """
+    device = split.y.device
+    binary = draws or torch.Generator(device).manual_seed(0)
+    if order is None:  # slices, which copy nothing
+        rows = on_device = [slice(at, at + batch_size) for at in range(skip * batch_size, len(split), batch_size)]
+    else:
+        shuffled = torch.randperm(len(split), generator=order)[skip * batch_size :]
+        if not len(shuffled):  # split would make one empty batch of nothing
+            return
+        rows, on_device = shuffled.split(batch_size), shuffled.to(device).split(batch_size)
+    if isinstance(split.images, Streamed):
+        read = _ahead(split.images, rows, device)
+    elif order is None:
+        read = (split.images[chosen] for chosen in on_device)
+    else:  # seven times as fast as indexing
+        read = (split.images.index_select(0, chosen) for chosen in on_device)
+    for x, chosen in zip(read, on_device, strict=True):
+        if split.flip and draws is not None:
+            mirrored = torch.rand(len(x), 1, 1, 1, generator=draws, device=device) < 0.5
+            x = torch.where(mirrored, x.flip(-1), x)
+        x = x.float().div_(255)
+        yield torch.bernoulli(x, generator=binary) if split.dynamic else x, split.y[chosen]
+
+
+def _ahead(images: Streamed, rows: Iterable[slice | Tensor], device: torch.device) -> Iterator[Tensor]:
+    """uint8 batches on the device, read by one thread ahead of the steps; to a GPU they are copied without waiting."""
+    cuda = device.type == "cuda"
+
+    def read(chosen: slice | Tensor) -> Tensor:
+        x = images[chosen].read()
+        return x.pin_memory() if cuda else x
+
+    with ThreadPoolExecutor(1) as reader:
+        waiting: deque = deque()
+        for chosen in rows:
+            waiting.append(reader.submit(read, chosen))
+            if len(waiting) > AHEAD:
+                yield waiting.popleft().result().to(device, non_blocking=cuda)
+        while waiting:
+            yield waiting.popleft().result().to(device, non_blocking=cuda)
+
+
+def size_in_bytes(size: int | str) -> int:
+    """2GB is 2,000,000,000 and a plain number is bytes. Raises UserError for what is no size."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?B)?", str(size).strip(), re.IGNORECASE)
+    if isinstance(size, bool) or not found:
+        raise UserError(f"dataset.device_memory={size}: it takes a size such as 500MB or 2GB; 0 streams everything.")
+    return int(float(found[1]) * UNITS[(found[2] or "B").upper()])

@@ -1,0 +1,207 @@
+"""The datasets that torchvision knows: downloaded by it on first use, and read from a copy afterwards."""
+
+import contextlib
+import functools
+import hashlib
+import io
+import os
+import pickle
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from vae_exp.datasets.larochelle import larochelle
+from vae_exp.datasets.splits import Source, Split
+from vae_exp.errors import UserError
+
+DOWNLOAD_SECONDS = 15  # a mirror that hangs must not hang the run
+COPY_FORMAT = 1  # part of a copy's name: a copy of another format is not found
+
+
+class Files(NamedTuple):
+    """Where torchvision keeps a dataset, and how its class is told which split is meant."""
+
+    class_name: str  # in torchvision.datasets
+    folder: str
+    names: tuple[str, ...]
+    home: str = ""  # where people find the files; torchvision's mirrors where this is empty
+    key: str = "train"
+
+    def part(self, train: bool) -> dict[str, Any]:
+        return {"train": train} if self.key == "train" else {"split": "train" if train else "test"}
+
+
+IDX = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
+MNIST_MD5 = {
+    IDX[0]: "6bbc9ace898e44ae57da46a324031adb",
+    IDX[1]: "a25bea736e30d166cdddb491f175f624",
+    IDX[2]: "2646ac647ad5339dbf082846283269ea",
+    IDX[3]: "27ae3e4e09519cfbb04c329615203637",
+}
+QIDX = tuple(f"qmnist-{part}-{kind}" for part in ("train", "test") for kind in ("images-idx3-ubyte", "labels-idx2-int"))
+BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
+HOUSES = "http://ufldl.stanford.edu/housenumbers"
+LISTS = ("attr_celeba", "eval_partition", "bbox_celeba", "landmarks_align_celeba")
+CELEBA = ("img_align_celeba", "identity_CelebA.txt", *(f"list_{name}.txt" for name in LISTS))
+KNOWN = {
+    "mnist": Files("MNIST", "MNIST/raw", IDX),
+    "fashion_mnist": Files("FashionMNIST", "FashionMNIST/raw", IDX),
+    "kmnist": Files("KMNIST", "KMNIST/raw", IDX),
+    "emnist": Files("EMNIST", "EMNIST/raw", (), "https://www.nist.gov/itl/products-and-services/emnist-dataset"),
+    "qmnist": Files("QMNIST", "QMNIST/raw", QIDX, "https://github.com/facebookresearch/qmnist"),
+    "cifar10": Files("CIFAR10", "cifar-10-batches-py", BATCHES, "https://www.cs.toronto.edu/~kriz/cifar.html"),
+    "svhn": Files(
+        "SVHN", ".", ("train_32x32.mat", "test_32x32.mat"), "http://ufldl.stanford.edu/housenumbers", "split"
+    ),
+    "celeba": Files("CelebA", "celeba", CELEBA, "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html", "split"),
+}
+READ_WHOLE = tuple(source for source in KNOWN if source != "celeba")  # into memory
+
+
+def torchvision_images(name: str, source: str, root: str, binarize: str = "none", split: str | None = None) -> Source:
+    """A dataset that torchvision reads whole, such as source=mnist; name is its label in names and tables.
+
+    split is one of EMNIST's. Raises UserError where the files can neither be read nor downloaded.
+    """
+    if source not in READ_WHOLE:
+        raise UserError(f"dataset.source={source}: it takes one of {', '.join(READ_WHOLE)}.")
+    folder = Path(root).expanduser()
+    if binarize == "larochelle":
+        return larochelle(name, folder)
+    train, class_names = _read_once(source, folder, True, split)
+    return Source(name, train, lambda: _read_once(source, folder, False, split)[0], class_names)
+
+
+@functools.lru_cache(maxsize=4)  # the jobs of a sweep read their data once
+def _read_once(source: str, folder: Path, train: bool, split: str | None) -> tuple[Split, list[str]]:
+    known = _files_of(source, split)
+    files = [folder / known.folder / file for file in known.names]
+    part = f"{source}{split or ''}-{'train' if train else 'test'}"
+    return _copy_or_read(part, files, lambda: _read(source, folder, train, split))
+
+
+def _copy_or_read(name: str, files: list[Path], read: Callable[[], tuple[Split, list[str]]]) -> tuple[Split, list[str]]:
+    """What read() gives, or gave when the files had the sizes and times of change that they have now.
+
+    A copy needs no torchvision, whose import takes seconds. Where it cannot be read or written, read() answers.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vae_exp" / "prepared"
+    try:
+        known = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    except OSError:  # not all there yet
+        return read()
+    copy = cache / f"{name}-{hashlib.sha256(repr((COPY_FORMAT, known)).encode()).hexdigest()[:16]}.pt"
+    with contextlib.suppress(OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError):
+        held = torch.load(copy, weights_only=True)
+        return Split(held["x"], held["y"]), held["class_names"]
+    split, class_names = read()
+    with contextlib.suppress(OSError, RuntimeError):
+        cache.mkdir(parents=True, exist_ok=True)
+        partial = copy.with_suffix(f".{os.getpid()}.partial")
+        torch.save({"x": split.images, "y": split.y, "class_names": class_names}, partial)
+        partial.replace(copy)
+    return split, class_names
+
+
+def _files_of(source: str, split: str | None) -> Files:
+    """Where torchvision keeps a dataset; EMNIST's files are named by their split."""
+    if split is None:
+        return KNOWN[source]
+    names = (f"{part}-{kind}-ubyte" for part in ("train", "test") for kind in ("images-idx3", "labels-idx1"))
+    return KNOWN[source]._replace(names=tuple(f"emnist-{split}-{name}" for name in names))
+
+
+def _read(source: str, folder: Path, train: bool, split: str | None) -> tuple[Split, list[str]]:
+    raw = open_torchvision(source, folder, train, split)
+    x = torch.as_tensor(raw.data)
+    if x.ndim == 3:  # grey
+        x = x[:, None]
+    elif x.shape[-1] == 3:  # CIFAR-10; SVHN's channels come first as they are
+        x = x.permute(0, 3, 1, 2)
+    y = torch.as_tensor(raw.labels if source == "svhn" else raw.targets).long()
+    if source == "qmnist":  # the class, before the writer and the rest
+        y = y[:, 0]
+    if source == "emnist":  # its files hold each image transposed
+        x = x.transpose(2, 3)
+    class_names = list(getattr(raw, "classes", "0123456789"))
+    if class_names[0] == "N/A":  # EMNIST's letters count from 1
+        class_names, y = class_names[1:], y - 1
+    _require_sound(source, folder / KNOWN[source].folder, x, y, len(class_names))
+    return Split(x.contiguous(), y), [label.split(" - ")[0] for label in class_names]  # 7, not "7 - seven"
+
+
+def _require_sound(source: str, folder: Path, x: torch.Tensor, y: torch.Tensor, n_classes: int) -> None:
+    """Raises UserError for files that can be read and do not go together, or are not as they were published."""
+    wrong = None
+    if x.dtype != torch.uint8 or x.ndim != 4 or 0 in x.shape or y.ndim != 1:
+        wrong = f"the images have the shape {list(x.shape)} and the type {x.dtype}"
+    elif len(x) != len(y):
+        wrong = f"{len(x):,} images and {len(y):,} labels"
+    elif y.min() < 0 or y.max() >= n_classes:
+        wrong = f"labels from {y.min()} to {y.max()}"
+    elif source == "mnist" and len(x) in (60_000, 10_000):  # other sizes are somebody's own
+        for file in IDX[:2] if len(x) == 60_000 else IDX[2:]:
+            if hashlib.md5((folder / file).read_bytes(), usedforsecurity=False).hexdigest() != MNIST_MD5[file]:
+                wrong = f"{file} has not the checksum that it was published with"
+    if wrong:
+        raise UserError(
+            f"dataset={source}: the files in {folder} are damaged: {wrong}. Delete them to download them anew."
+        )
+
+
+def open_torchvision(source: str, folder: Path, train: bool | str, split: str | None = None) -> Any:
+    """torchvision's own dataset object, downloaded if need be; train is True, False or the name of a part.
+
+    Raises UserError where the files can neither be read nor downloaded.
+    """
+    from torchvision import datasets  # here, because importing it takes seconds
+
+    known = _files_of(source, split)
+    make = getattr(datasets, known.class_name)
+    which = {} if split is None else {"split": split}
+    _download(make, known, folder, source, which)
+    part = {"split": train} if isinstance(train, str) else known.part(train)
+    try:
+        return make(folder, **part, **which)
+    except (AssertionError, RuntimeError, ValueError, OSError, KeyError, TypeError, EOFError) as error:
+        raise UserError(
+            f"dataset={source}: the files in {folder / known.folder} cannot be read "
+            f"({_last_line(error)}). Delete them to have them downloaded again."
+        ) from error
+
+
+def _download(make: Any, known: Files, folder: Path, source: str, which: dict[str, str]) -> None:
+    """Let torchvision fetch what is missing, from its mirrors and with its checksums.
+
+    Raises UserError, with what to do by hand, where it cannot.
+    """
+    raw = folder / known.folder
+    if all((raw / file).exists() for file in known.names):
+        return
+    printed = io.StringIO()
+    timeout = socket.getdefaulttimeout()
+    try:
+        socket.setdefaulttimeout(DOWNLOAD_SECONDS)
+        with contextlib.redirect_stdout(printed):
+            for train in (True, False):
+                make(folder, download=True, **known.part(train), **which)
+    except (RuntimeError, OSError, ImportError) as error:  # CelebA's lies on Google Drive, which needs a package
+        tried = [known.home] if known.home else make.mirrors
+        tried = "\n".join(f"  tried  {mirror}" for mirror in tried)
+        raise UserError(
+            f"dataset={source}: not found in {raw}, and it could not be downloaded.\n{tried}\n"
+            f"  error  {_last_line(error)}\n"
+            f"Put these files into {raw} by hand (unpacked):\n  {'  '.join(known.names)}\n"
+            f"or say where they are with dataset.root=PATH or VAE_EXP_DATA (the folder that holds {known.folder}), "
+            "or train on what needs no download: dataset=digits"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(timeout)
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,84 @@
+"""Which pictures a run logs, each as its name, its pixels and its caption."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from vae_exp.config import build
+from vae_exp.config.keys import Config
+from vae_exp.datasets import Split
+from vae_exp.figures import sheets, walks
+from vae_exp.figures.sheets import SIZES
+from vae_exp.metrics import Evaluation
+from vae_exp.vae import VAE
+
+Picture = tuple[str, np.ndarray, str]
+
+
+def after_epoch(
+    config: Config,
+    model: VAE,
+    split: Split,
+    held_out: str,
+    measured: Evaluation,
+    class_names: Sequence[str],
+    epoch: int,
+) -> Iterator[Picture]:
+    """Reconstructions of the held-out split and samples, from the same noise every epoch; figures=[...] where due."""
+    noise = build.generator(config["seed"], "pictures")
+    pixels = reconstructions(model, split, noise)
+    yield "reconstructions", pixels, f"epoch {epoch}: {held_out} images, reconstructions below"
+    if model.stochastic:  # else there is no prior to draw samples from
+        rows = "a row per class, the same z in each column" if model.n_classes else "the same z every epoch"
+        yield "samples", samples(model, noise), f"epoch {epoch}: samples from the prior, {rows}"
+    if epoch % config["figure_every_epochs"] == 0 or epoch == config["epochs"]:
+        names = config["figures"]
+        if names is None:
+            names = ["manifold", "latents"] if model.z_dim == 2 and model.stochastic else []
+        for name in names:
+            pixels = _further(name, model, split, measured, class_names)
+            yield name, pixels, f"epoch {epoch}: {name}, {held_out} images"
+
+
+def of_test(model: VAE, split: Split, seed: int, epoch: int) -> Picture:
+    """Reconstructions of the test split, at the end, with the weights of the best epoch."""
+    pixels = reconstructions(model, split, build.generator(seed, "pictures"))
+    return "test_reconstructions", pixels, f"epoch {epoch}: test images, reconstructions below"
+
+
+@torch.no_grad()
+def reconstructions(model: VAE, held_out: Split, noise: torch.Generator) -> np.ndarray:
+    """The first images of a split, whole rows of them, above the mean of p(x|z) at one z ~ q(z|x) of each."""
+    first = held_out[: SIZES["reconstructions"]]
+    columns = min(sheets.COLUMNS, len(first))
+    whole_rows = first[: len(first) // columns * columns]
+    x, y = whole_rows.x.float() / 255, whole_rows.y
+    with model.evaluating():
+        again = model.decode(model.encode(x, y).rsample(noise), y).mean
+    return sheets.reconstructions(x, again)
+
+
+@torch.no_grad()
+def samples(model: VAE, noise: torch.Generator) -> np.ndarray:
+    """The mean of p(x|z) at draws z ~ p(z). A conditional model gets a row per class, the same z in each column."""
+    z = model.prior_sample(SIZES["classes"] if model.n_classes else SIZES["samples"], noise)
+    return sheets.samples(walks.classes(model, z).flatten(0, 1), model.n_classes)
+
+
+def _further(name: str, model: VAE, held_out: Split, measured: Evaluation, class_names: Sequence[str]) -> np.ndarray:
+    """One of the further figures, by its name in figures=[...]; a conditional model's show its first class."""
+    y, dims = torch.zeros((), dtype=torch.long, device=held_out.y.device), walks.most_kl(measured.kl_per_dim)
+    label = f", label {class_names[0]}" if model.n_classes else ""
+    if name == "latents":
+        return sheets.latents(measured.q.mean, held_out.y, class_names, None)
+    if name == "manifold":
+        return sheets.manifold(*walks.manifold(model, dims[:2], y, SIZES["manifold"]), dims[:2], label)
+    if name == "traversals":
+        dims, values = dims[: SIZES["traversals"]], torch.linspace(-sheets.RANGE, sheets.RANGE, sheets.STEPS)
+        images = walks.traversal(model, torch.zeros_like(measured.q.mean[0]), y, dims, values)
+        return sheets.traversals(images, dims, values, measured.kl_per_dim, f"the prior's mean{label}")
+    rows = walks.pairs(held_out.y, SIZES["interpolations"], same_label=model.n_classes > 0)
+    start, end = measured.q.mean[rows[0]], measured.q.mean[rows[1]]
+    images = walks.interpolation(model, start, end, held_out.y[rows[0]], sheets.STEPS, "spherical")
+    return sheets.interpolations(images, "spherical")

@@ -1,0 +1,176 @@
+"""What vae-generate can draw: each function takes a trained model, the options and a number, and returns a Drawing."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vae_exp.config import build
+from vae_exp.config.keys import GenerateOptions
+from vae_exp.datasets.image_folder import read_images
+from vae_exp.errors import UserError
+from vae_exp.figures import sheets, walks
+from vae_exp.trained import TrainedVAE
+
+CHUNK = 1000  # images drawn at a time, always whole: the first images are the same for every n
+
+
+@dataclass
+class Drawing:
+    """What is drawn: single images, and the ways to show them together."""
+
+    n: int
+    chunks: Iterable[tuple[Tensor, Tensor]]  # images [B, C, H, W] in [0, 1] and their labels [B]
+    sheet: Callable[[Tensor], np.ndarray]  # all of them as one picture
+    frames: Callable[[], list[np.ndarray]] | None = None  # as a film
+
+
+def _samples(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:
+    label, temperature = options["label"], options["temperature"]
+
+    def chunks() -> Iterator[tuple[Tensor, Tensor]]:
+        noise, n_classes = build.generator(options["seed"], "samples"), max(model.model.n_classes, 1)
+        for first in range(0, n, CHUNK):
+            rows = torch.arange(first, min(first + CHUNK, n))
+            y = rows % n_classes if label is None else model.labels(label, len(rows)).cpu()
+            z = temperature * model.model.prior_sample(CHUNK, noise)[: len(rows)]
+            yield model.decode(z, y), y
+
+    title = f"{n} samples" + ("" if label is None else f", label {label}")
+    title += "" if temperature == 1 else f", temperature {temperature:g}"
+    columns = math.ceil(math.sqrt(n))
+    if model.model.n_classes and label is None:
+        columns, title = model.model.n_classes, f"{title}, a label a column"
+    return Drawing(n, chunks(), lambda x: sheets.label_sheet(sheets.grid(x, columns), title))
+
+
+def _classes(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:
+    n_classes = model.model.n_classes
+    if not n_classes:
+        raise UserError("what=classes: the model is not conditional; use what=samples.")
+    z = options["temperature"] * model.model.prior_sample(n, build.generator(options["seed"], "samples"))
+    images = walks.classes(model.model, z).flatten(0, 1)
+    y = torch.arange(n_classes).repeat_interleave(n)
+    title = "a row per label, the same z in each column"
+    return Drawing(
+        len(y),
+        [(images, y)],
+        lambda x: sheets.label_sheet(sheets.samples(x, n_classes), title, model.class_names),
+    )
+
+
+def _reconstructions(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:
+    x, y, source = _images(model, options, n)
+    again = torch.cat([model.reconstruct(*part) for part in zip(x.split(CHUNK), y.split(CHUNK), strict=True)])
+
+    def sheet(again: Tensor) -> np.ndarray:
+        return sheets.label_sheet(sheets.reconstructions(x.float() / 255, again), f"{source}, reconstructions below")
+
+    return Drawing(len(x), [(again, y)], sheet)
+
+
+def _interpolations(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:
+    if options["inputs"] is not None:
+        x, y, _ = _images(model, options, n + 1)
+        if len(x) < 2:
+            raise UserError(f"inputs={options['inputs']}: an interpolation needs two images or more.")
+        starts, ends = list(range(len(x) - 1)), list(range(1, len(x)))
+    else:
+        x, y, _ = _images(model, options, None)
+        starts, ends = walks.pairs(y, n, same_label=model.model.n_classes > 0)
+        if not starts:
+            raise UserError("what=interpolations: there are no two images to walk between.")
+    start, end = model.encode(x[starts], y[starts]).mean, model.encode(x[ends], y[ends]).mean
+    labels, path = model.labels(y[starts], len(starts)), options["path"]
+    images = walks.interpolation(model.model, start, end, labels, options["steps"], path)
+    return _walk(images, labels, lambda: sheets.interpolations(images, path), f"{path} interpolations")
+
+
+def _traversals(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:
+    dims = options["dims"] or walks.most_kl(model.kl_per_dim)[:n]
+    check_dims(dims, model)
+    values = torch.linspace(-options["range"], options["range"], options["steps"])
+    if options["around"] == "image":
+        x, y, source = _images(model, options, 1)
+        centre, label, around = model.encode(x, y).mean[0], model.labels(y, 1)[0], f"an image ({source})"
+    else:
+        _needs_prior(model, "what=traversals around=prior", "what=traversals around=image")
+        label, label_in_title = _label(model, options)
+        centre = torch.zeros(model.model.z_dim, device=model.device)
+        around = f"the prior's mean{label_in_title}"
+    images = walks.traversal(model.model, centre, label, dims, values)
+
+    def sheet() -> np.ndarray:
+        return sheets.traversals(images, dims, values, model.kl_per_dim, around)
+
+    return _walk(images, label.expand(len(dims)), sheet, "one latent at a time")
+
+
+def _manifold(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:
+    _needs_prior(model, "what=manifold", "what=latents")
+    dims = options["dims"] or walks.most_kl(model.kl_per_dim)[:2]
+    check_dims(dims, model)
+    label, label_in_title = _label(model, options)
+    images, values = walks.manifold(model.model, dims, label, n)
+
+    def sheet() -> np.ndarray:
+        return sheets.manifold(images, values, dims, label_in_title)
+
+    return _walk(images, label.expand(len(images)), sheet, "manifold")
+
+
+DRAW: dict[str, Callable[[TrainedVAE, GenerateOptions, int], Drawing]] = {
+    "samples": _samples,
+    "classes": _classes,
+    "reconstructions": _reconstructions,
+    "interpolations": _interpolations,
+    "traversals": _traversals,
+    "manifold": _manifold,
+}
+
+
+def _walk(images: Tensor, y: Tensor, sheet: Callable[[], np.ndarray], title: str) -> Drawing:
+    """Images [R, S, C, H, W] of walks with labels y [R]; as a film all walks go side by side, forth and back."""
+    rows, steps = images.shape[:2]
+
+    def frames() -> list[np.ndarray]:
+        columns = math.ceil(math.sqrt(rows))
+        forth = [sheets.label_sheet(sheets.grid(images[:, step], columns), title) for step in range(steps)]
+        return forth + forth[-2:0:-1]
+
+    return Drawing(rows * steps, [(images.flatten(0, 1), y.repeat_interleave(steps))], lambda _: sheet(), frames)
+
+
+def _label(model: TrainedVAE, options: GenerateOptions) -> tuple[Tensor, str]:
+    """One label for a whole figure, the first class unless told otherwise, and what the title says of it."""
+    number = model.number(options["label"] or 0) if model.model.n_classes else 0
+    in_title = f", label {model.class_names[number]}" if model.model.n_classes else ""
+    return torch.tensor(number, device=model.device), in_title
+
+
+def _needs_prior(model: TrainedVAE, typed: str, instead: str) -> None:
+    """Raises UserError for a deterministic autoencoder."""
+    if not model.model.stochastic:
+        raise UserError(f"{typed}: an autoencoder has no prior to say where its codes lie. Use {instead}.")
+
+
+def check_dims(dims: list[int], model: TrainedVAE) -> None:
+    """Raises UserError for a latent dimension that the model does not have."""
+    if wrong := [dim for dim in dims if dim >= model.model.z_dim]:
+        raise UserError(f"dims: there is no latent {wrong[0]}; this model has 0 to {model.model.z_dim - 1}.")
+
+
+def _images(model: TrainedVAE, options: GenerateOptions, n: int | None) -> tuple[Tensor, Tensor, str]:
+    """n images, or all: the user's own, or held-out ones in an order by seed; with labels, and where they are from."""
+    if options["inputs"] is not None:
+        x = read_images(options["inputs"], model.x_shape, model.config["dataset"].get("crop"))[:n]
+        return x, model.labels(options["label"], len(x)).cpu(), "given images"
+    data = model.read_data(options["dataset"]["root"])
+    split = data.split(options["split"])
+    split = split[torch.randperm(len(split), generator=build.generator(options["seed"], "images"))]
+    if options["label"] is not None:
+        split = split[split.y == model.number(options["label"])]
+    return split[:n].x, split.y[:n], f"{options['split']} images"

@@ -1,0 +1,155 @@
+"""Pictures of images and codes, and their usual sizes. Each function returns an array [H, W] or [H, W, 3] of uint8."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+# How many images a picture shows, or rows of a walk, or steps a side of the manifold.
+SIZES = {
+    "samples": 64,
+    "classes": 8,  # of each
+    "reconstructions": 32,
+    "interpolations": 8,
+    "traversals": 20,
+    "manifold": 20,
+    "latents": 5000,
+}
+STEPS = 11  # of interpolations and traversals
+RANGE = 3.0  # of traversals: standard deviations of the prior either way
+COLUMNS = 8
+READABLE = 28  # pixels; smaller images are enlarged to about this, for people to see
+
+
+def grid(images: Tensor, columns: int) -> np.ndarray:
+    """Images [N, C, H, W] in [0, 1], row by row, with a line of two pixels around each."""
+    images = images.detach().clamp(0, 1).cpu()
+    scale = max(1, READABLE // images.shape[-1])
+    images = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    images = torch.nn.functional.pad(images, (2, 2, 2, 2), value=0.5)
+    n, c, h, w = images.shape
+    rows = -(-n // columns)
+    images = torch.cat([images, images.new_full((rows * columns - n, c, h, w), 0.5)])
+    sheet = images.view(rows, columns, c, h, w).permute(0, 3, 1, 4, 2).reshape(rows * h, columns * w, c)
+    return sheet.mul(255).round().to(torch.uint8).squeeze(2).numpy()
+
+
+def label_sheet(
+    sheet: np.ndarray, title: str, rows: Sequence[str] = (), columns: Sequence[str] = (), x_label: str = ""
+) -> np.ndarray:
+    """A grid with a title above it, words beside its rows and below its columns, on white.
+
+    The letters grow with the sheet, to be read where it is shown small.
+    """
+    height, width = sheet.shape[:2]
+    font = ImageFont.load_default(max(11, round(width / 36)))
+    line = round(font.size * 1.5)
+
+    def wide(words: Sequence[str]) -> int:
+        return round(max((font.getlength(word) for word in words), default=0))
+
+    stride = 1  # of the words below columns that are too narrow for all of them
+    while columns and wide(columns) * 1.2 > stride * width / len(columns):
+        stride += 1
+    left, top = (wide(rows) + line // 2 if rows else 0), line
+    bottom = (line if columns else 0) + (line if x_label else 0)
+    right = max(0, wide([title]) + line // 2 - left - width)  # a title longer than the grid
+    page = Image.new("RGB", (left + width + right, top + height + bottom), "white")
+    page.paste(Image.fromarray(sheet), (left, top))
+    ink = ImageDraw.Draw(page)
+    ink.text((line // 4, line // 2), title, "black", font, anchor="lm")
+    for i, word in enumerate(rows):
+        ink.text((left - line // 4, top + height * (i + 0.5) / len(rows)), word, "black", font, anchor="rm")
+    for i, word in list(enumerate(columns))[::stride]:
+        ink.text((left + width * (i + 0.5) / len(columns), top + height + line // 2), word, "black", font, anchor="mm")
+    ink.text((left + width / 2, top + height + bottom - line // 2), x_label, "black", font, anchor="mm")
+    return np.asarray(page)
+
+
+def reconstructions(x: Tensor, again: Tensor) -> np.ndarray:
+    """Rows of images x [N, C, H, W], each above the row of their reconstructions; a last row is filled with grey."""
+    columns = min(COLUMNS, len(x))
+    blank = x.new_full((-len(x) % columns, *x.shape[1:]), 0.5)
+    rows = (torch.cat([images, blank]).split(columns) for images in (x, again.to(x)))
+    return grid(torch.cat([row for pair in zip(*rows, strict=True) for row in pair]), columns)
+
+
+def samples(images: Tensor, n_classes: int) -> np.ndarray:
+    """Samples [N, C, H, W] of the prior; those of a conditional model are a row per class, [K * S, C, H, W]."""
+    return grid(images, len(images) // n_classes if n_classes else COLUMNS)
+
+
+def interpolations(images: Tensor, path: str) -> np.ndarray:
+    """A walk a row, images [R, S, C, H, W] of walks.interpolation."""
+    steps = [f"{t:.1f}" for t in torch.linspace(0, 1, images.shape[1]).tolist()]
+    return label_sheet(
+        grid(images.flatten(0, 1), images.shape[1]),
+        f"{path} interpolations of z",
+        columns=steps,
+        x_label="way from left to right",
+    )
+
+
+def traversals(images: Tensor, dims: list[int], values: Tensor, kl: list[float], around: str) -> np.ndarray:
+    """A latent dimension a row, images [R, S, C, H, W] of walks.traversal."""
+    rows = [f"z{dim}  {kl[dim]:.2f}" for dim in dims]
+    columns = [_signed(value) for value in values.tolist()]
+    title = f"one latent (its KL in nats) at a time, around {around}"
+    return label_sheet(
+        grid(images.flatten(0, 1), images.shape[1]), title, rows, columns, "standard deviations of the prior"
+    )
+
+
+def manifold(images: Tensor, values: Tensor, dims: list[int], note: str = "") -> np.ndarray:
+    """The plane of two latents, images [S, S, C, H, W] of walks.manifold: the first to the right, the second up."""
+    words = [_signed(value) for value in values.tolist()]
+    sheet = grid(images.flatten(0, 1), images.shape[1])
+    rows = [f"z{dims[1]} {word}" if i == 0 else word for i, word in enumerate(reversed(words))] if len(dims) > 1 else []
+    return label_sheet(sheet, f"p(x|z) at equally likely z{note}", rows, words, f"z{dims[0]}")
+
+
+def latents(means: Tensor, y: Tensor, names: Sequence[str], dims: list[int] | None) -> np.ndarray:
+    """A scatter of posterior means [N, Z] with their labels [N]: two latents, or two principal components."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    means, y = means.detach().cpu().double()[: SIZES["latents"]], y.cpu()[: SIZES["latents"]]
+    if dims is not None or means.shape[1] <= 2 or len(means) == 1:  # one image has no principal components
+        dims = dims or list(range(means.shape[1]))[:2]
+        points, axis_names = means[:, dims], [f"mean of q(z{dim} | x)" for dim in dims]
+    else:
+        centred = means - means.mean(0)
+        _, strength, directions = torch.linalg.svd(centred, full_matrices=False)
+        points, share = centred @ directions[:2].T, strength.square() / strength.square().sum()
+        axis_names = [f"principal component {i + 1} ({share[i]:.0%} of the variance)" for i in range(2)]
+    if points.shape[1] == 1:  # one latent: spread out by the order of the images
+        points = torch.stack([points[:, 0], torch.linspace(0, 1, len(points), dtype=torch.double)], 1)
+        axis_names.append("order in the split")
+
+    figure, axes = plt.subplots(figsize=(6.4, 5.4), dpi=100, layout="constrained")
+    few = 0 < len(names) <= 20
+    colors = plt.get_cmap("tab10" if len(names) <= 10 else "tab20" if few else "viridis", max(len(names), 1))
+    for label, name in enumerate(names) if few else ():
+        chosen = y == label
+        axes.scatter(*points[chosen].T, s=6, color=colors(label), label=name, alpha=0.7, linewidths=0)
+    if few:
+        axes.legend(title="label", markerscale=3, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    else:
+        coloured = {"c": y, "cmap": "viridis"} if len(names) else {"color": "tab:blue"}
+        shown = axes.scatter(*points.T, s=6, alpha=0.7, linewidths=0, **coloured)
+        if names:
+            figure.colorbar(shown, label="label")
+    axes.set(xlabel=axis_names[0], ylabel=axis_names[1], title=f"posterior means of {len(points):,} images")
+    axes.set_aspect("equal", adjustable="datalim")
+    figure.canvas.draw()
+    pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
+    plt.close(figure)
+    return pixels
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.1f}" if abs(value) >= 0.05 else "0"

@@ -1,0 +1,81 @@
+"""Walks through the latent space. Each returns images [R, S, C, H, W] in [0, 1]: R walks of S steps."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from vae_exp.vae import VAE
+
+BATCH_SIZE = 1000
+
+
+def interpolation(model: VAE, start: Tensor, end: Tensor, y: Tensor, steps: int, path: str) -> Tensor:
+    """From codes start [R, Z] to end [R, Z] with labels y [R], in a straight line or along a sphere.
+
+    A spherical path keeps the length of z between those of its ends, where a prior of many dimensions has its mass
+    and a straight line does not (White 2016).
+    """
+    t = torch.linspace(0, 1, steps, device=start.device)[None, :, None]
+    a, b = start[:, None], end[:, None]
+    if path == "linear":
+        z = (1 - t) * a + t * b
+    else:
+        cosine = torch.nn.functional.cosine_similarity(a, b, dim=-1).clamp(-1, 1)[..., None]
+        angle = torch.acos(cosine).clamp(1e-4, math.pi - 1e-4)  # parallel ends: nearly the straight line
+        lengths = (1 - t) * a.norm(dim=-1, keepdim=True) + t * b.norm(dim=-1, keepdim=True)
+        unit_a, unit_b = torch.nn.functional.normalize(a, dim=-1), torch.nn.functional.normalize(b, dim=-1)
+        z = lengths * (torch.sin((1 - t) * angle) * unit_a + torch.sin(t * angle) * unit_b) / torch.sin(angle)
+    return decode(model, z, y)
+
+
+def traversal(model: VAE, centre: Tensor, y: Tensor, dims: list[int], values: Tensor) -> Tensor:
+    """One latent at a time takes each of the values [S] while the others stay at centre [Z]; y is one label."""
+    z = centre.repeat(len(dims), len(values), 1)
+    for row, dim in enumerate(dims):
+        z[row, :, dim] = values.to(z)
+    return decode(model, z, y.expand(len(dims)))
+
+
+def manifold(model: VAE, dims: list[int], y: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """The plane of two latents at the quantiles of N(0, 1), the second growing upwards, and those quantiles [side].
+
+    Equal steps of probability, as Kingma & Welling (2014) draw their manifolds. A single latent gives one row.
+    """
+    values = torch.special.ndtri((torch.arange(side) + 0.5) / side)
+    z = torch.zeros(side if len(dims) > 1 else 1, side, model.z_dim, device=y.device)
+    z[:, :, dims[0]] = values.to(z)
+    if len(dims) > 1:
+        z[:, :, dims[1]] = values.flip(0).to(z)[:, None]
+    return decode(model, z, y.expand(len(z))), values
+
+
+def classes(model: VAE, z: Tensor) -> Tensor:
+    """The same codes z [S, Z] under each label in turn, a row per class; an unconditional model has one row."""
+    labels = torch.arange(max(1, model.n_classes), device=z.device)
+    return decode(model, z.expand(len(labels), -1, -1), labels)
+
+
+def pairs(y: Tensor, n: int, same_label: bool) -> tuple[list[int], list[int]]:
+    """n pairs of different images to walk between, as two lists of their rows; a conditional model's share a label."""
+    if not same_label:
+        n = min(n, len(y) // 2)
+        return list(range(0, 2 * n, 2)), list(range(1, 2 * n, 2))
+    by_label = [(y == label).nonzero().flatten().tolist() for label in y.unique().tolist()]
+    found = [(rows[i], rows[i + 1]) for i in range(0, 2 * n, 2) for rows in by_label if i + 1 < len(rows)][:n]
+    return [a for a, _ in found], [b for _, b in found]
+
+
+def most_kl(kl_per_dim: list[float]) -> list[int]:
+    """The latent dimensions, that with the most KL first."""
+    return sorted(range(len(kl_per_dim)), key=lambda dim: -kl_per_dim[dim])
+
+
+@torch.no_grad()
+def decode(model: VAE, z: Tensor, y: Tensor) -> Tensor:
+    """The mean of p(x|z, y) for codes z [R, S, Z] with labels y [R]."""
+    rows, steps = z.shape[:2]
+    pairs = zip(z.flatten(0, 1).split(BATCH_SIZE), y.repeat_interleave(steps).split(BATCH_SIZE), strict=True)
+    with model.evaluating():
+        images = torch.cat([model.decode(codes, labels).mean for codes, labels in pairs])
+    return images.unflatten(0, (rows, steps))

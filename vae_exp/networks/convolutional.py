@@ -1,0 +1,133 @@
+"""Convolutional encoders and decoders, with the shapes of `networks`: [B, C, H, W] to [B, 2Z], [B, Z] to [B, C, H, W].
+
+Labels join the input, as in the MLP. In an encoder each is a constant plane beside the image's channels, so that
+every layer sees the image in the light of its label; in a decoder they stand beside z. No layer mixes the images of
+a batch: an image's numbers are its own, in training and in evaluation.
+"""
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from vae_exp.errors import UserError
+from vae_exp.networks.mlp import ACTIVATIONS
+
+SMALLEST = 3  # pixels: images are halved while their shorter side keeps this many
+WIDEST = 8  # times the first layer's channels: they double with each halving, up to this
+Networks = tuple[nn.Module, nn.Module]
+
+
+class Encoder(nn.Module):
+    """Layers on images [B, C, H, W] with a constant plane for each number of the context [B, K]."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        if context.shape[1]:
+            planes = context[:, :, None, None].expand(-1, -1, *x.shape[2:])
+            x = torch.cat([x, planes], dim=1)
+        return self.layers(x)
+
+
+class Decoder(nn.Module):
+    """Layers on codes [B, Z] joined with the context [B, K]."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, z: Tensor, context: Tensor) -> Tensor:
+        if context.shape[1]:
+            z = torch.cat([z, context], dim=1)
+        return self.layers(z)
+
+
+class Residual(nn.Module):
+    """x + f(x) with two convolutions, the normalisation before each (He et al. 2016, arXiv:1603.05027).
+
+    GroupNorm (Wu & He 2018): an image is normalised by itself, so a batch of one and evaluation are nothing special.
+    """
+
+    def __init__(self, width: int, activation: str) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            *_normed(width, activation),
+            nn.Conv2d(width, width, 3, padding=1),
+            *_normed(width, activation),
+            nn.Conv2d(width, width, 3, padding=1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
+
+
+def conv(x_shape: tuple[int, int, int], z_dim: int, context_dim: int, channels: int, activation: str) -> Networks:
+    """Strided convolutions that halve the image until 3 to 5 pixels are left of its shorter side, and their mirror.
+
+    Raises UserError for images with a side below 6.
+    """
+    sizes, widths = _levels(x_shape, channels, "conv")
+    down, up = [], []
+    for n_in, n_out in pairwise([x_shape[0] + context_dim, *widths]):
+        down += [_halve(n_in, n_out), ACTIVATIONS[activation]()]
+    for (n_in, n_out), size in zip(pairwise([*widths[::-1], x_shape[0]]), sizes[-2::-1], strict=True):
+        up += [ACTIVATIONS[activation](), _double(n_in, n_out, size)]
+    flat = (widths[-1], *sizes[-1])
+    encoder = Encoder(*down, nn.Flatten(), nn.Linear(math.prod(flat), 2 * z_dim))
+    return encoder, Decoder(nn.Linear(z_dim + context_dim, math.prod(flat)), nn.Unflatten(1, flat), *up)
+
+
+def resnet(
+    x_shape: tuple[int, int, int], z_dim: int, context_dim: int, channels: int, blocks: int, activation: str
+) -> Networks:
+    """`conv` with residual blocks after each halving and before each doubling.
+
+    Meant for images of 32 to 256 pixels. Raises UserError for images with a side below 6.
+    """
+    sizes, widths = _levels(x_shape, channels, "resnet")
+    down, up = [], []
+    for n_in, n_out in pairwise([x_shape[0] + context_dim, *widths]):
+        down += [_halve(n_in, n_out), *(Residual(n_out, activation) for _ in range(blocks))]
+    for (n_in, n_out), size in zip(pairwise([*widths[::-1], x_shape[0]]), sizes[-2::-1], strict=True):
+        up += [*(Residual(n_in, activation) for _ in range(blocks))]
+        up += [*_normed(n_in, activation), _double(n_in, n_out, size)]
+    flat = (widths[-1], *sizes[-1])
+    encoder = Encoder(*down, *_normed(widths[-1], activation), nn.Flatten(), nn.Linear(math.prod(flat), 2 * z_dim))
+    return encoder, Decoder(nn.Linear(z_dim + context_dim, math.prod(flat)), nn.Unflatten(1, flat), *up)
+
+
+def _levels(x_shape: tuple[int, int, int], channels: int, network: str) -> tuple[list[tuple[int, int]], list[int]]:
+    """The sizes (H, W) of an image as it is halved, itself first, and the channels after each halving.
+
+    (1, 28, 28) with 32 channels: [(28, 28), (14, 14), (7, 7), (3, 3)] and [32, 64, 128].
+    """
+    _, h, w = x_shape
+    sizes = [(h, w)]
+    while min(sizes[-1]) >= 2 * SMALLEST:
+        sizes.append((sizes[-1][0] // 2, sizes[-1][1] // 2))
+    if len(sizes) == 1:
+        raise UserError(
+            f"network={network}: images of {h}x{w} are too small to be halved; it takes {2 * SMALLEST}x"
+            f"{2 * SMALLEST} and larger. Use network=mlp."
+        )
+    return sizes, [channels * min(2**level, WIDEST) for level in range(len(sizes) - 1)]
+
+
+def _halve(n_in: int, n_out: int) -> nn.Module:
+    """[B, n_in, H, W] to [B, n_out, H // 2, W // 2], every pixel seen, odd sizes too."""
+    return nn.Conv2d(n_in, n_out, 4, stride=2, padding=1)
+
+
+def _double(n_in: int, n_out: int, size: tuple[int, int]) -> nn.Module:
+    """The mirror of a halving from this size: a kernel of 4 overlaps evenly at stride 2 (Odena et al. 2016)."""
+    return nn.ConvTranspose2d(n_in, n_out, 4, stride=2, padding=1, output_padding=(size[0] % 2, size[1] % 2))
+
+
+def _normed(width: int, activation: str) -> list[nn.Module]:
+    # Up to 8 groups of at least 4 channels: a group of one would cancel the bias of the convolution before it.
+    groups = math.gcd(width, max(1, width // 4), 8)
+    return [nn.GroupNorm(groups, width), ACTIVATIONS[activation]()]

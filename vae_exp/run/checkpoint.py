@@ -1,0 +1,235 @@
+"""Checkpoints: plain values and tensors, written whole or not at all, safe to load from a stranger."""
+
+import io
+import json
+import pickle
+import zipfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vae_exp.config.keys import Config
+from vae_exp.config.moved import renamed
+from vae_exp.datasets import Data
+from vae_exp.errors import UserError
+from vae_exp.run.folder import BEST, LAST, PREVIOUS
+from vae_exp.run.running_means import Sums
+from vae_exp.run.standing import Best, Facts, Training
+from vae_exp.run.writing import write
+
+FORMAT = 3  # of the files; .github/CONTRIBUTING.md says when it changes
+# With the weights, all that makes a model.
+ABOUT = ("format", "config", "x_shape", "n_classes", "class_names", "step", "epoch", "best", "kl_per_dim")
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a checkpoint knows of the files and the time of its run."""
+
+    seconds: float
+    epoch_seconds: float
+    metrics_bytes: int
+    wandb_id: str | None
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What a run needs to go on, beside its model and its optimizer."""
+
+    facts: Facts
+    streams: dict[str, Tensor]
+    means: Sums
+    written: Written
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model with all that rebuilds it, and, where it is of a run, with all that the run needs to go on."""
+
+    config: Config
+    x_shape: tuple[int, int, int]
+    n_classes: int
+    class_names: list[str]
+    step: int
+    epoch: int
+    best: Best | None
+    kl_per_dim: list[float]
+    model: dict[str, Tensor]
+    optimizer: dict[str, Any] | None = None
+    goes_on: Continuation | None = None
+
+    def about(self) -> dict[str, Any]:
+        """All but the tensors and what only a resumed run needs, as it is stored."""
+        values = {name: getattr(self, name) for name in ABOUT if name not in ("format", "best")}
+        best = self.best.summary() if self.best else {}
+        return {"format": FORMAT, **values, "x_shape": list(self.x_shape), "best": best}
+
+
+def of_run(config: Config, data: Data, facts: Facts, training: Training, written: Written) -> Checkpoint:
+    """All that a run is at this moment, the order of its images as at the beginning of the epoch."""
+    stands = training.stands
+    streams = training.streams.state() | {"order": stands.order}
+    return Checkpoint(
+        config,
+        data.x_shape,
+        data.n_classes,
+        data.class_names,
+        stands.step,
+        stands.epoch,
+        stands.best,
+        stands.kl_per_dim,
+        training.model.state_dict(),
+        training.optimizer.state_dict(),
+        Continuation(facts, streams, training.means.state(), written),
+    )
+
+
+def content(checkpoint: Checkpoint) -> memoryview:
+    """The bytes of a checkpoint's file, made in memory: PyTorch's own writer hides why a disk refuses."""
+    stored = checkpoint.about() | {"model": checkpoint.model}
+    if checkpoint.goes_on is not None:
+        parts = checkpoint.goes_on
+        stored["optimizer"] = checkpoint.optimizer
+        stored["resume"] = {"facts": asdict(parts.facts), "streams": parts.streams, "means": parts.means}
+        stored["resume"] |= asdict(parts.written)
+    buffer = io.BytesIO()
+    torch.save(stored, buffer)
+    return buffer.getbuffer()
+
+
+def save(path: Path, content: memoryview) -> None:
+    """Write a checkpoint whole or not at all; the last.pt before stays as last.previous.pt.
+
+    Raises UserError where the system refuses, such as for a full disk.
+    """
+    write(path, content, previous=path.with_name(PREVIOUS) if path.name == LAST else None)
+
+
+class HeldBest:
+    """The content of best.pt, kept in memory until last.pt is written too."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / BEST
+        self._content: memoryview | None = None
+        self._is_written = False
+
+    def hold(self, content: memoryview, is_written: bool = False) -> None:
+        """Keep the content of a better epoch instead; it may be on the disk already."""
+        self._content, self._is_written = content, is_written
+
+    def write(self) -> None:
+        """Write best.pt, unless it is there. Raises UserError where the system refuses."""
+        if self._content is not None and not self._is_written:
+            save(self.path, self._content)
+            self._is_written = True
+
+    def load(self) -> Checkpoint:
+        """The checkpoint of the best epoch, on the CPU."""
+        assert self._content is not None, "every run holds one before it ends"
+        return load_content(self._content)
+
+
+def export(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint's weights as safetensors; what rebuilds the model goes into its metadata as JSON."""
+    partial = path.with_name(path.name + ".partial")
+    weights = {name: tensor.contiguous() for name, tensor in checkpoint.model.items()}
+    save_file(weights, partial, metadata={"vae_exp": json.dumps(checkpoint.about()), "format": "pt"})
+    partial.replace(path)
+
+
+def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
+    """Read a checkpoint, .pt or .safetensors, without running anything in it.
+
+    Raises UserError where the file is missing, damaged, or not one of ours.
+    """
+    try:
+        stored = _read_safetensors(path, device) if path.suffix == ".safetensors" else _read_pt(path, device)
+    except FileNotFoundError as error:
+        raise UserError(f"checkpoint={path}: there is no such file.") from error
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        IndexError,
+        MemoryError,
+        RecursionError,
+        zipfile.BadZipFile,
+        pickle.UnpicklingError,
+        SafetensorError,
+    ) as error:
+        raise UserError(f"checkpoint={path}: damaged, or not a checkpoint ({type(error).__name__}).") from error
+    if not isinstance(stored, dict) or not {*ABOUT, "model"} <= set(stored):
+        raise UserError(f"checkpoint={path}: not a checkpoint of vae_exp.")
+    if stored["format"] != FORMAT:
+        raise UserError(f"checkpoint={path}: format {stored['format']}, and this version reads {FORMAT}.")
+    if not _is_sound(stored):
+        raise UserError(f"checkpoint={path}: damaged, or made by hand: its entries are not what they must be.")
+    try:
+        return _from_stored(stored)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"checkpoint={path}: damaged, or made by hand: what a run needs to go on is not whole."
+        ) from error
+
+
+def load_content(content: memoryview, device: torch.device | str = "cpu") -> Checkpoint:
+    """A checkpoint from its bytes, for those that this process has made."""
+    return _from_stored(torch.load(io.BytesIO(content), map_location=device, weights_only=True))
+
+
+def _read_safetensors(path: Path, device: torch.device | str) -> dict[str, Any]:
+    with safe_open(path, "pt", device=str(device)) as file:
+        about = json.loads((file.metadata() or {}).get("vae_exp", "{}"))
+        return {**about, "model": {name: file.get_tensor(name) for name in file.keys()}}  # noqa: SIM118
+
+
+def _read_pt(path: Path, device: torch.device | str) -> Any:
+    """Raises ValueError where a byte has changed: the file is a zip archive, whose checksums PyTorch does not read."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        plain = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+        if not plain or sum(entry.file_size for entry in entries) > path.stat().st_size or archive.testzip():
+            raise ValueError("a checksum is wrong")
+    return torch.load(path, map_location=device, weights_only=True)
+
+
+def _from_stored(stored: dict[str, Any]) -> Checkpoint:
+    """The one reader of the layout that `content` writes."""
+    about = {name: stored[name] for name in ABOUT if name != "format"}
+    about |= {"config": cast("Config", renamed(stored["config"])), "x_shape": tuple(stored["x_shape"])}
+    about["best"] = Best.from_summary(stored["best"])
+    if "resume" not in stored:
+        return Checkpoint(**about, model=stored["model"])
+    kept = stored["resume"]
+    written = Written(kept["seconds"], kept["epoch_seconds"], kept["metrics_bytes"], kept["wandb_id"])
+    goes_on = Continuation(Facts(**kept["facts"]), kept["streams"], kept["means"], written)
+    return Checkpoint(**about, model=stored["model"], optimizer=stored["optimizer"], goes_on=goes_on)
+
+
+def _is_sound(stored: dict[str, Any]) -> bool:
+    """Whether the entries have their types, and the sizes are such as images have."""
+    config, shape, names = stored["config"], stored["x_shape"], stored["class_names"]
+    counts = (stored["n_classes"], stored["step"], stored["epoch"])
+    return (
+        isinstance(config, dict)
+        and all(isinstance(config.get(group), dict) for group in ("model", "network", "likelihood", "dataset"))
+        and isinstance(shape, list | tuple)
+        and len(shape) == 3
+        and all(type(side) is int and 0 < side <= 2**16 for side in shape)
+        and all(type(number) is int and 0 <= number < 2**53 for number in counts)
+        and isinstance(names, list)
+        and all(isinstance(name, str) and name.isprintable() for name in names)
+        and isinstance(stored["best"], dict)
+        and isinstance(stored["kl_per_dim"], list)
+        and isinstance(stored["model"], dict)
+        and all(isinstance(weights, Tensor) for weights in stored["model"].values())
+    )

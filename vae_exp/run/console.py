@@ -1,0 +1,62 @@
+"""What a run prints: its first lines, a line an epoch, and its last lines; all of it above the progress bar."""
+
+import contextlib
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vae_exp.config.keys import Config
+
+if TYPE_CHECKING:  # the command line names ConsoleHandler before torch is imported
+    from vae_exp.run.standing import Facts
+
+log = logging.getLogger(__name__)
+GREY = (
+    "note: grey pixels under a Bernoulli likelihood. It is no density over them, so neg_elbo compares only with other "
+    "runs on the same grey pixels, never with published nats: those are of dataset.binarize=static or dynamic."
+)
+
+
+class ConsoleHandler(logging.StreamHandler):
+    """Writes above a progress bar instead of through it; named in conf/config.yaml."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(self.format(record), sys.stdout)
+
+
+def say(text: str, file: Any = None) -> None:
+    """Print above the progress bar, whatever the level of the log; nobody may be listening any more."""
+    from tqdm import tqdm
+
+    with contextlib.suppress(OSError):  # `vae-train | head` goes on quietly when head has gone
+        tqdm.write(text, file=file)
+
+
+def introduce(config: Config, facts: "Facts", run_dir: Path, grey: bool) -> None:
+    """What is trained on what, where its files will be, and in which unit its numbers are."""
+    shape = "x".join(map(str, facts.x_shape))
+    held_out = f"{facts.val_size:,} for validation" if facts.val_size else "the test split is watched"
+    stochastic = config["model"]["stochastic"]
+    log.info(
+        f"{config['model']['name']}{' VAE' if stochastic else ''} on {config['dataset']['name']}: "
+        f"{facts.parameters:,} parameters, {facts.train_size:,} images of {shape}, {held_out}; "
+        f"on {facts.trained_on}"
+    )
+    log.info(f"run folder {run_dir}\nneg_elbo = reconstruction + KL, in nats per image")
+    if not stochastic:
+        log.info("deterministic: the KL counts as 0, so neg_elbo is no bound, and there is no prior to sample from")
+    if grey:
+        log.warning(GREY)
+
+
+def epoch_line(epoch: int, epochs: int, held_out: str, row: dict[str, Any], best: bool) -> str:
+    """An epoch's numbers on one line."""
+    line = f"epoch {epoch:>{len(str(epochs))}}/{epochs}"
+    if epoch:
+        line += f"  train {row['train_epoch/neg_elbo']:8.3f}"
+    rec, kl = row[f"{held_out}/reconstruction"], row[f"{held_out}/kl"]
+    line += f"  {held_out} {row[f'{held_out}/neg_elbo']:8.3f} = {rec:.3f} + {kl:.3f}"
+    if epoch:
+        line += f"  {row['time/epoch_seconds']:5.1f} s  {row['time/images_per_second']:9,.0f} images/s"
+    return line + ("  best" if best else "")

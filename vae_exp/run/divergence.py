@@ -1,0 +1,26 @@
+"""Numbers that are no longer finite: found before they are written down, and told with what can be done."""
+
+import math
+from pathlib import Path
+
+from vae_exp.errors import Diverged
+from vae_exp.run.folder import LAST
+from vae_exp.vae import VAE
+
+
+def require_finite(values: dict[str, float], when: str, run_dir: Path) -> None:
+    """Raises Diverged where one of the values is not a finite number."""
+    wrong = [name for name, value in values.items() if not math.isfinite(value)]
+    if wrong:
+        kept = run_dir / LAST
+        raise Diverged(
+            f"the training diverged {when}: {', '.join(wrong)} not finite. "
+            + (f"The last good checkpoint is {kept}. " if kept.exists() else "No epoch had been completed. ")
+            + "A lower optimizer.lr is the first thing to try."
+        )
+
+
+def require_finite_weights(model: VAE, step: int, run_dir: Path) -> None:
+    """Raises Diverged rather than let a checkpoint with weights that are no numbers replace a good one."""
+    wrong = [name for name, weights in model.named_parameters() if not weights.isfinite().all()]
+    require_finite({f"the weights {name}": math.nan for name in wrong}, f"by step {step}", run_dir)

@@ -1,0 +1,101 @@
+"""Where a run stands: what changes while it trains, and what must not."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from vae_exp.config import build
+from vae_exp.datasets import Data
+from vae_exp.run.running_means import RunningMeans
+from vae_exp.vae import VAE
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the data and the model of a run are. A resumed run must find them unchanged, but for the device."""
+
+    parameters: int
+    train_size: int
+    val_size: int
+    x_shape: list[int]
+    trained_on: str
+
+    @classmethod
+    def of(cls, model: VAE, data: Data, device: torch.device) -> "Facts":
+        parameters = sum(weights.numel() for weights in model.parameters())
+        return cls(parameters, len(data.train), len(data.val), list(data.x_shape), str(device))
+
+
+@dataclass(frozen=True)
+class Best:
+    """The epoch whose weights are kept: that with the lowest val/neg_elbo, or the last one without validation."""
+
+    epoch: int
+    step: int
+    scores: dict[str, float] = field(default_factory=dict)  # val_neg_elbo, val_kl, ...
+
+    def summary(self) -> dict[str, float]:
+        """As summary.json, W&B and checkpoints hold it: best/epoch, best/step, best/val_neg_elbo, ..."""
+        return {"best/epoch": self.epoch, "best/step": self.step} | {
+            f"best/{name}": score for name, score in self.scores.items()
+        }
+
+    @classmethod
+    def from_summary(cls, summary: dict[str, Any]) -> "Best | None":
+        """None of an empty summary: no epoch has been completed."""
+        scores = {name.removeprefix("best/"): value for name, value in summary.items()}
+        return cls(scores.pop("epoch"), scores.pop("step"), scores) if scores else None
+
+
+@dataclass
+class Standing:
+    """How far a run has come."""
+
+    kl_per_dim: list[float]  # [Z], nats: of the held-out images, after the last epoch
+    order: Tensor  # the state of the order of images, as the epoch that is not over began
+    step: int = 0  # optimizer steps since the start
+    epoch: int = 0  # epochs that are over
+    best: Best | None = None
+
+    def end_epoch(self, epoch: int, kl_per_dim: list[float], order: Tensor, val: dict[str, float] | None) -> bool:
+        """An epoch is over; whether it is the best so far. Without validation scores every epoch is."""
+        self.epoch, self.kl_per_dim, self.order = epoch, kl_per_dim, order
+        scores = {name.replace("/", "_"): score for name, score in (val or {}).items()}
+        is_best = not val or self.best is None or scores["val_neg_elbo"] < self.best.scores["val_neg_elbo"]
+        if is_best:
+            self.best = Best(epoch, self.step, scores)
+        return is_best
+
+
+@dataclass(frozen=True)
+class Streams:
+    """The random numbers of training, a stream for each use."""
+
+    order: torch.Generator  # of the images, on the CPU: every device sees the same one
+    noise: torch.Generator  # of z
+    draws: torch.Generator  # of flips, and of pixels that are binarised anew
+
+    @classmethod
+    def of(cls, seed: int, device: torch.device) -> "Streams":
+        noise, draws = build.generator(seed, "noise", device), build.generator(seed, "images", device)
+        return cls(build.generator(seed, "order"), noise, draws)
+
+    def state(self) -> dict[str, Tensor]:
+        """The states of the generators, and of torch's own, which layers such as dropout draw from."""
+        state = {name: stream.get_state() for name, stream in vars(self).items()}
+        state["torch"] = torch.get_rng_state()
+        return state | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
+
+
+@dataclass(frozen=True)
+class Training:
+    """The parts of a run that change at every step; a checkpoint is their state."""
+
+    model: VAE
+    optimizer: Optimizer
+    streams: Streams
+    means: RunningMeans
+    stands: Standing

@@ -1,0 +1,124 @@
+"""When a run saves, and why it ends before its last epoch: signals, the clock, patience."""
+
+import os
+import signal
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+from vae_exp.config.keys import Config
+from vae_exp.run.checkpoint import Checkpoint
+from vae_exp.run.standing import Best, Standing
+
+ECHO_SECONDS = 2.0  # `timeout`, make and others pass on a signal that the whole group has had already
+
+
+class Watch:
+    """What is due, and why a run ends. Inside its `with` block it takes SIGTERM and SIGINT (Ctrl-C) over.
+
+    The first signal is noted, for training to end at a good place; a second one, later, ends the process at once.
+    Times are those of all parts of a run: `before` is the checkpoint that it goes on from.
+    """
+
+    def __init__(self, config: Config, before: Checkpoint | None = None) -> None:
+        self.every_steps = config["checkpoint_every_steps"]
+        self.every_epochs = config["checkpoint_every_epochs"]
+        self.every_minutes = config["checkpoint_every_minutes"]
+        self.max_minutes, self.patience = config["max_minutes"], config["early_stopping"]["patience"]
+        self.epochs = config["epochs"]
+        now = self._saved = time.monotonic()
+        written = before.goes_on.written if before and before.goes_on else None
+        self._started = now - (written.seconds if written else 0.0)
+        self._epoch_began, self._epoch_before = now, written.epoch_seconds if written else 0.0
+        self._signal: int | None = None
+        self._signal_at = 0.0
+        self._all_is_saved = False
+        self._handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> "Watch":
+        if threading.current_thread() is threading.main_thread():  # Python allows no handler elsewhere
+            self._handlers = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if self._signal is not None:
+            if time.monotonic() - self._signal_at > ECHO_SECONDS:
+                os._exit(128 + number)
+            return
+        self._signal, self._signal_at = number, time.monotonic()
+        if self._all_is_saved:
+            self.raise_if_caught()
+
+    def raise_if_caught(self) -> None:
+        """Raises KeyboardInterrupt where Ctrl-C was caught, SystemExit(143) where SIGTERM was."""
+        if self._signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self._signal is not None:
+            raise SystemExit(128 + self._signal)
+
+    def all_is_saved(self) -> None:
+        """From here on a signal ends the run at once: there is nothing to wait for."""
+        self._all_is_saved = True
+        self.raise_if_caught()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._started
+
+    @property
+    def epoch_seconds(self) -> float:
+        return time.monotonic() - self._epoch_began
+
+    def epoch_begins(self) -> None:
+        """The first one of a resumed run may have begun before it was interrupted."""
+        self._epoch_began, self._epoch_before = time.monotonic() - self._epoch_before, 0.0
+
+    def times(self, images: int) -> dict[str, float]:
+        """The time of the epoch that ends, in which so many images were seen."""
+        seconds = self.epoch_seconds
+        return {"time/epoch_seconds": seconds, "time/images_per_second": images / seconds}
+
+    def saved(self) -> None:
+        """The run has just been saved; checkpoint_every_minutes counts from here."""
+        self._saved = time.monotonic()
+
+    def must_save(self, step: int, last_of_epoch: bool) -> bool:
+        """Whether to save after a step. After the last one of an epoch the end of the epoch does it."""
+        if self._signal is not None:
+            return True
+        return not last_of_epoch and (self._is_due(step) or self._time_is_over())
+
+    def must_save_after(self, epoch: int, step: int) -> bool:
+        """Whether to save at the end of an epoch."""
+        by_epochs = self.every_epochs is not None and epoch % self.every_epochs == 0
+        return epoch == self.epochs or self._signal is not None or by_epochs or self._is_due(step)
+
+    def _is_due(self, step: int) -> bool:
+        by_steps = self.every_steps is not None and step % self.every_steps == 0
+        return by_steps or (
+            self.every_minutes is not None and time.monotonic() - self._saved >= 60 * self.every_minutes
+        )
+
+    def _time_is_over(self) -> bool:
+        return self.max_minutes is not None and self.seconds >= 60 * self.max_minutes
+
+    def why_over(self, stands: Standing) -> str | None:
+        """The reason to end now, in words, or None."""
+        if self._time_is_over():
+            return f"max_minutes={self.max_minutes:g} are over"
+        return why_patience_is_over(self.patience, stands.epoch, stands.best)
+
+
+def why_patience_is_over(patience: int | None, epoch: int, best: Best | None) -> str | None:
+    """The reason to stop early after `epoch` epochs, in words, or None (Prechelt 1998, with a fixed patience).
+
+    It follows from the best epoch alone, so a resumed run stops where the same run without a break does.
+    """
+    if patience is None or best is None or epoch - best.epoch < patience:
+        return None
+    return f"early_stopping.patience={patience}: no better val/neg_elbo since epoch {best.epoch}"

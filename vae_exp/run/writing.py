@@ -1,0 +1,55 @@
+"""Files that are whole or not there, whatever happens while they are written."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vae_exp.errors import Unwritable
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raises Unwritable, naming the file and the reason, where the system refuses to write it."""
+    try:
+        yield
+    except OSError as error:
+        raise Unwritable(
+            f"{path}: cannot be written ({error.strerror or error}). Make room or choose another place, such as "
+            "hydra.run.dir=PATH; what was saved before is whole, and resume=RUN_FOLDER goes on from there."
+        ) from error
+
+
+def write(path: Path, content: bytes | memoryview, previous: Path | None = None) -> None:
+    """Write beside, flush to the disk, rename: a killed process leaves the old file or the new one.
+
+    With `previous` the file that was there until now is kept under that name. Raises Unwritable where the system
+    refuses, such as for a full disk.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with writing(path):
+            with partial.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            if previous is not None and path.exists():
+                path.replace(previous)
+            partial.replace(path)
+    except Unwritable:
+        with contextlib.suppress(OSError):  # a full disk needs the room
+            partial.unlink()
+        raise
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """As write does, for people to read."""
+    write(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def make_parents(folder: Path) -> None:
+    """Make the folders that a folder is to lie in. Raises Unwritable where the system refuses."""
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)

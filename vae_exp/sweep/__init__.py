@@ -1,0 +1,1 @@
+"""Many runs from one command line: their plan, their jobs, and the table at the end."""

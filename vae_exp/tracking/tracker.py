@@ -1,0 +1,211 @@
+"""A run's own files while it trains, with W&B beside them."""
+
+import contextlib
+import functools
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+
+from vae_exp.config.check import resolve
+from vae_exp.config.keys import Config
+from vae_exp.errors import UserError
+from vae_exp.run.checkpoint import Checkpoint
+from vae_exp.run.folder import BEST, CONFIG, IMAGES, LAST, METRICS, SUMMARY, Summary, WandbRun, clear, cut_back
+from vae_exp.run.standing import Facts
+from vae_exp.run.writing import write, writing
+from vae_exp.tracking import wandb_server
+from vae_exp.tracking.wandb_options import FINISH_SECONDS, as_id, first_line, of_run, run_name
+
+log = logging.getLogger(__name__)
+TEARDOWN_SECONDS = 1
+
+
+class Tracker:
+    """One run: opened once, closed once with its state, whatever happens in between.
+
+    The run folder gets config.yaml, metrics.jsonl, images/ and summary.json, each whole after every write,
+    so that it tells everything with W&B disabled, unreachable or killed. The one clock is the optimizer step.
+    `before` is the checkpoint that a run goes on from: what was written after it is cut off, and W&B's run has
+    the same id.
+    """
+
+    def __init__(
+        self, config: Config, run_dir: Path, wandb_mode: str, facts: Facts, before: Checkpoint | None = None
+    ) -> None:
+        self.run_dir = run_dir
+        self.started, self.wandb_id = time.time(), None
+        if before is not None and before.goes_on is not None:
+            written = before.goes_on.written
+            self.started, self.wandb_id = self.started - written.seconds, written.wandb_id
+            cut_back(run_dir, before.step, written.metrics_bytes)
+        else:
+            clear(run_dir)
+        write(run_dir / CONFIG, OmegaConf.to_yaml(OmegaConf.create(dict(config))).encode())
+        with writing(run_dir / METRICS):
+            self.metrics = (run_dir / METRICS).open("a")
+        self.summary = Summary("running", name=run_name(config), results=asdict(facts))
+        self.wandb = None if wandb_mode == "disabled" else self._open_wandb(config, wandb_mode, facts)
+        if self.wandb is not None:
+            self.wandb_id = self.wandb.id
+            self.summary.wandb = _describe(self.wandb, wandb_mode)
+        self._write_summary()
+
+    def _open_wandb(self, config: Config, mode: str, facts: Facts) -> Any:
+        import wandb
+
+        try:
+            return wandb.init(mode=mode, **of_run(config, asdict(facts), self.summary.name, self.wandb_id))
+        except Exception as error:  # whatever is wrong with W&B, it must not cost the run
+            if mode == "offline":
+                log.warning("W&B could not be started (%s); the run folder has everything.", first_line(error))
+                return None
+            log.warning("W&B: %s; the run goes on offline.", first_line(error))
+            return self._open_wandb(config, "offline", facts)
+
+    def log(self, values: dict[str, Any], step: int) -> None:
+        """Scalars, and lists that W&B shows as histograms."""
+        with writing(self.run_dir / METRICS):
+            self.metrics.write(json.dumps({"step": step} | values) + "\n")
+            self.metrics.flush()
+        if self.wandb is not None:
+            import wandb
+
+            values = {k: wandb.Histogram(v) if isinstance(v, list) else v for k, v in values.items()}
+            self._in_wandb(lambda run: run.log(values, step=step))
+
+    def image(self, name: str, pixels: np.ndarray, caption: str, step: int) -> None:
+        """A picture, as images/NAME_STEP.png and in W&B as images/NAME; encoded once."""
+        path = self.run_dir / IMAGES / f"{name}_{step:07d}.png"
+        with writing(path):
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(path)
+        if self.wandb is not None:
+            import wandb
+
+            picture = wandb.Image(str(path), caption=caption)
+            self._in_wandb(lambda run: run.log({f"images/{name}": picture}, step=step))
+
+    def sync(self) -> int:
+        """Bring metrics.jsonl to the disk; its size in bytes, to which a run that goes on cuts it back."""
+        with writing(self.run_dir / METRICS):
+            os.fsync(self.metrics.fileno())
+            return os.fstat(self.metrics.fileno()).st_size
+
+    def summarise(self, results: dict[str, Any]) -> None:
+        """Results of the whole run, such as best/val_neg_elbo: keys of their own in summary.json and W&B."""
+        self.summary.results.update(results)
+        self._write_summary()
+        self._in_wandb(lambda run: run.summary.update(results))
+
+    def _in_wandb(self, call: Callable[[Any], Any]) -> None:
+        if self.wandb is None:
+            return
+        try:
+            call(self.wandb)
+        except Exception as error:  # see _open_wandb
+            log.warning(
+                "W&B stopped working (%s); the run folder has everything. To upload later: wandb sync %s",
+                first_line(error),
+                self.summary.wandb.dir,
+            )
+            self.wandb = None
+            import wandb
+
+            # Else it fails once more, with a traceback, when Python ends; beside, because it waits for the server.
+            closing = threading.Thread(target=_quietly, args=(wandb.teardown,), daemon=True)
+            closing.start()
+            closing.join(TEARDOWN_SECONDS)
+
+    def _write_summary(self) -> None:
+        self.summary.seconds = round(time.time() - self.started, 3)
+        self.summary.write(self.run_dir)
+
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        state, reason, exit_code = _ending(error)
+        if error is None:
+            reason = self.summary.reason
+        if isinstance(error, SystemExit):
+            self._in_wandb(lambda run: run.mark_preempting())
+        self.summary.state, self.summary.reason = state, reason
+        try:
+            self._write_summary()
+            self.metrics.close()
+        except (OSError, UserError):
+            if error is None:  # else what it says is what matters
+                raise
+        finally:  # a full disk must not leave W&B's run open
+            self._in_wandb(lambda run: run.summary.update({"state": state, "reason": reason}))
+            self._in_wandb(lambda run: run.finish(exit_code=exit_code))
+
+    def upload_checkpoints(self, best_is_last: bool) -> None:
+        """best.pt and last.pt as versions of the run's W&B artifact; where they are the same model, one file."""
+        if best_is_last:
+            self._in_wandb(functools.partial(self._log_artifact, LAST, ["best", "last"]))
+        else:
+            self._in_wandb(functools.partial(self._log_artifact, BEST, ["best"]))
+            self._in_wandb(functools.partial(self._log_artifact, LAST, ["last"]))
+
+    def _log_artifact(self, name: str, aliases: list[str], run: Any) -> None:
+        import wandb
+        from wandb.sdk.artifacts.exceptions import WaitTimeoutError
+
+        metadata = {"run": self.run_dir.name}
+        artifact = wandb.Artifact(f"model-{as_id(str(self.summary.name))}", type="model", metadata=metadata)
+        artifact.add_file(str(self.run_dir / name), policy="immutable")  # no second copy in W&B's cache at home
+        logged = run.log_artifact(artifact, aliases=aliases)
+        while not run.offline:  # here and not in finish, which does not wait for large files
+            try:
+                logged.wait(timeout=FINISH_SECONDS)
+                return
+            except WaitTimeoutError:
+                if trouble := wandb_server.trouble():
+                    raise RuntimeError(trouble) from None
+
+
+def record_failure(cfg: DictConfig, run_dir: Path, reason: str) -> None:
+    """Leave a summary.json of a run that failed before it was tracked; one that is there tells more."""
+    if not (run_dir / SUMMARY).exists():
+        with contextlib.suppress(UserError):  # an interpolation that leads nowhere may be what failed
+            cfg = OmegaConf.create(resolve(cfg))
+        with contextlib.suppress(OSError, UserError):  # a full disk may be what failed
+            run_dir.mkdir(parents=True, exist_ok=True)
+            OmegaConf.save(cfg, run_dir / CONFIG)
+            Summary("failed", reason).write(run_dir)
+
+
+def _ending(error: BaseException | None) -> tuple[str, str | None, int]:
+    """The state of a run that ends so, the reason, and W&B's exit code."""
+    if error is None:
+        return "finished", None, 0
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", "Ctrl-C", 130
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else 1
+        return "interrupted", "SIGTERM" if code == 143 else f"{error.code}", code
+    return "failed", str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}", 1
+
+
+def _describe(run: Any, mode: str) -> WandbRun:
+    folder = os.path.relpath(Path(run.dir).parent)
+    return WandbRun("offline", run.id, folder) if run.offline else WandbRun(mode, run.id, folder, run.url)
+
+
+def _quietly(call: Callable[[], Any]) -> None:
+    with contextlib.suppress(Exception):
+        call()

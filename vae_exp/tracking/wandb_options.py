@@ -1,0 +1,77 @@
+"""What W&B is asked for when a run is opened: its name and id, its place, and how long it may take."""
+
+import os
+import re
+import secrets
+from pathlib import Path
+from typing import Any
+
+from vae_exp.config.keys import Config, WandbKeys
+
+INIT_SECONDS = 8  # with wandb_server.PROBE_SECONDS: a server that does not answer may cost 15 s in all
+FINISH_SECONDS = 10  # of uploading at the end; what is not there by then stays in W&B's folder, to be synced
+IN_EVERY_NAME = ("model", "model.name", "dataset", "model.z_dim", "optimizer.lr", "seed")
+
+
+def run_name(config: Config) -> str:
+    """Such as vanilla-mnist-z20-lr0.001-s0, or what the user says; in a sweep with whatever else is swept."""
+    model, dataset, lr = config["model"], config["dataset"], config["optimizer"]["lr"]
+    chosen = config["wandb"]["name"] or os.environ.get("WANDB_NAME")
+    name = chosen or f"{model['name']}-{dataset['name']}-z{model['z_dim']}-lr{lr:g}-s{config['seed']}"
+    for swept in config["sweep"]["over"]:
+        key, _, value = swept.partition("=")
+        if chosen or key not in IN_EVERY_NAME:
+            name = f"{name}-{key.rsplit('.', 1)[-1]}{value}"
+    return str(name)
+
+
+def of_run(config: Config, facts: dict[str, Any], name: str | None, wandb_id: str | None) -> dict[str, Any]:
+    """The options of wandb.init for a training run; wandb_id is that of the run that it goes on with, if it does."""
+    keys = config["wandb"]
+    tags = keys["tags"] or [tag for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag]
+    return common(keys) | {
+        "config": {**config, **facts},
+        "id": os.environ.get("WANDB_RUN_ID") or wandb_id or new_id(str(name)),
+        "resume": "allow" if wandb_id else None,
+        "name": name,
+        "group": text(keys["group"] or config["sweep"]["name"]),
+        "job_type": os.environ.get("WANDB_JOB_TYPE") or "train",
+        "tags": [config["model"]["name"], config["dataset"]["name"], *map(str, tags)],
+        "notes": text(keys["notes"]),
+    }
+
+
+def common(keys: WandbKeys) -> dict[str, Any]:
+    """The options of wandb.init that are the same for every run: of training, an evaluation, a sweep's summary."""
+    import wandb
+
+    # Absolute, because W&B's service keeps the working folder of its start.
+    folder = Path(str(keys["dir"] or os.environ.get("WANDB_DIR") or "outputs")).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    return {
+        "dir": folder,
+        "project": str(keys["project"] or os.environ.get("WANDB_PROJECT") or "vae_exp"),
+        "entity": keys["entity"],
+        "reinit": "finish_previous",  # a run that is still open must not swallow this one's points
+        "settings": wandb.Settings(
+            silent=True, init_timeout=INIT_SECONDS, finish_timeout=FINISH_SECONDS, finish_timeout_raises=True
+        ),
+    }
+
+
+def new_id(name: str) -> str:
+    """One that no other run has."""
+    return f"{as_id(name)}-{secrets.token_hex(3)}"
+
+
+def as_id(name: str) -> str:
+    """`wandb leet` lists runs by their ids, so they are readable; W&B refuses some characters in them."""
+    return re.sub("[^A-Za-z0-9._-]", "-", name)[:80]
+
+
+def text(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

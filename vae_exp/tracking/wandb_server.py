@@ -1,0 +1,108 @@
+"""Whether a run talks to the W&B server: decided before wandb.init, which would prompt, hang or raise."""
+
+import base64
+import functools
+import logging
+import netrc
+import os
+import ssl
+from http.client import HTTPException
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.parse import urlparse
+from urllib.request import Request, urlopen
+
+from vae_exp.errors import UserError
+
+log = logging.getLogger(__name__)
+PROBE_SECONDS = 4
+
+
+def api_key(mode: str, because: str = "wandb.mode=online") -> str | None:
+    """The W&B API key, an empty text for other credentials, or None where there are none.
+
+    Raises UserError for wandb.mode=online without any.
+    """
+    import wandb
+
+    settings = wandb.setup(wandb.Settings(silent=True)).settings
+    key = settings.api_key or _key_in_netrc(settings.base_url) or ("" if settings.identity_token_file else None)
+    if mode == "online" and key is None:
+        raise UserError(f"{because}: no W&B API key is configured. `wandb login`, or use wandb.mode=offline.")
+    return key
+
+
+def choose_mode(wanted: str) -> str:
+    """online, offline or disabled.
+
+    auto is WANDB_MODE's value, else online where an API key is configured, else offline. A server that does
+    not answer, or refuses the key, means offline. Raises UserError as api_key does.
+    """
+    mode = os.environ.get("WANDB_MODE", "auto") if wanted == "auto" else wanted
+    if mode == "disabled":
+        return mode
+    import wandb
+
+    try:
+        key = api_key(mode) if mode in ("auto", "online") else None
+        server = wandb.setup(wandb.Settings(silent=True)).settings.base_url
+    except ValueError as error:  # such as WANDB_BASE_URL without http://
+        log.warning("W&B: its settings are wrong, so the run goes on without it: %s", error)
+        return "disabled"
+    if key is not None:
+        trouble = _ask(server, key) if key else None
+        if not trouble:
+            return "online"
+        log.warning("W&B: %s %s; the run goes on offline.", server, trouble)
+    # Said to the whole process: else W&B's service talks to its server even for an offline run, and the
+    # program's end waits for an answer.
+    wandb.setup(wandb.Settings(silent=True, mode="offline"))
+    return "offline"
+
+
+def _key_in_netrc(server: str) -> str | None:
+    """The key that `wandb login` wrote, found without the network that wandb.login waits for."""
+    try:
+        entry = netrc.netrc(os.environ.get("NETRC")).hosts.get(urlparse(server).hostname or "")
+    except (OSError, netrc.NetrcParseError):
+        return None
+    return entry[2] if entry else None
+
+
+@functools.lru_cache  # a server that is away is waited for once, not once per job of a sweep
+def _ask(server: str, key: str) -> str | None:
+    """Ask the server who we are, as wandb would; what is wrong with it, or None."""
+    login = base64.b64encode(f"api:{key}".encode()).decode()
+    headers = {"Content-Type": "application/json", "Authorization": f"Basic {login}"}
+    request = Request(f"{server.rstrip('/')}/graphql", b'{"query": "query { viewer { id } }"}', headers)
+    try:
+        urlopen(request, timeout=PROBE_SECONDS).close()
+    except HTTPError as error:
+        return f"refuses the API key ({error.code})" if error.code in (401, 403) else None
+    except (OSError, ValueError, HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        return (
+            None if isinstance(reason, ssl.SSLError) else f"does not answer ({reason})"
+        )  # wandb has its own certificates
+    return None
+
+
+def trouble() -> str | None:
+    """What is wrong with the server just now, or None."""
+    import wandb
+
+    server = wandb.setup(wandb.Settings(silent=True)).settings.base_url
+    found = _ask.__wrapped__(server, api_key("auto") or "")
+    return f"{server} {found}" if found else None
+
+
+def download(artifact: str) -> Path:
+    """A W&B artifact such as ENTITY/PROJECT/NAME:best, into outputs/wandb/artifacts. Raises UserError."""
+    api_key("online", f"checkpoint={artifact}")
+    import wandb
+
+    folder = Path("outputs/wandb/artifacts") / artifact.replace("/", "_").replace(":", "_")
+    try:
+        return Path(wandb.Api(timeout=15).artifact(artifact).download(str(folder)))
+    except Exception as error:  # whatever W&B raises: no such artifact, no right to it, no network
+        raise UserError(f"checkpoint={artifact}: W&B cannot give it ({error}).") from error
