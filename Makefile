@@ -34,11 +34,11 @@ sweep: $(VENV)/.installed  ## 24 runs over z_dim, learning rate and seed on the 
 test: $(VENV)/.installed  ## run the tests, but for the slow ones: those are ARGS="-m slow"
 	$(BIN)/python -m pytest -n 3 -m "not slow" $(ARGS)
 
-lint: $(VENV)/.installed  ## check format and style with ruff
-	$(BIN)/ruff format --check . && $(BIN)/ruff check .
+lint: $(VENV)/.installed  ## check format and style with ruff, types with mypy
+	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
 
 bench: $(VENV)/.installed  ## epochs, start-up and memory against the tutorial's own loop, 5 minutes
 	$(BIN)/python -m tests.bench $(ARGS)
 
 clean:  ## remove the environment and caches; outputs/ stays
-	rm -rf $(VENV) .pytest_cache .ruff_cache dist build && find vae_exp tests -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache dist build && find vae_exp tests -name __pycache__ -prune -exec rm -rf {} +

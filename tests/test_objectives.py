@@ -96,7 +96,7 @@ def test_iwae_is_the_papers_bound_and_chunks_change_neither_it_nor_its_gradient(
     chunked = gradients(model, loss)
 
     model, x, y, terms = some_batch()  # the same weights and the same noise
-    draws = [terms.z, *(z for chunk, _ in terms.more(samples - 1, 100) for z in chunk)]
+    draws = [terms.z, *(z for chunk, _ in terms.draw_more(samples - 1, 100) for z in chunk)]
     q, prior = Normal(terms.q.mean, (0.5 * terms.q.log_var).exp()), Normal(0.0, 1.0)
     log_weights = [model.decode(z, y).log_prob(x) + prior.log_prob(z).sum(1) - q.log_prob(z).sum(1) for z in draws]
     bound = (torch.stack(log_weights).exp().mean(0)).log().mean()

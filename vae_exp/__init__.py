@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from vae_exp.trained import TrainedVAE
 
 __all__ = ["UserError", "__version__", "load"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def load(checkpoint: str | Path, device: str = "auto", trust: bool = False) -> TrainedVAE:

@@ -143,8 +143,10 @@ class Optimal(nn.Module):
         super().__init__()
         self.register_buffer("mean_square", torch.tensor(INITIAL_SCALE**2))
         self.register_buffer("batches", torch.tensor(0.0))
+        self.mean_square: Tensor
+        self.batches: Tensor
 
-    def forward(self, mean: Tensor) -> Gaussian:
+    def forward(self, mean: Tensor) -> "Gaussian | FittedGaussian":
         return FittedGaussian(mean, self) if self.training else Gaussian(mean, self.mean_square.sqrt())
 
     def fit(self, error: Tensor) -> Tensor:

@@ -92,7 +92,7 @@ def posterior(model: VAE, split: Split, batch_size: int = EVAL_BATCH_SIZE) -> Di
     return _joined([model.encode(x, y) for x, y in batches(split, batch_size)])
 
 
-def _joined(parts: list[DiagonalGaussian] | list[Point]) -> DiagonalGaussian | Point:
+def _joined(parts: list[DiagonalGaussian | Point]) -> DiagonalGaussian | Point:
     """One posterior over all the images of the parts."""
     together = {name: torch.cat([getattr(q, name) for q in parts]) for name in vars(parts[0])}
     return type(parts[0])(**together)
@@ -127,6 +127,7 @@ def importance_bound(
     log_sum = torch.full((len(split),), -math.inf, dtype=torch.float64)
     with model.evaluating():
         q = posterior(model, split, batch_size)
+        assert isinstance(q, DiagonalGaussian), "of a model that is stochastic"
         for _ in range(importance_samples):
             z = q.rsample(noise)
             log_weight = log_likelihood(model, split, z, batch_size) + (log_prior(z) - q.log_prob(z)).sum(1)
@@ -136,13 +137,15 @@ def importance_bound(
 
 
 @torch.no_grad()
-def mutual_information(q: DiagonalGaussian, noise: torch.Generator) -> Tensor:
+def mutual_information(q: DiagonalGaussian | Point, noise: torch.Generator) -> Tensor:
     """I(x; z) under q, what each image gives to it, [N] nats; q(z) is the mixture of at most MIXTURE posteriors.
 
     E log q(z|x) / q(z) at one z for each image (Hoffman & Johnson 2016). Its own posterior is part of the mixture,
     so no image can give more than log N: at that value the estimate says "at least log N" and no more.
     KL(q(z) || p(z)) is what is left of the mean KL.
     """
+    if isinstance(q, Point):
+        raise UserError("an autoencoder (model.stochastic=false) has codes without a spread: no I(x; z) is defined.")
     device = "cpu" if q.mean.device.type == "mps" else q.mean.device  # Apple's has no float64
     q = DiagonalGaussian(q.mean[:MIXTURE].to(device), q.log_var[:MIXTURE].to(device))
     n, z_dim = q.mean.shape

@@ -18,6 +18,7 @@ from vae_exp.vae import VAE
 
 RISING = 0.5  # the part of each cycle in which the KL weight rises (Fu et al. 2019)
 Logged = dict[str, float | Tensor]
+DrawMore = Callable[[int, int], Iterator[tuple[Tensor, Tensor]]]  # (samples, at once): z [k, B, Z], log p(x|z) [k, B]
 
 
 class Progress(NamedTuple):
@@ -41,23 +42,30 @@ class Terms(NamedTuple):
     kl: Tensor  # [B, Z]: KL(q(z|x) || p(z)) of each latent dimension
     q: DiagonalGaussian | Point | None = None
     z: Tensor | None = None  # [B, Z]: the draw of the reconstruction
-    more: Callable[[int, int], Iterator[tuple[Tensor, Tensor]]] | None = None  # more_draws of the same images
+    draw_more: DrawMore | None = None  # more_draws of the same images
 
     @property
     def neg_elbo(self) -> Tensor:
         """reconstruction + KL with weight 1, whatever is optimised, [B]."""
         return self.reconstruction + self.kl.sum(1)
 
+    @property
+    def draw(self) -> tuple[DiagonalGaussian, Tensor]:
+        """q(z|x) and z ~ q. Raises TypeError for an autoencoder's single point, which has no density."""
+        if not isinstance(self.q, DiagonalGaussian) or self.z is None:
+            raise TypeError("this objective needs a density q(z|x) and a draw of it")
+        return self.q, self.z
+
 
 def elbo_terms(
-    x: Tensor, q: DiagonalGaussian | Point, p: Any, z: Tensor | None = None, more: Callable | None = None
+    x: Tensor, q: DiagonalGaussian | Point, p: Any, z: Tensor | None = None, draw_more: DrawMore | None = None
 ) -> Terms:
     """-log p(x|z) of one draw z ~ q, and the closed-form KL (Kingma & Welling 2014, eq. 10)."""
-    return Terms(-p.log_prob(x), q.kl_to_prior(), q, z, more)
+    return Terms(-p.log_prob(x), q.kl_to_prior(), q, z, draw_more)
 
 
 def more_draws(
-    model: VAE, x: Tensor, y: Tensor, q: DiagonalGaussian, noise: torch.Generator, samples: int, at_once: int
+    model: VAE, x: Tensor, y: Tensor, q: DiagonalGaussian | Point, noise: torch.Generator, samples: int, at_once: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Further draws z ~ q(z|x, y) [k, B, Z] with log p(x|z, y) [k, B] nats, at most at_once in a chunk.
 
@@ -70,6 +78,8 @@ def more_draws(
         p = model.decode(z.flatten(0, 1), y.repeat(k))
         return p.log_prob(x.repeat(k, 1, 1, 1)).view(k, -1)
 
+    if isinstance(q, Point):
+        raise TypeError("an autoencoder's code is always the same: there are no more draws of it")
     many = DiagonalGaussian(q.mean.expand(samples, -1, -1), q.log_var.expand(samples, -1, -1))
     for z in many.rsample(noise).split(at_once) if samples else ():
         yield z, log_likelihood(z) if samples <= at_once else checkpoint(log_likelihood, z, use_reentrant=False)
@@ -91,7 +101,7 @@ def one_draw(
     q = model.encode(x, y)
     z = q.rsample(eps)
     p = model.decode(z, y)
-    terms = elbo_terms(x, q, p, z, more=partial(more_draws, model, x, y, q, noise))
+    terms = elbo_terms(x, q, p, z, draw_more=partial(more_draws, model, x, y, q, noise))
     loss, logged = objective(terms, now)
     means = {"loss": loss, "reconstruction": terms.reconstruction.mean(), "kl": terms.kl.sum(1).mean(), **logged}
     return loss, {name: mean.detach() if isinstance(mean, Tensor) else mean for name, mean in means.items()}
@@ -147,9 +157,11 @@ def iwae(terms: Terms, now: Progress, *, beta: float, samples: int, samples_at_o
 
     beta weighs log p(z) / q(z|x) in it; with 1 it is the bound. The first z is the one of the terms.
     """
-    draws = [(terms.z[None], -terms.reconstruction[None]), *terms.more(samples - 1, samples_at_once)]
+    (q, first_z), draw_more = terms.draw, terms.draw_more
+    assert draw_more is not None, "one_draw gives it"
+    draws = [(first_z[None], -terms.reconstruction[None]), *draw_more(samples - 1, samples_at_once)]
     z, log_likelihood = (torch.cat(parts) for parts in zip(*draws, strict=True))
-    log_weight = log_likelihood + beta * (log_prior(z) - terms.q.log_prob(z)).sum(2)
+    log_weight = log_likelihood + beta * (log_prior(z) - q.log_prob(z)).sum(2)
     return -(log_weight.logsumexp(0) - math.log(samples)).mean(), {"kl_weight": beta}
 
 
@@ -161,7 +173,7 @@ def beta_tc(
     The last three sum to the KL (Chen et al. 2018, eq. 2 and 4). Its closed form is used for that sum, and the
     sampled terms only for what their weights add to 1: with all three 1 this is the negative ELBO.
     """
-    parts = decompose(terms.q, terms.z, now.train_size, sampling)
+    parts = decompose(*terms.draw, now.train_size, sampling)
     extra = sum((weight - 1) * part for weight, part in zip((alpha, beta, gamma), parts.values(), strict=True))
     return (terms.neg_elbo + extra).mean(), {name: part.detach().mean() for name, part in parts.items()}
 
@@ -176,11 +188,11 @@ def decompose(q: DiagonalGaussian, z: Tensor, train_size: int, sampling: str) ->
     log_share = log_shares(len(z), train_size, sampling).to(z.device)
     log_q_given_x = q.log_prob(z).sum(1)
     log_q = (pairs.sum(2) + log_share).logsumexp(1)
-    log_q_each = (pairs + log_share[:, :, None]).logsumexp(1).sum(1)
+    log_q_per_dim = (pairs + log_share[:, :, None]).logsumexp(1).sum(1)
     return {
         "mutual_information": log_q_given_x - log_q,
-        "total_correlation": log_q - log_q_each,
-        "dimension_wise_kl": log_q_each - log_prior(z).sum(1),
+        "total_correlation": log_q - log_q_per_dim,
+        "dimension_wise_kl": log_q_per_dim - log_prior(z).sum(1),
     }
 
 

@@ -155,15 +155,15 @@ def _train(config: Config, run_dir: Path) -> dict[str, Any]:
             ):
                 tracker.image(*picture, stands.step)
             scores = measured.scalars("val") if chooses else None
-            is_best = stands.end_epoch(epoch, measured.kl_per_dim, streams.order.get_state(), scores)
+            new_best = stands.end_epoch(epoch, measured.kl_per_dim, streams.order.get_state(), scores)
             watch.epoch_begins()
             due = watch.must_save_after(epoch, stands.step)
-            if is_best or due:
+            if new_best or due:
                 content = state()
-            if is_best:
+            if new_best:
                 best.hold(content)
-                tracker.summarise(stands.best.summary())
-            log.info(console.epoch_line(epoch, epochs, held_out, row, best=is_best and chooses))
+                tracker.summarise(new_best.summary())
+            log.info(console.epoch_line(epoch, epochs, held_out, row, best=chooses and new_best is not None))
             for warning in health.warnings(epoch, row, held_out):
                 log.warning(warning)
             if due:
@@ -189,8 +189,8 @@ def _train(config: Config, run_dir: Path) -> dict[str, Any]:
 
 def _test(model: VAE, best: checkpoint.HeldBest, test_split: Split, seed: int, tracker: Tracker, step: int) -> None:
     """Measure and picture the test split with the weights of the best epoch."""
-    kept = best.load()
-    model.load_state_dict(kept.model)
+    weights, kept = best.load()
+    model.load_state_dict(weights)
     measured = evaluate(model, test_split, build.generator(seed, "evaluation"))
-    tracker.image(*during_training.of_test(model, test_split, seed, kept.best.epoch), step)
-    tracker.summarise(kept.best.summary() | measured.scalars("test"))
+    tracker.image(*during_training.of_test(model, test_split, seed, kept.epoch), step)
+    tracker.summarise(kept.summary() | measured.scalars("test"))

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from omegaconf import OmegaConf
+import yaml
 
 from vae_exp.commands import shared
-from vae_exp.config.check import CONF_DIR
+from vae_exp.config.check import CONF_DIR, flatten
 from vae_exp.config.keys import GenerateOptions
 from vae_exp.config.rules import GENERATE_RULES
 from vae_exp.errors import UserError
@@ -33,6 +33,7 @@ usage: vae-generate checkpoint=PATH [KEY=VALUE ...]
 ANIMATED = ("interpolations", "traversals")
 LARGEST_GRID = 10_000
 FRAME_MILLISECONDS = 120
+IN_THE_NAME = ("label", "temperature", "inputs", "steps", "path", "around", "range", "dims", "split", "seed")
 
 
 def main() -> None:
@@ -92,13 +93,17 @@ def _name(options: GenerateOptions) -> str:
     """The name of the file: what it shows, and the settings that are not the usual ones. With a larger n it shows
     the same and more.
     """
-    usual = OmegaConf.load(CONF_DIR / "generate.yaml")
+    usual = flatten(yaml.safe_load((CONF_DIR / "generate.yaml").read_text()))
+    chosen = flatten(options)
     parts = [options["what"]]
-    for key in ("label", "temperature", "inputs", "steps", "path", "around", "range", "dims", "split", "seed"):
-        if options[key] != usual[key]:
-            shown = "-".join(map(str, options[key])) if key == "dims" else options[key]
-            shown = Path(shown).name if key == "inputs" else shown  # a file's name has no room for all of a path
-            parts.append(f"{key}-{re.sub(r'[^A-Za-z0-9_.+-]', '-', str(shown))}")  # a label may be any text
+    for key in IN_THE_NAME:
+        if chosen[key] != usual[key]:
+            shown = str(chosen[key])
+            if key == "dims":
+                shown = "-".join(map(str, chosen[key]))
+            elif key == "inputs":  # a file's name has no room for all of a path
+                shown = Path(shown).name
+            parts.append(f"{key}-{re.sub(r'[^A-Za-z0-9_.+-]', '-', shown)}")  # a label may be any text
     return "_".join(parts)
 
 
@@ -124,43 +129,57 @@ def _write_latents(model: "TrainedVAE", options: GenerateOptions, n: int, target
 
 
 def _write(drawing: "Drawing", options: GenerateOptions, target: Path) -> Path:
-    """One PNG or GIF, a PNG each, or arrays; chunk by chunk, so that memory does not grow with n."""
-    import torch
-    from PIL import Image
+    """One PNG or GIF, a PNG each, or arrays; the latter two chunk by chunk, so that memory does not grow with n."""
     from tqdm import tqdm
 
     if options["format"] == "grid":
-        written = target.with_name(f"{target.name}.{'gif' if options['animate'] else 'png'}")
-        if options["animate"]:
-            first, *others = map(Image.fromarray, drawing.frames())
-            first.save(written, save_all=True, append_images=others, duration=FRAME_MILLISECONDS, loop=0)
-        else:
-            Image.fromarray(drawing.sheet(torch.cat([x.cpu() for x, _ in drawing.chunks]))).save(written)
-        return written
-
+        return _write_film(drawing, target) if options["animate"] else _write_sheet(drawing, target)
     with tqdm(total=drawing.n, unit="image", disable=None, leave=False) as bar:
-        if options["format"] == "files":
-            target.mkdir(exist_ok=True)
-            for old in target.glob("*.png"):  # those of a larger n
-                old.unlink()
-            width, number = len(str(drawing.n - 1)), 0
-            for x, _ in drawing.chunks:
-                for pixels in _bytes(x).transpose(0, 2, 3, 1):
-                    Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(
-                        target / f"{number:0{width}}.png"
-                    )
-                    number += 1
-                bar.update(len(x))
-            return target
-        written = target.with_name(f"{target.name}.npz")
-        _stream_npz(written, drawing, bar)
-        return written
+        return (_write_files if options["format"] == "files" else _write_npz)(drawing, target, bar)
 
 
-def _stream_npz(path: Path, drawing: "Drawing", bar: Any) -> None:
+def _write_film(drawing: "Drawing", target: Path) -> Path:
+    from PIL import Image
+
+    written = target.with_name(f"{target.name}.gif")
+    assert drawing.frames is not None, "_check lets only walks be animated"
+    first, *others = map(Image.fromarray, drawing.frames())
+    first.save(written, save_all=True, append_images=others, duration=FRAME_MILLISECONDS, loop=0)
+    return written
+
+
+def _write_sheet(drawing: "Drawing", target: Path) -> Path:
+    import torch
+    from PIL import Image
+
+    written = target.with_name(f"{target.name}.png")
+    Image.fromarray(drawing.sheet(torch.cat([x.cpu() for x, _ in drawing.chunks]))).save(written)
+    return written
+
+
+def _write_files(drawing: "Drawing", folder: Path, bar: Any) -> Path:
+    """A folder with a PNG for each image."""
+    from PIL import Image
+
+    folder.mkdir(exist_ok=True)
+    for old in folder.glob("*.png"):  # those of a larger n
+        old.unlink()
+    digits, number = len(str(drawing.n - 1)), 0
+    for x, _ in drawing.chunks:
+        for pixels in _bytes(x).transpose(0, 2, 3, 1):
+            image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
+            image.save(folder / f"{number:0{digits}}.png")
+            number += 1
+        bar.update(len(x))
+    return folder
+
+
+def _write_npz(drawing: "Drawing", target: Path, bar: Any) -> Path:
     """Arrays x [n, C, H, W] (uint8) and y [n] (int64), the former written as it is drawn."""
-    beside, labels, x_file = path.with_name(path.name + ".partial"), [], None
-    with zipfile.ZipFile(beside, "w", zipfile.ZIP_STORED) as archive:
+    path = target.with_name(f"{target.name}.npz")
+    partial = path.with_name(path.name + ".partial")
+    labels: list[np.ndarray] = []
+    with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
         with archive.open("x.npy", "w", force_zip64=True) as x_file:
             for x, y in drawing.chunks:
                 pixels = _bytes(x)
@@ -172,7 +191,8 @@ def _stream_npz(path: Path, drawing: "Drawing", bar: Any) -> None:
                 bar.update(len(x))
         with archive.open("y.npy", "w") as y_file:
             np.lib.format.write_array(y_file, np.concatenate(labels))
-    beside.replace(path)
+    partial.replace(path)
+    return path
 
 
 def _bytes(x: "Tensor") -> np.ndarray:

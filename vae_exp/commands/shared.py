@@ -69,19 +69,20 @@ def run(program: str, config_name: str, rules: dict[str, Rule], about: str, work
         if show:
             print(OmegaConf.to_yaml(cfg))
             return
-        config = resolve(OmegaConf.merge(cfg, {"checkpoint": _given(cfg, "checkpoint", program)}))
+        _require_given(cfg, "checkpoint", program)
+        config = resolve(cfg)
         if problems := check_values(flatten(config), rules):
             raise UserError("\n".join(problems))
         logging.basicConfig(level=logging.WARNING, format="%(message)s")
         work(config)
 
 
-def _given(cfg: DictConfig, key: str, program: str) -> Any:
+def _require_given(cfg: DictConfig, key: str, program: str) -> None:
+    """Raises UserError where a key that has no default was left out."""
     if OmegaConf.is_missing(cfg, key):
         raise UserError(
             f"{key}: say which, such as `{program} {key}=outputs/.../best.pt`, a run's folder, or {key}=latest."
         )
-    return cfg[key]
 
 
 def _exit_on_sigterm(*_: Any) -> None:

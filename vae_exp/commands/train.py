@@ -162,7 +162,7 @@ def _to_resume(typed: list[str], cfg: DictConfig) -> list[str]:
 
 
 def _without(overrides: list[str], keys: set[str]) -> list[str]:
-    return [word.input_line for word in plan.parse(overrides) if word.key_or_group not in keys]
+    return [plan.line(word) for word in plan.parse(overrides) if word.key_or_group not in keys]
 
 
 def _check(cfg: DictConfig, combinations: bool = True) -> Config:

@@ -2,6 +2,7 @@
 
 import base64
 import math
+from collections.abc import Callable
 from html import escape
 from typing import Any
 
@@ -146,7 +147,7 @@ def _axis(key: str, values: list[Any]) -> dict[str, Any]:
     if not numeric:
         places = [ticks.index(_text(v)) for v in values]
         return {"label": key, "values": places, "tickvals": list(range(len(ticks))), "ticktext": ticks}
-    scale = math.log10 if is_logarithmic(values) else float
+    scale: Callable[[Any], float] = math.log10 if is_logarithmic(values) else float
     ticks = ticks if len(ticks) <= 12 else [ticks[0], ticks[-1]]
     return {
         "label": key,

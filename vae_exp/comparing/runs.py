@@ -88,7 +88,7 @@ def read_run(folder: Path) -> Run:
 
 def _short(config: dict[str, Any]) -> dict[str, Any]:
     """optimizer._target_: torch.optim.Adam becomes optimizer: Adam."""
-    short = {}
+    short: dict[str, Any] = {}
     for key, value in config.items():
         group, _, name = key.rpartition(".")
         if not key.startswith(NOT_COMPARED):

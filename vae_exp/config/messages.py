@@ -1,6 +1,7 @@
 """Hydra composes a configuration; what it complains of is told in the user's words."""
 
 import re
+from typing import Any, cast
 
 import hydra
 from hydra.errors import MissingConfigException, OverrideParseException
@@ -29,7 +30,7 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
 
 def without_hydra(cfg: DictConfig) -> DictConfig:
     """The configuration without Hydra's own part."""
-    return OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+    return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
 
 
 def explain(error: Exception, program: str, config_name: str) -> str:
@@ -65,6 +66,6 @@ def _unknown_key(key: str, program: str, config_name: str) -> str:
     return f"{key}: no such key.{hint} `vae-train --help` lists the groups, `vae-train --cfg job` every key."
 
 
-def _keys_of(config_name: str) -> dict:
+def _keys_of(config_name: str) -> dict[str, Any]:
     """The keys of a configuration as it is without overrides, some of whose values may be missing yet."""
-    return OmegaConf.to_container(without_hydra(compose(config_name, [])))
+    return cast("dict[str, Any]", OmegaConf.to_container(without_hydra(compose(config_name, []))))

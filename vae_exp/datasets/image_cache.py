@@ -135,7 +135,7 @@ def _decode_into(path: Path, root: Path, files: list[str], x_shape: tuple, crop:
             for row, image in enumerate(pool.map(attempt, files[start : start + CHUNK]), start):
                 bar.update()
                 if isinstance(image, np.ndarray):
-                    out.write(np.ascontiguousarray(image))
+                    out.write(np.ascontiguousarray(image).data)
                 elif on_error == "fail":
                     raise _refusal(root / files[row], image)
                 else:

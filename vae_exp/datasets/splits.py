@@ -3,10 +3,11 @@
 import math
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,7 +67,8 @@ class Split:
 
     @property
     def x_shape(self) -> tuple[int, int, int]:
-        return tuple(self.images.shape[1:])
+        _, channels, height, width = self.images.shape
+        return channels, height, width
 
     def is_grey(self) -> bool:
         """Whether pixels between black and white reach the model, by the first 256 images."""
@@ -80,11 +82,12 @@ class Split:
 
     def placed(self, limit: int) -> "Split":
         """The same images: whole in memory, to go to a device, or streamed where they take more bytes than limit."""
-        streamed = isinstance(self.images, Streamed)
+        images = self.images
         if len(self) * math.prod(self.x_shape) <= limit:
-            return replace(self, images=self.images.read()) if streamed else self
-        every = self.images if streamed else Streamed(self.images, tuple(self.images.shape), torch.arange(len(self)))
-        return replace(self, images=every)
+            return replace(self, images=images.read()) if isinstance(images, Streamed) else self
+        if isinstance(images, Tensor):
+            images = Streamed(images, tuple(images.shape), torch.arange(len(self)))
+        return replace(self, images=images)
 
 
 @dataclass
@@ -114,6 +117,8 @@ def batches(
     """
     device = split.y.device
     binary = draws or torch.Generator(device).manual_seed(0)
+    rows: Sequence[Any]  # slices or tensors of row numbers, a batch each
+    on_device: Sequence[Any]
     if order is None:  # slices, which copy nothing
         rows = on_device = [slice(at, at + batch_size) for at in range(skip * batch_size, len(split), batch_size)]
     else:

@@ -1,11 +1,15 @@
 """Pictures of images and codes, and their usual sizes. Each function returns an array [H, W] or [H, W, 3] of uint8."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 # How many images a picture shows, or rows of a walk, or steps a side of the manifold.
 SIZES = {
@@ -44,8 +48,8 @@ def label_sheet(
     The letters grow with the sheet, to be read where it is shown small.
     """
     height, width = sheet.shape[:2]
-    font = ImageFont.load_default(max(11, round(width / 36)))
-    line = round(font.size * 1.5)
+    size = max(11, round(width / 36))
+    font, line = ImageFont.load_default(size), round(size * 1.5)
 
     def wide(words: Sequence[str]) -> int:
         return round(max((font.getlength(word) for word in words), default=0))
@@ -135,18 +139,21 @@ def latents(means: Tensor, y: Tensor, names: Sequence[str], dims: list[int] | No
     colors = plt.get_cmap("tab10" if len(names) <= 10 else "tab20" if few else "viridis", max(len(names), 1))
     for label, name in enumerate(names) if few else ():
         chosen = y == label
-        axes.scatter(*points[chosen].T, s=6, color=colors(label), label=name, alpha=0.7, linewidths=0)
+        axes.scatter(
+            points[chosen, 0], points[chosen, 1], s=6, color=colors(label), label=name, alpha=0.7, linewidths=0
+        )
     if few:
         axes.legend(title="label", markerscale=3, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     else:
-        coloured = {"c": y, "cmap": "viridis"} if len(names) else {"color": "tab:blue"}
-        shown = axes.scatter(*points.T, s=6, alpha=0.7, linewidths=0, **coloured)
+        coloured: dict[str, Any] = {"c": y, "cmap": "viridis"} if len(names) else {"color": "tab:blue"}
+        shown = axes.scatter(points[:, 0], points[:, 1], s=6, alpha=0.7, linewidths=0, **coloured)
         if names:
             figure.colorbar(shown, label="label")
     axes.set(xlabel=axis_names[0], ylabel=axis_names[1], title=f"posterior means of {len(points):,} images")
     axes.set_aspect("equal", adjustable="datalim")
-    figure.canvas.draw()
-    pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
+    canvas = cast("FigureCanvasAgg", figure.canvas)
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3].copy()
     plt.close(figure)
     return pixels
 

@@ -89,7 +89,8 @@ def resnet(
     Meant for images of 32 to 256 pixels. Raises UserError for images with a side below 6.
     """
     sizes, widths = _levels(x_shape, channels, "resnet")
-    down, up = [], []
+    down: list[nn.Module] = []
+    up: list[nn.Module] = []
     for n_in, n_out in pairwise([x_shape[0] + context_dim, *widths]):
         down += [_halve(n_in, n_out), *(Residual(n_out, activation) for _ in range(blocks))]
     for (n_in, n_out), size in zip(pairwise([*widths[::-1], x_shape[0]]), sizes[-2::-1], strict=True):

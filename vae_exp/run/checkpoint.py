@@ -128,10 +128,12 @@ class HeldBest:
             save(self.path, self._content)
             self._is_written = True
 
-    def load(self) -> Checkpoint:
-        """The checkpoint of the best epoch, on the CPU."""
+    def load(self) -> tuple[dict[str, Tensor], Best]:
+        """The weights of the best epoch, on the CPU, and which epoch that is."""
         assert self._content is not None, "every run holds one before it ends"
-        return load_content(self._content)
+        kept = _from_stored(torch.load(io.BytesIO(self._content), weights_only=True, map_location="cpu"))
+        assert kept.best is not None
+        return kept.model, kept.best
 
 
 def export(path: Path, checkpoint: Checkpoint) -> None:
@@ -179,11 +181,6 @@ def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
         raise UserError(
             f"checkpoint={path}: damaged, or made by hand: what a run needs to go on is not whole."
         ) from error
-
-
-def load_content(content: memoryview, device: torch.device | str = "cpu") -> Checkpoint:
-    """A checkpoint from its bytes, for those that this process has made."""
-    return _from_stored(torch.load(io.BytesIO(content), map_location=device, weights_only=True))
 
 
 def _read_safetensors(path: Path, device: torch.device | str) -> dict[str, Any]:

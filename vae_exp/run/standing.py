@@ -60,14 +60,16 @@ class Standing:
     epoch: int = 0  # epochs that are over
     best: Best | None = None
 
-    def end_epoch(self, epoch: int, kl_per_dim: list[float], order: Tensor, val: dict[str, float] | None) -> bool:
-        """An epoch is over; whether it is the best so far. Without validation scores every epoch is."""
+    def end_epoch(
+        self, epoch: int, kl_per_dim: list[float], order: Tensor, val: dict[str, float] | None
+    ) -> Best | None:
+        """An epoch is over; returns it where it is the best so far. Without validation scores every epoch is."""
         self.epoch, self.kl_per_dim, self.order = epoch, kl_per_dim, order
         scores = {name.replace("/", "_"): score for name, score in (val or {}).items()}
-        is_best = not val or self.best is None or scores["val_neg_elbo"] < self.best.scores["val_neg_elbo"]
-        if is_best:
-            self.best = Best(epoch, self.step, scores)
-        return is_best
+        if val and self.best is not None and scores["val_neg_elbo"] >= self.best.scores["val_neg_elbo"]:
+            return None
+        self.best = Best(epoch, self.step, scores)
+        return self.best
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import os
 import shlex
 import time
 from pathlib import Path
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -30,7 +31,7 @@ def start(planned: Plan) -> None:
     say(f"sweep {planned.name}: {planned.jobs} jobs over {keys}\nfolder {planned.folder}")
 
 
-def run_job(cfg: DictConfig, run_dir: Path, job: DictConfig) -> float | None:
+def run_job(cfg: DictConfig, run_dir: Path, job: Any) -> float | None:
     """One job. It never raises for a failed run, so that the others go on: the reason is in its files.
 
     job is Hydra's own configuration. Returns the best validation neg_elbo, which a search minimises, or None,
@@ -38,7 +39,7 @@ def run_job(cfg: DictConfig, run_dir: Path, job: DictConfig) -> float | None:
     """
     choices = job.runtime.choices
     swept = [f"{key}={choices.get(key) or _shown(cfg, key)}" for key in cfg.sweep.over]
-    changes: dict = {"sweep": {"over": swept}}  # with their values, for the run's name
+    changes: dict[str, Any] = {"sweep": {"over": swept}}  # with their values, for the run's name
     title = f"{_progress(cfg, run_dir, job.job.num)}  {'  '.join(swept)}"
     if cfg.sweep.resume:
         before = read_summary(run_dir)
@@ -51,7 +52,7 @@ def run_job(cfg: DictConfig, run_dir: Path, job: DictConfig) -> float | None:
     for handler in logging.getLogger().handlers:  # the epochs of many jobs go to their train.log alone
         if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
             handler.setLevel(logging.WARNING)
-    cfg = OmegaConf.merge(cfg, changes)
+    cfg = cast("DictConfig", OmegaConf.merge(cfg, changes))
     started = time.time()
     try:
         from vae_exp.train import train
@@ -80,7 +81,7 @@ def _shown(cfg: DictConfig, key: str) -> str:
     return "?"
 
 
-def _share_cores(cfg: DictConfig, job: DictConfig) -> None:
+def _share_cores(cfg: DictConfig, job: Any) -> None:
     """Give jobs that run side by side a part of the cores each: thread pools that share cores spin against each other.
 
     Joblib says how many there are at once; submitit starts all of them on this machine.

@@ -50,10 +50,15 @@ def parse(overrides: list[str]) -> list[Override]:
     return OverridesParser.create().parse_overrides(overrides)
 
 
+def line(override: Override) -> str:
+    """An override as it was typed."""
+    return str(override.input_line)
+
+
 def first_job(overrides: list[str]) -> list[str]:
     """The overrides with each sweep replaced by its first value: a job that can be checked before any starts."""
     return [
-        f"{override.get_key_element()}={_values(override)[0]}" if override.is_sweep_override() else override.input_line
+        f"{override.get_key_element()}={_values(override)[0]}" if override.is_sweep_override() else line(override)
         for override in parse(overrides)
     ]
 
@@ -70,7 +75,7 @@ def plan(typed: list[str], cfg: DictConfig) -> Plan:
     arguments += parse([f"{key}={value}" for key, value in preset.items() if key not in replaced])
     swept = [override for override in arguments if override.is_sweep_override()]
     settings = sorted(
-        override.input_line
+        line(override)
         for override in arguments
         if override not in swept and not override.key_or_group.startswith(("hydra", "wandb."))
     )
@@ -84,7 +89,7 @@ def plan(typed: list[str], cfg: DictConfig) -> Plan:
     label = re.sub(r"[^\w.-]", "-", str(cfg.sweep.name or of_keys or "sweep"))
     folder = SWEEPS / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}_{label[:LONGEST]}"
     name = str(cfg.sweep.name or folder.name)
-    values = [override.input_line for override in swept]
+    values = [line(override) for override in swept]
     if cfg.sweep.resume:
         folder, before = _to_resume(cfg.sweep.resume)
         name = before["name"]
@@ -93,7 +98,7 @@ def plan(typed: list[str], cfg: DictConfig) -> Plan:
             raise UserError(f"sweep.resume={cfg.sweep.resume}: the sweep was started with {was}, and not with {now}.")
     resume = quoted(folder) if cfg.sweep.resume else "null"
     overrides = [
-        *(override.input_line for override in arguments),
+        *(line(override) for override in arguments),
         f"sweep.name={quoted(name)}",
         f"sweep.over=[{','.join(keys)}]",
         f"sweep.jobs={jobs}",
@@ -103,7 +108,7 @@ def plan(typed: list[str], cfg: DictConfig) -> Plan:
     ]
     overrides += ["hydra.sweeper.params=null"] if preset else []
     single = ["hydra.mode=RUN"] if cfg.hydra.mode == RunMode.MULTIRUN else []
-    single += [override.input_line for override in arguments if override.key_or_group == "hydra.searchpath"]
+    single += [line(override) for override in arguments if override.key_or_group == "hydra.searchpath"]
     return Plan(name, keys, jobs, search, settings, values, folder, overrides, single)
 
 
@@ -117,8 +122,10 @@ def _values(override: Override) -> list[str]:
     value = override.value()
     if isinstance(value, IntervalSweep):
         return [str(value.start)]
-    is_glob = isinstance(value, Glob)
-    values = value.filter(options(override.key_or_group)) if is_glob else list(override.sweep_string_iterator())
+    if isinstance(value, Glob):
+        values = value.filter(options(override.key_or_group))
+    else:
+        values = list(override.sweep_string_iterator())
     if not values:
         raise UserError(f"{override.input_line}: there is no value in it to run.")
     return values

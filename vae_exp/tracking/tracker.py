@@ -26,6 +26,7 @@ from vae_exp.run.standing import Facts
 from vae_exp.run.writing import write, writing
 from vae_exp.tracking import wandb_server
 from vae_exp.tracking.wandb_options import FINISH_SECONDS, as_id, first_line, of_run, run_name
+from vae_exp.tracking.wandb_server import Mode
 
 log = logging.getLogger(__name__)
 TEARDOWN_SECONDS = 1
@@ -41,7 +42,7 @@ class Tracker:
     """
 
     def __init__(
-        self, config: Config, run_dir: Path, wandb_mode: str, facts: Facts, before: Checkpoint | None = None
+        self, config: Config, run_dir: Path, wandb_mode: Mode, facts: Facts, before: Checkpoint | None = None
     ) -> None:
         self.run_dir = run_dir
         self.started, self.wandb_id = time.time(), None
@@ -61,7 +62,7 @@ class Tracker:
             self.summary.wandb = _describe(self.wandb, wandb_mode)
         self._write_summary()
 
-    def _open_wandb(self, config: Config, mode: str, facts: Facts) -> Any:
+    def _open_wandb(self, config: Config, mode: Mode, facts: Facts) -> Any:
         import wandb
 
         try:

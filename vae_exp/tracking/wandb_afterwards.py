@@ -26,8 +26,8 @@ def record_evaluation(wandb_mode: str, run_dir: Path, config: Config, values: di
         return None
     import wandb
 
-    reopened = {"id": summary.wandb.id, "resume": "must"}
-    beside = {
+    reopened: dict[str, Any] = {"id": summary.wandb.id, "resume": "must"}
+    beside: dict[str, Any] = {
         "id": new_id(f"evaluate-{summary.name}"),
         "name": f"evaluate {summary.name}",
         "group": text(config["wandb"]["group"] or config["sweep"]["name"]) or summary.name,
@@ -57,7 +57,7 @@ def publish_sweep(
         return
     import wandb
 
-    options = {
+    options: dict[str, Any] = {
         "id": new_id(f"sweep-summary-{name}"),
         "name": f"sweep-summary {name}",
         "group": keys["group"] or name,
@@ -65,7 +65,7 @@ def publish_sweep(
     }
     try:
         with wandb.init(mode=mode, **common(keys), **options) as run:
-            run.log({"sweep/table": wandb.Table(columns=columns, data=rows)})
+            run.log({"sweep/table": wandb.Table(columns=[*columns], data=rows)})
             run.log({f"sweep/{figure.stem}": wandb.Image(str(figure)) for figure in figures})
             run.summary.update(results)
     except Exception as error:  # see Tracker._open_wandb

@@ -8,6 +8,7 @@ import os
 import ssl
 from http.client import HTTPException
 from pathlib import Path
+from typing import Literal
 from urllib.error import HTTPError
 from urllib.parse import urlparse
 from urllib.request import Request, urlopen
@@ -16,6 +17,7 @@ from vae_exp.errors import UserError
 
 log = logging.getLogger(__name__)
 PROBE_SECONDS = 4
+Mode = Literal["online", "offline", "disabled"]
 
 
 def api_key(mode: str, because: str = "wandb.mode=online") -> str | None:
@@ -32,7 +34,7 @@ def api_key(mode: str, because: str = "wandb.mode=online") -> str | None:
     return key
 
 
-def choose_mode(wanted: str) -> str:
+def choose_mode(wanted: str) -> Mode:
     """online, offline or disabled.
 
     auto is WANDB_MODE's value, else online where an API key is configured, else offline. A server that does
@@ -40,7 +42,7 @@ def choose_mode(wanted: str) -> str:
     """
     mode = os.environ.get("WANDB_MODE", "auto") if wanted == "auto" else wanted
     if mode == "disabled":
-        return mode
+        return "disabled"
     import wandb
 
     try:
