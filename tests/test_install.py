@@ -30,7 +30,7 @@ def test_a_wheel_trains_digits_from_an_empty_folder(tmp_path):
 
     empty = tmp_path / "empty"
     empty.mkdir()
-    where = "import vae_exp.config as c; print(c.CONF_DIR)"
+    where = "from vae_exp.config.check import CONF_DIR; print(CONF_DIR)"
     conf = subprocess.run([python, "-c", where], cwd=empty, capture_output=True, text=True, check=True).stdout
     assert Path(conf.strip()) == site / "vae_exp" / "conf"
     done = subprocess.run(

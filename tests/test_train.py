@@ -10,6 +10,7 @@ import torch
 import yaml
 from PIL import Image
 
+from tests import hooks
 from tests.conftest import MNIST, QUICK, metrics, needs_mnist, quick_run
 from vae_exp import trained
 from vae_exp.config import build
@@ -103,19 +104,20 @@ def test_without_validation_the_test_split_is_watched_and_the_last_epoch_kept():
     assert checkpoint.load(folder / "best.pt").epoch == 2
 
 
-def test_the_test_split_is_read_only_at_the_end(monkeypatch):
+def test_the_test_split_is_read_only_at_the_end():
     order = []
-    load, draw = build.dataset, during_training.samples
 
-    def watched(config):
-        data = load(config)
-        read, data.read_test = data.read_test, lambda: order.append("test read") or read()
-        return data
+    def drawn(event, arguments):
+        if event == "open" and Path(str(arguments[0])).name.startswith("samples_"):
+            order.append("epoch over")
 
-    monkeypatch.setattr(build, "dataset", watched)
-    monkeypatch.setattr(during_training, "samples", lambda *args: order.append("epoch over") or draw(*args))
-    quick_run("epochs=2")
-    assert order == ["epoch over", "epoch over", "test read"]
+    with (
+        hooks.in_step(lambda step, terms: order.append(step)),
+        hooks.at_call(drawn),
+        hooks.when_test_is_read(lambda: order.append("test read")),
+    ):
+        quick_run("epochs=2", hooks.OWN_OBJECTIVE, hooks.OWN_DATASET)
+    assert order == [*range(1, 12), "epoch over", *range(12, 23), "epoch over", "test read"]
 
 
 @pytest.mark.parametrize(("lr", "when"), [("1e10", "between steps 1 and 11"), ("1e36", "between steps 1 and 11")])
@@ -127,13 +129,13 @@ def test_divergence_is_explained_and_the_run_marked_failed(lr, when):
     assert str(error.value) in summary["reason"]
 
 
-def test_divergence_keeps_the_last_good_checkpoint(monkeypatch):
-    from vae_exp import schedules
-
-    # A learning rate that is good for two epochs and absurd in the third.
-    monkeypatch.setattr(schedules, "constant", lambda epoch, epochs: 1.0 if epoch < 2 else 1e30)
-    with pytest.raises(Diverged, match=r"The last good checkpoint is run/last.pt"):
-        quick_run("epochs=4")
+def test_divergence_keeps_the_last_good_checkpoint():
+    """A learning rate that is good for two epochs and absurd in the third."""
+    with (
+        hooks.learning_rate(lambda epoch: 1.0 if epoch < 2 else 1e30),
+        pytest.raises(Diverged, match=r"The last good checkpoint is run/last.pt"),
+    ):
+        quick_run("epochs=4", hooks.OWN_SCHEDULE)
     state = checkpoint.load(Path("run/last.pt"))
     assert state.epoch == 2
     assert all(weights.isfinite().all() for weights in state.model.values())
@@ -220,8 +222,11 @@ def test_a_bad_checkpoint_is_named_and_nothing_in_it_is_run(tmp_path, damage):
     [
         "os.system",
         "vae_exp.train.train",
+        "vae_exp.datasets.prepare",
+        "vae_exp.networks.ACTIVATIONS",
         "vae_exp.networks.torch.load",
         "vae_exp.networks.nn.Linear",
+        "vae_exp.networks.mlp.torch.load",
         "vae_exp.conv_networks.torch.load",
         "vae_exp.conv_networks.UserError",
         "vae_exp.likelihoods.torch.load",
