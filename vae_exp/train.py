@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import Tensor
 
 from vae_exp.config import build
 from vae_exp.config.keys import Config
@@ -16,16 +15,16 @@ from vae_exp.datasets import Split, batches
 from vae_exp.figures import during_training
 from vae_exp.metrics import evaluate
 from vae_exp.objectives import Logged, Progress, one_draw
-from vae_exp.run import checkpoint, console, memory, resume, speed
-from vae_exp.run.divergence import require_finite, require_finite_weights
-from vae_exp.run.folder import LAST, only_process
+from vae_exp.run import console, memory, resume, speed
+from vae_exp.run.divergence import gradient_norm, require_finite
+from vae_exp.run.folder import only_process
 from vae_exp.run.health import Health
 from vae_exp.run.running_means import RunningMeans
+from vae_exp.run.saving import Saves
 from vae_exp.run.standing import Best, Facts, Standing, Streams, Training
 from vae_exp.run.stopping import Watch
 from vae_exp.tracking.tracker import Tracker
 from vae_exp.tracking.wandb_server import choose_mode
-from vae_exp.vae import VAE
 
 log = logging.getLogger(__name__)
 
@@ -65,41 +64,25 @@ def _train(config: Config, run_dir: Path) -> dict[str, Any]:
     objective, schedule = build.partial(config, "objective"), build.partial(config, "scheduler")
     precision = speed.autocast(config["precision"], device)
 
-    # Where the run stands: at its beginning, or where its last checkpoint left it.
-    streams, means, facts = Streams.of(seed, device), RunningMeans(), Facts.of(model, data, device)
-    stands = Standing([0.0] * model.z_dim, streams.order.get_state())
-    training, best = Training(model, optimizer, streams, means, stands), checkpoint.HeldBest(run_dir)
-    if before:
-        resume.restore(before, facts, training, best)
-    health = Health(config, facts.train_size)
-    console.introduce(config, facts, run_dir, grey=model.support == "binary" and data.train.is_grey())
-
     def loss_of(x: Tensor, y: Tensor, eps: Tensor, now: Progress) -> tuple[Tensor, Logged]:
         with precision:
             return one_draw(model, objective, x, y, eps, now, streams.noise)
 
-    def state() -> memoryview:
-        """All that the run is at this moment, as the content of a checkpoint."""
-        require_finite_weights(model, stands.step, run_dir)
-        written = checkpoint.Written(watch.seconds, watch.epoch_seconds, tracker.sync(), tracker.wandb_id)
-        return checkpoint.content(checkpoint.of_run(config, data, facts, training, written))
-
-    def save(content: memoryview) -> None:
-        best.write()  # before last.pt, which says that it is there
-        checkpoint.save(run_dir / LAST, content)
-        watch.saved()
-
-    total = epochs * steps_per_epoch
-    bar = tqdm(total=total, initial=stands.step, unit="step", disable=None, leave=False, dynamic_ncols=True)
+    # Where the run stands: at its beginning, or where its last checkpoint left it.
+    streams, means, facts = Streams.of(seed, device), RunningMeans(), Facts.of(model, data, device)
+    stands, health = Standing([0.0] * model.z_dim, streams.order.get_state()), Health(config, facts.train_size)
+    training = Training(config, data, facts, model, optimizer, streams, means, stands)
+    if before:
+        resume.restore(before, training)
+    console.introduce(config, facts, run_dir, grey=model.support == "binary" and data.train.is_grey())
     with (
         only_process(run_dir),
         Watch(config, before) as watch,
         Tracker(config, run_dir, wandb_mode, facts, before) as tracker,
-        bar,
+        console.progress_bar(epochs * steps_per_epoch, stands.step) as bar,
     ):
-        if stands.best:
-            tracker.summarise(stands.best.summary())
-        fast = speed.compiled(loss_of, config["compile"], device, total, interrupted=watch.raise_if_caught)
+        saves = Saves(run_dir, training, watch, tracker.position, before)
+        fast = speed.compiled(loss_of, config["compile"], device, bar.total, interrupted=watch.raise_if_caught)
         why_over = None  # the reason to end before the last epoch
         for epoch in range(stands.epoch + 1 if before else min(1, epochs), epochs + 1):  # 0: the model as it is built
             if why_over := watch.why_over(stands):
@@ -121,8 +104,7 @@ def _train(config: Config, run_dir: Path) -> dict[str, Any]:
                 last_of_epoch = stands.step % steps_per_epoch == 0
                 logs = last_of_epoch or stands.step % config["log_every_steps"] == 0
                 if logs:  # of this step alone: every step's would cost a thirtieth of the tutorial's time
-                    gradients = [weights.grad for weights in model.parameters() if weights.grad is not None]
-                    grad_norm = nn.utils.get_total_norm(gradients)
+                    grad_norm = gradient_norm(model)
                 optimizer.step()
 
                 bar.update()
@@ -134,8 +116,7 @@ def _train(config: Config, run_dir: Path) -> dict[str, Any]:
                     point |= {"epoch": stands.step / steps_per_epoch, "images_seen": means.images_seen}
                     tracker.log(point, stands.step)
                 if watch.must_save(stands.step, last_of_epoch):
-                    require_finite(means.peek("train"), means.span, run_dir)
-                    save(state())
+                    saves.write()
                     watch.raise_if_caught()
                     if why_over := watch.why_over(stands):
                         break
@@ -150,47 +131,42 @@ def _train(config: Config, run_dir: Path) -> dict[str, Any]:
             row |= measured.scalars(held_out)
             require_finite(measured.scalars(held_out), f"after step {stands.step}", run_dir)
             tracker.log(row | {f"{held_out}/kl_per_dim": measured.kl_per_dim}, stands.step)
-            for picture in during_training.after_epoch(
-                config, model, held_out_split, held_out, measured, data.class_names, epoch
-            ):
+            for picture in during_training.after_epoch(training, held_out_split, held_out, measured, epoch):
                 tracker.image(*picture, stands.step)
             scores = measured.scalars("val") if chooses else None
             new_best = stands.end_epoch(epoch, measured.kl_per_dim, streams.order.get_state(), scores)
             watch.epoch_begins()
-            due = watch.must_save_after(epoch, stands.step)
-            if new_best or due:
-                content = state()
             if new_best:
-                best.hold(content)
+                saves.hold_best()
                 tracker.summarise(new_best.summary())
             log.info(console.epoch_line(epoch, epochs, held_out, row, best=chooses and new_best is not None))
             for warning in health.warnings(epoch, row, held_out):
                 log.warning(warning)
-            if due:
-                save(content)
+            if watch.must_save_after(epoch, stands.step):
+                saves.write()
                 watch.raise_if_caught()
 
         # The end: the test split, read only now, with the weights of the best epoch.
         if why_over:
             log.info(f"ends early: {why_over}")
-            save(state())
+            saves.write()
         if not stands.best:  # not even one epoch: the weights as they are
             stands.best = Best(0, stands.step)
-            best.hold(state())
-            best.write()
+            saves.hold_best()
+            saves.write_best()
         watch.all_is_saved()
-        test_split = data.read_test().to(device) if chooses else held_out_split
-        _test(model, best, test_split, seed, tracker, stands.step)
-        if config["wandb"]["log_checkpoints"]:
-            tracker.upload_checkpoints(best_is_last=stands.best.step == stands.step)
+        _test(training, saves, data.read_test().to(device) if chooses else held_out_split, tracker)
         tracker.summary.reason = why_over
     return tracker.summary.as_dict()
 
 
-def _test(model: VAE, best: checkpoint.HeldBest, test_split: Split, seed: int, tracker: Tracker, step: int) -> None:
-    """Measure and picture the test split with the weights of the best epoch."""
-    weights, kept = best.load()
-    model.load_state_dict(weights)
-    measured = evaluate(model, test_split, build.generator(seed, "evaluation"))
-    tracker.image(*during_training.of_test(model, test_split, seed, kept.epoch), step)
-    tracker.summarise(kept.summary() | measured.scalars("test"))
+def _test(training: Training, saves: Saves, test_split: Split, tracker: Tracker) -> None:
+    """Measure and picture the test split with the weights of the best epoch; upload them where that is asked for."""
+    seed, step = training.config["seed"], training.stands.step
+    weights, best = saves.best()
+    training.model.load_state_dict(weights)
+    measured = evaluate(training.model, test_split, build.generator(seed, "evaluation"))
+    tracker.image(*during_training.of_test(training.model, test_split, seed, best.epoch), step)
+    tracker.summarise(best.summary() | measured.scalars("test"))
+    if training.config["wandb"]["log_checkpoints"]:
+        tracker.upload_checkpoints(best_is_last=best.step == step)

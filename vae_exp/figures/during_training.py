@@ -6,26 +6,19 @@ import numpy as np
 import torch
 
 from vae_exp.config import build
-from vae_exp.config.keys import Config
 from vae_exp.datasets import Split
 from vae_exp.figures import sheets, walks
 from vae_exp.figures.sheets import SIZES
 from vae_exp.metrics import Evaluation
+from vae_exp.run.standing import Training
 from vae_exp.vae import VAE
 
 Picture = tuple[str, np.ndarray, str]
 
 
-def after_epoch(
-    config: Config,
-    model: VAE,
-    split: Split,
-    held_out: str,
-    measured: Evaluation,
-    class_names: Sequence[str],
-    epoch: int,
-) -> Iterator[Picture]:
+def after_epoch(training: Training, split: Split, held_out: str, measured: Evaluation, epoch: int) -> Iterator[Picture]:
     """Reconstructions of the held-out split and samples, from the same noise every epoch; figures=[...] where due."""
+    model, config = training.model, training.config
     noise = build.generator(config["seed"], "pictures")
     pixels = reconstructions(model, split, noise)
     yield "reconstructions", pixels, f"epoch {epoch}: {held_out} images, reconstructions below"
@@ -37,7 +30,7 @@ def after_epoch(
         if names is None:
             names = ["manifold", "latents"] if model.z_dim == 2 and model.stochastic else []
         for name in names:
-            pixels = _further(name, model, split, measured, class_names)
+            pixels = _further(name, model, split, measured, training.data.class_names)
             yield name, pixels, f"epoch {epoch}: {name}, {held_out} images"
 
 

@@ -15,11 +15,10 @@ from torch import Tensor
 
 from vae_exp.config.keys import Config
 from vae_exp.config.moved import renamed
-from vae_exp.datasets import Data
 from vae_exp.errors import UserError
-from vae_exp.run.folder import BEST, LAST, PREVIOUS
+from vae_exp.run.folder import LAST, PREVIOUS
 from vae_exp.run.running_means import Sums
-from vae_exp.run.standing import Best, Facts, Training
+from vae_exp.run.standing import Best, Facts
 from vae_exp.run.writing import write
 
 FORMAT = 3  # of the files; .github/CONTRIBUTING.md says when it changes
@@ -70,25 +69,6 @@ class Checkpoint:
         return {"format": FORMAT, **values, "x_shape": list(self.x_shape), "best": best}
 
 
-def of_run(config: Config, data: Data, facts: Facts, training: Training, written: Written) -> Checkpoint:
-    """All that a run is at this moment, the order of its images as at the beginning of the epoch."""
-    stands = training.stands
-    streams = training.streams.state() | {"order": stands.order}
-    return Checkpoint(
-        config,
-        data.x_shape,
-        data.n_classes,
-        data.class_names,
-        stands.step,
-        stands.epoch,
-        stands.best,
-        stands.kl_per_dim,
-        training.model.state_dict(),
-        training.optimizer.state_dict(),
-        Continuation(facts, streams, training.means.state(), written),
-    )
-
-
 def content(checkpoint: Checkpoint) -> memoryview:
     """The bytes of a checkpoint's file, made in memory: PyTorch's own writer hides why a disk refuses."""
     stored = checkpoint.about() | {"model": checkpoint.model}
@@ -108,32 +88,6 @@ def save(path: Path, content: memoryview) -> None:
     Raises UserError where the system refuses, such as for a full disk.
     """
     write(path, content, previous=path.with_name(PREVIOUS) if path.name == LAST else None)
-
-
-class HeldBest:
-    """The content of best.pt, kept in memory until last.pt is written too."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / BEST
-        self._content: memoryview | None = None
-        self._is_written = False
-
-    def hold(self, content: memoryview, is_written: bool = False) -> None:
-        """Keep the content of a better epoch instead; it may be on the disk already."""
-        self._content, self._is_written = content, is_written
-
-    def write(self) -> None:
-        """Write best.pt, unless it is there. Raises UserError where the system refuses."""
-        if self._content is not None and not self._is_written:
-            save(self.path, self._content)
-            self._is_written = True
-
-    def load(self) -> tuple[dict[str, Tensor], Best]:
-        """The weights of the best epoch, on the CPU, and which epoch that is."""
-        assert self._content is not None, "every run holds one before it ends"
-        kept = _from_stored(torch.load(io.BytesIO(self._content), weights_only=True, map_location="cpu"))
-        assert kept.best is not None
-        return kept.model, kept.best
 
 
 def export(path: Path, checkpoint: Checkpoint) -> None:
@@ -181,6 +135,11 @@ def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
         raise UserError(
             f"checkpoint={path}: damaged, or made by hand: what a run needs to go on is not whole."
         ) from error
+
+
+def from_content(content: memoryview) -> Checkpoint:
+    """A checkpoint from the bytes that `content` made, on the CPU."""
+    return _from_stored(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
 
 
 def _read_safetensors(path: Path, device: torch.device | str) -> dict[str, Any]:

@@ -33,6 +33,13 @@ def say(text: str, file: Any = None) -> None:
         tqdm.write(text, file=file)
 
 
+def progress_bar(total: int, done: int) -> Any:
+    """A bar over the steps of a run, in a terminal alone."""
+    from tqdm import tqdm
+
+    return tqdm(total=total, initial=done, unit="step", disable=None, leave=False, dynamic_ncols=True)
+
+
 def introduce(config: Config, facts: "Facts", run_dir: Path, grey: bool) -> None:
     """What is trained on what, where its files will be, and in which unit its numbers are."""
     shape = "x".join(map(str, facts.x_shape))

@@ -3,6 +3,8 @@
 import math
 from pathlib import Path
 
+from torch import Tensor, nn
+
 from vae_exp.errors import Diverged
 from vae_exp.run.folder import LAST
 from vae_exp.vae import VAE
@@ -18,6 +20,11 @@ def require_finite(values: dict[str, float], when: str, run_dir: Path) -> None:
             + (f"The last good checkpoint is {kept}. " if kept.exists() else "No epoch had been completed. ")
             + "A lower optimizer.lr is the first thing to try."
         )
+
+
+def gradient_norm(model: VAE) -> Tensor:
+    """The length of the gradient of all weights, a scalar on the device."""
+    return nn.utils.get_total_norm([weights.grad for weights in model.parameters() if weights.grad is not None])
 
 
 def require_finite_weights(model: VAE, step: int, run_dir: Path) -> None:

@@ -29,7 +29,7 @@ class Health:
         self._kls: list[float] = []
 
     def warnings(self, epoch: int, row: Mapping[str, Any], held_out: str) -> list[str]:
-        """New warnings, from the epoch's numbers. While a schedule of the objective moves, the KL follows it."""
+        """The new ones, from the epoch's numbers. While a schedule of the objective moves, the KL follows it."""
         kl, active = row[f"{held_out}/kl"], row[f"{held_out}/active_units"]
         scheduled, before = [row.get(name) for name in SCHEDULED], self._scheduled
         self._scheduled = scheduled

@@ -19,8 +19,8 @@ from vae_exp.run.folder import (
 )
 
 if TYPE_CHECKING:  # the command line asks before torch is imported
-    from vae_exp.run.checkpoint import Checkpoint, HeldBest
-    from vae_exp.run.standing import Facts, Training
+    from vae_exp.run.checkpoint import Checkpoint
+    from vae_exp.run.standing import Training
 
 log = logging.getLogger(__name__)
 # What a run may change on its way; a key that ends in a dot stands for its whole group.
@@ -114,8 +114,12 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def load(folder: Path, config: Config) -> "Checkpoint":
-    """The checkpoint to go on from. Raises UserError where there is none, or where the configuration contradicts it."""
-    from vae_exp.run import checkpoint
+    """The checkpoint to go on from.
+
+    Raises UserError where there is none, where the configuration contradicts it, or where the best epoch is lost: at
+    the end of the run it would be too late.
+    """
+    from vae_exp.run import checkpoint, saving
 
     path = newest_checkpoint(folder)
     if path is None:
@@ -125,20 +129,21 @@ def load(folder: Path, config: Config) -> "Checkpoint":
     before = checkpoint.load(path)
     if wrong := contradictions(before.config, config):
         raise UserError(_refusal(folder, wrong))
+    if before.best is not None:
+        saving.best_of(folder, before)
     log.info(f"goes on from {path}: step {before.step:,}, {before.epoch} epochs done")
     return before
 
 
-def restore(before: "Checkpoint", facts: "Facts", training: "Training", best: "HeldBest") -> None:
-    """Set weights, optimizer, random numbers, means and standing as they were, and hold the best epoch's checkpoint.
+def restore(before: "Checkpoint", training: "Training") -> None:
+    """Set weights, optimizer, random numbers, means and standing as they were. Raises UserError for other data.
 
-    On another kind of device than before, its random numbers are a new stream. Raises UserError where the data are
-    others, or where best.pt is missing or damaged: after the last epoch it would be too late.
+    On another kind of device than before, its random numbers are a new stream.
     """
     import torch
 
     assert before.goes_on is not None and before.optimizer is not None, "resume.load takes no other"
-    then = before.goes_on.facts
+    facts, then = training.facts, before.goes_on.facts
     if wrong := [name for name in SAME_FACTS if getattr(facts, name) != getattr(then, name)]:
         told = "; ".join(f"{name} is {getattr(facts, name)}, and was {getattr(then, name)}" for name in wrong)
         raise UserError(f"resume: the data or the model have changed since the run began: {told}.")
@@ -156,28 +161,8 @@ def restore(before: "Checkpoint", facts: "Facts", training: "Training", best: "H
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])
     stands = training.stands
-    stands.step, stands.epoch, stands.best, stands.kl_per_dim = (
-        before.step,
-        before.epoch,
-        before.best,
-        before.kl_per_dim,
-    )
-    stands.order = training.streams.order.get_state()
-    if before.best is not None:
-        best.hold(*_content_of_best(before, best.path))
-
-
-def _content_of_best(before: "Checkpoint", path: Path) -> tuple[memoryview, bool]:
-    """The best epoch's checkpoint, and whether it is on the disk."""
-    from vae_exp.run import checkpoint
-
-    try:
-        checkpoint.load(path)
-        return memoryview(path.read_bytes()), True
-    except UserError as error:
-        if before.best is not None and before.best.step == before.step:
-            return checkpoint.content(before), False
-        raise UserError(f"resume: the weights of the best epoch are lost. {error} resume=null starts anew.") from error
+    stands.step, stands.epoch, stands.best = before.step, before.epoch, before.best
+    stands.kl_per_dim, stands.order = before.kl_per_dim, training.streams.order.get_state()
 
 
 def _refusal(folder: Path, wrong: list[str]) -> str:

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from vae_exp.config import build
+from vae_exp.config.keys import Config
 from vae_exp.datasets import Data
 from vae_exp.run.running_means import RunningMeans
 from vae_exp.vae import VAE
@@ -94,8 +95,11 @@ class Streams:
 
 @dataclass(frozen=True)
 class Training:
-    """The parts of a run that change at every step; a checkpoint is their state."""
+    """What a run is made of; a checkpoint is its state."""
 
+    config: Config
+    data: Data
+    facts: Facts
     model: VAE
     optimizer: Optimizer
     streams: Streams

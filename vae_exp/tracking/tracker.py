@@ -55,12 +55,14 @@ class Tracker:
         write(run_dir / CONFIG, OmegaConf.to_yaml(OmegaConf.create(dict(config))).encode())
         with writing(run_dir / METRICS):
             self.metrics = (run_dir / METRICS).open("a")
-        self.summary = Summary("running", name=run_name(config), results=asdict(facts))
+        best = before.best.summary() if before is not None and before.best is not None else {}
+        self.summary = Summary("running", name=run_name(config), results=asdict(facts) | best)
         self.wandb = None if wandb_mode == "disabled" else self._open_wandb(config, wandb_mode, facts)
         if self.wandb is not None:
             self.wandb_id = self.wandb.id
             self.summary.wandb = _describe(self.wandb, wandb_mode)
         self._write_summary()
+        self._in_wandb(lambda run: run.summary.update(best))
 
     def _open_wandb(self, config: Config, mode: Mode, facts: Facts) -> Any:
         import wandb
@@ -97,11 +99,11 @@ class Tracker:
             picture = wandb.Image(str(path), caption=caption)
             self._in_wandb(lambda run: run.log({f"images/{name}": picture}, step=step))
 
-    def sync(self) -> int:
-        """Bring metrics.jsonl to the disk; its size in bytes, to which a run that goes on cuts it back."""
+    def position(self) -> tuple[int, str | None]:
+        """Bring metrics.jsonl to the disk: its bytes, to which a resumed run cuts it back, and the id of the W&B run."""
         with writing(self.run_dir / METRICS):
             os.fsync(self.metrics.fileno())
-            return os.fstat(self.metrics.fileno()).st_size
+            return os.fstat(self.metrics.fileno()).st_size, self.wandb_id
 
     def summarise(self, results: dict[str, Any]) -> None:
         """Results of the whole run, such as best/val_neg_elbo: keys of their own in summary.json and W&B."""
