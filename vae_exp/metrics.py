@@ -73,15 +73,15 @@ def standard_error(per_image: Tensor) -> float | None:
 def evaluate(
     model: VAE, split: Split, noise: torch.Generator, repeats: int = 1, batch_size: int = EVAL_BATCH_SIZE
 ) -> Evaluation:
-    """The negative ELBO and its two terms with z sampled from q, as in training; beta plays no part."""
+    """The negative ELBO and its two terms with z sampled from q, as in training; the KL's weight is 1."""
     shape = (len(split), model.z_dim)
     eps = [torch.randn(shape, generator=noise, device=noise.device).split(batch_size) for _ in range(repeats)]
     parts, draws = [], []
     with model.evaluating():
-        for (x, y), *each_eps in zip(batches(split, batch_size), *eps, strict=True):
+        for (x, y), *noises in zip(batches(split, batch_size), *eps, strict=True):
             q = model.encode(x, y)
             parts.append(q)
-            draws.append(torch.stack([-model.decode(q.rsample(each), y).log_prob(x) for each in each_eps]))
+            draws.append(torch.stack([-model.decode(q.rsample(e), y).log_prob(x) for e in noises]))
     q = _joined(parts)
     return Evaluation(q, torch.cat(draws, dim=1).cpu().double(), q.kl_to_prior().cpu().double())
 
@@ -112,12 +112,12 @@ def importance_bound(
     importance_samples: int,
     noise: torch.Generator,
     batch_size: int = EVAL_BATCH_SIZE,
-    each_sample: Callable[[], object] = lambda: None,
+    after_sample: Callable[[], object] = lambda: None,
 ) -> Tensor:
     """log 1/K sum_k p(x, z_k) / q(z_k|x), z_k ~ q(z|x): a lower bound on log p(x), [N] nats (Burda et al. 2016).
 
     It rises to log p(x) as K grows; with K = 1 its mean is minus the neg_elbo. The K samples are taken one after
-    the other, so memory does not grow with K; each_sample is called after each of them. Raises UserError for a
+    the other, so memory does not grow with K; after_sample is called after each of them. Raises UserError for a
     deterministic autoencoder.
     """
     if not model.stochastic:
@@ -132,7 +132,7 @@ def importance_bound(
             z = q.rsample(noise)
             log_weight = log_likelihood(model, split, z, batch_size) + (log_prior(z) - q.log_prob(z)).sum(1)
             log_sum = torch.logaddexp(log_sum, log_weight.cpu().double())
-            each_sample()
+            after_sample()
     return log_sum - math.log(importance_samples)
 
 

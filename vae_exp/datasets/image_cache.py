@@ -79,7 +79,8 @@ def cached(
     """A file of the decoded images [N, C, H, W], and which of the files they are, in their order.
 
     The key is the files' names, sizes and times of change, and how they are decoded: their contents are not read
-    again, which would cost as much as the disk takes. The cache appears whole or not at all. Raises UserError.
+    again, which would cost as much as the disk takes. The cache appears whole or not at all. Raises UserError where it
+    cannot be written, where no file can be used, and with on_error=fail where one cannot.
     """
     cache = folder / "image_cache" / f"{root.name or name}-{_key(root, files, x_shape, crop)}"
     if not (cache / "about.json").is_file():
@@ -96,8 +97,8 @@ def cached(
         raise UserError(f"{root}: none of its {len(files):,} images can be used; {files[0]}: {unusable[0]}.")
     if unusable:
         shown = "".join(f"\n  {files[row]}: {reason}" for row, reason in list(unusable.items())[:5])
-        more = f"\n  and {len(unusable) - 5:,} more" if len(unusable) > 5 else ""
-        log.warning(f"left out {len(unusable):,} of {len(files):,} files in {root}:{shown}{more}")
+        rest = f"\n  and {len(unusable) - 5:,} more" if len(unusable) > 5 else ""
+        log.warning(f"left out {len(unusable):,} of {len(files):,} files in {root}:{shown}{rest}")
     return cache / "images.uint8", [row for row in range(len(files)) if row not in unusable]
 
 
@@ -105,18 +106,18 @@ def _write(cache: Path, root: Path, files: list[str], x_shape: tuple, crop: int 
     """Write beside, flush to the disk, rename: the cache is whole or not there."""
     cache.parent.mkdir(parents=True, exist_ok=True)
     _clear_abandoned(cache.parent)
-    beside = cache.with_name(f"{cache.name}.partial-{uuid.uuid4().hex}")
-    beside.mkdir()
+    partial = cache.with_name(f"{cache.name}.partial-{uuid.uuid4().hex}")
+    partial.mkdir()
     try:
-        about = _decode_into(beside / "images.uint8", root, files, x_shape, crop, on_error)
-        (beside / "about.json").write_text(json.dumps(about))
+        about = _decode_into(partial / "images.uint8", root, files, x_shape, crop, on_error)
+        (partial / "about.json").write_text(json.dumps(about))
         try:
-            beside.rename(cache)
+            partial.rename(cache)
         except OSError:
             if not (cache / "about.json").is_file():  # else another process was faster
                 raise
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _decode_into(path: Path, root: Path, files: list[str], x_shape: tuple, crop: int | None, on_error: str) -> dict:

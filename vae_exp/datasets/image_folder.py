@@ -37,9 +37,9 @@ def image_folder(
         parts = {"train": folder}
     listed = {part: list_images(path) for part, path in parts.items()}
     classes = {part: {_class(file) for file in files} for part, files in listed.items()}
-    # Images beside the class folders belong to no class, so that then nothing does.
-    every = sorted(set.union(*classes.values()))
-    class_names = [] if "" in every else every
+    # Images beside the class folders belong to no class; then there are no classes at all.
+    names = sorted(set.union(*classes.values()))
+    class_names = [] if "" in names else names
     number = {class_name: label for label, class_name in enumerate(class_names)}
 
     def read(part: str) -> Split:
@@ -74,7 +74,7 @@ def read_images(path: str | Path, x_shape: tuple[int, int, int], crop: int | Non
     if x_shape[0] not in (1, 3):
         raise UserError(f"{path}: images are read with 1 channel or 3, not with {x_shape[0]}.")
     images = []
-    for file in [path / each for each in list_images(path)] if path.is_dir() else [path]:
+    for file in [path / name for name in list_images(path)] if path.is_dir() else [path]:
         try:
             images.append(decode(file, x_shape, crop))
         except Unusable as error:
@@ -87,12 +87,12 @@ def list_images(folder: Path) -> list[str]:
     Image.init()
     endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     files = []
-    for top in (folder, *(each for each in folder.iterdir() if each.is_symlink() and each.is_dir())):
+    for top in (folder, *(link for link in folder.iterdir() if link.is_symlink() and link.is_dir())):
         for where, folders, names in os.walk(top):
-            folders[:] = [each for each in folders if not each.startswith(".")]
+            folders[:] = [name for name in folders if not name.startswith(".")]
             here = Path(where).relative_to(folder)
-            found = (each for each in names if Path(each).suffix.lower() in endings and not each.startswith("."))
-            files += [(here / each).as_posix() for each in found]
+            images = (name for name in names if Path(name).suffix.lower() in endings and not name.startswith("."))
+            files += [(here / name).as_posix() for name in images]
     if not files:
         raise UserError(f"{folder}: no images in it, by the endings of the names (.png, .jpg, .webp, ...).")
     return sorted(files)

@@ -112,8 +112,8 @@ def _kept_labels(source: Source, labels: list[int | str] | None) -> list[int]:
     known = numbers | {name: number for number, name in enumerate(source.class_names)}
     unknown = [str(label) for label in labels if str(label) not in known]
     if unknown:
-        there = ", ".join(source.class_names) if source.class_names else "none"
-        raise UserError(f"dataset.labels: {source.name} has no {', '.join(unknown)}. Its labels: {there}.")
+        names = ", ".join(source.class_names) if source.class_names else "none"
+        raise UserError(f"dataset.labels: {source.name} has no {', '.join(unknown)}. Its labels: {names}.")
     return sorted({known[str(label)] for label in labels})
 
 

@@ -145,8 +145,8 @@ def restore(before: "Checkpoint", training: "Training") -> None:
     assert before.goes_on is not None and before.optimizer is not None, "resume.load takes no other"
     facts, then = training.facts, before.goes_on.facts
     if wrong := [name for name in SAME_FACTS if getattr(facts, name) != getattr(then, name)]:
-        told = "; ".join(f"{name} is {getattr(facts, name)}, and was {getattr(then, name)}" for name in wrong)
-        raise UserError(f"resume: the data or the model have changed since the run began: {told}.")
+        changes = "; ".join(f"{name} is {getattr(facts, name)}, and was {getattr(then, name)}" for name in wrong)
+        raise UserError(f"resume: the data or the model have changed since the run began: {changes}.")
     training.model.load_state_dict(before.model)
     training.optimizer.load_state_dict(before.optimizer)
     training.means.restore(before.goes_on.means)

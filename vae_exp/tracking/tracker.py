@@ -62,7 +62,8 @@ class Tracker:
             self.wandb_id = self.wandb.id
             self.summary.wandb = _describe(self.wandb, wandb_mode)
         self._write_summary()
-        self._in_wandb(lambda run: run.summary.update(best))
+        if best:
+            self._in_wandb(lambda run: run.summary.update(best))
 
     def _open_wandb(self, config: Config, mode: Mode, facts: Facts) -> Any:
         import wandb
@@ -100,7 +101,7 @@ class Tracker:
             self._in_wandb(lambda run: run.log({f"images/{name}": picture}, step=step))
 
     def position(self) -> tuple[int, str | None]:
-        """Bring metrics.jsonl to the disk: its bytes, to which a resumed run cuts it back, and the id of the W&B run."""
+        """Bring metrics.jsonl to the disk: its size, to which a resumed run cuts it back, and the W&B run's id."""
         with writing(self.run_dir / METRICS):
             os.fsync(self.metrics.fileno())
             return os.fstat(self.metrics.fileno()).st_size, self.wandb_id

@@ -99,7 +99,10 @@ def trouble() -> str | None:
 
 
 def download(artifact: str) -> Path:
-    """A W&B artifact such as ENTITY/PROJECT/NAME:best, into outputs/wandb/artifacts. Raises UserError."""
+    """A W&B artifact such as ENTITY/PROJECT/NAME:best, into outputs/wandb/artifacts.
+
+    Raises UserError where there is no key, no such artifact, or no network.
+    """
     api_key("online", f"checkpoint={artifact}")
     import wandb
 
