@@ -20,6 +20,7 @@ from vae_exp.commands import train as cli
 from vae_exp.config.check import CONF_DIR
 from vae_exp.train import train
 
+A_FEW_SECONDS = 15  # of the README, on a machine with other work to do; W&B by itself tries for minutes
 QUICK = ("dataset=digits", "epochs=1", "device=cpu")
 MNIST = Path(os.environ.get("VAE_EXP_DATA", "nowhere"))
 needs_mnist = pytest.mark.skipif(

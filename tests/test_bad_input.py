@@ -1,14 +1,13 @@
 """Any override at all is either a valid configuration or one message that names its key, and leaves nothing behind."""
 
 import re
-import sys
 from pathlib import Path
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests import hooks
 from tests.conftest import compose
-from vae_exp.commands import train as cli
 from vae_exp.config.check import CONF_DIR, check, flatten, options
 from vae_exp.config.rules import DATASET_RULES, OPTION_RULES, RULES
 
@@ -50,6 +49,7 @@ overrides = st.one_of(
     chosen,
     values,
 )
+overrides = overrides.filter(lambda word: not word.startswith("-"))  # flags are Hydra's to refuse
 typed_words = st.lists(overrides, min_size=1, max_size=4)
 
 
@@ -65,26 +65,27 @@ def check_typed(vae_train_check, typed):
     assert list(Path().iterdir()) == []
 
 
-def answered(monkeypatch, capfd):
-    """The command line up to the moment at which Hydra would make a folder for the run."""
-    monkeypatch.setattr(cli, "_job", lambda: None)
-    monkeypatch.setattr(cli.jobs, "start", lambda planned: None)
-    monkeypatch.setattr(cli.jobs, "finish", lambda *_, **__: 0)
-    monkeypatch.setattr(cli, "make_parents", lambda path: None)
+def stop_at_a_folder(event, _):
+    if event == "os.mkdir":
+        raise hooks.Crash
+
+
+def answered(vae_train):
+    """The command line up to the moment at which it makes the first folder: until then it has refused, or will run."""
 
     def run(*typed):
-        monkeypatch.setattr(sys, "argv", ["vae-train", "dataset=digits", "wandb.mode=offline", *typed])
         try:
-            cli.main()
-        except SystemExit as stop:
-            capfd.readouterr()
-            return (1, stop.code) if isinstance(stop.code, str) else (stop.code or 0, "")
-        return 0, ""
+            with hooks.at_call(stop_at_a_folder):
+                code, said = vae_train("dataset=digits", "wandb.mode=offline", *typed)
+        except hooks.Crash:
+            return 0, ""
+        assert code != 0, "it ended well and made nothing"
+        return code, said
 
     return run
 
 
 @settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(typed=typed_words)
-def test_any_overrides_are_a_configuration_or_one_message(monkeypatch, capfd, typed):
-    check_typed(answered(monkeypatch, capfd), typed)
+def test_any_overrides_are_a_configuration_or_one_message(vae_train, typed):
+    check_typed(answered(vae_train), typed)

@@ -5,7 +5,6 @@ import gzip
 import hashlib
 import http.server
 import pickle
-import shutil
 import subprocess
 import sys
 import threading
@@ -15,7 +14,6 @@ import pytest
 import torch
 
 from tests.conftest import MNIST, needs_mnist
-from vae_exp.datasets import torchvision as datasets
 from vae_exp.datasets.digits import digits
 from vae_exp.datasets.prepare import prepare
 from vae_exp.datasets.splits import Split, batches, size_in_bytes
@@ -81,7 +79,6 @@ def test_too_few_classes_are_refused():
 
 
 def test_no_network_and_no_files_says_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets, "DOWNLOAD_SECONDS", 2)
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     with pytest.raises(UserError) as error:
@@ -358,24 +355,32 @@ def test_svhn(tmp_path, monkeypatch):
     assert (source.read_test().x_shape, len(source.class_names)) == ((3, 32, 32), 10)
 
 
-@needs_mnist
+READS = """
+import sys
+from vae_exp.datasets import torchvision_images
+
+source = torchvision_images("mnist", "mnist", "data")
+test = source.read_test()
+print(len(test), int(test.x.sum()), test.y.tolist(), source.class_names[3], "torchvision" in sys.modules)
+"""
+
+
 def test_a_prepared_copy_needs_no_torchvision_and_notices_changed_files(tmp_path, monkeypatch):
+    """Read by other names of the same folder, or in a new process: this one keeps what it has read."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     raw = tmp_path / "data" / "MNIST" / "raw"
-    shutil.copytree(MNIST / "MNIST" / "raw", raw)
-    first = datasets._read_once("mnist", tmp_path / "data", False, None)
-    script = (
-        "import sys; from pathlib import Path; from vae_exp.datasets import torchvision as datasets\n"
-        f"split, names = datasets._read_once('mnist', Path({str(tmp_path / 'data')!r}), False, None)\n"
-        "print(len(split), int(split.x.sum()), names[7], 'torchvision' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.stdout.split() == ["10000", str(int(first[0].x.sum())), "7", "False"], done.stderr
-    (copy,) = (tmp_path / "cache" / "vae_exp" / "prepared").iterdir()
-    copy.write_bytes(b"cut off")
-    datasets._read_once.cache_clear()
-    assert torch.equal(datasets._read_once("mnist", tmp_path / "data", False, None)[0].x, first[0].x)
+    write_idx(raw)
+    for name in ("other", "third"):
+        (tmp_path / name).symlink_to("data")
+    first = torchvision_images("mnist", "mnist", "data").read_test()
+    done = subprocess.run([sys.executable, "-c", READS], capture_output=True, text=True)
+    assert done.stdout == f"6 {int(first.x.sum())} {[0, 1, 2, 3, 4, 5]} 3 False\n", done.stderr
+    copies = list((tmp_path / "cache" / "vae_exp" / "prepared").iterdir())
+    assert len(copies) == 2
+    for copy in copies:
+        copy.write_bytes(b"cut off")
+    assert torch.equal(torchvision_images("mnist", "mnist", "other").read_test().x, first.x)
     (raw / "t10k-images-idx3-ubyte").write_bytes(b"cut off")
-    datasets._read_once.cache_clear()
+    source = torchvision_images("mnist", "mnist", "third")
     with pytest.raises(UserError, match="cannot be read"):
-        datasets._read_once("mnist", tmp_path / "data", False, None)
+        source.read_test()

@@ -16,6 +16,7 @@ from torch import nn
 from torch.distributions import MultivariateNormal
 
 import vae_exp
+from tests import hooks
 from tests.conftest import MNIST, needs_mnist, quick_run, recorded
 from vae_exp import metrics, trained
 from vae_exp.commands import label_accuracy as readback
@@ -228,8 +229,17 @@ def test_a_model_is_two_lines_from_any_folder_without_its_data(tmp_path, monkeyp
     elsewhere.mkdir()
     shutil.copy(folder / "best.pt", elsewhere / "mine.pt")
     monkeypatch.chdir(elsewhere)
-    monkeypatch.setattr(build, "dataset", None)
-    model = vae_exp.load("mine.pt")
+    read = []
+    with hooks.at_call(lambda event, arguments: read.append(arguments) if "digits.csv" in str(arguments) else None):
+        use_without_data("mine.pt")
+        assert not read
+        vae_exp.load("mine.pt").read_data()
+        assert read, "it would have been noticed"
+
+
+def use_without_data(path):
+    """Everything that a model is for, with or without images of one's own."""
+    model = vae_exp.load(path)
     images = model.sample(16, label=3, seed=1)
     assert images.shape == (16, 1, 8, 8)
     assert 0 <= images.min() <= images.max() <= 1

@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from tests import hooks
 from tests.conftest import compose
 from vae_exp.config import build
-from vae_exp.datasets import image_cache
 from vae_exp.datasets.celeba import celeba
 from vae_exp.datasets.image_folder import image_folder, read_images
 from vae_exp.datasets.prepare import prepare
@@ -225,37 +225,43 @@ def test_too_few_images_are_a_clear_message(tmp_path, images, said):
         folder(tmp_path / "mine")
 
 
-def test_a_second_run_decodes_nothing_and_a_changed_file_or_setting_does(tmp_path, monkeypatch):
+def when_read(act):
+    """act(name) as an image file is opened for reading."""
+
+    def opened(event, arguments):
+        if event == "open" and str(arguments[0]).endswith(".png") and "r" in str(arguments[1]):
+            act(Path(arguments[0]).name)
+
+    return hooks.at_call(opened)
+
+
+def test_a_second_run_decodes_nothing_and_a_changed_file_or_setting_does(tmp_path):
     for i in range(8):
         flat(tmp_path / "mine" / f"{i}.png", (30 * i, 0, 0))
-    calls = []
-    decode = image_cache.decode
-    monkeypatch.setattr(image_cache, "decode", lambda path, *how: calls.append(path.name) or decode(path, *how))
-    first = every(folder(tmp_path / "mine"))
-    assert len(calls) == 8
-    assert torch.equal(every(folder(tmp_path / "mine")), first)
-    assert len(calls) == 8
-    every(folder(tmp_path / "mine", image_size=6))
-    every(folder(tmp_path / "mine", channels=1))
-    every(folder(tmp_path / "mine", crop=4))
-    assert len(calls) == 32
+    read = []
+    with when_read(read.append):
+        first = every(folder(tmp_path / "mine"))
+        assert len(read) == 8
+        assert torch.equal(every(folder(tmp_path / "mine")), first)
+        assert len(read) == 8
+        every(folder(tmp_path / "mine", image_size=6))
+        every(folder(tmp_path / "mine", channels=1))
+        every(folder(tmp_path / "mine", crop=4))
+        assert len(read) == 32
     flat(tmp_path / "mine" / "3.png", GREEN)
     os.utime(tmp_path / "mine" / "3.png", (1, 1))
     assert (every(folder(tmp_path / "mine"))[:, 1] == 255).any()
 
 
-def test_a_cache_that_was_interrupted_is_not_used_and_leaves_nothing(tmp_path, monkeypatch):
+def test_a_cache_that_was_interrupted_is_not_used_and_leaves_nothing(tmp_path):
     for i in range(8):
         flat(tmp_path / "mine" / f"{i}.png")
-    decode = image_cache.decode
 
-    def stopped(path, *how):
-        if path.name == "5.png":
+    def stop_at_five(name):
+        if name == "5.png":
             raise KeyboardInterrupt
-        return decode(path, *how)
 
-    monkeypatch.setattr(image_cache, "decode", stopped)
-    with pytest.raises(KeyboardInterrupt):
+    with when_read(stop_at_five), pytest.raises(KeyboardInterrupt):
         folder(tmp_path / "mine")
     assert list(Path("cache/image_cache").iterdir()) == []
     killed = [Path("cache/image_cache") / f"mine-0.partial-{name}" for name in ("old", "new")]
@@ -264,7 +270,6 @@ def test_a_cache_that_was_interrupted_is_not_used_and_leaves_nothing(tmp_path, m
         (partial / "images.uint8").write_bytes(b"half")
     for path in (killed[0] / "images.uint8", killed[0]):
         os.utime(path, (time.time() - 1e5,) * 2)
-    monkeypatch.setattr(image_cache, "decode", decode)
     assert len(every(folder(tmp_path / "mine"))) == 8
     assert [partial.exists() for partial in killed] == [False, True], "another process may be writing the new one"
 

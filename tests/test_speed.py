@@ -1,19 +1,19 @@
 """Speed changes no result: precisions, compiling, and the faster kernels against the plain loop."""
 
 import logging
+import re
+import statistics
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.conftest import QUICK, compose, metrics, quick_run, stored
+from tests.conftest import QUICK, command, compose, metrics, quick_run, stored
 from vae_exp import trained
 from vae_exp.config import build
-from vae_exp.errors import UserError
 from vae_exp.metrics import evaluate, importance_bound
 from vae_exp.run import checkpoint, speed
-from vae_exp.vae import VAE
 
 FIFTY = ("epochs=5", "log_every_steps=1", "batch_size=128", "dataset=digits")
 
@@ -50,23 +50,42 @@ def plain_losses(precision="fp32"):
     return found
 
 
-@pytest.mark.parametrize(("precision", "rounding"), [("fp32", 1e-5), ("bf16", 1e-3)])
-def test_fifty_steps_are_those_of_the_plain_loop_but_for_rounding(precision, rounding):
-    assert losses(f"precision={precision}") == pytest.approx(plain_losses(precision), rel=rounding)
+# What rounding may do to a loss, relative to it.
+# fp32: each of the 55 steps rounds by 2**-24 in its forward pass, its sums, its backward pass and its update, and at
+# worst all of these go the same way.
+# bf16: where float32 differs in the last bit, a bfloat16 of eight bits may fall to its neighbour, 2**-8 away. The two
+# networks do that, for 64 pixels whose roundings do not go the same way.
+ROUNDING = {"fp32": 4 * 55 * 2**-24, "bf16": 2 * 2**-8 / 64**0.5}
+
+
+def apart(some, others):
+    """How far losses lie apart, relative to their size: the mean over all steps."""
+    return statistics.mean(abs(a - b) / abs(b) for a, b in zip(some, others, strict=True))
+
+
+@pytest.mark.parametrize("precision", ROUNDING)
+def test_fifty_steps_are_those_of_the_plain_loop_but_for_rounding(precision):
+    assert losses(f"precision={precision}") == pytest.approx(plain_losses(precision), rel=ROUNDING[precision])
 
 
 def test_bf16_is_another_rounding_of_the_same_training():
+    """The run rounds as the plain loop does that computes in bfloat16, and no loss is off by more than one number is.
+
+    How far bfloat16 lies from float32 depends on the processor, so the plain loops of this one are the measure.
+    """
     full, half = losses(), losses("precision=bf16")
-    apart = [abs(a - b) / b for a, b in zip(half, full, strict=True)]
-    assert 1e-4 < max(apart) < 0.02
+    plain, plain_half = plain_losses(), plain_losses("bf16")
+    assert apart(half, plain_half) < apart(half, plain)
+    assert apart(full, plain) < apart(full, plain_half)
+    assert half == pytest.approx(full, rel=2**-8)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ROUNDING)
 def test_fifty_compiled_steps_are_those_of_the_plain_loop_but_for_rounding(precision, compiling):
     compiled = losses(f"precision={precision}", "compile=true")
     assert compiling() == 1
-    assert compiled == pytest.approx(plain_losses(precision), rel=1e-5 if precision == "fp32" else 1e-3)
+    assert compiled == pytest.approx(plain_losses(precision), rel=ROUNDING[precision])
 
 
 @pytest.mark.slow
@@ -81,7 +100,7 @@ def test_compiling_changes_nothing_but_rounding_and_a_schedule_is_not_compiled_s
     plain = losses(*variant.split())
     compiled = losses(*variant.split(), "compile=true")
     assert 1 <= compiling() <= 3
-    assert compiled == pytest.approx(plain, rel=1e-5)
+    assert compiled == pytest.approx(plain, rel=ROUNDING["fp32"])
     assert losses(*variant.split(), "compile=true", "seed=0") == compiled, "it repeats to the bit"
 
 
@@ -126,16 +145,16 @@ def test_measuring_is_exact_whatever_the_precision_of_training():
         speed.autocast("fp32", torch.device("cpu"))
 
 
-def test_a_run_of_any_precision_is_measured_in_float32(monkeypatch):
+def test_a_run_of_any_precision_is_measured_in_float32():
     precisions = []
-
-    def notes(model, *images, works=VAE.encode):
-        precisions.append(torch.get_float32_matmul_precision())
-        return works(model, *images)
-
     state = checkpoint.load(quick_run("epochs=0")[1] / "last.pt")
     model, split = trained.rebuild(state), build.dataset(state.config).read_test()
-    monkeypatch.setattr(VAE, "encode", notes)
+
+    def notes(*images, works=model.encode):
+        precisions.append(torch.get_float32_matmul_precision())
+        return works(*images)
+
+    model.encode = notes
     speed.autocast("tf32", torch.device("cpu"))
     try:
         evaluate(model, split, torch.Generator())
@@ -146,32 +165,38 @@ def test_a_run_of_any_precision_is_measured_in_float32(monkeypatch):
 
 
 def test_auto_compiles_long_runs_alone_and_says_so(monkeypatch, caplog):
-    asked = []
-    monkeypatch.setattr(torch, "compile", lambda step, **_: asked.append(step) or step)
+    """Runs whose time is over before their first step: what they would have done they have said by then."""
+    over = ("compile=auto", "max_minutes=1e-9")
     with caplog.at_level(logging.INFO):
-        quick_run("epochs=2", "compile=auto")
-        assert "not compiled: that pays on a CPU from 30,000 steps on (22 here)" in caplog.text
-        assert not asked
-        monkeypatch.setattr(speed, "PAYS_FROM_STEPS", 22)
-        quick_run("epochs=2", "compile=auto", folder="long")
+        quick_run(*over, "epochs=2727")
+        assert "not compiled: that pays on a CPU from 30,000 steps on (29,997 here)" in caplog.text
+        assert "compiles" not in caplog.text
+        if not speed.missing_for_compiling():
+            quick_run(*over, "epochs=2728", folder="long")
+            assert caplog.text.count("the first step compiles") == 1
         monkeypatch.setenv("CXX", "no-such-compiler")
-        quick_run("epochs=2", "compile=auto", folder="nothing")
-    assert len(asked) == 1
+        quick_run(*over, "epochs=2728", folder="nothing")
+    assert caplog.text.count("the first step compiles") <= 1
     assert "not compiled, for want of a C++ compiler (no-such-compiler)" in caplog.text
 
 
-def test_a_compiler_that_fails_is_said_and_auto_goes_on_without(monkeypatch, caplog):
-    monkeypatch.setattr(speed, "PAYS_FROM_STEPS", 11)
-
-    def fails(*_):
-        raise torch._dynamo.exc.BackendCompilerFailed(fails, RuntimeError("no"), None)
-
-    monkeypatch.setattr(torch, "compile", lambda step, **_: fails)
-    with caplog.at_level(logging.WARNING), pytest.raises(UserError, match=r"compile=true: .* Use compile=false"):
-        quick_run("compile=true", folder="true")
-    quick_run("compile=auto", folder="auto")
-    assert "not compiled: PyTorch's compiler fails" in caplog.text
-    assert metrics(Path("auto"))[-1]["val/neg_elbo"] == metrics(quick_run(folder="plain")[1])[-1]["val/neg_elbo"]
+@pytest.mark.slow
+def test_a_compiler_that_fails_is_said_and_auto_goes_on_without():
+    """A long run by its plan, which patience ends: from the second epoch on it learns nothing."""
+    stands_still = ("scheduler=milestones", "scheduler.at_epochs=[1]", "scheduler.gamma=1e-30")
+    planned = (*QUICK, "epochs=2728", *stands_still, "early_stopping.patience=1", "wandb.mode=disabled")
+    said = {}
+    for compiles, code in (("true", 1), ("auto", 0), ("false", 0)):
+        fails = {"CXX": "/bin/false", "TORCHINDUCTOR_CACHE_DIR": str(Path("compiled").resolve())}
+        running = command(*planned, f"compile={compiles}", f"hydra.run.dir=run-{compiles}", **fails)
+        said[compiles], _ = running.communicate()
+        assert running.returncode == code, said[compiles]
+        assert "Traceback" not in said[compiles]
+    assert re.search(r"compile=true: PyTorch's compiler fails .* Use compile=false", said["true"])
+    assert "not compiled: PyTorch's compiler fails" in said["auto"]
+    auto, plain = ([row for row in metrics(folder) if "val/neg_elbo" in row] for folder in ("run-auto", "run-false"))
+    assert [row["epoch"] for row in auto] == [1, 2]
+    assert [row["val/neg_elbo"] for row in auto] == [row["val/neg_elbo"] for row in plain]
 
 
 @pytest.mark.parametrize(

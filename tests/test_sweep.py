@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests import hooks
 from tests.conftest import command, recorded
 from vae_exp.config.check import CONF_DIR
 
@@ -83,19 +84,16 @@ def test_jobs_that_fail_are_told_and_the_others_go_on(vae_train):
     assert sorted(exits) == [0, 1]
 
 
-def test_a_bug_in_one_job_does_not_end_the_sweep(vae_train, monkeypatch):
-    from vae_exp import train
+def test_a_bug_in_one_job_does_not_end_the_sweep(vae_train):
+    jobs = []
 
-    works, seen = train.train, []
-
-    def sometimes(cfg, run_dir):
-        seen.append(run_dir)
-        if len(seen) == 1:
+    def bug_in_the_first():
+        jobs.append(1)
+        if len(jobs) == 1:
             raise ZeroDivisionError("a bug")
-        return works(cfg, run_dir)
 
-    monkeypatch.setattr(train, "train", sometimes)
-    assert vae_train(*QUICK, "seed=0,1")[0] == 1
+    with hooks.at_step(3, bug_in_the_first):
+        assert vae_train(*QUICK, hooks.OWN_OBJECTIVE, "seed=0,1")[0] == 1
     first, second = table(only_sweep())
     assert (first["state"], first["reason"]) == ("failed", "ZeroDivisionError: a bug")
     assert second["state"] == "finished"
@@ -112,21 +110,20 @@ def test_a_job_of_a_preset_sweep_goes_on_as_one_run(vae_train):
     assert not Path("multirun").exists()
 
 
-def test_a_damaged_job_is_left_out_of_the_table(vae_train, monkeypatch):
-    from vae_exp import train
+def test_a_damaged_job_is_left_out_of_the_table(vae_train):
+    finished = []
 
-    works, folders = train.train, []
+    def damage_the_first():
+        for summary in only_sweep().glob("*/summary.json"):
+            if '"finished"' in summary.read_text():
+                finished.append(summary.parent)
+                summary.write_text("{")
 
-    def damages_the_first(cfg, run_dir):
-        folders.append(run_dir)
-        if len(folders) == 2:
-            (folders[0] / "summary.json").write_text("{")
-        return works(cfg, run_dir)
-
-    monkeypatch.setattr(train, "train", damages_the_first)
-    code, said = vae_train(*QUICK, "seed=0,1")
+    with hooks.at_step(3, damage_the_first):
+        code, said = vae_train(*QUICK, hooks.OWN_OBJECTIVE, "seed=0,1")
     assert code == 1
-    assert f"left out: {folders[0]}: not a run of vae_exp, or a damaged one" in said
+    (first,) = finished
+    assert f"left out: {first}: not a run of vae_exp, or a damaged one" in said
     assert [row["state"] for row in table(only_sweep())] == ["finished"]
 
 

@@ -14,9 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import command, metrics, quick_run, recorded
+from tests.conftest import A_FEW_SECONDS, command, metrics, quick_run, recorded
 from vae_exp.errors import Diverged
-from vae_exp.tracking.wandb_server import PROBE_SECONDS
 
 
 def only_run():
@@ -158,13 +157,16 @@ SAYS = [("away", "does not answer"), ("hangs", "does not answer"), ("refuses", "
 
 @pytest.mark.parametrize(("failing_server", "says"), SAYS, indirect=["failing_server"])
 def test_a_server_that_fails_means_offline_within_seconds(failing_server, says):
-    script = "from vae_exp.tracking.wandb_server import choose_mode; print(choose_mode('auto'))"
-    started = time.monotonic()
+    script = (
+        "import time; from vae_exp.tracking.wandb_server import choose_mode; started = time.monotonic()\n"
+        "print(choose_mode('auto'), time.monotonic() - started)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, env=os.environ | failing_server
     )
-    assert time.monotonic() - started < PROBE_SECONDS + 6
-    assert done.stdout == "offline\n"
+    mode, seconds = done.stdout.split()
+    assert mode == "offline"
+    assert float(seconds) < A_FEW_SECONDS
     assert done.stderr.count("the run goes on offline") == 1
     assert says in done.stderr
 
@@ -180,7 +182,7 @@ def test_a_server_that_hangs_costs_a_run_seconds_and_a_warning(failing_server):
         taken.append(time.monotonic() - started)
         assert running.returncode == 0, said
         assert "Traceback" not in said
-    assert taken[1] < taken[0] + 15
+    assert taken[1] < taken[0] + A_FEW_SECONDS
     assert said.count("the run goes on offline") == 1
     summaries = [json.loads(path.read_text()) for path in Path("outputs").rglob("summary.json")]
     assert [(s["state"], s["wandb"]["mode"]) for s in summaries] == [("finished", "offline")] * 2
