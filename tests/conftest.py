@@ -15,12 +15,12 @@ import hydra
 import pytest
 import torch
 
-from vae_exp.commands import evaluate, generate
+from vae_exp.commands import compare, evaluate, generate
 from vae_exp.commands import train as cli
 from vae_exp.config.check import CONF_DIR
 from vae_exp.train import train
 
-A_FEW_SECONDS = 15  # of the README, on a machine with other work to do; W&B by itself tries for minutes
+A_FEW_SECONDS = 15  # of the README, on a machine with other work to do
 QUICK = ("dataset=digits", "epochs=1", "device=cpu")
 MNIST = Path(os.environ.get("VAE_EXP_DATA", "nowhere"))
 needs_mnist = pytest.mark.skipif(
@@ -52,13 +52,13 @@ def quick_run(*overrides, folder="run", wandb="disabled"):
 @pytest.fixture
 def vae_command(monkeypatch, capfd):
     """A command as a user types it, in this process: returns its exit code and what it printed."""
-    programs = {"vae-train": cli.main, "vae-evaluate": evaluate.main, "vae-generate": generate.main}
+    commands = {"train": cli, "evaluate": evaluate, "generate": generate, "compare": compare}
 
     def run(program, *arguments):
-        monkeypatch.setattr(sys, "argv", [program, *arguments])
+        monkeypatch.setattr(sys, "argv", [program, *map(str, arguments)])
         code, said = 0, ""
         try:
-            programs[program]()
+            commands[program.removeprefix("vae-")].main()
         except SystemExit as stop:  # sys.exit("text") prints the text and means 1
             code, said = (1, stop.code) if isinstance(stop.code, str) else (stop.code or 0, "")
         printed = capfd.readouterr()

@@ -1,18 +1,17 @@
 """vae-compare: its table, its CSV and its page agree with the files of the runs."""
 
 import csv
+import functools
 import json
 import re
 import shutil
 import statistics
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.conftest import metrics, quick_run
-from vae_exp.commands import compare
 from vae_exp.comparing.plots import is_logarithmic
 from vae_exp.comparing.runs import Run, best, fold_seeds
 
@@ -34,18 +33,8 @@ def runs(tmp_path_factory):
 
 
 @pytest.fixture
-def vae_compare(monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["vae-compare", *map(str, arguments)])
-        code, said = 0, ""
-        try:
-            compare.main()
-        except SystemExit as stop:
-            code, said = (1, stop.code) if isinstance(stop.code, str) else (stop.code or 0, "")
-        printed = capsys.readouterr()
-        return code, printed.out + printed.err + said
-
-    return run
+def vae_compare(vae_command):
+    return functools.partial(vae_command, "vae-compare")
 
 
 def test_the_table_has_the_keys_that_differ_and_the_best_first(runs, vae_compare):
