@@ -261,6 +261,13 @@ def use_without_data(path):
             model.encode(**wrong)
 
 
+def test_an_autoencoder_reconstructs_and_has_nothing_to_sample_from():
+    model = vae_exp.load(quick_run("model=autoencoder")[1])
+    assert model.reconstruct(torch.zeros(3, 1, 8, 8)).shape == (3, 1, 8, 8)
+    with pytest.raises(UserError, match="an autoencoder has no prior"):
+        model.sample(2)
+
+
 def test_weights_leave_as_safetensors_and_come_back():
     _, folder = quick_run("epochs=1")
     model = vae_exp.load(folder)

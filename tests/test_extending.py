@@ -11,6 +11,7 @@ import pytest
 
 import vae_exp
 from tests.conftest import metrics, quick_run
+from tests.test_data import write_idx
 from vae_exp.config.check import CONF_DIR
 from vae_exp.errors import UserError
 
@@ -113,6 +114,100 @@ def test_a_frozen_network_and_an_optimizer_without_a_closure_train():
     write({"frozen.py": FROZEN, "plain.py": PLAIN})
     _, folder = quick_run("network._target_=frozen.frozen", "optimizer=sgd", "optimizer._target_=plain.Plain")
     assert metrics(folder)[0]["train/grad_norm"] > 0
+
+
+OWN_PARTS = """
+from vae_exp import datasets, likelihoods, networks
+
+seen = {}
+
+def network(x_shape, z_dim, context_dim, blocks, channels):
+    seen["network"] = blocks, channels
+    return networks.mlp(x_shape, z_dim, context_dim, [8], "relu")
+
+def dataset(name, channels, split):
+    seen["dataset"] = channels, split
+    return datasets.digits(name)
+
+def likelihood(sigma):
+    seen["likelihood"] = sigma
+    return likelihoods.bernoulli()
+
+def objective(terms, now, gamma, warmup):
+    seen["objective"] = gamma, warmup
+    return terms.neg_elbo.mean(), {}
+
+def schedule(epoch, epochs, gamma):
+    seen["scheduler"] = gamma
+    return 1.0
+"""
+OWN_OPTIONS = {
+    "network": "_target_: mine.network\nblocks: [2, 2]\nchannels: few\n",
+    "dataset": "defaults:\n  - options@_here_: common\n  - _self_\n"
+    "_target_: mine.dataset\nname: own\nchannels: 4\nsplit: cursive\nval_size: 200\n",
+    "likelihood": "_target_: mine.likelihood\nsigma: -1\n",
+    "objective": "_target_: mine.objective\ngamma: -1\nwarmup: cosine\n",
+    "scheduler": "_target_: mine.schedule\ngamma: 0\n",
+}
+
+
+def test_the_rules_of_our_options_do_not_bind_those_of_ones_own(vae_train):
+    """These keys are also those of parts of ours, where such values are refused."""
+    write({"mine.py": OWN_PARTS} | {f"conf/{group}/own.yaml": text for group, text in OWN_OPTIONS.items()})
+    code, said = vae_train("--config-dir", "conf", *(f"{group}=own" for group in OWN_OPTIONS), *QUICKLY)
+    assert code == 0, said
+    assert sys.modules["mine"].seen == {
+        "network": ([2, 2], "few"),
+        "dataset": (4, "cursive"),
+        "likelihood": -1,
+        "objective": (-1, "cosine"),
+        "scheduler": 0,
+    }
+    # What all datasets share, and what an own network gets from the code, is as it is for every other.
+    code, said = vae_train("--config-dir", "conf", "dataset=own", "dataset.binarize=half", "model.z_dim=0", *QUICKLY)
+    assert code == 1
+    assert "dataset.binarize=half: it takes one of none, threshold" in said
+    assert "model.z_dim=0: it takes a whole number" in said
+
+
+OURS = [
+    ("network=resnet network.blocks=[2,2]", "network.blocks=[2,2]: it takes a whole number"),
+    ("network=conv network.channels=few", "network.channels=few: it takes a whole number"),
+    ("dataset=image_folder dataset.root=x dataset.channels=4", "dataset.channels=4: it takes 1 (grey) or 3 (colour)"),
+    ("dataset=emnist dataset.split=cursive", "dataset.split=cursive: it takes one of balanced"),
+    ("likelihood=gaussian likelihood.sigma=-1", "likelihood.sigma=-1: it takes a number above 0"),
+    ("objective=beta_tc objective.gamma=-1", "objective.gamma=-1: it takes a number, 0 or more"),
+    ("objective.warmup=cosine", "objective.warmup=cosine: say how long it lasts"),
+    ("scheduler=step scheduler.gamma=0", "scheduler.gamma=0: it takes a number above 0"),
+    ("optimizer.weight_decay=-1", "optimizer.weight_decay=-1: it takes a number, 0 or more"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), OURS)
+def test_the_rules_bind_our_options(vae_train, arguments, message):
+    code, said = vae_train("dataset=digits", *QUICKLY, *arguments.split())
+    assert code == 1
+    assert message.replace(" ", "") in said.replace(" ", "")
+    assert list(Path().iterdir()) == []
+
+
+def test_a_copy_of_an_option_may_have_a_name_of_its_own(vae_train):
+    """The name stands in tables and titles; what is read is the source."""
+    write_idx(Path("data/MNIST/raw"))
+    option = (CONF_DIR / "dataset" / "mnist.yaml").read_text()
+    assert option.count("name: mnist") == 1
+    write({"conf/dataset/my_mnist.yaml": option.replace("name: mnist", "name: my_mnist")})
+    typed = ("--config-dir", "conf", "dataset=my_mnist", "dataset.root=data", "dataset.val_size=5", *QUICKLY)
+    code, said = vae_train(*typed)
+    assert code == 0, said
+    assert "vanilla VAE on my_mnist" in said
+    summary = json.loads((newest() / "summary.json").read_text())
+    assert summary["name"].startswith("vanilla-my_mnist-")
+    assert (summary["x_shape"], summary["train_size"]) == ([1, 28, 28], 15)
+    code, said = vae_train(*typed, "dataset.source=foo")
+    assert code == 1
+    (line,) = said.splitlines()
+    assert line.startswith("vae-train: dataset.source=foo: it takes one of mnist, fashion_mnist")
 
 
 @pytest.mark.parametrize("command", ["vae-evaluate", "vae-generate"])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -30,6 +31,7 @@ KINDS = {
     "no validation": ("dataset.val_size=0",),
 }
 SMALL = ("network.hidden_dims=[16]", "model.z_dim=3", hooks.OWN_OBJECTIVE)
+RUN = (*QUICK, *SMALL, "wandb.mode=disabled")
 
 
 def the_same(a, b):
@@ -223,6 +225,44 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(caplog):
         quick_run(*settings, "resume=run")
 
 
+STANDS_STILL = ("scheduler=milestones", "scheduler.at_epochs=[1]", "scheduler.gamma=1e-30")  # after its first epoch
+
+
+@pytest.mark.parametrize("fate", ["deleted", "damaged"])
+def test_without_the_weights_of_its_best_epoch_a_run_is_refused_before_it_trains(vae_train, fate):
+    assert vae_train(*RUN, *STANDS_STILL, "epochs=2", "hydra.run.dir=run")[0] == 0
+    best = Path("run/best.pt")
+    assert checkpoint.load(best).epoch == 1
+    if fate == "deleted":
+        best.unlink()
+    else:
+        best.write_bytes(best.read_bytes()[:-100])
+
+    def content():
+        """All but Hydra's own account of each start, also of one that is refused."""
+        files = [path for path in Path("run").rglob("*") if path.is_file() and ".hydra" not in path.parts]
+        return {path: path.read_bytes() for path in files if path.name != "train.log"}
+
+    before = content()
+    code, said = vae_train("resume=run", "epochs=3")
+    assert code == 1
+    assert re.match(r"vae-train: resume=run: .*best epoch.* lost. checkpoint=run/best.pt: ", said)
+    assert len(said.splitlines()) == 1
+    assert content() == before
+
+
+@pytest.mark.parametrize("fate", ["deleted", "damaged"])
+def test_the_weights_of_a_best_epoch_that_is_the_last_come_back_from_last_pt(fate):
+    settings = (*SMALL, "epochs=3")
+    quick_run(*settings, folder="whole")
+    quick_run(*SMALL, "epochs=2")
+    best = Path("run/best.pt")
+    assert checkpoint.load(best).epoch == 2
+    best.unlink() if fate == "deleted" else best.write_bytes(b"cut off")
+    quick_run(*settings, "resume=run")
+    assert_the_same_runs("whole", "run")
+
+
 def test_other_data_than_the_runs_are_refused():
     quick_run(*SMALL)
     state = stored(Path("run/last.pt"))
@@ -257,9 +297,6 @@ def test_max_minutes_ends_a_run_cleanly_also_inside_its_first_epoch(step):
     quick_run(*settings, "max_minutes=60", "resume=run")
     assert the_same(everything("run")["metrics"], everything("whole")["metrics"])
     assert the_same(everything("run")["images"], everything("whole")["images"])
-
-
-RUN = (*QUICK, *SMALL, "wandb.mode=disabled")
 
 
 def test_the_command_goes_on_in_the_same_folder_with_what_was_typed_before(vae_train):
