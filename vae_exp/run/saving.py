@@ -87,12 +87,17 @@ class Saves:
 def best_of(folder: Path, before: Checkpoint) -> tuple[memoryview, bool]:
     """The best epoch's checkpoint of a run that goes on, and whether it is on the disk.
 
-    Raises UserError where best.pt is missing or damaged and holds another epoch than the checkpoint itself.
+    A best.pt that is ahead of the checkpoint is taken too: the run will come to that epoch again. Raises UserError
+    where best.pt is missing, damaged or of another epoch, and the checkpoint is not of the best epoch itself.
     """
+    assert before.best is not None, "asked for where an epoch was completed"
+    path = folder / BEST
     try:
-        checkpoint.load(folder / BEST)
-        return memoryview((folder / BEST).read_bytes()), True
+        kept = checkpoint.load(path)
+        if kept.step != before.best.step and kept.step <= before.step:
+            raise UserError(f"checkpoint={path}: of epoch {kept.epoch}, and the best one is {before.best.epoch}.")
+        return memoryview(path.read_bytes()), True
     except UserError as error:
-        if before.best is not None and before.best.step == before.step:
+        if before.best.step == before.step:
             return checkpoint.content(before), False
         raise UserError(f"resume={folder}: its best epoch is lost. {error} resume=null starts anew.") from error
