@@ -27,7 +27,7 @@ FLOORS = [
     ["run"],
     ["objectives", "config"],
     ["vae", "datasets", "networks"],
-    ["distributions", "likelihoods", "schedules", "errors"],
+    ["distributions", "likelihoods", "schedules", "version", "errors"],
 ]
 HEIGHT = {part: -number for number, floor in enumerate(FLOORS) for part in floor}
 LONGEST = 300  # lines: a file that is longer has a second subject

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import vae_exp.networks
 from tests import hooks
 from tests.conftest import compose, quick_run
 from vae_exp.config.check import CALLS, CONF_DIR, check, flatten, options
@@ -158,7 +159,7 @@ WRONG = [
     ("wandb.mode=sometimes", "wandb.mode=sometimes: it takes one of auto, online, offline, disabled"),
     ("wandb.tags=a", "wandb.tags=a: it takes a list such as [a,b], or null"),
     ("model.name=../out", "model.name=../out: it takes letters, digits, - and _"),
-    ("optimizer.betas=[0.5]", "optimizer: torch.optim.Adam refuses its settings"),
+    ("optimizer.betas=[0.5]", "optimizer.betas=[0.5]: it takes two numbers from 0 to below 1, such as [0.9,0.999]"),
     ("+optimizer.foo=1", "optimizer: torch.optim.Adam got an unexpected keyword argument 'foo'"),
     ("optimizer._target_=torch.optim.Nope", "optimizer._target_=torch.optim.Nope: there is no such"),
     ("+foo=1", "foo: no such key"),
@@ -176,10 +177,35 @@ WRONG = [
     ("dataset=minst", "dataset=minst: there is no such dataset. Did you mean mnist"),
     ("optimizer.momentum=0.9", "optimizer=rmsprop|sgd has"),
     ("model=null", "model=null: "),
-    ("model.z_dim=[1", "model.z_dim=[1: Hydra cannot read it"),
+    ("model.z_dim=[1", "model.z_dim=[1: it takes a whole number, 1 or more"),
     ("model.z_dim=2,3", "model.z_dim=2,3"),
     ("model=conditional dataset.n_classes=0", "model.conditional=true: dataset=digits has no labels"),
     ("wandb.mode=online", "wandb.mode=online: no W&B API key is configured"),
+    # A value is what an interpolation leads to, and is said once.
+    ("batch_size=${optimizer.lr}", "batch_size=0.001: it takes a whole number, 1 or more"),
+    ("epochs=${model.beta}", "epochs=1.0: it takes a whole number, 0 or more"),
+    ("seed=${wandb.project}", "seed=null: it takes a whole number from 0"),
+    ("device=${optimizer.lr}", "device=0.001: it takes one of auto"),
+    ("optimizer.lr=${model.conditional}", "optimizer.lr=false: it takes a number above 0"),
+    ("wandb.notes='../../esc' model.name=${wandb.notes}", "model.name=../../esc: it takes letters, digits, - and _"),
+    ("seed=abc", "seed=abc: it takes a whole number"),
+    # A group of values where one value belongs.
+    ("dataset.val_size={a:1}", "dataset.val_size={a:1}: it takes a whole number"),
+    ("objective.beta={a:1}", "objective.beta={a:1}: it takes a number"),
+    ("epochs={a:1}", "epochs={a:1}: it takes a whole number"),
+    ("dataset.labels=[]", "dataset.labels=[]: it takes a list of class numbers or names"),
+    ("optimizer.betas=[0.9,1]", "optimizer.betas=[0.9,1]: it takes two numbers from 0 to below 1"),
+    ("wandb.project=a/b", "wandb.project=a/b: it takes up to 128 characters without /"),
+    ("seed=[0,1,2]", "A run for each value is vae-train -m seed=0,1,2"),
+    ("-m optimizer=adam,foo", "optimizer=foo: there is no such optimizer."),
+    ("-m hydra.sweeper=null seed=0,1", "hydra.sweeper=null: a sweep needs one."),
+    ("model=[a]", "model=a: there is no such model."),
+    ("model=${oc.env:NOWHERE,null}", "model=${oc.env:NOWHERE,null}: a group takes the name of an option."),
+    ("hydra.verbose=null", "hydra.verbose=null: Hydra does not start the run"),
+    ("hydra.run.dir=/proc/nothing", "/proc/nothing: cannot be written"),
+    ("scheduler._target_=torch.nn.Linear", "scheduler: torch.nn.Linear fails at epoch 0"),
+    ("scheduler._target_=builtins.max", "scheduler"),
+    ("runs", "runs: what is typed has the form KEY=VALUE."),
     ("-m model.z_dim=0,3", "model.z_dim=0: it takes a whole number"),
     ("-m model.zdim=2,3", "model.zdim: no such key. Did you mean model.z_dim"),
 ]
@@ -195,6 +221,38 @@ def test_a_mistake_is_one_message_and_nothing_is_left_behind(vae_train, tmp_path
     assert "Traceback" not in said
     assert len(said.splitlines()) <= 5
     assert list(tmp_path.rglob("*")) == []
+
+
+@pytest.mark.parametrize("value", ["/no/café", "/no/in café", "/no/(a)", "/no/ракета, 中国"])
+def test_a_path_that_the_shell_hands_over_whole_needs_no_second_quotes(vae_train, value):
+    code, said = vae_train("dataset=image_folder", f"dataset.root={value}")
+    assert (code, said.strip()) == (1, f"vae-train: dataset.root={value}: there is no such folder.")
+
+
+@pytest.mark.parametrize("program", ["vae-train", "vae-evaluate", "vae-generate"])
+def test_every_command_says_its_version_and_those_that_it_stands_on(vae_command, program):
+    code, said = vae_command(program, "--version")
+    assert code == 0
+    assert re.fullmatch(r"vae_exp [\d.]+ \(torch [\w.+]+, hydra-core [\w.]+, wandb [\w.]+, Python [\w.+]+\)\n", said)
+    assert vae_exp.__version__ in said
+
+
+def test_the_help_lists_options_of_ones_own(vae_train, tmp_path):
+    for option in ("network/mine", "optimizer/lion", "recipe/quick"):
+        (tmp_path / "own" / option).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "own" / f"{option}.yaml").touch()
+    code, said = vae_train("--config-dir", "own", "--help")
+    assert code == 0
+    assert re.search(r"^network: .*mlp, .*mine$", said, re.MULTILINE)
+    assert re.search(r"^optimizer: .*lion$", said, re.MULTILINE)
+    assert re.search(r"^recipe: quick$", said, re.MULTILINE)
+    assert all(name in said for name in vae_exp.networks.ACTIVATIONS)
+
+
+def test_a_path_without_its_key_is_told_the_key(vae_command):
+    code, said = vae_command("vae-evaluate", "outputs/run")
+    assert code == 1
+    assert said.startswith("vae-evaluate: outputs/run: write vae-evaluate checkpoint=outputs/run")
 
 
 def test_several_mistakes_are_told_at_once(vae_train):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vae_exp.errors import UserError
+from vae_exp.version import __version__
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -12,7 +13,6 @@ if TYPE_CHECKING:
     from vae_exp.trained import TrainedVAE
 
 __all__ = ["UserError", "__version__", "load"]
-__version__ = "0.2.0"
 
 
 def load(checkpoint: str | Path, device: str = "auto", trust: bool = False) -> TrainedVAE:

@@ -5,9 +5,11 @@ import errno
 import gc
 import logging
 import os
+import platform
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from typing import Any
 
 from hydra.errors import HydraException
@@ -15,9 +17,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vae_exp.config.check import CONF_DIR, check_values, flatten, resolve
-from vae_exp.config.messages import compose, explain
+from vae_exp.config.messages import compose, explain, readable
 from vae_exp.config.rules import Rule
 from vae_exp.errors import UserError
+from vae_exp.version import __version__
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 
@@ -50,6 +53,12 @@ def exits(program: str, config_name: str) -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
+def versions() -> str:
+    """The versions of vae_exp and of what it stands on, found without importing them."""
+    found = [f"{name} {metadata.version(name)}" for name in ("torch", "hydra-core", "wandb")]
+    return f"vae_exp {__version__} ({', '.join(found)}, Python {platform.python_version()})"
+
+
 def run(program: str, config_name: str, rules: dict[str, Rule], about: str, work: Callable[[Any], object]) -> None:
     """A command whose keys are those of conf/CONFIG_NAME.yaml: compose and check them, then work.
 
@@ -61,17 +70,24 @@ def run(program: str, config_name: str, rules: dict[str, Rule], about: str, work
             keys = (CONF_DIR / f"{config_name}.yaml").read_text()
             print(f"{about}\n\n{keys.rstrip()}\n\nAlso: {program} --cfg job prints the configuration and does nothing.")
             return
+        if "--version" in arguments:
+            print(versions())
+            return
         show = arguments[:2] == ["--cfg", "job"]
         overrides = arguments[2:] if show else arguments
         if flags := [argument for argument in overrides if argument.startswith("-")]:
-            raise UserError(f"{flags[0]}: no such flag. There are --help and --cfg job; all else is KEY=VALUE.")
-        cfg = compose(config_name, overrides)
+            raise UserError(
+                f"{flags[0]}: no such flag. There are --help, --version and --cfg job; all else is KEY=VALUE."
+            )
+        if paths := [argument for argument in overrides if "=" not in argument]:
+            raise UserError(f"{paths[0]}: write {program} checkpoint={paths[0]}; all that is typed is KEY=VALUE.")
+        cfg = compose(config_name, readable(overrides))
         if show:
             print(OmegaConf.to_yaml(cfg))
             return
         _require_given(cfg, "checkpoint", program)
         config = resolve(cfg)
-        if problems := check_values(flatten(config), rules):
+        if problems := check_values(flatten(config, rules), rules):
             raise UserError("\n".join(problems))
         logging.basicConfig(level=logging.WARNING, format="%(message)s")
         work(config)

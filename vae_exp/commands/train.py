@@ -1,32 +1,36 @@
 """`vae-train`: one run or a sweep. Nothing here imports torch until a run starts: help and errors are instant."""
 
+import contextlib
 import logging
 import os
-import re
 import shutil
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
-from string import Template
-from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from vae_exp.commands import shared
+from vae_exp.commands.closing import closing, how_to_go_on
+from vae_exp.commands.help import print_help, with_own_options
 from vae_exp.config import check
 from vae_exp.config.check import CONF_DIR
 from vae_exp.config.keys import Config
-from vae_exp.config.messages import HYDRA_VERSION, compose, without_hydra
+from vae_exp.config.messages import HYDRA_VERSION, compose, parse, quoted, readable, without_hydra
 from vae_exp.errors import UserError
 from vae_exp.run import resume
-from vae_exp.run.folder import BEST, IMAGES, LAST, METRICS, SUMMARY, read_overrides, require_no_owner
+from vae_exp.run.folder import read_overrides, require_no_owner
 from vae_exp.run.writing import make_parents
 from vae_exp.sweep import jobs, plan
 
 log = logging.getLogger(__name__)
+RUN_HAS_BEGUN: list[bool] = []  # empty while Hydra is at work alone
 ON_THIS_MACHINE = ("basic", "joblib", "submitit_local")  # launchers
 
 
@@ -35,33 +39,21 @@ def main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises its errors instead of printing them
     os.environ.setdefault("OTEL_SDK_DISABLED", "true")  # W&B's own telemetry waits 10 s more for a server that hangs
     with shared.exits("vae-train", "config"):
-        sys.argv[1:] = _with_own_options(sys.argv[1:])
+        sys.argv[1:] = with_own_options(sys.argv[1:])
         sys.exit(_main(sys.argv[1:]))
 
 
-def _with_own_options(arguments: list[str]) -> list[str]:
-    """--config-dir FOLDER, with options of one's own, as a setting, which the jobs of a sweep keep and flags do not."""
-    found = [i for i, argument in enumerate(arguments) if argument.partition("=")[0] in ("--config-dir", "-cd")]
-    if not found:
-        return arguments
-    flag, _, folder = arguments[found[0]].partition("=")
-    after = found[0] + (1 if folder else 2)
-    folder = folder or "".join(arguments[after - 1 : after])
-    if not folder or not Path(folder).is_dir():
-        raise UserError(f"{flag} {folder}: there is no such folder. It holds options of your own: objective/NAME.yaml")
-    path = f"file://{Path(folder).resolve()}"
-    path = path if re.fullmatch(r"[\w:/.-]+", path) else plan.quoted(path)
-    return [*arguments[: found[0]], *arguments[after:], f"hydra.searchpath=[{path}]"]
-
-
 def _main(arguments: list[str]) -> int:
-    if arguments in (["--help"], ["-h"]):
-        _print_help()
+    if {"--help", "-h"} & set(arguments):
+        print_help(arguments)
+        return 0
+    if "--version" in arguments:
+        print(shared.versions())
         return 0
     if any(a.startswith("-") and a not in ("-m", "--multirun") for a in arguments):
-        _job()  # --help, --cfg and the like start nothing; with other flags the run itself does the checks
+        _job()  # --cfg and the like start nothing; with other flags the run itself does the checks
         return 0
-    typed = [a for a in arguments if not a.startswith("-")]
+    typed = readable([a for a in arguments if not a.startswith("-")])
     first = plan.first_job(typed)
     cfg = compose("config", first)
     if len(typed) < len(arguments) or cfg.hydra.mode == RunMode.MULTIRUN:
@@ -72,16 +64,39 @@ def _main(arguments: list[str]) -> int:
     if cfg.resume is None:
         _check(cfg)
         require_no_owner(Path(cfg.hydra.run.dir))
-    make_parents(Path(cfg.hydra.run.dir))  # here, because Hydra's own complaint would be a traceback
-    _job()
+    run_dir = Path(cfg.hydra.run.dir)
+    if cfg.resume is None:  # else it is named already; without this Hydra's folder would be that of a later microsecond
+        sys.argv.append(f"hydra.run.dir={quoted(run_dir)}")
+    with _before_it_begins(run_dir):
+        _job()
     return 0
 
 
-def _print_help() -> None:
-    """Hydra would fill in the same text, but asks every plugin's groups, for seconds."""
-    listed = "".join(f"{group}: {', '.join(check.options(group))}\n" for group in check.groups())
-    template = OmegaConf.load(CONF_DIR / "hydra" / "help" / "vae_exp.yaml").template
-    print(Template(template).substitute(APP_CONFIG_GROUPS=listed))
+@contextlib.contextmanager
+def _before_it_begins(run_dir: Path) -> Iterator[None]:
+    """Raises UserError for what Hydra raises before the run begins: a folder or a value of hydra.* is wrong then."""
+    RUN_HAS_BEGUN.clear()
+    new = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
+    try:
+        make_parents(run_dir)  # here, because Hydra's own complaint would be a traceback
+        yield
+    except (UserError, HydraException, OmegaConfBaseException):
+        raise
+    except Exception as error:
+        if RUN_HAS_BEGUN:  # a bug of ours, or of the user's own code
+            raise
+        with contextlib.suppress(OSError):  # nothing was begun, so nothing is left behind
+            if run_dir in new:
+                shutil.rmtree(run_dir, ignore_errors=True)
+            for folder in new[1:]:
+                folder.rmdir()
+        causes: list[BaseException | None] = [error, error.__cause__, error.__context__]
+        for cause in causes:
+            if isinstance(cause, OSError):
+                raise UserError(f"{cause.filename}: cannot be written ({cause.strerror}).") from error
+        typed = [word for word in sys.argv[1:] if word.startswith("hydra.")]
+        reason = str(error).strip() or type(error).__name__
+        raise UserError(f"{' '.join(typed) or 'hydra'}: Hydra does not start the run ({reason}).") from error
 
 
 def _sweep(typed: list[str], cfg: DictConfig) -> int:
@@ -89,6 +104,10 @@ def _sweep(typed: list[str], cfg: DictConfig) -> int:
     if cfg.resume is not None:
         raise UserError(f"resume={cfg.resume}: is of one run. A sweep goes on with sweep.resume={cfg.resume}.")
     config = _check(cfg, combinations=False)
+    _require_options(typed)
+    for kind in ("launcher", "sweeper"):
+        if cfg.hydra[kind] is None:
+            raise UserError(f"hydra.{kind}=null: a sweep needs one. Leave it out, or choose with hydra/{kind}=NAME.")
     planned = plan.plan(typed, cfg)
     if cfg.hydra.runtime.choices["hydra/launcher"] in ON_THIS_MACHINE:
         from vae_exp.config import build
@@ -112,9 +131,19 @@ def _sweep(typed: list[str], cfg: DictConfig) -> int:
     return stopped or code
 
 
+def _require_options(typed: list[str]) -> None:
+    """Raises what Hydra raises where a swept group has no such option: before the first job, not at its turn."""
+    for word in parse(typed):
+        if word.is_sweep_override() and check.options(word.key_or_group):
+            others = _without(plan.first_job(typed), {word.key_or_group})
+            for option in plan.values_of(word):
+                compose("config", [*others, f"{word.get_key_element()}={option}"])
+
+
 @hydra.main(version_base=HYDRA_VERSION, config_path=str(CONF_DIR), config_name="config")
 def _job(cfg: DictConfig) -> float | None:
     """One job of Hydra's: one run. Returns what a search minimises."""
+    RUN_HAS_BEGUN.append(True)
     job = HydraConfig.get()
     run_dir = Path(os.path.relpath(job.runtime.output_dir))
     if job.mode == RunMode.MULTIRUN:
@@ -126,16 +155,16 @@ def _job(cfg: DictConfig) -> float | None:
     try:
         summary = train(cfg, run_dir)
     except KeyboardInterrupt:
-        log.info(f"Stopped by Ctrl-C. What was finished until then is in {run_dir}{_how_to_go_on(run_dir)}")
+        log.info(f"Stopped by Ctrl-C. What was finished until then is in {run_dir}{how_to_go_on(run_dir)}")
         raise
     except SystemExit:
-        log.info(f"Stopped by SIGTERM. What was finished until then is in {run_dir}{_how_to_go_on(run_dir)}")
+        log.info(f"Stopped by SIGTERM. What was finished until then is in {run_dir}{how_to_go_on(run_dir)}")
         raise
     except UserError as error:
         record_failure(cfg, run_dir, str(error))
         log.error(f"vae-train: {error}")
         sys.exit(1)
-    log.info(_closing(summary, run_dir, cfg.dataset["_target_"]))
+    log.info(closing(summary, run_dir, cfg.dataset["_target_"]))
     return None
 
 
@@ -151,18 +180,18 @@ def _to_resume(typed: list[str], cfg: DictConfig) -> list[str]:
             return [*_without(typed, {"resume"}), "resume=null"]
     else:
         folder = resume.find(str(cfg.resume))
-        words = plan.parse(typed)
+        words = parse(typed)
         typed = [*_without(read_overrides(folder), {word.key_or_group for word in words}), *typed]
-    typed = [*_without(typed, {"resume", "hydra.run.dir"}), f"resume={plan.quoted(folder)}"]
+    typed = [*_without(typed, {"resume", "hydra.run.dir"}), f"resume={quoted(folder)}"]
     config = _check(compose("config", typed))
     require_no_owner(folder)
     resume.require_unfinished(folder, config)
     # One run, also where it was a job of a preset that is a sweep.
-    return [*typed, f"hydra.run.dir={plan.quoted(folder)}", "hydra.mode=RUN"]
+    return [*typed, f"hydra.run.dir={quoted(folder)}", "hydra.mode=RUN"]
 
 
 def _without(overrides: list[str], keys: set[str]) -> list[str]:
-    return [plan.line(word) for word in plan.parse(overrides) if word.key_or_group not in keys]
+    return [plan.line(word) for word in parse(overrides) if word.key_or_group not in keys]
 
 
 def _check(cfg: DictConfig, combinations: bool = True) -> Config:
@@ -178,39 +207,3 @@ def _check(cfg: DictConfig, combinations: bool = True) -> Config:
     config = build.check(cfg, combinations)
     speed.check(config["precision"], config["compile"], build.device(config["device"]))
     return config
-
-
-def _how_to_go_on(run_dir: Path) -> str:
-    return f"\ngo on     vae-train resume={run_dir}" if (run_dir / LAST).exists() else ""
-
-
-def _closing(summary: dict[str, Any], run_dir: Path, dataset: str) -> str:
-    """Where everything is, and what to type next."""
-
-    def program(name: str) -> str:
-        return name if shutil.which(name) else os.path.relpath(Path(sys.executable).with_name(name))
-
-    test = "   ".join(f"{name} {summary[f'test/{name}']:.3f}" for name in ("neg_elbo", "reconstruction", "kl"))
-    run = summary["wandb"]
-    lines = {
-        "test": f"{test}   ({summary['test/active_units']} active units)",
-        "pictures": f"{run_dir}/{IMAGES}",
-        "numbers": f"{run_dir}/{METRICS}, {SUMMARY}",
-        "weights": f"{run_dir}/{BEST}",
-        "W&B": run["url"],
-        "look": run["dir"]
-        and f"{program('wandb')} leet {Path(run['dir']).parent}    (all runs, here, without an account)",
-        "upload": run["mode"] == "offline" and f"{program('wandb')} sync {_parts(Path(run['dir']), run['id'])}",
-        "evaluate": f"{program('vae-evaluate')} checkpoint={run_dir}",
-        "generate": f"{program('vae-generate')} checkpoint={run_dir}",
-        "compare": f"{program('vae-compare')} {run_dir.parent}",
-        "MNIST": dataset == "vae_exp.datasets.digits"
-        and f"{program('vae-train')} experiment=tutorial    (downloads it once)",
-    }
-    return "\n".join(f"{name:<9} {text}" for name, text in lines.items() if text)
-
-
-def _parts(folder: Path, run_id: str) -> str:
-    """The folder of an offline run, or a pattern for the folders of its parts: each resume leaves one."""
-    parts = f"offline-run-*-{run_id}"
-    return str(folder.with_name(parts) if len(list(folder.parent.glob(parts))) > 1 else folder)

@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import math
 import os
 import pkgutil
 import sys
@@ -82,6 +83,7 @@ def _check_calls(config: Config) -> None:
             names = [name for name in list(signature.parameters)[by_place:] if name not in by_name]
             names += [name for name in SHARED if group == "dataset" and name not in names]
             raise UserError(f"{group}: {target} {error}; its settings are {', '.join(names)}.") from error
+    _check_schedule(config)
     target = config["optimizer"]["_target_"]
     try:
         step = optimizer(config, nn.Linear(1, 1)).step
@@ -90,6 +92,20 @@ def _check_calls(config: Config) -> None:
     closure = inspect.signature(step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise UserError(f"optimizer: {target} evaluates the loss several times a step, which this loop does not do.")
+
+
+def _check_schedule(config: Config) -> None:
+    """Raises UserError where scheduler._target_ gives no factor on the learning rate."""
+    target = config["scheduler"]["_target_"]
+    try:
+        factor = partial(config, "scheduler")(0.0, config["epochs"])
+    except Exception as error:  # nothing of the run has begun: it is the schedule that refuses
+        raise UserError(f"scheduler: {target} fails at epoch 0: {type(error).__name__}: {error}") from error
+    if isinstance(factor, bool) or not isinstance(factor, int | float) or not math.isfinite(factor):
+        raise UserError(
+            f"scheduler._target_={target}: it returns {type(factor).__name__} at epoch 0, and must return a number: "
+            "the factor on optimizer.lr at (epoch, epochs)."
+        )
 
 
 def resolve(group: str, target: str) -> Callable[..., Any]:

@@ -18,6 +18,7 @@ _PACKAGE = Path(__file__).parents[1]
 # An installed package carries its own copy of conf/; a checkout has it at the top level.
 CONF_DIR = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
 
+EVERY_RULE = RULES | OPTION_RULES | DATASET_RULES
 CALLS = ("network", "likelihood", "objective", "dataset", "optimizer", "scheduler")  # groups with a _target_
 # Why these objectives are not for a deterministic autoencoder.
 NEED_SPREAD = {
@@ -42,16 +43,14 @@ def check(cfg: DictConfig, combinations: bool = True) -> Config:
     Raises UserError naming each wrong key, its value and what is allowed.
     """
     config = renamed(resolve(cfg))
-    problems = []
+    problems: list[str] = []
     for group in CALLS:
         if not isinstance(config.get(group), dict) or not isinstance(config[group].get("_target_"), str):
             problems.append(f"{group}: choose one of {', '.join(options(group))}")
-    flat = flatten(config)
-    written = flatten(cast("dict[str, Any]", OmegaConf.to_container(cfg)))
-    copies = [key for key in flat if re.fullmatch(r"\$\{[\w.]+\}", str(written.get(key)))]  # such as ${seed}: said once
+    flat = flatten(config, EVERY_RULE)
     rules = rules_for(flat)
     ruled = {key: value for key, value in flat.items() if key in rules or key.split(".")[0] not in CALLS}
-    problems += check_values(ruled, rules, copies)
+    problems += check_values(ruled, rules, _copies_of_wrong_ones(cfg, ruled, rules))
     if combinations:
         problems += _check_combinations(flat)
     if flat.get("dataset.binarize") == "larochelle" and flat.get("dataset.source") != "mnist":
@@ -59,6 +58,14 @@ def check(cfg: DictConfig, combinations: bool = True) -> Config:
     if problems:
         raise UserError("\n".join(problems))
     return cast("Config", config)
+
+
+def _copies_of_wrong_ones(cfg: DictConfig, flat: Mapping[str, Any], rules: Mapping[str, Rule]) -> set[str]:
+    """The keys whose value is an interpolation such as ${seed} of a key that is wrong itself: it is said once."""
+    written = flatten(cast("dict[str, Any]", OmegaConf.to_container(cfg)), EVERY_RULE)
+    wrong = {key for key, value in flat.items() if key in rules and not rules[key].allows(value)}
+    sources = {key: re.fullmatch(r"\$\{([\w.]+)\}", str(written.get(key))) for key in wrong}
+    return {key for key, source in sources.items() if source is not None and source[1] in wrong}
 
 
 def rules_for(flat: Mapping[str, Any]) -> dict[str, Rule]:
@@ -123,30 +130,46 @@ def check_values(flat: Mapping[str, Any], rules: Mapping[str, Rule], copies: Ite
         if rule is None:
             problems.append(f"{key}: no such key.{closest(key, rules)}")
         elif key not in copies and not rule.allows(value):
-            shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
-            problems.append(f"{key}={shown}: it takes {rule.words}.")
+            problems.append(f"{key}={as_typed(value)}: it takes {rule.words}.{_sweep_hint(key, value, rule)}")
     return problems
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"model": {"z_dim": 20}} becomes {"model.z_dim": 20}."""
+def as_typed(value: Any) -> str:
+    """A value as it is written on a command line."""
+    if isinstance(value, list):
+        return f"[{','.join(map(as_typed, value))}]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{as_typed(item)}" for key, item in value.items()) + "}"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _sweep_hint(key: str, value: Any, rule: Rule) -> str:
+    """What to type for one run with each of several values."""
+    if not isinstance(value, list) or not value or not all(map(rule.allows, value)):
+        return ""
+    return f" A run for each value is vae-train -m {key}={','.join(map(as_typed, value))}"
+
+
+def flatten(values: Mapping[str, Any], leaves: Collection[str] = (), prefix: str = "") -> dict[str, Any]:
+    """{"model": {"z_dim": 20}} becomes {"model.z_dim": 20}; `leaves` are keys whose value stays whole."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, dict) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
+        path = f"{prefix}{key}"
+        if isinstance(value, dict) and value and path not in leaves:
+            flat |= flatten(value, leaves, f"{path}.")
         else:
-            flat[f"{prefix}{key}"] = value
+            flat[path] = value
     return flat
 
 
-def options(group: str) -> list[str]:
+def options(group: str, folder: Path = CONF_DIR) -> list[str]:
     """The options of a config group, by their files."""
-    return sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
+    return sorted(path.stem for path in (folder / group).glob("*.yaml"))
 
 
-def groups() -> list[str]:
+def groups(folder: Path = CONF_DIR) -> list[str]:
     """The config groups, by their folders."""
-    return sorted(path.name for path in CONF_DIR.iterdir() if path.is_dir() and path.name != "hydra")
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name != "hydra")
 
 
 def options_with(key: str) -> list[str]:

@@ -1,10 +1,13 @@
 """Hydra composes a configuration; what it complains of is told in the user's words."""
 
+import contextlib
 import re
 from typing import Any, cast
 
 import hydra
-from hydra.errors import MissingConfigException, OverrideParseException
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -16,16 +19,50 @@ HYDRA_VERSION = "1.3"
 PLUGINS = {"launcher": ["basic", "joblib", "ray", "submitit"], "sweeper": ["basic", "optuna"]}
 
 
+def parse(overrides: list[str]) -> list[Override]:
+    """Overrides as Hydra's grammar reads them."""
+    return OverridesParser.create().parse_overrides(overrides)
+
+
+def quoted(text: object) -> str:
+    """Text as Hydra's command line takes it, whatever is in it."""
+    return "'" + str(text).replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def readable(overrides: list[str]) -> list[str]:
+    """What was typed, with quotes around values that Hydra's grammar cannot read, such as a path with a space or an é.
+
+    The shell hands such a value over whole; nobody should have to quote it twice. Raises UserError for a word that is
+    no KEY=VALUE.
+    """
+    return [_readable(word) for word in overrides]
+
+
+def _readable(word: str) -> str:
+    key, sign, value = word.partition("=")
+    try:
+        parse([word])
+        return word
+    except HydraException as error:
+        with contextlib.suppress(HydraException):
+            if sign and parse([f"{key}={quoted(value)}"]):
+                return f"{key}={quoted(value)}"
+        reason = str(error).splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{word}: what is typed has the form KEY=VALUE. ({reason})") from error
+
+
 def compose(config_name: str, overrides: list[str]) -> DictConfig:
     """The configuration that conf/CONFIG_NAME.yaml and the command line make; that of training with Hydra's own.
 
-    Raises UserError where a group is given no name, and what Hydra raises for everything else: `explain` tells it.
+    Raises UserError for a group that is given no name, and what Hydra raises for everything else: `explain` tells it.
     """
     try:
         with hydra.initialize_config_dir(str(CONF_DIR), version_base=HYDRA_VERSION):
             return hydra.compose(config_name, overrides, return_hydra_config=config_name == "config")
-    except ValueError as error:  # Hydra's answer to model=null
-        raise UserError(f"{' '.join(overrides)}: a group takes the name of an option. ({error})") from error
+    except (ValueError, AssertionError, TypeError, AttributeError, KeyError) as error:  # Hydra's answers to model=null
+        of_groups = [word for word in overrides if options(word.partition("=")[0])] or overrides
+        reason = str(error).splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{' '.join(of_groups)}: a group takes the name of an option. ({reason})") from error
 
 
 def without_hydra(cfg: DictConfig) -> DictConfig:
@@ -44,11 +81,19 @@ def explain(error: Exception, program: str, config_name: str) -> str:
         if name not in known:
             return f"hydra/{kind}={name}: there is no such {kind}.{closest(name, known)} There are {', '.join(known)}."
         return f"hydra/{kind}={name}: not installed. It comes with: pip install 'vae_exp[{name}]'"
-    if isinstance(error, MissingConfigException) and (found := re.search(r"Could not find '(\w+)/(.+?)'", text)):
+    if isinstance(error, MissingConfigException) and (
+        found := re.search(r"Could not (?:find|load) '(\w+)/(.+?)'", text)
+    ):
         group, option = found.groups()
         hint = closest(option, options(group))
         own = "" if hint else " One of your own is found with --config-dir FOLDER."
         return f"{group}={option}: there is no such {group}.{hint} There are {', '.join(options(group))}.{own}"
+    if found := re.match(r"Ambiguous value for argument '(.*?)=(.*)'", text):
+        key, value = found.groups()
+        return (
+            f"{key}={value}: several values are a sweep; add -m. One list is written {key}=[...], text with a comma "
+            f"'{key}=\"...\"'."
+        )
     if found := re.search(r"Could not override '([^']+)'", text):
         return _unknown_key(found[1], program, config_name)
     cause = f"\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""

@@ -33,8 +33,8 @@ def _one_of(*options: str) -> Rule:
     return Rule(lambda v: v in options, "one of " + ", ".join(options))
 
 
-def _list_of(rule: Rule, words: str) -> Rule:
-    return Rule(lambda v: isinstance(v, list) and all(rule.allows(item) for item in v), words)
+def _list_of(rule: Rule, words: str, at_least: int = 0) -> Rule:
+    return Rule(lambda v: isinstance(v, list) and len(v) >= at_least and all(map(rule.allows, v)), words)
 
 
 def _either(rule: Rule, other: Rule) -> Rule:
@@ -62,6 +62,10 @@ def _is_size(value: Any) -> bool:
 NAME = Rule(lambda v: _is_text(v) and v.replace("_", "").replace("-", "").isalnum(), "letters, digits, - and _")
 TEXT = Rule(lambda v: _is_text(v) or _is_number(v), "text on one line")
 PATH = Rule(_is_text, "the path of a folder")
+PROJECT = Rule(
+    lambda v: TEXT.allows(v) and len(str(v)) <= 128 and not set(str(v)) & set("/\\#?%:"),
+    "up to 128 characters without / \\ # ? % :",
+)
 FLAG = Rule(lambda v: isinstance(v, bool), "true or false")
 SIDES = Rule(
     lambda v: isinstance(v, list) and len(v) == 2 and all(_whole(1, 4096).allows(side) for side in v),
@@ -93,8 +97,8 @@ RULES = {
     "model.conditional": FLAG,
     "model.stochastic": FLAG,
     "wandb.mode": _one_of("auto", "online", "offline", "disabled"),
-    "wandb.project": _or_null(TEXT),
-    "wandb.entity": _or_null(TEXT),
+    "wandb.project": _or_null(PROJECT),
+    "wandb.entity": _or_null(PROJECT),
     "wandb.name": _or_null(TEXT),
     "wandb.group": _or_null(TEXT),
     "wandb.tags": _or_null(_list_of(TEXT, "a list such as [a,b]")),
@@ -113,7 +117,9 @@ RULES = {
 DATASET_RULES = {
     "dataset.val_size": _either(_whole(0), FRACTION),
     "dataset.train_size": _or_null(_either(_whole(1), FRACTION)),
-    "dataset.labels": _or_null(_list_of(TEXT, "a list of class numbers or names, such as [3,7] or [cat,dog]")),
+    "dataset.labels": _or_null(
+        _list_of(TEXT, "a list of class numbers or names, such as [3,7] or [cat,dog]", at_least=1)
+    ),
     "dataset.flip": FLAG,
     "dataset.device_memory": Rule(_is_size, "a size such as 500MB or 2GB; 0 streams everything"),
     "dataset.seed": _whole(0, 2**32 - 1),
@@ -154,7 +160,10 @@ OPTION_RULES = {
     "optimizer.fused": FLAG,
     "optimizer.momentum": _number(0, 1),
     "optimizer.alpha": _number(0, 1),
-    "optimizer.betas": _list_of(_number(0, 1), "a list of numbers from 0 to 1, such as [0.9,0.999]"),
+    "optimizer.betas": Rule(
+        lambda v: isinstance(v, list) and len(v) == 2 and all(_number(0, 1).allows(beta) and beta < 1 for beta in v),
+        "two numbers from 0 to below 1, such as [0.9,0.999]",
+    ),
     "scheduler.warmup_epochs": _number(0),
     "scheduler.final_factor": _number(0, 1),
     "scheduler.every_epochs": _number(0, above=True),

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from vae_exp.config.check import options
+from vae_exp.config.messages import parse, quoted
 from vae_exp.errors import UserError
 from vae_exp.run.folder import OUTPUTS, UNREADABLE, runs_below
 from vae_exp.run.writing import write_json, writing
@@ -46,10 +46,6 @@ class Plan:
         write_json(self.folder / SWEEP, {name: getattr(self, name) for name in RECORDED})
 
 
-def parse(overrides: list[str]) -> list[Override]:
-    return OverridesParser.create().parse_overrides(overrides)
-
-
 def line(override: Override) -> str:
     """An override as it was typed."""
     return str(override.input_line)
@@ -58,7 +54,7 @@ def line(override: Override) -> str:
 def first_job(overrides: list[str]) -> list[str]:
     """The overrides with each sweep replaced by its first value: a job that can be checked before any starts."""
     return [
-        f"{override.get_key_element()}={_values(override)[0]}" if override.is_sweep_override() else line(override)
+        f"{override.get_key_element()}={values_of(override)[0]}" if override.is_sweep_override() else line(override)
         for override in parse(overrides)
     ]
 
@@ -81,7 +77,7 @@ def plan(typed: list[str], cfg: DictConfig) -> Plan:
     )
     keys = [override.get_key_element() for override in swept]
     search = "n_trials" in cfg.hydra.sweeper
-    jobs = cfg.hydra.sweeper.n_trials if search else math.prod(len(_values(override)) for override in swept)
+    jobs = cfg.hydra.sweeper.n_trials if search else math.prod(len(values_of(override)) for override in swept)
     if search and cfg.sweep.resume:
         raise UserError("sweep.resume: a search keeps its study in memory and cannot be resumed; start it anew.")
 
@@ -112,12 +108,7 @@ def plan(typed: list[str], cfg: DictConfig) -> Plan:
     return Plan(name, keys, jobs, search, settings, values, folder, overrides, single)
 
 
-def quoted(text: object) -> str:
-    """Text as Hydra's command line takes it, whatever is in it."""
-    return "'" + str(text).replace("\\", "\\\\").replace("'", "\\'") + "'"
-
-
-def _values(override: Override) -> list[str]:
+def values_of(override: Override) -> list[str]:
     """The values of a sweep, as they would be typed; of an interval only its start."""
     value = override.value()
     if isinstance(value, IntervalSweep):
@@ -137,7 +128,7 @@ def _subfolder(swept: list[Override]) -> str:
     parts, longest = [], 0
     for name, override in zip(last, swept, strict=True):
         key = override.key_or_group
-        values = _values(override)
+        values = values_of(override)
         if isinstance(override.value(), IntervalSweep) or not all(re.fullmatch(r"[\w.+-]+", v) for v in values):
             return NUMBER
         name = key if Counter(last)[name] > 1 else name

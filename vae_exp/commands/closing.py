@@ -1,0 +1,46 @@
+"""The last lines of a run: its numbers, where everything is, and what to type next."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from vae_exp.run.folder import BEST, IMAGES, LAST, METRICS, SUMMARY
+
+
+def how_to_go_on(run_dir: Path) -> str:
+    """The command that resumes a run, on a line of its own; nothing where there is no checkpoint."""
+    return f"\ngo on     vae-train resume={run_dir}" if (run_dir / LAST).exists() else ""
+
+
+def closing(summary: dict[str, Any], run_dir: Path, dataset: str) -> str:
+    """Where everything is, and what to type next."""
+
+    def program(name: str) -> str:
+        return name if shutil.which(name) else os.path.relpath(Path(sys.executable).with_name(name))
+
+    test = "   ".join(f"{name} {summary[f'test/{name}']:.3f}" for name in ("neg_elbo", "reconstruction", "kl"))
+    run = summary["wandb"]
+    lines = {
+        "test": f"{test}   ({summary['test/active_units']} active units)",
+        "pictures": f"{run_dir}/{IMAGES}",
+        "numbers": f"{run_dir}/{METRICS}, {SUMMARY}",
+        "weights": f"{run_dir}/{BEST}",
+        "W&B": run["url"],
+        "look": run["dir"]
+        and f"{program('wandb')} leet {Path(run['dir']).parent}    (all runs, here, without an account)",
+        "upload": run["mode"] == "offline" and f"{program('wandb')} sync {_parts(Path(run['dir']), run['id'])}",
+        "evaluate": f"{program('vae-evaluate')} checkpoint={run_dir}",
+        "generate": f"{program('vae-generate')} checkpoint={run_dir}",
+        "compare": f"{program('vae-compare')} {run_dir.parent}",
+        "MNIST": dataset == "vae_exp.datasets.digits"
+        and f"{program('vae-train')} experiment=tutorial    (downloads it once)",
+    }
+    return "\n".join(f"{name:<9} {text}" for name, text in lines.items() if text)
+
+
+def _parts(folder: Path, run_id: str) -> str:
+    """The folder of an offline run, or a pattern for the folders of its parts: each resume leaves one."""
+    parts = f"offline-run-*-{run_id}"
+    return str(folder.with_name(parts) if len(list(folder.parent.glob(parts))) > 1 else folder)
