@@ -65,15 +65,15 @@ def _main(arguments: list[str]) -> int:
         _check(cfg)
         require_no_owner(Path(cfg.hydra.run.dir))
     run_dir = Path(cfg.hydra.run.dir)
-    if cfg.resume is None:  # else it is named already; without this Hydra's folder would be that of a later microsecond
+    if not any(word.startswith("hydra.run.dir=") for word in sys.argv):  # else Hydra's clock names another folder
         sys.argv.append(f"hydra.run.dir={quoted(run_dir)}")
-    with _before_it_begins(run_dir):
+    with _before_it_begins(run_dir, typed):
         _job()
     return 0
 
 
 @contextlib.contextmanager
-def _before_it_begins(run_dir: Path) -> Iterator[None]:
+def _before_it_begins(run_dir: Path, typed: list[str]) -> Iterator[None]:
     """Raises UserError for what Hydra raises before the run begins: a folder or a value of hydra.* is wrong then."""
     RUN_HAS_BEGUN.clear()
     new = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
@@ -94,9 +94,9 @@ def _before_it_begins(run_dir: Path) -> Iterator[None]:
         for cause in causes:
             if isinstance(cause, OSError):
                 raise UserError(f"{cause.filename}: cannot be written ({cause.strerror}).") from error
-        typed = [word for word in sys.argv[1:] if word.startswith("hydra.")]
+        of_hydra = [word for word in typed if word.startswith("hydra.")]
         reason = str(error).strip() or type(error).__name__
-        raise UserError(f"{' '.join(typed) or 'hydra'}: Hydra does not start the run ({reason}).") from error
+        raise UserError(f"{' '.join(of_hydra) or 'hydra'}: Hydra does not start the run ({reason}).") from error
 
 
 def _sweep(typed: list[str], cfg: DictConfig) -> int:
