@@ -1,5 +1,6 @@
 """Any override at all is either a valid configuration or one message that names its key, and leaves nothing behind."""
 
+import os
 import re
 from pathlib import Path
 
@@ -65,8 +66,9 @@ def check_typed(vae_train_check, typed):
     assert list(Path().iterdir()) == []
 
 
-def stop_at_a_folder(event, _):
-    if event == "os.mkdir":
+def stop_at_a_folder(event, arguments):
+    """Where the user stands: libraries make folders for themselves when they are first imported."""
+    if event == "os.mkdir" and Path(os.fsdecode(arguments[0])).absolute().is_relative_to(Path.cwd()):
         raise hooks.Crash
 
 

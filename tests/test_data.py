@@ -370,7 +370,7 @@ def test_a_prepared_copy_needs_no_torchvision_and_notices_changed_files(tmp_path
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     raw = tmp_path / "data" / "MNIST" / "raw"
     write_idx(raw)
-    for name in ("other", "third"):
+    for name in ("other", "third", "fourth"):
         (tmp_path / name).symlink_to("data")
     first = torchvision_images("mnist", "mnist", "data").read_test()
     done = subprocess.run([sys.executable, "-c", READS], capture_output=True, text=True)
@@ -380,7 +380,10 @@ def test_a_prepared_copy_needs_no_torchvision_and_notices_changed_files(tmp_path
     for copy in copies:
         copy.write_bytes(b"cut off")
     assert torch.equal(torchvision_images("mnist", "mnist", "other").read_test().x, first.x)
-    (raw / "t10k-images-idx3-ubyte").write_bytes(b"cut off")
-    source = torchvision_images("mnist", "mnist", "third")
+    images = raw / "t10k-images-idx3-ubyte"
+    images.write_bytes(images.read_bytes()[:-1] + b"\x63")  # as large as before
+    assert torchvision_images("mnist", "mnist", "third").read_test().x[-1, 0, -1, -1] == 0x63
+    images.write_bytes(b"cut off")
+    source = torchvision_images("mnist", "mnist", "fourth")
     with pytest.raises(UserError, match="cannot be read"):
         source.read_test()
