@@ -307,6 +307,20 @@ def test_a_conditional_model_of_mnist_draws_what_its_label_says():
     assert read["label_accuracy_shuffled"] == pytest.approx(0.1, abs=0.02)
 
 
+def test_the_readmes_training_from_python_is_the_command_lines(vae_train):
+    readme = (CONF_DIR.parent / "README.md").read_text()
+    (lines,) = re.findall(r"```python\n(from vae_exp import compose\n.*?)```", readme, re.DOTALL)
+    names: dict = {}
+    exec(lines, names)
+    typed = ("dataset=digits", "model=beta", "epochs=2", "wandb.mode=disabled", "hydra.run.dir=typed")
+    assert vae_train(*typed)[0] == 0
+    assert names["summary"] == json.loads(Path("outputs/from_python/summary.json").read_text())
+    assert names["summary"]["test/neg_elbo"] == json.loads(Path("typed/summary.json").read_text())["test/neg_elbo"]
+    for wrong, message in (("model.zdim=3", "Did you mean model.z_dim"), ("model=betta", "there is no such model")):
+        with pytest.raises(vae_exp.UserError, match=message):
+            vae_exp.compose(wrong)
+
+
 def test_the_readmes_two_lines_run_as_they_stand():
     _, folder = quick_run("epochs=1", folder="outputs/2026-11-23/07-55-08-053614_vanilla-mnist-z20")
     readme = (CONF_DIR.parent / "README.md").read_text()

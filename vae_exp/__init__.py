@@ -10,9 +10,27 @@ from vae_exp.version import __version__
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from omegaconf import DictConfig
+
     from vae_exp.trained import TrainedVAE
 
-__all__ = ["UserError", "__version__", "load"]
+__all__ = ["UserError", "__version__", "compose", "load"]
+
+
+def compose(*overrides: str) -> DictConfig:
+    """The configuration that vae-train would train with these overrides, for vae_exp.train.train.
+
+    Raises vae_exp.UserError for a key, a group or an option that does not exist.
+    """
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from vae_exp.config import messages
+
+    try:
+        return messages.without_hydra(messages.compose("config", messages.readable(list(overrides))))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(messages.explain(error, "vae-train", "config")) from error
 
 
 def load(checkpoint: str | Path, device: str = "auto", trust: bool = False) -> TrainedVAE:

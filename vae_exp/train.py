@@ -29,7 +29,7 @@ from vae_exp.tracking.wandb_server import choose_mode
 log = logging.getLogger(__name__)
 
 
-def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
+def train(cfg: DictConfig, run_dir: str | Path) -> dict[str, Any]:
     """Train the VAE that cfg describes and return what run_dir/summary.json then holds.
 
     With cfg.resume it goes on from the last checkpoint in run_dir. Every number is in nats per image. Raises
@@ -39,7 +39,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     config = build.check(cfg)
     speed.check(config["precision"], config["compile"], build.device(config["device"]))
     with memory.explained(config), speed.without_subnormals():
-        return _train(config, run_dir)
+        return _train(config, Path(run_dir))
 
 
 def _train(config: Config, run_dir: Path) -> dict[str, Any]:
