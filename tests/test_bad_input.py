@@ -50,7 +50,20 @@ overrides = st.one_of(
     chosen,
     values,
 )
-overrides = overrides.filter(lambda word: not word.startswith("-"))  # flags are Hydra's to refuse
+FLAGS = (
+    "-m",
+    "-r",
+    "-c",
+    "-p",
+    "-i",
+    "-sc",
+    "-cp",
+    "-cn",
+    "-cd",
+    "-h",
+    "--",
+)  # Hydra's own begin so, in one way or another
+overrides = overrides.filter(lambda word: not word.startswith(FLAGS))
 typed_words = st.lists(overrides, min_size=1, max_size=4)
 
 

@@ -205,6 +205,8 @@ WRONG = [
     ("hydra.run.dir=/proc/nothing", "/proc/nothing: cannot be written"),
     ("scheduler._target_=torch.nn.Linear", "scheduler: torch.nn.Linear fails at epoch 0"),
     ("scheduler._target_=builtins.max", "scheduler"),
+    ("-nan", "-nan: no such flag."),
+    ("--dry-run", "--dry-run: no such flag."),
     ("runs", "runs: what is typed has the form KEY=VALUE."),
     ("-m model.z_dim=0,3", "model.z_dim=0: it takes a whole number"),
     ("-m model.zdim=2,3", "model.zdim: no such key. Did you mean model.z_dim"),

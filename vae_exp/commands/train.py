@@ -31,6 +31,10 @@ from vae_exp.sweep import jobs, plan
 
 log = logging.getLogger(__name__)
 RUN_HAS_BEGUN: list[bool] = []  # empty while Hydra is at work alone
+HYDRA_FLAGS = (
+    "-m", "--multirun", "-r", "--run", "-c", "--cfg", "--resolve", "-p", "--package", "-i", "--info", "--hydra-help",
+    "-sc", "--shell-completion", "-cp", "--config-path", "-cn", "--config-name", "--experimental-rerun",
+)  # fmt: skip
 ON_THIS_MACHINE = ("basic", "joblib", "submitit_local")  # launchers
 
 
@@ -50,6 +54,10 @@ def _main(arguments: list[str]) -> int:
     if "--version" in arguments:
         print(shared.versions())
         return 0
+    if unknown := [a for a in arguments if a.startswith("-") and a.partition("=")[0] not in HYDRA_FLAGS]:
+        raise UserError(
+            f"{unknown[0]}: no such flag. `vae-train --help` says what can be typed, --hydra-help the flags."
+        )
     if any(a.startswith("-") and a not in ("-m", "--multirun") for a in arguments):
         _job()  # --cfg and the like start nothing; with other flags the run itself does the checks
         return 0

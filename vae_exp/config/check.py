@@ -74,10 +74,15 @@ def rules_for(flat: Mapping[str, Any]) -> dict[str, Rule]:
     Options of a user's own _target_ mean what the user says: rules bind only vae_exp's and torch's. What all datasets
     share goes to `prepare`, whoever made the dataset.
     """
-    targets = {group: str(flat.get(f"{group}._target_")) for group in CALLS}
-    ours = {group for group, target in targets.items() if target.startswith(("vae_exp.", "torch."))}
-    options_there = {key: rule for key, rule in OPTION_RULES.items() if key in flat and key.split(".")[0] in ours}
+    options_there = {
+        key: rule for key, rule in OPTION_RULES.items() if key in flat and _is_ours(flat, key.split(".")[0])
+    }
     return RULES | options_there | {key: rule for key, rule in DATASET_RULES.items() if key in flat}
+
+
+def _is_ours(flat: Mapping[str, Any], group: str) -> bool:
+    """Whether the group's function is vae_exp's or torch's, so that its keys mean what vae_exp says."""
+    return str(flat.get(f"{group}._target_")).startswith(("vae_exp.", "torch."))
 
 
 def _check_combinations(flat: Mapping[str, Any]) -> list[str]:
@@ -104,12 +109,13 @@ def _check_objective(flat: Mapping[str, Any]) -> list[str]:
     name = target.rsplit(".", 1)[-1]
     if target in NEED_SPREAD and flat.get("model.stochastic") is False:
         problems.append(f"objective={name}: it {NEED_SPREAD[target]}. Use objective=elbo.")
-    if target == "vae_exp.objectives.iwae" and flat.get("likelihood.sigma") == "optimal":
+    sigma = flat.get("likelihood.sigma") if _is_ours(flat, "likelihood") else None
+    if target == "vae_exp.objectives.iwae" and sigma == "optimal":
         problems.append(
             "objective=iwae: the draws of z must be weighed under one sigma, and likelihood.sigma=optimal fits one to "
             "each. Use likelihood.sigma=learned."
         )
-    if not target.startswith("vae_exp."):  # the keys of a user's own objective are the user's
+    if not _is_ours(flat, "objective"):
         return problems
     lengths = [f"objective.warmup_{unit}" for unit in ("epochs", "steps", "fraction")]
     given = [f"{key}={flat[key]}" for key in lengths if flat.get(key)]
