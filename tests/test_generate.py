@@ -91,7 +91,7 @@ def test_a_users_own_images_are_resized_cropped_and_reconstructed(vae_command):
     wide.paste(digit.resize((80, 80), Image.NEAREST), (40, 0))
     wide.save(own / "b.png")
     digit.convert("RGBA").save(own / "c.png")
-    read = read_images(own, (1, 8, 8))
+    read, _ = read_images(own, (1, 8, 8))
     expected = torch.from_numpy(np.array(digit, dtype=float))
     for image in read:
         assert (image[0] - expected).abs().mean() < 12
@@ -102,7 +102,9 @@ def test_a_users_own_images_are_resized_cropped_and_reconstructed(vae_command):
     assert np.corrcoef(above[0].ravel(), below[0].ravel())[0, 1] > 0.7
 
     (own / "d.png").write_bytes(b"no image")
-    code, said = vae_command("vae-generate", f"checkpoint={folder}", "what=reconstructions", "inputs=own")
+    again = drawn(vae_command, f"checkpoint={folder}", "what=reconstructions", "inputs=own")
+    assert cells(again, 3, 2).shape[1] == 3, "what cannot be used is left out, as in training"
+    code, said = vae_command("vae-generate", f"checkpoint={folder}", "what=reconstructions", "inputs=own/d.png")
     assert code == 1
     assert "own/d.png: not an image that Pillow can read" in said
 
