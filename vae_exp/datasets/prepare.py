@@ -55,8 +55,9 @@ def prepare(
     limit = size_in_bytes(device_memory)
     kept = _kept_labels(source, labels)
     names = [printable(source.class_names[label]) for label in kept]
-    if n_classes and len(names) > n_classes:
-        raise UserError(f"dataset.n_classes={n_classes}: {source.name} has labels up to {len(names) - 1}.")
+    largest = len(names) - 1 if names else int(source.train.y.max())
+    if n_classes and largest >= n_classes:
+        raise UserError(f"dataset.n_classes={n_classes}: {source.name} has labels up to {largest}.")
 
     def chosen(split: Split, how: str) -> Split:
         # Binarised first: which images are chosen must not change the draw that an image meets.
