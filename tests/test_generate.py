@@ -1,6 +1,8 @@
 """vae-generate: pictures read back as a user would look at them."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -355,3 +357,22 @@ def test_more_classes_than_a_picture_has_room_for(vae_command, conditional):
     code, said = vae_command("vae-evaluate", where, "wandb.mode=disabled")
     assert code == 0, said
     assert every_class.shown(70, [str(i) for i in range(70)]) == every_class.MOST_CLASSES < 70
+
+
+GENERATE = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000)); "
+GENERATE += "from vae_exp.commands.generate import main; main()"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["what=weights", "n=500 format=npz", "n=500", "what=latents format=npz", "what=traversals animate=true"],
+)
+def test_a_disk_that_is_full_in_the_middle_is_one_message_and_nothing_stays(conditional, arguments):
+    """A file may not grow beyond 4,000 bytes."""
+    asked = [sys.executable, "-c", GENERATE, f"checkpoint={conditional}", "output=new/out", *arguments.split()]
+    done = subprocess.run(asked, capture_output=True, text=True)
+    assert done.returncode == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert "cannot be written (" in line
+    assert "File too large" in line
+    assert not Path("new").exists()

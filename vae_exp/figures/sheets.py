@@ -138,7 +138,14 @@ def latents(means: Tensor, y: Tensor, names: Sequence[str], dims: list[int] | No
         points = torch.stack([points[:, 0], torch.linspace(0, 1, len(points), dtype=torch.double)], 1)
         axis_names.append("order in the split")
 
-    plt.rcParams["font.family"] = fonts.families(names)
+    with plt.rc_context({"font.family": fonts.families(names)}):
+        return _scatter(points, y, names, axis_names)
+
+
+def _scatter(points: Tensor, y: Tensor, names: Sequence[str], axis_names: list[str]) -> np.ndarray:
+    """Points [N, 2] coloured by their labels [N], with a legend of the names where they are few."""
+    import matplotlib.pyplot as plt
+
     figure, axes = plt.subplots(figsize=(6.4, 5.4), dpi=100, layout="constrained")
     few = 0 < len(names) <= 20
     colors = plt.get_cmap("tab10" if len(names) <= 10 else "tab20" if few else "viridis", max(len(names), 1))
