@@ -78,9 +78,28 @@ def test_too_few_classes_are_refused():
         load_digits(n_classes=9)
 
 
-def test_no_network_and_no_files_says_what_to_do(tmp_path, monkeypatch):
+def unreachable(monkeypatch):
+    """No network: every mirror refuses."""
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize("name", ["mnist", "kmnist", "cifar10", "svhn"])
+def test_a_failed_download_leaves_no_empty_folders(tmp_path, monkeypatch, name):
+    unreachable(monkeypatch)
+    with pytest.raises(UserError, match="could not be downloaded"):
+        torchvision_images(name, name, str(tmp_path / "new" / "root"))
+    assert list(tmp_path.iterdir()) == []
+    shared = tmp_path / "shared"
+    (shared / "MNIST").mkdir(parents=True)  # somebody's own
+    (shared / "notes.txt").write_text("ours")
+    with pytest.raises(UserError, match="could not be downloaded"):
+        torchvision_images(name, name, str(shared))
+    assert sorted(path.name for path in shared.rglob("*")) == ["MNIST", "notes.txt"]
+
+
+def test_no_network_and_no_files_says_what_to_do(tmp_path, monkeypatch):
+    unreachable(monkeypatch)
     with pytest.raises(UserError) as error:
         torchvision_images("fashion_mnist", "fashion_mnist", str(tmp_path))
     said = str(error.value)

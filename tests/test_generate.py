@@ -1,6 +1,8 @@
 """vae-generate: pictures read back as a user would look at them."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,8 +14,8 @@ from PIL import Image
 import vae_exp
 from tests.conftest import metrics, quick_run, recorded
 from vae_exp.datasets.image_folder import read_images
+from vae_exp.figures import every_class, walks
 from vae_exp.figures import sheets as figures
-from vae_exp.figures import walks
 from vae_exp.vae import VAE
 
 CELL = 28  # 8x8 digits enlarged three times, with two pixels around
@@ -91,7 +93,7 @@ def test_a_users_own_images_are_resized_cropped_and_reconstructed(vae_command):
     wide.paste(digit.resize((80, 80), Image.NEAREST), (40, 0))
     wide.save(own / "b.png")
     digit.convert("RGBA").save(own / "c.png")
-    read = read_images(own, (1, 8, 8))
+    read, _ = read_images(own, (1, 8, 8))
     expected = torch.from_numpy(np.array(digit, dtype=float))
     for image in read:
         assert (image[0] - expected).abs().mean() < 12
@@ -102,7 +104,9 @@ def test_a_users_own_images_are_resized_cropped_and_reconstructed(vae_command):
     assert np.corrcoef(above[0].ravel(), below[0].ravel())[0, 1] > 0.7
 
     (own / "d.png").write_bytes(b"no image")
-    code, said = vae_command("vae-generate", f"checkpoint={folder}", "what=reconstructions", "inputs=own")
+    again = drawn(vae_command, f"checkpoint={folder}", "what=reconstructions", "inputs=own")
+    assert cells(again, 3, 2).shape[1] == 3, "what cannot be used is left out, as in training"
+    code, said = vae_command("vae-generate", f"checkpoint={folder}", "what=reconstructions", "inputs=own/d.png")
     assert code == 1
     assert "own/d.png: not an image that Pillow can read" in said
 
@@ -174,7 +178,30 @@ def test_latents_are_drawn_and_written(vae_command, conditional):
     assert drawn(vae_command, where, "what=latents", "dims=[2,0]").name == "latents_dims-2-0.png"
 
 
+UNUSED = [
+    ("what=classes label=3", "label=3: what=classes does not use it; it is for what=samples, what=reconstructions"),
+    ("what=weights format=npz", "format=npz: what=weights does not use it"),
+    ("what=weights n=3", "n=3: what=weights does not use it"),
+    ("what=latents temperature=2", "temperature=2: what=latents does not use it; it is for what=samples, what=classes"),
+    ("what=samples steps=5", "steps=5: what=samples does not use it; it is for what=interpolations, what=traversals"),
+    ("what=samples inputs=.", "inputs=.: what=samples does not use it"),
+    ("what=manifold seed=1", "seed=1: what=manifold does not use it"),
+    ("what=traversals split=val", "split=val: what=traversals does not use it; it is for what=reconstructions"),
+    ("what=traversals path=linear", "path=linear: what=traversals does not use it; it is for what=interpolations."),
+    ("what=reconstructions dims=[1]", "dims=[1]: what=reconstructions does not use it"),
+]
 WRONG = [
+    *UNUSED,
+    ("range=1e39 what=traversals", "range=1e+39: it takes a number above 0 and at most 1000"),
+    ("temperature=1e39", "temperature=1e+39: it takes a number, 0 or more and at most 1000"),
+    ("what=manifold n=100000", "n=100000: a grid holds up to 100 images a side; use format=files or format=npz"),
+    (
+        "what=manifold n=100000 format=npz",
+        "n=100000: a manifold of 100000 x 100000 images; of 1x8x8 pixels up to 7,812,500",
+    ),
+    ("what=classes n=1001", "n=1001: 10 classes make 10,010 images; a picture shows up to 10,000 images"),
+    ("what=traversals steps=1000 dims=[0,1,2,0,1,2,0,1,2,0,1]", "steps=1000: 11 walks of 1000 images; a picture shows"),
+    ("what=reconstructions label=3 inputs=3", "inputs=3: it takes the path of a file or a folder"),
     ("what=sample", "what=sample: it takes one of samples"),
     ("n=100000", "n=100000: a grid holds up to 10,000 images; use format=files or format=npz"),
     ("animate=true", "animate=true: films are made of what=interpolations and what=traversals"),
@@ -245,3 +272,107 @@ def test_words_on_a_sheet_leave_its_images_alone():
 def test_a_single_image_has_a_scatter():
     _, folder = quick_run("dataset.val_size=1", "figures=[latents]")
     assert len(list((folder / "images").glob("latents_*.png"))) == 1
+
+
+def test_every_key_is_for_something_and_every_what_is_known():
+    from vae_exp.commands.generate import IN_THE_NAME, USED_BY
+    from vae_exp.config.rules import GENERATE_RULES
+
+    for_all = {"checkpoint", "what", "output", "device", "trust"}
+    assert USED_BY.keys() | for_all == GENERATE_RULES.keys()
+    assert set(IN_THE_NAME) <= USED_BY.keys()
+    for users in USED_BY.values():
+        assert all(GENERATE_RULES["what"].allows(what.split()[0]) for what in users)
+
+
+def test_own_images_of_a_conditional_model_get_the_labels_of_their_folders(vae_command, conditional):
+    model, where = vae_exp.load(conditional), f"checkpoint={conditional}"
+    x = torch.from_numpy(np.load(drawn(vae_command, where, "n=4", "format=npz"))["x"])
+    for row, name in enumerate(("3", "7", "7", "0")):
+        folder = Path("own") / name
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(x[row, 0].numpy()).save(folder / f"{row}.png")
+    asked = (where, "what=reconstructions", "inputs=own", "format=npz")
+    again = np.load(drawn(vae_command, *asked))
+    assert again["y"].tolist() == [0, 3, 7, 7], "in the order of their names"
+    expected = model.reconstruct(x[[3, 0, 1, 2]], [0, 3, 7, 7])
+    np.testing.assert_allclose(again["x"], expected.mul(255).round().numpy(), atol=1)
+    assert np.load(drawn(vae_command, *asked, "label=5"))["y"].tolist() == [5] * 4, "what is typed comes first"
+    (Path("own") / "0").rename(Path("own") / "cat")
+    code, said = vae_command("vae-generate", *asked)
+    assert code == 1
+    assert "inputs=own: the folder cat is none of its classes" in said
+    assert "one of 0, 1, 2, 3, 4, 5, 6, 7, 8, 9" in said
+
+
+WRITTEN = [
+    ("what=samples", "samples.png"),
+    ("what=samples format=npz", "samples.npz"),
+    ("what=samples format=files", "samples"),
+    ("what=latents", "latents.png"),
+    ("what=latents format=npz", "latents.npz"),
+    ("what=interpolations animate=true", "interpolations.gif"),
+    ("what=weights", "best.safetensors"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "name"), WRITTEN)
+def test_a_file_that_cannot_be_written_leaves_what_was_there_and_nothing_else(
+    vae_command, conditional, arguments, name
+):
+    """The system refuses at the very end: something of another kind lies there."""
+    there = Path("out") / name
+    if there.suffix:
+        (there / "mine").mkdir(parents=True)
+    else:
+        there.parent.mkdir()
+        there.write_text("mine")
+    code, said = vae_command("vae-generate", f"checkpoint={conditional}", "output=out", *arguments.split())
+    assert code == 1
+    assert "cannot be written" in said
+    assert len(said.strip().splitlines()) == 1
+    assert list(Path("out").iterdir()) == [there]
+
+
+def test_a_refusal_leaves_no_folder(vae_command, conditional):
+    code, _ = vae_command("vae-generate", f"checkpoint={conditional}", "output=new/deep", "what=manifold", "dims=[7,8]")
+    assert code == 1
+    assert not Path("new").exists()
+
+
+def test_more_classes_than_a_picture_has_room_for(vae_command, conditional):
+    """A model with room for 2,000 classes, of data with ten; and one of 70 classes."""
+    _, folder = quick_run("model=conditional", "dataset.n_classes=2000", "epochs=1", folder="many", wandb="offline")
+    (picture,) = (folder / "images").glob("samples_*")
+    with Image.open(picture) as image:
+        assert image.size == (8 * CELL, 10 * CELL)
+    (logged,) = Path("outputs/wandb").glob("*run-*")
+    assert "the first 10 of 2,000 classes" in recorded(logged)["history"][-1]["item"]["images/samples.caption"]
+    where = f"checkpoint={folder}"
+    assert cells(drawn(vae_command, where, "what=classes", "n=4"), 4, 10).shape[:2] == (10, 4)
+    assert np.load(drawn(vae_command, where, "n=12", "format=npz"))["y"].tolist() == [*range(10), 0, 1]
+    assert cells(drawn(vae_command, where, "n=20"), 10, 2).shape[:2] == (2, 10)
+    assert vae_command("vae-generate", where, "label=1999")[0] == 0
+    assert vae_command("vae-generate", where, "label=2000")[0] == 1
+    code, said = vae_command("vae-evaluate", where, "wandb.mode=disabled")
+    assert code == 0, said
+    assert every_class.shown(70, [str(i) for i in range(70)]) == every_class.MOST_CLASSES < 70
+
+
+GENERATE = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000)); "
+GENERATE += "from vae_exp.commands.generate import main; main()"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["what=weights", "n=500 format=npz", "n=500", "what=latents format=npz", "what=traversals animate=true"],
+)
+def test_a_disk_that_is_full_in_the_middle_is_one_message_and_nothing_stays(conditional, arguments):
+    """A file may not grow beyond 4,000 bytes."""
+    asked = [sys.executable, "-c", GENERATE, f"checkpoint={conditional}", "output=new/out", *arguments.split()]
+    done = subprocess.run(asked, capture_output=True, text=True)
+    assert done.returncode == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert "cannot be written (" in line
+    assert "File too large" in line
+    assert not Path("new").exists()

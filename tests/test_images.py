@@ -112,7 +112,7 @@ def test_a_conditional_model_needs_class_folders(tmp_path):
 
 
 def decoded(path, channels=3, size=8):
-    return read_images(path, (channels, size, size))[0]
+    return read_images(path, (channels, size, size))[0][0]
 
 
 def test_transparent_parts_are_white_in_every_mode_that_has_them(tmp_path):
@@ -160,19 +160,27 @@ def test_photos_stand_upright_and_their_middle_is_kept(tmp_path):
     many = Image.new("RGB", (100, 100), BLUE)
     many.paste(RED, (40, 40, 60, 60))
     many.save(tmp_path / "middle.png")
-    assert (read_images(tmp_path / "middle.png", (3, 8, 8), crop=20)[0, 0] == 255).all()
+    assert (read_images(tmp_path / "middle.png", (3, 8, 8), crop=20)[0][0, 0] == 255).all()
 
 
-def test_a_users_own_images_come_in_the_order_of_their_names(tmp_path):
+def test_a_users_own_images_come_in_the_order_of_their_names(tmp_path, caplog):
     for i in (3, 1, 2):
         flat(tmp_path / f"{i}.png", (80 * i, 0, 0))
     (tmp_path / "notes.txt").write_text("not an image")
-    x = read_images(tmp_path, (1, 5, 7))
+    x, folders = read_images(tmp_path, (1, 5, 7))
+    assert folders == [""] * 3
     assert (x.shape, x.dtype) == ((3, 1, 5, 7), torch.uint8)
     assert x[:, 0, 0, 0].tolist() == sorted(x[:, 0, 0, 0].tolist())
     (tmp_path / "0.png").write_bytes(b"no")
+    assert torch.equal(read_images(tmp_path, (1, 5, 7))[0], x), "left out, as in training"
+    assert "left out 1 of 4 files" in caplog.text
+    assert "0.png: not an image that Pillow can read" in caplog.text
     with pytest.raises(UserError, match=r"0.png: not an image that Pillow can read"):
-        read_images(tmp_path, (1, 5, 7))
+        read_images(tmp_path / "0.png", (1, 5, 7))
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "0.png").rename(tmp_path / "alone" / "0.png")
+    with pytest.raises(UserError, match=r"alone: none of its 1 images can be used; 0.png: not an image"):
+        read_images(tmp_path / "alone", (1, 5, 7))
     with pytest.raises(UserError, match="no such file or folder"):
         read_images(tmp_path / "nowhere", (1, 5, 7))
 
@@ -194,11 +202,17 @@ def test_what_cannot_be_used_is_named_and_left_out_or_ends_the_run(tmp_path, cap
     bad = damaged(tmp_path / "mine")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5000)
     flat(tmp_path / "mine" / "zbomb.png", size=(200, 200))
-    for _ in range(2):  # decoded, then from the cache
-        caplog.clear()
-        assert len(every(folder(tmp_path / "mine"))) == 5
-        assert "left out 5 of 10 files" in caplog.text
-        assert all(name in caplog.text for name in [*bad, "zbomb.png"])
+    bad.append("zbomb.png")
+    assert len(every(folder(tmp_path / "mine"))) == 5
+    assert "left out 5 of 10 files" in caplog.text
+    assert all(f"  {name}: " in caplog.text for name in bad)
+    caplog.clear()
+    assert len(every(folder(tmp_path / "mine"))) == 5, "from the cache"
+    assert "left out 5 of 10 files" in caplog.text
+    assert caplog.text.count("\n") == 1, "the list has been told"
+    (named,) = Path("cache").rglob("left_out.txt")
+    assert f"all of them are named in {named}" in caplog.text
+    assert sorted(line.split(": ")[0] for line in named.read_text().splitlines()) == sorted(bad)
     with pytest.raises(UserError, match=r"cut.jpg: .*truncated.*dataset.on_error=skip leaves such files out"):
         folder(tmp_path / "mine", on_error="fail")
     with pytest.raises(UserError, match=r"cut.jpg: .*truncated"):

@@ -15,7 +15,7 @@ from vae_exp.datasets import Split, batches
 from vae_exp.figures import during_training
 from vae_exp.metrics import evaluate
 from vae_exp.objectives import Logged, Progress, one_draw
-from vae_exp.run import console, memory, resume, speed
+from vae_exp.run import console, memory, resume, speed, trial
 from vae_exp.run.divergence import gradient_norm, require_finite
 from vae_exp.run.folder import only_process
 from vae_exp.run.health import Health
@@ -62,6 +62,7 @@ def _train(config: Config, run_dir: Path) -> dict[str, Any]:
     model = build.model(config, data.x_shape, data.n_classes).to(device)
     optimizer = build.optimizer(config, model)
     objective, schedule = build.partial(config, "objective"), build.partial(config, "scheduler")
+    trial.check(config, model, objective, train_split)
     precision = speed.autocast(config["precision"], device)
 
     def loss_of(x: Tensor, y: Tensor, eps: Tensor, now: Progress) -> tuple[Tensor, Logged]:

@@ -1,15 +1,20 @@
 """A trained model as its users want it: images and labels in whatever form they have, no gradients."""
 
+import contextlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from vae_exp.config import build
+from vae_exp.config.rules import COUNT, GENERATE_RULES, Rule
 from vae_exp.datasets import Data, Split
+from vae_exp.datasets.image_files import printable
 from vae_exp.distributions import DiagonalGaussian, Point
 from vae_exp.errors import UserError
 from vae_exp.metrics import importance_bound
@@ -82,8 +87,8 @@ class TrainedVAE:
     """p(x|z), q(z|x) and the prior of a checkpoint. Images are [N, C, H, W], uint8 or floats in [0, 1].
 
     A conditional model takes one label for all images, the name of a class or its number, or a list or tensor with
-    the number of each image's. `model` is the VAE itself, a torch module; `config`, `epoch` and `kl_per_dim` (nats, of
-    the held-out images) say how it was trained.
+    the number of each image's; an unconditional one ignores what labels images have. `model` is the VAE itself, a
+    torch module; `config`, `epoch` and `kl_per_dim` (nats, of the held-out images) say how it was trained.
     """
 
     def __init__(self, kept: Checkpoint, device: torch.device, trust: bool = False) -> None:
@@ -91,11 +96,18 @@ class TrainedVAE:
         self.device, self.trust, self._checkpoint = device, trust, kept
         self.config, self.x_shape, self.epoch = kept.config, kept.x_shape, kept.epoch
         self.class_names, self.kl_per_dim = kept.class_names, kept.kl_per_dim
+        if wrong := [name for name, weights in self.model.named_parameters() if not weights.isfinite().all()]:
+            raise UserError(f"checkpoint: its weights {wrong[0]} are not finite numbers; the training diverged.")
 
     @property
     def name(self) -> str:
         kind = " VAE" if self.model.stochastic else ""
         return f"{self.config['model']['name']}{kind} on {self.config['dataset']['name']}, epoch {self.epoch}"
+
+    @property
+    def classes_there(self) -> int:
+        """How many classes the data had, or 0 of an unconditional model, which may have room for more of them."""
+        return min(self.model.n_classes, len(self.class_names) or self.model.n_classes)
 
     @torch.no_grad()
     def sample(self, n: int, label: Labels = None, temperature: float = 1.0, seed: int | None = None) -> Tensor:
@@ -103,12 +115,15 @@ class TrainedVAE:
 
         A temperature below 1 draws nearer to the prior's mean: tidier, less varied images. Without a label a
         conditional model takes every class in turn. With a seed the images are the same each time. Raises UserError
-        for a deterministic autoencoder, which has no prior.
+        for values that vae-generate refuses too, and for a deterministic autoencoder, which has no prior.
         """
+        n, temperature = _checked("n", n, COUNT), _checked("temperature", temperature, GENERATE_RULES["temperature"])
+        if label is not None and not self.model.n_classes:
+            raise UserError(f"label={label}: this model is not conditional; leave label away.")
         if label is None and self.model.n_classes:
-            label = torch.arange(n) % self.model.n_classes
+            label = torch.arange(n) % self.classes_there
         noise = torch.Generator()
-        noise.seed() if seed is None else noise.manual_seed(seed)
+        noise.seed() if seed is None else noise.manual_seed(_checked("seed", seed, GENERATE_RULES["seed"]))
         return self.decode(temperature * self.model.prior_sample(n, noise), label)
 
     @torch.no_grad()
@@ -118,16 +133,25 @@ class TrainedVAE:
         return self.model.encode(x, self.labels(label, len(x)))
 
     @torch.no_grad()
-    def decode(self, z: Tensor, label: Labels = None) -> Tensor:
-        """The mean of p(x|z) for codes z [N, Z], [N, C, H, W] in [0, 1]."""
-        return self.model.decode(z.to(self.device), self.labels(label, len(z))).mean
+    def decode(self, z: Tensor | np.ndarray, label: Labels = None) -> Tensor:
+        """The mean of p(x|z) for codes z [N, Z], [N, C, H, W] in [0, 1]. Raises UserError for other codes."""
+        z = _tensor("z", z).to(self.device)
+        if z.ndim != 2 or z.shape[1] != self.model.z_dim:
+            raise UserError(f"z of shape {list(z.shape)}: this model takes codes [N, {self.model.z_dim}].")
+        if z.is_complex() or not z.isfinite().all():
+            raise UserError("z: codes are finite real numbers; some of these are not.")
+        return self.model.decode(z.float(), self.labels(label, len(z))).mean
 
     def reconstruct(self, x: Tensor | np.ndarray, label: Labels = None) -> Tensor:
         """The images again, from the mean of their q(z|x), [N, C, H, W] in [0, 1]."""
         return self.decode(self.encode(x, label).mean, label)
 
     def log_prob_bound(self, x: Tensor | np.ndarray, label: Labels = None, k: int = 100, seed: int = 0) -> Tensor:
-        """A lower bound on log p(x) of each image from k importance samples, [N] nats (Burda et al. 2016)."""
+        """A lower bound on log p(x) of each image from k importance samples, [N] nats (Burda et al. 2016).
+
+        Raises UserError for fewer than one sample, and for a deterministic autoencoder.
+        """
+        k, seed = _checked("k", k, COUNT), _checked("seed", seed, GENERATE_RULES["seed"])
         pixels = self.images(x)
         split = Split(pixels.mul(255).round().to(torch.uint8), self.labels(label, len(pixels)))
         return importance_bound(self.model, split, k, torch.Generator().manual_seed(seed))
@@ -147,17 +171,28 @@ class TrainedVAE:
         return data
 
     def export(self, path: str | Path) -> None:
-        """Write the weights as safetensors, with all that vae_exp.load needs to rebuild the model from them."""
-        checkpoint.export(Path(path), self._checkpoint)
+        """Write the weights as safetensors, with all that vae_exp.load needs to rebuild the model from them.
+
+        Raises UserError where the system refuses, such as for a full disk; nothing half written stays.
+        """
+        path = Path(path)
+        try:
+            checkpoint.export(path, self._checkpoint)
+        except (OSError, SafetensorError) as error:  # safetensors tells of a full disk in an error of its own
+            with contextlib.suppress(OSError):
+                path.with_name(f"{path.name}.partial").unlink()
+            raise UserError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error}).") from error
 
     def images(self, x: Tensor | np.ndarray) -> Tensor:
         """[N, C, H, W] floats in [0, 1] on the model's device. Raises UserError for another shape or range."""
-        x = torch.as_tensor(x).to(self.device)
+        x = _tensor("images", x).to(self.device)
         x = x[None] if x.shape == self.x_shape else x
         if tuple(x.shape[1:]) != self.x_shape:
             raise UserError(f"images of shape {list(x.shape)}: this model takes [N, {str(list(self.x_shape))[1:]}.")
         if x.dtype == torch.uint8:
             return x.float() / 255
+        if x.is_complex() or x.isnan().any():
+            raise UserError("images: pixels are real numbers; some of these are not.")
         if len(x) and not (x.min() >= 0 and x.max() <= 1):
             raise UserError(f"images from {x.min():g} to {x.max():g}: give uint8 images, or floats from 0 to 1.")
         return x.float()
@@ -165,13 +200,21 @@ class TrainedVAE:
     def labels(self, label: Labels, n: int) -> Tensor:
         """[n] labels on the model's device. Raises UserError where a conditional model is given none, or wrong ones."""
         n_classes = self.model.n_classes
+        if isinstance(label, str | int) and not n_classes:
+            raise UserError(f"label={label}: this model is not conditional; leave label away.")
         if not n_classes:
             return torch.zeros(n, dtype=torch.long, device=self.device)
         if label is None:
             raise UserError(f"label: this model is conditional; give one of {', '.join(self.class_names)}.")
-        if isinstance(label, int | str):
+        if isinstance(label, str | int):
             label = self.number(label)
-        y = torch.as_tensor(label, device=self.device).long().expand(n)
+        y = _tensor("label", label).to(self.device)
+        if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool or y.shape not in ((), (n,)):
+            raise UserError(
+                f"label: {y.dtype} of shape {list(y.shape)} for {n} image{'s' * (n != 1)}; give the name or the number "
+                "of one class, or a whole number for each image."
+            )
+        y = y.long().expand(n)
         if n and not (y.min() >= 0 and y.max() < n_classes):
             raise UserError(
                 f"label: numbers from {y.min()} to {y.max()}; this model's classes are 0 to {n_classes - 1}."
@@ -179,8 +222,30 @@ class TrainedVAE:
         return y
 
     def number(self, label: int | str) -> int:
-        """The number of a class, given by its name or its number; a class named 7 is meant before the seventh."""
-        names = [*self.class_names, *map(str, range(len(self.class_names)))]
-        if str(label) not in names:
+        """The number of a class, given by its name or its number; a class named 7 is meant before the seventh.
+
+        Raises UserError for a class that the model does not know.
+        """
+        there = len(self.class_names)
+        names = [*self.class_names, *map(str, range(max(there, self.model.n_classes)))]
+        if printable(str(label)) not in names:
             raise UserError(f"label={label}: this model knows {', '.join(self.class_names)}.")
-        return names.index(str(label)) % len(self.class_names)
+        found = names.index(printable(str(label)))
+        return found if found < there else found - there
+
+
+def _checked(name: str, value: Any, rule: Rule) -> Any:
+    """The value as a plain number. Raises UserError where the same value on the command line would be refused."""
+    if isinstance(value, np.generic | Tensor) and value.ndim == 0:  # NumPy's and PyTorch's numbers
+        value = value.item()
+    if not rule.allows(value):
+        raise UserError(f"{name}={value}: it takes {rule.words}.")
+    return value
+
+
+def _tensor(name: str, values: Any) -> Tensor:
+    """Raises UserError for what holds no numbers, or rows of different lengths."""
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise UserError(f"{name}: not an array of numbers ({str(error).splitlines()[0]}).") from error

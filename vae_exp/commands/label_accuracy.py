@@ -51,7 +51,8 @@ def label_accuracy(model: VAE, classifier: nn.Module, data: Data, held_out: Spli
     Beside it its accuracy on real held-out images, which no model can be expected to pass by much, and that
     against the drawn images' labels in random order, which is chance.
     """
-    y = (torch.arange(GENERATED) % data.n_classes).to(held_out.y.device)
+    # Labels that the data have: a model may have room for more (dataset.n_classes), of which nobody knows the look.
+    y = (torch.arange(GENERATED) % (len(data.class_names) or data.n_classes)).to(held_out.y.device)
     z = torch.randn(GENERATED, model.z_dim, generator=noise).to(y.device)
     with model.evaluating():
         read = torch.cat(

@@ -22,6 +22,7 @@ from vae_exp.config.check import check_values, flatten, rules_for
 from vae_exp.config.keys import Config
 from vae_exp.config.rules import RULES
 from vae_exp.datasets import Data, prepare
+from vae_exp.datasets.sound import require_source
 from vae_exp.errors import UserError
 from vae_exp.vae import VAE
 
@@ -152,7 +153,8 @@ def dataset(config: Mapping[str, Any]) -> Data:
     own = inspect.signature(resolve("dataset", settings["_target_"])).parameters
     read = {"_target_": settings["_target_"]} | {key: value for key, value in settings.items() if key in own}
     shared = {key: value for key, value in settings.items() if key in SHARED}
-    return prepare(partial({"dataset": read}, "dataset")(), **shared)
+    source = require_source(partial({"dataset": read}, "dataset")(), settings["_target_"])
+    return prepare(source, **shared)
 
 
 def check_labels(config: Config, data: Data) -> None:
@@ -167,8 +169,24 @@ def check_labels(config: Config, data: Data) -> None:
 def model(config: Mapping[str, Any], x_shape: tuple[int, int, int], n_classes: int) -> VAE:
     """The VAE for images of x_shape. The labels of an unconditional model have width 0."""
     z_dim, width = config["model"]["z_dim"], n_classes if config["model"]["conditional"] else 0
-    encoder, decoder = partial(config, "network")(x_shape=x_shape, z_dim=z_dim, context_dim=width)
-    return VAE(encoder, decoder, partial(config, "likelihood")(), z_dim, width, config["model"]["stochastic"])
+    networks = partial(config, "network")(x_shape=x_shape, z_dim=z_dim, context_dim=width)
+    encoder, decoder = _two_modules(networks, config["network"]["_target_"])
+    likelihood = partial(config, "likelihood")()
+    if not callable(likelihood):
+        target = config["likelihood"]["_target_"]
+        raise UserError(f"likelihood._target_={target}: it must return a function of the decoder's outputs.")
+    return VAE(encoder, decoder, likelihood, z_dim, width, config["model"]["stochastic"])
+
+
+def _two_modules(networks: Any, target: str) -> tuple[nn.Module, nn.Module]:
+    """Raises UserError for a network's function that returns something else."""
+    are_modules = [isinstance(part, nn.Module) for part in networks] if isinstance(networks, tuple | list) else []
+    if are_modules != [True, True]:
+        shown = f"{len(are_modules)} values" if are_modules else type(networks).__name__
+        raise UserError(
+            f"network._target_={target}: it must return two modules, an encoder and a decoder, and returned {shown}."
+        )
+    return networks[0], networks[1]
 
 
 def optimizer(config: Mapping[str, Any], model: nn.Module) -> torch.optim.Optimizer:

@@ -61,11 +61,13 @@ def _is_size(value: Any) -> bool:
 # What becomes part of a folder's name must not be able to lead out of it.
 NAME = Rule(lambda v: _is_text(v) and v.replace("_", "").replace("-", "").isalnum(), "letters, digits, - and _")
 TEXT = Rule(lambda v: _is_text(v) or _is_number(v), "text on one line")
-PATH = Rule(_is_text, "the path of a folder")
 PROJECT = Rule(
     lambda v: TEXT.allows(v) and len(str(v)) <= 128 and not set(str(v)) & set("/\\#?%:"),
     "up to 128 characters without / \\ # ? % :",
 )
+PATH = Rule(lambda v: isinstance(v, str) and v != "" and "\0" not in v, "the path of a folder")  # of any letters
+ANY_PATH = Rule(PATH.allows, "the path of a file or a folder")
+LABEL = Rule(lambda v: PATH.allows(v) or _is_number(v), "the name or the number of a class")  # a folder's name
 FLAG = Rule(lambda v: isinstance(v, bool), "true or false")
 SIDES = Rule(
     lambda v: isinstance(v, list) and len(v) == 2 and all(_whole(1, 4096).allows(side) for side in v),
@@ -73,6 +75,8 @@ SIDES = Rule(
 )
 FRACTION = Rule(lambda v: isinstance(v, float) and 0 < v < 1, "a fraction such as 0.1")
 
+COUNT = _whole(1)
+FARTHEST = 1000  # standard deviations of the prior: beyond a few tens of them no decoder has learned anything
 FIGURES = ("interpolations", "traversals", "manifold", "latents")
 
 RULES = {
@@ -171,38 +175,38 @@ OPTION_RULES = {
     "scheduler.at_epochs": _list_of(_number(0), "a list of numbers, 0 or more, such as [8,12]"),
 }
 EVALUATE_RULES = {
-    "checkpoint": TEXT,
+    "checkpoint": ANY_PATH,
     "split": _one_of("test", "val", "train"),
-    "repeats": _whole(1),
+    "repeats": COUNT,
     "importance_samples": _whole(0),
     "label_accuracy": FLAG,
     "batch_size": _whole(1),
     "seed": _whole(0, 2**32 - 1),
     "device": RULES["device"],
     "trust": FLAG,
-    "dataset.root": _or_null(TEXT),
+    "dataset.root": _or_null(PATH),
     "wandb.mode": RULES["wandb.mode"],
 }
 GENERATE_RULES = {
-    "checkpoint": TEXT,
+    "checkpoint": ANY_PATH,
     "what": _one_of(
         "samples", "classes", "reconstructions", "interpolations", "traversals", "manifold", "latents", "weights"
     ),
-    "n": _or_null(_whole(1)),
-    "label": _or_null(TEXT),
-    "temperature": _number(0),
-    "inputs": _or_null(TEXT),
+    "n": _or_null(COUNT),
+    "label": _or_null(LABEL),
+    "temperature": _number(0, FARTHEST),
+    "inputs": _or_null(ANY_PATH),
     "steps": _whole(2, 1000),
     "path": _one_of("spherical", "linear"),
     "around": _one_of("prior", "image"),
-    "range": _number(0, above=True),
+    "range": _number(0, FARTHEST, above=True),
     "dims": _or_null(_list_of(_whole(0), "a list of latent dimensions, counted from 0, such as [3,7]")),
     "animate": FLAG,
     "format": _one_of("grid", "files", "npz"),
-    "output": _or_null(TEXT),
+    "output": _or_null(PATH),
     "split": _one_of("test", "val", "train"),
     "seed": _whole(0, 2**32 - 1),
     "device": RULES["device"],
     "trust": FLAG,
-    "dataset.root": _or_null(TEXT),
+    "dataset.root": _or_null(PATH),
 }

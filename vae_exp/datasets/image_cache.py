@@ -12,59 +12,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
+from vae_exp.datasets.image_files import Unusable, decode, printable
 from vae_exp.errors import UserError
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1  # in the key: a cache of another format, or of another way to decode, is not found
 CHUNK = 1024  # files decoded between two writes
-ENLARGED_AT_MOST = 4  # an image that would be enlarged more has nothing to show at this size
 ABANDONED_SECONDS = 3600  # an unfinished cache that nobody has written to for so long
+SHOWN = 5  # files that were left out; all of them are in a file of the cache
 
-
-class Unusable(Exception):
-    """A file that is no image, is damaged, or is too small."""
-
-
-def decode(path: Path, x_shape: tuple[int, int, int], crop: int | None = None) -> np.ndarray:
-    """The image, uint8 [C, H, W]: turned upright, its middle cut out, and resized so that it fills H x W.
-
-    Transparent parts become white; 16 bits become 8; more colours than C become grey, fewer are repeated.
-    crop is the side of the middle square that is used, in pixels of the file. Raises Unusable.
-    """
-    channels, height, width = x_shape
-    try:
-        with Image.open(path) as image:  # Pillow refuses decompression bombs here
-            if crop is None:  # a JPEG's own smaller scales, still twice as large as is needed, save most of the time
-                image.draft(None, (2 * max(width, height),) * 2)
-            image = _eight_bits(ImageOps.exif_transpose(image))
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            image = image.convert("L" if channels == 1 else "RGB")
-    except Exception as error:  # a damaged file makes Pillow's readers raise almost anything
-        unknown = isinstance(error, UnidentifiedImageError)
-        raise Unusable("not an image that Pillow can read" if unknown else str(error) or repr(error)) from error
-    if crop is not None:
-        across, down = min(crop, image.width), min(crop, image.height)
-        left, top = (image.width - across) // 2, (image.height - down) // 2
-        image = image.crop((left, top, left + across, top + down))
-    if max(width / image.width, height / image.height) > ENLARGED_AT_MOST:
-        raise Unusable(f"{image.width}x{image.height} pixels are too few for {width}x{height} (dataset.image_size)")
-    pixels = np.asarray(ImageOps.fit(image, (width, height)))
-    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Pillow clips deep greys at 255 where it converts them, which leaves white: scale them instead."""
-    if not image.mode.startswith(("I", "F")):
-        return image
-    deep = np.asarray(image, dtype=np.float64)
-    top = 1.0 if image.mode == "F" and deep.max() <= 1 else 255.0 if deep.max() <= 255 else 65535.0
-    return Image.fromarray((deep / max(top, deep.max()) * 255).clip(0, 255).round().astype(np.uint8))
+_told: set[Path] = set()  # the caches whose files left out this process has listed
 
 
 def cached(
@@ -94,12 +54,33 @@ def cached(
         row, reason = next(iter(unusable.items()))
         raise _refusal(root / files[row], reason)
     if len(unusable) == len(files):
-        raise UserError(f"{root}: none of its {len(files):,} images can be used; {files[0]}: {unusable[0]}.")
+        raise UserError(f"{root}: none of its {len(files):,} images can be used; {_line(files[0], unusable[0])}.")
     if unusable:
-        shown = "".join(f"\n  {files[row]}: {reason}" for row, reason in list(unusable.items())[:5])
-        rest = f"\n  and {len(unusable) - 5:,} more" if len(unusable) > 5 else ""
-        log.warning(f"left out {len(unusable):,} of {len(files):,} files in {root}:{shown}{rest}")
+        _tell(cache, root, {files[row]: reason for row, reason in unusable.items()}, len(files))
     return cache / "images.uint8", [row for row in range(len(files)) if row not in unusable]
+
+
+def left_out_lines(left_out: dict[str, str]) -> list[str]:
+    """A line for each of the files that cannot be used, with the reason."""
+    return [_line(*item) for item in left_out.items()]
+
+
+def _tell(cache: Path, root: Path, left_out: dict[str, str], of: int) -> None:
+    """Name the files left out: all in a file of the cache, the first ones in a warning, once in a process."""
+    lines, named = left_out_lines(left_out), cache / "left_out.txt"
+    if not named.is_file():  # it appears whole: another process may be reading the cache
+        partial = named.with_name(f"left_out.{uuid.uuid4().hex}")
+        with contextlib.suppress(OSError):  # a cache that only others may write to
+            partial.write_text("\n".join([*lines, ""]), encoding="utf-8")
+            partial.replace(named)
+    shown = [] if cache in _told else lines[:SHOWN]
+    _told.add(cache)
+    where = f"; all of them are named in {named}" if named.is_file() and len(shown) < len(lines) else ""
+    log.warning("\n  ".join([f"left out {len(lines):,} of {of:,} files in {root}{where}", *shown]))
+
+
+def _line(file: str, reason: str) -> str:
+    return printable(f"{file}: {reason}")
 
 
 def _write(cache: Path, root: Path, files: list[str], x_shape: tuple, crop: int | None, on_error: str) -> None:
@@ -147,14 +128,18 @@ def _decode_into(path: Path, root: Path, files: list[str], x_shape: tuple, crop:
 
 
 def _refusal(path: Path, reason: object) -> UserError:
-    return UserError(f"{path}: {reason}. dataset.on_error=skip leaves such files out.")
+    return UserError(f"{printable(str(path))}: {reason}. dataset.on_error=skip leaves such files out.")
 
 
 def _key(root: Path, files: list[str], x_shape: tuple, crop: int | None) -> str:
     digest = hashlib.sha256(json.dumps([FORMAT, list(x_shape), crop]).encode())
     for file in files:
-        known = (root / file).stat()
-        digest.update(f"{file}\0{known.st_size}\0{known.st_mtime_ns}\n".encode(errors="surrogateescape"))
+        try:
+            known = (root / file).stat()
+            of_file = f"{known.st_size}\0{known.st_mtime_ns}"
+        except OSError:  # a link that leads nowhere: one more file that cannot be used
+            of_file = "nothing"
+        digest.update(f"{file}\0{of_file}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]
 
 

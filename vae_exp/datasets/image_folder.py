@@ -1,17 +1,19 @@
 """A folder of any images: its files are listed, given labels by their folders, and decoded once into a cache."""
 
-import os
+import logging
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from vae_exp.datasets.image_cache import Unusable, cached, decode
+from vae_exp.datasets.image_cache import cached, left_out_lines
+from vae_exp.datasets.image_files import Unusable, class_folder, decode, list_images
 from vae_exp.datasets.prepare import count
 from vae_exp.datasets.splits import Source, Split, Streamed
 from vae_exp.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 def image_folder(
@@ -36,14 +38,14 @@ def image_folder(
     if "train" not in parts:
         parts = {"train": folder}
     listed = {part: list_images(path) for part, path in parts.items()}
-    classes = {part: {_class(file) for file in files} for part, files in listed.items()}
+    classes = {part: {class_folder(file) for file in files} for part, files in listed.items()}
     # Images beside the class folders belong to no class; then there are no classes at all.
     names = sorted(set.union(*classes.values()))
     class_names = [] if "" in names else names
     number = {class_name: label for label, class_name in enumerate(class_names)}
 
     def read(part: str) -> Split:
-        labels = [number.get(_class(file), 0) for file in listed[part]]
+        labels = [number.get(class_folder(file), 0) for file in listed[part]]
         return decoded(
             name, parts[part], listed[part], labels, image_shape(image_size, channels), crop, on_error, cache
         )
@@ -63,44 +65,35 @@ def image_folder(
     return Source(name, train, lambda: test, class_names, val)
 
 
-def read_images(path: str | Path, x_shape: tuple[int, int, int], crop: int | None = None) -> Tensor:
+def read_images(path: str | Path, x_shape: tuple[int, int, int], crop: int | None = None) -> tuple[Tensor, list[str]]:
     """The image at path, or those of the folder ordered by name, as training sees them: uint8 [N, C, H, W].
 
-    Raises UserError naming the first file that cannot be used, and where there is none.
+    With them the class folder of each, empty where it lies in none. Files of a folder that cannot be used are left
+    out with a warning. Raises UserError where there is none that can be used, and for a single one that cannot.
     """
     path = Path(path).expanduser()
     if not path.exists():
         raise UserError(f"{path}: there is no such file or folder.")
     if x_shape[0] not in (1, 3):
         raise UserError(f"{path}: images are read with 1 channel or 3, not with {x_shape[0]}.")
-    images = []
-    for file in [path / name for name in list_images(path)] if path.is_dir() else [path]:
+    if not path.is_dir():
         try:
-            images.append(decode(file, x_shape, crop))
+            return torch.from_numpy(decode(path, x_shape, crop).copy())[None], [""]
         except Unusable as error:
-            raise UserError(f"{file}: {error}.") from error
-    return torch.from_numpy(np.stack(images))
-
-
-def list_images(folder: Path) -> list[str]:
-    """The files below the folder whose ending is an image's, relative to it and in order. Hidden ones are left out."""
-    Image.init()
-    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    files = []
-    for top in (folder, *(link for link in folder.iterdir() if link.is_symlink() and link.is_dir())):
-        for where, folders, names in os.walk(top):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            here = Path(where).relative_to(folder)
-            images = (name for name in names if Path(name).suffix.lower() in endings and not name.startswith("."))
-            files += [(here / name).as_posix() for name in images]
-    if not files:
-        raise UserError(f"{folder}: no images in it, by the endings of the names (.png, .jpg, .webp, ...).")
-    return sorted(files)
-
-
-def _class(file: str) -> str:
-    """The first folder on the way to the file; nothing where the file lies at the top."""
-    return file.split("/")[0] if "/" in file else ""
+            raise UserError(f"{path}: {error}.") from error
+    images, left_out = {}, {}
+    files = list_images(path)
+    for file in files:
+        try:
+            images[file] = decode(path / file, x_shape, crop)
+        except Unusable as error:
+            left_out[file] = str(error)
+    if not images:
+        raise UserError(f"{path}: none of its {len(files):,} images can be used; {left_out_lines(left_out)[0]}.")
+    if left_out:
+        lines = left_out_lines(left_out)
+        log.warning("\n  ".join([f"left out {len(lines):,} of {len(files):,} files in {path}:", *lines]))
+    return torch.from_numpy(np.stack(list(images.values()))), [class_folder(file) for file in images]
 
 
 def image_shape(image_size: int | list[int], channels: int) -> tuple[int, int, int]:

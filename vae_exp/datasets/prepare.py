@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from vae_exp.datasets.image_files import printable
 from vae_exp.datasets.splits import Source, Split, Streamed, size_in_bytes
 from vae_exp.errors import UserError
 
@@ -53,9 +54,10 @@ def prepare(
     """
     limit = size_in_bytes(device_memory)
     kept = _kept_labels(source, labels)
-    names = [source.class_names[label] for label in kept]
-    if n_classes and len(names) > n_classes:
-        raise UserError(f"dataset.n_classes={n_classes}: {source.name} has labels up to {len(names) - 1}.")
+    names = [printable(source.class_names[label]) for label in kept]
+    largest = len(names) - 1 if names else int(source.train.y.max())
+    if n_classes and largest >= n_classes:
+        raise UserError(f"dataset.n_classes={n_classes}: {source.name} has labels up to {largest}.")
 
     def chosen(split: Split, how: str) -> Split:
         # Binarised first: which images are chosen must not change the draw that an image meets.
@@ -109,12 +111,13 @@ def _kept_labels(source: Source, labels: list[int | str] | None) -> list[int]:
     if labels is None:
         return list(range(len(source.class_names)))
     numbers = {str(number): number for number in range(len(source.class_names))}
-    known = numbers | {name: number for number, name in enumerate(source.class_names)}
-    unknown = [str(label) for label in labels if str(label) not in known]
-    if unknown:
-        names = ", ".join(source.class_names) if source.class_names else "none"
+    class_names = list(map(printable, source.class_names))
+    known = numbers | {name: number for number, name in enumerate(class_names)}
+    wanted = [printable(str(label)) for label in labels]
+    if unknown := [label for label in wanted if label not in known]:
+        names = ", ".join(class_names) if class_names else "none"
         raise UserError(f"dataset.labels: {source.name} has no {', '.join(unknown)}. Its labels: {names}.")
-    return sorted({known[str(label)] for label in labels})
+    return sorted({known[label] for label in wanted})
 
 
 def _with_labels(split: Split, kept: list[int]) -> Split:

@@ -7,7 +7,7 @@ import io
 import os
 import pickle
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -176,7 +176,7 @@ def open_torchvision(source: str, folder: Path, train: bool | str, split: str | 
 def _download(make: Any, known: Files, folder: Path, source: str, which: dict[str, str]) -> None:
     """Let torchvision fetch what is missing, from its mirrors and with its checksums.
 
-    Raises UserError, with what to do by hand, where it cannot.
+    Raises UserError, with what to do by hand, where it cannot; folders that were made for it are then gone again.
     """
     raw = folder / known.folder
     if all((raw / file).exists() for file in known.names):
@@ -185,7 +185,7 @@ def _download(make: Any, known: Files, folder: Path, source: str, which: dict[st
     timeout = socket.getdefaulttimeout()
     try:
         socket.setdefaulttimeout(DOWNLOAD_SECONDS)
-        with contextlib.redirect_stdout(printed):
+        with _folder_for_a_while(raw), contextlib.redirect_stdout(printed):
             for train in (True, False):
                 make(folder, download=True, **known.part(train), **which)
     except (RuntimeError, OSError, ImportError) as error:  # CelebA's lies on Google Drive, which needs a package
@@ -200,6 +200,27 @@ def _download(make: Any, known: Files, folder: Path, source: str, which: dict[st
         ) from error
     finally:
         socket.setdefaulttimeout(timeout)
+
+
+@contextlib.contextmanager
+def _folder_for_a_while(folder: Path) -> Iterator[None]:
+    """Make a folder and those above it; where what is done inside fails, those of them that are empty go again.
+
+    Others may use the folders above at the same time: only what mkdir made here is removed.
+    """
+    made: list[Path] = []
+    try:
+        for path in (*reversed(folder.parents), folder):
+            if not path.exists():
+                with contextlib.suppress(FileExistsError):  # another process was faster
+                    path.mkdir()
+                    made.append(path)
+        yield
+    except BaseException:
+        for path in reversed(made):
+            with contextlib.suppress(OSError):  # not empty
+                path.rmdir()
+        raise
 
 
 def _last_line(error: Exception) -> str:

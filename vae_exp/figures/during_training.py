@@ -7,7 +7,7 @@ import torch
 
 from vae_exp.config import build
 from vae_exp.datasets import Split
-from vae_exp.figures import sheets, walks
+from vae_exp.figures import every_class, fonts, sheets, walks
 from vae_exp.figures.sheets import SIZES
 from vae_exp.metrics import Evaluation
 from vae_exp.run.standing import Training
@@ -23,8 +23,10 @@ def after_epoch(training: Training, split: Split, held_out: str, measured: Evalu
     pixels = reconstructions(model, split, noise)
     yield "reconstructions", pixels, f"epoch {epoch}: {held_out} images, reconstructions below"
     if model.stochastic:  # else there is no prior to draw samples from
-        rows = "a row per class, the same z in each column" if model.n_classes else "the same z every epoch"
-        yield "samples", samples(model, noise), f"epoch {epoch}: samples from the prior, {rows}"
+        n_rows = every_class.shown(model.n_classes, training.data.class_names)
+        how = "a row per class, the same z in each column" if n_rows else "the same z every epoch"
+        how += f"; the first {n_rows} of {model.n_classes:,} classes" if n_rows < model.n_classes else ""
+        yield "samples", samples(model, n_rows, noise), f"epoch {epoch}: samples from the prior, {how}"
     if epoch % config["figure_every_epochs"] == 0 or epoch == config["epochs"]:
         names = config["figures"]
         if names is None:
@@ -42,8 +44,8 @@ def of_test(model: VAE, split: Split, seed: int, epoch: int) -> Picture:
 
 @torch.no_grad()
 def reconstructions(model: VAE, held_out: Split, noise: torch.Generator) -> np.ndarray:
-    """The first images of a split, whole rows of them, above the mean of p(x|z) at one z ~ q(z|x) of each."""
-    first = held_out[: SIZES["reconstructions"]]
+    """Images of a split, of every class, in whole rows above the mean of p(x|z) at one z ~ q(z|x) of each."""
+    first = held_out[every_class.rows(held_out.y, SIZES["reconstructions"])]
     columns = min(sheets.COLUMNS, len(first))
     whole_rows = first[: len(first) // columns * columns]
     x, y = whole_rows.x.float() / 255, whole_rows.y
@@ -53,16 +55,16 @@ def reconstructions(model: VAE, held_out: Split, noise: torch.Generator) -> np.n
 
 
 @torch.no_grad()
-def samples(model: VAE, noise: torch.Generator) -> np.ndarray:
-    """The mean of p(x|z) at draws z ~ p(z). A conditional model gets a row per class, the same z in each column."""
-    z = model.prior_sample(SIZES["classes"] if model.n_classes else SIZES["samples"], noise)
-    return sheets.samples(walks.classes(model, z).flatten(0, 1), model.n_classes)
+def samples(model: VAE, n_rows: int, noise: torch.Generator) -> np.ndarray:
+    """The mean of p(x|z) at draws z ~ p(z). A conditional model gets n_rows classes, the same z in each column."""
+    z = model.prior_sample(SIZES["classes"] if n_rows else SIZES["samples"], noise)
+    return sheets.samples(walks.classes(model, z, n_rows).flatten(0, 1), n_rows)
 
 
 def _further(name: str, model: VAE, held_out: Split, measured: Evaluation, class_names: Sequence[str]) -> np.ndarray:
     """One of the further figures, by its name in figures=[...]; a conditional model's show its first class."""
     y, dims = torch.zeros((), dtype=torch.long, device=held_out.y.device), walks.most_kl(measured.kl_per_dim)
-    label = f", label {class_names[0]}" if model.n_classes else ""
+    label = f", label {fonts.drawable(class_names)[0]}" if model.n_classes else ""
     if name == "latents":
         return sheets.latents(measured.q.mean, held_out.y, class_names, None)
     if name == "manifold":
@@ -71,7 +73,8 @@ def _further(name: str, model: VAE, held_out: Split, measured: Evaluation, class
         dims, values = dims[: SIZES["traversals"]], torch.linspace(-sheets.RANGE, sheets.RANGE, sheets.STEPS)
         images = walks.traversal(model, torch.zeros_like(measured.q.mean[0]), y, dims, values)
         return sheets.traversals(images, dims, values, measured.kl_per_dim, f"the prior's mean{label}")
-    rows = walks.pairs(held_out.y, SIZES["interpolations"], same_label=model.n_classes > 0)
-    start, end = measured.q.mean[rows[0]], measured.q.mean[rows[1]]
-    images = walks.interpolation(model, start, end, held_out.y[rows[0]], sheets.STEPS, "spherical")
+    pictured = every_class.rows(held_out.y, SIZES["reconstructions"]) if not model.n_classes else slice(None)
+    means, y = measured.q.mean[pictured], held_out.y[pictured]
+    starts, ends = walks.pairs(y, SIZES["interpolations"], same_label=model.n_classes > 0)
+    images = walks.interpolation(model, means[starts], means[ends], y[starts], sheets.STEPS, "spherical")
     return sheets.interpolations(images, "spherical")

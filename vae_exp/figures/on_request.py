@@ -10,11 +10,14 @@ from torch import Tensor
 
 from vae_exp.config import build
 from vae_exp.config.keys import GenerateOptions
+from vae_exp.datasets.image_files import printable
 from vae_exp.datasets.image_folder import read_images
 from vae_exp.errors import UserError
-from vae_exp.figures import sheets, walks
+from vae_exp.figures import every_class, fonts, sheets, walks
 from vae_exp.trained import TrainedVAE
 
+LARGEST_GRID = 10_000  # images: a picture of more is larger than what shows it can open
+LARGEST_MEMORY = 2 * 10**9  # bytes of images as floats; a picture of them takes as much again
 CHUNK = 1000  # images drawn at a time, always whole: the first images are the same for every n
 
 
@@ -30,40 +33,44 @@ class Drawing:
 
 def _samples(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:
     label, temperature = options["label"], options["temperature"]
+    if options["format"] == "grid":  # the others are written as they are drawn
+        _require_room(model, n, f"n={n}: {n:,} samples", options)
 
     def chunks() -> Iterator[tuple[Tensor, Tensor]]:
-        noise, n_classes = build.generator(options["seed"], "samples"), max(model.model.n_classes, 1)
+        noise = build.generator(options["seed"], "samples")
         for first in range(0, n, CHUNK):
             rows = torch.arange(first, min(first + CHUNK, n))
-            y = rows % n_classes if label is None else model.labels(label, len(rows)).cpu()
+            y = rows % max(model.classes_there, 1) if label is None else model.labels(label, len(rows)).cpu()
             z = temperature * model.model.prior_sample(CHUNK, noise)[: len(rows)]
             yield model.decode(z, y), y
 
-    title = f"{n} samples" + ("" if label is None else f", label {label}")
+    title = f"{n} samples" + ("" if label is None else _label(model, options)[1])
     title += "" if temperature == 1 else f", temperature {temperature:g}"
     columns = math.ceil(math.sqrt(n))
-    if model.model.n_classes and label is None:
-        columns, title = model.model.n_classes, f"{title}, a label a column"
+    if label is None and 0 < model.classes_there <= every_class.MOST_CLASSES:
+        columns, title = model.classes_there, f"{title}, a label a column"
     return Drawing(n, chunks(), lambda x: sheets.label_sheet(sheets.grid(x, columns), title))
 
 
 def _classes(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:
-    n_classes = model.model.n_classes
+    n_classes = every_class.shown(model.model.n_classes, model.class_names)
     if not n_classes:
         raise UserError("what=classes: the model is not conditional; use what=samples.")
+    _require_room(model, n * n_classes, f"n={n}: {n_classes} classes make {n * n_classes:,} images", options)
     z = options["temperature"] * model.model.prior_sample(n, build.generator(options["seed"], "samples"))
-    images = walks.classes(model.model, z).flatten(0, 1)
+    images = walks.classes(model.model, z, n_classes).flatten(0, 1)
     y = torch.arange(n_classes).repeat_interleave(n)
     title = "a row per label, the same z in each column"
-    return Drawing(
-        len(y),
-        [(images, y)],
-        lambda x: sheets.label_sheet(sheets.samples(x, n_classes), title, model.class_names),
-    )
+    if n_classes < model.model.n_classes:
+        title += f"; the first {n_classes} of {model.model.n_classes:,}"
+    names = fonts.drawable(model.class_names[:n_classes])
+    names += map(str, range(len(names), n_classes))
+    return Drawing(len(y), [(images, y)], lambda x: sheets.label_sheet(sheets.samples(x, n_classes), title, names))
 
 
 def _reconstructions(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:
     x, y, source = _images(model, options, n)
+    _require_room(model, 2 * len(x), f"n={n}: {len(x):,} images and their reconstructions", options)
     again = torch.cat([model.reconstruct(*part) for part in zip(x.split(CHUNK), y.split(CHUNK), strict=True)])
 
     def sheet(again: Tensor) -> np.ndarray:
@@ -83,6 +90,7 @@ def _interpolations(model: TrainedVAE, options: GenerateOptions, n: int) -> Draw
         starts, ends = walks.pairs(y, n, same_label=model.model.n_classes > 0)
         if not starts:
             raise UserError("what=interpolations: there are no two images to walk between.")
+    _require_room(model, *_sides(len(starts), options), options)
     start, end = model.encode(x[starts], y[starts]).mean, model.encode(x[ends], y[ends]).mean
     labels, path = model.labels(y[starts], len(starts)), options["path"]
     images = walks.interpolation(model.model, start, end, labels, options["steps"], path)
@@ -92,6 +100,7 @@ def _interpolations(model: TrainedVAE, options: GenerateOptions, n: int) -> Draw
 def _traversals(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:
     dims = options["dims"] or walks.most_kl(model.kl_per_dim)[:n]
     check_dims(dims, model)
+    _require_room(model, *_sides(len(dims), options), options)
     values = torch.linspace(-options["range"], options["range"], options["steps"])
     if options["around"] == "image":
         x, y, source = _images(model, options, 1)
@@ -113,6 +122,8 @@ def _manifold(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:
     _needs_prior(model, "what=manifold", "what=latents")
     dims = options["dims"] or walks.most_kl(model.kl_per_dim)[:2]
     check_dims(dims, model)
+    side = n if len(dims) > 1 else 1
+    _require_room(model, n * side, f"n={n}: a manifold of {n} x {side} images", options)
     label, label_in_title = _label(model, options)
     images, values = walks.manifold(model.model, dims, label, n)
 
@@ -146,9 +157,11 @@ def _walk(images: Tensor, y: Tensor, sheet: Callable[[], np.ndarray], title: str
 
 def _label(model: TrainedVAE, options: GenerateOptions) -> tuple[Tensor, str]:
     """One label for a whole figure, the first class unless told otherwise, and what the title says of it."""
-    number = model.number(options["label"] or 0) if model.model.n_classes else 0
-    in_title = f", label {model.class_names[number]}" if model.model.n_classes else ""
-    return torch.tensor(number, device=model.device), in_title
+    if not model.model.n_classes:
+        return torch.tensor(0, device=model.device), ""
+    number = 0 if options["label"] is None else model.number(options["label"])
+    name = str(number) if number >= len(model.class_names) else fonts.drawable(model.class_names)[number]
+    return torch.tensor(number, device=model.device), f", label {name}"
 
 
 def _needs_prior(model: TrainedVAE, typed: str, instead: str) -> None:
@@ -163,14 +176,56 @@ def check_dims(dims: list[int], model: TrainedVAE) -> None:
         raise UserError(f"dims: there is no latent {wrong[0]}; this model has 0 to {model.model.z_dim - 1}.")
 
 
+def _sides(rows: int, options: GenerateOptions) -> tuple[int, str]:
+    """How many images the walks have, and in words."""
+    steps = options["steps"]
+    return rows * steps, f"steps={steps}: {rows:,} walks of {steps} images"
+
+
+def _require_room(model: TrainedVAE, images: int, typed: str, options: GenerateOptions) -> None:
+    """Raises UserError for more images than one picture can show, or than are held in memory at once."""
+    if options["format"] == "grid" and images > LARGEST_GRID:
+        raise UserError(f"{typed}; a picture shows up to {LARGEST_GRID:,} images.")
+    most = LARGEST_MEMORY // (4 * math.prod(model.x_shape))
+    if images > most:
+        shape = "x".join(map(str, model.x_shape))
+        raise UserError(f"{typed}; of {shape} pixels up to {most:,} are held in memory ({LARGEST_MEMORY / 1e9:g} GB).")
+
+
 def _images(model: TrainedVAE, options: GenerateOptions, n: int | None) -> tuple[Tensor, Tensor, str]:
-    """n images, or all: the user's own, or held-out ones in an order by seed; with labels, and where they are from."""
+    """n images, or all: the user's own, or held-out ones in an order by seed; with labels, and where they are from.
+
+    Held-out images of several classes take turns, so that few of them show many classes.
+    """
     if options["inputs"] is not None:
-        x = read_images(options["inputs"], model.x_shape, model.config["dataset"].get("crop"))[:n]
-        return x, model.labels(options["label"], len(x)).cpu(), "given images"
+        x, folders = read_images(options["inputs"], model.x_shape, model.config["dataset"].get("crop"))
+        return x[:n], _labels_of_inputs(model, options, folders[:n]), "given images"
     data = model.read_data(options["dataset"]["root"])
     split = data.split(options["split"])
     split = split[torch.randperm(len(split), generator=build.generator(options["seed"], "images"))]
     if options["label"] is not None:
         split = split[split.y == model.number(options["label"])]
-    return split[:n].x, split.y[:n], f"{options['split']} images"
+        if not len(split):
+            raise UserError(f"label={options['label']}: none of the {options['split']} images has it.")
+    if n is not None:
+        split = split[every_class.in_turn(split.y)[:n]]
+    return split.x, split.y, f"{options['split']} images"
+
+
+def _labels_of_inputs(model: TrainedVAE, options: GenerateOptions, folders: list[str]) -> Tensor:
+    """The label that was typed, or of each image that of the class folder that it lies in.
+
+    Raises UserError where a conditional model is given neither.
+    """
+    if not model.model.n_classes or options["label"] is not None or not any(folders):
+        return model.labels(options["label"], len(folders)).cpu()
+    number = {name: label for label, name in reversed(list(enumerate(model.class_names)))}
+    known = ", ".join(model.class_names)
+    for folder in map(printable, folders):
+        if folder not in number:
+            wrong = f"the folder {folder} is none of its classes" if folder else "some images there lie in no folder"
+            raise UserError(
+                f"label: this model is conditional; inputs={options['inputs']}: {wrong}. Put each image into a folder "
+                f"of its class, one of {known}, or give all of them one with label=."
+            )
+    return torch.tensor([number[printable(folder)] for folder in folders])

@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
+
+from vae_exp.figures import every_class, fonts
 
 if TYPE_CHECKING:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -24,20 +26,21 @@ SIZES = {
 STEPS = 11  # of interpolations and traversals
 RANGE = 3.0  # of traversals: standard deviations of the prior either way
 COLUMNS = 8
+GREY = 128  # around and between images
 READABLE = 28  # pixels; smaller images are enlarged to about this, for people to see
 
 
 def grid(images: Tensor, columns: int) -> np.ndarray:
     """Images [N, C, H, W] in [0, 1], row by row, with a line of two pixels around each."""
-    images = images.detach().clamp(0, 1).cpu()
+    images = images.detach().clamp(0, 1).mul(255).round().to(torch.uint8).cpu()  # a quarter of the memory from here on
     scale = max(1, READABLE // images.shape[-1])
     images = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
-    images = torch.nn.functional.pad(images, (2, 2, 2, 2), value=0.5)
+    images = torch.nn.functional.pad(images, (2, 2, 2, 2), value=GREY)
     n, c, h, w = images.shape
     rows = -(-n // columns)
-    images = torch.cat([images, images.new_full((rows * columns - n, c, h, w), 0.5)])
+    images = torch.cat([images, images.new_full((rows * columns - n, c, h, w), GREY)])
     sheet = images.view(rows, columns, c, h, w).permute(0, 3, 1, 4, 2).reshape(rows * h, columns * w, c)
-    return sheet.mul(255).round().to(torch.uint8).squeeze(2).numpy()
+    return sheet.squeeze(2).numpy()
 
 
 def label_sheet(
@@ -49,10 +52,10 @@ def label_sheet(
     """
     height, width = sheet.shape[:2]
     size = max(11, round(width / 36))
-    font, line = ImageFont.load_default(size), round(size * 1.5)
+    line = round(size * 1.5)
 
     def wide(words: Sequence[str]) -> int:
-        return round(max((font.getlength(word) for word in words), default=0))
+        return round(max((fonts.width(word, size) for word in words), default=0))
 
     stride = 1  # of the words below columns that are too narrow for all of them
     while columns and wide(columns) * 1.2 > stride * width / len(columns):
@@ -63,12 +66,12 @@ def label_sheet(
     page = Image.new("RGB", (left + width + right, top + height + bottom), "white")
     page.paste(Image.fromarray(sheet), (left, top))
     ink = ImageDraw.Draw(page)
-    ink.text((line // 4, line // 2), title, "black", font, anchor="lm")
+    fonts.write(ink, (line // 4, line // 2), title, size, "lm")
     for i, word in enumerate(rows):
-        ink.text((left - line // 4, top + height * (i + 0.5) / len(rows)), word, "black", font, anchor="rm")
+        fonts.write(ink, (left - line // 4, top + height * (i + 0.5) / len(rows)), word, size, "rm")
     for i, word in list(enumerate(columns))[::stride]:
-        ink.text((left + width * (i + 0.5) / len(columns), top + height + line // 2), word, "black", font, anchor="mm")
-    ink.text((left + width / 2, top + height + bottom - line // 2), x_label, "black", font, anchor="mm")
+        fonts.write(ink, (left + width * (i + 0.5) / len(columns), top + height + line // 2), word, size, "mm")
+    fonts.write(ink, (left + width / 2, top + height + bottom - line // 2), x_label, size, "mm")
     return np.asarray(page)
 
 
@@ -121,7 +124,8 @@ def latents(means: Tensor, y: Tensor, names: Sequence[str], dims: list[int] | No
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    means, y = means.detach().cpu().double()[: SIZES["latents"]], y.cpu()[: SIZES["latents"]]
+    pictured = every_class.rows(y, SIZES["latents"])
+    means, y, names = means.detach().cpu().double()[pictured], y.cpu()[pictured], fonts.drawable(names)
     if dims is not None or means.shape[1] <= 2 or len(means) == 1:  # one image has no principal components
         dims = dims or list(range(means.shape[1]))[:2]
         points, axis_names = means[:, dims], [f"mean of q(z{dim} | x)" for dim in dims]
@@ -134,16 +138,27 @@ def latents(means: Tensor, y: Tensor, names: Sequence[str], dims: list[int] | No
         points = torch.stack([points[:, 0], torch.linspace(0, 1, len(points), dtype=torch.double)], 1)
         axis_names.append("order in the split")
 
+    with plt.rc_context({"font.family": fonts.families(names)}):
+        return _scatter(points, y, names, axis_names)
+
+
+def _scatter(points: Tensor, y: Tensor, names: Sequence[str], axis_names: list[str]) -> np.ndarray:
+    """Points [N, 2] coloured by their labels [N], with a legend of the names where they are few."""
+    import matplotlib.pyplot as plt
+
     figure, axes = plt.subplots(figsize=(6.4, 5.4), dpi=100, layout="constrained")
     few = 0 < len(names) <= 20
     colors = plt.get_cmap("tab10" if len(names) <= 10 else "tab20" if few else "viridis", max(len(names), 1))
-    for label, name in enumerate(names) if few else ():
+    for label in range(len(names)) if few else ():
         chosen = y == label
         axes.scatter(
-            points[chosen, 0], points[chosen, 1], s=6, color=colors(label), label=name, alpha=0.7, linewidths=0
+            points[chosen, 0], points[chosen, 1], s=6, color=colors(label), label=str(label), alpha=0.7, linewidths=0
         )
     if few:
-        axes.legend(title="label", markerscale=3, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+        legend = axes.legend(title="label", markerscale=3, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+        for text, name in zip(legend.get_texts(), names, strict=True):  # as it is: _ hides a label, $ begins a formula
+            text.set_parse_math(False)
+            text.set_text(name)
     else:
         coloured: dict[str, Any] = {"c": y, "cmap": "viridis"} if len(names) else {"color": "tab:blue"}
         shown = axes.scatter(points[:, 0], points[:, 1], s=6, alpha=0.7, linewidths=0, **coloured)

@@ -50,9 +50,9 @@ def manifold(model: VAE, dims: list[int], y: Tensor, side: int) -> tuple[Tensor,
     return decode(model, z, y.expand(len(z))), values
 
 
-def classes(model: VAE, z: Tensor) -> Tensor:
-    """The same codes z [S, Z] under each label in turn, a row per class; an unconditional model has one row."""
-    labels = torch.arange(max(1, model.n_classes), device=z.device)
+def classes(model: VAE, z: Tensor, n_classes: int) -> Tensor:
+    """The same codes z [S, Z] under each of the first labels, a row per class; an unconditional model has one row."""
+    labels = torch.arange(max(1, n_classes), device=z.device)
     return decode(model, z.expand(len(labels), -1, -1), labels)
 
 

@@ -1,0 +1,117 @@
+"""Which rows and classes a picture shows, and its letters."""
+
+import logging
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+import vae_exp
+from tests.conftest import compose
+from tests.test_images import flat
+from vae_exp.figures import every_class, fonts, sheets
+from vae_exp.train import train
+
+COLOURS = [(250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 0)]
+GREEK, CYRILLIC, ARABIC = "Ελληνικά", "ракета", "العربية"
+MISSING = "\U000e0041\u0b95"  # a tag and a Tamil letter: no font has both
+
+
+def test_rows_in_turn_show_the_classes_one_after_the_other():
+    y = torch.tensor([5, 5, 3, 5, 3, 9])
+    assert every_class.in_turn(y).tolist() == [0, 2, 5, 1, 4, 3]
+    assert every_class.in_turn(torch.tensor([], dtype=torch.long)).tolist() == []
+    many = torch.randint(0, 7, (500,))
+    rows = every_class.in_turn(many)
+    assert sorted(rows.tolist()) == list(range(500))
+    for n in (1, 5, 7, 100):
+        assert len(many[rows[:n]].unique()) == min(n, 7)
+
+
+def test_the_first_rows_stay_where_they_show_every_class():
+    mixed, ordered = torch.arange(100) % 10, torch.arange(100) // 10
+    assert every_class.rows(mixed, 32).tolist() == list(range(32))
+    assert len(ordered[every_class.rows(ordered, 32)].unique()) == 10
+    assert len(ordered[every_class.rows(ordered, 4)].unique()) == 4
+    assert every_class.rows(torch.zeros(5), 32).tolist() == list(range(5)), "without labels"
+
+
+@pytest.mark.parametrize("model", ["vanilla", "conditional"])
+def test_the_pictures_of_a_folder_of_class_folders_show_every_class(tmp_path, vae_command, model):
+    for name, colour in zip("abcd", COLOURS, strict=True):
+        for i in range(100):
+            flat(tmp_path / "mine" / name / f"{i:02}.png", colour)
+    arguments = ["dataset=image_folder", "dataset.root=mine", "dataset.image_size=28", "dataset.cache=cache"]
+    arguments += ["dataset.test_size=0.5", "dataset.val_size=0.5", "likelihood=gaussian", f"model={model}"]
+    arguments += ["epochs=1", "device=cpu", "wandb.mode=disabled", "network.hidden_dims=[4]"]
+    train(compose(*arguments, "figures=[interpolations]"), Path("run"))
+    code, said = vae_command("vae-generate", "checkpoint=run", "what=reconstructions", "n=8")
+    assert code == 0, said
+    for path in [*Path("run/images").glob("*reconstructions*"), *Path("run/generated").glob("*.png")]:
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+        for colour in COLOURS:
+            assert (pixels == colour).all(1).any(), (path, colour)
+
+
+def test_letters_of_other_scripts_are_drawn(caplog):
+    """As different words, and none as boxes: of a box all letters look alike."""
+
+    def drawn(word):
+        page = Image.new("L", (200, 40), 255)
+        fonts.write(ImageDraw.Draw(page), (5, 20), word, 24, "lm")
+        return np.asarray(page)
+
+    for word in (GREEK, CYRILLIC, ARABIC, "café"):
+        assert fonts.drawable([word]) == [word]
+        letters = [drawn(letter) for letter in dict.fromkeys(word)]
+        for i, letter in enumerate(letters):
+            assert (letter < 255).any()
+            assert not any((letter == other).all() for other in letters[:i])
+    assert (drawn(unicodedata.normalize("NFD", "café")) == drawn("café")).all()
+    assert "no font" not in caplog.text
+
+
+def test_what_no_font_has_is_shown_by_its_number_and_said_once(caplog):
+    names = ["cat", MISSING, CYRILLIC]
+    with caplog.at_level(logging.WARNING):
+        assert fonts.drawable(names) == fonts.drawable(names) == ["cat", "1", CYRILLIC]
+    assert caplog.text.count("no font installed here has the letters of") == 1
+
+
+def test_plain_letters_are_drawn_as_ever():
+    """Pillow's own font, to the pixel: pictures of earlier runs compare."""
+    title, size = "a title: 64 samples", 20
+    page, by_hand = (Image.new("RGB", (300, 40), "white") for _ in range(2))
+    fonts.write(ImageDraw.Draw(page), (4, 20), title, size, "lm")
+    ImageDraw.Draw(by_hand).text((4, 20), title, "black", ImageFont.load_default(size), anchor="lm")
+    assert (np.asarray(page) == np.asarray(by_hand)).all()
+    assert fonts.width(title, size) == ImageFont.load_default(size).getlength(title)
+    assert fonts.families(["cat"]) == ["DejaVu Sans"]
+
+
+def test_a_scatter_shows_every_name_as_it_is(caplog):
+    """An underscore hides a label from matplotlib, and a dollar begins a formula."""
+    means, y = torch.randn(40, 2), torch.arange(40) % 4
+    plain = sheets.latents(means, y, ["a", "b", "c", "d"], None)
+    for names in (["_a", "b", "c", "d"], ["a$b", "b$\\x", "$c$", "d"], [CYRILLIC, ARABIC, "café", MISSING]):
+        assert (sheets.latents(means, y, names, None) != plain[:1, :1]).any()
+    assert "Glyph" not in caplog.text
+
+
+def test_labels_of_other_scripts_in_the_pictures_of_a_run(tmp_path, vae_command):
+    for name, colour in zip((CYRILLIC, ARABIC, "café", MISSING), COLOURS, strict=True):
+        for i in range(10):
+            flat(tmp_path / "mine" / name / f"{i}.png", colour)
+    arguments = ["dataset=image_folder", "dataset.root=mine", "dataset.image_size=8", "dataset.cache=cache"]
+    arguments += ["likelihood=gaussian", "model=conditional", "model.z_dim=2", "figures=[manifold,latents]"]
+    train(compose(*arguments, "epochs=1", "device=cpu", "wandb.mode=disabled"), Path("run"))
+    assert CYRILLIC in vae_exp.load("run").class_names
+    for asked in ("what=classes", f"label='{CYRILLIC}'", f"label='{ARABIC}'"):
+        code, said = vae_command("vae-generate", "checkpoint=run", asked)
+        assert code == 0, said
+    names = {path.name for path in Path("run/generated").iterdir()}
+    assert names == {"classes.png", f"samples_label-{CYRILLIC}.png", f"samples_label-{ARABIC}.png"}

@@ -1,0 +1,199 @@
+"""Parts of a user's own that return something else than they must: one message, before anything is opened."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import quick_run
+
+QUICKLY = ("dataset=digits", "epochs=1", "wandb.mode=disabled", "device=cpu", "hydra.run.dir=run")
+CODE = """
+import torch
+from torch import nn
+from vae_exp import datasets, likelihoods, networks, objectives
+from vae_exp.datasets import Source, Split
+
+def sizes(x_shape, z_dim, context_dim, **_):
+    return networks.mlp(x_shape, z_dim, context_dim, [8], "relu")
+
+def half(x_shape, z_dim, context_dim, **_):
+    return networks.mlp(x_shape, z_dim // 2, context_dim, [8], "relu")[0], sizes(x_shape, z_dim, context_dim)[1]
+
+def narrow(x_shape, z_dim, context_dim, **_):
+    return sizes(x_shape, z_dim, context_dim)[0], sizes((1, 4, 4), z_dim, context_dim)[1]
+
+class Two(nn.Module):
+    def forward(self, x, context):
+        return x.flatten(1)[:, :3], x.flatten(1)[:, :3]
+
+def pair(x_shape, z_dim, context_dim, **_):
+    return Two(), sizes(x_shape, z_dim, context_dim)[1]
+
+def one(x_shape, z_dim, context_dim, **_):
+    return sizes(x_shape, z_dim, context_dim)[0]
+
+def none(x_shape, z_dim, context_dim, **_):
+    pass
+
+class Nothing:
+    def __init__(self, outputs):
+        self.outputs = outputs
+
+class Unsummed(Nothing):
+    mean = property(lambda self: self.outputs)
+    def log_prob(self, x):
+        return -(x - self.outputs).square()
+
+def bare():
+    return Nothing
+
+def unsummed():
+    return Unsummed
+
+def no_function():
+    return 3
+
+def loss_alone(terms, now, **_):
+    return terms.neg_elbo.mean()
+
+def a_loss_each(terms, now, **_):
+    return terms.neg_elbo, {}
+
+def no_tensor(terms, now, **_):
+    return terms.neg_elbo.mean().item(), {}
+
+def detached(terms, now, **_):
+    return terms.neg_elbo.mean().detach(), {}
+
+def logs_all(terms, now, **_):
+    return terms.neg_elbo.mean(), {"kl_each": terms.kl}
+
+def buggy(terms, now, **_):
+    return terms.neg_elbo.mean() / 0 + 1 / (now.step - now.step), {}
+
+X, Y = torch.zeros(20, 1, 8, 8, dtype=torch.uint8), torch.arange(20) % 2
+
+def made(x=X, y=Y, names=("a", "b"), val=None, test=None):
+    return Source("own", Split(x, y), lambda: test or Split(X, Y), list(names), val)
+
+DATA = {
+    "nothing": lambda: None,
+    "arrays": lambda: (X, Y),
+    "floats": lambda: made(X.float()),
+    "short": lambda: made(y=Y[:7]),
+    "beyond": lambda: made(y=Y + 1),
+    "below": lambda: made(y=Y - 1),
+    "flat": lambda: made(X.flatten(1)),
+    "empty": lambda: made(X[:0], Y[:0]),
+    "halves": lambda: made(y=Y.float()),
+    "no_val": lambda: made(val=Split(X[:0], Y[:0])),
+    "other_val": lambda: made(val=Split(X[:, :, 1:], Y)),
+    "numbers": lambda: made(names=(0, 1)),
+    "bad_test": lambda: made(test=Split(X, Y + 9)),
+}
+
+def dataset(name, **_):
+    return DATA[name]()
+"""
+SOURCE = "dataset._target_=mine.dataset: of the Source that it returned, "
+WRONG = [
+    ("network", "half", "network._target_=mine.half: its encoder must return [B, 2 model.z_dim]"),
+    ("network", "half", "[2, 20] here, and it is a tensor [2, 10]"),
+    ("network", "narrow", "network._target_=mine.narrow: its decoder must return a number for each pixel"),
+    ("network", "narrow", "[2, 1, 8, 8] here, and it is a tensor [2, 1, 4, 4]"),
+    ("network", "pair", "and it is (a tensor [2, 3], a tensor [2, 3])"),
+    ("network", "one", "network._target_=mine.one: it must return two modules, an encoder and a decoder"),
+    ("network", "none", "and returned NoneType"),
+    ("likelihood", "bare", "likelihood._target_=mine.bare: it must return"),
+    ("likelihood", "bare", "has no log_prob and no mean"),
+    (
+        "likelihood",
+        "unsummed",
+        "log_prob(x) must be summed over pixels, [B]: [2] here, and it is a tensor [2, 1, 8, 8]",
+    ),
+    ("likelihood", "no_function", "likelihood._target_=mine.no_function: it must return a function"),
+    ("objective", "loss_alone", "objective._target_=mine.loss_alone: it must return the loss and a dict"),
+    (
+        "objective",
+        "a_loss_each",
+        "the loss must be one number, a tensor of shape [] such as a mean, and it is a tensor [2]",
+    ),
+    (
+        "objective",
+        "no_tensor",
+        "the loss must be one number, a tensor of shape [] such as a mean, and it is of the type",
+    ),
+    ("objective", "detached", "no gradient leads from the loss to the weights"),
+    ("objective", "logs_all", "what it logs as kl_each must be one number"),
+    (
+        "dataset",
+        "nothing",
+        "dataset._target_=mine.dataset: it must return a vae_exp.datasets.Source, and returned NoneType",
+    ),
+    ("dataset", "arrays", "and returned tuple"),
+    (
+        "dataset",
+        "floats",
+        SOURCE + "the images of train must be a tensor of uint8, 0 to 255, not torch.Tensor of float32",
+    ),
+    ("dataset", "short", SOURCE + "train has 20 images and 7 labels"),
+    ("dataset", "beyond", SOURCE + "the labels of train go from 1 to 2, and there are 2 class_names"),
+    ("dataset", "below", SOURCE + "the labels of train go from -1 to 0"),
+    ("dataset", "flat", SOURCE + "the images of train must have the shape [N, C, H, W], not [20, 64]"),
+    ("dataset", "empty", SOURCE + "train is empty"),
+    (
+        "dataset",
+        "halves",
+        SOURCE + "the labels of train must be a tensor of int64 [N], not torch.Tensor of float32 [20]",
+    ),
+    ("dataset", "no_val", SOURCE + "val is empty; val=None"),
+    ("dataset", "other_val", SOURCE + "the images of val are (1, 7, 8), and those of train (1, 8, 8)"),
+    ("dataset", "numbers", SOURCE + "class_names must be a list of text"),
+]
+
+
+@pytest.fixture(autouse=True)
+def as_in_a_new_process(monkeypatch):
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
+    Path("mine.py").write_text(CODE)
+    yield
+    sys.modules.pop("mine", None)
+
+
+def own(group, name):
+    if group == "dataset":
+        return ["dataset._target_=mine.dataset", f"dataset.name={name}", "dataset.val_size=4"]
+    return [f"{group}._target_=mine.{name}", *(["model.z_dim=10"] if group == "network" else [])]
+
+
+@pytest.mark.parametrize(("group", "name", "message"), WRONG)
+def test_what_a_part_must_return_is_one_message_before_the_run_is_opened(vae_train, group, name, message):
+    code, said = vae_train(*QUICKLY, *own(group, name))
+    assert code == 1
+    assert message in said
+    assert len(said.strip().splitlines()) == 1, said
+    assert not {path.name for path in Path("run").iterdir()} & {"metrics.jsonl", "last.pt", "best.pt", "images"}
+
+
+def test_a_test_split_is_looked_at_when_it_is_read(vae_train):
+    code, said = vae_train(*QUICKLY, *own("dataset", "bad_test"))
+    assert code == 1
+    assert SOURCE + "the labels of test go from 9 to 10, and there are 2 class_names" in said
+    assert (Path("run") / "best.pt").exists()
+
+
+def test_a_bug_inside_a_part_keeps_its_traceback(vae_train):
+    with pytest.raises(ZeroDivisionError):
+        vae_train(*QUICKLY, *own("objective", "buggy"))
+
+
+def test_parts_that_return_what_they_must_train(vae_train):
+    summary, _ = quick_run(*own("network", "sizes"))
+    assert summary["state"] == "finished"
+
+
+def test_more_classes_than_labels_leave_no_label_out(vae_train):
+    code, said = vae_train(*QUICKLY, *own("dataset", "beyond"), "dataset.n_classes=2", "model=conditional")
+    assert code == 1
+    assert "labels of train go from 1 to 2" in said

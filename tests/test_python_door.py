@@ -1,0 +1,100 @@
+"""vae_exp.load from Python: what the command line refuses is refused in the same words."""
+
+import numpy as np
+import pytest
+import torch
+
+import vae_exp
+from tests.conftest import quick_run
+from vae_exp.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    made = {}
+    for name in ("vanilla", "conditional", "autoencoder"):
+        _, folder = quick_run(f"model={name}", "model.z_dim=3", "epochs=0", folder=tmp_path_factory.mktemp(name))
+        made[name] = vae_exp.load(folder)
+    return made
+
+
+ONE = torch.zeros(1, 1, 8, 8)
+WRONG = [
+    ("vanilla", lambda m: m.sample(-1), "n=-1: it takes a whole number, 1 or more"),
+    ("vanilla", lambda m: m.sample(0), "n=0: it takes a whole number, 1 or more"),
+    ("vanilla", lambda m: m.sample(2.5), "n=2.5: it takes a whole number, 1 or more"),
+    ("vanilla", lambda m: m.sample("4"), "n=4: it takes a whole number, 1 or more"),
+    ("vanilla", lambda m: m.sample(True), "n=True: it takes a whole number"),
+    ("vanilla", lambda m: m.sample(4, temperature=float("nan")), "temperature=nan: it takes a number, 0 or more"),
+    ("vanilla", lambda m: m.sample(4, temperature=float("inf")), "temperature=inf: it takes a number, 0 or more"),
+    ("vanilla", lambda m: m.sample(4, temperature=-1), "temperature=-1: it takes a number, 0 or more"),
+    ("vanilla", lambda m: m.sample(4, seed=-1), "seed=-1: it takes a whole number from 0"),
+    ("vanilla", lambda m: m.sample(4, label=3), "label=3: this model is not conditional; leave label away"),
+    ("vanilla", lambda m: m.sample(4, label=[0, 1, 2, 3]), "this model is not conditional; leave label away"),
+    ("vanilla", lambda m: m.encode(ONE, label="3"), "label=3: this model is not conditional"),
+    ("vanilla", lambda m: m.log_prob_bound(ONE, k=0), "k=0: it takes a whole number, 1 or more"),
+    ("vanilla", lambda m: m.log_prob_bound(ONE, seed=0.5), "seed=0.5: it takes a whole number"),
+    ("vanilla", lambda m: m.decode(torch.zeros(4, 2)), r"z of shape \[4, 2\]: this model takes codes \[N, 3\]"),
+    ("vanilla", lambda m: m.decode(torch.zeros(3)), r"z of shape \[3\]: this model takes codes \[N, 3\]"),
+    ("vanilla", lambda m: m.decode(torch.full((1, 3), torch.nan)), "z: codes are finite real numbers"),
+    ("vanilla", lambda m: m.decode("z"), "z: not an array of numbers"),
+    ("vanilla", lambda m: m.encode(ONE * torch.nan), "images: pixels are real numbers"),
+    ("vanilla", lambda m: m.encode(ONE + torch.inf), "images from inf to inf"),
+    ("vanilla", lambda m: m.encode("picture.png"), "images: not an array of numbers"),
+    ("vanilla", lambda m: m.encode(torch.zeros(2, 2)), r"images of shape \[2, 2\]: this model takes \[N, 1, 8, 8\]"),
+    ("conditional", lambda m: m.sample(4, label=[1, 2]), r"label: torch.int64 of shape \[2\] for 4 images"),
+    ("conditional", lambda m: m.sample(4, label=[0.5] * 4), r"label: torch.float32 of shape \[4\] for 4 images"),
+    ("conditional", lambda m: m.sample(2, label=["a", "b"]), "label: not an array of numbers"),
+    (
+        "conditional",
+        lambda m: m.sample(4, label=[0, 1, 2, 10]),
+        "label: numbers from 0 to 10; this model's classes are 0",
+    ),
+    ("conditional", lambda m: m.sample(4, label="cat"), "label=cat: this model knows 0, 1, 2"),
+    ("conditional", lambda m: m.encode(ONE), "label: this model is conditional"),
+    ("autoencoder", lambda m: m.sample(4), "an autoencoder has no prior"),
+    ("autoencoder", lambda m: m.log_prob_bound(ONE), "an autoencoder .* gives images no likelihood"),
+]
+
+
+@pytest.mark.parametrize(("model", "act", "message"), WRONG)
+def test_what_cannot_be_is_said_in_the_users_words(models, model, act, message):
+    with pytest.raises(UserError, match=message):
+        act(models[model])
+
+
+def test_numbers_of_numpy_and_torch_are_numbers(models):
+    model = models["conditional"]
+    expected = model.sample(3, seed=1, temperature=0.5)
+    again = model.sample(np.int64(3), seed=torch.tensor(1), temperature=np.float32(0.5))
+    torch.testing.assert_close(again, expected, rtol=0, atol=0)
+    labels = np.array([0, 1, 2])
+    torch.testing.assert_close(model.sample(3, labels, seed=1, temperature=0.5), expected, rtol=0, atol=0)
+    z = np.zeros((2, 3))
+    torch.testing.assert_close(model.decode(z, 1), model.decode(torch.zeros(2, 3), "1"), rtol=0, atol=0)
+
+
+def test_labels_travel_with_images_of_an_unconditional_model(models):
+    x, y = torch.zeros(4, 1, 8, 8), torch.arange(4)
+    for act in (models["vanilla"].encode, models["autoencoder"].encode):
+        torch.testing.assert_close(act(x, y).mean, act(x).mean, rtol=0, atol=0)
+
+
+def test_weights_that_are_no_numbers_are_refused(models, tmp_path, vae_command):
+    _, folder = quick_run("model.z_dim=3", "epochs=0")
+    kept = torch.load(folder / "best.pt", weights_only=True)
+    next(iter(kept["model"].values()))[0] = torch.nan
+    torch.save(kept, "spoilt.pt")
+    code, said = vae_command("vae-generate", "checkpoint=spoilt.pt")
+    assert code == 1
+    assert "checkpoint: its weights encoder.layers.0.weight are not finite numbers" in said
+    assert not list(tmp_path.rglob("*.png"))[3:], "nothing but the run's own pictures"
+
+
+def test_an_export_that_cannot_be_written_leaves_nothing(models, tmp_path):
+    with pytest.raises(UserError, match=r"model.safetensors: cannot be written"):
+        models["vanilla"].export("/dev/full/model.safetensors")
+    (tmp_path / "there.safetensors").mkdir()
+    with pytest.raises(UserError, match=r"there.safetensors: cannot be written"):
+        models["vanilla"].export(tmp_path / "there.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["there.safetensors"]

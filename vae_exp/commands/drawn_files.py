@@ -1,0 +1,134 @@
+"""The files of what vae-generate draws: whole or not there, and nothing beside them where one cannot be written."""
+
+import contextlib
+import shutil
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vae_exp.config.keys import GenerateOptions
+from vae_exp.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vae_exp.figures.on_request import Drawing
+
+FRAME_MILLISECONDS = 120
+
+
+def write(drawing: "Drawing", options: GenerateOptions, target: Path) -> Path:
+    """One PNG or GIF, a PNG each, or arrays; the latter two chunk by chunk, so that memory does not grow with n."""
+    from tqdm import tqdm
+
+    if options["format"] == "grid":
+        return _write_film(drawing, target) if options["animate"] else _write_sheet(drawing, target)
+    with tqdm(total=drawing.n, unit="image", disable=None, leave=False) as bar:
+        return (_write_files if options["format"] == "files" else _write_npz)(drawing, target, bar)
+
+
+def _write_film(drawing: "Drawing", target: Path) -> Path:
+    from PIL import Image
+
+    written = target.with_name(f"{target.name}.gif")
+    assert drawing.frames is not None, "_check lets only walks be animated"
+    first, *others = map(Image.fromarray, drawing.frames())
+    with whole(written) as partial:
+        first.save(partial, "GIF", save_all=True, append_images=others, duration=FRAME_MILLISECONDS, loop=0)
+    return written
+
+
+def _write_sheet(drawing: "Drawing", target: Path) -> Path:
+    import torch
+    from PIL import Image
+
+    written = target.with_name(f"{target.name}.png")
+    picture = Image.fromarray(drawing.sheet(torch.cat([x.cpu() for x, _ in drawing.chunks])))
+    with whole(written) as partial:
+        picture.save(partial, "PNG")
+    return written
+
+
+def _write_files(drawing: "Drawing", folder: Path, bar: Any) -> Path:
+    """A folder with a PNG for each image."""
+    from PIL import Image
+
+    digits, number = len(str(drawing.n - 1)), 0
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a killed process
+    try:
+        partial.mkdir()
+        for x, _ in drawing.chunks:
+            for pixels in _bytes(x).transpose(0, 2, 3, 1):
+                image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
+                image.save(partial / f"{number:0{digits}}.png")
+                number += 1
+            bar.update(len(x))
+        folder.mkdir(exist_ok=True)
+        for old in folder.glob("*.png"):  # those of a larger n
+            old.unlink()
+        for new in partial.iterdir():
+            new.replace(folder / new.name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _write_npz(drawing: "Drawing", target: Path, bar: Any) -> Path:
+    """Arrays x [n, C, H, W] (uint8) and y [n] (int64), the former written as it is drawn."""
+    path = target.with_name(f"{target.name}.npz")
+    labels: list[np.ndarray] = []
+    with whole(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+        with archive.open("x.npy", "w", force_zip64=True) as x_file:
+            for x, y in drawing.chunks:
+                pixels = _bytes(x)
+                if not labels:
+                    header = {"descr": "|u1", "fortran_order": False, "shape": (drawing.n, *pixels.shape[1:])}
+                    np.lib.format.write_array_header_1_0(x_file, header)
+                x_file.write(pixels.tobytes())
+                labels.append(y.cpu().numpy())
+                bar.update(len(x))
+        with archive.open("y.npy", "w") as y_file:
+            np.lib.format.write_array(y_file, np.concatenate(labels))
+    return path
+
+
+@contextlib.contextmanager
+def in_folder(folder: Path) -> Iterator[None]:
+    """Make the folder of what is drawn; where that fails, it goes again if it is new and empty.
+
+    Raises UserError where the system refuses, such as for a full disk.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException as error:
+        for path in made:
+            with contextlib.suppress(OSError):  # not empty
+                path.rmdir()
+        if isinstance(error, OSError):
+            raise UserError(f"output={folder}: cannot be written ({error.strerror or error}).") from error
+        raise
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A file to write beside, renamed at the end: what was there before stays where this fails, and nothing else."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
+
+
+def _bytes(x: "Tensor") -> np.ndarray:
+    import torch
+
+    return x.clamp(0, 1).mul(255).round().to(torch.uint8).cpu().numpy()
