@@ -24,7 +24,7 @@ from vae_exp.errors import UserError
 from vae_exp.run import resume
 from vae_exp.run.folder import BEST, IMAGES, LAST, METRICS, SUMMARY, read_overrides, require_no_owner
 from vae_exp.run.writing import make_parents
-from vae_exp.sweep import jobs, plan
+from vae_exp.sweep import jobs, plan, processes
 
 log = logging.getLogger(__name__)
 ON_THIS_MACHINE = ("basic", "joblib", "submitit_local")  # launchers
@@ -68,6 +68,7 @@ def _main(arguments: list[str]) -> int:
         return _sweep(typed, cfg)
     if first != typed:
         compose("config", typed)  # which is refused: a sweep without -m
+    plan.require_no_sweep(typed)
     sys.argv[1:] = _to_resume(typed, cfg) if cfg.resume is not None else typed
     if cfg.resume is None:
         _check(cfg)
@@ -90,7 +91,8 @@ def _sweep(typed: list[str], cfg: DictConfig) -> int:
         raise UserError(f"resume={cfg.resume}: is of one run. A sweep goes on with sweep.resume={cfg.resume}.")
     config = _check(cfg, combinations=False)
     planned = plan.plan(typed, cfg)
-    if cfg.hydra.runtime.choices["hydra/launcher"] in ON_THIS_MACHINE:
+    launcher = cfg.hydra.runtime.choices["hydra/launcher"]
+    if launcher in ON_THIS_MACHINE:
         from vae_exp.config import build
 
         build.dataset(config)  # so that jobs side by side do not all download it; kept for those of this process
@@ -98,7 +100,8 @@ def _sweep(typed: list[str], cfg: DictConfig) -> int:
     sys.argv[1:] = ["--multirun", *planned.overrides]
     stopped, error = 0, None
     try:
-        _job()
+        with processes.told_of(planned, launcher, cfg.hydra.launcher.get("n_jobs")):
+            _job()
     except KeyboardInterrupt:
         stopped = 130
     except SystemExit as stop:

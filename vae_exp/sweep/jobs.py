@@ -18,6 +18,7 @@ from vae_exp.errors import UserError
 from vae_exp.run import resume
 from vae_exp.run.console import say
 from vae_exp.run.folder import BEST, read_overrides, read_summary, runs_below
+from vae_exp.sweep import processes
 from vae_exp.sweep.plan import Plan
 
 log = logging.getLogger(__name__)
@@ -37,18 +38,25 @@ def run_job(cfg: DictConfig, run_dir: Path, job: Any) -> float | None:
     job is Hydra's own configuration. Returns the best validation neg_elbo, which a search minimises, or None,
     which it counts as a failed trial.
     """
-    choices = job.runtime.choices
+    with processes.ends_with_its_sweep():
+        return _run_job(cfg, run_dir, job)
+
+
+def _run_job(cfg: DictConfig, run_dir: Path, job: Any) -> float | None:
+    tell = processes.tell
+    as_asked, choices = cfg, job.runtime.choices
     swept = [f"{key}={choices.get(key) or _shown(cfg, key)}" for key in cfg.sweep.over]
     changes: dict[str, Any] = {"sweep": {"over": swept}}  # with their values, for the run's name
     title = f"{_progress(cfg, run_dir, job.job.num)}  {'  '.join(swept)}"
     if cfg.sweep.resume:
+        processes.wait_for_owner(run_dir)
         before = read_summary(run_dir)
         if before is not None and before.finished and before.score is not None:
-            say(f"{title}  already finished")
+            tell(f"{title}  already finished")
             return before.score
         if resume.newest_checkpoint(run_dir):
             changes["resume"], title = str(run_dir), f"{title}  goes on"
-    say(title)
+    tell(title)
     for handler in logging.getLogger().handlers:  # the epochs of many jobs go to their train.log alone
         if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
             handler.setLevel(logging.WARNING)
@@ -60,14 +68,16 @@ def run_job(cfg: DictConfig, run_dir: Path, job: Any) -> float | None:
         _share_cores(cfg, job)
         summary = train(cfg, run_dir)
         value = summary.get("best/val_neg_elbo", summary["test/neg_elbo"])
-        say(f"      neg_elbo {value:.3f}  {time.time() - started:.1f} s")
+        tell(f"      neg_elbo {value:.3f}  {time.time() - started:.1f} s")
         return value
     except UserError as error:
+        if as_asked.sweep.resume and processes.has_owner(run_dir):  # another process was quicker to take it over
+            return _run_job(as_asked, run_dir, job)
         reason = str(error)
     except Exception as error:  # out of memory, or a bug: the traceback is in the job's train.log
         log.exception("The job failed.")
         reason = f"{type(error).__name__}: {error}"
-    say(f"      failed: {reason}")
+    tell(f"      failed: {reason}")
     from vae_exp.tracking.tracker import record_failure
 
     record_failure(cfg, run_dir, reason)
@@ -104,8 +114,7 @@ def _progress(cfg: DictConfig, run_dir: Path, number: int) -> str:
     text = f"job {number + 1}/{cfg.sweep.jobs or '?'}: {len(seconds)} done"
     text += f", {failed} failed" if failed else ""
     if seconds and cfg.sweep.jobs:
-        left = sum(seconds) / len(seconds) * max(0, cfg.sweep.jobs - len(seconds) - failed)
-        text += f", about {left / 60:.0f} min left" if left >= 90 else f", about {left:.0f} s left"
+        text += processes.time_left(sum(seconds) / len(seconds) * (cfg.sweep.jobs - len(seconds) - failed))
     return text
 
 
