@@ -5,15 +5,18 @@ import errno
 import gc
 import logging
 import os
+import platform
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from typing import Any
 
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from vae_exp import __version__
 from vae_exp.config.check import CONF_DIR, check_values, flatten, resolve
 from vae_exp.config.messages import compose, explain
 from vae_exp.config.rules import Rule
@@ -48,6 +51,12 @@ def exits(program: str, config_name: str) -> Iterator[None]:
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):  # what is left is W&B's own ending; nothing to tell of it
             signal.signal(number, signal.SIG_DFL)
+
+
+def versions() -> str:
+    """The versions of vae_exp and of what it stands on, found without importing them."""
+    found = [f"{name} {metadata.version(name)}" for name in ("torch", "hydra-core", "wandb")]
+    return f"vae_exp {__version__} ({', '.join(found)}, Python {platform.python_version()})"
 
 
 def run(program: str, config_name: str, rules: dict[str, Rule], about: str, work: Callable[[Any], object]) -> None:

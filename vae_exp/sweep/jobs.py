@@ -11,8 +11,10 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from vae_exp.comparing import comparable
 from vae_exp.comparing import runs as results
 from vae_exp.comparing.runs import Run
+from vae_exp.comparing.terminal import table, wrapped
 from vae_exp.config.keys import WandbKeys
 from vae_exp.errors import UserError
 from vae_exp.run import resume
@@ -23,6 +25,7 @@ from vae_exp.sweep.plan import Plan
 
 log = logging.getLogger(__name__)
 PRINTED_COLUMNS = ("val/neg_elbo", "test/neg_elbo", "test/reconstruction", "test/kl", "seconds")
+MOST_BESTS = 5  # that are told of: where runs do not compare there may be as many as jobs
 
 
 def start(planned: Plan) -> None:
@@ -129,28 +132,32 @@ def finish(planned: Plan, wandb: WandbKeys, stopped: bool = False) -> int:
     results.write_csv(planned.folder / "results.csv", runs, [*columns, "reason"], base=planned.folder)
 
     folded = results.fold_seeds(runs)
-    metric = results.metric_of(runs)
-    best = results.best(folded, metric)
+    metric = comparable.metric_of(runs)
+    bests = comparable.bests(folded)
     keys = _columns([key for key in planned.keys if key not in results.SEEDS], folded)
     shown = [*keys, *(name for name in PRINTED_COLUMNS if any(name in run.metrics for run in runs))]
     shown += ["state", "reason"] if done < len(runs) else []
     if runs:
-        say("\n" + results.table(results.sort_runs(folded, metric), shown, best) + "\n")
+        rows = results.sort_runs(folded, metric)
+        say("\n" + table(rows, shown, bests, metric, f"{planned.folder}/results.csv"))
+        say("\n".join(wrapped([why] if (why := comparable.why_several(folded)) else [])))
     say(f"{done} of {planned.jobs} jobs finished; table {planned.folder}/results.csv")
     if done < planned.jobs and not planned.search:
         say(f"go on   the same command with sweep.resume={planned.folder}")
-    if best:
-        _say_best(planned, best, metric)
-    if best and not stopped:
+    for best in bests[:MOST_BESTS]:
+        _say_best(planned, best)
+    if bests:
+        say(f"compare vae-compare {planned.folder} --html report.html")
+    if bests and not stopped:
         from vae_exp.comparing import plots
         from vae_exp.tracking.wandb_afterwards import publish_sweep
 
         figures = plots.of_sweep(folded, runs, keys, metric, planned.folder)
         for figure in figures:
             say(f"figure  {figure}")
-        rows = [[run.value(column) for column in shown] for run in folded]
-        numbers = {f"best/{column}": best.value(column) for column in shown}
-        publish_sweep(planned.name, wandb, shown, rows, figures, numbers | {"done": done, "jobs": planned.jobs})
+        numbers = {f"best/{column}": bests[0].value(column) for column in shown} if len(bests) == 1 else {}
+        lines = [[run.value(column) for column in shown] for run in folded]
+        publish_sweep(planned.name, wandb, shown, lines, figures, numbers | {"done": done, "jobs": planned.jobs})
     return 0 if done >= planned.jobs or (planned.search and done) else 1
 
 
@@ -165,14 +172,13 @@ def _read_jobs(planned: Plan) -> list[Run]:
     return sorted(runs, key=lambda run: ([results.order(run.value(key)) for key in planned.keys], str(run.folder)))
 
 
-def _say_best(planned: Plan, best: Run, metric: str) -> None:
+def _say_best(planned: Plan, best: Run) -> None:
     """Where the best run is, and what to type next."""
-    one = results.best(best.members, metric) or best  # of the best settings the best seed
+    one = comparable.best(best.members, comparable.metric_of(best.members)) or best  # of these settings the best seed
     say(f"best    {one.folder}/{BEST}")
     if typed := read_overrides(one.folder):
         overrides = [word for word in typed if not word.startswith("sweep.")]
         say(f"again   vae-train {shlex.join(overrides + planned.single)}")
-    say(f"compare vae-compare {planned.folder} --html report.html")
 
 
 def _columns(keys: list[str], runs: list[Run]) -> list[str]:

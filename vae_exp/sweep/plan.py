@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any, cast
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -148,8 +149,8 @@ def _require_folders_of_ours(typed: list[str]) -> None:
 
 def _chosen_folder(cfg: DictConfig) -> Path | None:
     """The folder that hydra.sweep.dir asks for, on the command line or in a preset; None where nobody does."""
-    written = OmegaConf.to_container(cfg.hydra.sweep, resolve=False)
-    if str(dict(written)["dir"]).startswith(HYDRAS_OWN_DIR + "${now"):
+    written = cast("dict[str, Any]", OmegaConf.to_container(cfg.hydra.sweep, resolve=False))
+    if str(written["dir"]).startswith(HYDRAS_OWN_DIR + "${now"):
         return None
     if not str(cfg.hydra.sweep.dir).strip():
         raise UserError(f"{DIR}='{cfg.hydra.sweep.dir}': it takes the path of a folder.")
