@@ -9,18 +9,21 @@ from pathlib import Path
 
 import yaml
 
+from vae_exp.comparing import comparable
 from vae_exp.comparing.runs import (
+    LATEST,
+    NAME,
+    REASON,
     RESULTS,
+    STATE,
     Run,
-    best,
     differing,
     fold_seeds,
-    metric_of,
     read_runs,
     sort_runs,
-    table,
     write_csv,
 )
+from vae_exp.comparing.terminal import table, wrapped
 from vae_exp.config.check import closest
 from vae_exp.errors import UserError
 
@@ -36,6 +39,11 @@ OPERATORS: dict[str, Callable] = {
 
 def main() -> None:
     """Exit code 0, or 1 with one message."""
+    if "--version" in sys.argv[1:]:
+        from vae_exp.commands.shared import versions  # here, because it imports Hydra
+
+        print(versions())
+        return
     try:
         compare(_arguments().parse_args())
     except UserError as error:
@@ -50,7 +58,10 @@ def _arguments() -> argparse.ArgumentParser:
         description="Lay runs side by side: the configuration keys that differ between them, and their results.",
         epilog="example: vae-compare outputs/sweeps/... --fold-seeds --filter 'optimizer.lr<=1e-3' --html report.html",
     )
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="run folders, sweep folders, or folders of them")
+    parser.add_argument(
+        "paths", nargs="+", metavar="PATH", help=f"run folders, sweep folders, folders of them, or {LATEST}"
+    )
+    parser.add_argument("--version", action="store_true", help="print the versions of vae_exp and what it stands on")
     parser.add_argument("--sort", metavar="COLUMN", help="val/neg_elbo unless told; the lowest comes first")
     parser.add_argument("--descending", action="store_true", help="the highest comes first")
     parser.add_argument(
@@ -70,27 +81,34 @@ def compare(options: argparse.Namespace) -> None:
 
     Raises UserError for a folder without runs, an unknown column, a filter that no run passes, an unwritable file.
     """
-    runs = read_runs(options.paths)
+    runs, damaged = read_runs(options.paths)
+    for line in damaged:
+        print(f"left out: {line}", file=sys.stderr)
     for test in options.filter:
         runs = _filter(runs, test)
     single = runs
     runs = fold_seeds(runs) if options.fold_seeds else runs
-    known = [*dict.fromkeys(key for run in runs for key in run.config), *RESULTS, "state", "reason"]
-    metric = metric_of(runs)
+    known = [NAME, *dict.fromkeys(key for run in runs for key in run.config), *RESULTS, STATE, REASON]
+    metric = comparable.metric_of(runs)
     runs = sort_runs(runs, _known(options.sort or metric, known), options.descending)
 
     columns = [*differing(runs), *(name for name in RESULTS if any(name in run.metrics for run in runs))]
     if any(not run.finished for run in runs):
-        columns += ["state", "reason"]
+        columns += [STATE, REASON]
     if options.columns:
         columns = [_known(column, known) for column in options.columns.split(",")]
-    print(table(runs, columns, marked=best(runs, metric) if len(runs) > 1 else None))
+    marked = comparable.bests(runs) if len(runs) > 1 else []
+    print(table(runs, columns, marked, None if options.columns else metric))
+    if why := comparable.why_several(runs):
+        print("\n".join(wrapped([why])))
     if options.csv:
         _write(options.csv, lambda path: write_csv(path, runs, columns))
     if options.html:
         from vae_exp.comparing import html
 
-        _write(options.html, lambda path: path.write_text(html.page(runs, single, columns, metric), encoding="utf-8"))
+        _write(
+            options.html, lambda path: path.write_text(html.page(runs, len(single), columns, metric), encoding="utf-8")
+        )
 
 
 def _filter(runs: list[Run], test: str) -> list[Run]:
@@ -99,7 +117,7 @@ def _filter(runs: list[Run], test: str) -> list[Run]:
     if not found:
         raise UserError(f"--filter {test}: write KEY=VALUE, or <, >, <=, >=, != in place of =.")
     key, sign, text = found.groups()
-    _known(key, [*dict.fromkeys(k for run in runs for k in run.config), *RESULTS, "state"])
+    _known(key, [*dict.fromkeys(k for run in runs for k in run.config), *RESULTS, NAME, STATE])
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:

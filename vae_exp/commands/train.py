@@ -27,7 +27,7 @@ from vae_exp.errors import UserError
 from vae_exp.run import resume
 from vae_exp.run.folder import read_overrides, require_no_owner
 from vae_exp.run.writing import make_parents
-from vae_exp.sweep import jobs, plan
+from vae_exp.sweep import jobs, plan, processes
 
 log = logging.getLogger(__name__)
 RUN_HAS_BEGUN: list[bool] = []  # empty while Hydra is at work alone
@@ -68,6 +68,7 @@ def _main(arguments: list[str]) -> int:
         return _sweep(typed, cfg)
     if first != typed:
         compose("config", typed)  # which is refused: a sweep without -m
+    plan.require_no_sweep(typed)
     sys.argv[1:] = _to_resume(typed, cfg) if cfg.resume is not None else typed
     if cfg.resume is None:
         _check(cfg)
@@ -117,7 +118,8 @@ def _sweep(typed: list[str], cfg: DictConfig) -> int:
         if cfg.hydra[kind] is None:
             raise UserError(f"hydra.{kind}=null: a sweep needs one. Leave it out, or choose with hydra/{kind}=NAME.")
     planned = plan.plan(typed, cfg)
-    if cfg.hydra.runtime.choices["hydra/launcher"] in ON_THIS_MACHINE:
+    launcher = cfg.hydra.runtime.choices["hydra/launcher"]
+    if launcher in ON_THIS_MACHINE:
         from vae_exp.config import build
 
         build.dataset(config)  # so that jobs side by side do not all download it; kept for those of this process
@@ -125,7 +127,8 @@ def _sweep(typed: list[str], cfg: DictConfig) -> int:
     sys.argv[1:] = ["--multirun", *planned.overrides]
     stopped, error = 0, None
     try:
-        _job()
+        with processes.told_of(planned, launcher, cfg.hydra.launcher.get("n_jobs")):
+            _job()
     except KeyboardInterrupt:
         stopped = 130
     except SystemExit as stop:
@@ -144,7 +147,7 @@ def _require_options(typed: list[str]) -> None:
     for word in parse(typed):
         if word.is_sweep_override() and check.options(word.key_or_group):
             others = _without(plan.first_job(typed), {word.key_or_group})
-            for option in plan.values_of(word):
+            for option in values_of(word):
                 compose("config", [*others, f"{word.get_key_element()}={option}"])
 
 

@@ -1,17 +1,14 @@
 """One self-contained page that compares runs: a table to sort and filter, curves, swept keys, pictures."""
 
 import base64
-import math
-from collections.abc import Callable
 from html import escape
-from typing import Any
 
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
-
-from vae_exp.comparing.plots import is_logarithmic
+from vae_exp.comparing import comparable, curves
+from vae_exp.comparing.curves import label, text
+from vae_exp.comparing.names import short_names
 from vae_exp.comparing.runs import RESULTS, Run, differing, sort_runs
 
+LONGEST_NAME = 44  # characters; the whole name is shown where the mouse points
 PICTURES = {"test_reconstructions": "test images, reconstructions below", "samples": "samples from the prior"}
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 1200px; padding: 0 1rem; color: #222 }
@@ -20,11 +17,16 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums } .scroll 
 th { cursor: pointer; text-align: right; border-bottom: 2px solid #888; padding: .3rem .8rem; white-space: nowrap }
 td { text-align: right; padding: .2rem .8rem; border-bottom: 1px solid #ddd; white-space: nowrap }
 td.reason { max-width: 20rem; overflow: hidden; text-overflow: ellipsis }
-th:first-child, td:first-child { text-align: left } tr.best { background: #fff3c4 }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff }
+td:first-child { min-width: min(22rem, 40vw); white-space: normal; overflow-wrap: anywhere }
+tr.best, tr.best td:first-child { background: #fff3c4 }
 th[data-order="1"]::after { content: " \\25B2" } th[data-order="-1"]::after { content: " \\25BC" }
-#filter { padding: .4rem; width: 22rem; margin-bottom: .8rem }
-.sheet { display: grid; grid-template-columns: repeat(auto-fill, minmax(270px, 1fr)); gap: 1.4rem }
-figure { margin: 0 } figure img { width: 100%; image-rendering: pixelated } figcaption { font-size: 13px }
+#filter { padding: .4rem; width: 22rem; max-width: 100%; box-sizing: border-box; margin-bottom: .8rem }
+.curves { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 430px), 1fr)); gap: 1rem }
+.curves > div { min-width: 0 } .wide > div { min-width: 600px }
+.sheet { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 270px), 1fr)); gap: 1.4rem }
+figure { margin: 0 } figure img { width: 100%; image-rendering: pixelated }
+figcaption { font-size: 13px; overflow-wrap: anywhere }
 """
 # Sorting by a click on a column's head, and one box that filters the rows and the pictures.
 SCRIPT = """
@@ -53,55 +55,59 @@ document.querySelector("#filter").oninput = event => {
 """
 
 
-def page(rows: list[Run], runs: list[Run], columns: list[str], metric: str) -> str:
-    """The page: rows are what the table shows (perhaps folded over seeds), runs each run by itself."""
-    keys = differing(runs)
-    runs = sort_runs(runs, metric)
+def page(rows: list[Run], count: int, columns: list[str], metric: str) -> str:
+    """The page of so many runs: what the table's rows are, perhaps folded over seeds, all the figures show too."""
+    keys = differing(rows)
+    runs = sort_runs(rows, metric)
     measured = [run for run in runs if metric in run.metrics]
-    figures = [_curves(runs, keys, metric)]
-    if len(measured) > 1 and keys:
-        figures.append(_parallel(measured, keys, metric))
-    drawn = [figure.to_html(full_html=False, include_plotlyjs=i == 0) for i, figure in enumerate(figures)]
-    titles = ["Training", "Swept keys and results"]
-    parts = [f"<h2>{title}</h2>{html}" for title, html in zip(titles, drawn, strict=False)]
+    drawn = [curves.over_epochs(runs, keys, name) for name in (metric, "train_epoch/neg_elbo")]
+    has_swept = len(measured) > 1 and bool(keys)
+    drawn += [curves.parallel(measured, keys, metric)] if has_swept else []
+    parts = [
+        figure.to_html(full_html=False, include_plotlyjs=i == 0, config={"responsive": True})
+        for i, figure in enumerate(drawn)
+    ]
+    swept = f'<h2>Swept keys and results</h2><div class="scroll wide">{parts[2]}</div>' if has_swept else ""
+    folded = " Runs that differ in their seed alone are one: the mean, with a band of one standard deviation."
+    why = comparable.why_several(rows)
     return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{len(runs)} VAE runs</title>'
-        f"<style>{STYLE}</style><h1>{len(runs)} runs</h1>"
-        f"<p>Nats per image; lower is better. Click a column to sort by it.</p>{_table(rows, columns, keys, metric)}"
-        f"{''.join(parts)}<h2>Pictures</h2><p>Test images above their reconstructions by the best epoch; "
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{count} VAE runs</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style>'
+        f"<h1>{count} runs</h1><p>Nats per image; lower is better. Click a column to sort by it."
+        f"{folded if any(run.members for run in rows) else ''}</p>{f'<p>{escape(why)}</p>' if why else ''}"
+        f"{_table(rows, columns, keys)}"
+        f'<h2>Training</h2><div class="curves">{"".join(f"<div>{part}</div>" for part in parts[:2])}</div>{swept}'
+        f"<h2>Pictures</h2><p>Test images above their reconstructions by the best epoch; "
         f"samples of the last epoch.</p>{_sheet(runs, keys, metric)}"
         f"<script>{SCRIPT}</script></html>"
     )
 
 
-def _label(run: Run, keys: list[str]) -> str:
-    settings = [f"{key.rsplit('.', 1)[-1]}={_text(run.value(key))}" for key in keys if run.value(key) is not None]
-    return " ".join(settings) or run.folder.name
+def _name(run: Run) -> str:
+    return f"{run.name} ({run.seeds} seeds)" if run.seeds > 1 else run.name
 
 
-def _text(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _table(rows: list[Run], columns: list[str], keys: list[str], metric: str) -> str:
-    lowest = min((run.metrics[metric] for run in rows if metric in run.metrics), default=None)
+def _table(rows: list[Run], columns: list[str], keys: list[str]) -> str:
+    """Results before settings, so that a narrow window shows them."""
+    bests = comparable.bests(rows) if len(rows) > 1 else []
+    columns = [*(c for c in columns if c in RESULTS), *(c for c in columns if c not in (*RESULTS, "run"))]
     head = "".join(f"<th>{escape(name)}</th>" for name in ["run", *columns])
     lines = []
-    for run in rows:
-        name = f"{run.seeds} seeds" if run.members else run.folder.name
-        cells = [f'<td data-value="{escape(name)}">{escape(name)}</td>']
+    for run, short in zip(rows, short_names([_name(run) for run in rows], LONGEST_NAME), strict=True):
+        name = _name(run)
+        cells = [f'<td title="{escape(name)}" data-value="{escape(name)}">{escape(short)}</td>']
         for column in columns:
             value = run.value(column)
-            shown = "" if value is None else _text(value)
+            shown = "" if value is None else text(value)
             if column in RESULTS and value is not None:
                 shown = f"{value:.3f}" + (f" ± {run.spread[column]:.3f}" if column in run.spread else "")
             plain, kind = (
-                escape(_text(value) if value is not None else ""),
+                escape(text(value) if value is not None else ""),
                 ' class="reason"' if column == "reason" else "",
             )
             cells.append(f'<td{kind} title="{plain}" data-value="{plain}">{escape(shown)}</td>')
-        mark = ' class="best"' if lowest is not None and run.metrics.get(metric) == lowest else ""
-        search = escape(" ".join([name, run.state, *(f"{k}={_text(run.value(k))}" for k in keys)]))
+        mark = ' class="best"' if any(run is best for best in bests) else ""
+        search = escape(" ".join([name, run.state, *(f"{k}={text(run.value(k))}" for k in keys)]))
         lines.append(f'<tr{mark} data-run="{search}">{"".join(cells)}</tr>')
     return (
         '<input id="filter" placeholder="filter, such as z_dim=10 finished"><div class="scroll">'
@@ -109,67 +115,21 @@ def _table(rows: list[Run], columns: list[str], keys: list[str], metric: str) ->
     )
 
 
-def _curves(runs: list[Run], keys: list[str], metric: str) -> go.Figure:
-    figure = make_subplots(1, 2, subplot_titles=(metric, "train neg_elbo"), horizontal_spacing=0.07)
-    colors = ["#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7", "#a463f2", "#97bbf5", "#9c6b4e"]
-    for i, run in enumerate(runs):
-        label = _label(run, keys)
-        for column, name in ((1, metric), (2, "train_epoch/neg_elbo")):
-            points = run.history(name)
-            line = go.Scatter(
-                x=[epoch for epoch, _ in points],
-                y=[value for _, value in points],
-                name=label,
-                legendgroup=str(run.folder),
-                showlegend=column == 1,
-                line={"color": colors[i % len(colors)]},
-                hovertemplate="%{y:.3f} at epoch %{x}<extra>" + escape(label) + "</extra>",
-            )
-            figure.add_trace(line, 1, column)
-    figure.update_xaxes(title_text="epoch")
-    return figure.update_layout(height=460, margin={"t": 40, "r": 10})
-
-
-def _parallel(runs: list[Run], keys: list[str], metric: str) -> go.Figure:
-    numbers = [run.metrics[metric] for run in runs]
-    axes = [_axis(key, [run.value(key) for run in runs]) for key in keys]
-    axes.append({"label": metric, "values": numbers})
-    # A run that went far off would leave all the others one colour.
-    top = sorted(numbers)[math.ceil(0.9 * (len(numbers) - 1))]
-    line = {"color": numbers, "colorscale": "Viridis", "cmax": top, "cmin": min(numbers), "showscale": True}
-    return go.Figure(go.Parcoords(dimensions=axes, line=line)).update_layout(height=420, margin={"t": 60})
-
-
-def _axis(key: str, values: list[Any]) -> dict[str, Any]:
-    """One axis: numbers on their own or a logarithmic scale, anything else by name."""
-    numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
-    ticks = sorted(set(values)) if numeric else sorted({_text(v) for v in values})
-    if not numeric:
-        places = [ticks.index(_text(v)) for v in values]
-        return {"label": key, "values": places, "tickvals": list(range(len(ticks))), "ticktext": ticks}
-    scale: Callable[[Any], float] = math.log10 if is_logarithmic(values) else float
-    ticks = ticks if len(ticks) <= 12 else [ticks[0], ticks[-1]]
-    return {
-        "label": key,
-        "values": [scale(v) for v in values],
-        "tickvals": [scale(v) for v in ticks],
-        "ticktext": [f"{v:g}" for v in ticks],
-    }
-
-
 def _sheet(runs: list[Run], keys: list[str], metric: str) -> str:
     figures = []
     for run in runs:
-        label = _label(run, keys)
+        shown = comparable.best(run.members, comparable.metric_of(run.members)) or run  # of several seeds the best
         pictures = []
         for name, caption in PICTURES.items():
-            drawn = sorted((run.folder / "images").glob(f"{name}_*.png"))
+            drawn = sorted((shown.folder / "images").glob(f"{name}_*.png"))
             if drawn:
                 data = base64.b64encode(drawn[-1].read_bytes()).decode()
                 pictures.append(f'<img alt="{escape(caption)}" title="{caption}" src="data:image/png;base64,{data}">')
         if not pictures:
             continue
-        text = escape(label + (f": {run.metrics[metric]:.2f}" if metric in run.metrics else f": {run.state}"))
-        search = escape(" ".join([run.folder.name, *(f"{k}={_text(run.value(k))}" for k in keys), run.state]))
-        figures.append(f'<figure data-run="{search}"><figcaption>{text}</figcaption>{"".join(pictures)}</figure>')
+        says = f"{label(run, keys)}: " + (f"{run.metrics[metric]:.2f}" if metric in run.metrics else run.state)
+        says += f", of {shown.folder.name}" if run.seeds > 1 else ""
+        search = escape(" ".join([_name(run), *(f"{k}={text(run.value(k))}" for k in keys), run.state]))
+        says = f'<figcaption title="{escape(run.name)}">{escape(says)}</figcaption>'
+        figures.append(f'<figure data-run="{search}">{says}{"".join(pictures)}</figure>')
     return f'<div class="sheet">{"".join(figures)}</div>'

@@ -9,6 +9,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from vae_exp.comparing import comparable
 from vae_exp.comparing.runs import Run
 
 
@@ -50,13 +51,14 @@ def _heat_map(runs: list[Run], x_key: str, y_key: str, metric: str) -> plt.Figur
     mesh = axes.pcolormesh(_edges(xs), _edges(ys), cells, cmap="viridis_r", vmax=top)
     _number_axis(axes.xaxis, xs, x_key)
     _number_axis(axes.yaxis, ys, y_key)
-    lowest = np.nanmin(cells)
+    bests = {(ys.index(run.value(y_key)), xs.index(run.value(x_key))) for run in comparable.bests(runs)}
     for (row, column), value in np.ndenumerate(cells):
         if np.isfinite(value):
             strength = mesh.norm(value)
             ink = "white" if strength is not None and float(np.clip(strength, 0, 1)) > 0.5 else "black"
-            weight = "bold" if value == lowest else "normal"
-            label = f"{value:.2f}" + ("\nbest" if value == lowest else "")
+            is_best = (row, column) in bests
+            weight = "bold" if is_best else "normal"
+            label = f"{value:.2f}" + ("\nbest" if is_best else "")
             axes.text(xs[column], ys[row], label, ha="center", va="center", color=ink, weight=weight)
     figure.colorbar(mesh, label=f"{metric}, nats per image", extend="max" if top is not None else "neither")
     axes.set_title(f"{metric}, lower is better")
@@ -68,10 +70,9 @@ def _scatter(runs: list[Run], x_key: str, y_key: str, metric: str) -> plt.Figure
     xs, ys, numbers = ([run.value(key) for run in runs] for key in (x_key, y_key, metric))
     figure, axes = plt.subplots(figsize=(6, 4.5), layout="constrained")
     points = axes.scatter(xs, ys, c=numbers, cmap="viridis_r", s=60, vmax=np.quantile(numbers, 0.9))
-    lowest = int(np.argmin(numbers))
-    axes.scatter(
-        xs[lowest], ys[lowest], s=220, facecolors="none", edgecolors="black", label=f"best: {numbers[lowest]:.2f}"
-    )
+    for best in comparable.bests(runs):
+        x, y, label = best.value(x_key), best.value(y_key), f"best: {best.metrics[metric]:.2f}"
+        axes.scatter([x], [y], s=220, facecolors="none", edgecolors="black", label=label)
     axes.set(xlabel=x_key, ylabel=y_key, title=f"{metric}, lower is better")
     axes.set_xscale("log" if 0 < 30 * min(xs) < max(xs) else "linear")
     axes.set_yscale("log" if 0 < 30 * min(ys) < max(ys) else "linear")
@@ -99,7 +100,8 @@ def _curves(folded: list[Run], runs: list[Run], key: str, metric: str) -> plt.Fi
         if values.size:
             color = plt.get_cmap("viridis")(i / max(len(folded) - 1, 1) * 0.9)
             ticks = [epoch for epoch, _ in same[0][:epochs]]
-            over_epochs.plot(ticks, values.mean(0), color=color, label=f"{key}={run.value(key):g}")
+            marker = "o" if len(ticks) == 1 else None  # a line through one point is none
+            over_epochs.plot(ticks, values.mean(0), marker=marker, color=color, label=f"{key}={run.value(key):g}")
             over_epochs.fill_between(ticks, values.min(0), values.max(0), color=color, alpha=0.2)
     over_epochs.set_xlabel("epoch")
     over_epochs.set_title("over training, band: all seeds")

@@ -3,16 +3,20 @@
 import contextlib
 import csv
 import json
+import math
+import os
+import re
 import statistics
-import textwrap
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vae_exp.comparing.names import common_start
 from vae_exp.config.check import flatten
 from vae_exp.errors import UserError
-from vae_exp.run.folder import CONFIG, METRICS, SUMMARY, read_config, read_summary, runs_below
+from vae_exp.run.folder import CONFIG, METRICS, OUTPUTS, SUMMARY, read_config, read_summary, runs_below
 
 # Results as columns: their names, and where summary.json has them.
 RESULTS = {
@@ -26,6 +30,8 @@ RESULTS = {
 # Of a run's configuration these say how it was logged, not what it was.
 NOT_COMPARED = ("wandb.", "sweep.", "resume")
 SEEDS = ("seed", "dataset.seed")
+NAME, STATE, REASON = "run", "state", "reason"
+LATEST = "latest"
 
 
 @dataclass
@@ -40,50 +46,91 @@ class Run:
     spread: dict[str, float] = field(default_factory=dict)  # standard deviations over seeds
     seeds: int = 1
     members: list["Run"] = field(default_factory=list)  # the runs that were folded into this one
+    name: str = ""  # no other run that is shown beside it has the same
+
+    def __post_init__(self) -> None:
+        self.name = self.name or self.folder.name
 
     @property
     def finished(self) -> bool:
         return self.state == "finished"
 
     def value(self, column: str) -> Any:
-        """What a column shows of this run: a key of its configuration, a metric, or state."""
-        if column in ("state", "reason"):
-            return getattr(self, column)
+        """What a column shows of this run: a key of its configuration, a metric, its name, its state or the reason."""
+        if column in (NAME, STATE, REASON):
+            return {NAME: self.name, STATE: self.state, REASON: self.reason}[column]
         return self.metrics.get(column) if column in RESULTS else self.config.get(column)
 
     def history(self, name: str) -> list[tuple[float, float]]:
         """(epoch, value) of a logged number, over the run; nothing for a run that failed before it logged any."""
         path = self.folder / METRICS
         points = []
-        for line in path.read_text().splitlines() if path.exists() else ():
+        for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
             with contextlib.suppress(ValueError):  # the last line of a killed run may not be whole
                 row = json.loads(line)
-                points += [(row["epoch"], row[name])] if name in row else []
+                if isinstance(row, dict) and is_finite(row.get("epoch")) and is_finite(row.get(name)):
+                    points.append((row["epoch"], row[name]))
         return points
 
 
-def read_runs(paths: Iterable[str | Path]) -> list[Run]:
-    """Every run in the folders and the folders below. Raises UserError where there is none."""
-    runs = []
+def read_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
+    """Every run in the folders and the folders below, and a line for each that is damaged.
+
+    Raises UserError where there is none that can be read.
+    """
+    runs, damaged = {}, {}
     for path in map(Path, paths):
+        path = newest() if str(path) == LATEST else path
         if not path.exists():
             raise UserError(f"{path}: there is no such file or folder.")
         folder = path if path.is_dir() else path.parent
         found = runs_below(folder)
         if not found:
             raise UserError(f"{path}: no run in it (a run's folder has a {SUMMARY}).")
-        runs += [read_run(run) for run in found]
-    return sorted({run.folder.resolve(): run for run in runs}.values(), key=lambda run: str(run.folder))
+        for run in found:
+            try:
+                runs[run.resolve()] = read_run(run)
+            except UserError as error:  # the others are compared all the same
+                damaged[run.resolve()] = str(error)
+    if not runs:
+        raise UserError("\n".join(damaged.values()))
+    _name(list(runs.values()))
+    return sorted(runs.values(), key=lambda run: str(run.folder)), list(damaged.values())
 
 
 def read_run(folder: Path) -> Run:
     """One run's folder. Raises UserError where its files are damaged."""
     summary, config = read_summary(folder), read_config(folder)
-    if summary is None or config is None:
-        raise UserError(f"{folder}: not a run of vae_exp, or a damaged one: {SUMMARY} or {CONFIG} cannot be read.")
-    numbers = summary.results | {"seconds": summary.seconds}
-    metrics = {name: numbers[key] for name, key in RESULTS.items() if key in numbers}
+    wrong = None
+    if summary is None or not isinstance(config, dict):
+        wrong = f"{SUMMARY if summary is None else CONFIG} cannot be read"
+    else:
+        numbers = summary.results | {"seconds": summary.seconds}
+        metrics = {name: numbers[key] for name, key in RESULTS.items() if key in numbers}
+        not_numbers = [f"{name} is {value}" for name, value in metrics.items() if not is_finite(value)]
+        if not_numbers or not isinstance(summary.state, str):
+            wrong = f"in its {SUMMARY} {', '.join(not_numbers) or f'state is {summary.state}'}"
+    if wrong or summary is None or config is None:
+        raise UserError(f"{folder}: not a run of vae_exp, or a damaged one: {wrong}.")
     return Run(folder, _short(flatten(config)), summary.state, summary.reason, metrics)
+
+
+def newest() -> Path:
+    """What `latest` means: the folder of the newest run that has results, or of its sweep. Raises UserError."""
+    for folder in runs_below(OUTPUTS):
+        summary, config = read_summary(folder), read_config(folder)
+        if summary is not None and isinstance(config, dict) and is_finite(summary.score):
+            sweep = config.get("sweep")
+            return folder.parent if isinstance(sweep, dict) and sweep.get("jobs") else folder
+    raise UserError(f"{LATEST}: no run in {OUTPUTS} has results.")
+
+
+def _name(runs: list[Run]) -> None:
+    """Name runs by their folders, below the folder that holds them all."""
+    folders = [run.folder.resolve() for run in runs]
+    above = os.path.commonpath([folder.parent for folder in folders])
+    for run, folder in zip(runs, folders, strict=True):
+        run.name = folder.relative_to(above).as_posix()
 
 
 def _short(config: dict[str, Any]) -> dict[str, Any]:
@@ -116,7 +163,12 @@ def fold_seeds(runs: list[Run]) -> list[Run]:
     for run in runs:
         config = {key: value for key, value in run.config.items() if key not in SEEDS}
         groups.setdefault(json.dumps(config, sort_keys=True, default=str), []).append(run)
-    return [_fold(group) for group in groups.values()]
+    folded = [_fold(group) for group in groups.values()]
+    known = Counter(run.name for run in folded)
+    for run, group in zip(folded, groups.values(), strict=True):
+        if not run.name or known[run.name] > 1:
+            run.name = f"{group[0].name} and {len(group) - 1} more" if len(group) > 1 else group[0].name
+    return folded
 
 
 def _fold(group: list[Run]) -> Run:
@@ -131,7 +183,12 @@ def _fold(group: list[Run]) -> Run:
             metrics[name] = statistics.fmean(values)
         if len(values) > 1:
             spread[name] = statistics.stdev(values)
-    return Run(group[0].folder, config, state if done else group[0].state, reason, metrics, spread, len(done), done)
+    state = state if done else group[0].state
+    folded = Run(group[0].folder, config, state, reason, metrics, spread, len(done), done)
+    # z_dim-2_seed-0 and z_dim-2_seed-1 become z_dim-2
+    alike = common_start([run.name for run in group])
+    folded.name = re.sub(r"[_/-]*(dataset\.)?seed-?\d*$", "", alike) if len(group) > 1 else group[0].name
+    return folded
 
 
 def sort_runs(runs: list[Run], column: str, descending: bool = False) -> list[Run]:
@@ -143,55 +200,20 @@ def sort_runs(runs: list[Run], column: str, descending: bool = False) -> list[Ru
 
 def order(value: Any) -> tuple:
     """A place for any value: numbers by size, then the rest by name, so that mixed columns can be sorted."""
-    return (0, value, "") if _is_number(value) else (1, 0, str(value))
+    return (0, value, "") if is_number(value) else (1, 0, str(value))
 
 
-def best(runs: list[Run], column: str = "val/neg_elbo") -> Run | None:
-    """The finished run with the lowest number; of folded runs those whose seeds all finished come first."""
-    having = [run for run in runs if run.metrics.get(column) is not None and (run.finished or run.members)]
-    having = [run for run in having if run.finished] or having
-    return min(having, key=lambda run: run.metrics[column], default=None)
-
-
-def metric_of(runs: list[Run]) -> str:
-    """What runs are compared by: the validation neg_elbo, or the test's where nothing was held out for validation."""
-    return "val/neg_elbo" if any("val/neg_elbo" in run.metrics for run in runs) else "test/neg_elbo"
-
-
-def table(runs: list[Run], columns: list[str], marked: Run | None = None) -> str:
-    """A table for people; the marked run's row begins with best."""
-    rows = [["best" if run is marked else "", *(_cell(run, column) for column in columns)] for run in runs]
-    lines = [["", *columns], *rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(columns) + 1)]
-    right = [True, *(all(_is_number(run.value(c)) or run.value(c) is None for run in runs) for c in columns)]
-    padded = (
-        [cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(line, widths, right, strict=True)]
-        for line in lines
-    )
-    return "\n".join("  ".join(line).rstrip() for line in padded)
-
-
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _cell(run: Run, column: str) -> str:
-    value = run.value(column)
-    if value is None:
-        return "-"
-    if column == "reason":
-        return textwrap.shorten(str(value), 70, placeholder=" …")
-    if not isinstance(value, float):
-        return str(value)
-    if column not in RESULTS:
-        return f"{value:g}"
-    digits = 1 if column in ("seconds", "test/active_units") else 3
-    spread = f" ± {run.spread[column]:.{digits}f}" if column in run.spread and digits == 3 else ""
-    return f"{value:.{digits}f}{spread}"
+def is_finite(value: Any) -> bool:
+    return is_number(value) and math.isfinite(value)
 
 
 def write_csv(path: Path, runs: list[Run], columns: list[str], base: Path | None = None) -> None:
     """One row a run, with full precision; folders relative to base. Runs folded over seeds get their spread too."""
+    columns = [column for column in columns if column != NAME]  # the first one names the folder
     spread = [column for column in columns if any(column in run.spread for run in runs)]
     with path.open("w", newline="") as file:
         writer = csv.writer(file)

@@ -11,17 +11,21 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from vae_exp.comparing import comparable
 from vae_exp.comparing import runs as results
 from vae_exp.comparing.runs import Run
+from vae_exp.comparing.terminal import table, wrapped
 from vae_exp.config.keys import WandbKeys
 from vae_exp.errors import UserError
 from vae_exp.run import resume
 from vae_exp.run.console import say
 from vae_exp.run.folder import BEST, read_overrides, read_summary, runs_below
+from vae_exp.sweep import processes
 from vae_exp.sweep.plan import Plan
 
 log = logging.getLogger(__name__)
 PRINTED_COLUMNS = ("val/neg_elbo", "test/neg_elbo", "test/reconstruction", "test/kl", "seconds")
+MOST_BESTS = 5  # that are told of: where runs do not compare there may be as many as jobs
 
 
 def start(planned: Plan) -> None:
@@ -37,18 +41,25 @@ def run_job(cfg: DictConfig, run_dir: Path, job: Any) -> float | None:
     job is Hydra's own configuration. Returns the best validation neg_elbo, which a search minimises, or None,
     which it counts as a failed trial.
     """
-    choices = job.runtime.choices
+    with processes.ends_with_its_sweep():
+        return _run_job(cfg, run_dir, job)
+
+
+def _run_job(cfg: DictConfig, run_dir: Path, job: Any) -> float | None:
+    tell = processes.tell
+    as_asked, choices = cfg, job.runtime.choices
     swept = [f"{key}={choices.get(key) or _shown(cfg, key)}" for key in cfg.sweep.over]
     changes: dict[str, Any] = {"sweep": {"over": swept}}  # with their values, for the run's name
     title = f"{_progress(cfg, run_dir, job.job.num)}  {'  '.join(swept)}"
     if cfg.sweep.resume:
+        processes.wait_for_owner(run_dir)
         before = read_summary(run_dir)
         if before is not None and before.finished and before.score is not None:
-            say(f"{title}  already finished")
+            tell(f"{title}  already finished")
             return before.score
         if resume.newest_checkpoint(run_dir):
             changes["resume"], title = str(run_dir), f"{title}  goes on"
-    say(title)
+    tell(title)
     for handler in logging.getLogger().handlers:  # the epochs of many jobs go to their train.log alone
         if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
             handler.setLevel(logging.WARNING)
@@ -60,14 +71,16 @@ def run_job(cfg: DictConfig, run_dir: Path, job: Any) -> float | None:
         _share_cores(cfg, job)
         summary = train(cfg, run_dir)
         value = summary.get("best/val_neg_elbo", summary["test/neg_elbo"])
-        say(f"      neg_elbo {value:.3f}  {time.time() - started:.1f} s")
+        tell(f"      neg_elbo {value:.3f}  {time.time() - started:.1f} s")
         return value
     except UserError as error:
+        if as_asked.sweep.resume and processes.has_owner(run_dir):  # another process was quicker to take it over
+            return _run_job(as_asked, run_dir, job)
         reason = str(error)
     except Exception as error:  # out of memory, or a bug: the traceback is in the job's train.log
         log.exception("The job failed.")
         reason = f"{type(error).__name__}: {error}"
-    say(f"      failed: {reason}")
+    tell(f"      failed: {reason}")
     from vae_exp.tracking.tracker import record_failure
 
     record_failure(cfg, run_dir, reason)
@@ -104,8 +117,7 @@ def _progress(cfg: DictConfig, run_dir: Path, number: int) -> str:
     text = f"job {number + 1}/{cfg.sweep.jobs or '?'}: {len(seconds)} done"
     text += f", {failed} failed" if failed else ""
     if seconds and cfg.sweep.jobs:
-        left = sum(seconds) / len(seconds) * max(0, cfg.sweep.jobs - len(seconds) - failed)
-        text += f", about {left / 60:.0f} min left" if left >= 90 else f", about {left:.0f} s left"
+        text += processes.time_left(sum(seconds) / len(seconds) * (cfg.sweep.jobs - len(seconds) - failed))
     return text
 
 
@@ -120,28 +132,32 @@ def finish(planned: Plan, wandb: WandbKeys, stopped: bool = False) -> int:
     results.write_csv(planned.folder / "results.csv", runs, [*columns, "reason"], base=planned.folder)
 
     folded = results.fold_seeds(runs)
-    metric = results.metric_of(runs)
-    best = results.best(folded, metric)
+    metric = comparable.metric_of(runs)
+    bests = comparable.bests(folded)
     keys = _columns([key for key in planned.keys if key not in results.SEEDS], folded)
     shown = [*keys, *(name for name in PRINTED_COLUMNS if any(name in run.metrics for run in runs))]
     shown += ["state", "reason"] if done < len(runs) else []
     if runs:
-        say("\n" + results.table(results.sort_runs(folded, metric), shown, best) + "\n")
+        rows = results.sort_runs(folded, metric)
+        say("\n" + table(rows, shown, bests, metric, f"{planned.folder}/results.csv"))
+        say("\n".join(wrapped([why] if (why := comparable.why_several(folded)) else [])))
     say(f"{done} of {planned.jobs} jobs finished; table {planned.folder}/results.csv")
     if done < planned.jobs and not planned.search:
         say(f"go on   the same command with sweep.resume={planned.folder}")
-    if best:
-        _say_best(planned, best, metric)
-    if best and not stopped:
+    for best in bests[:MOST_BESTS]:
+        _say_best(planned, best)
+    if bests:
+        say(f"compare vae-compare {planned.folder} --html report.html")
+    if bests and not stopped:
         from vae_exp.comparing import plots
         from vae_exp.tracking.wandb_afterwards import publish_sweep
 
         figures = plots.of_sweep(folded, runs, keys, metric, planned.folder)
         for figure in figures:
             say(f"figure  {figure}")
-        rows = [[run.value(column) for column in shown] for run in folded]
-        numbers = {f"best/{column}": best.value(column) for column in shown}
-        publish_sweep(planned.name, wandb, shown, rows, figures, numbers | {"done": done, "jobs": planned.jobs})
+        numbers = {f"best/{column}": bests[0].value(column) for column in shown} if len(bests) == 1 else {}
+        lines = [[run.value(column) for column in shown] for run in folded]
+        publish_sweep(planned.name, wandb, shown, lines, figures, numbers | {"done": done, "jobs": planned.jobs})
     return 0 if done >= planned.jobs or (planned.search and done) else 1
 
 
@@ -156,14 +172,13 @@ def _read_jobs(planned: Plan) -> list[Run]:
     return sorted(runs, key=lambda run: ([results.order(run.value(key)) for key in planned.keys], str(run.folder)))
 
 
-def _say_best(planned: Plan, best: Run, metric: str) -> None:
+def _say_best(planned: Plan, best: Run) -> None:
     """Where the best run is, and what to type next."""
-    one = results.best(best.members, metric) or best  # of the best settings the best seed
+    one = comparable.best(best.members, comparable.metric_of(best.members)) or best  # of these settings the best seed
     say(f"best    {one.folder}/{BEST}")
     if typed := read_overrides(one.folder):
         overrides = [word for word in typed if not word.startswith("sweep.")]
         say(f"again   vae-train {shlex.join(overrides + planned.single)}")
-    say(f"compare vae-compare {planned.folder} --html report.html")
 
 
 def _columns(keys: list[str], runs: list[Run]) -> list[str]:

@@ -3,26 +3,27 @@
 import json
 import math
 import re
-from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any, cast
 
-from hydra.core.override_parser.types import Glob, IntervalSweep, Override
+from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from vae_exp.config.check import options
 from vae_exp.config.messages import parse, quoted
 from vae_exp.errors import UserError
 from vae_exp.run.folder import OUTPUTS, UNREADABLE, runs_below
 from vae_exp.run.writing import write_json, writing
+from vae_exp.sweep.values import LONGEST, NUMBER, job_folder, require_distinct, values_of
 
 SWEEPS = OUTPUTS / "sweeps"
 SWEEP = "sweep.json"
 RECORDED = ("name", "keys", "jobs", "settings", "values")  # in it
-NUMBER = "${hydra.job.num}"
-LONGEST = 120  # characters of a folder's name; file systems allow 255
+OF_A_SWEEP = ("sweep.", "hydra.sweep.")
+DIR, SUBDIR = "hydra.sweep.dir", "hydra.sweep.subdir"
+HYDRAS_OWN_DIR = "multirun/"  # and the time: nobody has chosen it
 
 
 @dataclass
@@ -59,16 +60,26 @@ def first_job(overrides: list[str]) -> list[str]:
     ]
 
 
+def require_no_sweep(typed: list[str]) -> None:
+    """Raises UserError where one run is given what only a sweep has."""
+    for override in parse(typed):
+        if override.key_or_group.startswith(OF_A_SWEEP) and override.value() is not None:
+            raise UserError(f"{line(override)}: is of a sweep; add -m.")
+
+
 def plan(typed: list[str], cfg: DictConfig) -> Plan:
     """Lay out the sweep that the command line and an experiment's hydra.sweeper.params ask for.
 
-    Raises UserError where sweep.resume names no sweep, or one that was started with other settings.
+    Raises UserError where a swept value is there twice, where the folder that was chosen is taken, and where
+    sweep.resume names no sweep, or one that was started with other settings.
     """
-    arguments = [override for override in parse(typed) if not override.key_or_group.startswith("sweep.")]
+    _require_folders_of_ours(typed)
+    arguments = [override for override in parse(typed) if not override.key_or_group.startswith(OF_A_SWEEP)]
     # Hydra alone would combine a swept key of the experiment with the same key typed again, not replace it.
-    replaced = {override.get_key_element() for override in arguments}
+    replaced = {override.key_or_group for override in arguments}
     preset = cfg.hydra.sweeper.get("params") or {}
-    arguments += parse([f"{key}={value}" for key, value in preset.items() if key not in replaced])
+    arguments += parse([f"{key}={value}" for key, value in preset.items() if str(key).lstrip("+~") not in replaced])
+    require_distinct(arguments)
     swept = [override for override in arguments if override.is_sweep_override()]
     settings = sorted(
         line(override)
@@ -83,7 +94,8 @@ def plan(typed: list[str], cfg: DictConfig) -> Plan:
 
     of_keys = "-".join(key.rsplit(".", 1)[-1] for key in keys)
     label = re.sub(r"[^\w.-]", "-", str(cfg.sweep.name or of_keys or "sweep"))
-    folder = SWEEPS / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}_{label[:LONGEST]}"
+    chosen = _chosen_folder(cfg)
+    folder = chosen or SWEEPS / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}_{label[:LONGEST]}"
     name = str(cfg.sweep.name or folder.name)
     values = [line(override) for override in swept]
     if cfg.sweep.resume:
@@ -92,6 +104,13 @@ def plan(typed: list[str], cfg: DictConfig) -> Plan:
         if before["settings"] + before["values"] != settings + values:
             was, now = " ".join(before["settings"] + before["values"]), " ".join(settings + values)
             raise UserError(f"sweep.resume={cfg.sweep.resume}: the sweep was started with {was}, and not with {now}.")
+        if chosen and chosen.resolve() != folder.resolve():
+            raise UserError(f"{DIR}={chosen}: a sweep goes on in its own folder, {folder}; leave {DIR} out.")
+    elif chosen and (runs_below(chosen, SWEEP) or runs_below(chosen)):
+        raise UserError(
+            f"{DIR}={chosen}: a sweep or runs are there already. Choose a new folder, or go on with a sweep: "
+            "sweep.resume=FOLDER"
+        )
     resume = quoted(folder) if cfg.sweep.resume else "null"
     overrides = [
         *(line(override) for override in arguments),
@@ -99,8 +118,8 @@ def plan(typed: list[str], cfg: DictConfig) -> Plan:
         f"sweep.over=[{','.join(keys)}]",
         f"sweep.jobs={jobs}",
         f"sweep.resume={resume}",
-        f"hydra.sweep.dir={quoted(folder)}",
-        f"hydra.sweep.subdir={quoted(_subfolder(swept))}",
+        f"{DIR}={quoted(folder)}",
+        f"{SUBDIR}={quoted(NUMBER if search else job_folder(swept))}",  # a search may try a value again
     ]
     overrides += ["hydra.sweeper.params=null"] if preset else []
     single = ["hydra.mode=RUN"] if cfg.hydra.mode == RunMode.MULTIRUN else []
@@ -108,34 +127,25 @@ def plan(typed: list[str], cfg: DictConfig) -> Plan:
     return Plan(name, keys, jobs, search, settings, values, folder, overrides, single)
 
 
-def values_of(override: Override) -> list[str]:
-    """The values of a sweep, as they would be typed; of an interval only its start."""
-    value = override.value()
-    if isinstance(value, IntervalSweep):
-        return [str(value.start)]
-    if isinstance(value, Glob):
-        values = value.filter(options(override.key_or_group))
-    else:
-        values = list(override.sweep_string_iterator())
-    if not values:
-        raise UserError(f"{override.input_line}: there is no value in it to run.")
-    return values
+def _require_folders_of_ours(typed: list[str]) -> None:
+    """Raises UserError where the folder of a job is asked for, which a sweep names itself."""
+    for override in parse(typed):
+        if override.key_or_group == SUBDIR:
+            raise UserError(
+                f"{line(override)}: the folders of jobs are named by their values. {DIR}=FOLDER is the sweep's folder."
+            )
+        if override.key_or_group == "hydra.run.dir":
+            raise UserError(f"{line(override)}: is of one run. The folder of a sweep is {DIR}=FOLDER.")
 
 
-def _subfolder(swept: list[Override]) -> str:
-    """A job's folder, such as z_dim-10_lr-0.001: only characters that can be typed back on a command line."""
-    last = [override.key_or_group.rsplit(".", 1)[-1] for override in swept]
-    parts, longest = [], 0
-    for name, override in zip(last, swept, strict=True):
-        key = override.key_or_group
-        values = values_of(override)
-        if isinstance(override.value(), IntervalSweep) or not all(re.fullmatch(r"[\w.+-]+", v) for v in values):
-            return NUMBER
-        name = key if Counter(last)[name] > 1 else name
-        is_group = bool(options(key))
-        parts.append(f"{name}-${{{f'hydra.runtime.choices.{key}' if is_group else key}}}")
-        longest += len(name) + max(map(len, values)) + 2
-    return "_".join(parts) if parts and longest <= LONGEST else NUMBER
+def _chosen_folder(cfg: DictConfig) -> Path | None:
+    """The folder that hydra.sweep.dir asks for, on the command line or in a preset; None where nobody does."""
+    written = cast("dict[str, Any]", OmegaConf.to_container(cfg.hydra.sweep, resolve=False))
+    if str(written["dir"]).startswith(HYDRAS_OWN_DIR + "${now"):
+        return None
+    if not str(cfg.hydra.sweep.dir).strip():
+        raise UserError(f"{DIR}='{cfg.hydra.sweep.dir}': it takes the path of a folder.")
+    return Path(str(cfg.hydra.sweep.dir)).expanduser()
 
 
 def _to_resume(path_or_latest: str) -> tuple[Path, dict]:

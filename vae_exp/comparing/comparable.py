@@ -1,0 +1,67 @@
+"""Which runs compare: those whose numbers are of the same images under the same likelihood. One of these is best."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from vae_exp.comparing.runs import Run
+
+# Keys of a dataset that change nothing about the images that are measured.
+OTHER_THAN_IMAGES = {
+    f"dataset.{key}" for key in ("name", "cache", "device_memory", "seed", "flip", "n_classes", "attribute", "on_error")
+}
+FITTED = ("learned", "optimal")  # a sigma or scale that is no setting: those runs compare
+
+
+def _measured(run: Run) -> dict[str, Any]:
+    """What the numbers of a run are of: the images, their splits, the likelihood, and whether there is a KL."""
+    kept = {}
+    for key, value in run.config.items():
+        group = key.split(".")[0]
+        if key == "dataset.root":  # the same data in another place, but for one's own images
+            value = (
+                str(Path(str(value)).expanduser().resolve()) if run.config.get("dataset") == "image_folder" else None
+            )
+        if group == "likelihood" and value in FITTED:
+            value = "fitted"
+        is_of_it = (group in ("dataset", "likelihood") and key not in OTHER_THAN_IMAGES) or key == "model.stochastic"
+        if is_of_it and value is not None:
+            kept[key] = value
+    return kept
+
+
+def groups(runs: list[Run]) -> list[list[Run]]:
+    """The runs that compare with each other, together."""
+    alike: dict[str, list[Run]] = {}
+    for run in runs:
+        alike.setdefault(json.dumps(_measured(run), sort_keys=True, default=str), []).append(run)
+    return list(alike.values())
+
+
+def bests(runs: list[Run]) -> list[Run]:
+    """The best run of each group that compares."""
+    found = [best(group, metric_of(group)) for group in groups(runs)]
+    return [run for run in found if run is not None]
+
+
+def why_several(runs: list[Run]) -> str | None:
+    """Why more than one run is the best, in words, with the keys; None where all compare."""
+    settings = [_measured(group[0]) for group in groups(runs)]
+    keys = dict.fromkeys(key for each in settings for key in each)
+    differ = [key for key in keys if any(each.get(key) != settings[0].get(key) for each in settings)]
+    if len(settings) < 2:
+        return None
+    named = ", ".join(differ[:4]) + (", ..." if len(differ) > 4 else "")
+    return f"runs of different data or likelihood do not compare: a best of each ({named})"
+
+
+def best(runs: list[Run], column: str = "val/neg_elbo") -> Run | None:
+    """The finished run with the lowest number; of folded runs those whose seeds all finished come first."""
+    having = [run for run in runs if run.metrics.get(column) is not None and (run.finished or run.members)]
+    having = [run for run in having if run.finished] or having
+    return min(having, key=lambda run: run.metrics[column], default=None)
+
+
+def metric_of(runs: list[Run]) -> str:
+    """What runs are compared by: the validation neg_elbo, or the test's where nothing was held out for validation."""
+    return "val/neg_elbo" if any("val/neg_elbo" in run.metrics for run in runs) else "test/neg_elbo"

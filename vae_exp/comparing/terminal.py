@@ -1,0 +1,106 @@
+"""The table of runs for a terminal: no line is longer than it is wide."""
+
+import shutil
+import textwrap
+from collections.abc import Collection
+
+from vae_exp.comparing.names import short, short_names
+from vae_exp.comparing.runs import NAME, REASON, RESULTS, STATE, Run, is_number
+
+GAP = "  "
+NARROWEST, WHEN_UNKNOWN = 40, 120  # characters
+LONGEST_CELL, LONGEST_REASON = 28, 70
+BLOCKS = 2  # one below the other; what does not fit into them is named
+
+
+def table(
+    runs: list[Run],
+    columns: list[str],
+    marked: Collection[Run] = (),
+    metric: str | None = None,
+    rest: str = "--csv FILE",
+) -> str:
+    """The runs by name, the marked ones with best before it, and their columns in blocks as wide as the terminal.
+
+    Where metric is given the columns are a choice that may change: those of one value for all go to a line above, the
+    metric comes first where not all fit, and what does not fit into two blocks is named; rest says what has it.
+    """
+    width = max(NARROWEST, shutil.get_terminal_size((WHEN_UNKNOWN, 24)).columns)
+    columns = [column for column in columns if column != NAME]
+    cells = {column: [column, *(_cell(run, column) for run in runs)] for column in columns}
+    above: list[str] = []
+    if metric and len(runs) > 1:
+        same = [column for column in columns if column != metric and len(set(cells[column][1:])) == 1]
+        columns = [column for column in columns if column not in same]
+        above = [f"all: {', '.join(f'{column} {cells[column][1]}' for column in same)}"] if same else []
+
+    first = [_padded([NAME, *short_names([run.name for run in runs], width // 2)], right=False)]
+    if any(run is best for run in runs for best in marked):
+        marks = ["best" if any(run is best for best in marked) else "" for run in runs]
+        first.insert(0, _padded(["", *marks], right=False))
+    room = width - sum(len(column[0] + GAP) for column in first)
+    shown = {column: _column(runs, column, cells[column], room) for column in columns}
+    if metric:
+        columns = _ordered(columns, shown, metric, room)
+    blocks = _blocks(columns, shown, room)
+    left_out = [column for block in blocks[BLOCKS:] for column in block] if metric else []
+    below = [f"not shown: {', '.join(left_out)} ({rest} has all)"] if left_out else []
+    drawn = [
+        "\n".join(GAP.join(line).rstrip() for line in zip(*first, *(shown[column] for column in block), strict=True))
+        for block in (blocks[:BLOCKS] if metric else blocks)
+    ]
+    return "\n".join([*(textwrap.fill(line, width) for line in above), "\n\n".join(drawn), *wrapped(below)])
+
+
+def wrapped(lines: list[str]) -> list[str]:
+    """Sentences, in lines of the terminal's width."""
+    width = max(NARROWEST, shutil.get_terminal_size((WHEN_UNKNOWN, 24)).columns)
+    return [textwrap.fill(line, width) for line in lines]
+
+
+def _ordered(columns: list[str], shown: dict[str, list[str]], metric: str, room: int) -> list[str]:
+    """As they are where all fit in one block; else the metric, the keys that fit beside it, results, other keys."""
+    if len(_blocks(columns, shown, room)) < 2 or metric not in columns:
+        return columns
+    results = [column for column in columns if column in (*RESULTS, STATE, REASON) and column != metric]
+    keys = [column for column in columns if column not in (*results, metric)]
+    beside = _blocks([metric, *keys], shown, room)[0]
+    return [*beside, *results, *(key for key in keys if key not in beside)]
+
+
+def _blocks(columns: list[str], shown: dict[str, list[str]], room: int) -> list[list[str]]:
+    """The columns in order, in blocks of which each fits into the room."""
+    blocks: list[list[str]] = [[]]
+    left = room
+    for column in columns:
+        needs = len(shown[column][0]) + len(GAP)
+        if needs > left + len(GAP) and blocks[-1]:
+            blocks.append([])
+            left = room
+        blocks[-1].append(column)
+        left -= needs
+    return blocks
+
+
+def _column(runs: list[Run], column: str, cells: list[str], room: int) -> list[str]:
+    longest = LONGEST_REASON if column == REASON else max(LONGEST_CELL, len(column))
+    numbers = all(is_number(run.value(column)) or run.value(column) is None for run in runs)
+    return _padded([short(cell, min(longest, room)) for cell in cells], right=numbers)
+
+
+def _padded(cells: list[str], right: bool) -> list[str]:
+    width = max(map(len, cells))
+    return [cell.rjust(width) if right else cell.ljust(width) for cell in cells]
+
+
+def _cell(run: Run, column: str) -> str:
+    value = run.value(column)
+    if value is None:
+        return "-"
+    if not isinstance(value, float):
+        return " ".join(str(value).split())
+    if column not in RESULTS:
+        return f"{value:g}"
+    digits = 1 if column in ("seconds", "test/active_units") else 3
+    spread = f" ± {run.spread[column]:.{digits}f}" if column in run.spread and digits == 3 else ""
+    return f"{value:.{digits}f}{spread}"
