@@ -16,7 +16,6 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vae_exp import __version__
 from vae_exp.config.check import CONF_DIR, check_values, flatten, resolve
 from vae_exp.config.messages import compose, explain, readable
 from vae_exp.config.rules import Rule

@@ -28,6 +28,7 @@ from vae_exp.run import resume
 from vae_exp.run.folder import read_overrides, require_no_owner
 from vae_exp.run.writing import make_parents
 from vae_exp.sweep import jobs, plan, processes
+from vae_exp.sweep.values import values_of
 
 log = logging.getLogger(__name__)
 RUN_HAS_BEGUN: list[bool] = []  # empty while Hydra is at work alone
