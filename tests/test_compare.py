@@ -212,7 +212,8 @@ def test_names_are_the_folders_below_their_common_parent(runs, vae_compare, tmp_
     assert set(rows_of(said)) == {"a/z_dim-2", "b/z_dim-2", "c/z_dim-2"}
 
 
-def test_columns_of_one_value_stand_above_the_table(runs, vae_compare, tmp_path):
+def test_columns_of_one_value_stand_above_the_table(runs, vae_compare, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "250")
     for name in "ab":
         shutil.copytree(runs / "z2-s0", tmp_path / name)
     above, head, *_ = vae_compare(tmp_path)[1].splitlines()

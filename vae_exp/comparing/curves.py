@@ -62,11 +62,11 @@ def over_epochs(runs: list[Run], keys: list[str], metric: str) -> go.Figure:
         figure.add_trace(line)
     figure.update_xaxes(title_text="epoch")
     has_legend = len(runs) <= MOST_IN_LEGEND
-    # A legend has its height below the curves, whatever their width.
-    legend = {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0, "maxheight": 0.3}
+    # Below the curves, which it takes no width from; the figure is as high as its longest lines need.
+    legend = {"orientation": "h", "y": -0.2, "yanchor": "top", "x": 0}
     hover = {"align": "left", "namelength": -1}
-    size: dict[str, Any] = {"height": 520 if has_legend else 420}
-    size["margin"] = {"t": 40, "r": 10, "l": 50, "b": 190 if has_legend else 50}
+    size: dict[str, Any] = {"height": 400 + (28 * len(runs) if has_legend else 0)}
+    size["margin"] = {"t": 40, "r": 10, "l": 50, "b": 50}
     title = {"text": "train neg_elbo" if metric.startswith("train") else metric, "font": {"size": 15}}
     return figure.update_layout(**size, title=title, showlegend=has_legend, legend=legend, hoverlabel=hover)
 

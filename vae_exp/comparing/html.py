@@ -7,6 +7,7 @@ from vae_exp.comparing import comparable, curves
 from vae_exp.comparing.curves import label, text
 from vae_exp.comparing.names import short_names
 from vae_exp.comparing.runs import RESULTS, Run, differing, sort_runs
+from vae_exp.comparing.terminal import cell
 
 LONGEST_NAME = 44  # characters; the whole name is shown where the mouse points
 PICTURES = {"test_reconstructions": "test images, reconstructions below", "samples": "samples from the prior"}
@@ -18,7 +19,7 @@ th { cursor: pointer; text-align: right; border-bottom: 2px solid #888; padding:
 td { text-align: right; padding: .2rem .8rem; border-bottom: 1px solid #ddd; white-space: nowrap }
 td.reason { max-width: 20rem; overflow: hidden; text-overflow: ellipsis }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff }
-td:first-child { min-width: min(22rem, 40vw); white-space: normal; overflow-wrap: anywhere }
+@media (max-width: 700px) { td:first-child { min-width: 8rem; white-space: normal; overflow-wrap: anywhere } }
 tr.best, tr.best td:first-child { background: #fff3c4 }
 th[data-order="1"]::after { content: " \\25B2" } th[data-order="-1"]::after { content: " \\25BC" }
 #filter { padding: .4rem; width: 22rem; max-width: 100%; box-sizing: border-box; margin-bottom: .8rem }
@@ -98,9 +99,7 @@ def _table(rows: list[Run], columns: list[str], keys: list[str]) -> str:
         cells = [f'<td title="{escape(name)}" data-value="{escape(name)}">{escape(short)}</td>']
         for column in columns:
             value = run.value(column)
-            shown = "" if value is None else text(value)
-            if column in RESULTS and value is not None:
-                shown = f"{value:.3f}" + (f" ± {run.spread[column]:.3f}" if column in run.spread else "")
+            shown = "" if value is None else cell(run, column) if column in RESULTS else text(value)
             plain, kind = (
                 escape(text(value) if value is not None else ""),
                 ' class="reason"' if column == "reason" else "",

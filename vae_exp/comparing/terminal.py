@@ -27,7 +27,7 @@ def table(
     """
     width = max(NARROWEST, shutil.get_terminal_size((WHEN_UNKNOWN, 24)).columns)
     columns = [column for column in columns if column != NAME]
-    cells = {column: [column, *(_cell(run, column) for run in runs)] for column in columns}
+    cells = {column: [column, *(cell(run, column) for run in runs)] for column in columns}
     above: list[str] = []
     if metric and len(runs) > 1:
         same = [column for column in columns if column != metric and len(set(cells[column][1:])) == 1]
@@ -85,7 +85,10 @@ def _blocks(columns: list[str], shown: dict[str, list[str]], room: int) -> list[
 def _column(runs: list[Run], column: str, cells: list[str], room: int) -> list[str]:
     longest = LONGEST_REASON if column == REASON else max(LONGEST_CELL, len(column))
     numbers = all(is_number(run.value(column)) or run.value(column) is None for run in runs)
-    return _padded([short(cell, min(longest, room)) for cell in cells], right=numbers)
+    longest = min(longest, room)
+    if column == REASON:  # a sentence is read from its beginning
+        return _padded([each if len(each) <= longest else f"{each[: longest - 2]} …" for each in cells], right=False)
+    return _padded([short(each, longest) for each in cells], right=numbers)
 
 
 def _padded(cells: list[str], right: bool) -> list[str]:
@@ -93,7 +96,8 @@ def _padded(cells: list[str], right: bool) -> list[str]:
     return [cell.rjust(width) if right else cell.ljust(width) for cell in cells]
 
 
-def _cell(run: Run, column: str) -> str:
+def cell(run: Run, column: str) -> str:
+    """What a table shows of a run."""
     value = run.value(column)
     if value is None:
         return "-"
