@@ -21,9 +21,8 @@ from vae_exp.config.check import CONF_DIR
 from vae_exp.config.keys import Config
 from vae_exp.config.messages import HYDRA_VERSION, compose, without_hydra
 from vae_exp.errors import UserError
-from vae_exp.run import resume
-from vae_exp.run.folder import BEST, IMAGES, LAST, METRICS, SUMMARY, read_overrides, require_no_owner
-from vae_exp.run.writing import make_parents
+from vae_exp.run import earlier, resume
+from vae_exp.run.folder import BEST, IMAGES, LAST, METRICS, SUMMARY, read_overrides, require_no_owner, require_writable
 from vae_exp.sweep import jobs, plan
 
 log = logging.getLogger(__name__)
@@ -68,11 +67,15 @@ def _main(arguments: list[str]) -> int:
         return _sweep(typed, cfg)
     if first != typed:
         compose("config", typed)  # which is refused: a sweep without -m
-    sys.argv[1:] = _to_resume(typed, cfg) if cfg.resume is not None else typed
-    if cfg.resume is None:
+    if cfg.resume is not None:
+        sys.argv[1:], run_dir = _to_resume(typed, cfg)
+    else:
         _check(cfg)
-        require_no_owner(Path(cfg.hydra.run.dir))
-    make_parents(Path(cfg.hydra.run.dir))  # here, because Hydra's own complaint would be a traceback
+        run_dir = Path(cfg.hydra.run.dir)
+        require_no_owner(run_dir)
+        earlier.require_unused(run_dir, cfg.replace)
+        sys.argv[1:] = typed
+    require_writable(run_dir)
     _job()
     return 0
 
@@ -139,26 +142,28 @@ def _job(cfg: DictConfig) -> float | None:
     return None
 
 
-def _to_resume(typed: list[str], cfg: DictConfig) -> list[str]:
-    """The command line that goes on with the run that cfg.resume means: in its folder, as it was started.
+def _to_resume(typed: list[str], cfg: DictConfig) -> tuple[list[str], Path]:
+    """The command line that goes on with the run that cfg.resume means, as it was started, and its folder.
 
     Raises UserError where there is none, where it is finished or at work, or where the configuration contradicts it.
     """
     run_dir = Path(cfg.hydra.run.dir)
     if cfg.resume == "auto":
         folder = resume.find_unfinished(_check(cfg), run_dir)
-        if folder is None:
-            return [*_without(typed, {"resume"}), "resume=null"]
+        if folder is None:  # what a run left that was stopped before its first checkpoint is no loss
+            return [*_without(typed, {"resume", "replace"}), "resume=null", "replace=true"], run_dir
     else:
         folder = resume.find(str(cfg.resume))
         words = plan.parse(typed)
-        typed = [*_without(read_overrides(folder), {word.key_or_group for word in words}), *typed]
+        before = _without(read_overrides(folder), {"replace", *(word.key_or_group for word in words)})
+        typed = [*before, *typed]
     typed = [*_without(typed, {"resume", "hydra.run.dir"}), f"resume={plan.quoted(folder)}"]
     config = _check(compose("config", typed))
     require_no_owner(folder)
     resume.require_unfinished(folder, config)
+    resume.load(folder, config, complain=lambda _: None)  # the run itself says what of it is damaged
     # One run, also where it was a job of a preset that is a sweep.
-    return [*typed, f"hydra.run.dir={plan.quoted(folder)}", "hydra.mode=RUN"]
+    return [*typed, f"hydra.run.dir={plan.quoted(folder)}", "hydra.mode=RUN"], folder
 
 
 def _without(overrides: list[str], keys: set[str]) -> list[str]:

@@ -61,7 +61,7 @@ def _is_size(value: Any) -> bool:
 # What becomes part of a folder's name must not be able to lead out of it.
 NAME = Rule(lambda v: _is_text(v) and v.replace("_", "").replace("-", "").isalnum(), "letters, digits, - and _")
 TEXT = Rule(lambda v: _is_text(v) or _is_number(v), "text on one line")
-PATH = Rule(_is_text, "the path of a folder")
+PATH = Rule(lambda v: isinstance(v, str) and v.strip(" ") != "" and "\0" not in v, "the path of a folder")
 FLAG = Rule(lambda v: isinstance(v, bool), "true or false")
 SIDES = Rule(
     lambda v: isinstance(v, list) and len(v) == 2 and all(_whole(1, 4096).allows(side) for side in v),
@@ -78,7 +78,8 @@ RULES = {
     "device": _one_of("auto", "cpu", "cuda", "mps"),
     "precision": _one_of("fp32", "tf32", "bf16"),
     "compile": Rule(lambda v: v == "auto" or isinstance(v, bool), "auto, true or false"),
-    "resume": _or_null(TEXT),
+    "resume": _or_null(PATH),
+    "replace": FLAG,
     "checkpoint_every_epochs": _or_null(_whole(1)),
     "checkpoint_every_steps": _or_null(_whole(1)),
     "checkpoint_every_minutes": _or_null(_number(0, above=True)),
@@ -162,7 +163,7 @@ OPTION_RULES = {
     "scheduler.at_epochs": _list_of(_number(0), "a list of numbers, 0 or more, such as [8,12]"),
 }
 EVALUATE_RULES = {
-    "checkpoint": TEXT,
+    "checkpoint": PATH,
     "split": _one_of("test", "val", "train"),
     "repeats": _whole(1),
     "importance_samples": _whole(0),
@@ -171,11 +172,11 @@ EVALUATE_RULES = {
     "seed": _whole(0, 2**32 - 1),
     "device": RULES["device"],
     "trust": FLAG,
-    "dataset.root": _or_null(TEXT),
+    "dataset.root": _or_null(PATH),
     "wandb.mode": RULES["wandb.mode"],
 }
 GENERATE_RULES = {
-    "checkpoint": TEXT,
+    "checkpoint": PATH,
     "what": _one_of(
         "samples", "classes", "reconstructions", "interpolations", "traversals", "manifold", "latents", "weights"
     ),
@@ -195,5 +196,5 @@ GENERATE_RULES = {
     "seed": _whole(0, 2**32 - 1),
     "device": RULES["device"],
     "trust": FLAG,
-    "dataset.root": _or_null(TEXT),
+    "dataset.root": _or_null(PATH),
 }
