@@ -12,7 +12,7 @@ from vae_exp.commands import shared
 from vae_exp.config.check import CONF_DIR, flatten
 from vae_exp.config.keys import GenerateOptions
 from vae_exp.config.rules import GENERATE_RULES
-from vae_exp.errors import UserError
+from vae_exp.errors import UserError, printable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,7 +70,7 @@ def generate(options: GenerateOptions) -> Path:
             written = _write(on_request.DRAW[options["what"]](model, options, n), options, target)
     except OSError as error:
         raise UserError(f"output={folder}: cannot be written ({error.strerror or error}).") from error
-    print(f"{model.name}: {options['what']} written to {written}")
+    print(f"{printable(model.name)}: {options['what']} written to {printable(written)}")
     return written
 
 

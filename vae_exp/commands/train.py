@@ -161,7 +161,7 @@ def _to_resume(typed: list[str], cfg: DictConfig) -> tuple[list[str], Path]:
     config = _check(compose("config", typed))
     require_no_owner(folder)
     resume.require_unfinished(folder, config)
-    resume.load(folder, config, complain=lambda _: None)  # the run itself says what of it is damaged
+    resume.load(folder, config, quiet=True)
     # One run, also where it was a job of a preset that is a sweep.
     return [*typed, f"hydra.run.dir={plan.quoted(folder)}", "hydra.mode=RUN"], folder
 
@@ -178,6 +178,7 @@ def _check(cfg: DictConfig, combinations: bool = True) -> Config:
     from vae_exp.run import speed
     from vae_exp.tracking import wandb_server
 
+    wandb_server.check_environment(cfg.wandb.mode)
     if cfg.wandb.mode == "online":
         wandb_server.api_key(cfg.wandb.mode)
     config = build.check(cfg, combinations)

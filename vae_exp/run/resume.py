@@ -1,9 +1,9 @@
 """Going on with a run: which one, and whether the configuration agrees."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from vae_exp.config.check import flatten
 from vae_exp.config.keys import Config
@@ -77,16 +77,22 @@ def find_unfinished(config: Config, run_dir: Path) -> Path | None:
             raise UserError(_refusal(run_dir, wrong))
         if summary is not None and summary.finished:
             raise UserError(f"resume=auto: the run in {run_dir} is finished. resume={run_dir} epochs=... trains on.")
-        if any((run_dir / name).is_file() for name in (LAST, PREVIOUS)):
-            return run_dir if newest_checkpoint(run_dir) else _nothing_to_read(run_dir)
-        return None
+        path, _, reasons = _newest(run_dir)
+        if reasons and path is None:
+            raise UserError(_unreadable(run_dir, reasons))
+        return run_dir if path else None
     for folder in runs_below(OUTPUTS):
         before, summary = read_config(folder), read_summary(folder)
         is_finished = summary is not None and summary.finished
         if before is None or is_finished or before.get("sweep", {}).get("jobs"):
             continue
-        if not _of_another_run(before, config) and newest_checkpoint(folder):
+        if _of_another_run(before, config):
+            continue
+        path, _, reasons = _newest(folder)
+        if path:
             return folder
+        for reason in reasons:
+            log.warning(reason)
     return None
 
 
@@ -109,14 +115,15 @@ def require_unfinished(folder: Path, config: Config) -> None:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """last.pt, or the one before where that is damaged, which is then said; None where neither can be read."""
-    found = _newest(folder)
-    return found[0] if found else None
+    """last.pt, or the one before where that is damaged; None where neither can be read."""
+    return _newest(folder)[0]
 
 
-def _newest(folder: Path, complain: Callable[[str], object] = log.warning) -> "tuple[Path, Checkpoint] | None":
+def _newest(folder: Path) -> "tuple[Path | None, Checkpoint | None, list[str]]":
+    """The newest checkpoint that a run can go on from, and why a newer one is none."""
     from vae_exp.run import checkpoint
 
+    reasons = []
     for path in (folder / LAST, folder / PREVIOUS):
         if not path.is_file():
             continue
@@ -124,35 +131,39 @@ def _newest(folder: Path, complain: Callable[[str], object] = log.warning) -> "t
             kept = checkpoint.load(path)
             if kept.goes_on is None:
                 raise UserError(f"checkpoint={path}: holds a model, and not the state of a run.")
-            return path, kept
+            return path, kept, reasons
         except UserError as error:
-            complain(f"{error} It cannot be resumed from.")
-    return None
+            reasons.append(f"{error} It cannot be resumed from.")
+    return None, None, reasons
 
 
-def _nothing_to_read(folder: Path) -> NoReturn:
-    """Raises UserError with the ways on from a folder whose checkpoints are damaged; why was said before."""
-    raise UserError(
-        f"resume={folder}: no {LAST} that can be read is there, nor {PREVIOUS}. resume=null starts anew, in this "
-        "folder with replace=true."
-    )
-
-
-def load(folder: Path, config: Config, complain: Callable[[str], object] = log.warning) -> "Checkpoint":
-    """The checkpoint to go on from.
+def load(folder: Path, config: Config, quiet: bool = False) -> "Checkpoint":
+    """The checkpoint to go on from; what is damaged beside it is said.
 
     Raises UserError where there is none, where the configuration contradicts it, or where the best epoch is lost: at
-    the end of the run it would be too late. What is damaged and not needed is complained of.
+    the end of the run it would be too late.
     """
     from vae_exp.run import saving
 
-    path, before = _newest(folder, complain) or _nothing_to_read(folder)
+    path, before, reasons = _newest(folder)
+    if before is None:
+        raise UserError(_unreadable(folder, reasons))
     if wrong := contradictions(before.config, config):
         raise UserError(_refusal(folder, wrong))
     if before.best is not None:
         saving.best_of(folder, before)
-    log.info(f"goes on from {path}: step {before.step:,}, {before.epoch} epochs done")
+    if not quiet:
+        for reason in reasons:
+            log.warning(reason)
+        log.info(f"goes on from {path}: step {before.step:,}, {before.epoch} epochs done")
     return before
+
+
+def _unreadable(folder: Path, reasons: list[str]) -> str:
+    return (
+        f"resume={folder}: no {LAST} that can be read is there, nor {PREVIOUS}. resume=null starts anew, in this "
+        f"folder with replace=true.{''.join(f' {reason}' for reason in reasons)}"
+    )
 
 
 def _refusal(folder: Path, wrong: list[str]) -> str:
