@@ -121,7 +121,8 @@ ABSURD = [
     (("x_shape",), [1, 2**16, 2**16], "its weights are not those"),
     (("n_classes",), -1, "its entries are not"),
     (("class_names",), ["../../out"], None),  # a name like others; no file is called by it
-    (("class_names",), ["a\nb"], "its entries are not"),
+    (("class_names",), ["a\nb"], None),  # a folder may be called so
+    (("class_names",), [1], "its entries are not"),
     (("model",), {}, "its weights are not those"),
     (("model",), {"a": 1}, "its entries are not"),
     (("kl_per_dim",), "many", "its entries are not"),

@@ -3,7 +3,8 @@
 A config names one of the functions at the end. It is called once, with its settings, and returns what turns the
 decoder's output [B, C, H, W] into a distribution: a class, or a module where something is learned or remembered.
 Each distribution says by `support` what it is a density over: only for "bytes", and for "binary" where pixels really
-are black or white, is log_prob a probability, which bits per dimension ask for.
+are black or white, is log_prob a probability, which bits per dimension ask for. A module that learns or fits its scale
+has a `scale_name`, such as sigma, and a `scale`, which are logged.
 """
 
 import math
@@ -126,10 +127,16 @@ class Learned(nn.Module):
     def __init__(self, family: Callable[[Tensor, Tensor], Any]) -> None:
         super().__init__()
         self.family = family
+        self.scale_name = "sigma" if family is Gaussian else "scale"
         self.log_scale = nn.Parameter(torch.tensor(math.log(INITIAL_SCALE)))
 
+    @property
+    def scale(self) -> Tensor:
+        """A scalar, in pixels of [0, 1]."""
+        return self.log_scale.exp()
+
     def forward(self, mean: Tensor) -> Any:
-        return self.family(mean, self.log_scale.exp())
+        return self.family(mean, self.scale)
 
 
 class Optimal(nn.Module):
@@ -139,6 +146,8 @@ class Optimal(nn.Module):
     the running mean of the batches' squared errors, over the last hundred or so, which is saved with the weights.
     """
 
+    scale_name = "sigma"
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("mean_square", torch.tensor(INITIAL_SCALE**2))
@@ -146,8 +155,13 @@ class Optimal(nn.Module):
         self.mean_square: Tensor
         self.batches: Tensor
 
+    @property
+    def scale(self) -> Tensor:
+        """That of evaluation, a scalar."""
+        return self.mean_square.sqrt()
+
     def forward(self, mean: Tensor) -> "Gaussian | FittedGaussian":
-        return FittedGaussian(mean, self) if self.training else Gaussian(mean, self.mean_square.sqrt())
+        return FittedGaussian(mean, self) if self.training else Gaussian(mean, self.scale)
 
     def fit(self, error: Tensor) -> Tensor:
         """The batch's own sigma, a scalar; its square enters the running mean."""

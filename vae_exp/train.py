@@ -15,9 +15,9 @@ from vae_exp.datasets import Split, batches
 from vae_exp.figures import during_training
 from vae_exp.metrics import evaluate
 from vae_exp.objectives import Logged, Progress, one_draw
-from vae_exp.run import console, memory, resume, speed, trial
+from vae_exp.run import console, earlier, memory, restoring, resume, speed, trial
 from vae_exp.run.divergence import gradient_norm, require_finite
-from vae_exp.run.folder import only_process
+from vae_exp.run.folder import only_process, require_writable
 from vae_exp.run.health import Health
 from vae_exp.run.running_means import RunningMeans
 from vae_exp.run.saving import Saves
@@ -32,20 +32,25 @@ log = logging.getLogger(__name__)
 def train(cfg: DictConfig, run_dir: str | Path) -> dict[str, Any]:
     """Train the VAE that cfg describes and return what run_dir/summary.json then holds.
 
-    With cfg.resume it goes on from the last checkpoint in run_dir. Every number is in nats per image. Raises
-    UserError before anything is read or opened where cfg asks for something impossible, where run_dir belongs to
-    another process, the disk is full or the memory too small, and Diverged where a number stops being finite.
+    With cfg.resume it goes on from the last checkpoint in run_dir; with cfg.replace a run that lies there goes. Every
+    number is in nats per image. Raises UserError before anything is read or opened where cfg asks for something
+    impossible, where run_dir holds a run, belongs to another process or cannot be written, the disk is full or the
+    memory too small, and Diverged where a number stops being finite.
     """
-    config = build.check(cfg)
+    config, run_dir = build.check(cfg), Path(run_dir)
     speed.check(config["precision"], config["compile"], build.device(config["device"]))
+    if not config["resume"]:
+        earlier.require_unused(run_dir, config["replace"])
+    require_writable(run_dir)
     with memory.explained(config), speed.without_subnormals():
-        return _train(config, Path(run_dir))
+        return _train(config, run_dir)
 
 
 def _train(config: Config, run_dir: Path) -> dict[str, Any]:
     seed, epochs, batch_size = config["seed"], config["epochs"], config["batch_size"]
     device = build.device(config["device"])
     before = resume.load(run_dir, config) if config["resume"] else None
+    old_log_bytes = earlier.log_bytes(run_dir)  # of a run whose place this one takes
     wandb_mode = choose_mode(config["wandb"]["mode"])
 
     # Data: as bytes, whole on the training device where it is small enough. Without a validation split the test
@@ -74,12 +79,12 @@ def _train(config: Config, run_dir: Path) -> dict[str, Any]:
     stands, health = Standing([0.0] * model.z_dim, streams.order.get_state()), Health(config, facts.train_size)
     training = Training(config, data, facts, model, optimizer, streams, means, stands)
     if before:
-        resume.restore(before, training)
+        restoring.restore(before, training)
     console.introduce(config, facts, run_dir, grey=model.support == "binary" and data.train.is_grey())
     with (
         only_process(run_dir),
         Watch(config, before) as watch,
-        Tracker(config, run_dir, wandb_mode, facts, before) as tracker,
+        Tracker(config, run_dir, wandb_mode, facts, before, old_log_bytes) as tracker,
         console.progress_bar(epochs * steps_per_epoch, stands.step) as bar,
     ):
         saves = Saves(run_dir, training, watch, tracker.position, before)
@@ -112,6 +117,7 @@ def _train(config: Config, run_dir: Path) -> dict[str, Any]:
                 means.add(len(x), lr=lr, **terms)
                 if logs:
                     point = means.read("train") | {"train/grad_norm": grad_norm.item()}
+                    point |= {f"train/{name}": value for name, value in model.scale().items()}
                     require_finite(point, means.span, run_dir)
                     bar.set_postfix_str(f"neg_elbo {point['train/neg_elbo']:.2f}", refresh=False)
                     point |= {"epoch": stands.step / steps_per_epoch, "images_seen": means.images_seen}
@@ -135,12 +141,13 @@ def _train(config: Config, run_dir: Path) -> dict[str, Any]:
             for picture in during_training.after_epoch(training, held_out_split, held_out, measured, epoch):
                 tracker.image(*picture, stands.step)
             scores = measured.scalars("val") if chooses else None
-            new_best = stands.end_epoch(epoch, measured.kl_per_dim, streams.order.get_state(), scores)
+            new_best = stands.end_epoch(epoch, measured.kl_per_dim, streams.order.get_state(), scores, model.scale())
             watch.epoch_begins()
             if new_best:
                 saves.hold_best()
                 tracker.summarise(new_best.summary())
-            log.info(console.epoch_line(epoch, epochs, held_out, row, best=chooses and new_best is not None))
+            is_best = chooses and new_best is not None
+            log.info(console.epoch_line(epoch, epochs, held_out, row, model.scale(), is_best))
             for warning in health.warnings(epoch, row, held_out):
                 log.warning(warning)
             if watch.must_save_after(epoch, stands.step):

@@ -18,9 +18,9 @@ from vae_exp.datasets.image_files import printable
 from vae_exp.distributions import DiagonalGaussian, Point
 from vae_exp.errors import UserError
 from vae_exp.metrics import importance_bound
-from vae_exp.run import checkpoint
+from vae_exp.run import checkpoint, sound
 from vae_exp.run.checkpoint import Checkpoint
-from vae_exp.run.folder import BEST, OUTPUTS, runs_below
+from vae_exp.run.folder import BEST, OUTPUTS, newest
 from vae_exp.tracking import wandb_server
 from vae_exp.vae import VAE
 
@@ -40,7 +40,8 @@ def find(checkpoint: str, only_one: bool = False) -> list[Path]:
     if path.is_dir():
         where, found = path, [path / BEST] if (path / BEST).exists() else sorted(path.rglob(BEST))
     elif checkpoint == "latest":
-        where, found = OUTPUTS, [run / BEST for run in runs_below(OUTPUTS, BEST)[:1]]
+        run = newest(BEST)
+        where, found = OUTPUTS, [run / BEST] if run else []
     elif artifact := ARTIFACT.fullmatch(checkpoint):
         where = wandb_server.download(artifact["name"])
         found = sorted(where.glob("*.pt"))
@@ -68,16 +69,16 @@ def rebuild(kept: Checkpoint, trust: bool = False) -> VAE:
     for group in ("network", "likelihood"):
         build.check_foreign(kept.config, group, trust)
     build.check_known_values(kept.config)
-    given = {name: tuple(weights.shape) for name, weights in kept.model.items()}
     try:
         with torch.device("meta"):  # shapes without numbers: a small file may ask for a huge model
             empty = build.model(kept.config, kept.x_shape, kept.n_classes)
     except (TypeError, ValueError, KeyError, RuntimeError, ArithmeticError) as error:
         raise UserError(f"checkpoint: its config gives no model ({str(error).splitlines()[0]}).") from error
-    expected = {name: tuple(weights.shape) for name, weights in empty.state_dict().items()}
-    if wrong := [name for name in expected | given if expected.get(name) != given.get(name)]:
-        shown = f"{wrong[0]} is {given.get(wrong[0], 'missing')} and should be {expected.get(wrong[0], 'absent')}"
-        raise UserError(f"checkpoint: its weights are not those of the model in its config: {shown}.")
+    try:
+        sound.require_weights(kept.model, empty.state_dict())
+        sound.require_latents(kept.kl_per_dim, empty.z_dim)
+    except sound.Unsound as error:
+        raise UserError(f"checkpoint: {error}.") from error
     model = build.model(kept.config, kept.x_shape, kept.n_classes)
     model.load_state_dict(kept.model)
     return model
@@ -165,6 +166,7 @@ class TrainedVAE:
         if root is not None and "root" in settings:
             settings = settings | {"root": root}
         build.check_foreign(self.config, "dataset", self.trust)
+        build.check_dataset(self.config)
         data = build.dataset({"dataset": settings})
         if data.x_shape != self.x_shape:
             raise UserError(f"dataset: its images are {data.x_shape}, and the model was trained on {self.x_shape}.")

@@ -59,6 +59,12 @@ class VAE(nn.Module):
             p = self.decode(torch.zeros(1, self.z_dim, device=device), torch.zeros(1, dtype=torch.long, device=device))
         return getattr(p, "support", "other")
 
+    @torch.no_grad()
+    def scale(self) -> dict[str, float]:
+        """The sigma or scale of p(x|z) by its name, where one is learned or fitted; reading it waits for the device."""
+        name = getattr(self.likelihood, "scale_name", None)
+        return {} if name is None else {name: float(self.likelihood.scale)}  # type: ignore[attr-defined]
+
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
         """Inside, layers and likelihoods that behave otherwise in training do not; afterwards it is as it was."""

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from vae_exp.commands import shared
 from vae_exp.config.keys import EvaluateOptions
 from vae_exp.config.rules import EVALUATE_RULES
-from vae_exp.errors import UserError
+from vae_exp.errors import Unwritable, UserError, printable
+from vae_exp.run.writing import write_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,6 +27,13 @@ usage: vae-evaluate checkpoint=PATH [KEY=VALUE ...]
   vae-evaluate checkpoint=outputs/sweeps/... split=val            every run of a sweep, a table at the end"""
 
 
+SPLITS = ("test", "val", "train")
+NO_RESULTS = ("step", "seed", "importance_seed", "repeats", "images")
+# What an evaluation measures only where that is asked for: of a model that has it already it is kept.
+LONG = (
+    ("nll", "nll_error", "importance_samples", "importance_seed"),
+    ("label_accuracy", "label_accuracy_real", "label_accuracy_shuffled"),
+)
 CLASSIFIERS: dict[str, "nn.Module"] = {}  # of real images, by their data: the runs of a sweep share one
 
 
@@ -49,7 +57,7 @@ def _evaluate_all(options: EvaluateOptions) -> None:
             if len(paths) == 1:
                 raise
             failed += 1
-            print(f"{path}: failed: {error}\n")
+            print(f"{printable(path)}: failed: {error}\n")
     if len(paths) > 1:
         _print_side_by_side(rows)
     if failed:
@@ -59,26 +67,59 @@ def _evaluate_all(options: EvaluateOptions) -> None:
 def evaluate_checkpoint(path: Path, options: EvaluateOptions) -> dict[str, Any]:
     """All numbers of one checkpoint: printed, written beside it as NAME.SPLIT.json, added to W&B; returned."""
     from vae_exp import trained
+    from vae_exp.config import build
+    from vae_exp.run import checkpoint
     from vae_exp.tracking import wandb_afterwards
 
-    model = trained.load(path, options["device"], options["trust"])
-    result = {"checkpoint": str(path), **measure(model, options)}
+    kept = checkpoint.load(path)
+    model = trained.TrainedVAE(kept, build.device(options["device"]), options["trust"])
+    result = {"checkpoint": str(path), "step": kept.step, **measure(model, options)}
     for name, value in result.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{path}: {name} is {value}; the model's weights or its data are not sound.")
-    _print_table(result, model)
     written = path.with_name(f"{path.stem}.{options['split']}.json")
+    result = _with_what_was_kept(result, _read(written))
+    _print_table(result, model)
     try:
-        written.write_text(json.dumps(result, indent=2) + "\n")
-    except OSError as error:
-        raise UserError(f"{written}: cannot be written ({error.strerror}).") from error
-    print(f"\nwritten   {written}")
-    numbers = {k: v for k, v in result.items() if isinstance(v, int | float) and k not in ("seed", "repeats", "images")}
-    prefixed = {f"evaluate/{options['split']}/{name}": value for name, value in numbers.items()}
-    if where := wandb_afterwards.record_evaluation(options["wandb"]["mode"], path.parent, model.config, prefixed):
+        write_json(written, result)
+    except Unwritable as error:  # which advises on a run
+        raise UserError(f"{written}: cannot be written ({getattr(error.__cause__, 'strerror', error)}).") from error
+    print(f"\nwritten   {printable(written)}")
+    numbers = _for_wandb(path, kept.step)
+    if where := wandb_afterwards.record_evaluation(options["wandb"]["mode"], path.parent, model.config, numbers):
         print(f"W&B       {where}")
     print()
     return result
+
+
+def _read(written: Path) -> dict[str, Any]:
+    """What an earlier evaluation wrote; nothing where it did not, or where that cannot be read."""
+    try:
+        content = json.loads(written.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _with_what_was_kept(result: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """The result with what takes long and was not asked for, as an earlier one of the same model and images has it."""
+    if any(before.get(name) != result[name] for name in ("step", "split", "images")):
+        return result
+    kept = {name: before[name] for names in LONG if not set(names) & set(result) for name in names if name in before}
+    if "nll" in kept and "bits_per_dim" in result:  # they come from the nll where there is one
+        kept["bits_per_dim"] = before["bits_per_dim"]
+    return result | kept
+
+
+def _for_wandb(path: Path, step: int) -> dict[str, Any]:
+    """The numbers of all splits that were measured of this model: a run in W&B that is written anew has them all."""
+    prefixed: dict[str, Any] = {}
+    for split in SPLITS:
+        written = _read(path.with_name(f"{path.stem}.{split}.json"))
+        if written.get("step") == step:
+            numbers = {k: v for k, v in written.items() if isinstance(v, int | float) and k not in NO_RESULTS}
+            prefixed |= {f"evaluate/{split}/{name}": value for name, value in numbers.items()}
+    return prefixed
 
 
 def measure(model: "TrainedVAE", options: EvaluateOptions) -> dict[str, Any]:
@@ -109,7 +150,7 @@ def measure(model: "TrainedVAE", options: EvaluateOptions) -> dict[str, Any]:
         with tqdm(total=samples, desc="importance samples", disable=None, leave=False) as bar:
             bound = metrics.importance_bound(vae, split, samples, noise("importance"), batch_size, bar.update)
         result |= {"nll": -bound.mean().item(), "nll_error": metrics.standard_error(bound)}
-        result["importance_samples"] = samples
+        result |= {"importance_samples": samples, "importance_seed": seed}
     if _gives_probabilities(model, split):
         nats = result.get("nll", result["neg_elbo"])
         result["bits_per_dim"] = nats / math.log(2) / math.prod(model.x_shape)
@@ -121,7 +162,7 @@ def measure(model: "TrainedVAE", options: EvaluateOptions) -> dict[str, Any]:
             "mutual_information_at_most": math.log(len(information)),
             "kl_aggregate": (measured.per_image["kl"][: len(information)] - information).mean().item(),
         }
-    result |= {"active_units": measured.active_units, "kl_per_dim": measured.kl_per_dim}
+    result |= {"active_units": measured.active_units, "kl_per_dim": measured.kl_per_dim, **vae.scale()}
     if vae.n_classes and vae.stochastic and options["label_accuracy"]:
         key = json.dumps([model.config["dataset"], options["dataset"]["root"], str(model.device)])
         if key not in CLASSIFIERS:
@@ -137,7 +178,7 @@ def _gives_probabilities(model: "TrainedVAE", split: "Split") -> bool:
 
 def _print_table(result: dict[str, Any], model: "TrainedVAE") -> None:
     draws = "one draw" if result["repeats"] == 1 else f"{result['repeats']} draws"
-    print(f"{model.name}\n{result['split']} split, {result['images']:,} images, {draws} of z for each\n")
+    print(f"{printable(model.name)}\n{result['split']} split, {result['images']:,} images, {draws} of z for each\n")
     print(f"{'nats per image':28}{'':>12}{'± images':>12}{'± noise':>12}")
     words = {"neg_elbo": "neg_elbo", "reconstruction": "reconstruction", "kl": "kl"}
     words |= {"nll": f"nll, K = {result.get('importance_samples')}", "mutual_information": "mutual information I(x; z)"}
@@ -151,6 +192,9 @@ def _print_table(result: dict[str, Any], model: "TrainedVAE") -> None:
     if "bits_per_dim" in result:
         print(f"{'bits per dimension':28}{result['bits_per_dim']:12.4f}")
     print(f"{'active units':28}{result['active_units']:12d}   of {len(result['kl_per_dim'])}")
+    for name in ("sigma", "scale"):
+        if name in result:
+            print(f"{name:28}{result[name]:12.4f}   of pixels from 0 to 1, fitted with the weights")
     if "label_accuracy" in result:
         read, real, chance = (result[f"label_accuracy{end}"] for end in ("", "_real", "_shuffled"))
         print(f"{'labels read back':28}{read:12.1%}   real images {real:.1%}, shuffled labels {chance:.1%}")
@@ -169,4 +213,4 @@ def _print_side_by_side(rows: dict[Path, dict[str, Any]]) -> None:
     print("  ".join(f"{name:>14}" for name in names) + "  checkpoint")
     for path, row in sorted(rows.items(), key=lambda item: item[1].get(names[0], math.inf)):
         cells = (f"{row[n]:14.3f}" if isinstance(row.get(n), float) else f"{row.get(n, '-')!s:>14}" for n in names)
-        print("  ".join(cells) + f"  {path}")
+        print("  ".join(cells) + f"  {printable(path)}")

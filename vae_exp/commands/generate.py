@@ -13,7 +13,7 @@ from vae_exp.commands.drawn_files import in_folder, whole, write
 from vae_exp.config.check import CONF_DIR, flatten
 from vae_exp.config.keys import GenerateOptions
 from vae_exp.config.rules import GENERATE_RULES
-from vae_exp.errors import UserError
+from vae_exp.errors import UserError, printable
 
 if TYPE_CHECKING:
     from vae_exp.trained import TrainedVAE
@@ -82,7 +82,7 @@ def generate(options: GenerateOptions) -> Path:
             written = _write_latents(model, options, n, target)
         else:
             written = write(on_request.DRAW[options["what"]](model, options, n), options, target)
-    print(f"{model.name}: {options['what']} written to {written}")
+    print(f"{printable(model.name)}: {options['what']} written to {printable(written)}")
     return written
 
 

@@ -24,9 +24,8 @@ from vae_exp.config.check import CONF_DIR
 from vae_exp.config.keys import Config
 from vae_exp.config.messages import HYDRA_VERSION, compose, parse, quoted, readable, without_hydra
 from vae_exp.errors import UserError
-from vae_exp.run import resume
+from vae_exp.run import earlier, resume
 from vae_exp.run.folder import read_overrides, require_no_owner
-from vae_exp.run.writing import make_parents
 from vae_exp.sweep import jobs, plan, processes
 from vae_exp.sweep.values import values_of
 
@@ -70,11 +69,14 @@ def _main(arguments: list[str]) -> int:
     if first != typed:
         compose("config", typed)  # which is refused: a sweep without -m
     plan.require_no_sweep(typed)
-    sys.argv[1:] = _to_resume(typed, cfg) if cfg.resume is not None else typed
-    if cfg.resume is None:
+    if cfg.resume is not None:
+        sys.argv[1:], run_dir = _to_resume(typed, cfg)
+    else:
         _check(cfg)
-        require_no_owner(Path(cfg.hydra.run.dir))
-    run_dir = Path(cfg.hydra.run.dir)
+        run_dir = Path(cfg.hydra.run.dir)
+        require_no_owner(run_dir)
+        earlier.require_unused(run_dir, cfg.replace)
+        sys.argv[1:] = typed
     if not any(word.startswith("hydra.run.dir=") for word in sys.argv):  # else Hydra's clock names another folder
         sys.argv.append(f"hydra.run.dir={quoted(run_dir)}")
     with _before_it_begins(run_dir, typed):
@@ -88,7 +90,7 @@ def _before_it_begins(run_dir: Path, typed: list[str]) -> Iterator[None]:
     RUN_HAS_BEGUN.clear()
     new = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
     try:
-        make_parents(run_dir)  # here, because Hydra's own complaint would be a traceback
+        require_writable(run_dir)
         yield
     except (UserError, HydraException, OmegaConfBaseException):
         raise
@@ -180,26 +182,28 @@ def _job(cfg: DictConfig) -> float | None:
     return None
 
 
-def _to_resume(typed: list[str], cfg: DictConfig) -> list[str]:
-    """The command line that goes on with the run that cfg.resume means: in its folder, as it was started.
+def _to_resume(typed: list[str], cfg: DictConfig) -> tuple[list[str], Path]:
+    """The command line that goes on with the run that cfg.resume means, as it was started, and its folder.
 
     Raises UserError where there is none, where it is finished or at work, or where the configuration contradicts it.
     """
     run_dir = Path(cfg.hydra.run.dir)
     if cfg.resume == "auto":
         folder = resume.find_unfinished(_check(cfg), run_dir)
-        if folder is None:
-            return [*_without(typed, {"resume"}), "resume=null"]
+        if folder is None:  # what a run left that was stopped before its first checkpoint is no loss
+            return [*_without(typed, {"resume", "replace"}), "resume=null", "replace=true"], run_dir
     else:
         folder = resume.find(str(cfg.resume))
         words = parse(typed)
-        typed = [*_without(read_overrides(folder), {word.key_or_group for word in words}), *typed]
+        before = _without(read_overrides(folder), {"replace", *(word.key_or_group for word in words)})
+        typed = [*before, *typed]
     typed = [*_without(typed, {"resume", "hydra.run.dir"}), f"resume={quoted(folder)}"]
     config = _check(compose("config", typed))
     require_no_owner(folder)
     resume.require_unfinished(folder, config)
+    resume.load(folder, config, quiet=True)
     # One run, also where it was a job of a preset that is a sweep.
-    return [*typed, f"hydra.run.dir={quoted(folder)}", "hydra.mode=RUN"]
+    return [*typed, f"hydra.run.dir={quoted(folder)}", "hydra.mode=RUN"], folder
 
 
 def _without(overrides: list[str], keys: set[str]) -> list[str]:
@@ -214,6 +218,7 @@ def _check(cfg: DictConfig, combinations: bool = True) -> Config:
     from vae_exp.run import speed
     from vae_exp.tracking import wandb_server
 
+    wandb_server.check_environment(cfg.wandb.mode)
     if cfg.wandb.mode == "online":
         wandb_server.api_key(cfg.wandb.mode)
     config = build.check(cfg, combinations)

@@ -228,6 +228,20 @@ def check_known_values(config: Mapping[str, Any]) -> None:
         raise UserError("checkpoint: " + "\n".join(problems))
 
 
+def check_dataset(config: Mapping[str, Any]) -> None:
+    """Raises UserError for settings of a checkpoint's dataset that it does not take, or training would have refused."""
+    kept, target = flatten({"dataset": config["dataset"]}), config["dataset"]["_target_"]
+    rules = {key: rule for key, rule in rules_for(kept).items() if key in kept}
+    if problems := check_values({key: kept[key] for key in rules}, rules):
+        raise UserError("checkpoint: " + "\n".join(problems))
+    own, given = inspect.signature(resolve("dataset", target)), set(config["dataset"]) - {"_target_"}
+    try:
+        own.bind(**dict.fromkeys(given & {*own.parameters} | given - {*SHARED}))
+        inspect.signature(prepare).bind(None, **dict.fromkeys(given & {*SHARED}))
+    except TypeError as error:
+        raise UserError(f"checkpoint: its dataset's settings are not those of {target} ({error}).") from error
+
+
 def _is_plain(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return all(map(_is_plain, value))

@@ -93,6 +93,8 @@ def _check_combinations(flat: Mapping[str, Any]) -> list[str]:
             f"model.conditional=true: dataset={flat.get('dataset.name')} has no labels (dataset.n_classes=0). "
             "Use model=vanilla or model=beta, or data with labels."
         )
+    if flat.get("resume") is not None and flat.get("replace") is True:
+        problems.append(f"resume={flat['resume']} and replace=true: one goes on with a run, the other takes it away.")
     problems += _check_objective(flat)
     if flat.get("early_stopping.patience") and flat.get("dataset.val_size") == 0:
         problems.append(

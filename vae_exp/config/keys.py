@@ -53,6 +53,7 @@ class Config(TypedDict):
     precision: str
     compile: bool | str
     resume: str | None
+    replace: bool
     checkpoint_every_epochs: int | None
     checkpoint_every_steps: int | None
     checkpoint_every_minutes: float | None

@@ -65,7 +65,7 @@ PROJECT = Rule(
     lambda v: TEXT.allows(v) and len(str(v)) <= 128 and not set(str(v)) & set("/\\#?%:"),
     "up to 128 characters without / \\ # ? % :",
 )
-PATH = Rule(lambda v: isinstance(v, str) and v != "" and "\0" not in v, "the path of a folder")  # of any letters
+PATH = Rule(lambda v: isinstance(v, str) and v.strip(" ") != "" and "\0" not in v, "the path of a folder")
 ANY_PATH = Rule(PATH.allows, "the path of a file or a folder")
 LABEL = Rule(lambda v: PATH.allows(v) or _is_number(v), "the name or the number of a class")  # a folder's name
 FLAG = Rule(lambda v: isinstance(v, bool), "true or false")
@@ -86,7 +86,8 @@ RULES = {
     "device": _one_of("auto", "cpu", "cuda", "mps"),
     "precision": _one_of("fp32", "tf32", "bf16"),
     "compile": Rule(lambda v: v == "auto" or isinstance(v, bool), "auto, true or false"),
-    "resume": _or_null(TEXT),
+    "resume": _or_null(PATH),
+    "replace": FLAG,
     "checkpoint_every_epochs": _or_null(_whole(1)),
     "checkpoint_every_steps": _or_null(_whole(1)),
     "checkpoint_every_minutes": _or_null(_number(0, above=True)),

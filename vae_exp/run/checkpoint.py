@@ -18,6 +18,7 @@ from vae_exp.config.moved import renamed
 from vae_exp.errors import UserError
 from vae_exp.run.folder import LAST, PREVIOUS
 from vae_exp.run.running_means import Sums
+from vae_exp.run.sound import Unsound, require_continuation, require_model
 from vae_exp.run.standing import Best, Facts
 from vae_exp.run.writing import write
 
@@ -125,16 +126,15 @@ def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
         raise UserError(f"checkpoint={path}: damaged, or not a checkpoint ({type(error).__name__}).") from error
     if not isinstance(stored, dict) or not {*ABOUT, "model"} <= set(stored):
         raise UserError(f"checkpoint={path}: not a checkpoint of vae_exp.")
-    if stored["format"] != FORMAT:
+    if type(stored["format"]) is not int or stored["format"] != FORMAT:
         raise UserError(f"checkpoint={path}: format {stored['format']}, and this version reads {FORMAT}.")
-    if not _is_sound(stored):
-        raise UserError(f"checkpoint={path}: damaged, or made by hand: its entries are not what they must be.")
     try:
-        return _from_stored(stored)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"checkpoint={path}: damaged, or made by hand: what a run needs to go on is not whole."
-        ) from error
+        require_model(stored)
+        if "resume" in stored:
+            require_continuation(stored)
+    except Unsound as error:
+        raise UserError(f"checkpoint={path}: damaged, or made by hand: {error}.") from error
+    return _from_stored(stored)
 
 
 def from_content(content: memoryview) -> Checkpoint:
@@ -166,26 +166,8 @@ def _from_stored(stored: dict[str, Any]) -> Checkpoint:
     if "resume" not in stored:
         return Checkpoint(**about, model=stored["model"])
     kept = stored["resume"]
-    written = Written(kept["seconds"], kept["epoch_seconds"], kept["metrics_bytes"], kept["wandb_id"])
-    goes_on = Continuation(Facts(**kept["facts"]), kept["streams"], kept["means"], written)
+    seconds, of_epoch = (max(0.0, kept.get(name, 0.0)) for name in ("seconds", "epoch_seconds"))  # a clock went back
+    written = Written(seconds, of_epoch, kept["metrics_bytes"], kept.get("wandb_id"))
+    facts = Facts(**{name: kept["facts"][name] for name in Facts.__dataclass_fields__})
+    goes_on = Continuation(facts, kept["streams"], kept["means"], written)
     return Checkpoint(**about, model=stored["model"], optimizer=stored["optimizer"], goes_on=goes_on)
-
-
-def _is_sound(stored: dict[str, Any]) -> bool:
-    """Whether the entries have their types, and the sizes are such as images have."""
-    config, shape, names = stored["config"], stored["x_shape"], stored["class_names"]
-    counts = (stored["n_classes"], stored["step"], stored["epoch"])
-    return (
-        isinstance(config, dict)
-        and all(isinstance(config.get(group), dict) for group in ("model", "network", "likelihood", "dataset"))
-        and isinstance(shape, list | tuple)
-        and len(shape) == 3
-        and all(type(side) is int and 0 < side <= 2**16 for side in shape)
-        and all(type(number) is int and 0 <= number < 2**53 for number in counts)
-        and isinstance(names, list)
-        and all(isinstance(name, str) and name.isprintable() for name in names)
-        and isinstance(stored["best"], dict)
-        and isinstance(stored["kl_per_dim"], list)
-        and isinstance(stored["model"], dict)
-        and all(isinstance(weights, Tensor) for weights in stored["model"].values())
-    )

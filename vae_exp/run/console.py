@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vae_exp.config.keys import Config
+from vae_exp.errors import printable
 
 if TYPE_CHECKING:  # the command line names ConsoleHandler before torch is imported
     from vae_exp.run.standing import Facts
 
 log = logging.getLogger(__name__)
-GREY = (
-    "note: grey pixels under a Bernoulli likelihood. It is no density over them, so neg_elbo compares only with other "
-    "runs on the same grey pixels, never with published nats: those are of dataset.binarize=static or dynamic."
+BETWEEN = (
+    "note: pixels between black and white under a Bernoulli likelihood. It is no density over them, so neg_elbo "
+    "compares only with other runs on the same pixels, never with published nats: those are of "
+    "dataset.binarize=static or dynamic."
 )
+_told: set[str] = set()  # notes that this process has given: the jobs of a sweep need not repeat them
 
 
 class ConsoleHandler(logging.StreamHandler):
@@ -46,24 +49,26 @@ def introduce(config: Config, facts: "Facts", run_dir: Path, grey: bool) -> None
     held_out = f"{facts.val_size:,} for validation" if facts.val_size else "the test split is watched"
     stochastic = config["model"]["stochastic"]
     log.info(
-        f"{config['model']['name']}{' VAE' if stochastic else ''} on {config['dataset']['name']}: "
+        f"{config['model']['name']}{' VAE' if stochastic else ''} on {printable(config['dataset']['name'])}: "
         f"{facts.parameters:,} parameters, {facts.train_size:,} images of {shape}, {held_out}; "
         f"on {facts.trained_on}"
     )
-    log.info(f"run folder {run_dir}\nneg_elbo = reconstruction + KL, in nats per image")
+    log.info(f"run folder {printable(run_dir)}\nneg_elbo = reconstruction + KL, in nats per image")
     if not stochastic:
         log.info("deterministic: the KL counts as 0, so neg_elbo is no bound, and there is no prior to sample from")
     if grey:
-        log.warning(GREY)
+        log.log(logging.INFO if BETWEEN in _told else logging.WARNING, BETWEEN)
+        _told.add(BETWEEN)
 
 
-def epoch_line(epoch: int, epochs: int, held_out: str, row: dict[str, Any], best: bool) -> str:
+def epoch_line(epoch: int, epochs: int, held_out: str, row: dict[str, Any], scale: dict[str, float], best: bool) -> str:
     """An epoch's numbers on one line."""
     line = f"epoch {epoch:>{len(str(epochs))}}/{epochs}"
     if epoch:
         line += f"  train {row['train_epoch/neg_elbo']:8.3f}"
     rec, kl = row[f"{held_out}/reconstruction"], row[f"{held_out}/kl"]
     line += f"  {held_out} {row[f'{held_out}/neg_elbo']:8.3f} = {rec:.3f} + {kl:.3f}"
+    line += "".join(f"  {name} {value:.4f}" for name, value in scale.items())
     if epoch:
         line += f"  {row['time/epoch_seconds']:5.1f} s  {row['time/images_per_second']:9,.0f} images/s"
     return line + ("  best" if best else "")

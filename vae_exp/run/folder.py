@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,11 +12,13 @@ import yaml
 
 from vae_exp.config.moved import renamed
 from vae_exp.errors import UserError
-from vae_exp.run.writing import write, write_json, writing
+from vae_exp.run.writing import write_json, writing
 
 OUTPUTS = Path("outputs")
 BEST, LAST, PREVIOUS = "best.pt", "last.pt", "last.previous.pt"
 SUMMARY, CONFIG, METRICS, IMAGES, LOCK = "summary.json", "config.yaml", "metrics.jsonl", "images", "lock"
+LOG = "train.log"
+FIRST_FILES_BYTES = 2**14  # of .hydra/, config.yaml and summary.json together
 OVERRIDES = Path(".hydra", "overrides.yaml")
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError)
 
@@ -88,30 +89,22 @@ def read_overrides(folder: Path) -> list[str]:
         return []
 
 
-def runs_below(folder: Path, having: str = SUMMARY) -> list[Path]:
-    """The folders at or below a folder that have a file of this name, the newest file first."""
-    files = sorted(folder.rglob(having), key=lambda file: file.stat().st_mtime, reverse=True)
-    return [file.parent for file in files]
+def runs_below(folder: Path, *having: str) -> list[Path]:
+    """The folders at or below a folder that have a file of these names (summary.json), the newest file first."""
+    times: dict[Path, int] = {}
+    for name in having or (SUMMARY,):
+        for file in folder.rglob(name):
+            with contextlib.suppress(OSError):  # another process has taken it away meanwhile
+                times[file.parent] = max(times.get(file.parent, 0), file.stat().st_mtime_ns)
+    return sorted(times, key=lambda run: (times[run], str(run)), reverse=True)
 
 
-def cut_back(folder: Path, step: int, metrics_bytes: int) -> None:
-    """Take away what a run wrote down after its checkpoint; it will be written again, the same."""
-    metrics = folder / METRICS
-    with writing(metrics):
-        whole = metrics.read_bytes()[:metrics_bytes] if metrics.exists() else b""
-        write(metrics, whole[: whole.rfind(b"\n") + 1])
-        for picture in (folder / IMAGES).glob("*_*.png"):
-            drawn = picture.stem.rpartition("_")[2]
-            if drawn.isdigit() and (int(drawn) > step or picture.name.startswith("test_")):
-                picture.unlink()
+def newest(*having: str) -> Path | None:
+    """What `latest` means: of the runs in outputs that have a file of these names that with the newest, or None.
 
-
-def clear(folder: Path) -> None:
-    """Take away what an earlier run left in the folder of a new one."""
-    for stale in (IMAGES, METRICS, LAST, PREVIOUS, BEST, SUMMARY):
-        path = folder / stale
-        with writing(path):
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    Copies of W&B's artifacts lie in outputs too and are no runs: they have no summary.
+    """
+    return next((run for run in runs_below(OUTPUTS, *having) if (run / SUMMARY).is_file()), None)
 
 
 @contextlib.contextmanager
@@ -131,6 +124,28 @@ def only_process(folder: Path) -> Iterator[None]:
             lock.write(f"{os.getpid()}\n")
             lock.flush()
         yield
+
+
+def require_writable(folder: Path) -> None:
+    """Raises Unwritable where a run could not write its first files in a folder. It leaves nothing there itself.
+
+    Asked before Hydra writes there, whose own complaint would be a traceback.
+    """
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    trial = folder / f"{LOG}.partial"
+    try:
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder / LOG):
+            trial.write_bytes(bytes(FIRST_FILES_BYTES))
+            if (folder / LOG).exists():
+                (folder / LOG).open("ab").close()
+    finally:
+        with contextlib.suppress(OSError):
+            trial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # another job of a sweep has its folder there by now
+            for made in missing:
+                made.rmdir()
 
 
 def require_no_owner(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Going on with a run: which one, whether the configuration agrees, and its state put back to the bit."""
+"""Going on with a run: which one, and whether the configuration agrees."""
 
 import logging
 from collections.abc import Mapping
@@ -13,25 +13,26 @@ from vae_exp.run.folder import (
     OUTPUTS,
     PREVIOUS,
     SUMMARY,
+    newest,
     read_config,
     read_summary,
+    require_no_owner,
     runs_below,
 )
 
 if TYPE_CHECKING:  # the command line asks before torch is imported
     from vae_exp.run.checkpoint import Checkpoint
-    from vae_exp.run.standing import Training
 
 log = logging.getLogger(__name__)
 # What a run may change on its way; a key that ends in a dot stands for its whole group.
 MAY_CHANGE = (
-    "epochs", "max_minutes", "early_stopping.", "resume", "device", "precision", "compile", "wandb.", "sweep.",
+    "epochs", "max_minutes", "early_stopping.", "resume", "replace", "device", "precision", "compile",
+    "wandb.", "sweep.",
     "log_every_steps", "figures", "figure_every_epochs",
     "checkpoint_every_epochs", "checkpoint_every_steps", "checkpoint_every_minutes",
     "dataset.root", "dataset.cache", "dataset.device_memory",
 )  # fmt: skip
 LENGTH = ("epochs", "max_minutes", "early_stopping.patience")  # what gives a finished run more to do
-SAME_FACTS = ("train_size", "val_size", "x_shape", "parameters")
 
 
 def contradictions(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -52,10 +53,10 @@ def _may_change(key: str) -> bool:
 def find(path_or_latest: str) -> Path:
     """The run folder that resume=PATH or resume=latest means. Raises UserError where there is none to go on with."""
     if path_or_latest == "latest":
-        runs = runs_below(OUTPUTS)
-        if not runs:
-            raise UserError(f"resume=latest: there is no run in {OUTPUTS}.")
-        return runs[0]
+        found = newest(LAST, PREVIOUS)
+        if found is None:
+            raise UserError(f"resume=latest: there is no run in {OUTPUTS} with a {LAST}.")
+        return found
     path = Path(path_or_latest).expanduser()
     folder = path.parent if path.is_file() else path
     if not any((folder / name).is_file() for name in (LAST, PREVIOUS)):
@@ -66,23 +67,39 @@ def find(path_or_latest: str) -> Path:
 def find_unfinished(config: Config, run_dir: Path) -> Path | None:
     """resume=auto: run_dir where it holds a run, else the newest unfinished run of this configuration, or None.
 
-    Raises UserError where run_dir holds a run of another configuration, or a finished one.
+    It has as many epochs to train as config has. Raises UserError where run_dir belongs to another process, or holds
+    a run of another configuration, a finished one, or one whose checkpoints are damaged.
     """
-    if (run_dir / SUMMARY).is_file() or (run_dir / LAST).is_file():
+    if any((run_dir / name).is_file() for name in (SUMMARY, LAST, PREVIOUS)):
+        require_no_owner(run_dir)
         before, summary = read_config(run_dir), read_summary(run_dir)
-        if before is not None and (wrong := contradictions(before, config)):
+        if before is not None and (wrong := _of_another_run(before, config)):
             raise UserError(_refusal(run_dir, wrong))
         if summary is not None and summary.finished:
             raise UserError(f"resume=auto: the run in {run_dir} is finished. resume={run_dir} epochs=... trains on.")
-        return run_dir if newest_checkpoint(run_dir) else None
+        path, _, reasons = _newest(run_dir)
+        if reasons and path is None:
+            raise UserError(_unreadable(run_dir, reasons))
+        return run_dir if path else None
     for folder in runs_below(OUTPUTS):
         before, summary = read_config(folder), read_summary(folder)
         is_finished = summary is not None and summary.finished
         if before is None or is_finished or before.get("sweep", {}).get("jobs"):
             continue
-        if not contradictions(before, config) and newest_checkpoint(folder):
+        if _of_another_run(before, config):
+            continue
+        path, _, reasons = _newest(folder)
+        if path:
             return folder
+        for reason in reasons:
+            log.warning(reason)
     return None
+
+
+def _of_another_run(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """As contradictions; for resume=auto a run of another length is another run too."""
+    other_length = [f"epochs={now['epochs']}: the run has epochs={before.get('epochs')}"]
+    return contradictions(before, now) + (other_length if before.get("epochs") != now["epochs"] else [])
 
 
 def require_unfinished(folder: Path, config: Config) -> None:
@@ -98,71 +115,55 @@ def require_unfinished(folder: Path, config: Config) -> None:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """last.pt, or the one before where that is damaged, which is then said; None where neither can be read."""
+    """last.pt, or the one before where that is damaged; None where neither can be read."""
+    return _newest(folder)[0]
+
+
+def _newest(folder: Path) -> "tuple[Path | None, Checkpoint | None, list[str]]":
+    """The newest checkpoint that a run can go on from, and why a newer one is none."""
     from vae_exp.run import checkpoint
 
+    reasons: list[str] = []
     for path in (folder / LAST, folder / PREVIOUS):
         if not path.is_file():
             continue
         try:
-            if checkpoint.load(path).goes_on is None:
+            kept = checkpoint.load(path)
+            if kept.goes_on is None:
                 raise UserError(f"checkpoint={path}: holds a model, and not the state of a run.")
-            return path
+            return path, kept, reasons
         except UserError as error:
-            log.warning(f"{error} It cannot be resumed from.")
-    return None
+            reasons.append(f"{error} It cannot be resumed from.")
+    return None, None, reasons
 
 
-def load(folder: Path, config: Config) -> "Checkpoint":
-    """The checkpoint to go on from.
+def load(folder: Path, config: Config, quiet: bool = False) -> "Checkpoint":
+    """The checkpoint to go on from; what is damaged beside it is said.
 
     Raises UserError where there is none, where the configuration contradicts it, or where the best epoch is lost: at
     the end of the run it would be too late.
     """
-    from vae_exp.run import checkpoint, saving
+    from vae_exp.run import saving
 
-    path = newest_checkpoint(folder)
-    if path is None:
-        raise UserError(
-            f"resume={folder}: no {LAST} that can be read is there, nor {PREVIOUS}. resume=null starts anew."
-        )
-    before = checkpoint.load(path)
+    path, before, reasons = _newest(folder)
+    if before is None:
+        raise UserError(_unreadable(folder, reasons))
     if wrong := contradictions(before.config, config):
         raise UserError(_refusal(folder, wrong))
     if before.best is not None:
         saving.best_of(folder, before)
-    log.info(f"goes on from {path}: step {before.step:,}, {before.epoch} epochs done")
+    if not quiet:
+        for reason in reasons:
+            log.warning(reason)
+        log.info(f"goes on from {path}: step {before.step:,}, {before.epoch} epochs done")
     return before
 
 
-def restore(before: "Checkpoint", training: "Training") -> None:
-    """Set weights, optimizer, random numbers, means and standing as they were. Raises UserError for other data.
-
-    On another kind of device than before, its random numbers are a new stream.
-    """
-    import torch
-
-    assert before.goes_on is not None and before.optimizer is not None, "resume.load takes no other"
-    facts, then = training.facts, before.goes_on.facts
-    if wrong := [name for name in SAME_FACTS if getattr(facts, name) != getattr(then, name)]:
-        changes = "; ".join(f"{name} is {getattr(facts, name)}, and was {getattr(then, name)}" for name in wrong)
-        raise UserError(f"resume: the data or the model have changed since the run began: {changes}.")
-    training.model.load_state_dict(before.model)
-    training.optimizer.load_state_dict(before.optimizer)
-    training.means.restore(before.goes_on.means)
-    states = before.goes_on.streams
-    for name, stream in vars(training.streams).items():
-        if states[name].shape == stream.get_state().shape:
-            stream.set_state(states[name])
-        else:
-            stream.manual_seed(stream.initial_seed() + before.step)
-            log.warning(f"resumed on another kind of device: the random numbers for {name} are a new stream")
-    torch.set_rng_state(states["torch"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
-    stands = training.stands
-    stands.step, stands.epoch, stands.best = before.step, before.epoch, before.best
-    stands.kl_per_dim, stands.order = before.kl_per_dim, training.streams.order.get_state()
+def _unreadable(folder: Path, reasons: list[str]) -> str:
+    return (
+        f"resume={folder}: no {LAST} that can be read is there, nor {PREVIOUS}. resume=null starts anew, in this "
+        f"folder with replace=true.{''.join(f' {reason}' for reason in reasons)}"
+    )
 
 
 def _refusal(folder: Path, wrong: list[str]) -> str:

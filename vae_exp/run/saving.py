@@ -9,9 +9,12 @@ from vae_exp.errors import UserError
 from vae_exp.run import checkpoint
 from vae_exp.run.checkpoint import Checkpoint, Continuation, Written
 from vae_exp.run.divergence import require_finite, require_finite_weights
+from vae_exp.run.earlier import set_aside
 from vae_exp.run.folder import BEST, LAST
 from vae_exp.run.standing import Best, Training
 from vae_exp.run.stopping import Watch
+
+Position = tuple[int, int]  # a step, and the epochs that were over by then
 
 
 class Saves:
@@ -31,28 +34,43 @@ class Saves:
     ) -> None:
         self.run_dir, self.training, self.watch, self.position = run_dir, training, watch, position
         self._best: memoryview | None = None
-        self._held_at: int | None = None  # the step of a best epoch that this process has seen
+        self._held_at: Position | None = None  # of a best epoch that this process has seen
         self._best_is_written = False
+        self._on_disk: dict[str, Position] = {}  # of which step and epoch the weights in each file are
+        if before is not None:
+            self._on_disk[LAST] = (before.step, before.epoch)
         if before is not None and before.best is not None:
-            self._best, self._best_is_written = best_of(run_dir, before)
+            self._best, self._on_disk[BEST], self._best_is_written = best_of(run_dir, before)
 
     def hold_best(self) -> None:
         """The epoch that has just ended is the best: keep its checkpoint until the next write."""
-        self._best, self._held_at, self._best_is_written = self._content(), self.training.stands.step, False
+        self._best, self._held_at, self._best_is_written = self._content(), self._position, False
 
     def write(self) -> None:
         """Write what is new. Raises UserError where the system refuses, Diverged rather than save what is no number."""
-        is_best = self._held_at == self.training.stands.step and self._best is not None
+        is_best = self._held_at == self._position and self._best is not None
         content = self._best if is_best and self._best is not None else self._content()
         self.write_best()  # before last.pt, which says that it is there
-        checkpoint.save(self.run_dir / LAST, content)
+        self._put(LAST, content, self._position)
         self.watch.saved()
 
     def write_best(self) -> None:
         """Write best.pt alone, unless it is there."""
         if self._best is not None and not self._best_is_written:
-            checkpoint.save(self.run_dir / BEST, self._best)
+            self._put(BEST, self._best, self._held_at or self._on_disk[BEST])
             self._best_is_written = True
+
+    def _put(self, name: str, content: memoryview, position: Position) -> None:
+        """Write a checkpoint; what was measured of other weights under its name is set aside."""
+        before = self._on_disk.get(name, position)
+        if before != position:
+            set_aside(self.run_dir, name, epoch=before[1])
+        checkpoint.save(self.run_dir / name, content)
+        self._on_disk[name] = position
+
+    @property
+    def _position(self) -> Position:
+        return self.training.stands.step, self.training.stands.epoch
 
     def best(self) -> tuple[dict[str, Tensor], Best]:
         """The weights of the best epoch, on the CPU, and which epoch that is."""
@@ -84,8 +102,8 @@ class Saves:
         return checkpoint.content(made)
 
 
-def best_of(folder: Path, before: Checkpoint) -> tuple[memoryview, bool]:
-    """The best epoch's checkpoint of a run that goes on, and whether it is on the disk.
+def best_of(folder: Path, before: Checkpoint) -> tuple[memoryview, Position, bool]:
+    """The best epoch's checkpoint of a run that goes on, where it stands, and whether it is on the disk.
 
     A best.pt that is ahead of the checkpoint is taken too: the run will come to that epoch again. Raises UserError
     where best.pt is missing, damaged or of another epoch, and the checkpoint is not of the best epoch itself.
@@ -96,8 +114,8 @@ def best_of(folder: Path, before: Checkpoint) -> tuple[memoryview, bool]:
         kept = checkpoint.load(path)
         if kept.step != before.best.step and kept.step <= before.step:
             raise UserError(f"checkpoint={path}: of epoch {kept.epoch}, and the best one is {before.best.epoch}.")
-        return memoryview(path.read_bytes()), True
+        return memoryview(path.read_bytes()), (kept.step, kept.epoch), True
     except UserError as error:
         if before.best.step == before.step:
-            return checkpoint.content(before), False
+            return checkpoint.content(before), (before.step, before.epoch), False
         raise UserError(f"resume={folder}: its best epoch is lost. {error} resume=null starts anew.") from error

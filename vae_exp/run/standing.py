@@ -62,14 +62,22 @@ class Standing:
     best: Best | None = None
 
     def end_epoch(
-        self, epoch: int, kl_per_dim: list[float], order: Tensor, val: dict[str, float] | None
+        self,
+        epoch: int,
+        kl_per_dim: list[float],
+        order: Tensor,
+        val: dict[str, float] | None,
+        scale: dict[str, float],
     ) -> Best | None:
-        """An epoch is over; returns it where it is the best so far. Without validation scores every epoch is."""
+        """An epoch is over; returns it where it is the best so far. Without validation scores every epoch is.
+
+        A scale that the likelihood has learned is told beside the scores.
+        """
         self.epoch, self.kl_per_dim, self.order = epoch, kl_per_dim, order
         scores = {name.replace("/", "_"): score for name, score in (val or {}).items()}
         if val and self.best is not None and scores["val_neg_elbo"] >= self.best.scores["val_neg_elbo"]:
             return None
-        self.best = Best(epoch, self.step, scores)
+        self.best = Best(epoch, self.step, scores | scale)
         return self.best
 
 

@@ -47,9 +47,3 @@ def write(path: Path, content: bytes | memoryview, previous: Path | None = None)
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """As write does, for people to read."""
     write(path, (json.dumps(content, indent=2) + "\n").encode())
-
-
-def make_parents(folder: Path) -> None:
-    """Make the folders that a folder is to lie in. Raises Unwritable where the system refuses."""
-    with writing(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)

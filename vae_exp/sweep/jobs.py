@@ -57,8 +57,9 @@ def _run_job(cfg: DictConfig, run_dir: Path, job: Any) -> float | None:
         if before is not None and before.finished and before.score is not None:
             tell(f"{title}  already finished")
             return before.score
-        if resume.newest_checkpoint(run_dir):
-            changes["resume"], title = str(run_dir), f"{title}  goes on"
+        goes_on = resume.newest_checkpoint(run_dir) is not None
+        changes |= {"resume": str(run_dir) if goes_on else None, "replace": not goes_on}  # what failed is replaced
+        title += "  goes on" if goes_on else ""
     tell(title)
     for handler in logging.getLogger().handlers:  # the epochs of many jobs go to their train.log alone
         if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):

@@ -20,8 +20,9 @@ from PIL import Image
 from vae_exp.config.check import resolve
 from vae_exp.config.keys import Config
 from vae_exp.errors import UserError
+from vae_exp.run import earlier
 from vae_exp.run.checkpoint import Checkpoint
-from vae_exp.run.folder import BEST, CONFIG, IMAGES, LAST, METRICS, SUMMARY, Summary, WandbRun, clear, cut_back
+from vae_exp.run.folder import BEST, CONFIG, IMAGES, LAST, METRICS, SUMMARY, Summary, WandbRun
 from vae_exp.run.standing import Facts
 from vae_exp.run.writing import write, writing
 from vae_exp.tracking import wandb_server
@@ -38,20 +39,27 @@ class Tracker:
     The run folder gets config.yaml, metrics.jsonl, images/ and summary.json, each whole after every write,
     so that it tells everything with W&B disabled, unreachable or killed. The one clock is the optimizer step.
     `before` is the checkpoint that a run goes on from: what was written after it is cut off, and W&B's run has
-    the same id.
+    the same id. A run that begins takes away what lies in its folder, and so many bytes of train.log.
     """
 
     def __init__(
-        self, config: Config, run_dir: Path, wandb_mode: Mode, facts: Facts, before: Checkpoint | None = None
+        self,
+        config: Config,
+        run_dir: Path,
+        wandb_mode: Mode,
+        facts: Facts,
+        before: Checkpoint | None = None,
+        old_log_bytes: int = 0,
     ) -> None:
         self.run_dir = run_dir
-        self.started, self.wandb_id = time.time(), None
+        self.started, self.wandb_id = time.monotonic(), None
         if before is not None and before.goes_on is not None:
             written = before.goes_on.written
             self.started, self.wandb_id = self.started - written.seconds, written.wandb_id
-            cut_back(run_dir, before.step, written.metrics_bytes)
+            earlier.cut_back(run_dir, before.step, written.metrics_bytes)
         else:
-            clear(run_dir)
+            earlier.require_unused(run_dir, config["replace"])  # again: another process may have been quicker
+            earlier.clear(run_dir, old_log_bytes)
         write(run_dir / CONFIG, OmegaConf.to_yaml(OmegaConf.create(dict(config))).encode())
         with writing(run_dir / METRICS):
             self.metrics = (run_dir / METRICS).open("a")
@@ -132,7 +140,7 @@ class Tracker:
             closing.join(TEARDOWN_SECONDS)
 
     def _write_summary(self) -> None:
-        self.summary.seconds = round(time.time() - self.started, 3)
+        self.summary.seconds = round(time.monotonic() - self.started, 3)
         self.summary.write(self.run_dir)
 
     def __enter__(self) -> "Tracker":
@@ -141,21 +149,31 @@ class Tracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        state, reason, exit_code = _ending(error)
+        if error is not None:  # written first: whoever stops a run may not wait for W&B
+            with contextlib.suppress(OSError, UserError):  # what the error says is what matters
+                self._write_ending(error)
+        try:  # else the run is finished only when its W&B run is
+            self._close_wandb(error)
+            self.metrics.close()
+        except (KeyboardInterrupt, SystemExit) as stop:
+            self._write_ending(stop)
+            raise
         if error is None:
-            reason = self.summary.reason
+            self._write_ending(None)
+
+    def _write_ending(self, error: BaseException | None) -> None:
+        state, reason, _ = _ending(error)
+        self.summary.state = state
+        self.summary.reason = self.summary.reason if error is None else reason
+        self._write_summary()
+
+    def _close_wandb(self, error: BaseException | None) -> None:
+        state, reason, exit_code = _ending(error)
+        ending = {"state": state, "reason": self.summary.reason if error is None else reason}
         if isinstance(error, SystemExit):
             self._in_wandb(lambda run: run.mark_preempting())
-        self.summary.state, self.summary.reason = state, reason
-        try:
-            self._write_summary()
-            self.metrics.close()
-        except (OSError, UserError):
-            if error is None:  # else what it says is what matters
-                raise
-        finally:  # a full disk must not leave W&B's run open
-            self._in_wandb(lambda run: run.summary.update({"state": state, "reason": reason}))
-            self._in_wandb(lambda run: run.finish(exit_code=exit_code))
+        self._in_wandb(lambda run: run.summary.update(ending))
+        self._in_wandb(lambda run: run.finish(exit_code=exit_code))
 
     def upload_checkpoints(self, best_is_last: bool) -> None:
         """best.pt and last.pt as versions of the run's W&B artifact; where they are the same model, one file."""
@@ -183,8 +201,8 @@ class Tracker:
 
 
 def record_failure(cfg: DictConfig, run_dir: Path, reason: str) -> None:
-    """Leave a summary.json of a run that failed before it was tracked; one that is there tells more."""
-    if not (run_dir / SUMMARY).exists():
+    """Leave a summary.json of a run that failed before it was tracked; what is there of a run tells more."""
+    if not (run_dir / SUMMARY).exists() and not earlier.holds_run(run_dir):
         with contextlib.suppress(UserError):  # an interpolation that leads nowhere may be what failed
             cfg = OmegaConf.create(resolve(cfg))
         with contextlib.suppress(OSError, UserError):  # a full disk may be what failed

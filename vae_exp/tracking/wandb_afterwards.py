@@ -1,13 +1,15 @@
 """What is logged to W&B after a run: its evaluation, and the table and figures of a sweep."""
 
+import hashlib
 import logging
 import os
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from vae_exp.config.keys import Config, WandbKeys
-from vae_exp.run.folder import read_summary
-from vae_exp.tracking.wandb_options import common, first_line, new_id, text
+from vae_exp.run.folder import Summary, read_summary
+from vae_exp.tracking.wandb_options import as_id, common, first_line, new_id, text
 from vae_exp.tracking.wandb_server import choose_mode
 
 log = logging.getLogger(__name__)
@@ -26,26 +28,43 @@ def record_evaluation(wandb_mode: str, run_dir: Path, config: Config, values: di
         return None
     import wandb
 
+    keys = cast("WandbKeys", dict.fromkeys(WandbKeys.__annotations__) | config.get("wandb", {}))
     reopened: dict[str, Any] = {"id": summary.wandb.id, "resume": "must"}
     beside: dict[str, Any] = {
-        "id": new_id(f"evaluate-{summary.name}"),
+        "id": _id_beside(summary, run_dir),
+        "resume": "allow",
         "name": f"evaluate {summary.name}",
-        "group": text(config["wandb"]["group"] or config["sweep"]["name"]) or summary.name,
+        "group": text(keys["group"] or config.get("sweep", {}).get("name")) or summary.name,
         "job_type": "evaluate",
         "config": config,
     }
     can_reopen = mode == "online" and summary.wandb.id and summary.wandb.url
     for options in [reopened, beside] if can_reopen else [beside]:
         try:
-            with wandb.init(mode=mode, **common(config["wandb"]), **options) as run:
+            with wandb.init(mode=mode, **common(keys), **options) as run:
                 run.summary.update(values)
-                where = os.path.relpath(Path(run.dir).parent) if run.offline else run.url
-                return (
-                    f"run {run.id}, {where}" if options is reopened else f"{run.name!r} in group {run.group}, {where}"
-                )
+            where = os.path.relpath(Path(run.dir).parent) if run.offline else run.url
+            if options is reopened:
+                return f"run {run.id}, {where}"
+            if run.offline:
+                _remove_earlier(Path(run.dir).parent, beside["id"])
+            return f"{run.name!r} in group {run.group}, {where}"
         except Exception as error:  # see Tracker._open_wandb
             log.warning("W&B: the evaluation could not be logged (%s).", first_line(error))
     return None
+
+
+def _id_beside(summary: Summary, run_dir: Path) -> str:
+    """The same for every evaluation of a run, so that W&B joins them."""
+    run = summary.wandb.id or run_dir.resolve()
+    return f"{as_id(f'evaluate-{summary.name}')}-{hashlib.sha256(os.fsencode(run)).hexdigest()[:6]}"
+
+
+def _remove_earlier(folder: Path, run_id: str) -> None:
+    """Take away the folders of earlier evaluations of the same run, whose numbers the new one has too."""
+    for earlier in folder.parent.glob(f"offline-run-*-{run_id}"):
+        if earlier.name != folder.name:
+            shutil.rmtree(earlier, ignore_errors=True)
 
 
 def publish_sweep(

@@ -1,5 +1,6 @@
 """What W&B is asked for when a run is opened: its name and id, its place, and how long it may take."""
 
+import logging
 import os
 import re
 import secrets
@@ -7,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from vae_exp.config.keys import Config, WandbKeys
+from vae_exp.errors import printable
+
+log = logging.getLogger(__name__)
 
 INIT_SECONDS = 8  # with wandb_server.PROBE_SECONDS: a server that does not answer may cost 15 s in all
 FINISH_SECONDS = 10  # of uploading at the end; what is not there by then stays in W&B's folder, to be synced
+LONGEST_TAG = 64
 IN_EVERY_NAME = ("model", "model.name", "dataset", "model.z_dim", "optimizer.lr", "seed")
 
 
@@ -28,7 +33,7 @@ def run_name(config: Config) -> str:
 def of_run(config: Config, facts: dict[str, Any], name: str | None, wandb_id: str | None) -> dict[str, Any]:
     """The options of wandb.init for a training run; wandb_id is that of the run that it goes on with, if it does."""
     keys = config["wandb"]
-    tags = keys["tags"] or [tag for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag]
+    tags = keys["tags"] or [tag for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag.strip()]
     return common(keys) | {
         "config": {**config, **facts},
         "id": os.environ.get("WANDB_RUN_ID") or wandb_id or new_id(str(name)),
@@ -36,9 +41,17 @@ def of_run(config: Config, facts: dict[str, Any], name: str | None, wandb_id: st
         "name": name,
         "group": text(keys["group"] or config["sweep"]["name"]),
         "job_type": os.environ.get("WANDB_JOB_TYPE") or "train",
-        "tags": [config["model"]["name"], config["dataset"]["name"], *map(str, tags)],
+        "tags": short([config["model"]["name"], config["dataset"]["name"], *map(str, tags)]),
         "notes": text(keys["notes"]),
     }
+
+
+def short(tags: list[str]) -> list[str]:
+    """The tags that W&B takes: with one that is longer it would take no run at all."""
+    if long := [tag for tag in tags if len(tag) > LONGEST_TAG]:
+        shown = ", ".join(printable(tag[:LONGEST_TAG]) + "..." for tag in long)
+        log.warning("W&B: left out what is longer than the %d characters of a tag: %s", LONGEST_TAG, shown)
+    return [tag for tag in tags if len(tag) <= LONGEST_TAG]
 
 
 def common(keys: WandbKeys) -> dict[str, Any]:

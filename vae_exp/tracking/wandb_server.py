@@ -14,9 +14,11 @@ from urllib.parse import urlparse
 from urllib.request import Request, urlopen
 
 from vae_exp.errors import UserError
+from vae_exp.tracking.wandb_options import short
 
 log = logging.getLogger(__name__)
 PROBE_SECONDS = 4
+REFUSED_IN_IDS = ":;,#?/'"
 Mode = Literal["online", "offline", "disabled"]
 
 
@@ -37,18 +39,21 @@ def api_key(mode: str, because: str = "wandb.mode=online") -> str | None:
 def choose_mode(wanted: str) -> Mode:
     """online, offline or disabled.
 
-    auto is WANDB_MODE's value, else online where an API key is configured, else offline. A server that does
-    not answer, or refuses the key, means offline. Raises UserError as api_key does.
+    auto is disabled where WANDB_DISABLED says so, else WANDB_MODE's value, else online where an API key is configured,
+    else offline. A server that does not answer, or refuses the key, means offline. Raises UserError as api_key and
+    check_environment do.
     """
-    mode = os.environ.get("WANDB_MODE", "auto") if wanted == "auto" else wanted
+    mode = _from_environment() if wanted == "auto" else wanted
     if mode == "disabled":
         return "disabled"
+    check_environment(wanted)
+    _mend_environment()
     import wandb
 
     try:
         key = api_key(mode) if mode in ("auto", "online") else None
         server = wandb.setup(wandb.Settings(silent=True)).settings.base_url
-    except ValueError as error:  # such as WANDB_BASE_URL without http://
+    except (ValueError, wandb.Error) as error:  # such as WANDB_BASE_URL without http://
         log.warning("W&B: its settings are wrong, so the run goes on without it: %s", error)
         return "disabled"
     if key is not None:
@@ -60,6 +65,31 @@ def choose_mode(wanted: str) -> Mode:
     # program's end waits for an answer.
     wandb.setup(wandb.Settings(silent=True, mode="offline"))
     return "offline"
+
+
+def _from_environment() -> str:
+    """What wandb.mode=auto means, by W&B's own variables."""
+    is_disabled = os.environ.get("WANDB_DISABLED", "").strip().lower() in ("true", "1", "yes", "y", "on", "t")
+    return "disabled" if is_disabled else os.environ.get("WANDB_MODE", "auto")
+
+
+def check_environment(wanted: str) -> None:
+    """Raises UserError for a WANDB_RUN_ID that W&B would refuse; wanted is wandb.mode."""
+    run_id = os.environ.get("WANDB_RUN_ID", "")
+    if "disabled" in (wanted, _from_environment() if wanted == "auto" else wanted):
+        return
+    if run_id != run_id.strip() or any(letter in REFUSED_IN_IDS or not letter.isprintable() for letter in run_id):
+        raise UserError(
+            f"WANDB_RUN_ID={run_id}: W&B takes no id with spaces around it or any of {' '.join(REFUSED_IN_IDS)} in it."
+        )
+
+
+def _mend_environment() -> None:
+    """W&B reads its variables itself, and for a tag that is too long, or an id without letters, it refuses them all."""
+    if os.environ.get("WANDB_RUN_ID") == "":
+        del os.environ["WANDB_RUN_ID"]
+    if tags := os.environ.get("WANDB_TAGS"):
+        os.environ["WANDB_TAGS"] = ",".join(short([tag for tag in tags.split(",") if tag.strip()]))
 
 
 def _key_in_netrc(server: str) -> str | None:
