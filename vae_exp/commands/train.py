@@ -25,11 +25,12 @@ from vae_exp.config.keys import Config
 from vae_exp.config.messages import HYDRA_VERSION, compose, parse, quoted, readable, without_hydra
 from vae_exp.errors import UserError
 from vae_exp.run import earlier, resume
-from vae_exp.run.folder import read_overrides, require_no_owner
+from vae_exp.run.folder import read_overrides, require_no_owner, require_writable
 from vae_exp.sweep import jobs, plan, processes
 from vae_exp.sweep.values import values_of
 
 log = logging.getLogger(__name__)
+PACKAGE = Path(__file__).resolve().parents[1]
 RUN_HAS_BEGUN: list[bool] = []  # empty while Hydra is at work alone
 HYDRA_FLAGS = (
     "-m", "--multirun", "-r", "--run", "-c", "--cfg", "--resolve", "-p", "--package", "-i", "--info", "--hydra-help",
@@ -95,7 +96,8 @@ def _before_it_begins(run_dir: Path, typed: list[str]) -> Iterator[None]:
     except (UserError, HydraException, OmegaConfBaseException):
         raise
     except Exception as error:
-        if RUN_HAS_BEGUN:  # a bug of ours, or of the user's own code
+        raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+        if RUN_HAS_BEGUN or PACKAGE in raised_in.parents:  # a bug of ours, or of the user's own code
             raise
         with contextlib.suppress(OSError):  # nothing was begun, so nothing is left behind
             if run_dir in new:
