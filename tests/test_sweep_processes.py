@@ -16,8 +16,20 @@ JOBLIB = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
 SECONDS = 60  # far above what a save takes and far below what the epochs of these tests would
 
 
-def sweep(epochs, *more):
-    return command("-m", "dataset=digits", f"epochs={epochs}", "wandb.mode=disabled", "seed=0,1", *more)
+@pytest.fixture
+def sweep():
+    """Starts sweeps, none of which outlives its test."""
+    started = []
+
+    def start(epochs, *more):
+        typed = ("-m", "dataset=digits", f"epochs={epochs}", "wandb.mode=disabled", "seed=0,1", *more)
+        started.append(command(*typed))
+        return started[-1]
+
+    yield start
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def wait_until(true):
@@ -40,7 +52,7 @@ def is_owned(folder):
 
 
 @pytest.mark.slow
-def test_workers_end_when_their_sweep_is_killed():
+def test_workers_end_when_their_sweep_is_killed(sweep):
     running = sweep(100_000, *JOBLIB, "checkpoint_every_epochs=20")
     wait_until(lambda: saved(2))
     folders = [path.parent for path in Path("outputs").rglob("last.pt")]
@@ -53,7 +65,7 @@ def test_workers_end_when_their_sweep_is_killed():
 
 
 @pytest.mark.slow
-def test_a_resumed_sweep_waits_for_a_job_that_is_still_trained_and_takes_it_over():
+def test_a_resumed_sweep_waits_for_a_job_that_is_still_trained_and_takes_it_over(sweep):
     first = sweep(60, "checkpoint_every_epochs=1")
     wait_until(lambda: saved(1))
     (folder,) = [path.parent for path in Path("outputs").rglob("last.pt")]
@@ -73,7 +85,7 @@ def test_a_resumed_sweep_waits_for_a_job_that_is_still_trained_and_takes_it_over
 
 
 @pytest.mark.slow
-def test_a_line_tells_of_each_job_that_ends_elsewhere():
+def test_a_line_tells_of_each_job_that_ends_elsewhere(sweep):
     running = sweep(1, *JOBLIB, "optimizer.lr=1e-3,1e10")
     said, _ = running.communicate(timeout=150)
     for seed in (0, 1):
