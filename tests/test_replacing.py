@@ -1,7 +1,6 @@
 """What lies in a run's folder already: nobody's run is lost, and nothing of other weights stays beside a model."""
 
 import json
-import os
 import resource
 from pathlib import Path
 
@@ -172,7 +171,7 @@ def test_a_place_where_nothing_can_be_made_is_one_message(vae_train, place):
 
 def test_a_log_that_cannot_be_written_is_named(vae_train):
     assert vae_train(*RUN)[0] == 0
-    os.rename("run/train.log", "run/moved.log")
+    Path("run/train.log").rename("run/moved.log")
     Path("run/train.log").mkdir()
     before = content("run")
     code, said = vae_train("resume=run", "epochs=2")

@@ -11,7 +11,7 @@ from torch import Tensor
 from vae_exp.config import build
 from vae_exp.datasets import Data, Split
 from vae_exp.distributions import DiagonalGaussian, Point
-from vae_exp.errors import UserError
+from vae_exp.errors import UserError, printable
 from vae_exp.metrics import importance_bound
 from vae_exp.run import checkpoint, sound
 from vae_exp.run.checkpoint import Checkpoint
@@ -170,7 +170,9 @@ class TrainedVAE:
         if not n_classes:
             return torch.zeros(n, dtype=torch.long, device=self.device)
         if label is None:
-            raise UserError(f"label: this model is conditional; give one of {', '.join(self.class_names)}.")
+            raise UserError(
+                f"label: this model is conditional; give one of {', '.join(map(printable, self.class_names))}."
+            )
         if isinstance(label, int | str):
             label = self.number(label)
         y = torch.as_tensor(label, device=self.device).long().expand(n)
@@ -184,5 +186,5 @@ class TrainedVAE:
         """The number of a class, given by its name or its number; a class named 7 is meant before the seventh."""
         names = [*self.class_names, *map(str, range(len(self.class_names)))]
         if str(label) not in names:
-            raise UserError(f"label={label}: this model knows {', '.join(self.class_names)}.")
+            raise UserError(f"label={label}: this model knows {', '.join(map(printable, self.class_names))}.")
         return names.index(str(label)) % len(self.class_names)

@@ -123,7 +123,7 @@ def _newest(folder: Path) -> "tuple[Path | None, Checkpoint | None, list[str]]":
     """The newest checkpoint that a run can go on from, and why a newer one is none."""
     from vae_exp.run import checkpoint
 
-    reasons = []
+    reasons: list[str] = []
     for path in (folder / LAST, folder / PREVIOUS):
         if not path.is_file():
             continue
