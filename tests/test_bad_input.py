@@ -11,6 +11,7 @@ from tests import hooks
 from tests.conftest import compose
 from vae_exp.config.check import CONF_DIR, check, flatten, options
 from vae_exp.config.rules import DATASET_RULES, OPTION_RULES, RULES
+from vae_exp.errors import printable
 
 GROUPS = [path.name for path in CONF_DIR.iterdir() if path.is_dir() and path.name != "hydra"]
 KEYS = sorted({*flatten(check(compose())), *RULES, *OPTION_RULES, *DATASET_RULES})
@@ -74,7 +75,7 @@ def check_typed(vae_train_check, typed):
     if code:
         assert said.startswith("vae-train: ")
         assert "Traceback" not in said
-        keys = {re.split("[=@]", word.lstrip("+~"))[0] for word in typed}
+        keys = {printable(re.split("[=@]", word.lstrip("+~"))[0]) for word in typed}
         assert any(key in said[len("vae-train: ") :] for key in {*KEYS, *GROUPS, *keys} - {""}) or "" in keys, said
     assert list(Path().iterdir()) == []
 

@@ -18,6 +18,7 @@ from torch.distributions import MultivariateNormal
 import vae_exp
 from tests import hooks
 from tests.conftest import MNIST, needs_mnist, quick_run, recorded
+from tests.conftest import metrics as logged
 from vae_exp import metrics, trained
 from vae_exp.commands import label_accuracy as readback
 from vae_exp.config import build
@@ -280,6 +281,72 @@ def test_weights_leave_as_safetensors_and_come_back():
     for path, message in (("cut.safetensors", "damaged"), ("none.safetensors", "no such file")):
         with pytest.raises(UserError, match=message):
             vae_exp.load(path)
+
+
+def test_what_takes_long_is_kept_of_the_same_model_and_only_of_it(vae_command):
+    quick_run("model=conditional", "epochs=2", "dataset.binarize=static")
+    typed, written = ("checkpoint=run", "device=cpu", "repeats=1"), Path("run/best.test.json")
+    for more in (("importance_samples=4",), ("label_accuracy=false",)):
+        code, said = vae_command("vae-evaluate", *typed, *more)
+        assert code == 0, said
+        assert "nll, K = 4" in said
+    first = json.loads(written.read_text())
+    assert {"nll", "nll_error", "importance_samples", "label_accuracy"} <= first.keys()
+    assert first["bits_per_dim"] == pytest.approx(first["nll"] / math.log(2) / 64)
+    assert vae_command("vae-evaluate", *typed, "split=val")[0] == 0
+    assert "nll" not in json.loads(Path("run/best.val.json").read_text())
+    written.write_text(json.dumps(first | {"step": first["step"] - 1}))  # of other weights
+    assert vae_command("vae-evaluate", *typed)[0] == 0
+    assert "nll" not in json.loads(written.read_text())
+
+
+def test_evaluations_without_a_network_are_one_run_of_wandb_with_all_numbers(vae_command):
+    quick_run("epochs=1", wandb="offline")
+    for more in (("importance_samples=2",), ("split=val",), ()):
+        assert vae_command("vae-evaluate", "checkpoint=run", "device=cpu", "repeats=1", *more)[0] == 0
+    (folder,) = Path("outputs/wandb").glob("offline-run-*-evaluate-*")
+    final = {}
+    for update in recorded(folder)["summary"]:
+        final |= update["update"]
+    for split in ("test", "val"):
+        written = json.loads(Path(f"run/best.{split}.json").read_text())
+        assert final[f"evaluate/{split}/neg_elbo"] == pytest.approx(written["neg_elbo"])
+    assert "evaluate/test/nll" in final
+    assert len(list(Path("outputs/wandb").glob("offline-run-*"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "name"),
+    [
+        (("likelihood=gaussian", "likelihood.sigma=optimal"), "sigma"),
+        (("likelihood=gaussian", "likelihood.sigma=learned"), "sigma"),
+        (("likelihood=laplace",), "scale"),
+        (("likelihood=discretized_logistic",), "scale"),
+        (("likelihood=gaussian", "likelihood.sigma=0.2"), None),
+        ((), None),
+    ],
+)
+def test_a_learned_scale_is_told_everywhere(vae_command, likelihood, name):
+    typed = ("dataset=digits", "device=cpu", "wandb.mode=offline", "hydra.run.dir=run", "epochs=2", *likelihood)
+    code, said = vae_command("vae-train", *typed)
+    assert code == 0, said
+    rows, summary = logged("run"), json.loads(Path("run/summary.json").read_text())
+    told = [key for key in {key for row in rows for key in row} | summary.keys() if key.endswith(("sigma", "scale"))]
+    if name is None:
+        assert told == []
+        return
+    assert set(told) == {f"train/{name}", f"best/{name}"}
+    model = vae_exp.load("run").model
+    value = (model.likelihood.log_scale.exp() if hasattr(model.likelihood, "log_scale") else
+             model.likelihood.mean_square.sqrt()).item()  # fmt: skip
+    assert summary["best/epoch"] == 2
+    assert [row[f"train/{name}"] for row in rows if "train/kl" in row][-1] == value == summary[f"best/{name}"]
+    assert f"{name} {value:.4f}" in said
+    (folder,) = Path("outputs/wandb").glob("offline-run-*")
+    assert recorded(folder)["history"][-1]["item"][f"train/{name}"] == pytest.approx(value)
+    code, said = vae_command("vae-evaluate", "checkpoint=run", "device=cpu", "wandb.mode=disabled")
+    assert json.loads(Path("run/best.test.json").read_text())[name] == value
+    assert f"{value:.4f}" in said
 
 
 def test_checkpoints_are_uploaded_as_an_artifact_where_it_is_asked_for():

@@ -151,6 +151,42 @@ def test_a_name_from_a_checkpoint_leads_nowhere(vae_command, tmp_path):
     assert not list(tmp_path.glob("out*"))
 
 
+STRANGE = "a\nb", "c\u3000d", "e\x1b[2Jf", "g\u202eh"  # a new line, a wide space, a clear screen, another direction
+
+
+def photos(root):
+    for number, name in enumerate(STRANGE):
+        (root / name).mkdir(parents=True)
+        for i in range(6):
+            Image.new("L", (8, 8), 40 * number + i).save(root / name / f"{i}.png")
+
+
+def test_what_training_writes_of_any_class_it_can_read(vae_command, tmp_path):
+    root = Path("in\u3000and\u00a0out")
+    photos(root)
+    data = ("dataset=image_folder", f"dataset.root='{root}'", "dataset.image_size=8", "dataset.channels=1")
+    typed = (*data, "model=conditional", *SMALL, "epochs=1", "device=cpu", "wandb.mode=disabled", "hydra.run.dir=run")
+    code, said = vae_command("vae-train", *typed)
+    assert code == 0, said
+    assert set(trained.load("run").class_names) == set(STRANGE)
+    assert vae_command("vae-train", "resume=run", "epochs=2")[0] == 0
+    assert vae_command("vae-evaluate", "checkpoint=run", "device=cpu", "repeats=1")[0] == 0
+    assert vae_command("vae-generate", "checkpoint=run", "what=classes", "device=cpu")[0] == 0
+    code, said = vae_command("vae-generate", "checkpoint=run", "label=nobody", "device=cpu")
+    assert code == 1
+    assert r"a\nb, c\u3000d, e\x1b[2Jf, g\u202eh" in said
+
+
+def test_a_strangers_text_is_shown_escaped(vae_command):
+    state = stored(quick_run(*SMALL)[1] / "last.pt")
+    state["config"]["dataset"]["name"] = "\x1b[2J"
+    torch.save(state, "x.pt")
+    for program in ("vae-evaluate", "vae-generate"):
+        _, said = vae_command(program, "checkpoint=x.pt", "device=cpu")
+        assert "\x1b" not in said
+        assert r"\x1b[2J" in said
+
+
 class Evil:
     def __init__(self, path):
         self.path = path

@@ -122,7 +122,7 @@ def test_every_moment_to_die_is_survived():
                     raise Crash
 
         with hooks.at_call(dies), pytest.raises(Crash):
-            quick_run(*settings)
+            quick_run(*settings, "replace=true")
         quick_run(*settings, "resume=run")
         assert_the_same_runs("whole", "run")
 
@@ -239,16 +239,15 @@ def test_without_the_weights_of_its_best_epoch_a_run_is_refused_before_it_trains
         best.write_bytes(best.read_bytes()[:-100] if fate == "damaged" else Path("run/last.pt").read_bytes())
 
     def content():
-        """All but Hydra's own account of each start, also of one that is refused."""
-        files = [path for path in Path("run").rglob("*") if path.is_file() and ".hydra" not in path.parts]
-        return {path: path.read_bytes() for path in files if path.name != "train.log"}
+        return {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
 
     before = content()
-    code, said = vae_train("resume=run", "epochs=3")
-    assert code == 1
-    assert re.match(r"vae-train: resume=run: .*best epoch.* lost. checkpoint=run/best.pt: ", said)
-    assert len(said.splitlines()) == 1
-    assert content() == before
+    for _ in range(2):
+        code, said = vae_train("resume=run", "epochs=3")
+        assert code == 1
+        assert re.match(r"vae-train: resume=run: .*best epoch.* lost. checkpoint=run/best.pt: ", said)
+        assert len(said.splitlines()) == 1
+        assert content() == before, "not even Hydra's account of the start"
 
 
 @pytest.mark.parametrize("fate", ["deleted", "damaged"])
@@ -336,6 +335,101 @@ def test_auto_starts_a_run_continues_it_and_then_starts_another(vae_train):
     assert vae_train(*here)[0] == 0
     code, said = vae_train(*here)
     assert (code, "the run in here is finished" in said) == (1, True)
+
+
+def test_auto_takes_no_run_of_another_length_and_none_that_is_finished(vae_train):
+    with hooks.crash_at(15), pytest.raises(Crash):
+        vae_train(*RUN, "epochs=2000")
+    (long,) = [path.parent for path in Path("outputs").rglob("summary.json")]
+    before = {path: path.read_bytes() for path in long.rglob("*") if path.is_file()}
+    assert vae_train(*RUN, "epochs=3", "resume=auto")[0] == 0
+    assert {path: path.read_bytes() for path in long.rglob("*") if path.is_file()} == before
+    runs = [path.parent for path in Path("outputs").rglob("summary.json")]
+    (short,) = [run for run in runs if run != long]
+    assert [row["epoch"] for row in metrics(short) if "val/kl" in row] == [1, 2, 3]
+    code, said = vae_train(*RUN, "epochs=3", "resume=auto", f"hydra.run.dir={long}")
+    assert (code, "epochs=3: the run has epochs=2000" in said) == (1, True)
+    with (
+        hooks.crash_at(2000 * STEPS_PER_EPOCH // 1000),
+        pytest.raises(Crash),
+    ):  # its own length, and a new limit of time
+        vae_train(*RUN, "epochs=2000", "resume=auto", "max_minutes=60")
+    assert len(list(Path("outputs").rglob("summary.json"))) == 2
+
+
+@pytest.mark.parametrize("kind", ["validation", "no validation", "patience"])
+def test_a_run_that_was_killed_as_it_ended_only_ends_again_to_the_bit(vae_train, kind):
+    more = {"no validation": ("dataset.val_size=0",), "patience": (*STANDS_STILL, "early_stopping.patience=2")}
+    settings = (*RUN, *more.get(kind, ()), "epochs=9" if kind == "patience" else "epochs=2")
+    assert vae_train(*settings, "hydra.run.dir=whole")[0] == 0
+    steps, states = [], []
+
+    def dies_at_the_end(*call):
+        if renamed_to(*call) == "summary.json":
+            new = json.loads(Path(os.fsdecode(call[1][0])).read_text())
+            states.append(new["state"])
+            if new["state"] == "finished":
+                raise Crash
+
+    with hooks.at_call(dies_at_the_end), pytest.raises(Crash):
+        vae_train(*settings, "resume=auto")
+    (folder,) = [path.parent for path in Path("outputs").rglob("summary.json")]
+    assert json.loads((folder / "summary.json").read_text())["state"] == "running"
+    with hooks.in_step(lambda step, _: steps.append(step)):
+        assert vae_train(*settings, "resume=auto")[0] == 0
+    assert steps == []
+    assert_the_same_runs("whole", folder)
+
+
+def test_a_run_is_finished_only_when_its_wandb_run_is():
+    seen = []
+
+    def look(event, arguments):
+        if event == "os.rename" and renamed_to(event, arguments) == "summary.json":
+            new = json.loads(Path(os.fsdecode(arguments[0])).read_text())
+            if new["state"] == "finished":
+                (log,) = Path("outputs/wandb").glob("offline-run-*/run-*.wandb")
+                seen.append(recorded(log.parent))
+
+    with hooks.at_call(look):
+        summary, _ = quick_run(*SMALL, wandb="offline")
+    assert summary["state"] == "finished"
+    assert len(seen) == 1
+    assert seen[0]["exit"], "W&B had its last record"
+
+
+def touch(path, seconds):
+    os.utime(path, ns=(seconds * 10**9, seconds * 10**9))
+
+
+def test_latest_is_the_newest_run_that_has_what_is_needed(vae_train, vae_command):
+    for name in ("a", "b"):
+        assert vae_train(*RUN, f"hydra.run.dir=outputs/{name}")[0] == 0
+    code, _ = vae_train("dataset=image_folder", "dataset.root=nowhere", "hydra.run.dir=outputs/c", "device=cpu")
+    assert code == 1
+    assert Path("outputs/c/summary.json").exists()
+    copy = Path("outputs/wandb/artifacts/e_p_model_best")  # of W&B's, and no run
+    copy.mkdir(parents=True)
+    (copy / "best.pt").write_bytes(Path("outputs/a/best.pt").read_bytes())
+    for name in ("a", "b"):
+        for file in ("best.pt", "last.pt"):
+            touch(f"outputs/{name}/{file}", 1_000_000)  # at the same time: the later name
+    assert "outputs/b/best.test.json" in vae_command("vae-evaluate", "checkpoint=latest", "device=cpu")[1]
+    touch("outputs/a/best.pt", 1_000_001)
+    assert "outputs/a/best.test.json" in vae_command("vae-evaluate", "checkpoint=latest", "device=cpu")[1]
+    touch("outputs/b/last.pt", 1_000_002)
+    assert vae_train("resume=latest", "epochs=2")[0] == 0
+    assert stored("outputs/b/last.pt")["epoch"] == 2
+
+
+def test_a_checkpoint_of_an_earlier_version_may_lack_what_is_not_needed():
+    quick_run(*SMALL)
+    state = stored("run/last.pt")
+    for name in ("seconds", "epoch_seconds", "wandb_id"):
+        del state["resume"][name]
+    torch.save(state, "run/last.pt")
+    quick_run(*SMALL, "epochs=2", "resume=run")
+    assert checkpoint.load(Path("run/last.pt")).epoch == 2
 
 
 @pytest.mark.slow

@@ -2,15 +2,20 @@
 
 import copy
 import math
+import shutil
 
 import pytest
 import torch
 
 from tests import hooks
-from tests.conftest import quick_run, stored
+from tests.conftest import QUICK, compose, quick_run, stored
 from tests.hooks import Crash
 from vae_exp import trained
+from vae_exp.config import build
 from vae_exp.errors import UserError
+from vae_exp.run import restoring, resume
+from vae_exp.run.running_means import RunningMeans
+from vae_exp.run.standing import Facts, Standing, Streams, Training
 
 # Inside an epoch, with means that are not read yet, a buffer beside the weights, and an optimizer with moments.
 SETTINGS = ("network.hidden_dims=[8]", "model.z_dim=2", "model=conditional", "epochs=2", "log_every_steps=5")
@@ -47,6 +52,7 @@ def run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as here, hooks.crash_at(19), pytest.raises(Crash):
         here.chdir(folder)
         quick_run(*SETTINGS)
+    (folder / "run" / "last.previous.pt").unlink()  # it would be taken instead
     return folder / "run", stored(folder / "run" / "last.pt")
 
 
@@ -82,37 +88,79 @@ def variants(state, path):
         yield from (change(entry) for change in TENSORS)
 
 
-def answers(run, state):
-    """The messages with which an altered checkpoint was refused: as a model, and as a run that goes on."""
-    folder, _ = run
-    torch.save(state, folder / "last.pt")
-    refused = []
-    for use in (lambda: use_model(folder / "last.pt"), lambda: go_on(folder)):
-        try:
-            use()
-            refused.append(None)
-        except UserError as error:
-            refused.append(str(error))
-    return refused
-
-
 def use_model(path):
     model = trained.load(path, "cpu")
     assert model.sample(10, seed=0).isfinite().all()
     assert model.name
-    data = model.read_data()
-    assert len(data.train)
+    assert len(model.read_data().train)
 
 
-def go_on(folder):
-    """To the next step, which uses all that was restored."""
-    step = stored(folder / "last.pt").get("step")
-    with hooks.in_step(lambda now, _: stop() if not isinstance(step, int) or now > step + 1 else None):
-        try:
-            quick_run(*SETTINGS, f"resume={folder}", folder=folder)
-        except Crash:
-            return
+def go_on(folder, config, data):
+    """Restore the run and take a step, which uses all of it."""
+    device = torch.device("cpu")
+    before = resume.load(folder, config, quiet=True)
+    model = build.model(config, data.x_shape, data.n_classes)
+    optimizer, facts = build.optimizer(config, model), Facts.of(model, data, device)
+    streams, means = Streams.of(0, device), RunningMeans()
+    stands = Standing([0.0] * model.z_dim, streams.order.get_state())
+    restoring.restore(before, Training(config, data, facts, model, optimizer, streams, means, stands))
+    sum(weights.sum() for weights in model.parameters()).backward()
+    optimizer.step()
+    means.add(1, reconstruction=1.0, kl=1.0)
+    assert means.read("train") and means.read_epoch("train_epoch")
+    assert stands.best is None or stands.best.summary()
 
 
-def stop():
-    raise Crash
+def check(run, every):
+    folder, state = run
+    config = build.check(compose(*QUICK, "wandb.mode=disabled", *SETTINGS))
+    data = build.dataset(config)
+    cases = [(path, value) for path in places(state) for value in variants(state, path)][::every]
+    refused, wrong = 0, []
+    for path, value in cases:
+        torch.save(altered(state, path, value), folder / "last.pt")
+        for use in (lambda: use_model(folder / "last.pt"), lambda: go_on(folder, config, data)):
+            try:
+                use()
+            except UserError:
+                refused += 1
+            except Exception as error:
+                wrong.append(f"{path} = {value!r:.40}: {type(error).__name__}: {error!s:.80}")
+    assert not wrong, "\n".join(wrong)
+    assert refused > len(cases), "most are not what training writes"
+
+
+def test_a_checkpoint_with_an_entry_altered_is_used_or_refused(run):
+    check(run, every=29)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_with_any_entry_altered_is_used_or_refused(run):
+    check(run, every=1)
+
+
+LOST = [
+    ("optimizer", GONE),
+    ("optimizer", "text"),
+    ("optimizer", {"state": {}, "param_groups": []}),
+    ("model", GONE),
+    ("step", GONE),
+    ("best", GONE),
+    (("resume", "streams"), GONE),
+    (("resume", "means"), GONE),
+    (("resume", "means", "sums", "kl"), -math.inf),
+    (("model", "encoder.layers.0.weight"), torch.full((8, 74), math.nan)),
+]
+
+
+@pytest.mark.parametrize(("path", "value"), LOST, ids=[str(path) for path, _ in LOST])
+def test_a_last_pt_without_what_a_run_needs_is_one_message_at_resume(vae_train, run, tmp_path, path, value):
+    folder, state = run
+    shutil.copytree(folder, tmp_path / "run")
+    torch.save(altered(state, (path,) if isinstance(path, str) else path, value), tmp_path / "run" / "last.pt")
+    before = {name: (tmp_path / "run" / name).read_bytes() for name in ("best.pt", "metrics.jsonl", "summary.json")}
+    code, said = vae_train("resume=run", *QUICK, *SETTINGS, "wandb.mode=disabled")
+    assert code == 1
+    assert "resume" in said
+    assert "Traceback" not in said
+    assert {name: (tmp_path / "run" / name).read_bytes() for name in before} == before

@@ -126,6 +126,40 @@ def test_wandb_mode_from_the_environment_gives_way_to_the_command_line(monkeypat
     assert quick_run(wandb="offline", folder="b")[0]["wandb"]["mode"] == "offline"
 
 
+@pytest.mark.parametrize("word", ["true", "1", "yes"])
+def test_wandb_disabled_is_honoured_unless_the_key_says_otherwise(monkeypatch, word):
+    monkeypatch.setenv("WANDB_DISABLED", word)
+    assert quick_run(wandb="auto")[0]["wandb"]["mode"] == "disabled"
+    assert not Path("outputs").exists()
+    assert quick_run(wandb="offline", folder="b")[0]["wandb"]["mode"] == "offline"
+
+
+def test_a_run_id_that_wandb_refuses_is_one_message_before_anything_is_written(vae_train, monkeypatch):
+    monkeypatch.setenv("WANDB_RUN_ID", "a/b c")
+    code, said = vae_train("dataset=digits", "epochs=1", "device=cpu", "wandb.mode=offline")
+    assert (code, len(said.splitlines())) == (1, 1), said
+    assert "WANDB_RUN_ID=a/b c: W&B takes no id" in said
+    assert list(Path().iterdir()) == []
+    assert quick_run(wandb="disabled")[0]["state"] == "finished"
+    monkeypatch.setenv("WANDB_RUN_ID", "")
+    assert quick_run(wandb="offline", folder="b")[0]["wandb"]["mode"] == "offline"
+
+
+def test_a_tag_that_is_too_long_for_wandb_is_left_out_with_one_warning(monkeypatch, caplog):
+    monkeypatch.setenv("WANDB_TAGS", f"{'x' * 65},{'y' * 64},,mine")
+    summary, _ = quick_run(wandb="auto")
+    assert summary["wandb"]["mode"] == "offline"
+    (run,) = recorded(only_run())["run"]
+    assert set(run["tags"]) == {"vanilla", "digits", "y" * 64, "mine"}
+    assert len([record for record in caplog.records if "left out" in record.message]) == 1
+
+
+def test_the_clock_may_jump(monkeypatch):
+    monkeypatch.setattr(time, "time", iter(range(10**9, 0, -86_400)).__next__)
+    assert 0 < quick_run()[0]["seconds"] < 600
+    assert 0 < quick_run("epochs=2", "resume=run")[0]["seconds"] < 600
+
+
 class Refusing(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         self.send_response(401)

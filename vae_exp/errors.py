@@ -1,5 +1,7 @@
 """What ends a run with one message and no traceback: the user can mend it."""
 
+import unicodedata
+
 
 class UserError(Exception):
     """Something the user can mend, said in one message: printed without a traceback, exit code 1."""
@@ -18,7 +20,10 @@ class Diverged(UserError):
 
 
 def printable(text: object) -> str:
-    """Text of somebody else's on one line: what a terminal would obey, or show as nothing, is shown escaped."""
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in str(text)
-    )
+    """Text of somebody else's on one line: wide spaces are shown plain, what a terminal would obey is shown escaped."""
+    return "".join(letter if letter.isprintable() else _escaped(letter) for letter in str(text))
+
+
+def _escaped(letter: str) -> str:
+    is_space = unicodedata.category(letter) == "Zs"
+    return " " if is_space else letter.encode("unicode_escape").decode()  # also what stands for bytes of no UTF-8

@@ -14,9 +14,8 @@ from torch import Tensor
 from vae_exp.config import build
 from vae_exp.config.rules import COUNT, GENERATE_RULES, Rule
 from vae_exp.datasets import Data, Split
-from vae_exp.datasets.image_files import printable
 from vae_exp.distributions import DiagonalGaussian, Point
-from vae_exp.errors import UserError
+from vae_exp.errors import UserError, printable
 from vae_exp.metrics import importance_bound
 from vae_exp.run import checkpoint, sound
 from vae_exp.run.checkpoint import Checkpoint
@@ -97,8 +96,6 @@ class TrainedVAE:
         self.device, self.trust, self._checkpoint = device, trust, kept
         self.config, self.x_shape, self.epoch = kept.config, kept.x_shape, kept.epoch
         self.class_names, self.kl_per_dim = kept.class_names, kept.kl_per_dim
-        if wrong := [name for name, weights in self.model.named_parameters() if not weights.isfinite().all()]:
-            raise UserError(f"checkpoint: its weights {wrong[0]} are not finite numbers; the training diverged.")
 
     @property
     def name(self) -> str:
@@ -207,7 +204,9 @@ class TrainedVAE:
         if not n_classes:
             return torch.zeros(n, dtype=torch.long, device=self.device)
         if label is None:
-            raise UserError(f"label: this model is conditional; give one of {', '.join(self.class_names)}.")
+            raise UserError(
+                f"label: this model is conditional; give one of {', '.join(map(printable, self.class_names))}."
+            )
         if isinstance(label, str | int):
             label = self.number(label)
         y = _tensor("label", label).to(self.device)
@@ -231,7 +230,7 @@ class TrainedVAE:
         there = len(self.class_names)
         names = [*self.class_names, *map(str, range(max(there, self.model.n_classes)))]
         if printable(str(label)) not in names:
-            raise UserError(f"label={label}: this model knows {', '.join(self.class_names)}.")
+            raise UserError(f"label={label}: this model knows {', '.join(map(printable, self.class_names))}.")
         found = names.index(printable(str(label)))
         return found if found < there else found - there
 

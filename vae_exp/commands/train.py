@@ -192,8 +192,10 @@ def _to_resume(typed: list[str], cfg: DictConfig) -> tuple[list[str], Path]:
     run_dir = Path(cfg.hydra.run.dir)
     if cfg.resume == "auto":
         folder = resume.find_unfinished(_check(cfg), run_dir)
-        if folder is None:  # what a run left that was stopped before its first checkpoint is no loss
-            return [*_without(typed, {"resume", "replace"}), "resume=null", "replace=true"], run_dir
+        if folder is None:
+            anew = [*_without(typed, {"resume"}), "resume=null"]
+            # What a run left that was stopped before its first checkpoint is no loss.
+            return [*anew, "replace=true"] if earlier.holds_run(run_dir) else anew, run_dir
     else:
         folder = resume.find(str(cfg.resume))
         words = parse(typed)

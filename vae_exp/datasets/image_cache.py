@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from vae_exp.datasets.image_files import Unusable, decode, printable
-from vae_exp.errors import UserError
+from vae_exp.datasets.image_files import Unusable, decode
+from vae_exp.errors import UserError, printable
 
 log = logging.getLogger(__name__)
 

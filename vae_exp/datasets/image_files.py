@@ -2,7 +2,6 @@
 
 import os
 import stat
-import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -50,19 +49,6 @@ def _linked(folder: Path) -> list[Path]:
 def class_folder(file: str) -> str:
     """The first folder on the way to a listed file; nothing where the file lies at the top."""
     return file.split("/")[0] if "/" in file else ""
-
-
-def printable(name: str) -> str:
-    """A name on one line that a terminal shows as it is: wide spaces become plain ones, a newline becomes \\n.
-
-    A folder's name may hold anything, and as a class it stands in tables, titles and checkpoints.
-    """
-    return "".join(letter if letter.isprintable() else _escaped(letter) for letter in name)
-
-
-def _escaped(letter: str) -> str:
-    is_space = unicodedata.category(letter) == "Zs"
-    return " " if is_space else letter.encode("unicode_escape").decode()  # also what stands for bytes of no UTF-8
 
 
 def decode(path: Path, x_shape: tuple[int, int, int], crop: int | None = None) -> np.ndarray:

@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vae_exp.datasets.image_files import printable
 from vae_exp.datasets.splits import Source, Split, Streamed, size_in_bytes
-from vae_exp.errors import UserError
+from vae_exp.errors import UserError, printable
 
 
 @dataclass

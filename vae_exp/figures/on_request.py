@@ -10,9 +10,8 @@ from torch import Tensor
 
 from vae_exp.config import build
 from vae_exp.config.keys import GenerateOptions
-from vae_exp.datasets.image_files import printable
 from vae_exp.datasets.image_folder import read_images
-from vae_exp.errors import UserError
+from vae_exp.errors import UserError, printable
 from vae_exp.figures import every_class, fonts, sheets, walks
 from vae_exp.trained import TrainedVAE
 

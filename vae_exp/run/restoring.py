@@ -56,6 +56,9 @@ def _restore_optimizer(before: Checkpoint, training: Training) -> None:
     optimizer.zero_grad()
     own = optimizer.state_dict()
     sound.require_optimizer(given, own, before.step)
+    for group, then in zip(own["param_groups"], given["param_groups"], strict=True):
+        lr = then.get("lr")  # of the last step: a run that has no step left to do writes it down again
+        group["lr"] = lr if type(lr) is float and 0 <= lr < math.inf else group["lr"]
     optimizer.load_state_dict({"state": given["state"], "param_groups": own["param_groups"]})
 
 

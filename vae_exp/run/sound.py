@@ -1,6 +1,5 @@
 """Whether what a checkpoint holds is what training writes: it may be damaged, altered or a stranger's."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import Tensor
 GROUPS = ("model", "network", "likelihood", "dataset")  # of the config: without them there is no model
 KEYS = ("wandb", "sweep", "early_stopping")  # groups that an older version may not have had
 LARGEST_SIDE, LARGEST_COUNT = 2**16, 2**53
+LARGEST_NUMBER = 1e308  # no infinity, no NaN, and no whole number that no float can hold
 DEEPEST = 20  # levels of lists and groups in a config
 WEIGHTS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 STREAMS = ("order", "noise", "draws", "torch")
@@ -119,7 +119,9 @@ def _require_state(given: Any, expected: Mapping[str, Any], steps: int, where: s
     for name, own in expected.items():
         value = given[name]
         if isinstance(own, Tensor):
-            value = torch.tensor(value) if _is_number(value) and not own.dim() else value  # as older PyTorch kept steps
+            value = (
+                torch.tensor(float(value)) if _is_number(value) and not own.dim() else value
+            )  # as older PyTorch kept steps
             sound = isinstance(value, Tensor) and value.shape == own.shape and _is_whole(value)
             _require(
                 sound
@@ -144,7 +146,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return type(value) in (int, float) and abs(value) <= LARGEST_NUMBER
 
 
 def _is_named(values: Any, kind: Any) -> bool:
