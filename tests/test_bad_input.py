@@ -4,6 +4,7 @@ import os
 import re
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -101,7 +102,18 @@ def answered(vae_train):
     return run
 
 
-@settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+def answers(max_examples):
+    return settings(max_examples=max_examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+
+@answers(max_examples=60)
 @given(typed=typed_words)
 def test_any_overrides_are_a_configuration_or_one_message(vae_train, typed):
+    check_typed(answered(vae_train), typed)
+
+
+@pytest.mark.slow
+@answers(max_examples=400)
+@given(typed=typed_words)
+def test_many_more_overrides_are_too(vae_train, typed):
     check_typed(answered(vae_train), typed)
