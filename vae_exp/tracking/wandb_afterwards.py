@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any, cast
@@ -62,8 +63,9 @@ def _id_beside(summary: Summary, run_dir: Path) -> str:
 
 def _remove_earlier(folder: Path, run_id: str) -> None:
     """Take away the folders of earlier evaluations of the same run, whose numbers the new one has too."""
-    for earlier in folder.parent.glob(f"offline-run-*-{run_id}"):
-        if earlier.name != folder.name:
+    of_this_run = re.compile(rf"offline-run-\d+_\d+-{re.escape(run_id)}(-\d+)?")  # the last for two of one second
+    for earlier in folder.parent.iterdir():
+        if of_this_run.fullmatch(earlier.name) and earlier.name != folder.name:
             shutil.rmtree(earlier, ignore_errors=True)
 
 
