@@ -12,9 +12,9 @@ import torch
 import vae_exp
 from tests.conftest import command
 from tests.test_images import BLUE, RED, every, flat, folder
-from vae_exp.datasets.image_files import list_images, printable
+from vae_exp.datasets.image_files import list_images
 from vae_exp.datasets.image_folder import read_images
-from vae_exp.errors import UserError
+from vae_exp.errors import UserError, printable
 
 NAMES = [
     "a\u3000b",

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vae_exp.config.check import CONF_DIR, closest, flatten, groups, options, options_with
-from vae_exp.errors import UserError
+from vae_exp.errors import UserError, printable
 
 HYDRA_VERSION = "1.3"
 # What Hydra's plugins are called, and the extras of vae_exp that bring them.
@@ -48,7 +48,7 @@ def _readable(word: str) -> str:
             if sign and parse([f"{key}={quoted(value)}"]):
                 return f"{key}={quoted(value)}"
         reason = str(error).splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{word}: what is typed has the form KEY=VALUE. ({reason})") from error
+        raise UserError(f"{printable(word)}: what is typed has the form KEY=VALUE. ({printable(reason)})") from error
 
 
 def compose(config_name: str, overrides: list[str]) -> DictConfig:
