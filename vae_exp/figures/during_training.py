@@ -64,7 +64,7 @@ def samples(model: VAE, n_rows: int, noise: torch.Generator) -> np.ndarray:
 def _further(name: str, model: VAE, held_out: Split, measured: Evaluation, class_names: Sequence[str]) -> np.ndarray:
     """One of the further figures, by its name in figures=[...]; a conditional model's show its first class."""
     y, dims = torch.zeros((), dtype=torch.long, device=held_out.y.device), walks.most_kl(measured.kl_per_dim)
-    label = f", label {fonts.drawable(class_names)[0]}" if model.n_classes else ""
+    label = f", label {fonts.drawable_name(class_names, 0)}" if model.n_classes else ""
     if name == "latents":
         return sheets.latents(measured.q.mean, held_out.y, class_names, None)
     if name == "manifold":

@@ -26,6 +26,11 @@ def drawable(names: Sequence[str]) -> list[str]:
     return [str(number) if name in without else name for number, name in enumerate(names)]
 
 
+def drawable_name(names: Sequence[str], number: int) -> str:
+    """The name of one class as `drawable` gives it; a model may have room for classes without a name."""
+    return drawable([*[""] * number, names[number]])[number] if number < len(names) else str(number)
+
+
 def families(names: Iterable[str]) -> list[str]:
     """The font families that matplotlib needs for all the letters, its own first."""
     found = {_find(group) for name in names for group in _groups(name) if not group.isascii()}

@@ -159,8 +159,8 @@ def _label(model: TrainedVAE, options: GenerateOptions) -> tuple[Tensor, str]:
     if not model.model.n_classes:
         return torch.tensor(0, device=model.device), ""
     number = 0 if options["label"] is None else model.number(options["label"])
-    name = str(number) if number >= len(model.class_names) else fonts.drawable(model.class_names)[number]
-    return torch.tensor(number, device=model.device), f", label {name}"
+    in_title = f", label {fonts.drawable_name(model.class_names, number)}"
+    return torch.tensor(number, device=model.device), in_title
 
 
 def _needs_prior(model: TrainedVAE, typed: str, instead: str) -> None:
