@@ -85,9 +85,9 @@ def _train(config: Config, run_dir: Path) -> dict[str, Any]:
         only_process(run_dir),
         Watch(config, before) as watch,
         Tracker(config, run_dir, wandb_mode, facts, before, old_log_bytes) as tracker,
+        Saves(run_dir, training, watch, tracker.position, before) as saves,
         console.progress_bar(epochs * steps_per_epoch, stands.step) as bar,
     ):
-        saves = Saves(run_dir, training, watch, tracker.position, before)
         fast = speed.compiled(loss_of, config["compile"], device, bar.total, interrupted=watch.raise_if_caught)
         why_over = None  # the reason to end before the last epoch
         for epoch in range(stands.epoch + 1 if before else min(1, epochs), epochs + 1):  # 0: the model as it is built
@@ -161,7 +161,7 @@ def _train(config: Config, run_dir: Path) -> dict[str, Any]:
         if not stands.best:  # not even one epoch: the weights as they are
             stands.best = Best(0, stands.step)
             saves.hold_best()
-            saves.write_best()
+        saves.write_best()
         watch.all_is_saved()
         _test(training, saves, data.read_test().to(device) if chooses else held_out_split, tracker)
         tracker.summary.reason = why_over

@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -68,9 +68,15 @@ def read_summary(folder: Path) -> Summary | None:
     try:
         content = json.loads((folder / SUMMARY).read_text())
         known = {name: content.pop(name) for name in ("state", "reason", "name", "seconds") if name in content}
-        return Summary(**known, wandb=WandbRun(**content.pop("wandb", {})), results=content)
+        return Summary(**known, wandb=_wandb_run(content.pop("wandb", None)), results=content)
     except UNREADABLE:
         return None
+
+
+def _wandb_run(stored: Any) -> WandbRun:
+    """What is known of a W&B run; another version may have written more of it, or less."""
+    known = stored if isinstance(stored, dict) else {}
+    return WandbRun(**{each.name: known[each.name] for each in fields(WandbRun) if each.name in known})
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:

@@ -1,5 +1,6 @@
 """Going on with a run: which one, and whether the configuration agrees."""
 
+import contextlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -114,9 +115,16 @@ def require_unfinished(folder: Path, config: Config) -> None:
         raise UserError(f"resume={folder}: the run is finished {done}. epochs=... with a larger number trains on.")
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """last.pt, or the one before where that is damaged; None where neither can be read."""
-    return _newest(folder)[0]
+def can_go_on(folder: Path) -> bool:
+    """Whether the run in a folder has a checkpoint that can be read, and its best epoch."""
+    from vae_exp.run import saving
+
+    _, before, _ = _newest(folder)
+    if before is None:
+        return False
+    with contextlib.suppress(UserError):
+        return before.best is None or saving.best_of(folder, before) is not None
+    return False
 
 
 def _newest(folder: Path) -> "tuple[Path | None, Checkpoint | None, list[str]]":

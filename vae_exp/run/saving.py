@@ -1,5 +1,6 @@
 """The two checkpoints of a run: last.pt as it stands, and best.pt, which waits in memory until last.pt is written."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,6 +42,16 @@ class Saves:
             self._on_disk[LAST] = (before.step, before.epoch)
         if before is not None and before.best is not None:
             self._best, self._on_disk[BEST], self._best_is_written = best_of(run_dir, before)
+            training.stands.best = checkpoint.from_content(self._best).best  # best.pt may be ahead of last.pt
+
+    def __enter__(self) -> "Saves":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        """A run that fails keeps its best epoch."""
+        if isinstance(error, Exception):
+            with contextlib.suppress(UserError):  # what went wrong first is what is told
+                self.write_best()
 
     def hold_best(self) -> None:
         """The epoch that has just ended is the best: keep its checkpoint until the next write."""
@@ -48,10 +59,9 @@ class Saves:
 
     def write(self) -> None:
         """Write what is new. Raises UserError where the system refuses, Diverged rather than save what is no number."""
-        is_best = self._held_at == self._position and self._best is not None
-        content = self._best if is_best and self._best is not None else self._content()
         self.write_best()  # before last.pt, which says that it is there
-        self._put(LAST, content, self._position)
+        is_best = self._held_at == self._position and self._best is not None
+        self._put(LAST, self._best if is_best and self._best is not None else self._content(), self._position)
         self.watch.saved()
 
     def write_best(self) -> None:
@@ -105,13 +115,15 @@ class Saves:
 def best_of(folder: Path, before: Checkpoint) -> tuple[memoryview, Position, bool]:
     """The best epoch's checkpoint of a run that goes on, where it stands, and whether it is on the disk.
 
-    A best.pt that is ahead of the checkpoint is taken too: the run will come to that epoch again. Raises UserError
+    A best.pt that is ahead of the checkpoint is taken too: the run had come to that epoch. Raises UserError
     where best.pt is missing, damaged or of another epoch, and the checkpoint is not of the best epoch itself.
     """
     assert before.best is not None, "asked for where an epoch was completed"
     path = folder / BEST
     try:
         kept = checkpoint.load(path)
+        if kept.best is None:
+            raise UserError(f"checkpoint={path}: of a run before its first epoch, and the best is {before.best.epoch}.")
         if kept.step != before.best.step and kept.step <= before.step:
             raise UserError(f"checkpoint={path}: of epoch {kept.epoch}, and the best one is {before.best.epoch}.")
         return memoryview(path.read_bytes()), (kept.step, kept.epoch), True

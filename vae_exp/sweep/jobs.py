@@ -57,7 +57,7 @@ def _run_job(cfg: DictConfig, run_dir: Path, job: Any) -> float | None:
         if before is not None and before.finished and before.score is not None:
             tell(f"{title}  already finished")
             return before.score
-        goes_on = resume.newest_checkpoint(run_dir) is not None
+        goes_on = resume.can_go_on(run_dir)
         changes |= {"resume": str(run_dir) if goes_on else None, "replace": not goes_on}  # what failed is replaced
         title += "  goes on" if goes_on else ""
     tell(title)
