@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 import pytest
-import torch._dynamo  # here: an import that a crash ends in the middle would spoil the tests after it
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

@@ -456,3 +456,38 @@ def test_wandb_goes_on_under_the_same_id():
     assert len(parts) == 2
     assert parts[0]["run"][0]["run_id"] == parts[1]["run"][0]["run_id"]
     assert [row["item"]["_step"] for part in parts for row in part["history"]] == [11, 22]
+
+
+def test_a_run_that_fails_between_two_writes_keeps_its_best_epoch():
+    settings = (*SMALL, "epochs=9", "checkpoint_every_epochs=null")
+
+    def breaks():
+        raise ZeroDivisionError
+
+    with hooks.at_step(3 * STEPS_PER_EPOCH + 2, breaks), pytest.raises(ZeroDivisionError):
+        quick_run(*settings)
+    assert checkpoint.load(Path("run/best.pt")).epoch == json.loads(Path("run/summary.json").read_text())["best/epoch"]
+    assert not Path("run/last.pt").exists()
+
+
+def test_a_best_epoch_that_is_ahead_of_the_last_checkpoint_stays_the_best():
+    quick_run(*SMALL, "epochs=2")
+    ahead = Path("run/best.pt").read_bytes()
+    quick_run(*SMALL, "epochs=1", folder="short")
+    state = stored(Path("short/last.pt"))
+    state["best"]["best/val_neg_elbo"] = -1.0  # so good that no further epoch is better
+    torch.save(state, "short/last.pt")
+    Path("short/best.pt").write_bytes(ahead)
+    summary, _ = quick_run(*SMALL, "epochs=3", "resume=short", folder="short")
+    assert summary["best/epoch"] == checkpoint.load(Path("short/best.pt")).epoch > 1
+    assert checkpoint.load(Path("short/last.pt")).best.epoch == summary["best/epoch"]
+    quick_run(*SMALL, "epochs=4", "resume=short", folder="short")
+
+
+@pytest.mark.parametrize("wandb", [None, [], {"mode": "offline", "id": "x", "entity": "of a later version"}])
+def test_what_another_version_says_of_wandb_is_no_damage(vae_train, wandb):
+    _, folder = quick_run(*SMALL)
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps(summary | {"wandb": wandb}))
+    code, said = vae_train(*RUN, "hydra.run.dir=run", "resume=auto")
+    assert (code, "the run in run is finished" in said) == (1, True), said

@@ -17,11 +17,7 @@ def require_finite(values: dict[str, float], when: str, run_dir: Path) -> None:
         kept = run_dir / LAST
         raise Diverged(
             f"the training diverged {when}: {', '.join(wrong)} not finite. "
-            + (
-                f"The last good checkpoint is {kept}. "
-                if kept.exists()
-                else "No last.pt had been written. "
-            )
+            + (f"The last good checkpoint is {kept}. " if kept.exists() else "No last.pt had been written. ")
             + "A lower optimizer.lr is the first thing to try."
         )
 
