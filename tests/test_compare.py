@@ -141,7 +141,6 @@ DAMAGE = {
     "a list": lambda folder: (folder / "summary.json").write_text("[1, 2]"),
     "no number": lambda folder: set_in_summary(folder, **{"best/val_neg_elbo": float("nan")}),
     "text for a number": lambda folder: set_in_summary(folder, **{"test/kl": "3"}),
-    "no wandb": lambda folder: set_in_summary(folder, wandb=None),
     "no config": lambda folder: (folder / "config.yaml").unlink(),
     "config of text": lambda folder: (folder / "config.yaml").write_text("text"),
 }

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -121,8 +122,9 @@ def test_every_moment_to_die_is_survived():
                 if len(seen) == number + 1:
                     raise Crash
 
+        shutil.rmtree("run", ignore_errors=True)
         with hooks.at_call(dies), pytest.raises(Crash):
-            quick_run(*settings, "replace=true")
+            quick_run(*settings)
         quick_run(*settings, "resume=run")
         assert_the_same_runs("whole", "run")
 
