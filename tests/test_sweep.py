@@ -44,6 +44,9 @@ def test_a_sweep_is_one_group_of_closed_runs_and_a_summary(vae_train):
         f"vanilla-digits-z{z}-lr{lr}-s0-warmup_epochs{w}" for z in (2, 3) for lr in ("0.001", "0.0003") for w in (0, 1)
     ]
     assert sorted(jobs) == sorted(expected)
+    ids = {record["run"][0]["run_id"] for record in jobs.values()}
+    starts = {f"z{z}-lr{lr}-warmup_epochs{w}-" for z in (2, 3) for lr in ("0.001", "0.0003") for w in (0, 1)}
+    assert all(any(run_id.startswith(start) for run_id in ids) for start in starts), "leet's list shows what differs"
     assert all(len(record["history"]) == 1 for record in jobs.values()), "no run swallowed another's points"
     assert summary["run"][0]["job_type"] == "sweep-summary"
     assert any("sweep/table" in key for row in summary["history"] for key in row["item"])

@@ -43,7 +43,6 @@ MNIST_MD5 = {
 }
 QIDX = tuple(f"qmnist-{part}-{kind}" for part in ("train", "test") for kind in ("images-idx3-ubyte", "labels-idx2-int"))
 BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
-HOUSES = "http://ufldl.stanford.edu/housenumbers"
 LISTS = ("attr_celeba", "eval_partition", "bbox_celeba", "landmarks_align_celeba")
 CELEBA = ("img_align_celeba", "identity_CelebA.txt", *(f"list_{name}.txt" for name in LISTS))
 KNOWN = {

@@ -9,12 +9,14 @@ from typing import Any
 
 from vae_exp.config.keys import Config, WandbKeys
 from vae_exp.errors import printable
+from vae_exp.run.folder import OUTPUTS
 
 log = logging.getLogger(__name__)
 
 INIT_SECONDS = 8  # with wandb_server.PROBE_SECONDS: a server that does not answer may cost 15 s in all
 FINISH_SECONDS = 10  # of uploading at the end; what is not there by then stays in W&B's folder, to be synced
 LONGEST_TAG = 64
+SHORT = {"model.z_dim": "z", "optimizer.lr": "lr", "seed": "s"}
 IN_EVERY_NAME = ("model", "model.name", "dataset", "model.z_dim", "optimizer.lr", "seed")
 
 
@@ -36,7 +38,7 @@ def of_run(config: Config, facts: dict[str, Any], name: str | None, wandb_id: st
     tags = keys["tags"] or [tag for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag.strip()]
     return common(keys) | {
         "config": {**config, **facts},
-        "id": os.environ.get("WANDB_RUN_ID") or wandb_id or new_id(str(name)),
+        "id": os.environ.get("WANDB_RUN_ID") or wandb_id or new_id(_for_the_list(config, str(name))),
         "resume": "allow" if wandb_id else None,
         "name": name,
         "group": text(keys["group"] or config["sweep"]["name"]),
@@ -44,6 +46,13 @@ def of_run(config: Config, facts: dict[str, Any], name: str | None, wandb_id: st
         "tags": short([config["model"]["name"], config["dataset"]["name"], *map(str, tags)]),
         "notes": text(keys["notes"]),
     }
+
+
+def _for_the_list(config: Config, name: str) -> str:
+    """The name behind what is swept: `wandb leet` lists runs by the first few letters of their ids."""
+    swept = [word.partition("=") for word in config["sweep"]["over"]]
+    values = [SHORT.get(key, key.rsplit(".", 1)[-1]) + value for key, _, value in swept]
+    return "-".join([*values, name])
 
 
 def short(tags: list[str]) -> list[str]:
@@ -59,7 +68,7 @@ def common(keys: WandbKeys) -> dict[str, Any]:
     import wandb
 
     # Absolute, because W&B's service keeps the working folder of its start.
-    folder = Path(str(keys["dir"] or os.environ.get("WANDB_DIR") or "outputs")).resolve()
+    folder = Path(str(keys["dir"] or os.environ.get("WANDB_DIR") or OUTPUTS)).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     return {
         "dir": folder,

@@ -14,6 +14,7 @@ from urllib.parse import urlparse
 from urllib.request import Request, urlopen
 
 from vae_exp.errors import UserError
+from vae_exp.run.folder import OUTPUTS
 from vae_exp.tracking.wandb_options import short
 
 log = logging.getLogger(__name__)
@@ -136,7 +137,7 @@ def download(artifact: str) -> Path:
     api_key("online", f"checkpoint={artifact}")
     import wandb
 
-    folder = Path("outputs/wandb/artifacts") / artifact.replace("/", "_").replace(":", "_")
+    folder = OUTPUTS / "wandb" / "artifacts" / artifact.replace("/", "_").replace(":", "_")
     try:
         return Path(wandb.Api(timeout=15).artifact(artifact).download(str(folder)))
     except Exception as error:  # whatever W&B raises: no such artifact, no right to it, no network
