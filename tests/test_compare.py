@@ -413,3 +413,10 @@ def test_a_legend_is_never_larger_than_the_curves(runs, vae_compare, tmp_path, c
     assert page.count(f'"showlegend":{str(has_legend).lower()}') == 2
     for number in range(count):
         assert f"run{number}\\u003cextra" in page.replace("<extra", "\\u003cextra"), "told where the mouse points"
+
+
+@pytest.mark.parametrize("value", ["2026-13-45", "0x_", "!!int x"])
+def test_a_value_that_yaml_cannot_build_is_text(runs, vae_compare, value):
+    code, said = vae_compare(runs, "--filter", f"seed={value}")
+    assert code == 1
+    assert f"--filter seed={value}: none of the" in said

@@ -120,7 +120,7 @@ def _filter(runs: list[Run], test: str) -> list[Run]:
     _known(key, [*dict.fromkeys(k for run in runs for k in run.config), *RESULTS, NAME, STATE])
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, AttributeError, TypeError, KeyError):  # such as a month 13
         value = text
     if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
         value = float(value)  # YAML reads 1e-3 as text

@@ -45,7 +45,10 @@ def main() -> None:
 def _evaluate_all(options: EvaluateOptions) -> None:
     """Every checkpoint that the path means; one that fails does not stop the others."""
     from vae_exp import trained
+    from vae_exp.tracking import wandb_server
 
+    if options["wandb"]["mode"] == "online":  # before anything is measured
+        wandb_server.api_key("online")
     paths = trained.find(options["checkpoint"])
     rows, failed = {}, 0
     for number, path in enumerate(paths, 1):

@@ -38,7 +38,7 @@ def exits(program: str, config_name: str) -> Iterator[None]:
     except UserError as error:
         sys.exit(f"{program}: {error}")
     except (HydraException, OmegaConfBaseException) as error:
-        sys.exit(f"{program}: {explain(error, program, config_name)}")
+        sys.exit(f"{program}: {UserError(explain(error, program, config_name))}")
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # `vae-train --help | head`: Python would complain once more when it ends

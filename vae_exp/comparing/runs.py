@@ -28,7 +28,7 @@ RESULTS = {
     "seconds": "seconds",
 }
 # Of a run's configuration these say how it was logged, not what it was.
-NOT_COMPARED = ("wandb.", "sweep.", "resume")
+NOT_COMPARED = ("wandb.", "sweep.", "resume", "replace")
 SEEDS = ("seed", "dataset.seed")
 NAME, STATE, REASON = "run", "state", "reason"
 LATEST = "latest"

@@ -44,7 +44,8 @@ PUBLIC = {
     },
     "dataset": {f"vae_exp.datasets.{name}" for name in ("torchvision_images", "digits", "image_folder", "celeba")},
 }
-# The options of every dataset.
+# The options of every dataset, and those that it cannot do without.
+NEEDED = ("val_size", "seed")
 SHARED = [name for name, option in inspect.signature(prepare).parameters.items() if option.kind == option.KEYWORD_ONLY]
 
 
@@ -78,6 +79,8 @@ def _check_calls(config: Config) -> None:
         given = {key: value for key, value in settings.items() if not key.startswith("_")}
         if group == "dataset":  # what all datasets share goes to prepare
             given = {key: value for key, value in given.items() if key in signature.parameters or key not in SHARED}
+            if missing := [name for name in NEEDED if name not in settings]:
+                raise UserError(f"dataset.{missing[0]}: is missing. Every dataset needs it.")
         try:
             signature.bind(*[None] * by_place, **dict.fromkeys(by_name), **given)
         except TypeError as error:
@@ -98,15 +101,18 @@ def _check_calls(config: Config) -> None:
 def _check_schedule(config: Config) -> None:
     """Raises UserError where scheduler._target_ gives no factor on the learning rate."""
     target = config["scheduler"]["_target_"]
-    try:
-        factor = partial(config, "scheduler")(0.0, config["epochs"])
-    except Exception as error:  # nothing of the run has begun: it is the schedule that refuses
-        raise UserError(f"scheduler: {target} fails at epoch 0: {type(error).__name__}: {error}") from error
-    if isinstance(factor, bool) or not isinstance(factor, int | float) or not math.isfinite(factor):
-        raise UserError(
-            f"scheduler._target_={target}: it returns {type(factor).__name__} at epoch 0, and must return a number: "
-            "the factor on optimizer.lr at (epoch, epochs)."
-        )
+    epochs = config["epochs"]
+    for epoch in (0.0, epochs / 2, float(epochs)):
+        try:
+            factor = partial(config, "scheduler")(epoch, epochs)
+        except Exception as error:  # nothing of the run has begun: it is the schedule that refuses
+            reason = f"{type(error).__name__}: {error}"
+            raise UserError(f"scheduler: {target} fails at epoch {epoch:g}: {reason}") from error
+        if isinstance(factor, bool) or not isinstance(factor, int | float) or not math.isfinite(factor):
+            raise UserError(
+                f"scheduler._target_={target}: it returns {type(factor).__name__} at epoch {epoch:g}, and must return a number: "
+                "the factor on optimizer.lr at (epoch, epochs)."
+            )
 
 
 def resolve(group: str, target: str) -> Callable[..., Any]:

@@ -60,7 +60,11 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
         with hydra.initialize_config_dir(str(CONF_DIR), version_base=HYDRA_VERSION):
             return hydra.compose(config_name, overrides, return_hydra_config=config_name == "config")
     except (ValueError, AssertionError, TypeError, AttributeError, KeyError) as error:  # Hydra's answers to model=null
-        of_groups = [word for word in overrides if options(word.partition("=")[0])] or overrides
+        of_groups = [
+            word
+            for word in overrides
+            if options(re.split("[=@]", word.lstrip("+~"))[0]) and not isinstance(parse([word])[0].value(), str)
+        ] or overrides
         reason = str(error).splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{' '.join(of_groups)}: a group takes the name of an option. ({reason})") from error
 

@@ -14,7 +14,12 @@ class Rule:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond every float
+        return False
 
 
 def _whole(low: int, high: int = 2**31 - 1) -> Rule:
@@ -114,7 +119,7 @@ RULES = {
     "sweep.resume": _or_null(TEXT),
     "sweep.over": _list_of(TEXT, "a list of keys, filled in by vae-train -m"),
     "sweep.jobs": _or_null(_whole(1)),
-    "optimizer.lr": _number(0, above=True),
+    "optimizer.lr": _number(0, 1e30, above=True),
     "dataset.name": NAME,
     "dataset.n_classes": _or_null(_whole(0)),
 }
@@ -161,7 +166,7 @@ OPTION_RULES = {
     "dataset.on_error": _one_of("skip", "fail"),
     "dataset.cache": PATH,
     "dataset.attribute": _or_null(TEXT),
-    "optimizer.weight_decay": _number(0),
+    "optimizer.weight_decay": _number(0, 1e30),
     "optimizer.fused": FLAG,
     "optimizer.momentum": _number(0, 1),
     "optimizer.alpha": _number(0, 1),
@@ -171,7 +176,7 @@ OPTION_RULES = {
     ),
     "scheduler.warmup_epochs": _number(0),
     "scheduler.final_factor": _number(0, 1),
-    "scheduler.every_epochs": _number(0, above=True),
+    "scheduler.every_epochs": _number(1e-6),
     "scheduler.gamma": _number(0, above=True),
     "scheduler.at_epochs": _list_of(_number(0), "a list of numbers, 0 or more, such as [8,12]"),
 }

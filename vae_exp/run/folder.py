@@ -149,8 +149,8 @@ def require_writable(folder: Path) -> None:
     finally:
         with contextlib.suppress(OSError):
             trial.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # another job of a sweep has its folder there by now
-            for made in missing:
+        for made in missing:
+            with contextlib.suppress(OSError):  # it was never made, or another job of a sweep has its folder there
                 made.rmdir()
 
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 from vae_exp.config.keys import Config, WandbKeys
 from vae_exp.run.folder import Summary, read_summary
 from vae_exp.tracking.wandb_options import as_id, common, first_line, new_id, text
-from vae_exp.tracking.wandb_server import choose_mode
+from vae_exp.tracking.wandb_server import choose_mode, from_environment
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,8 @@ def record_evaluation(wandb_mode: str, run_dir: Path, config: Config, values: di
     summary = read_summary(run_dir)
     if summary is None or summary.name is None:  # a checkpoint that was taken out of its run's folder
         return None
-    mode = choose_mode(summary.wandb.mode if wandb_mode == "auto" else wandb_mode)
+    is_disabled = wandb_mode == "auto" and from_environment() == "disabled"
+    mode = "disabled" if is_disabled else choose_mode(summary.wandb.mode if wandb_mode == "auto" else wandb_mode)
     if mode == "disabled":
         return None
     import wandb

@@ -44,7 +44,7 @@ def choose_mode(wanted: str) -> Mode:
     else offline. A server that does not answer, or refuses the key, means offline. Raises UserError as api_key and
     check_environment do.
     """
-    mode = _from_environment() if wanted == "auto" else wanted
+    mode = from_environment() if wanted == "auto" else wanted
     if mode == "disabled":
         return "disabled"
     check_environment(wanted)
@@ -68,7 +68,7 @@ def choose_mode(wanted: str) -> Mode:
     return "offline"
 
 
-def _from_environment() -> str:
+def from_environment() -> str:
     """What wandb.mode=auto means, by W&B's own variables."""
     is_disabled = os.environ.get("WANDB_DISABLED", "").strip().lower() in ("true", "1", "yes", "y", "on", "t")
     return "disabled" if is_disabled else os.environ.get("WANDB_MODE", "auto")
@@ -77,7 +77,7 @@ def _from_environment() -> str:
 def check_environment(wanted: str) -> None:
     """Raises UserError for a WANDB_RUN_ID that W&B would refuse; wanted is wandb.mode."""
     run_id = os.environ.get("WANDB_RUN_ID", "")
-    if "disabled" in (wanted, _from_environment() if wanted == "auto" else wanted):
+    if "disabled" in (wanted, from_environment() if wanted == "auto" else wanted):
         return
     if run_id != run_id.strip() or any(letter in REFUSED_IN_IDS or not letter.isprintable() for letter in run_id):
         raise UserError(
