@@ -110,8 +110,8 @@ def _check_schedule(config: Config) -> None:
             raise UserError(f"scheduler: {target} fails at epoch {epoch:g}: {reason}") from error
         if isinstance(factor, bool) or not isinstance(factor, int | float) or not math.isfinite(factor):
             raise UserError(
-                f"scheduler._target_={target}: it returns {type(factor).__name__} at epoch {epoch:g}, and must return a number: "
-                "the factor on optimizer.lr at (epoch, epochs)."
+                f"scheduler._target_={target}: it returns {type(factor).__name__} at epoch {epoch:g}, and must return "
+                "a number: the factor on optimizer.lr at (epoch, epochs)."
             )
 
 
