@@ -208,7 +208,7 @@ WRONG = [
     ("-nan", "-nan: no such flag."),
     (f"model.beta={'9' * 320}", "it takes a number, 0 or more"),
     ("~dataset.seed", "dataset.seed: is missing."),
-    ("optimizer=sgd optimizer.lr=1e39", "optimizer.lr=1e+39: it takes a number above 0 and at most 1e+30"),
+    ("optimizer=sgd optimizer.lr=1e39", "optimizer.lr=1e+39: it takes a number above 0 and at most 1e+38"),
     ("scheduler=step scheduler.every_epochs=5e-324", "scheduler.every_epochs=5e-324: it takes a number, 1e-06 or more"),
     ("objective@model=0.1", "objective@model=0.1: a group takes the name of an option."),
     (f"model.name={'a' * 250}", "cannot be written (File name too long)"),

@@ -119,7 +119,7 @@ RULES = {
     "sweep.resume": _or_null(TEXT),
     "sweep.over": _list_of(TEXT, "a list of keys, filled in by vae-train -m"),
     "sweep.jobs": _or_null(_whole(1)),
-    "optimizer.lr": _number(0, 1e30, above=True),
+    "optimizer.lr": _number(0, 1e38, above=True),
     "dataset.name": NAME,
     "dataset.n_classes": _or_null(_whole(0)),
 }
@@ -166,7 +166,7 @@ OPTION_RULES = {
     "dataset.on_error": _one_of("skip", "fail"),
     "dataset.cache": PATH,
     "dataset.attribute": _or_null(TEXT),
-    "optimizer.weight_decay": _number(0, 1e30),
+    "optimizer.weight_decay": _number(0, 1e38),
     "optimizer.fused": FLAG,
     "optimizer.momentum": _number(0, 1),
     "optimizer.alpha": _number(0, 1),
