@@ -85,7 +85,7 @@ def find_unfinished(config: Config, run_dir: Path) -> Path | None:
     for folder in runs_below(OUTPUTS):
         before, summary = read_config(folder), read_summary(folder)
         is_finished = summary is not None and summary.finished
-        if before is None or is_finished or before.get("sweep", {}).get("jobs"):
+        if before is None or is_finished or flatten(before).get("sweep.jobs"):
             continue
         if _of_another_run(before, config):
             continue
