@@ -8,6 +8,7 @@ from vae_exp.comparing.curves import label, text
 from vae_exp.comparing.names import short_names
 from vae_exp.comparing.runs import RESULTS, Run, differing, sort_runs
 from vae_exp.comparing.terminal import cell
+from vae_exp.run.folder import IMAGES
 
 LONGEST_NAME = 44  # characters; the whole name is shown where the mouse points
 PICTURES = {"test_reconstructions": "test images, reconstructions below", "samples": "samples from the prior"}
@@ -120,7 +121,7 @@ def _sheet(runs: list[Run], keys: list[str], metric: str) -> str:
         shown = comparable.best(run.members, comparable.metric_of(run.members)) or run  # of several seeds the best
         pictures = []
         for name, caption in PICTURES.items():
-            drawn = sorted((shown.folder / "images").glob(f"{name}_*.png"))
+            drawn = sorted((shown.folder / IMAGES).glob(f"{name}_*.png"))
             if drawn:
                 data = base64.b64encode(drawn[-1].read_bytes()).decode()
                 pictures.append(f'<img alt="{escape(caption)}" title="{caption}" src="data:image/png;base64,{data}">')

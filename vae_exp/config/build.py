@@ -45,8 +45,10 @@ PUBLIC = {
     "dataset": {f"vae_exp.datasets.{name}" for name in ("torchvision_images", "digits", "image_folder", "celeba")},
 }
 # The options of every dataset, and those that it cannot do without.
-NEEDED = ("val_size", "seed")
-SHARED = [name for name, option in inspect.signature(prepare).parameters.items() if option.kind == option.KEYWORD_ONLY]
+SHARED = {
+    name: option for name, option in inspect.signature(prepare).parameters.items() if option.kind == option.KEYWORD_ONLY
+}
+NEEDED = [name for name, option in SHARED.items() if option.default is option.empty]
 
 
 def partial(config: Mapping[str, Any], group: str) -> Callable[..., Any]:

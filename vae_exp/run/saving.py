@@ -60,8 +60,8 @@ class Saves:
     def write(self) -> None:
         """Write what is new. Raises UserError where the system refuses, Diverged rather than save what is no number."""
         self.write_best()  # before last.pt, which says that it is there
-        is_best = self._held_at == self._position and self._best is not None
-        self._put(LAST, self._best if is_best and self._best is not None else self._content(), self._position)
+        best = self._best if self._held_at == self._position else None
+        self._put(LAST, self._content() if best is None else best, self._position)
         self.watch.saved()
 
     def write_best(self) -> None:
