@@ -295,7 +295,9 @@ def test_what_takes_long_is_kept_of_the_same_model_and_only_of_it(vae_command):
     assert first["bits_per_dim"] == pytest.approx(first["nll"] / math.log(2) / 64)
     assert vae_command("vae-evaluate", *typed, "split=val")[0] == 0
     assert "nll" not in json.loads(Path("run/best.val.json").read_text())
-    written.write_text(json.dumps(first | {"step": first["step"] - 1}))  # of other weights
+    written.write_text(json.dumps(first))
+    quick_run("model=conditional", "epochs=2", "dataset.binarize=static", "seed=1", folder="other")
+    shutil.copy("other/best.pt", "run/best.pt")  # as many steps, and other weights
     assert vae_command("vae-evaluate", *typed)[0] == 0
     assert "nll" not in json.loads(written.read_text())
 
@@ -398,3 +400,16 @@ def test_the_readmes_two_lines_run_as_they_stand():
     assert names["images"].shape == names["again"].shape == (16, 1, 8, 8)
     assert names["q"].mean.shape == (16, 20)
     assert names["bound"].shape == (16,)
+
+
+def test_the_scale_of_a_likelihood_of_ones_own_is_printed_by_its_name(vae_command, tmp_path, monkeypatch):
+    Path(tmp_path, "own_scale.py").write_text(
+        "from vae_exp import likelihoods\n\ndef wide(scale):\n    family = likelihoods.laplace(scale)\n"
+        "    family.scale_name = 'width'\n    return family\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    quick_run("likelihood=laplace", "likelihood._target_=own_scale.wide")
+    code, said = vae_command("vae-evaluate", "checkpoint=run", "device=cpu", "repeats=1", "trust=true")
+    assert code == 0, said
+    value = json.loads(Path("run/best.test.json").read_text())["width"]
+    assert f"{'width':28}{value:12.4f}" in said

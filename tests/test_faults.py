@@ -14,9 +14,11 @@ import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import hydra
 import numpy as np
 import pytest
 import torch
+from hydra.errors import ConfigCompositionException
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -306,6 +308,31 @@ def test_a_run_needs_no_home_no_terminal_and_no_reader():
     done = subprocess.run(["bash", "-o", "pipefail", "-c", script], capture_output=True, text=True, env=started)
     assert "Traceback" not in done.stderr
     assert json.loads(Path("run/summary.json").read_text())["state"] == "finished"
+
+
+def test_ctrl_c_while_hydra_composes_ends_like_any_ctrl_c(vae_train, monkeypatch):
+    """Hydra may raise an error of its own in its place."""
+
+    def interrupted(*_, **__):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            raise ConfigCompositionException("what Hydra says then")  # noqa: B904
+
+    monkeypatch.setattr(hydra, "compose", interrupted)
+    assert vae_train("model.z_dim=3") == (130, "")
+
+
+def test_ctrl_c_while_an_error_is_explained_ends_like_any_ctrl_c(vae_train, monkeypatch):
+    compose = hydra.compose
+
+    def interrupted(config_name, overrides, **settings):
+        if not overrides:  # asked for the names of the keys
+            raise KeyboardInterrupt
+        return compose(config_name, overrides, **settings)
+
+    monkeypatch.setattr(hydra, "compose", interrupted)
+    assert vae_train("model.zdim=3") == (130, "")
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import vae_exp
 from tests.conftest import command
@@ -70,6 +71,18 @@ def test_only_files_are_opened_and_all_else_is_left_out_and_named(tmp_path, capl
         folder(tmp_path / "mine", on_error="fail")
     flat(tmp_path / "mine" / "nowhere.png")
     assert len(every(folder(tmp_path / "mine"))) == 7, "a link that has found its end is another folder's content"
+
+
+@pytest.mark.parametrize("pixel", [float("nan"), float("inf"), float("-inf")])
+def test_an_image_whose_pixels_are_no_numbers_is_left_out_and_named(tmp_path, caplog, pixel):
+    for i in range(4):
+        flat(tmp_path / "mine" / f"{i}.png")
+    pixels = np.full((8, 8), 0.5, dtype=np.float32)
+    Image.fromarray(pixels).save(tmp_path / "mine" / "sound.tiff")
+    pixels[3, 3] = pixel
+    Image.fromarray(pixels).save(tmp_path / "mine" / "odd.tiff")
+    assert len(every(folder(tmp_path / "mine"))) == 5
+    assert "odd.tiff: pixels that are not finite numbers" in caplog.text
 
 
 def test_a_command_does_not_wait_at_a_pipe(tmp_path):

@@ -434,6 +434,16 @@ def test_a_checkpoint_of_an_earlier_version_may_lack_what_is_not_needed():
     assert checkpoint.load(Path("run/last.pt")).epoch == 2
 
 
+def test_what_was_typed_for_a_run_and_cannot_be_read_is_named(vae_train):
+    assert vae_train(*RUN, *SMALL, "hydra.run.dir=run")[0] == 0
+    Path("run/.hydra/overrides.yaml").write_text("[")
+    code, said = vae_train("resume=run", "epochs=5")
+    assert code == 1, said
+    assert "resume=run: .hydra/overrides.yaml cannot be read there" in said
+    assert "the configuration contradicts the run" in said
+    assert vae_train(*RUN, *SMALL, "resume=run", "epochs=3")[0] == 0
+
+
 @pytest.mark.slow
 def test_a_folder_belongs_to_one_process(vae_train):
     running = command(*RUN[:-3], *SMALL, "epochs=100000", "wandb.mode=disabled", "hydra.run.dir=run")

@@ -141,6 +141,12 @@ def test_a_run_id_that_wandb_refuses_is_one_message_before_anything_is_written(v
     assert "WANDB_RUN_ID=a/b c: W&B takes no id" in said
     assert list(Path().iterdir()) == []
     assert quick_run(wandb="disabled")[0]["state"] == "finished"
+    monkeypatch.setenv("WANDB_RUN_ID", "mine")
+    typed = ("dataset=digits", "epochs=1", "device=cpu", "model.z_dim=2,3")
+    code, said = vae_train("-m", *typed, "wandb.mode=offline")
+    assert code == 1, said
+    assert "WANDB_RUN_ID=mine: is of one run, and each job of a sweep is a run of its own. Unset it." in said
+    assert not Path("outputs").exists()
     monkeypatch.setenv("WANDB_RUN_ID", "")
     assert quick_run(wandb="offline", folder="b")[0]["wandb"]["mode"] == "offline"
 

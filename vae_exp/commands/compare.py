@@ -48,6 +48,8 @@ def main() -> None:
         compare(_arguments().parse_args())
     except UserError as error:
         sys.exit(f"vae-compare: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
     except BrokenPipeError:  # vae-compare ... | head
         sys.stderr.close()
 

@@ -1,6 +1,7 @@
 """`vae-evaluate`: held-out numbers of a trained model, printed, written beside its checkpoint, added to its W&B run."""
 
 import functools
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -13,7 +14,7 @@ from vae_exp.errors import Unwritable, UserError, printable
 from vae_exp.run.writing import write_json
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from vae_exp.datasets.splits import Split
     from vae_exp.trained import TrainedVAE
@@ -76,7 +77,7 @@ def evaluate_checkpoint(path: Path, options: EvaluateOptions) -> dict[str, Any]:
 
     kept = checkpoint.load(path)
     model = trained.TrainedVAE(kept, build.device(options["device"]), options["trust"])
-    result = {"checkpoint": str(path), "step": kept.step, **measure(model, options)}
+    result = {"checkpoint": str(path), "step": kept.step, "weights": _digest(kept.model), **measure(model, options)}
     for name, value in result.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{path}: {name} is {value}; the model's weights or its data are not sound.")
@@ -88,11 +89,22 @@ def evaluate_checkpoint(path: Path, options: EvaluateOptions) -> dict[str, Any]:
     except Unwritable as error:  # which advises on a run
         raise UserError(f"{written}: cannot be written ({getattr(error.__cause__, 'strerror', error)}).") from error
     print(f"\nwritten   {printable(written)}")
-    numbers = _for_wandb(path, kept.step)
+    numbers = _for_wandb(path, result["weights"])
     if where := wandb_afterwards.record_evaluation(options["wandb"]["mode"], path.parent, model.config, numbers):
         print(f"W&B       {where}")
     print()
     return result
+
+
+def _digest(weights: "dict[str, Tensor]") -> str:
+    """What tells one model from another: its file may be another run's by now, with as many steps."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _read(written: Path) -> dict[str, Any]:
@@ -106,7 +118,7 @@ def _read(written: Path) -> dict[str, Any]:
 
 def _with_what_was_kept(result: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
     """The result with what takes long and was not asked for, as an earlier one of the same model and images has it."""
-    if any(before.get(name) != result[name] for name in ("step", "split", "images")):
+    if any(before.get(name) != result[name] for name in ("weights", "split", "images")):
         return result
     kept = {name: before[name] for names in LONG if not set(names) & set(result) for name in names if name in before}
     if "nll" in kept and "bits_per_dim" in result:  # they come from the nll where there is one
@@ -114,12 +126,12 @@ def _with_what_was_kept(result: dict[str, Any], before: dict[str, Any]) -> dict[
     return result | kept
 
 
-def _for_wandb(path: Path, step: int) -> dict[str, Any]:
+def _for_wandb(path: Path, weights: str) -> dict[str, Any]:
     """The numbers of all splits that were measured of this model: a run in W&B that is written anew has them all."""
     prefixed: dict[str, Any] = {}
     for split in SPLITS:
         written = _read(path.with_name(f"{path.stem}.{split}.json"))
-        if written.get("step") == step:
+        if written.get("weights") == weights:
             numbers = {k: v for k, v in written.items() if isinstance(v, int | float) and k not in NO_RESULTS}
             prefixed |= {f"evaluate/{split}/{name}": value for name, value in numbers.items()}
     return prefixed
@@ -195,9 +207,8 @@ def _print_table(result: dict[str, Any], model: "TrainedVAE") -> None:
     if "bits_per_dim" in result:
         print(f"{'bits per dimension':28}{result['bits_per_dim']:12.4f}")
     print(f"{'active units':28}{result['active_units']:12d}   of {len(result['kl_per_dim'])}")
-    for name in ("sigma", "scale"):
-        if name in result:
-            print(f"{name:28}{result[name]:12.4f}   of pixels from 0 to 1, fitted with the weights")
+    for name, value in model.model.scale().items():
+        print(f"{name:28}{value:12.4f}   of pixels from 0 to 1, fitted with the weights")
     if "label_accuracy" in result:
         read, real, chance = (result[f"label_accuracy{end}"] for end in ("", "_real", "_shuffled"))
         print(f"{'labels read back':28}{read:12.1%}   real images {real:.1%}, shuffled labels {chance:.1%}")

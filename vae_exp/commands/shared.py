@@ -33,24 +33,39 @@ def exits(program: str, config_name: str) -> Iterator[None]:
     logging.raiseExceptions = False  # a log that cannot be written is no reason to stop, or to fill stderr
     signal.signal(signal.SIGTERM, _exit_on_sigterm)
     try:
-        yield
-        sys.stdout.flush()  # here, where a reader that has gone can be told from a bug
-    except UserError as error:
-        sys.exit(f"{program}: {error}")
-    except (HydraException, OmegaConfBaseException) as error:
-        sys.exit(f"{program}: {UserError(explain(error, program, config_name))}")
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:  # `vae-train --help | head`: Python would complain once more when it ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except OSError as error:
-        if error.errno not in UNWRITABLE:
-            raise
-        sys.exit(f"{program}: {error.filename or 'a file'}: cannot be written ({error.strerror}).")
+        try:
+            yield
+            sys.stdout.flush()  # here, where a reader that has gone can be told from a bug
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(explain(error, program, config_name)) from error
+    except SystemExit:
+        raise
+    except BaseException as error:
+        sys.exit(_code_or_message(error, program))
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):  # what is left is W&B's own ending; nothing to tell of it
             signal.signal(number, signal.SIG_DFL)
+
+
+def _code_or_message(error: BaseException, program: str) -> int | str:
+    """What the program ends with. Raises the error itself where it is a bug of ours."""
+    if _comes_of_ctrl_c(error):
+        return 130
+    if isinstance(error, UserError):
+        return f"{program}: {error}"
+    if isinstance(error, BrokenPipeError):  # `vae-train --help | head`: Python would complain once more when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
+        return f"{program}: {error.filename or 'a file'}: cannot be written ({error.strerror})."
+    raise error
+
+
+def _comes_of_ctrl_c(error: BaseException | None) -> bool:
+    """Where Ctrl-C comes while Hydra composes, an error of Hydra's own may be raised in its place."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def versions() -> str:

@@ -25,7 +25,7 @@ from vae_exp.config.keys import Config
 from vae_exp.config.messages import HYDRA_VERSION, compose, parse, quoted, readable, without_hydra
 from vae_exp.errors import UserError
 from vae_exp.run import earlier, resume
-from vae_exp.run.folder import read_overrides, require_no_owner, require_writable
+from vae_exp.run.folder import OVERRIDES, read_overrides, require_no_owner, require_writable
 from vae_exp.sweep import jobs, plan, processes
 from vae_exp.sweep.values import values_of
 
@@ -117,7 +117,7 @@ def _sweep(typed: list[str], cfg: DictConfig) -> int:
     """Run the jobs of a sweep, then its table; the exit code. cfg is the configuration of its first job."""
     if cfg.resume is not None:
         raise UserError(f"resume={cfg.resume}: is of one run. A sweep goes on with sweep.resume={cfg.resume}.")
-    config = _check(cfg, combinations=False)
+    config = _check(cfg, of_sweep=True)
     _require_options(typed)
     for kind in ("launcher", "sweeper"):
         if cfg.hydra[kind] is None:
@@ -199,8 +199,10 @@ def _to_resume(typed: list[str], cfg: DictConfig) -> tuple[list[str], Path]:
     else:
         folder = resume.find(str(cfg.resume))
         words = parse(typed)
-        before = _without(read_overrides(folder), {"replace", *(word.key_or_group for word in words)})
-        typed = [*before, *typed]
+        before = read_overrides(folder)
+        if before is None:
+            print(f"resume={folder}: {OVERRIDES} cannot be read there: type all that the run was started with again.")
+        typed = [*_without(before or [], {"replace", *(word.key_or_group for word in words)}), *typed]
     typed = [*_without(typed, {"resume", "hydra.run.dir"}), f"resume={quoted(folder)}"]
     config = _check(compose("config", typed))
     require_no_owner(folder)
@@ -214,17 +216,17 @@ def _without(overrides: list[str], keys: set[str]) -> list[str]:
     return [plan.line(word) for word in parse(overrides) if word.key_or_group not in keys]
 
 
-def _check(cfg: DictConfig, combinations: bool = True) -> Config:
+def _check(cfg: DictConfig, of_sweep: bool = False) -> Config:
     """Refuse a bad configuration before Hydra makes a folder for the run."""
     cfg = without_hydra(cfg)
-    check.check(cfg, combinations)  # at once, before torch is imported for what only torch can tell
+    check.check(cfg, combinations=not of_sweep)  # at once, before torch is imported for what only torch can tell
     from vae_exp.config import build
     from vae_exp.run import speed
     from vae_exp.tracking import wandb_server
 
-    wandb_server.check_environment(cfg.wandb.mode)
+    wandb_server.check_environment(cfg.wandb.mode, of_sweep)
     if cfg.wandb.mode == "online":
         wandb_server.api_key(cfg.wandb.mode)
-    config = build.check(cfg, combinations)
+    config = build.check(cfg, combinations=not of_sweep)
     speed.check(config["precision"], config["compile"], build.device(config["device"]))
     return config

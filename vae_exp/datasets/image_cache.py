@@ -19,7 +19,7 @@ from vae_exp.errors import UserError, printable
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # in the key: a cache of another format, or of another way to decode, is not found
+FORMAT = 2  # in the key: a cache of another format, or of another way to decode, is not found
 CHUNK = 1024  # files decoded between two writes
 ABANDONED_SECONDS = 3600  # an unfinished cache that nobody has written to for so long
 SHOWN = 5  # files that were left out; all of them are in a file of the cache

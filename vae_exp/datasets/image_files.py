@@ -2,6 +2,7 @@
 
 import os
 import stat
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vae_exp.errors import UserError
 
+# Pillow refuses images of more than 179 million pixels; its warning from 89 million on names no file.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 ENLARGED_AT_MOST = 4  # an image that would be enlarged more has nothing to show at this size
 
 
@@ -98,5 +101,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if not image.mode.startswith(("I", "F")):
         return image
     deep = np.asarray(image, dtype=np.float64)
+    if not np.isfinite(deep).all():
+        raise ValueError("pixels that are not finite numbers")
     top = 1.0 if image.mode == "F" and deep.max() <= 1 else 255.0 if deep.max() <= 255 else 65535.0
     return Image.fromarray((deep / max(top, deep.max()) * 255).clip(0, 255).round().astype(np.uint8))

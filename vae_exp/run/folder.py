@@ -87,12 +87,12 @@ def read_config(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def read_overrides(folder: Path) -> list[str]:
-    """What was typed for the run in a folder, as Hydra kept it; nothing where that cannot be read."""
+def read_overrides(folder: Path) -> list[str] | None:
+    """What was typed for the run in a folder, as Hydra kept it; None where that cannot be read."""
     try:
         return [str(word) for word in yaml.safe_load((folder / OVERRIDES).read_text())]
     except UNREADABLE:
-        return []
+        return None
 
 
 def runs_below(folder: Path, *having: str) -> list[Path]:
