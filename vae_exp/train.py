@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,16 @@ from vae_exp.tracking.tracker import Tracker
 from vae_exp.tracking.wandb_server import choose_mode
 
 log = logging.getLogger(__name__)
+Judge = Callable[[int, dict[str, float]], str | None]  # after an epoch, with its val/*: the reason to end here, if any
 
 
-def train(cfg: DictConfig, run_dir: str | Path) -> dict[str, Any]:
+def train(cfg: DictConfig, run_dir: str | Path, judge: Judge | None = None) -> dict[str, Any]:
     """Train the VAE that cfg describes and return what run_dir/summary.json then holds.
 
-    With cfg.resume it goes on from the last checkpoint in run_dir; with cfg.replace a run that lies there goes. Every
-    number is in nats per image. Raises UserError before anything is read or opened where cfg asks for something
-    impossible, where run_dir holds a run, belongs to another process or cannot be written, the disk is full or the
-    memory too small, and Diverged where a number stops being finite.
+    With cfg.resume it goes on from the last checkpoint in run_dir; with cfg.replace a run that lies there goes. A run
+    that `judge` ends early is pruned. Every number is in nats per image. Raises UserError before anything is read or
+    opened where cfg asks for something impossible, where run_dir holds a run, belongs to another process or cannot be
+    written, the disk is full or the memory too small, and Diverged where a number stops being finite.
     """
     config, run_dir = build.check(cfg), Path(run_dir)
     speed.check(config["precision"], config["compile"], build.device(config["device"]))
@@ -43,10 +45,10 @@ def train(cfg: DictConfig, run_dir: str | Path) -> dict[str, Any]:
         earlier.require_unused(run_dir, config["replace"])
     require_writable(run_dir)
     with memory.explained(config), speed.without_subnormals():
-        return _train(config, run_dir)
+        return _train(config, run_dir, judge)
 
 
-def _train(config: Config, run_dir: Path) -> dict[str, Any]:
+def _train(config: Config, run_dir: Path, judge: Judge | None) -> dict[str, Any]:
     seed, epochs, batch_size = config["seed"], config["epochs"], config["batch_size"]
     device = build.device(config["device"])
     before = resume.load(run_dir, config) if config["resume"] else None
@@ -153,6 +155,9 @@ def _train(config: Config, run_dir: Path) -> dict[str, Any]:
             if watch.must_save_after(epoch, stands.step):
                 saves.write()
                 watch.raise_if_caught()
+            if judge and scores and (why_over := judge(epoch, scores)):
+                tracker.ends_as = "pruned"
+                break
 
         # The end: the test split, read only now, with the weights of the best epoch.
         if why_over:

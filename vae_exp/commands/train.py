@@ -11,6 +11,7 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -26,7 +27,8 @@ from vae_exp.config.messages import HYDRA_VERSION, compose, parse, quoted, reada
 from vae_exp.errors import UserError
 from vae_exp.run import earlier, resume
 from vae_exp.run.folder import OVERRIDES, read_overrides, require_no_owner, require_writable
-from vae_exp.sweep import jobs, plan, processes
+from vae_exp.sweep import ending, jobs, plan, processes, search, study
+from vae_exp.sweep.sweepers import Grid
 from vae_exp.sweep.values import values_of
 
 log = logging.getLogger(__name__)
@@ -122,7 +124,12 @@ def _sweep(typed: list[str], cfg: DictConfig) -> int:
     for kind in ("launcher", "sweeper"):
         if cfg.hydra[kind] is None:
             raise UserError(f"hydra.{kind}=null: a sweep needs one. Leave it out, or choose with hydra/{kind}=NAME.")
+    Plugins.instance().class_name_to_class |= {plan.GRID: Grid, plan.SEARCH: search.Search}
     planned = plan.plan(typed, cfg)
+    if planned.search:
+        search.check(cfg, planned.values)
+    elif cfg.sweep.prune:
+        study.require_optuna(f"sweep.prune={cfg.sweep.prune}")
     launcher = cfg.hydra.runtime.choices["hydra/launcher"]
     if launcher in ON_THIS_MACHINE:
         from vae_exp.config import build
@@ -140,7 +147,7 @@ def _sweep(typed: list[str], cfg: DictConfig) -> int:
         stopped = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except Exception as raised:  # a launcher's or a sweeper's: what was done until then is still told
         error = raised
-    code = jobs.finish(planned, config["wandb"], stopped=bool(stopped))
+    code = ending.finish(planned, config["wandb"], stopped=bool(stopped))
     if error is not None and code:
         (planned.folder / "error.log").write_text("".join(traceback.format_exception(error)))
         raise UserError(f"the sweep ended early: {error}\nThe traceback is in {planned.folder}/error.log") from error

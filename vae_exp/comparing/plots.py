@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from vae_exp.comparing import comparable
-from vae_exp.comparing.runs import Run
+from vae_exp.comparing.runs import PRUNED, Run
 
 
 def of_sweep(folded: list[Run], runs: list[Run], keys: list[str], metric: str, folder: Path) -> list[Path]:
@@ -51,6 +51,7 @@ def _heat_map(runs: list[Run], x_key: str, y_key: str, metric: str) -> plt.Figur
     mesh = axes.pcolormesh(_edges(xs), _edges(ys), cells, cmap="viridis_r", vmax=top)
     _number_axis(axes.xaxis, xs, x_key)
     _number_axis(axes.yaxis, ys, y_key)
+    pruned = {(ys.index(run.value(y_key)), xs.index(run.value(x_key))) for run in runs if run.state == PRUNED}
     bests = {(ys.index(run.value(y_key)), xs.index(run.value(x_key))) for run in comparable.bests(runs)}
     for (row, column), value in np.ndenumerate(cells):
         if np.isfinite(value):
@@ -58,7 +59,7 @@ def _heat_map(runs: list[Run], x_key: str, y_key: str, metric: str) -> plt.Figur
             ink = "white" if strength is not None and float(np.clip(strength, 0, 1)) > 0.5 else "black"
             is_best = (row, column) in bests
             weight = "bold" if is_best else "normal"
-            label = f"{value:.2f}" + ("\nbest" if is_best else "")
+            label = f"{value:.2f}" + ("\nbest" if is_best else "\npruned" if (row, column) in pruned else "")
             axes.text(xs[column], ys[row], label, ha="center", va="center", color=ink, weight=weight)
     figure.colorbar(mesh, label=f"{metric}, nats per image", extend="max" if top is not None else "neither")
     axes.set_title(f"{metric}, lower is better")
@@ -94,7 +95,7 @@ def _curves(folded: list[Run], runs: list[Run], key: str, metric: str) -> plt.Fi
     seeds = max(run.seeds for run in folded)
     over_key.set_title(f"best epoch, band: one standard deviation over {seeds} seeds" if seeds > 1 else "best epoch")
     for i, run in enumerate(folded):
-        same = [r.history(metric) for r in runs if r.finished and r.value(key) == run.value(key)]
+        same = [r.history(metric) for r in runs if r.state == run.state and r.value(key) == run.value(key)]
         epochs = min(map(len, same), default=0)
         values = np.array([[value for _, value in history[:epochs]] for history in same])
         if values.size:

@@ -31,6 +31,7 @@ RESULTS = {
 NOT_COMPARED = ("wandb.", "sweep.", "resume", "replace")
 SEEDS = ("seed", "dataset.seed")
 NAME, STATE, REASON = "run", "state", "reason"
+PRUNED = "pruned"  # the state of a run that its sweep ended early: its numbers are of fewer epochs
 LATEST = "latest"
 
 
@@ -157,7 +158,7 @@ def differing(runs: list[Run]) -> list[str]:
 def fold_seeds(runs: list[Run]) -> list[Run]:
     """Runs that differ in their seed alone as one, with means and sample standard deviations.
 
-    Where some of them failed the rest are folded, and state counts them.
+    Where some of them failed or were pruned the rest are folded, and state counts them.
     """
     groups: dict[str, list[Run]] = {}
     for run in runs:
@@ -172,9 +173,9 @@ def fold_seeds(runs: list[Run]) -> list[Run]:
 
 
 def _fold(group: list[Run]) -> Run:
-    done = [run for run in group if run.finished]
+    done = [run for run in group if run.finished] or [run for run in group if run.state == PRUNED]
     config = {key: value for key, value in group[0].config.items() if key not in SEEDS}
-    state = "finished" if len(done) == len(group) else f"{len(done)} of {len(group)} finished"
+    state = done[0].state if len(done) == len(group) else f"{len(done)} of {len(group)} {done[0].state if done else ''}"
     reason = next((run.reason for run in group if not run.finished), None)
     metrics, spread = {}, {}
     for name in RESULTS:

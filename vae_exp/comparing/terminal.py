@@ -59,10 +59,14 @@ def wrapped(lines: list[str]) -> list[str]:
 
 
 def _ordered(columns: list[str], shown: dict[str, list[str]], metric: str, room: int) -> list[str]:
-    """As they are where all fit in one block; else the metric, the keys that fit beside it, results, other keys."""
+    """As they are where all fit in one block; else the metric, the keys that fit beside it, results, other keys.
+
+    How a run ended comes before its other results: the numbers of one that was pruned are of fewer epochs.
+    """
     if len(_blocks(columns, shown, room)) < 2 or metric not in columns:
         return columns
     results = [column for column in columns if column in (*RESULTS, STATE, REASON) and column != metric]
+    results.sort(key=lambda column: column != STATE)
     keys = [column for column in columns if column not in (*results, metric)]
     beside = _blocks([metric, *keys], shown, room)[0]
     return [*beside, *results, *(key for key in keys if key not in beside)]

@@ -55,6 +55,11 @@ def check(cfg: DictConfig, combinations: bool = True) -> Config:
         problems += _check_combinations(flat)
     if flat.get("dataset.binarize") == "larochelle" and flat.get("dataset.source") != "mnist":
         problems.append("dataset.binarize=larochelle: these files are MNIST's; use it with dataset=mnist.")
+    if flat.get("sweep.prune") and flat.get("dataset.val_size") == 0:
+        problems.append(
+            f"sweep.prune={flat['sweep.prune']}: there are no validation images to judge by (dataset.val_size=0). "
+            "Use sweep.prune=null, or keep some."
+        )
     if problems:
         raise UserError("\n".join(problems))
     return cast("Config", config)

@@ -32,6 +32,11 @@ class WandbKeys(TypedDict):
 class SweepKeys(TypedDict):
     name: str | None
     resume: str | None
+    zip: list[str]
+    prune: str | None
+    prune_after: int
+    prune_factor: int
+    metric: str
     over: list[str]
     jobs: int | None
 

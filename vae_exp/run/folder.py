@@ -37,7 +37,7 @@ class WandbRun:
 class Summary:
     """What summary.json holds: how a run stands or ended, and its results."""
 
-    state: str  # running, finished, interrupted or failed
+    state: str  # running, finished, pruned, interrupted or failed
     reason: str | None = None
     name: str | None = None  # the run's name in W&B
     wandb: WandbRun = field(default_factory=WandbRun)
@@ -47,6 +47,11 @@ class Summary:
     @property
     def finished(self) -> bool:
         return self.state == "finished"
+
+    @property
+    def is_done(self) -> bool:
+        """Whether its sweep has nothing more to do for it."""
+        return self.state in ("finished", "pruned")
 
     @property
     def score(self) -> float | None:

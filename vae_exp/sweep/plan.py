@@ -12,16 +12,22 @@ from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from vae_exp.config.check import as_typed
 from vae_exp.config.messages import parse, quoted
 from vae_exp.errors import UserError
 from vae_exp.run.folder import OUTPUTS, UNREADABLE, runs_below
 from vae_exp.run.writing import write_json, writing
-from vae_exp.sweep.values import LONGEST, NUMBER, job_folder, require_distinct, values_of
+from vae_exp.sweep import growing
+from vae_exp.sweep.sweepers import require_together
+from vae_exp.sweep.values import LONGEST, NUMBER, distinct, job_folder, values_of
 
 SWEEPS = OUTPUTS / "sweeps"
 SWEEP = "sweep.json"
 RECORDED = ("name", "keys", "jobs", "settings", "values")  # in it
 OF_A_SWEEP = ("sweep.", "hydra.sweep.")
+HYDRAS_GRID = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+# Sweepers of ours, under the only package that Hydra takes one from.
+GRID, SEARCH = "hydra_plugins.vae_exp.Grid", "hydra_plugins.vae_exp.Search"
 DIR, SUBDIR = "hydra.sweep.dir", "hydra.sweep.subdir"
 HYDRAS_OWN_DIR = "multirun/"  # and the time: nobody has chosen it
 
@@ -34,6 +40,7 @@ class Plan:
     keys: list[str]
     jobs: int
     search: bool  # Optuna chooses the values; a trial that fails is part of it
+    has_study: bool  # a search, or a grid that ends losing jobs early
     settings: list[str]  # the overrides that every job has
     values: list[str]  # the overrides that are swept
     folder: Path
@@ -70,8 +77,8 @@ def require_no_sweep(typed: list[str]) -> None:
 def plan(typed: list[str], cfg: DictConfig) -> Plan:
     """Lay out the sweep that the command line and an experiment's hydra.sweeper.params ask for.
 
-    Raises UserError where a swept value is there twice, where the folder that was chosen is taken, and where
-    sweep.resume names no sweep, or one that was started with other settings.
+    Raises UserError where a swept key is there twice, where the folder that was chosen is taken, and where
+    sweep.resume names no sweep, or one that was started with other settings or with values that are gone.
     """
     _require_folders_of_ours(typed)
     arguments = [override for override in parse(typed) if not override.key_or_group.startswith(OF_A_SWEEP)]
@@ -79,7 +86,7 @@ def plan(typed: list[str], cfg: DictConfig) -> Plan:
     replaced = {override.key_or_group for override in arguments}
     preset = cfg.hydra.sweeper.get("params") or {}
     arguments += parse([f"{key}={value}" for key, value in preset.items() if str(key).lstrip("+~") not in replaced])
-    require_distinct(arguments)
+    arguments = distinct(arguments)
     swept = [override for override in arguments if override.is_sweep_override()]
     settings = sorted(
         line(override)
@@ -87,44 +94,55 @@ def plan(typed: list[str], cfg: DictConfig) -> Plan:
         if override not in swept and not override.key_or_group.startswith(("hydra", "wandb."))
     )
     keys = [override.get_key_element() for override in swept]
-    search = "n_trials" in cfg.hydra.sweeper
-    jobs = cfg.hydra.sweeper.n_trials if search else math.prod(len(values_of(override)) for override in swept)
-    if search and cfg.sweep.resume:
-        raise UserError("sweep.resume: a search keeps its study in memory and cannot be resumed; start it anew.")
+    is_search = cfg.hydra.sweeper.get("_target_") == SEARCH
+    together = list(cfg.sweep.zip)
+    if together and is_search:
+        raise UserError(f"sweep.zip=[{','.join(together)}]: is of a grid; a search chooses every value by itself.")
+    require_together(together, swept)
+    counts = [len(values_of(override)) for override in swept if override.get_key_element() not in together[1:]]
+    jobs = cfg.hydra.sweeper.n_trials if is_search else math.prod(counts)
+    subdir = NUMBER if is_search else job_folder(swept)  # a search may try a value again
 
     of_keys = "-".join(key.rsplit(".", 1)[-1] for key in keys)
     label = re.sub(r"[^\w.-]", "-", str(cfg.sweep.name or of_keys or "sweep"))
     chosen = _chosen_folder(cfg)
     folder = chosen or SWEEPS / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}_{label[:LONGEST]}"
     name = str(cfg.sweep.name or folder.name)
-    values = [line(override) for override in swept]
     if cfg.sweep.resume:
         folder, before = _to_resume(cfg.sweep.resume)
         name = before["name"]
-        if before["settings"] + before["values"] != settings + values:
-            was, now = " ".join(before["settings"] + before["values"]), " ".join(settings + values)
-            raise UserError(f"sweep.resume={cfg.sweep.resume}: the sweep was started with {was}, and not with {now}.")
         if chosen and chosen.resolve() != folder.resolve():
             raise UserError(f"{DIR}={chosen}: a sweep goes on in its own folder, {folder}; leave {DIR} out.")
+        try:
+            if growing.require_grown(before, settings, swept, together):
+                growing.rename(folder, subdir, swept)
+        except UserError as error:
+            raise UserError(f"sweep.resume={cfg.sweep.resume}: {error}") from error
     elif chosen and (runs_below(chosen, SWEEP) or runs_below(chosen)):
         raise UserError(
             f"{DIR}={chosen}: a sweep or runs are there already. Choose a new folder, or go on with a sweep: "
             "sweep.resume=FOLDER"
         )
     resume = quoted(folder) if cfg.sweep.resume else "null"
+    kept = {key: cfg.sweep[key] for key in ("zip", "prune", "prune_after", "prune_factor", "metric")}
     overrides = [
         *(line(override) for override in arguments),
+        *(f"sweep.{key}={as_typed(value)}" for key, value in kept.items()),
         f"sweep.name={quoted(name)}",
         f"sweep.over=[{','.join(keys)}]",
         f"sweep.jobs={jobs}",
         f"sweep.resume={resume}",
         f"{DIR}={quoted(folder)}",
-        f"{SUBDIR}={quoted(NUMBER if search else job_folder(swept))}",  # a search may try a value again
+        f"{SUBDIR}={quoted(subdir)}",
     ]
     overrides += ["hydra.sweeper.params=null"] if preset else []
+    if cfg.hydra.sweeper.get("_target_") == HYDRAS_GRID:
+        overrides.append(f"hydra.sweeper._target_={GRID}")
     single = ["hydra.mode=RUN"] if cfg.hydra.mode == RunMode.MULTIRUN else []
     single += [line(override) for override in arguments if override.key_or_group == "hydra.searchpath"]
-    return Plan(name, keys, jobs, search, settings, values, folder, overrides, single)
+    values = [line(override) for override in swept]
+    has_study = is_search or bool(cfg.sweep.prune)
+    return Plan(name, keys, jobs, is_search, has_study, settings, values, folder, overrides, single)
 
 
 def _require_folders_of_ours(typed: list[str]) -> None:

@@ -46,13 +46,13 @@ def _tell_of_jobs(planned: Plan, over: threading.Event) -> None:
     began, ended = time.monotonic(), 0
     known = {folder: _written_at(folder) for folder in runs_below(planned.folder)}
     for folder in sorted(known):
-        if (summary := read_summary(folder)) is not None and summary.finished:
-            say(f"{folder.name}  already finished")
+        if (summary := read_summary(folder)) is not None and summary.is_done:
+            say(f"{folder.name}  already {summary.state}")
     is_last = False
     while not is_last:
         is_last = over.wait(POLL_SECONDS)  # once more after the last job has ended
         summaries = {folder: read_summary(folder) for folder in runs_below(planned.folder)}
-        done = sum(summary is not None and summary.finished for summary in summaries.values())
+        done = sum(summary is not None and summary.is_done for summary in summaries.values())
         for folder, summary in summaries.items():
             written = _written_at(folder)
             if summary is None or summary.state == "running" or known.get(folder) == written:
@@ -71,9 +71,10 @@ def time_left(seconds: float) -> str:
 
 
 def _ending(summary: Summary) -> str:
-    if not summary.finished:
+    if not summary.is_done:
         return f"{summary.state}: {summary.reason}"
-    return f"neg_elbo {summary.score:.3f}  {summary.seconds:.1f} s" if summary.score is not None else "finished"
+    pruned = "" if summary.finished else f"  {summary.state}"
+    return f"neg_elbo {summary.score:.3f}  {summary.seconds:.1f} s{pruned}" if summary.score is not None else "finished"
 
 
 def _written_at(folder: Path) -> int:

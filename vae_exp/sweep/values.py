@@ -7,6 +7,7 @@ from typing import Any
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override, QuotedString
 
 from vae_exp.config.check import options
+from vae_exp.config.messages import parse
 from vae_exp.errors import UserError
 
 NUMBER = "${hydra.job.num}"
@@ -27,25 +28,31 @@ def values_of(override: Override) -> list[str]:
     return values
 
 
-def require_distinct(arguments: list[Override]) -> None:
-    """Raises UserError where a swept key is typed twice, or one of its values: two jobs would be the same one."""
+def distinct(arguments: list[Override]) -> list[Override]:
+    """The arguments with each value of a sweep once: two would be the same job.
+
+    Raises UserError where a swept key is typed twice.
+    """
     typed = Counter(override.key_or_group for override in arguments)
+    kept = []
     for override in arguments:
-        if not override.is_sweep_override():
-            continue
-        if typed[override.key_or_group] > 1:
+        if override.is_sweep_override() and typed[override.key_or_group] > 1:
             lines = " and ".join(str(o.input_line) for o in arguments if o.key_or_group == override.key_or_group)
             raise UserError(f"{override.key_or_group}: is there twice, as {lines}. A sweep takes each key once.")
-        if isinstance(override.value(), IntervalSweep | Glob):
-            continue
-        seen = set()
-        for value in override.sweep_iterator():
-            if (known := _as_one(value)) in seen:
-                raise UserError(
-                    f"{override.input_line}: the value {known} is there twice, and each value of a sweep is a job. "
-                    "Several runs of one setting differ in their seed: seed=0,1"
-                )
-            seen.add(known)
+        kept.append(override)
+        if override.is_sweep_override() and not isinstance(override.value(), IntervalSweep | Glob):
+            once = texts(override)
+            if len(once) < len(values_of(override)):
+                kept[-1] = parse([f"{override.get_key_element()}={','.join(once.values())}"])[0]
+    return kept
+
+
+def texts(override: Override) -> dict[str, str]:
+    """The values of a sweep as they were typed first, by a text that is the same for the same value."""
+    found: dict[str, str] = {}
+    for value, text in zip(override.sweep_iterator(), override.sweep_string_iterator(), strict=True):
+        found.setdefault(_as_one(value), text)
+    return found
 
 
 def _as_one(value: Any) -> str:

@@ -53,6 +53,7 @@ class Tracker:
     ) -> None:
         self.run_dir = run_dir
         self.started, self.wandb_id = time.monotonic(), None
+        self.ends_as = "finished"  # the state of a run that ends without an error
         if before is not None and before.goes_on is not None:
             written = before.goes_on.written
             self.started, self.wandb_id = self.started - written.seconds, written.wandb_id
@@ -162,13 +163,24 @@ class Tracker:
             self._write_ending(None)
 
     def _write_ending(self, error: BaseException | None) -> None:
-        state, reason, _ = _ending(error)
+        state, reason, _ = self._ending(error)
         self.summary.state = state
         self.summary.reason = self.summary.reason if error is None else reason
         self._write_summary()
 
+    def _ending(self, error: BaseException | None) -> tuple[str, str | None, int]:
+        """The state of a run that ends so, the reason, and W&B's exit code."""
+        if error is None:
+            return self.ends_as, None, 0
+        if isinstance(error, KeyboardInterrupt):
+            return "interrupted", "Ctrl-C", 130
+        if isinstance(error, SystemExit):
+            code = error.code if isinstance(error.code, int) else 1
+            return "interrupted", "SIGTERM" if code == 143 else f"{error.code}", code
+        return "failed", str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}", 1
+
     def _close_wandb(self, error: BaseException | None) -> None:
-        state, reason, exit_code = _ending(error)
+        state, reason, exit_code = self._ending(error)
         ending = {"state": state, "reason": self.summary.reason if error is None else reason}
         if isinstance(error, SystemExit):
             self._in_wandb(lambda run: run.mark_preempting())
@@ -209,18 +221,6 @@ def record_failure(cfg: DictConfig, run_dir: Path, reason: str) -> None:
             run_dir.mkdir(parents=True, exist_ok=True)
             OmegaConf.save(cfg, run_dir / CONFIG)
             Summary("failed", reason).write(run_dir)
-
-
-def _ending(error: BaseException | None) -> tuple[str, str | None, int]:
-    """The state of a run that ends so, the reason, and W&B's exit code."""
-    if error is None:
-        return "finished", None, 0
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted", "Ctrl-C", 130
-    if isinstance(error, SystemExit):
-        code = error.code if isinstance(error.code, int) else 1
-        return "interrupted", "SIGTERM" if code == 143 else f"{error.code}", code
-    return "failed", str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}", 1
 
 
 def _describe(run: Any, mode: str) -> WandbRun:

@@ -1,0 +1,278 @@
+"""Sweeps that end losing jobs early, searches that survive a kill, and sweeps that grow."""
+
+import json
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+import torch
+import yaml
+
+from tests.conftest import command, quick_run, recorded
+from tests.conftest import metrics as logged
+from tests.test_sweep import only_sweep, table
+from vae_exp.run import checkpoint
+from vae_exp.sweep import study as studies
+
+TINY = ("dataset=digits", "device=cpu", "network.hidden_dims=[16]", "wandb.mode=disabled")
+GRID = ("-m", *TINY, "epochs=9", "model.z_dim=2,3", "optimizer.lr=1e-5,1e-4,1e-3,1e-2")
+SEARCH = ("experiment=search", "device=cpu", "network.hidden_dims=[16]", "wandb.mode=disabled", "epochs=4")
+
+
+def states(folder):
+    return {path.parent.name: json.loads(path.read_text())["state"] for path in folder.glob("*/summary.json")}
+
+
+def epochs_of(folder):
+    return {path.name: sum("val/neg_elbo" in row for row in logged(path)) for path in folder.iterdir() if path.is_dir()}
+
+
+def state_of(trial):
+    return trial.state.name
+
+
+@pytest.mark.parametrize("pruner", ["asha", "hyperband", "median"])
+def test_losing_jobs_end_early_and_the_others_are_as_they_are_alone(vae_train, pruner):
+    code, said = vae_train(*GRID, f"sweep.prune={pruner}")
+    assert code == 0, said
+    folder = only_sweep()
+    ended, epochs = states(folder), epochs_of(folder)
+    pruned = [job for job, state in ended.items() if state == "pruned"]
+    whole = [job for job, state in ended.items() if state == "finished"]
+    assert pruned
+    assert len(pruned) + len(whole) == 8
+    assert all(epochs[job] < 9 for job in pruned)
+    assert all(epochs[job] == 9 for job in whole)
+    assert f"8 of 8 jobs finished, {len(pruned)} of them pruned" in said
+    best = min((row for row in table(folder) if row["state"] == "finished"), key=lambda row: float(row["val/neg_elbo"]))
+    assert f"best    {folder}/{best['run']}/best.pt" in said
+    assert best["optimizer.lr"] == "0.01"
+
+    z_dim, lr = re.fullmatch(r"z_dim-(\d+)_lr-(.*)", best["run"]).groups()
+    _, alone = quick_run(*TINY, "batch_size=128", "epochs=9", f"model.z_dim={z_dim}", f"optimizer.lr={lr}")
+    here, there = (checkpoint.load(path / "last.pt").model for path in (alone, folder / best["run"]))
+    assert all(torch.equal(there[name], weights) for name, weights in here.items()), "equal to the bit"
+
+    trials = {trial.user_attrs[studies.JOB]: trial for trial in studies.load(folder).get_trials()}
+    assert {job: state_of(trial) for job, trial in trials.items()} == {
+        job: {"pruned": "PRUNED", "finished": "COMPLETE"}[state] for job, state in ended.items()
+    }
+    assert trials[best["run"]].value == float(best["val/neg_elbo"])
+    assert {job: len(trial.intermediate_values) for job, trial in trials.items()} == epochs
+
+
+def test_a_pruned_run_is_told_as_one_and_can_be_trained_on(vae_train, vae_command):
+    assert vae_train(*GRID, "sweep.prune=asha", "wandb.mode=offline")[0] == 0
+    folder = only_sweep()
+    job = next(job for job, state in states(folder).items() if state == "pruned")
+    summary = json.loads((folder / job / "summary.json").read_text())
+    assert re.fullmatch(r"sweep.prune=asha: val/neg_elbo \d+\.\d\d after epoch [13]", summary["reason"])
+    assert summary["test/neg_elbo"] > 0
+    records = recorded(Path(summary["wandb"]["dir"]))
+    assert not records["exit"][0].get("exit_code"), "closed cleanly"
+    last = {}
+    for update in records["summary"]:
+        last |= update["update"]
+    assert (last["state"], last["reason"]) == ("pruned", summary["reason"])
+
+    code, said = vae_command("vae-compare", str(folder), "--html", "report.html")
+    assert code == 0
+    assert "pruned" in said
+    assert "pruned" in Path("report.html").read_text()
+    before = epochs_of(folder)[job]
+    assert vae_train(*GRID, "sweep.prune=asha", "sweep.resume=latest", "wandb.mode=offline")[0] == 0
+    assert epochs_of(folder)[job] == before, "a sweep that goes on leaves it alone"
+    code, said = vae_train(f"resume={folder / job}")
+    assert code == 0, said
+    assert states(folder)[job] == "finished"
+    assert epochs_of(folder)[job] == 9
+
+
+def test_what_cannot_be_judged_is_refused(vae_train, tmp_path):
+    for typed, message in (
+        (("dataset.val_size=0", "sweep.prune=asha"), "sweep.prune=asha: there are no validation images to judge by"),
+        (("sweep.prune=asa",), "sweep.prune=asa: it takes one of asha, hyperband, median, or null"),
+        (("sweep.prune_factor=1",), "sweep.prune_factor=1: it takes a whole number, 2 or more"),
+        (("sweep.metric=val/loss",), "sweep.metric=val/loss: it takes one of val/neg_elbo"),
+        (("sweep.zip=[model.z_dim,seed]",), "sweep.zip=[model.z_dim,seed]: seed is not swept"),
+        (("sweep.zip=[model.z_dim,optimizer.lr]",), "each has as many (model.z_dim 2, optimizer.lr 4)"),
+    ):
+        code, said = vae_train(*GRID, *typed)
+        assert (code, message in said) == (1, True), said
+    for typed, message in (
+        (("hydra.sweeper.n_trials=0",), "hydra.sweeper.n_trials=0: it takes a whole number, 1 or more"),
+        (("hydra.sweeper.sampler=tpa",), "hydra.sweeper.sampler=tpa: it takes one of tpe, gp, cmaes, qmc, random"),
+        (("sweep.zip=[model.z_dim,optimizer.lr]",), "is of a grid; a search chooses every value by itself"),
+        (("optimizer.lr=interval(5,2)",), "optimizer.lr=interval(5,2): no interval to search in"),
+    ):
+        code, said = vae_train(*SEARCH, *typed)
+        assert (code, message in said) == (1, True), said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_keys_that_go_together(vae_train):
+    together = ("model.z_dim=2,4", "network.hidden_dims=[8],[16]", "sweep.zip=[model.z_dim,network.hidden_dims]")
+    code, said = vae_train("-m", *TINY[:2], "wandb.mode=disabled", "epochs=0", *together, "seed=0,1")
+    assert code == 0, said
+    assert "4 of 4 jobs finished" in said
+    pairs = [(row["model.z_dim"], row["network.hidden_dims"], row["seed"]) for row in table(only_sweep())]
+    assert sorted(pairs) == [("2", "[8]", "0"), ("2", "[8]", "1"), ("4", "[16]", "0"), ("4", "[16]", "1")]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "cmaes", "qmc", "random"])
+def test_a_search_goes_on_as_if_it_had_never_stopped(vae_train, sampler, tmp_path, monkeypatch):
+    asked = (*SEARCH, "epochs=1", f"hydra.sweeper.sampler={sampler}")
+    (tmp_path / "whole").mkdir()
+    monkeypatch.chdir(tmp_path / "whole")
+    assert vae_train(*asked, "hydra.sweeper.n_trials=12")[0] == 0
+    whole = table(only_sweep())
+    (tmp_path / "parts").mkdir()
+    monkeypatch.chdir(tmp_path / "parts")
+    assert vae_train(*asked, "hydra.sweeper.n_trials=7")[0] == 0
+    code, said = vae_train(*asked, "hydra.sweeper.n_trials=12", "sweep.resume=latest")
+    assert code == 0, said
+    assert table(only_sweep()) == whole
+    trials = studies.load(only_sweep()).get_trials()
+    assert [trial.number for trial in trials] == list(range(12))
+    for trial in trials:
+        summary = json.loads((only_sweep() / str(trial.number) / "summary.json").read_text())
+        config = yaml.safe_load((only_sweep() / str(trial.number) / "config.yaml").read_text())
+        assert trial.value == summary["best/val_neg_elbo"]
+        assert trial.params == {"model.z_dim": config["model"]["z_dim"], "optimizer.lr": config["optimizer"]["lr"]}
+    assert len({trial.params["optimizer.lr"] for trial in trials}) == 12
+
+
+def test_a_search_chooses_among_words_and_lists_and_counts_what_diverges(vae_train):
+    asked = ("hydra/sweeper=optuna", "network.hidden_dims=[8],[8,4]", "optimizer=adam,sgd", "optimizer.lr=1e-3,1e12")
+    code, said = vae_train("-m", *TINY[:2], "wandb.mode=disabled", "epochs=1", *asked, "hydra.sweeper.n_trials=6")
+    assert code == 0, said
+    trials = studies.load(only_sweep()).get_trials()
+    assert {state_of(trial) for trial in trials} == {"COMPLETE", "FAIL"}
+    ended = states(only_sweep())
+    assert all((state_of(trial) == "FAIL") == (ended[str(trial.number)] == "failed") for trial in trials)
+    assert {trial.params["optimizer.lr"] for trial in trials if state_of(trial) == "FAIL"} == {"1000000000000.0"}
+
+
+def test_a_search_with_pruning_keeps_its_best(vae_train):
+    code, said = vae_train(*SEARCH, "epochs=9", "hydra.sweeper.n_trials=10", "sweep.prune=asha")
+    assert code == 0, said
+    assert {"pruned", "finished"} == set(states(only_sweep()).values())
+    study = studies.load(only_sweep())
+    assert f"best    {only_sweep()}/{study.best_trial.number}/best.pt" in said
+
+
+def test_a_journal_that_was_cut_off_is_mended(vae_train):
+    asked = (*SEARCH, "epochs=1")
+    assert vae_train(*asked, "hydra.sweeper.n_trials=2")[0] == 0
+    journal = only_sweep() / studies.JOURNAL
+    with journal.open("ab") as file:
+        file.write(b'{"op_code":4,"wor')
+    Path(f"{journal}.lock").symlink_to("nowhere")
+    assert vae_train(*asked, "hydra.sweeper.n_trials=3", "sweep.resume=latest")[0] == 0
+    assert [state_of(trial) for trial in studies.load(only_sweep()).get_trials()] == ["COMPLETE"] * 3
+
+
+def kill_when(running, there):
+    while not there():
+        time.sleep(0.01)
+        assert running.poll() is None, running.stdout.read()
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [(), ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")])
+def test_a_search_that_is_killed_takes_its_trials_up_again(vae_train, launcher):
+    asked = (*SEARCH, "epochs=20", "hydra.sweeper.n_trials=6", "sweep.prune=asha", *launcher)
+    running = command(*asked)
+    kill_when(running, lambda: any(len(logged(p.parent)) > 6 for p in Path("outputs").glob("sweeps/*/*/metrics.jsonl")))
+    stale = {
+        trial.number: trial.params for trial in studies.load(only_sweep()).get_trials() if not trial.state.is_finished()
+    }
+    assert stale
+    code, said = vae_train(*asked, "sweep.resume=latest")
+    assert code == 0, said
+    assert "goes on" in said or launcher
+    trials = studies.load(only_sweep()).get_trials()
+    assert len(trials) == 6
+    assert all(trial.state.is_finished() for trial in trials)
+    assert all(trials[number].params == params for number, params in stale.items())
+    assert set(states(only_sweep())) == {str(i) for i in range(6)}
+    assert not list(only_sweep().rglob("*.partial"))
+
+
+@pytest.mark.slow
+def test_a_pruned_grid_that_is_killed_goes_on(vae_train):
+    asked = (*GRID, "epochs=30", "sweep.prune=asha")
+    running = command(*asked)
+    kill_when(running, lambda: len(list(Path("outputs").glob("sweeps/*/*/summary.json"))) > 3)
+    code, said = vae_train(*asked, "sweep.resume=latest")
+    assert code == 0, said
+    assert set(states(only_sweep()).values()) == {"pruned", "finished"}
+    trials = studies.load(only_sweep()).get_trials()
+    assert len(trials) == 8, "a job that goes on keeps its trial"
+    assert all(trial.state.is_finished() for trial in trials)
+
+
+def test_a_sweep_grows(vae_train):
+    asked = ("-m", *TINY, "epochs=1")
+    assert vae_train(*asked, "model.z_dim=2,3", "optimizer.lr=1e-3")[0] == 0
+    before = {path.name: (path / "metrics.jsonl").read_bytes() for path in only_sweep().iterdir() if path.is_dir()}
+    assert set(before) == {"z_dim-2", "z_dim-3"}
+    code, said = vae_train(*asked, "model.z_dim=2,3,5", "optimizer.lr=1e-3", "sweep.resume=latest")
+    assert code == 0, said
+    assert said.count("already finished") == 2
+    code, said = vae_train(*asked, "model.z_dim=2,3,5", "optimizer.lr=1e-3", "seed=0,1", "sweep.resume=latest")
+    assert code == 0, said
+    assert said.count("already finished") == 3
+    code, said = vae_train(*asked, "model.z_dim=2,3,5", "optimizer.lr=1e-3,1e-2", "seed=0,1", "sweep.resume=latest")
+    assert code == 0, said
+    assert said.count("already finished") == 6
+    jobs = {path.name: path for path in only_sweep().iterdir() if path.is_dir()}
+    assert set(jobs) == {f"z_dim-{z}_lr-{lr}_seed-{s}" for z in (2, 3, 5) for lr in ("0.001", "0.01") for s in (0, 1)}
+    for old in before:
+        assert (jobs[f"{old}_lr-0.001_seed-0"] / "metrics.jsonl").read_bytes() == before[old]
+    for typed in (("model.z_dim=2,3", "seed=0,1"), ("model.z_dim=2,3,5", "seed=1,2"), ("model.z_dim=2,3,5", "seed=0")):
+        code, said = vae_train(*asked, *typed, "optimizer.lr=1e-3,1e-2", "sweep.resume=latest")
+        assert code == 1, said
+        assert "A sweep that goes on keeps its settings and its values" in said
+    assert set(jobs) == {path.name for path in only_sweep().iterdir() if path.is_dir()}
+
+
+def test_a_sweep_grows_only_around_what_it_has(vae_train):
+    asked = ("-m", *TINY, "epochs=0")
+    assert vae_train(*asked, "model.z_dim=2,3")[0] == 0
+    code, said = vae_train(*asked, "model.z_dim=2,3", "seed=1,2", "sweep.resume=latest")
+    assert code == 1, said
+    assert "its jobs have seed=0, which is not among seed=1,2" in said
+    assert {path.name for path in only_sweep().iterdir() if path.is_dir()} == {"z_dim-2", "z_dim-3"}
+
+
+def test_numbered_jobs_do_not_grow(vae_train):
+    asked = ("-m", *TINY[:2], "wandb.mode=disabled", "epochs=0")
+    assert vae_train(*asked, "network.hidden_dims=[8],[16]")[0] == 0
+    code, said = vae_train(*asked, "network.hidden_dims=[8],[16],[4]", "sweep.resume=latest")
+    assert code == 1
+    assert "its jobs are told apart by numbers" in said
+
+
+def test_an_old_optuna_is_told_of(vae_train, monkeypatch, tmp_path):
+    monkeypatch.setattr(studies.metadata, "version", lambda name: "2.10.1")
+    code, said = vae_train(*SEARCH)
+    assert (code, "Optuna is 2.10.1, and 4.9 or newer is needed" in said) == (1, True), said
+    monkeypatch.setattr(studies.importlib.util, "find_spec", lambda name: None)
+    code, said = vae_train(*GRID, "sweep.prune=median")
+    assert (code, "sweep.prune=median: Optuna is not installed. It comes with: pip install" in said) == (1, True), said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_optuna_reads_the_journal_by_itself(vae_train):
+    """As its dashboard does: the storage that people name on its command line."""
+    assert vae_train(*SEARCH, "epochs=1", "hydra.sweeper.n_trials=2")[0] == 0
+    backend = optuna.storages.journal.JournalFileBackend(str(only_sweep() / "journal.log"))
+    (summary,) = optuna.get_all_study_summaries(optuna.storages.JournalStorage(backend))
+    assert (summary.n_trials, summary.study_name) == (2, only_sweep().name)

@@ -1,0 +1,85 @@
+"""The end of a sweep: its table, results.csv, its figures, and what to type next."""
+
+import shlex
+
+from vae_exp.comparing import comparable
+from vae_exp.comparing import runs as results
+from vae_exp.comparing.runs import PRUNED, Run
+from vae_exp.comparing.terminal import table, wrapped
+from vae_exp.config.keys import WandbKeys
+from vae_exp.errors import UserError
+from vae_exp.run.console import say
+from vae_exp.run.folder import BEST, read_overrides, runs_below
+from vae_exp.sweep.plan import Plan
+
+PRINTED_COLUMNS = ("val/neg_elbo", "test/neg_elbo", "test/reconstruction", "test/kl", "seconds")
+MOST_BESTS = 5  # that are told of: where runs do not compare there may be as many as jobs
+
+
+def finish(planned: Plan, wandb: WandbKeys, stopped: bool = False) -> int:
+    """The table at the end, results.csv, the figures, and the same in W&B. Returns the exit code.
+
+    Made from the files of the runs, because Hydra calls no end-of-sweep hook after a failure or a stop.
+    """
+    runs = _read_jobs(planned)
+    pruned = sum(run.state == PRUNED for run in runs)
+    done = sum(run.finished for run in runs) + pruned
+    columns = [*_columns(planned.keys, runs), "state", *results.RESULTS]
+    results.write_csv(planned.folder / "results.csv", runs, [*columns, "reason"], base=planned.folder)
+
+    folded = results.fold_seeds(runs)
+    metric = comparable.metric_of(runs)
+    bests = comparable.bests(folded)
+    keys = _columns([key for key in planned.keys if key not in results.SEEDS], folded)
+    shown = [*keys, *(name for name in PRINTED_COLUMNS if any(name in run.metrics for run in runs))]
+    shown += ["state"] if done - pruned < len(runs) else []
+    shown += ["reason"] if done < len(runs) else []
+    if runs:
+        rows = results.sort_runs(folded, metric)
+        say("\n" + table(rows, shown, bests, metric, f"{planned.folder}/results.csv"))
+        say("\n".join(wrapped([why] if (why := comparable.why_several(folded)) else [])))
+    told = f", {pruned} of them pruned" if pruned else ""
+    say(f"{done} of {planned.jobs} jobs finished{told}; table {planned.folder}/results.csv")
+    if done < planned.jobs and (stopped or not planned.search):
+        say(f"go on   the same command with sweep.resume={planned.folder}")
+    for best in bests[:MOST_BESTS]:
+        _say_best(planned, best)
+    if bests:
+        say(f"compare vae-compare {planned.folder} --html report.html")
+    if bests and not stopped:
+        from vae_exp.comparing import plots
+        from vae_exp.tracking.wandb_afterwards import publish_sweep
+
+        figures = plots.of_sweep(folded, runs, keys, metric, planned.folder)
+        for figure in figures:
+            say(f"figure  {figure}")
+        numbers = {f"best/{column}": bests[0].value(column) for column in shown} if len(bests) == 1 else {}
+        lines = [[run.value(column) for column in shown] for run in folded]
+        publish_sweep(planned.name, wandb, shown, lines, figures, numbers | {"done": done, "jobs": planned.jobs})
+    return 0 if done >= planned.jobs or (planned.search and done) else 1
+
+
+def _read_jobs(planned: Plan) -> list[Run]:
+    """The runs of a sweep, in the order of their swept values; what cannot be read is said and left out."""
+    runs = []
+    for folder in runs_below(planned.folder):
+        try:
+            runs.append(results.read_run(folder))
+        except UserError as error:  # the other jobs are told of all the same
+            say(f"left out: {error}")
+    return sorted(runs, key=lambda run: ([results.order(run.value(key)) for key in planned.keys], str(run.folder)))
+
+
+def _say_best(planned: Plan, best: Run) -> None:
+    """Where the best run is, and what to type next."""
+    one = comparable.best(best.members, comparable.metric_of(best.members)) or best  # of these settings the best seed
+    say(f"best    {one.folder}/{BEST}")
+    if typed := read_overrides(one.folder):
+        overrides = [word for word in typed if not word.startswith("sweep.")]
+        say(f"again   vae-train {shlex.join(overrides + planned.single)}")
+
+
+def _columns(keys: list[str], runs: list[Run]) -> list[str]:
+    """The swept keys as columns of results, and whatever else differs (a swept group changes several keys)."""
+    swept = [key for key in keys if any(key in run.config for run in runs)]
+    return list(dict.fromkeys([*swept, *results.differing(runs)]))

@@ -1,0 +1,133 @@
+"""The study of a sweep: Optuna's journal in its folder, where jobs report epoch by epoch and are told to end early."""
+
+import importlib.util
+import logging
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vae_exp.config.keys import SweepKeys
+from vae_exp.errors import UserError
+from vae_exp.run.writing import writing
+
+if TYPE_CHECKING:
+    import optuna
+
+log = logging.getLogger(__name__)
+JOURNAL = "journal.log"
+JOB = "job"  # an attribute of a trial: the folder of its run
+OLDEST = 4  # Optuna's version: earlier journals have another format
+
+
+def require_optuna(wanted: str) -> None:
+    """Raises UserError where Optuna is not installed, or too old; wanted is what asks for it."""
+    advice = "It comes with: pip install 'vae_exp[optuna]'"
+    if importlib.util.find_spec("optuna") is None:
+        raise UserError(f"{wanted}: Optuna is not installed. {advice}")
+    found = metadata.version("optuna")
+    if int(found.split(".")[0]) < OLDEST:
+        raise UserError(f"{wanted}: Optuna is {found}, and {OLDEST}.9 or newer is needed. {advice}")
+
+
+def start(folder: Path, name: str) -> None:
+    """Begin a study in the folder of a sweep, or find the one that is there, and mend what a kill left of it."""
+    import optuna
+
+    journal = folder / JOURNAL
+    with writing(journal):
+        if journal.is_file():
+            whole = journal.read_bytes()
+            journal.write_bytes(whole[: whole.rfind(b"\n") + 1])  # a line that was cut off would spoil the next one
+        (folder / f"{JOURNAL}.lock").unlink(missing_ok=True)  # nobody holds it: no job is at work
+        optuna.create_study(study_name=name, storage=_storage(folder), load_if_exists=True)
+
+
+def load(folder: Path) -> "optuna.Study":
+    """The study in the folder of a sweep."""
+    import optuna
+
+    storage = _storage(folder)
+    (name,) = optuna.get_all_study_names(storage)
+    return optuna.load_study(study_name=name, storage=storage)
+
+
+def _storage(folder: Path) -> Any:
+    import optuna
+    from optuna.storages.journal import JournalFileBackend
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna.storages.JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
+
+
+class Judge:
+    """Says after each epoch of a job whether it is to end early, and at its end how it went.
+
+    A trial of a search has the job's number; a grid's jobs have a trial each, which is found by its folder. Seeds of
+    one setting are judged apart: each is a trial.
+    """
+
+    def __init__(self, keys: SweepKeys, epochs: int, run_dir: Path, number: int | None) -> None:
+        import optuna
+
+        self.keys, self.epochs = keys, epochs
+        study = load(run_dir.parent)
+        if number is None:
+            trials = study.get_trials(deepcopy=False)
+            number = next((t.number for t in trials if _is_of(t, run_dir)), None)
+        if number is None:
+            trial = study.ask()
+            for name, value in {JOB: run_dir.name, **dict(word.split("=", 1) for word in keys["over"])}.items():
+                trial.set_user_attr(name, value)
+            number = trial.number
+        study.pruner = _pruner(keys, epochs) if keys["prune"] else optuna.pruners.NopPruner()
+        kept = study.get_trials(deepcopy=False)[number]
+        self.study, self.number, self.is_told = study, number, kept.state.is_finished()
+        self.reported = set(kept.intermediate_values)  # before the job was interrupted
+        self.trial = optuna.Trial(study, kept._trial_id)
+
+    def __call__(self, epoch: int, scores: dict[str, float]) -> str | None:
+        """The reason to end after this epoch, in words, or None. scores are of the validation split, nats per image."""
+        if not self.keys["prune"] or self.is_told:
+            return None
+        value = scores[self.keys["metric"]]
+        if epoch not in self.reported:
+            self.trial.report(value, epoch)
+        if epoch >= self.epochs or not self.trial.should_prune():
+            return None
+        return f"sweep.prune={self.keys['prune']}: {self.keys['metric']} {value:.2f} after epoch {epoch}"
+
+    def tell(self, summary: dict[str, Any] | None) -> None:
+        """How the job ended: its summary, or None where it failed. What is known already stays."""
+        if self.is_told:
+            return
+        from optuna.trial import TrialState
+
+        if summary is None:
+            self.study.tell(self.number, state=TrialState.FAIL)
+        elif summary["state"] == "pruned":
+            self.study.tell(self.number, state=TrialState.PRUNED)
+        else:
+            self.study.tell(self.number, value_of(summary, self.keys["metric"]))
+
+
+def value_of(summary: dict[str, Any], metric: str) -> float:
+    """What a search minimises: the metric at the best epoch, nats per image; the test's where nothing was held out."""
+    best = f"best/{metric.replace('/', '_')}"
+    return float(summary[best] if best in summary else summary["test/neg_elbo"])
+
+
+def _is_of(trial: "optuna.trial.FrozenTrial", run_dir: Path) -> bool:
+    """Whether a trial is of the run in a folder; a failed one is not: the run is tried anew."""
+    return trial.user_attrs.get(JOB) == run_dir.name and trial.state.name != "FAIL"
+
+
+def _pruner(keys: SweepKeys, epochs: int) -> "optuna.pruners.BasePruner":
+    """Optuna's, with the names that its authors gave (Li et al. 2018 and 2020; Golovin et al. 2017)."""
+    from optuna import pruners
+
+    after, factor = keys["prune_after"], keys["prune_factor"]
+    if keys["prune"] == "median":
+        return pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=after - 1)
+    if keys["prune"] == "hyperband":
+        return pruners.HyperbandPruner(min_resource=after, max_resource=epochs, reduction_factor=factor)
+    return pruners.SuccessiveHalvingPruner(min_resource=after, reduction_factor=factor)
