@@ -1,6 +1,7 @@
 """Faults, each produced for real: one message, exit code 1, what was good stays good."""
 
 import contextlib
+import io
 import json
 import os
 import pickle
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -245,6 +247,22 @@ def check_damaged_checkpoint(whole, damage):
     good = checkpoint.load(folder / "y.pt")
     assert all(torch.equal(read.model[name], weights) for name, weights in good.model.items())
     assert (read.config, read.step) == (good.config, good.step)
+
+
+def test_an_entry_that_calls_itself_a_folder_is_refused(whole):
+    """PyTorch would read nothing of it, and leave in the weights whatever was in the memory."""
+    content, folder = whole
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        begins = [entry.filename for entry in archive.infolist()]
+    place = content.rfind(b"PK\x01\x02")
+    for _ in begins:
+        changed = bytearray(content)
+        changed[place + 38] ^= 0x10  # of the external attributes
+        (folder / "x.pt").write_bytes(changed)
+        with pytest.raises(UserError, match="damaged, or not a checkpoint"):
+            checkpoint.load(folder / "x.pt")
+        place = content.rfind(b"PK\x01\x02", 0, place)
+    assert place == -1, "every entry was tried"
 
 
 @MODEST

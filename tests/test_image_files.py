@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 from pathlib import Path
 
@@ -71,6 +72,27 @@ def test_only_files_are_opened_and_all_else_is_left_out_and_named(tmp_path, capl
         folder(tmp_path / "mine", on_error="fail")
     flat(tmp_path / "mine" / "nowhere.png")
     assert len(every(folder(tmp_path / "mine"))) == 7, "a link that has found its end is another folder's content"
+
+
+@pytest.mark.parametrize("damaged", ["images.uint8", "about.json", "about.json of another", "folder", "link"])
+def test_a_damaged_cache_is_made_anew(tmp_path, caplog, damaged):
+    for i in range(4):
+        flat(tmp_path / "mine" / f"{i}.png", (60 * i, 0, 0))
+    (tmp_path / "mine" / "bad.png").write_text("no")
+    before = every(folder(tmp_path / "mine"))
+    (cache,) = (path for path in tmp_path.rglob("image_cache/*") if path.is_dir())
+    if damaged == "images.uint8":
+        os.truncate(cache / damaged, 100)
+    elif damaged == "about.json":
+        (cache / damaged).write_text('{"unusable": ')
+    elif damaged == "about.json of another":
+        (cache / "about.json").write_text('{"unusable": {"0": "no", "3": "no"}}')
+    else:
+        shutil.rmtree(cache)
+        cache.symlink_to("nowhere") if damaged == "link" else cache.mkdir()
+    assert torch.equal(every(folder(tmp_path / "mine")), before)
+    assert "damaged, so the images are decoded anew" in caplog.text
+    assert (cache / "about.json").is_file()
 
 
 @pytest.mark.parametrize("pixel", [float("nan"), float("inf"), float("-inf")])

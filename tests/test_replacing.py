@@ -1,6 +1,7 @@
 """What lies in a run's folder already: nobody's run is lost, and nothing of other weights stays beside a model."""
 
 import json
+import os
 import resource
 from pathlib import Path
 
@@ -169,14 +170,16 @@ def test_a_place_where_nothing_can_be_made_is_one_message(vae_train, place):
     assert "cannot be written" in said
 
 
-def test_a_log_that_cannot_be_written_is_named(vae_train):
+@pytest.mark.parametrize("name", ["train.log", "summary.json", "best.pt", "metrics.jsonl", "last.previous.pt"])
+@pytest.mark.parametrize("kind", ["folder", "pipe"])
+def test_what_stands_in_the_place_of_a_file_is_named(vae_train, name, kind):
     assert vae_train(*RUN)[0] == 0
-    Path("run/train.log").rename("run/moved.log")
-    Path("run/train.log").mkdir()
+    Path("run", name).unlink(missing_ok=True)
+    Path("run", name).mkdir() if kind == "folder" else os.mkfifo(Path("run", name))
     before = content("run")
     code, said = vae_train("resume=run", "epochs=2")
     assert (code, len(said.splitlines())) == (1, 1), said
-    assert "run/train.log: cannot be written" in said
+    assert f"run/{name}: not a file" in said or f"checkpoint=run/{name}" in said
     assert content("run") == before
 
 

@@ -227,6 +227,14 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(caplog):
         quick_run(*settings, "resume=run")
 
 
+@pytest.mark.parametrize("damage", [b"", b'{"step": 3', b"\xff\xfe\n"])
+def test_lost_rows_are_told_of(caplog, damage):
+    quick_run(*SMALL)
+    Path("run/metrics.jsonl").write_bytes(damage)
+    quick_run(*SMALL, "epochs=2", "resume=run")
+    assert "run/metrics.jsonl: rows from before step 11 are lost or damaged; the weights are not" in caplog.text
+
+
 STANDS_STILL = ("scheduler=milestones", "scheduler.at_epochs=[1]", "scheduler.gamma=1e-30")  # after its first epoch
 
 

@@ -64,7 +64,12 @@ def _arguments() -> argparse.ArgumentParser:
         "paths", nargs="+", metavar="PATH", help=f"run folders, sweep folders, folders of them, or {LATEST}"
     )
     parser.add_argument("--version", action="store_true", help="print the versions of vae_exp and what it stands on")
-    parser.add_argument("--sort", metavar="COLUMN", help="val/neg_elbo unless told; the lowest comes first")
+    parser.add_argument(
+        "--sort", "--by", metavar="COLUMN", help="val/neg_elbo unless told; the lowest comes first", dest="sort"
+    )
+    parser.add_argument(
+        "--top", type=_count, metavar="N", help="only the first N, of runs that compare: same data, same likelihood"
+    )
     parser.add_argument("--descending", action="store_true", help="the highest comes first")
     parser.add_argument(
         "--filter", action="append", default=[], metavar="TEST", help="such as model.z_dim=10 or 'optimizer.lr<1e-3'"
@@ -76,6 +81,12 @@ def _arguments() -> argparse.ArgumentParser:
         "--html", type=Path, metavar="FILE", help="write one self-contained page: table, curves, pictures"
     )
     return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: it takes a whole number, 1 or more")
+    return int(text)
 
 
 def compare(options: argparse.Namespace) -> None:
@@ -92,7 +103,12 @@ def compare(options: argparse.Namespace) -> None:
     runs = fold_seeds(runs) if options.fold_seeds else runs
     known = [NAME, *dict.fromkeys(key for run in runs for key in run.config), *RESULTS, STATE, REASON]
     metric = comparable.metric_of(runs)
-    runs = sort_runs(runs, _known(options.sort or metric, known), options.descending)
+    column = _known(options.sort or metric, known)
+    if options.top:
+        runs, why = comparable.largest(runs, column)
+        print("\n".join(wrapped([why] if why else [])), end="\n" if why else "", file=sys.stderr)
+    runs = sort_runs(runs, column, options.descending)[: options.top]
+    single = [run for run in single if any(run in (each, *each.members) for each in runs)] if options.top else single
 
     columns = [*differing(runs), *(name for name in RESULTS if any(name in run.metrics for run in runs))]
     if any(not run.finished for run in runs):

@@ -44,6 +44,25 @@ def bests(runs: list[Run]) -> list[Run]:
     return [run for run in found if run is not None]
 
 
+def largest(runs: list[Run], column: str) -> tuple[list[Run], str | None]:
+    """The largest group of runs that compare and have the column; how many others there are, and why.
+
+    The numbers of other data or another likelihood are no better or worse, they are of something else.
+    """
+    having = [run for run in runs if run.value(column) is not None] or runs
+    kept = max(groups(having), key=len)
+    others = [run for run in having if run not in kept]
+    lacking = len(runs) - len(having)
+    told = [f"{lacking} have no {column}"] if lacking else []
+    settings = _measured(kept[0])
+    keys = dict.fromkeys(k for run in others for k, v in _measured(run).items() | settings.items())
+    differ = [k for k in keys if any(_measured(run).get(k) != settings.get(k) for run in others)]
+    if others:
+        named = ", ".join(f"{key}={settings.get(key)}" for key in differ[:4]) + (", ..." if len(differ) > 4 else "")
+        told.insert(0, f"{len(others)} do not compare with the {len(kept)} that have {named}")
+    return kept, f"left out: {'; '.join(told)}." if told else None
+
+
 def why_several(runs: list[Run]) -> str | None:
     """Why more than one run is the best, in words, with the keys; None where all compare."""
     settings = [_measured(group[0]) for group in groups(runs)]

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import time
@@ -43,13 +44,16 @@ def cached(
     cannot be written, where no file can be used, and with on_error=fail where one cannot.
     """
     cache = folder / "image_cache" / f"{root.name or name}-{_key(root, files, x_shape, crop)}"
-    if not (cache / "about.json").is_file():
+    unusable = _unusable(cache, len(files), x_shape)
+    if unusable is None:
         try:
+            if cache.exists() or cache.is_symlink():
+                log.warning(f"{cache}: damaged, so the images are decoded anew")
+                shutil.rmtree(cache) if cache.is_dir() and not cache.is_symlink() else cache.unlink()
             _write(cache, root, files, x_shape, crop, on_error)
         except OSError as error:
             raise UserError(f"{cache.parent}: the decoded images cannot be written there ({error}).") from error
-    about = json.loads((cache / "about.json").read_text())
-    unusable = {int(row): reason for row, reason in about["unusable"].items()}
+        unusable = _unusable(cache, len(files), x_shape) or {}
     if unusable and on_error == "fail":
         row, reason = next(iter(unusable.items()))
         raise _refusal(root / files[row], reason)
@@ -58,6 +62,21 @@ def cached(
     if unusable:
         _tell(cache, root, {files[row]: reason for row, reason in unusable.items()}, len(files))
     return cache / "images.uint8", [row for row in range(len(files)) if row not in unusable]
+
+
+def _unusable(cache: Path, files: int, x_shape: tuple[int, int, int]) -> dict[int, str] | None:
+    """The rows of a cache's files that cannot be used, with the reasons; None where the cache is not there or damaged.
+
+    Its images are as many bytes as they must be, but are not read: that would cost as much as decoding saves.
+    """
+    try:
+        about = json.loads((cache / "about.json").read_text())
+        unusable = {int(row): str(reason) for row, reason in about["unusable"].items()}
+        size = (cache / "images.uint8").stat().st_size
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    whole = size == (files - len(unusable)) * math.prod(x_shape)
+    return unusable if whole and all(0 <= row < files for row in unusable) else None
 
 
 def left_out_lines(left_out: dict[str, str]) -> list[str]:

@@ -105,6 +105,8 @@ def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
 
     Raises UserError where the file is missing, damaged, or not one of ours.
     """
+    if path.exists() and not path.is_file():  # a named pipe would keep its reader waiting for ever
+        raise UserError(f"checkpoint={path}: not a file.")
     try:
         stored = _read_safetensors(path, device) if path.suffix == ".safetensors" else _read_pt(path, device)
     except FileNotFoundError as error:
@@ -152,10 +154,13 @@ def _read_safetensors(path: Path, device: torch.device | str) -> dict[str, Any]:
 
 
 def _read_pt(path: Path, device: torch.device | str) -> Any:
-    """Raises ValueError where a byte has changed: the file is a zip archive, whose checksums PyTorch does not read."""
+    """Raises ValueError where a byte has changed: the file is a zip archive, whose checksums PyTorch does not read.
+
+    PyTorch reads nothing of an entry whose attributes call it a folder, and its own entries have none.
+    """
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
-        plain = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+        plain = all(entry.compress_type == zipfile.ZIP_STORED and not entry.external_attr for entry in entries)
         if not plain or sum(entry.file_size for entry in entries) > path.stat().st_size or archive.testzip():
             raise ValueError("a checksum is wrong")
     return torch.load(path, map_location=device, weights_only=True)

@@ -1,6 +1,8 @@
 """What an earlier run, or earlier weights of the same run, left in a folder: kept apart, cut back or taken away."""
 
 import contextlib
+import json
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -9,6 +11,7 @@ from vae_exp.errors import UserError
 from vae_exp.run.folder import BEST, IMAGES, LAST, LOG, METRICS, PREVIOUS, SUMMARY, read_summary
 from vae_exp.run.writing import write, writing
 
+log = logging.getLogger(__name__)
 EARLIER, GENERATED = "earlier", "generated"
 CHECKPOINTS = (LAST, PREVIOUS, BEST)
 
@@ -57,12 +60,21 @@ def cut_back(folder: Path, step: int, metrics_bytes: int) -> None:
     """Take away what a run wrote down after its checkpoint; it will be written again, the same."""
     metrics = folder / METRICS
     with writing(metrics):
-        whole = metrics.read_bytes()[:metrics_bytes] if metrics.exists() else b""
+        whole = metrics.read_bytes()[:metrics_bytes] if metrics.is_file() else b""
+        if len(whole) < metrics_bytes or not _is_of_rows(whole):
+            log.warning(f"{metrics}: rows from before step {step:,} are lost or damaged; the weights are not.")
         write(metrics, whole[: whole.rfind(b"\n") + 1])
         for picture in (folder / IMAGES).glob("*_*.png"):
             drawn = picture.stem.rpartition("_")[2]
             if drawn.isdigit() and (int(drawn) > step or picture.name.startswith("test_")):
                 picture.unlink()
+
+
+def _is_of_rows(content: bytes) -> bool:
+    try:
+        return all(isinstance(json.loads(row), dict) for row in content.splitlines())
+    except ValueError:
+        return False
 
 
 def set_aside(folder: Path, checkpoint: str, epoch: int) -> None:

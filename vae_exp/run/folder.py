@@ -71,11 +71,18 @@ class Summary:
 def read_summary(folder: Path) -> Summary | None:
     """The summary of the run in a folder; None where there is none, or none that can be read."""
     try:
-        content = json.loads((folder / SUMMARY).read_text())
+        content = json.loads(_text(folder / SUMMARY))
         known = {name: content.pop(name) for name in ("state", "reason", "name", "seconds") if name in content}
         return Summary(**known, wandb=_wandb_run(content.pop("wandb", None)), results=content)
     except UNREADABLE:
         return None
+
+
+def _text(path: Path) -> str:
+    """Raises OSError where it is no file: a named pipe would keep its reader waiting for ever."""
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    return path.read_text()
 
 
 def _wandb_run(stored: Any) -> WandbRun:
@@ -87,7 +94,7 @@ def _wandb_run(stored: Any) -> WandbRun:
 def read_config(folder: Path) -> dict[str, Any] | None:
     """The configuration of the run in a folder, by today's names; None where there is none that can be read."""
     try:
-        return renamed(yaml.safe_load((folder / CONFIG).read_text()))
+        return renamed(yaml.safe_load(_text(folder / CONFIG)))
     except UNREADABLE:
         return None
 
@@ -95,7 +102,7 @@ def read_config(folder: Path) -> dict[str, Any] | None:
 def read_overrides(folder: Path) -> list[str] | None:
     """What was typed for the run in a folder, as Hydra kept it; None where that cannot be read."""
     try:
-        return [str(word) for word in yaml.safe_load((folder / OVERRIDES).read_text())]
+        return [str(word) for word in yaml.safe_load(_text(folder / OVERRIDES))]
     except UNREADABLE:
         return None
 
@@ -142,6 +149,9 @@ def require_writable(folder: Path) -> None:
 
     Asked before Hydra writes there, whose own complaint would be a traceback.
     """
+    for name in (BEST, LAST, PREVIOUS, SUMMARY, CONFIG, METRICS, LOG):
+        if (folder / name).exists() and not (folder / name).is_file():
+            raise UserError(f"{folder / name}: not a file, and a run writes one of this name. Take it away first.")
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
     trial = folder / f"{LOG}.partial"
     try:
