@@ -70,7 +70,14 @@ def _scatter(runs: list[Run], x_key: str, y_key: str, metric: str) -> plt.Figure
     """For a search, whose points lie on no grid."""
     xs, ys, numbers = ([run.value(key) for run in runs] for key in (x_key, y_key, metric))
     figure, axes = plt.subplots(figsize=(6, 4.5), layout="constrained")
-    points = axes.scatter(xs, ys, c=numbers, cmap="viridis_r", s=60, vmax=np.quantile(numbers, 0.9))
+    colors = plt.Normalize(min(numbers), np.quantile(numbers, 0.9))
+    for marker, is_pruned in (("o", False), ("X", True)):  # a cross for those whose numbers are of fewer epochs
+        x, y, c = (
+            [value for run, value in zip(runs, values, strict=True) if (run.state == PRUNED) == is_pruned]
+            for values in (xs, ys, numbers)
+        )
+        label = "pruned" if is_pruned and x else None
+        points = axes.scatter(x, y, c=c, cmap="viridis_r", norm=colors, s=60, marker=marker, label=label)
     for best in comparable.bests(runs):
         x, y, label = best.value(x_key), best.value(y_key), f"best: {best.metrics[metric]:.2f}"
         axes.scatter([x], [y], s=220, facecolors="none", edgecolors="black", label=label)
