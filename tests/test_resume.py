@@ -31,7 +31,8 @@ KINDS = {
     "buffer": ("likelihood=gaussian", "likelihood.sigma=optimal", "dataset.device_memory=0"),
     "no validation": ("dataset.val_size=0",),
 }
-SMALL = ("network.hidden_dims=[16]", "model.z_dim=3", hooks.OWN_OBJECTIVE)
+EVERY_EPOCH = ("checkpoint_every_epochs=1", "figure_every_epochs=1")  # not by the clock, which no two runs share
+SMALL = ("network.hidden_dims=[16]", "model.z_dim=3", hooks.OWN_OBJECTIVE, *EVERY_EPOCH)
 RUN = (*QUICK, *SMALL, "wandb.mode=disabled")
 
 

@@ -77,6 +77,7 @@ def _train(config: Config, run_dir: Path) -> dict[str, Any]:
     # Where the run stands: at its beginning, or where its last checkpoint left it.
     streams, means, facts = Streams.of(seed, device), RunningMeans(), Facts.of(model, data, device)
     stands, health = Standing([0.0] * model.z_dim, streams.order.get_state()), Health(config, facts.train_size)
+    pictures = during_training.Pictures(config["figure_every_epochs"])
     training = Training(config, data, facts, model, optimizer, streams, means, stands)
     if before:
         restoring.restore(before, training)
@@ -85,7 +86,7 @@ def _train(config: Config, run_dir: Path) -> dict[str, Any]:
         only_process(run_dir),
         Watch(config, before) as watch,
         Tracker(config, run_dir, wandb_mode, facts, before, old_log_bytes) as tracker,
-        Saves(run_dir, training, watch, tracker.position, before) as saves,
+        Saves(run_dir, training, watch, tracker.position, tracker.to_disk, before) as saves,
         console.progress_bar(epochs * steps_per_epoch, stands.step) as bar,
     ):
         fast = speed.compiled(loss_of, config["compile"], device, bar.total, interrupted=watch.raise_if_caught)
@@ -138,10 +139,11 @@ def _train(config: Config, run_dir: Path) -> dict[str, Any]:
             row |= measured.scalars(held_out)
             require_finite(measured.scalars(held_out), f"after step {stands.step}", run_dir)
             tracker.log(row | {f"{held_out}/kl_per_dim": measured.kl_per_dim}, stands.step)
-            for picture in during_training.after_epoch(training, held_out_split, held_out, measured, epoch):
-                tracker.image(*picture, stands.step)
             scores = measured.scalars("val") if chooses else None
             new_best = stands.end_epoch(epoch, measured.kl_per_dim, streams.order.get_state(), scores, model.scale())
+            is_last = epoch == epochs or watch.why_over(stands) is not None
+            for picture in pictures.after_epoch(training, held_out_split, held_out, measured, is_last):
+                tracker.image(*picture, stands.step)
             watch.epoch_begins()
             if new_best:
                 saves.hold_best()

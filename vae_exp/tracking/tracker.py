@@ -109,15 +109,18 @@ class Tracker:
             self._in_wandb(lambda run: run.log({f"images/{name}": picture}, step=step))
 
     def position(self) -> tuple[int, str | None]:
-        """Bring metrics.jsonl to the disk: its size, to which a resumed run cuts it back, and the W&B run's id."""
+        """The size of metrics.jsonl, to which a resumed run cuts it back, and the W&B run's id."""
+        return os.fstat(self.metrics.fileno()).st_size, self.wandb_id
+
+    def to_disk(self) -> None:
+        """Bring metrics.jsonl to the disk, and summary.json up to date."""
         with writing(self.run_dir / METRICS):
             os.fsync(self.metrics.fileno())
-            return os.fstat(self.metrics.fileno()).st_size, self.wandb_id
+        self._write_summary()
 
     def summarise(self, results: dict[str, Any]) -> None:
-        """Results of the whole run, such as best/val_neg_elbo: keys of their own in summary.json and W&B."""
+        """Results of the whole run, such as best/val_neg_elbo: in W&B at once, in summary.json when it is written."""
         self.summary.results.update(results)
-        self._write_summary()
         self._in_wandb(lambda run: run.summary.update(results))
 
     def _in_wandb(self, call: Callable[[Any], Any]) -> None:
