@@ -97,7 +97,7 @@ def _train(config: Config, run_dir: Path) -> dict[str, Any]:
             watch.epoch_begins()
             batches_done = stands.step - stands.epoch * steps_per_epoch  # before the run was interrupted in this epoch
             for x, y in batches(train_split, batch_size, streams.order, streams.draws, batches_done) if epoch else ():
-                now = Progress(stands.step, steps_per_epoch, epochs, len(train_split))
+                now = Progress(stands.step, steps_per_epoch, epochs, facts.train_size)
                 lr = config["optimizer"]["lr"] * schedule(now.epoch, epochs)
                 for group in optimizer.param_groups:
                     group["lr"] = lr
