@@ -18,6 +18,7 @@ from vae_exp.config.messages import parse
 
 MOST = 20  # that are kept: in a sweep over many options of groups, looking for one would take as long as composing
 
+
 @dataclass
 class Composed:
     """A job's configuration as Hydra composed it, and the overrides that made it."""

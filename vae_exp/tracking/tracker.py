@@ -53,6 +53,7 @@ class Tracker:
     ) -> None:
         self.run_dir = run_dir
         self.started, self.wandb_id = time.monotonic(), None
+        self._wandb_step, self._wandb_values = 0, dict[str, Any]()  # not sent yet
         if before is not None and before.goes_on is not None:
             written = before.goes_on.written
             self.started, self.wandb_id = self.started - written.seconds, written.wandb_id
@@ -93,8 +94,7 @@ class Tracker:
         if self.wandb is not None:
             import wandb
 
-            values = {k: wandb.Histogram(v) if isinstance(v, list) else v for k, v in values.items()}
-            self._in_wandb(lambda run: run.log(values, step=step))
+            self._log_in_wandb({k: wandb.Histogram(v) if isinstance(v, list) else v for k, v in values.items()}, step)
 
     def image(self, name: str, pixels: np.ndarray, caption: str, step: int) -> None:
         """A picture, as images/NAME_STEP.png and in W&B as images/NAME; encoded once."""
@@ -105,8 +105,18 @@ class Tracker:
         if self.wandb is not None:
             import wandb
 
-            picture = wandb.Image(str(path), caption=caption)
-            self._in_wandb(lambda run: run.log({f"images/{name}": picture}, step=step))
+            self._log_in_wandb({f"images/{name}": wandb.Image(str(path), caption=caption)}, step)
+
+    def _log_in_wandb(self, values: dict[str, Any], step: int) -> None:
+        """All of a step in one call, which takes a millisecond; W&B itself keeps a step back until the next begins."""
+        if step != self._wandb_step:
+            self._send_to_wandb()
+        self._wandb_step, self._wandb_values = step, self._wandb_values | values
+
+    def _send_to_wandb(self) -> None:
+        values, self._wandb_values = self._wandb_values, {}
+        if values:
+            self._in_wandb(lambda run: run.log(values, step=self._wandb_step))
 
     def position(self) -> tuple[int, str | None]:
         """The size of metrics.jsonl, to which a resumed run cuts it back, and the W&B run's id."""
@@ -171,6 +181,7 @@ class Tracker:
         self._write_summary()
 
     def _close_wandb(self, error: BaseException | None) -> None:
+        self._send_to_wandb()
         state, reason, exit_code = _ending(error)
         ending = {"state": state, "reason": self.summary.reason if error is None else reason}
         if isinstance(error, SystemExit):
