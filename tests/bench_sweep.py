@@ -41,7 +41,7 @@ PARTS: dict[str, Functions] = {
     "W&B's start": [(train, "choose_mode"), (Tracker, "_open_wandb")],
     "points, in metrics.jsonl and W&B": [(Tracker, "log")],
     "summary.json": [(Tracker, "_write_summary"), (Tracker, "summarise")],
-    "pictures": [(during_training, "reconstructions"), (during_training, "samples"), (Tracker, "image")],
+    "pictures": [*((during_training, f) for f in ("reconstructions", "samples", "_figure")), (Tracker, "image")],
     "checkpoints": [(saving.Saves, name) for name in ("hold_best", "write", "write_best", "best")],
     "the test split": [(train, "_test")],
     "W&B's finish": [(Tracker, "_close_wandb")],

@@ -15,6 +15,7 @@ from vae_exp.run.standing import Training
 from vae_exp.vae import VAE
 
 Picture = tuple[str, np.ndarray, str]
+FIGURE_SECONDS = 0.2  # of a further figure, before one was drawn
 SHARE = 0.005  # of the time with figure_every_epochs=auto, for the usual pictures and for further figures each
 
 
@@ -22,7 +23,7 @@ class Pictures:
     """The pictures of a run after its epochs: those that are due, and all of them after the last epoch."""
 
     def __init__(self, every_epochs: int | str) -> None:
-        self.usual, self.further = Due(every_epochs, SHARE), Due(every_epochs, SHARE)
+        self.usual, self.further = Due(every_epochs, SHARE), Due(every_epochs, SHARE, price=FIGURE_SECONDS)
 
     def after_epoch(
         self, training: Training, split: Split, held_out: str, measured: Evaluation, is_last: bool

@@ -6,15 +6,15 @@ from collections.abc import Iterator
 
 
 class Due:
-    """`every` epochs, not by epochs where it is None, or, with auto, for at most this share of the time.
+    """`every` so many epochs; not by epochs where it is None; with auto, for at most this share of the time.
 
-    By a share, what took c seconds the last time is due when c / share seconds have gone since. The first is due at
-    the end of the first epoch: its price is not known before.
+    By a share, what took c seconds the last time is due when c / share seconds have gone since. Before the first time
+    it is taken to cost `price` seconds: what costs nothing is due after the first epoch.
     """
 
-    def __init__(self, every: int | str | None, share: float) -> None:
+    def __init__(self, every: int | str | None, share: float, price: float = 0.0) -> None:
         self.every, self.share = every, share
-        self._due_at = -float("inf")  # on the monotonic clock
+        self._due_at = time.monotonic() + price / share
 
     def after(self, epoch: int) -> bool:
         """Whether it is due now, at the end of this epoch."""
