@@ -37,7 +37,7 @@ test: $(VENV)/.installed  ## run the tests, but for the slow ones: those are ARG
 lint: $(VENV)/.installed  ## check format and style with ruff, types with mypy
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
 
-bench: $(VENV)/.installed  ## epochs, start-up and memory against the tutorial's own loop, 5 minutes
+bench: $(VENV)/.installed  ## epochs, start-up and memory against the tutorial's own loop, 5 minutes; or ARGS=--sweep
 	$(BIN)/python -m tests.bench $(ARGS)
 
 clean:  ## remove the environment and caches; outputs/ stays

@@ -6,7 +6,6 @@ Needs MNIST (VAE_EXP_DATA, or it is downloaded), and measures pythae too where t
 
 import argparse
 import contextlib
-import functools
 import importlib.util
 import json
 import logging
@@ -22,57 +21,35 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-import hydra
 import torch
 from omegaconf import DictConfig
+from tqdm import tqdm
 
-from tests.peers import BATCH_SIZE, pythae_epoch, tutorial_epoch
-from vae_exp import train
-from vae_exp.config import build
-from vae_exp.config.check import CONF_DIR
-from vae_exp.datasets.prepare import Data
-from vae_exp.datasets.splits import Split
-from vae_exp.figures import sheets as figures
-from vae_exp.run import checkpoint, running_means
+from tests import bench_sweep
+from tests.bench_scaling import STEPS, products_epoch, scaling
+from tests.peers import pythae_epoch, tutorial_epoch
+from tests.timing import Functions, timed
+from vae_exp import compose, train
+from vae_exp.config.check import CONF_DIR, resolve
+from vae_exp.figures import during_training
+from vae_exp.run import running_means, saving
 from vae_exp.tracking import tracker
 
-STEPS = -(-60_000 // BATCH_SIZE)
 ENVIRONMENT = os.environ | {"WANDB_SILENT": "true", "PYTHONPATH": str(CONF_DIR.parent)}
 OURS, COMPILED = "vae_exp, everything included", "vae_exp compile=true"
 # What is not the step itself: the functions of a run that are timed while it runs.
-BESIDE_THE_STEP = {
+BESIDE_THE_STEP: dict[str, Functions] = {
     "validation": [(train, "evaluate")],
-    "figures": [(figures, "reconstructions"), (figures, "samples")],
-    "checkpoints": [(checkpoint, "save")],
-    "tracker": [(tracker.Tracker, "log"), (tracker.Tracker, "image"), (tracker.Tracker, "summarise")],
+    "pictures": [(during_training, "reconstructions"), (during_training, "samples"), (tracker.Tracker, "image")],
+    "checkpoints": [(saving.Saves, "hold_best"), (saving.Saves, "write")],
+    "tracker": [(tracker.Tracker, "log"), (tracker.Tracker, "summarise"), (tracker.Tracker, "to_disk")],
     "running means": [(running_means.RunningMeans, "add"), (running_means.RunningMeans, "read")],
-    "progress bar": [(train.tqdm, "update"), (train.tqdm, "set_postfix_str")],
+    "progress bar": [(tqdm, "update"), (tqdm, "set_postfix_str")],
 }
 
 
-def compose(*overrides: str) -> DictConfig:
-    with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        return hydra.compose("config", ["experiment=tutorial", "wandb.mode=offline", *overrides])
-
-
-def products_epoch(device: torch.device) -> Callable[[], float]:
-    """The step's matrix products and nothing else: forward, weight gradients, and input gradients but the first."""
-    shapes = [(784, 400), (400, 40), (20, 400), (400, 784)]
-    layers = [(torch.randn(BATCH_SIZE, a, device=device), torch.randn(a, b, device=device)) for a, b in shapes]
-    grads = [torch.randn(BATCH_SIZE, b, device=device) for _, b in shapes]
-
-    def epoch() -> float:
-        started = time.perf_counter()
-        for _ in range(STEPS):
-            for i, ((x, w), g) in enumerate(zip(layers, grads, strict=True)):
-                _ = x @ w
-                _ = x.T @ g
-                if i:
-                    _ = g @ w.T
-        _synchronize(device)
-        return time.perf_counter() - started
-
-    return epoch
+def tutorial(*overrides: str) -> DictConfig:
+    return compose("experiment=tutorial", "wandb.mode=offline", *overrides)
 
 
 def in_its_own_process(make: Callable, *arguments: object) -> Callable[[], float]:
@@ -93,44 +70,18 @@ def _measure() -> float:
 
 
 def our_epoch(device: torch.device, folder: Path, *overrides: str) -> tuple[float, dict[str, float]]:
-    """A whole epoch of experiment=tutorial, everything included: of four epochs the last three, and their parts."""
+    """An epoch of experiment=tutorial, everything included: of eleven epochs the last ten, and their parts."""
     walls, parts = [], []
-    for epochs in (1, 4):
-        parts.append(spent := dict.fromkeys(BESIDE_THE_STEP, 0.0))
-        with contextlib.ExitStack() as patched, open(os.devnull, "w") as null, contextlib.redirect_stderr(null):  # noqa: PTH123
-            for part, functions in BESIDE_THE_STEP.items():
-                for owner, name in functions:
-                    patched.enter_context(_timed(owner, name, part, spent))
+    for epochs in (1, 11):
+        with timed(BESIDE_THE_STEP) as spent, open(os.devnull, "w") as null, contextlib.redirect_stderr(null):  # noqa: PTH123
             started = time.perf_counter()
             run_dir = folder / f"{time.time_ns()}"
-            train.train(compose(f"epochs={epochs}", f"device={device.type}", *overrides), run_dir)
+            train.train(tutorial(f"epochs={epochs}", f"device={device.type}", *overrides), run_dir)
             walls.append(time.perf_counter() - started)
             shutil.rmtree(run_dir)
-    one, four = parts
-    return (walls[1] - walls[0]) / 3, {part: (four[part] - one[part]) / 3 for part in BESIDE_THE_STEP}
-
-
-@contextlib.contextmanager
-def _timed(owner: object, name: str, part: str, spent: dict[str, float]):
-    works = getattr(owner, name)
-    inside = []  # a part may call another, such as an image its log: counted once
-
-    @functools.wraps(works)
-    def timed(*args, **kwargs):
-        started = time.perf_counter()
-        inside.append(None)
-        try:
-            return works(*args, **kwargs)
-        finally:
-            inside.pop()
-            if not inside:
-                spent[part] += time.perf_counter() - started
-
-    setattr(owner, name, timed)
-    try:
-        yield
-    finally:
-        setattr(owner, name, works)
+        parts.append(spent)
+    one, many = parts
+    return (walls[1] - walls[0]) / 10, {part: (many[part] - one[part]) / 10 for part in BESIDE_THE_STEP}
 
 
 def start_up() -> dict[str, Callable[[], float]]:
@@ -184,65 +135,12 @@ def peak_memory(*command: str) -> float:
     return int(done.stdout) / 1024
 
 
-def scaling(folder: Path, picture: Path) -> None:
-    """Time per image against the arithmetic of one, as one size after the other grows; printed, and drawn."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    usual = {"z_dim": 20, "width": 400, "image side": 28, "images": 20_000}
-    grown = {
-        "z_dim": (2, 20, 200, 2000),
-        "width": (50, 400, 1600, 4800),
-        "image side": (8, 28, 64, 128),
-        "images": (1000, 4000, 20_000, 60_000),
-    }
-    products = products_epoch(torch.device("cpu"))
-    products()
-    gflops = 419.84e-3 * STEPS / products()  # of the tutorial's products alone
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained", sharey=True)
-    for axis, sizes in grown.items():
-        points = []
-        for size in sizes:
-            at = usual | {axis: size}
-            speed = _images_per_second(folder, at)
-            pixels, z_dim, width = at["image side"] ** 2, at["z_dim"], at["width"]
-            mflop = 2e-6 * (3 * (2 * width * z_dim + z_dim * width + width * pixels) + 2 * pixels * width)
-            points.append((size if axis == "images" else mflop, 1e6 / speed))
-            print(f"  {axis:12}{size:8,}{speed:12,.0f} images/s{speed * mflop / 1e3:9.1f} GFLOP/s", flush=True)
-        panel, label = (right, None) if axis == "images" else (left, f"{axis} {', '.join(f'{n:,}' for n in sizes)}")
-        panel.loglog(*zip(*points, strict=True), "o-", label=label)
-    ends = left.get_xlim()
-    left.plot(ends, [1e3 * mflop / gflops for mflop in ends], "k--", label=f"products alone, {gflops:.0f} GFLOP/s")
-    left.set(xlabel="MFLOP of matrix products per image", ylabel="microseconds per image")
-    left.legend()
-    right.set(xlabel="images in the data set")
-    figure.savefig(picture, dpi=90)
-
-
-def _images_per_second(folder: Path, at: dict[str, int]) -> float:
-    n, side = at["images"], at["image side"]
-    images = torch.randint(0, 256, (n + 128, 1, side, side), dtype=torch.uint8)
-    split = Split(images, torch.zeros(n + 128, dtype=torch.long))
-    works = build.dataset
-    build.dataset = lambda _: Data("random", split[:n], split[n:], lambda: split[n:], 0, [])
-    try:
-        sizes = (f"model.z_dim={at['z_dim']}", f"network.hidden_dims=[{at['width']}]", "epochs=2", "device=cpu")
-        run_dir = folder / "scaling"
-        train.train(compose("wandb.mode=disabled", *sizes), run_dir)
-        rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-        return max(row.get("time/images_per_second", 0.0) for row in rows)
-    finally:
-        build.dataset = works
-
-
 def step_budget(device: torch.device, folder: Path) -> str:
     """PyTorch's profile of a tutorial epoch, by the time spent in each operation itself."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     activities += [torch.profiler.ProfilerActivity.CUDA] if device.type == "cuda" else []
     with torch.profiler.profile(activities=activities) as profile:
-        train.train(compose("epochs=1", f"device={device.type}", "wandb.mode=disabled"), folder / "profiled")
+        train.train(tutorial("epochs=1", f"device={device.type}", "wandb.mode=disabled"), folder / "profiled")
     key = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
     rows = sorted(profile.key_averages(), key=lambda row: -getattr(row, key))[:18]
     lines = [f"{'operation':42}{'ms a step':>10}{'calls':>8}"]
@@ -251,13 +149,8 @@ def step_budget(device: torch.device, folder: Path) -> str:
     )
 
 
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
 def _line(name: str, number: float, remark: str = "") -> None:
-    print(f"  {name:40}{number:9.3f}   {remark}")
+    print(f"  {name:42}{number:9.3f}   {remark}")
 
 
 def main() -> None:
@@ -267,17 +160,27 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write every figure there")
     parser.add_argument("--scaling", type=Path, metavar="PNG", help="draw speed over each size, nothing else")
     parser.add_argument("--compiled", action="store_true", help="compile=true as well")
+    parser.add_argument("--sweep", action="store_true", help="the sweep experiment=sweep_z_lr, nothing else")
+    parser.add_argument("--cpu", action="store_true", help="of --sweep: processor time, on a machine with other work")
     asked = parser.parse_args()
     logging.disable(logging.WARNING)  # of a run's remarks
     if asked.scaling:
         with tempfile.TemporaryDirectory() as folder:
             scaling(Path(folder), asked.scaling)
         return
+    if asked.sweep:
+        logging.disable(logging.NOTSET)
+        taken: dict[str, list[float]] = bench_sweep.measure(
+            asked.rounds, time.process_time if asked.cpu else time.perf_counter, _line
+        )
+        if asked.json:
+            asked.json.write_text(json.dumps(taken, indent=2) + "\n")
+        return
     device = torch.device("cuda" if asked.gpu else "cpu")
     print(f"{torch.get_num_threads()} threads, PyTorch {torch.__version__}, {device}\n")
 
-    root = Path(build.config.resolve(compose())["dataset"]["root"]).expanduser()
-    taken: dict[str, list[float]] = {}
+    root = Path(resolve(tutorial())["dataset"]["root"]).expanduser()
+    taken = {}
     parts: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as after:
         after.callback(os.chdir, os.getcwd())  # noqa: PTH109

@@ -16,8 +16,8 @@ import torch
 from tests.conftest import metrics, quick_run
 
 DATA = Path(__file__).parent / "data" / "numbers.json"
-SMALL = ("epochs=2", "log_every_steps=4", "network.hidden_dims=[24]", "model.z_dim=4")
-IMAGES = ("epochs=2", "log_every_steps=4", "network.channels=4", "model.z_dim=4")
+SMALL = ("figure_every_epochs=1", "epochs=2", "log_every_steps=4", "network.hidden_dims=[24]", "model.z_dim=4")
+IMAGES = ("figure_every_epochs=1", "epochs=2", "log_every_steps=4", "network.channels=4", "model.z_dim=4")
 RUNS = {
     "vanilla": SMALL,
     "two latents": (*SMALL, "model.z_dim=2", "batch_size=100"),

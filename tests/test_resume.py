@@ -31,7 +31,8 @@ KINDS = {
     "buffer": ("likelihood=gaussian", "likelihood.sigma=optimal", "dataset.device_memory=0"),
     "no validation": ("dataset.val_size=0",),
 }
-SMALL = ("network.hidden_dims=[16]", "model.z_dim=3", hooks.OWN_OBJECTIVE)
+EVERY_EPOCH = ("checkpoint_every_epochs=1", "figure_every_epochs=1")  # not by the clock, which no two runs share
+SMALL = ("network.hidden_dims=[16]", "model.z_dim=3", hooks.OWN_OBJECTIVE, *EVERY_EPOCH)
 RUN = (*QUICK, *SMALL, "wandb.mode=disabled")
 
 
@@ -238,13 +239,17 @@ def test_lost_rows_are_told_of(caplog, damage):
 STANDS_STILL = ("scheduler=milestones", "scheduler.at_epochs=[1]", "scheduler.gamma=1e-30")  # after its first epoch
 
 
-@pytest.mark.parametrize("fate", ["deleted", "damaged", "of another epoch"])
+@pytest.mark.parametrize("fate", ["deleted", "damaged", "of another epoch", "of another run", "of another size"])
 def test_without_the_weights_of_its_best_epoch_a_run_is_refused_before_it_trains(vae_train, fate):
     assert vae_train(*RUN, *STANDS_STILL, "epochs=2", "hydra.run.dir=run")[0] == 0
     best = Path("run/best.pt")
     assert checkpoint.load(best).epoch == 1
     if fate == "deleted":
         best.unlink()
+    elif fate in ("of another run", "of another size"):
+        other = "seed=1" if fate == "of another run" else "model.z_dim=4"
+        assert vae_train(*RUN, *STANDS_STILL, "epochs=2", other, "hydra.run.dir=other")[0] == 0
+        best.write_bytes(Path("other/best.pt").read_bytes())  # of the same step
     else:
         best.write_bytes(best.read_bytes()[:-100] if fate == "damaged" else Path("run/last.pt").read_bytes())
 

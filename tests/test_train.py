@@ -135,7 +135,7 @@ def test_divergence_keeps_the_last_good_checkpoint():
         hooks.learning_rate(lambda epoch: 1.0 if epoch < 2 else 1e30),
         pytest.raises(Diverged, match=r"The last good checkpoint is run/last.pt"),
     ):
-        quick_run("epochs=4", hooks.OWN_SCHEDULE)
+        quick_run("epochs=4", "checkpoint_every_epochs=1", hooks.OWN_SCHEDULE)
     state = checkpoint.load(Path("run/last.pt"))
     assert state.epoch == 2
     assert all(weights.isfinite().all() for weights in state.model.values())

@@ -79,6 +79,7 @@ def _train(config: Config, run_dir: Path, judge: Judge | None) -> dict[str, Any]
     # Where the run stands: at its beginning, or where its last checkpoint left it.
     streams, means, facts = Streams.of(seed, device), RunningMeans(), Facts.of(model, data, device)
     stands, health = Standing([0.0] * model.z_dim, streams.order.get_state()), Health(config, facts.train_size)
+    pictures = during_training.Pictures(config["figure_every_epochs"])
     training = Training(config, data, facts, model, optimizer, streams, means, stands)
     if before:
         restoring.restore(before, training)
@@ -87,7 +88,7 @@ def _train(config: Config, run_dir: Path, judge: Judge | None) -> dict[str, Any]
         only_process(run_dir),
         Watch(config, before) as watch,
         Tracker(config, run_dir, wandb_mode, facts, before, old_log_bytes) as tracker,
-        Saves(run_dir, training, watch, tracker.position, before) as saves,
+        Saves(run_dir, training, watch, tracker.position, tracker.to_disk, before) as saves,
         console.progress_bar(epochs * steps_per_epoch, stands.step) as bar,
     ):
         fast = speed.compiled(loss_of, config["compile"], device, bar.total, interrupted=watch.raise_if_caught)
@@ -98,7 +99,7 @@ def _train(config: Config, run_dir: Path, judge: Judge | None) -> dict[str, Any]
             watch.epoch_begins()
             batches_done = stands.step - stands.epoch * steps_per_epoch  # before the run was interrupted in this epoch
             for x, y in batches(train_split, batch_size, streams.order, streams.draws, batches_done) if epoch else ():
-                now = Progress(stands.step, steps_per_epoch, epochs, len(train_split))
+                now = Progress(stands.step, steps_per_epoch, epochs, facts.train_size)
                 lr = config["optimizer"]["lr"] * schedule(now.epoch, epochs)
                 for group in optimizer.param_groups:
                     group["lr"] = lr
@@ -140,10 +141,11 @@ def _train(config: Config, run_dir: Path, judge: Judge | None) -> dict[str, Any]
             row |= measured.scalars(held_out)
             require_finite(measured.scalars(held_out), f"after step {stands.step}", run_dir)
             tracker.log(row | {f"{held_out}/kl_per_dim": measured.kl_per_dim}, stands.step)
-            for picture in during_training.after_epoch(training, held_out_split, held_out, measured, epoch):
-                tracker.image(*picture, stands.step)
             scores = measured.scalars("val") if chooses else None
             new_best = stands.end_epoch(epoch, measured.kl_per_dim, streams.order.get_state(), scores, model.scale())
+            is_last = epoch == epochs or watch.why_over(stands) is not None
+            for picture in pictures.after_epoch(training, held_out_split, held_out, measured, is_last):
+                tracker.image(*picture, stands.step)
             watch.epoch_begins()
             if new_best:
                 saves.hold_best()

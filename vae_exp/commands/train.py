@@ -27,7 +27,7 @@ from vae_exp.config.messages import HYDRA_VERSION, compose, parse, quoted, reada
 from vae_exp.errors import UserError
 from vae_exp.run import earlier, resume
 from vae_exp.run.folder import OVERRIDES, read_overrides, require_no_owner, require_writable
-from vae_exp.sweep import ending, jobs, plan, processes, search, study
+from vae_exp.sweep import composing, ending, jobs, plan, processes, search, study
 from vae_exp.sweep.sweepers import Grid
 from vae_exp.sweep.values import values_of
 
@@ -139,7 +139,7 @@ def _sweep(typed: list[str], cfg: DictConfig) -> int:
     sys.argv[1:] = ["--multirun", *planned.overrides]
     stopped, error = 0, None
     try:
-        with processes.told_of(planned, launcher, cfg.hydra.launcher.get("n_jobs")):
+        with processes.told_of(planned, launcher, cfg.hydra.launcher.get("n_jobs")), composing.composed_once():
             _job()
     except KeyboardInterrupt:
         stopped = 130

@@ -59,14 +59,14 @@ class Config(TypedDict):
     compile: bool | str
     resume: str | None
     replace: bool
-    checkpoint_every_epochs: int | None
+    checkpoint_every_epochs: int | str | None
     checkpoint_every_steps: int | None
     checkpoint_every_minutes: float | None
     max_minutes: float | None
     early_stopping: EarlyStoppingKeys
     log_every_steps: int
     figures: list[str] | None
-    figure_every_epochs: int
+    figure_every_epochs: int | str
     wandb: WandbKeys
     sweep: SweepKeys
 

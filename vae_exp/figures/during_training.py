@@ -10,16 +10,35 @@ from vae_exp.datasets import Split
 from vae_exp.figures import every_class, fonts, sheets, walks
 from vae_exp.figures.sheets import SIZES
 from vae_exp.metrics import Evaluation
+from vae_exp.run.due import Due
 from vae_exp.run.standing import Training
 from vae_exp.vae import VAE
 
 Picture = tuple[str, np.ndarray, str]
+FIGURE_SECONDS = 0.2  # of a further figure, before one was drawn
+SHARE = 0.005  # of the time with figure_every_epochs=auto, for the usual pictures and for further figures each
 
 
-def after_epoch(training: Training, split: Split, held_out: str, measured: Evaluation, epoch: int) -> Iterator[Picture]:
-    """Reconstructions of the held-out split and samples, from the same noise every epoch; figures=[...] where due."""
-    model, config = training.model, training.config
-    noise = build.generator(config["seed"], "pictures")
+class Pictures:
+    """The pictures of a run after its epochs: those that are due, and all of them after the last epoch."""
+
+    def __init__(self, every_epochs: int | str) -> None:
+        self.usual, self.further = Due(every_epochs, SHARE), Due(every_epochs, SHARE, price=FIGURE_SECONDS)
+
+    def after_epoch(
+        self, training: Training, split: Split, held_out: str, measured: Evaluation, is_last: bool
+    ) -> Iterator[Picture]:
+        """Pictures of the held-out split's images and of samples, and figures=[...]. Whoever takes one writes it."""
+        for due, drawn in ((self.usual, _usual), (self.further, _further)):
+            if is_last or due.after(training.stands.epoch):
+                with due.spending():
+                    yield from drawn(training, split, held_out, measured)
+
+
+def _usual(training: Training, split: Split, held_out: str, _: Evaluation) -> Iterator[Picture]:
+    """Reconstructions of the held-out split and samples, from the same noise every epoch."""
+    model, epoch = training.model, training.stands.epoch
+    noise = build.generator(training.config["seed"], "pictures")
     pixels = reconstructions(model, split, noise)
     yield "reconstructions", pixels, f"epoch {epoch}: {held_out} images, reconstructions below"
     if model.stochastic:  # else there is no prior to draw samples from
@@ -27,13 +46,16 @@ def after_epoch(training: Training, split: Split, held_out: str, measured: Evalu
         how = "a row per class, the same z in each column" if n_rows else "the same z every epoch"
         how += f"; the first {n_rows} of {model.n_classes:,} classes" if n_rows < model.n_classes else ""
         yield "samples", samples(model, n_rows, noise), f"epoch {epoch}: samples from the prior, {how}"
-    if epoch % config["figure_every_epochs"] == 0 or epoch == config["epochs"]:
-        names = config["figures"]
-        if names is None:
-            names = ["manifold", "latents"] if model.z_dim == 2 and model.stochastic else []
-        for name in names:
-            pixels = _further(name, model, split, measured, training.data.class_names)
-            yield name, pixels, f"epoch {epoch}: {name}, {held_out} images"
+
+
+def _further(training: Training, split: Split, held_out: str, measured: Evaluation) -> Iterator[Picture]:
+    """The figures of figures=[...], or those that a model of two latents gets without being asked."""
+    model, names = training.model, training.config["figures"]
+    if names is None:
+        names = ["manifold", "latents"] if model.z_dim == 2 and model.stochastic else []
+    for name in names:
+        pixels = _figure(name, model, split, measured, training.data.class_names)
+        yield name, pixels, f"epoch {training.stands.epoch}: {name}, {held_out} images"
 
 
 def of_test(model: VAE, split: Split, seed: int, epoch: int) -> Picture:
@@ -61,7 +83,7 @@ def samples(model: VAE, n_rows: int, noise: torch.Generator) -> np.ndarray:
     return sheets.samples(walks.classes(model, z, n_rows).flatten(0, 1), n_rows)
 
 
-def _further(name: str, model: VAE, held_out: Split, measured: Evaluation, class_names: Sequence[str]) -> np.ndarray:
+def _figure(name: str, model: VAE, held_out: Split, measured: Evaluation, class_names: Sequence[str]) -> np.ndarray:
     """One of the further figures, by its name in figures=[...]; a conditional model's show its first class."""
     y, dims = torch.zeros((), dtype=torch.long, device=held_out.y.device), walks.most_kl(measured.kl_per_dim)
     label = f", label {fonts.drawable_name(class_names, 0)}" if model.n_classes else ""

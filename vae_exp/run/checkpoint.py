@@ -1,10 +1,11 @@
 """Checkpoints: plain values and tensors, written whole or not at all, safe to load from a stranger."""
 
+import copy
 import io
 import json
 import pickle
 import zipfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -84,6 +85,27 @@ def content(checkpoint: Checkpoint) -> memoryview:
     return buffer.getbuffer()
 
 
+def copied(checkpoint: Checkpoint) -> Checkpoint:
+    """A checkpoint that stays as it is, on the CPU, while training goes on."""
+    parts = checkpoint.goes_on
+    return replace(
+        checkpoint,
+        model=_copied(checkpoint.model),
+        optimizer=_copied(checkpoint.optimizer),
+        goes_on=parts and replace(parts, streams=_copied(parts.streams), means=_copied(parts.means)),
+    )
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        same_kind = copy.copy(value)  # with the versions of its layers, which a state_dict has beside its tensors
+        same_kind.update({key: _copied(item) for key, item in value.items()})
+        return same_kind
+    return type(value)(map(_copied, value)) if isinstance(value, list | tuple) else value
+
+
 def save(path: Path, content: memoryview) -> None:
     """Write a checkpoint whole or not at all; the last.pt before stays as last.previous.pt.
 
@@ -140,11 +162,6 @@ def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
     except Unsound as error:
         raise UserError(f"checkpoint={path}: damaged, or made by hand: {error}.") from error
     return _from_stored(stored)
-
-
-def from_content(content: memoryview) -> Checkpoint:
-    """A checkpoint from the bytes that `content` made, on the CPU."""
-    return _from_stored(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
 
 
 def _read_safetensors(path: Path, device: torch.device | str) -> dict[str, Any]:

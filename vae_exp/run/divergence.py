@@ -29,5 +29,7 @@ def gradient_norm(model: VAE) -> Tensor:
 
 def require_finite_weights(model: VAE, step: int, run_dir: Path) -> None:
     """Raises Diverged rather than let a checkpoint with weights that are no numbers replace a good one."""
+    if nn.utils.get_total_norm(model.parameters()).isfinite():  # one look at all, an eighth of the time
+        return
     wrong = [name for name, weights in model.named_parameters() if not weights.isfinite().all()]
     require_finite({f"the weights {name}": math.nan for name in wrong}, f"by step {step}", run_dir)

@@ -12,6 +12,7 @@ from vae_exp.run.checkpoint import Checkpoint, Continuation, Written
 from vae_exp.run.divergence import require_finite, require_finite_weights
 from vae_exp.run.earlier import set_aside
 from vae_exp.run.folder import BEST, LAST
+from vae_exp.run.resume import contradictions
 from vae_exp.run.standing import Best, Training
 from vae_exp.run.stopping import Watch
 
@@ -19,10 +20,10 @@ Position = tuple[int, int]  # a step, and the epochs that were over by then
 
 
 class Saves:
-    """Writes last.pt, and best.pt before it. Where both are of the same step the weights are copied once.
+    """Writes last.pt, and best.pt before it. Where both are of the same step they are the same bytes, made once.
 
-    `position` tells how many bytes of metrics.jsonl are on the disk, and the id of the W&B run. `before` is the
-    checkpoint that the run goes on from: then the best epoch so far is that of best.pt.
+    `position` tells how long metrics.jsonl is, and the id of the W&B run; `to_disk` brings to the disk what the run
+    has told so far. `before` is the checkpoint that the run goes on from: the best epoch so far is then best.pt's.
     """
 
     def __init__(
@@ -31,18 +32,20 @@ class Saves:
         training: Training,
         watch: Watch,
         position: Callable[[], tuple[int, str | None]],
+        to_disk: Callable[[], None],
         before: Checkpoint | None,
     ) -> None:
-        self.run_dir, self.training, self.watch, self.position = run_dir, training, watch, position
-        self._best: memoryview | None = None
-        self._held_at: Position | None = None  # of a best epoch that this process has seen
+        self.run_dir, self.training, self.watch = run_dir, training, watch
+        self.position, self.to_disk = position, to_disk
+        self._best: Checkpoint | None = None
         self._best_is_written = False
         self._on_disk: dict[str, Position] = {}  # of which step and epoch the weights in each file are
         if before is not None:
             self._on_disk[LAST] = (before.step, before.epoch)
         if before is not None and before.best is not None:
-            self._best, self._on_disk[BEST], self._best_is_written = best_of(run_dir, before)
-            training.stands.best = checkpoint.from_content(self._best).best  # best.pt may be ahead of last.pt
+            self._best, self._best_is_written = best_of(run_dir, before)
+            self._on_disk[BEST] = _position(self._best)
+            training.stands.best = self._best.best  # best.pt may be ahead of last.pt
 
     def __enter__(self) -> "Saves":
         return self
@@ -54,20 +57,32 @@ class Saves:
                 self.write_best()
 
     def hold_best(self) -> None:
-        """The epoch that has just ended is the best: keep its checkpoint until the next write."""
-        self._best, self._held_at, self._best_is_written = self._content(), self._position, False
+        """The epoch that has just ended is the best: keep its state until the next write."""
+        self._best, self._best_is_written = checkpoint.copied(self._state()), False
 
     def write(self) -> None:
         """Write what is new. Raises UserError where the system refuses, Diverged rather than save what is no number."""
-        self.write_best()  # before last.pt, which says that it is there
-        best = self._best if self._held_at == self._position else None
-        self._put(LAST, self._content() if best is None else best, self._position)
-        self.watch.saved()
+        with self.watch.saving():
+            best = self._best_content()
+            self._write_best(best)  # before last.pt, which says that it is there
+            stands = self.training.stands
+            is_best = self._best is not None and _position(self._best) == (stands.step, stands.epoch)
+            content = best if is_best and best is not None else checkpoint.content(self._state())
+            self.to_disk()
+            self._put(LAST, content, (stands.step, stands.epoch))
 
     def write_best(self) -> None:
         """Write best.pt alone, unless it is there."""
-        if self._best is not None and not self._best_is_written:
-            self._put(BEST, self._best, self._held_at or self._on_disk[BEST])
+        self._write_best(self._best_content())
+
+    def _best_content(self) -> memoryview | None:
+        """The bytes of best.pt where they are not on the disk yet."""
+        return None if self._best is None or self._best_is_written else checkpoint.content(self._best)
+
+    def _write_best(self, content: memoryview | None) -> None:
+        if self._best is not None and content is not None:
+            self.to_disk()
+            self._put(BEST, content, _position(self._best))
             self._best_is_written = True
 
     def _put(self, name: str, content: memoryview, position: Position) -> None:
@@ -78,25 +93,20 @@ class Saves:
         checkpoint.save(self.run_dir / name, content)
         self._on_disk[name] = position
 
-    @property
-    def _position(self) -> Position:
-        return self.training.stands.step, self.training.stands.epoch
-
     def best(self) -> tuple[dict[str, Tensor], Best]:
         """The weights of the best epoch, on the CPU, and which epoch that is."""
         assert self._best is not None, "every run holds one before it ends"
-        kept = checkpoint.from_content(self._best)
-        assert kept.best is not None, "set before it was held"
-        return kept.model, kept.best
+        assert self._best.best is not None, "set before it was held"
+        return self._best.model, self._best.best
 
-    def _content(self) -> memoryview:
+    def _state(self) -> Checkpoint:
         """All that the run is at this moment, the order of its images as at the beginning of the epoch."""
         run, stands = self.training, self.training.stands
         require_finite(run.means.peek("train"), run.means.span, self.run_dir)
         require_finite_weights(run.model, stands.step, self.run_dir)
         streams = run.streams.state() | {"order": stands.order}
         written = Written(self.watch.seconds, self.watch.epoch_seconds, *self.position())
-        made = Checkpoint(
+        return Checkpoint(
             run.config,
             run.data.x_shape,
             run.data.n_classes,
@@ -109,11 +119,14 @@ class Saves:
             run.optimizer.state_dict(),
             Continuation(run.facts, streams, run.means.state(), written),
         )
-        return checkpoint.content(made)
 
 
-def best_of(folder: Path, before: Checkpoint) -> tuple[memoryview, Position, bool]:
-    """The best epoch's checkpoint of a run that goes on, where it stands, and whether it is on the disk.
+def _position(kept: Checkpoint) -> Position:
+    return kept.step, kept.epoch
+
+
+def best_of(folder: Path, before: Checkpoint) -> tuple[Checkpoint, bool]:
+    """The best epoch's checkpoint of a run that goes on, and whether it is on the disk.
 
     A best.pt that is ahead of the checkpoint is taken too: the run had come to that epoch. Raises UserError
     where best.pt is missing, damaged or of another epoch, and the checkpoint is not of the best epoch itself.
@@ -124,10 +137,14 @@ def best_of(folder: Path, before: Checkpoint) -> tuple[memoryview, Position, boo
         kept = checkpoint.load(path)
         if kept.best is None:
             raise UserError(f"checkpoint={path}: of a run before its first epoch, and the best is {before.best.epoch}.")
-        if kept.step != before.best.step and kept.step <= before.step:
+        if wrong := contradictions(kept.config, before.config):
+            raise UserError(f"checkpoint={path}: of another run ({wrong[0]}).")
+        if (kept.step != before.best.step and kept.step <= before.step) or (
+            kept.step == before.best.step and kept.best != before.best
+        ):
             raise UserError(f"checkpoint={path}: of epoch {kept.epoch}, and the best one is {before.best.epoch}.")
-        return memoryview(path.read_bytes()), (kept.step, kept.epoch), True
+        return kept, True
     except UserError as error:
         if before.best.step == before.step:
-            return checkpoint.content(before), (before.step, before.epoch), False
+            return before, False
         raise UserError(f"resume={folder}: its best epoch is lost. {error} resume=null starts anew.") from error

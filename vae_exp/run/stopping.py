@@ -1,16 +1,20 @@
 """When a run saves, and why it ends before its last epoch: signals, the clock, patience."""
 
+import contextlib
 import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
 from vae_exp.config.keys import Config
 from vae_exp.run.checkpoint import Checkpoint
+from vae_exp.run.due import Due
 from vae_exp.run.standing import Best, Standing
 
+CHECKPOINTS_SHARE = 0.01  # of the time, with checkpoint_every_epochs=auto
 ECHO_SECONDS = 2.0  # `timeout`, make and others pass on a signal that the whole group has had already
 
 
@@ -23,7 +27,7 @@ class Watch:
 
     def __init__(self, config: Config, before: Checkpoint | None = None) -> None:
         self.every_steps = config["checkpoint_every_steps"]
-        self.every_epochs = config["checkpoint_every_epochs"]
+        self.checkpoints = Due(config["checkpoint_every_epochs"], CHECKPOINTS_SHARE)
         self.every_minutes = config["checkpoint_every_minutes"]
         self.max_minutes, self.patience = config["max_minutes"], config["early_stopping"]["patience"]
         self.epochs = config["epochs"]
@@ -83,8 +87,11 @@ class Watch:
         seconds = self.epoch_seconds
         return {"time/epoch_seconds": seconds, "time/images_per_second": images / seconds}
 
-    def saved(self) -> None:
-        """The run has just been saved; checkpoint_every_minutes counts from here."""
+    @contextlib.contextmanager
+    def saving(self) -> Iterator[None]:
+        """Around the writing of a checkpoint. checkpoint_every_minutes counts from its end."""
+        with self.checkpoints.spending():
+            yield
         self._saved = time.monotonic()
 
     def must_save(self, step: int, last_of_epoch: bool) -> bool:
@@ -95,8 +102,8 @@ class Watch:
 
     def must_save_after(self, epoch: int, step: int) -> bool:
         """Whether to save at the end of an epoch."""
-        by_epochs = self.every_epochs is not None and epoch % self.every_epochs == 0
-        return epoch == self.epochs or self._signal is not None or by_epochs or self._is_due(step)
+        is_last = epoch == self.epochs or self._signal is not None
+        return is_last or self.checkpoints.after(epoch) or self._is_due(step)
 
     def _is_due(self, step: int) -> bool:
         by_steps = self.every_steps is not None and step % self.every_steps == 0

@@ -54,6 +54,7 @@ class Tracker:
         self.run_dir = run_dir
         self.started, self.wandb_id = time.monotonic(), None
         self.ends_as = "finished"  # the state of a run that ends without an error
+        self._wandb_step, self._wandb_values = 0, dict[str, Any]()  # not sent yet
         if before is not None and before.goes_on is not None:
             written = before.goes_on.written
             self.started, self.wandb_id = self.started - written.seconds, written.wandb_id
@@ -94,8 +95,7 @@ class Tracker:
         if self.wandb is not None:
             import wandb
 
-            values = {k: wandb.Histogram(v) if isinstance(v, list) else v for k, v in values.items()}
-            self._in_wandb(lambda run: run.log(values, step=step))
+            self._log_in_wandb({k: wandb.Histogram(v) if isinstance(v, list) else v for k, v in values.items()}, step)
 
     def image(self, name: str, pixels: np.ndarray, caption: str, step: int) -> None:
         """A picture, as images/NAME_STEP.png and in W&B as images/NAME; encoded once."""
@@ -106,19 +106,32 @@ class Tracker:
         if self.wandb is not None:
             import wandb
 
-            picture = wandb.Image(str(path), caption=caption)
-            self._in_wandb(lambda run: run.log({f"images/{name}": picture}, step=step))
+            self._log_in_wandb({f"images/{name}": wandb.Image(str(path), caption=caption)}, step)
+
+    def _log_in_wandb(self, values: dict[str, Any], step: int) -> None:
+        """All of a step in one call, which takes a millisecond; W&B itself keeps a step back until the next begins."""
+        if step != self._wandb_step:
+            self._send_to_wandb()
+        self._wandb_step, self._wandb_values = step, self._wandb_values | values
+
+    def _send_to_wandb(self) -> None:
+        values, self._wandb_values = self._wandb_values, {}
+        if values:
+            self._in_wandb(lambda run: run.log(values, step=self._wandb_step))
 
     def position(self) -> tuple[int, str | None]:
-        """Bring metrics.jsonl to the disk: its size, to which a resumed run cuts it back, and the W&B run's id."""
+        """The size of metrics.jsonl, to which a resumed run cuts it back, and the W&B run's id."""
+        return os.fstat(self.metrics.fileno()).st_size, self.wandb_id
+
+    def to_disk(self) -> None:
+        """Bring metrics.jsonl to the disk, and summary.json up to date."""
         with writing(self.run_dir / METRICS):
             os.fsync(self.metrics.fileno())
-            return os.fstat(self.metrics.fileno()).st_size, self.wandb_id
+        self._write_summary()
 
     def summarise(self, results: dict[str, Any]) -> None:
-        """Results of the whole run, such as best/val_neg_elbo: keys of their own in summary.json and W&B."""
+        """Results of the whole run, such as best/val_neg_elbo: in W&B at once, in summary.json when it is written."""
         self.summary.results.update(results)
-        self._write_summary()
         self._in_wandb(lambda run: run.summary.update(results))
 
     def _in_wandb(self, call: Callable[[Any], Any]) -> None:
@@ -180,6 +193,7 @@ class Tracker:
         return "failed", str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}", 1
 
     def _close_wandb(self, error: BaseException | None) -> None:
+        self._send_to_wandb()
         state, reason, exit_code = self._ending(error)
         ending = {"state": state, "reason": self.summary.reason if error is None else reason}
         if isinstance(error, SystemExit):
