@@ -15,7 +15,7 @@ from vae_exp.datasets import Split, batches
 from vae_exp.figures import during_training
 from vae_exp.metrics import evaluate
 from vae_exp.objectives import Logged, Progress, one_draw
-from vae_exp.run import console, earlier, memory, restoring, resume, speed, trial
+from vae_exp.run import console, earlier, memory, restoring, resume, speed, threads, trial
 from vae_exp.run.divergence import gradient_norm, require_finite
 from vae_exp.run.folder import only_process, require_writable
 from vae_exp.run.health import Health
@@ -42,7 +42,7 @@ def train(cfg: DictConfig, run_dir: str | Path) -> dict[str, Any]:
     if not config["resume"]:
         earlier.require_unused(run_dir, config["replace"])
     require_writable(run_dir)
-    with memory.explained(config), speed.without_subnormals():
+    with memory.explained(config), speed.without_subnormals(), threads.kept():
         return _train(config, run_dir)
 
 
@@ -50,6 +50,7 @@ def _train(config: Config, run_dir: Path) -> dict[str, Any]:
     seed, epochs, batch_size = config["seed"], config["epochs"], config["batch_size"]
     device = build.device(config["device"])
     before = resume.load(run_dir, config) if config["resume"] else None
+    began = before.goes_on.facts if before and before.goes_on else None
     old_log_bytes = earlier.log_bytes(run_dir)  # of a run whose place this one takes
     wandb_mode = choose_mode(config["wandb"]["mode"])
 
@@ -67,7 +68,8 @@ def _train(config: Config, run_dir: Path) -> dict[str, Any]:
     model = build.model(config, data.x_shape, data.n_classes).to(device)
     optimizer = build.optimizer(config, model)
     objective, schedule = build.partial(config, "objective"), build.partial(config, "scheduler")
-    trial.check(config, model, objective, train_split)
+    operations = threads.PASSES * batch_size * trial.check(config, model, objective, train_split)
+    threads.choose(config["threads"], began.threads if began else None, operations, device)
     precision = speed.autocast(config["precision"], device)
 
     def loss_of(x: Tensor, y: Tensor, eps: Tensor, now: Progress) -> tuple[Tensor, Logged]:

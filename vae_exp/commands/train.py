@@ -24,7 +24,7 @@ from vae_exp.config.check import CONF_DIR
 from vae_exp.config.keys import Config
 from vae_exp.config.messages import HYDRA_VERSION, compose, parse, quoted, readable, without_hydra
 from vae_exp.errors import UserError
-from vae_exp.run import earlier, resume
+from vae_exp.run import cores, earlier, resume
 from vae_exp.run.folder import OVERRIDES, read_overrides, require_no_owner, require_writable
 from vae_exp.sweep import jobs, plan, processes
 from vae_exp.sweep.values import values_of
@@ -220,6 +220,8 @@ def _check(cfg: DictConfig, of_sweep: bool = False) -> Config:
     """Refuse a bad configuration before Hydra makes a folder for the run."""
     cfg = without_hydra(cfg)
     check.check(cfg, combinations=not of_sweep)  # at once, before torch is imported for what only torch can tell
+    if not of_sweep:
+        cores.announce()  # now: a run that is started meanwhile takes its part of the cores, and no more
     from vae_exp.config import build
     from vae_exp.run import speed
     from vae_exp.tracking import wandb_server
