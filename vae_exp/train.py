@@ -77,7 +77,10 @@ def _train(config: Config, run_dir: Path) -> dict[str, Any]:
             return one_draw(model, objective, x, y, eps, now, streams.noise)
 
     # Where the run stands: at its beginning, or where its last checkpoint left it.
-    streams, means, facts = Streams.of(seed, device), RunningMeans(), Facts.of(model, data, device)
+    streams, watch = Streams.of(seed, device), Watch(config, before)
+    was_compiled = began.compiled if began else None
+    fast = speed.faster(loss_of, config, was_compiled, model, streams.noise, train_split, watch.raise_if_caught)
+    means, facts = RunningMeans(), Facts.of(model, data, device, compiled=fast is not loss_of)
     stands, health = Standing([0.0] * model.z_dim, streams.order.get_state()), Health(config, facts.train_size)
     training = Training(config, data, facts, model, optimizer, streams, means, stands)
     if before:
@@ -85,12 +88,11 @@ def _train(config: Config, run_dir: Path) -> dict[str, Any]:
     console.introduce(config, facts, run_dir, grey=model.support == "binary" and data.train.is_grey())
     with (
         only_process(run_dir),
-        Watch(config, before) as watch,
+        watch,
         Tracker(config, run_dir, wandb_mode, facts, before, old_log_bytes) as tracker,
         Saves(run_dir, training, watch, tracker.position, before) as saves,
         console.progress_bar(epochs * steps_per_epoch, stands.step) as bar,
     ):
-        fast = speed.compiled(loss_of, config["compile"], device, bar.total, interrupted=watch.raise_if_caught)
         why_over = None  # the reason to end before the last epoch
         for epoch in range(stands.epoch + 1 if before else min(1, epochs), epochs + 1):  # 0: the model as it is built
             if why_over := watch.why_over(stands):

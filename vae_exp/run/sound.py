@@ -60,6 +60,7 @@ def require_continuation(stored: Mapping[str, Any]) -> None:
     _require(isinstance(facts.get("trained_on"), str), "resume, facts, trained_on")
     threads = facts.get("threads", 1)
     _require(_is_count(threads) and 1 <= threads <= MOST_THREADS, "resume, facts, threads")
+    _require(isinstance(facts.get("compiled", False), bool), "resume, facts, compiled")
     _require(_is_named(streams, Tensor) and set(STREAMS) <= set(streams), "resume, streams")
     for name, state in streams.items():
         _require(_is_whole(state) and state.dtype == torch.uint8 and state.dim() == 1, f"resume, streams, {name}")

@@ -24,13 +24,14 @@ class Facts:
     val_size: int
     x_shape: list[int]
     trained_on: str
-    threads: int | None = None  # of PyTorch on the CPU; None: of a version that did not write it
+    threads: int | None = None  # of PyTorch on the CPU; None, here and below: of a version that did not write it
+    compiled: bool | None = None
 
     @classmethod
-    def of(cls, model: VAE, data: Data, device: torch.device) -> "Facts":
+    def of(cls, model: VAE, data: Data, device: torch.device, compiled: bool = False) -> "Facts":
         parameters = sum(weights.numel() for weights in model.parameters())
         sizes = len(data.train), len(data.val), list(data.x_shape)
-        return cls(parameters, *sizes, str(device), torch.get_num_threads())
+        return cls(parameters, *sizes, str(device), torch.get_num_threads(), compiled)
 
 
 @dataclass(frozen=True)
