@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 # as much as it saves. The tutorial's step has 500 million, that of its network on the 8x8 digits 58 million.
 TINY_STEP = 100e6
 PASSES = 3  # of a step: forward, and backward to the inputs and to the weights
+_bound = 1  # what OMP_NUM_THREADS, or who called, allows
 _part: tuple[int, int] | None = None  # of a job that runs beside others of its sweep: its cores, and how many such jobs
 
 
@@ -28,23 +29,26 @@ def share(jobs_at_once: int) -> None:
 
 @contextlib.contextmanager
 def kept() -> Iterator[None]:
-    """Around a run: other runs know of it while it lasts, and its caller then has as many threads as before."""
-    before = torch.get_num_threads()
+    """Around a run: one thread until it chooses; other runs know of it; its caller then has as many as before."""
+    global _bound
+    _bound = torch.get_num_threads()
     cores.announce()
+    torch.set_num_threads(1)
     try:
         yield
     finally:
         cores.withdraw()
-        torch.set_num_threads(before)
+        torch.set_num_threads(_bound)
 
 
 def choose(asked: int | str, before: int | None, operations: float, device: torch.device) -> None:
     """Set the number of threads and say why.
 
     `before` is that of the run that goes on, which auto keeps: its numbers stay equal to the bit. `operations` are
-    the multiplications and additions of a step. On another device than a CPU auto leaves the number as it is.
+    the multiplications and additions of a step. On another device than a CPU auto is what the caller allows.
     """
     if asked == "auto" and before is None and device.type != "cpu":
+        torch.set_num_threads(_bound)
         cores.take(1)
         return
     if asked != "auto":
@@ -62,22 +66,36 @@ def _auto(operations: float) -> tuple[int, str]:
     """The number of threads, and why it is that."""
     if operations < TINY_STEP:
         return 1, f"a step of {operations / 1e6:,.0f} million operations gains nothing from more"
-    allowed, bound = cores.allowed(), torch.get_num_threads()
-    if _part is not None and _part[0] <= bound:
-        return _part[0], f"its part of {allowed} cores, of {_part[1]} jobs at once"
-    most = min(allowed, bound)
-    if _part is not None or most == 1:
-        return most, "OMP_NUM_THREADS, or who called, allows no more" if bound < allowed else "there is one core"
+    allowed = cores.allowed()
+    bounded = f"OMP_NUM_THREADS, or who called, allows no more of {allowed} cores"
+    if _part is not None:
+        threads, jobs = _part
+        return min(
+            threads, _bound
+        ), bounded if _bound < threads else f"its part of {allowed} cores, of {jobs} jobs at once"
+    if min(allowed, _bound) == 1:
+        return 1, bounded if _bound < allowed else "there is one core"
     others = cores.other_runs()
-    taken = sum(number or 0 for number in others)
-    beginning = others.count(None)
-    # The load of other runs is in what they have taken, and one that begins keeps a core busy.
-    busy = round(max(0.0, cores.busy_with_others() - taken - beginning))
-    threads = max(1, min(bound, (allowed - taken - busy) // (1 + beginning)))
+    busy = busy_beside(others, cores.busy_with_others())
+    threads = left(allowed, others, busy)
+    if _bound < threads:
+        return _bound, bounded
     if threads == allowed:
         return threads, "all cores are free"
     reasons = [f"{len(others)} other run{'s' * (len(others) > 1)}"] * bool(others)
     reasons += [f"other programs on {busy}"] * bool(busy)
-    if not reasons:
-        return threads, f"OMP_NUM_THREADS, or who called, allows no more of {allowed} cores"
-    return threads, f"what is left of {allowed} cores, beside {' and '.join(reasons)}"
+    return threads, f"what is left of {allowed} cores beside {' and '.join(reasons)}"
+
+
+def busy_beside(others: list[int | None], busy: float) -> int:
+    """Of the cores that are kept busy, those by other programs than runs, each of which is busy on what it has taken.
+
+    One that begins, which has None yet, imports its libraries on one core.
+    """
+    return max(0, round(busy - sum(1 if threads is None else threads for threads in others)))
+
+
+def left(allowed: int, others: list[int | None], busy: int) -> int:
+    """The threads of one more run: what others have not taken of the cores, in equal parts with those that begin."""
+    free = allowed - busy - sum(threads or 0 for threads in others)
+    return max(1, free // (1 + others.count(None)))
