@@ -38,6 +38,7 @@ from vae_exp.tracking import tracker
 
 STEPS = -(-60_000 // BATCH_SIZE)
 ENVIRONMENT = os.environ | {"WANDB_SILENT": "true", "PYTHONPATH": str(CONF_DIR.parent)}
+THREADS = f"threads={torch.get_num_threads()}"  # as many as all that is measured beside it
 OURS, COMPILED = "vae_exp, everything included", "vae_exp compile=true"
 # What is not the step itself: the functions of a run that are timed while it runs.
 BESIDE_THE_STEP = {
@@ -52,7 +53,7 @@ BESIDE_THE_STEP = {
 
 def compose(*overrides: str) -> DictConfig:
     with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        return hydra.compose("config", ["experiment=tutorial", "wandb.mode=offline", *overrides])
+        return hydra.compose("config", ["experiment=tutorial", "wandb.mode=offline", THREADS, *overrides])
 
 
 def products_epoch(device: torch.device) -> Callable[[], float]:
