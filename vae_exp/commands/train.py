@@ -43,6 +43,7 @@ def main() -> None:
     """`vae-train`: exit code 0; 1 with one message for what the user can mend; a traceback for our own bugs."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises its errors instead of printing them
     os.environ.setdefault("OTEL_SDK_DISABLED", "true")  # W&B's own telemetry waits 10 s more for a server that hangs
+    cores.spin_briefly()
     with shared.exits("vae-train", "config"):
         sys.argv[1:] = with_own_options(sys.argv[1:])
         sys.exit(_main(sys.argv[1:]))
