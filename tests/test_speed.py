@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch._inductor.config  # reads CXX when it is imported, and tests below change that
 import torch.nn.functional as F
 
 from tests.conftest import QUICK, command, compose, metrics, quick_run, stored
