@@ -219,9 +219,10 @@ def _without(overrides: list[str], keys: set[str]) -> list[str]:
 
 def _check(cfg: DictConfig, of_sweep: bool = False) -> Config:
     """Refuse a bad configuration before Hydra makes a folder for the run."""
+    trains_here = not of_sweep or cfg.hydra.runtime.choices["hydra/launcher"] == "basic"
     cfg = without_hydra(cfg)
     check.check(cfg, combinations=not of_sweep)  # at once, before torch is imported for what only torch can tell
-    if not of_sweep:
+    if trains_here:
         cores.announce()  # now: a run that is started meanwhile takes its part of the cores, and no more
     from vae_exp.config import build
     from vae_exp.run import speed
