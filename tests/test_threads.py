@@ -221,3 +221,14 @@ def test_a_sweep_with_joblib_uses_all_cores_without_being_told_how_many():
     folders = [path.parent for path in Path("outputs").rglob("summary.json")]
     assert {read_summary(folder).results["threads"] for folder in folders} == {max(1, cores.allowed() // jobs)}
     assert len({(folder / "lock").read_text() for folder in folders}) == jobs, "in processes of their own"
+
+
+@pytest.mark.slow
+def test_joblib_does_not_bound_the_threads_of_few_jobs(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    running = command("-m", *QUICK, LARGE_STEP, "seed=0", "hydra/launcher=joblib", "wandb.mode=disabled")
+    said, _ = running.communicate()
+    assert running.returncode == 0, said
+    (log,) = Path("outputs").rglob("train.log")
+    assert "threads=" in log.read_text()
+    assert "allows no more" not in log.read_text()

@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
-# Of a thread that waits for another: turns of a loop before it sleeps, by default 300,000, some 10 ms. Where a core has
-# two threads to run, each step would wait as long many times. It only counts where set before torch is imported.
+# Turns of a loop that a thread of GNU's OpenMP waits for another before it sleeps; by default 300,000. Meanwhile it
+# keeps its core from whom it waits for, where both share it. It only counts where it is set before torch is imported.
 SPINS = 20_000
 CGROUPS = Path("/sys/fs/cgroup")
 LEAST_SECONDS, MOST_SECONDS = 0.25, 60.0  # over which the load is measured

@@ -68,11 +68,10 @@ def _auto(operations: float) -> tuple[int, str]:
         return 1, f"a step of {operations / 1e6:,.0f} million operations gains nothing from more"
     allowed = cores.allowed()
     bounded = f"OMP_NUM_THREADS, or who called, allows no more of {allowed} cores"
+    if _part is not None and _part[0] <= _bound:
+        return _part[0], f"its part of {allowed} cores, of {_part[1]} jobs at once"
     if _part is not None:
-        threads, jobs = _part
-        return min(
-            threads, _bound
-        ), bounded if _bound < threads else f"its part of {allowed} cores, of {jobs} jobs at once"
+        return _bound, bounded
     if min(allowed, _bound) == 1:
         return 1, bounded if _bound < allowed else "there is one core"
     others = cores.other_runs()

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vae_exp.errors import UserError
+from vae_exp.run import cores
 from vae_exp.run.console import say
 from vae_exp.run.folder import LOCK, SUMMARY, Summary, read_summary, require_no_owner, runs_below
 from vae_exp.sweep.plan import Plan
@@ -23,8 +24,13 @@ def told_of(planned: Plan, launcher: str, n_jobs: int | None) -> Iterator[None]:
     if launcher == "basic" or (launcher == "joblib" and n_jobs == 1):  # jobs in this process speak for themselves
         yield
         return
+    added = {}
     if launcher == "joblib":
-        os.environ[LAUNCHED_BY] = str(os.getpid())
+        # Joblib sets what is not set of these, and to 1 also where there are few jobs.
+        most = os.environ.get("OMP_NUM_THREADS", str(cores.allowed()))
+        added = {name: most for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if name not in os.environ}
+        added[LAUNCHED_BY] = str(os.getpid())
+    os.environ.update(added)
     over = threading.Event()
     teller = threading.Thread(target=_tell_of_jobs, args=(planned, over), daemon=True)
     teller.start()
@@ -33,7 +39,8 @@ def told_of(planned: Plan, launcher: str, n_jobs: int | None) -> Iterator[None]:
     finally:
         over.set()
         teller.join()
-        os.environ.pop(LAUNCHED_BY, None)
+        for name in added:
+            os.environ.pop(name, None)
 
 
 def tell(text: str) -> None:
