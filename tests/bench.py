@@ -36,6 +36,7 @@ from vae_exp.run import running_means, saving
 from vae_exp.tracking import tracker
 
 ENVIRONMENT = os.environ | {"WANDB_SILENT": "true", "PYTHONPATH": str(CONF_DIR.parent)}
+THREADS = f"threads={torch.get_num_threads()}"  # as many as all that is measured beside it
 OURS, COMPILED = "vae_exp, everything included", "vae_exp compile=true"
 # What is not the step itself: the functions of a run that are timed while it runs.
 BESIDE_THE_STEP: dict[str, Functions] = {
@@ -49,7 +50,7 @@ BESIDE_THE_STEP: dict[str, Functions] = {
 
 
 def tutorial(*overrides: str) -> DictConfig:
-    return compose("experiment=tutorial", "wandb.mode=offline", *overrides)
+    return compose("experiment=tutorial", "wandb.mode=offline", THREADS, *overrides)
 
 
 def in_its_own_process(make: Callable, *arguments: object) -> Callable[[], float]:

@@ -16,7 +16,7 @@ from vae_exp.datasets import Split, batches
 from vae_exp.figures import during_training
 from vae_exp.metrics import evaluate
 from vae_exp.objectives import Logged, Progress, one_draw
-from vae_exp.run import console, earlier, memory, restoring, resume, speed, trial
+from vae_exp.run import console, earlier, memory, restoring, resume, speed, threads, trial
 from vae_exp.run.divergence import gradient_norm, require_finite
 from vae_exp.run.folder import only_process, require_writable
 from vae_exp.run.health import Health
@@ -44,7 +44,7 @@ def train(cfg: DictConfig, run_dir: str | Path, judge: Judge | None = None) -> d
     if not config["resume"]:
         earlier.require_unused(run_dir, config["replace"])
     require_writable(run_dir)
-    with memory.explained(config), speed.without_subnormals():
+    with memory.explained(config), speed.without_subnormals(), threads.kept():
         return _train(config, run_dir, judge)
 
 
@@ -52,6 +52,7 @@ def _train(config: Config, run_dir: Path, judge: Judge | None) -> dict[str, Any]
     seed, epochs, batch_size = config["seed"], config["epochs"], config["batch_size"]
     device = build.device(config["device"])
     before = resume.load(run_dir, config) if config["resume"] else None
+    began = before.goes_on.facts if before and before.goes_on else None
     old_log_bytes = earlier.log_bytes(run_dir)  # of a run whose place this one takes
     wandb_mode = choose_mode(config["wandb"]["mode"])
 
@@ -69,7 +70,8 @@ def _train(config: Config, run_dir: Path, judge: Judge | None) -> dict[str, Any]
     model = build.model(config, data.x_shape, data.n_classes).to(device)
     optimizer = build.optimizer(config, model)
     objective, schedule = build.partial(config, "objective"), build.partial(config, "scheduler")
-    trial.check(config, model, objective, train_split)
+    operations = threads.PASSES * batch_size * trial.check(config, model, objective, train_split)
+    threads.choose(config["threads"], began.threads if began else None, operations, device)
     precision = speed.autocast(config["precision"], device)
 
     def loss_of(x: Tensor, y: Tensor, eps: Tensor, now: Progress) -> tuple[Tensor, Logged]:
@@ -77,7 +79,10 @@ def _train(config: Config, run_dir: Path, judge: Judge | None) -> dict[str, Any]
             return one_draw(model, objective, x, y, eps, now, streams.noise)
 
     # Where the run stands: at its beginning, or where its last checkpoint left it.
-    streams, means, facts = Streams.of(seed, device), RunningMeans(), Facts.of(model, data, device)
+    streams, watch = Streams.of(seed, device), Watch(config, before)
+    was_compiled = began.compiled if began else None
+    fast = speed.faster(loss_of, config, was_compiled, model, streams.noise, train_split, watch.raise_if_caught)
+    means, facts = RunningMeans(), Facts.of(model, data, device, compiled=fast is not loss_of)
     stands, health = Standing([0.0] * model.z_dim, streams.order.get_state()), Health(config, facts.train_size)
     pictures = during_training.Pictures(config["figure_every_epochs"])
     training = Training(config, data, facts, model, optimizer, streams, means, stands)
@@ -86,12 +91,11 @@ def _train(config: Config, run_dir: Path, judge: Judge | None) -> dict[str, Any]
     console.introduce(config, facts, run_dir, grey=model.support == "binary" and data.train.is_grey())
     with (
         only_process(run_dir),
-        Watch(config, before) as watch,
+        watch,
         Tracker(config, run_dir, wandb_mode, facts, before, old_log_bytes) as tracker,
         Saves(run_dir, training, watch, tracker.position, tracker.to_disk, before) as saves,
         console.progress_bar(epochs * steps_per_epoch, stands.step) as bar,
     ):
-        fast = speed.compiled(loss_of, config["compile"], device, bar.total, interrupted=watch.raise_if_caught)
         why_over = None  # the reason to end before the last epoch
         for epoch in range(stands.epoch + 1 if before else min(1, epochs), epochs + 1):  # 0: the model as it is built
             if why_over := watch.why_over(stands):

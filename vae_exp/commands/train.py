@@ -25,7 +25,7 @@ from vae_exp.config.check import CONF_DIR
 from vae_exp.config.keys import Config
 from vae_exp.config.messages import HYDRA_VERSION, compose, parse, quoted, readable, without_hydra
 from vae_exp.errors import UserError
-from vae_exp.run import earlier, resume
+from vae_exp.run import cores, earlier, resume
 from vae_exp.run.folder import OVERRIDES, read_overrides, require_no_owner, require_writable
 from vae_exp.sweep import composing, ending, jobs, plan, processes, search, study
 from vae_exp.sweep.sweepers import Grid
@@ -45,6 +45,7 @@ def main() -> None:
     """`vae-train`: exit code 0; 1 with one message for what the user can mend; a traceback for our own bugs."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises its errors instead of printing them
     os.environ.setdefault("OTEL_SDK_DISABLED", "true")  # W&B's own telemetry waits 10 s more for a server that hangs
+    cores.spin_briefly()
     with shared.exits("vae-train", "config"):
         sys.argv[1:] = with_own_options(sys.argv[1:])
         sys.exit(_main(sys.argv[1:]))
@@ -225,8 +226,11 @@ def _without(overrides: list[str], keys: set[str]) -> list[str]:
 
 def _check(cfg: DictConfig, of_sweep: bool = False) -> Config:
     """Refuse a bad configuration before Hydra makes a folder for the run."""
+    trains_here = not of_sweep or cfg.hydra.runtime.choices["hydra/launcher"] == "basic"
     cfg = without_hydra(cfg)
     check.check(cfg, combinations=not of_sweep)  # at once, before torch is imported for what only torch can tell
+    if trains_here:
+        cores.announce()  # now: a run that is started meanwhile takes its part of the cores, and no more
     from vae_exp.config import build
     from vae_exp.run import speed
     from vae_exp.tracking import wandb_server

@@ -55,6 +55,7 @@ class Config(TypedDict):
     batch_size: int
     seed: int
     device: str
+    threads: int | str
     precision: str
     compile: bool | str
     resume: str | None

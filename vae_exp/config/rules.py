@@ -89,6 +89,7 @@ RULES = {
     "batch_size": _whole(1),
     "seed": _whole(0, 2**32 - 1),
     "device": _one_of("auto", "cpu", "cuda", "mps"),
+    "threads": _or_word(_whole(1, 1024), "auto"),
     "precision": _one_of("fp32", "tf32", "bf16"),
     "compile": Rule(lambda v: v == "auto" or isinstance(v, bool), "auto, true or false"),
     "resume": _or_null(PATH),

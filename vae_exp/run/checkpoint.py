@@ -193,6 +193,6 @@ def _from_stored(stored: dict[str, Any]) -> Checkpoint:
     kept = stored["resume"]
     seconds, of_epoch = (max(0.0, kept.get(name, 0.0)) for name in ("seconds", "epoch_seconds"))  # a clock went back
     written = Written(seconds, of_epoch, kept["metrics_bytes"], kept.get("wandb_id"))
-    facts = Facts(**{name: kept["facts"][name] for name in Facts.__dataclass_fields__})
+    facts = Facts(**{name: kept["facts"][name] for name in Facts.__dataclass_fields__ if name in kept["facts"]})
     goes_on = Continuation(facts, kept["streams"], kept["means"], written)
     return Checkpoint(**about, model=stored["model"], optimizer=stored["optimizer"], goes_on=goes_on)

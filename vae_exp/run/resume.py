@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # the command line asks before torch is imported
 log = logging.getLogger(__name__)
 # What a run may change on its way; a key that ends in a dot stands for its whole group.
 MAY_CHANGE = (
-    "epochs", "max_minutes", "early_stopping.", "resume", "replace", "device", "precision", "compile",
+    "epochs", "max_minutes", "early_stopping.", "resume", "replace", "device", "threads", "precision", "compile",
     "wandb.", "sweep.",
     "log_every_steps", "figures", "figure_every_epochs",
     "checkpoint_every_epochs", "checkpoint_every_steps", "checkpoint_every_minutes",

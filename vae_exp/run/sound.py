@@ -10,6 +10,7 @@ GROUPS = ("model", "network", "likelihood", "dataset")  # of the config: without
 KEYS = ("wandb", "sweep", "early_stopping")  # groups that an older version may not have had
 LARGEST_SIDE, LARGEST_COUNT = 2**16, 2**53
 LARGEST_NUMBER = 1e308  # no infinity, no NaN, and no whole number that no float can hold
+MOST_THREADS = 1024
 DEEPEST = 20  # levels of lists and groups in a config
 WEIGHTS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 STREAMS = ("order", "noise", "draws", "torch")
@@ -57,6 +58,9 @@ def require_continuation(stored: Mapping[str, Any]) -> None:
     sides = facts.get("x_shape")
     _require(isinstance(sides, list) and all(map(_is_count, sides)), "resume, facts, x_shape")
     _require(isinstance(facts.get("trained_on"), str), "resume, facts, trained_on")
+    threads = facts.get("threads", 1)
+    _require(_is_count(threads) and 1 <= threads <= MOST_THREADS, "resume, facts, threads")
+    _require(isinstance(facts.get("compiled", False), bool), "resume, facts, compiled")
     _require(_is_named(streams, Tensor) and set(STREAMS) <= set(streams), "resume, streams")
     for name, state in streams.items():
         _require(_is_whole(state) and state.dtype == torch.uint8 and state.dim() == 1, f"resume, streams, {name}")

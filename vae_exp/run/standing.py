@@ -16,18 +16,22 @@ from vae_exp.vae import VAE
 
 @dataclass(frozen=True)
 class Facts:
-    """What the data and the model of a run are. A resumed run must find them unchanged, but for the device."""
+    """What the data and the model of a run are, and on what it is trained; a resumed run must find the data and the
+    model unchanged."""
 
     parameters: int
     train_size: int
     val_size: int
     x_shape: list[int]
     trained_on: str
+    threads: int | None = None  # of PyTorch on the CPU; None, here and below: of a version that did not write it
+    compiled: bool | None = None
 
     @classmethod
-    def of(cls, model: VAE, data: Data, device: torch.device) -> "Facts":
+    def of(cls, model: VAE, data: Data, device: torch.device, compiled: bool = False) -> "Facts":
         parameters = sum(weights.numel() for weights in model.parameters())
-        return cls(parameters, len(data.train), len(data.val), list(data.x_shape), str(device))
+        sizes = len(data.train), len(data.val), list(data.x_shape)
+        return cls(parameters, *sizes, str(device), torch.get_num_threads(), compiled)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 import time
 from pathlib import Path
 from typing import Any, cast
@@ -108,18 +107,14 @@ def _shown(cfg: DictConfig, key: str) -> str:
 
 
 def _share_cores(cfg: DictConfig, job: Any) -> None:
-    """Give jobs that run side by side a part of the cores each: thread pools that share cores spin against each other.
+    """Give jobs that run side by side a part of the cores each; submitit starts all of a grid on this machine."""
+    from vae_exp.run import threads
 
-    Joblib says how many there are at once; submitit starts all of them on this machine.
-    """
-    import torch
-
-    all_at_once = job.runtime.choices["hydra/launcher"] == "submitit_local"
-    at_once = cfg.sweep.jobs if all_at_once else job.launcher.get("n_jobs")
-    if at_once:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        at_once = cores if at_once < 0 else at_once
-        torch.set_num_threads(min(torch.get_num_threads(), max(1, cores // at_once)))
+    at_once = processes.places(job)
+    if job.runtime.choices["hydra/launcher"] == "submitit_local":
+        at_once = job.sweeper.get("n_jobs", cfg.sweep.jobs) or 1
+    if (at_once := min(at_once, cfg.sweep.jobs or at_once)) > 1:
+        threads.share(at_once)
 
 
 def _progress(cfg: DictConfig, run_dir: Path, number: int) -> str:

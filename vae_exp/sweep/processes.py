@@ -7,8 +7,10 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from vae_exp.errors import UserError
+from vae_exp.run import cores
 from vae_exp.run.console import say
 from vae_exp.run.folder import LOCK, SUMMARY, Summary, read_summary, require_no_owner, runs_below
 from vae_exp.sweep.plan import Plan
@@ -23,8 +25,13 @@ def told_of(planned: Plan, launcher: str, n_jobs: int | None) -> Iterator[None]:
     if launcher == "basic" or (launcher == "joblib" and n_jobs == 1):  # jobs in this process speak for themselves
         yield
         return
+    added = {}
     if launcher == "joblib":
-        os.environ[LAUNCHED_BY] = str(os.getpid())
+        # Joblib sets what is not set of these, and to 1 also where there are few jobs.
+        most = os.environ.get("OMP_NUM_THREADS", str(cores.allowed()))
+        added = {name: most for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if name not in os.environ}
+        added[LAUNCHED_BY] = str(os.getpid())
+    os.environ.update(added)
     over = threading.Event()
     teller = threading.Thread(target=_tell_of_jobs, args=(planned, over), daemon=True)
     teller.start()
@@ -33,7 +40,14 @@ def told_of(planned: Plan, launcher: str, n_jobs: int | None) -> Iterator[None]:
     finally:
         over.set()
         teller.join()
-        os.environ.pop(LAUNCHED_BY, None)
+        for name in added:
+            os.environ.pop(name, None)
+
+
+def places(of_hydra: Any) -> int:
+    """How many jobs joblib runs at once: n_jobs, counted back from all cores where it is negative; others run one."""
+    n_jobs = of_hydra.launcher.get("n_jobs") or 1
+    return n_jobs if n_jobs > 0 else max(1, cores.allowed() + 1 + n_jobs)
 
 
 def tell(text: str) -> None:

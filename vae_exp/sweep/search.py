@@ -1,7 +1,6 @@
 """A search in place of a grid: Optuna chooses the values of each job from those of the jobs before it."""
 
 import itertools
-import os
 import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from omegaconf import DictConfig
 from vae_exp.config.check import closest
 from vae_exp.config.messages import parse
 from vae_exp.errors import UserError
+from vae_exp.sweep import processes
 from vae_exp.sweep import study as studies
 from vae_exp.sweep.sweepers import Batch, SweepsJobs
 from vae_exp.sweep.values import values_of
@@ -54,7 +54,7 @@ class Search(SweepsJobs):
         from optuna.trial import TrialState
 
         space = {override.get_key_element(): distribution(override) for override in swept}
-        at_once = self.n_jobs or _at_once(self.asked)
+        at_once = self.n_jobs or processes.places(self.asked.hydra)
         study = studies.load(self.folder)
         running = [trial for trial in study.get_trials(deepcopy=False) if not trial.state.is_finished()]
         for trial in [trial for trial in running if trial.params.keys() != space.keys()]:  # killed while it was chosen
@@ -75,14 +75,6 @@ class Search(SweepsJobs):
 
 def _typed(values: dict[str, Any]) -> list[str]:
     return [f"{key}={value}" for key, value in values.items()]
-
-
-def _at_once(config: DictConfig) -> int:
-    """How many trials run at the same time: as many as the launcher has places for, where it says so."""
-    places = config.hydra.launcher.get("n_jobs")
-    if places is None or places >= 0:
-        return places or 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def sampler(name: str, seed: int, number: int) -> "optuna.samplers.BaseSampler":
