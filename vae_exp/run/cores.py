@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import NamedTuple, TextIO
 
 # Turns of a loop that a thread of GNU's OpenMP waits for another before it sleeps; by default 300,000. Meanwhile it
-# keeps its core from whom it waits for, where both share it. It only counts where it is set before torch is imported.
-SPINS = 20_000
+# keeps its core from whom it waits for, where both share it. Beside a busy program two threads did several times as
+# many steps of the tutorial with 30,000, and alone as many; with 10,000 alone a tenth less. It only counts where it is
+# set before torch is imported.
+SPINS = 30_000
 CGROUPS = Path("/sys/fs/cgroup")
 LEAST_SECONDS, MOST_SECONDS = 0.25, 60.0  # over which the load is measured
 _own: TextIO | None = None  # this process's file
