@@ -209,8 +209,6 @@ WRONG = [
     ("checkpoint=x ~split", "~split: every key has a value; leave split out for its default."),
     ("checkpoint=a/b/c:best", "`wandb login`, or give the path of a file or of a run's folder."),
     (f"checkpoint={'x' * 5000}", "... (5,000 characters): it takes the path of a file or a folder"),
-    ("checkpoint=/", "checkpoint=/: is a whole disk or your home."),
-    ("checkpoint=~", "is a whole disk or your home. Name a folder of runs, such as outputs."),
 ]
 
 
@@ -221,6 +219,13 @@ def test_a_mistake_is_one_message(vae_command, tmp_path, arguments, message):
     assert message in said
     assert len(said.splitlines()) == 1
     assert list(tmp_path.rglob("*")) == []
+
+
+@pytest.mark.parametrize("place", ["/", "~", "."])
+def test_a_whole_disk_and_the_home_are_no_folder_of_runs(tmp_path, monkeypatch, place):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(UserError, match="is a whole disk or your home"):
+        trained.find(place)
 
 
 @pytest.mark.parametrize("command", ["vae-evaluate", "vae-generate what=latents"])

@@ -359,7 +359,16 @@ def test_what_is_of_a_sweep_and_what_of_one_run(vae_train, arguments, message, t
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("setting", ['epochs=${oc.decode:"0"}', "wandb.notes=é", "wandb.notes=a b", 'wandb.notes=a"b'])
+SETTINGS = [
+    'epochs=${oc.decode:"0"}',
+    "wandb.notes=é",
+    "wandb.notes=a b",
+    'wandb.notes=a"b',
+    f"sweep.name={'中' * 120}",
+]
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
 def test_a_setting_in_quotes_is_the_same_in_every_job(vae_train, setting):
     code, said = vae_train("-m", *QUICK[1:], "dataset=digits", "epochs=0", "wandb.mode=disabled", "seed=0,1", setting)
     assert code == 0, said

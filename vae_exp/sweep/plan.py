@@ -105,8 +105,9 @@ def plan(typed: list[str], cfg: DictConfig) -> Plan:
 
     of_keys = "-".join(key.rsplit(".", 1)[-1] for key in keys)
     label = re.sub(r"[^\w.-]", "-", str(cfg.sweep.name or of_keys or "sweep"))
+    label = label.encode()[:LONGEST].decode(errors="ignore")  # file systems count bytes
     chosen = _chosen_folder(cfg)
-    folder = chosen or SWEEPS / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}_{label[:LONGEST]}"
+    folder = chosen or SWEEPS / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}_{label}"
     name = str(cfg.sweep.name or folder.name)
     if cfg.sweep.resume is not None:
         folder, before = _to_resume(str(cfg.sweep.resume))
