@@ -90,6 +90,7 @@ def test_filter_sort_and_columns(runs, vae_compare):
     assert len(lines) == 2
     assert lines[0].split() == ["run", "seed", "model.z_dim", "test/kl"]
     assert lines[1].split()[:3] == ["z8-s1", "1", "8"]
+    assert vae_compare(runs, "--filter", "model.z_dim==8") == vae_compare(runs, "--filter", "model.z_dim=8")
     up = vae_compare(runs, "--columns", "test/kl", "--sort", "test/kl", "--filter", "optimizer.lr<1e-2")[1]
     down = vae_compare(
         runs, "--columns", "test/kl", "--sort", "test/kl", "--descending", "--filter", "optimizer.lr<1e-2"
@@ -104,6 +105,8 @@ def test_filter_sort_and_columns(runs, vae_compare):
     [
         (("nowhere",), "nowhere: there is no such file or folder"),
         ((".",), "no run in it"),
+        (("x" * 5000,), "... (5,000 characters): it takes the path of a folder"),
+        (("RUNS", "--filter", f"seed={'[' * 3000}"), "... (3,005 characters): none of the 5 runs passes"),
         (("RUNS", "--sort", "val/elbo"), "val/elbo: no run has this column. Did you mean val/neg_elbo"),
         (("RUNS", "--columns", "z_dim"), "z_dim: no run has this column. Did you mean model.z_dim"),
         (("RUNS", "--filter", "model.z_dim=3"), "none of the 5 runs passes"),

@@ -125,9 +125,9 @@ WRONG = [
     ("network.hidden_dims=400", "network.hidden_dims=400: it takes a list of whole numbers"),
     ("network.hidden_dims=[0]", "network.hidden_dims=[0]: it takes a list of whole numbers"),
     ("network.activation=swish", "network.activation=swish: it takes one of relu"),
-    ("likelihood=gaussian likelihood.sigma=0", "likelihood.sigma=0: it takes a number above 0, or learned or optimal"),
-    ("likelihood=gaussian likelihood.sigma=best", "likelihood.sigma=best: it takes a number above 0, or learned"),
-    ("likelihood=laplace likelihood.scale=optimal", "likelihood.scale=optimal: it takes a number above 0, or learned"),
+    ("likelihood=gaussian likelihood.sigma=0", "likelihood.sigma=0: it takes a number, 1e-18 or more"),
+    ("likelihood=gaussian likelihood.sigma=best", "at most 1e+18, or learned or optimal"),
+    ("likelihood=laplace likelihood.scale=optimal", "at most 1e+18, or learned."),
     ("network=conv network.channels=0", "network.channels=0: it takes a whole number, 1 or more"),
     ("objective.warmup=slow", "objective.warmup=slow: it takes one of linear, cosine, cyclical"),
     ("objective.warmup_fraction=2", "objective.warmup_fraction=2: it takes a number, 0 or more and at most 1"),
@@ -211,11 +211,46 @@ WRONG = [
     ("optimizer=sgd optimizer.lr=1e39", "optimizer.lr=1e+39: it takes a number above 0 and at most 1e+38"),
     ("scheduler=step scheduler.every_epochs=5e-324", "scheduler.every_epochs=5e-324: it takes a number, 1e-06 or more"),
     ("objective@model=0.1", "objective@model=0.1: a group takes the name of an option."),
-    (f"model.name={'a' * 250}", "cannot be written (File name too long)"),
+    (f"model.name={'a' * 250}", "it takes letters, digits, - and _, up to 200 of them"),
     ("--dry-run", "--dry-run: no such flag."),
     ("runs", "runs: what is typed has the form KEY=VALUE."),
     ("-m model.z_dim=0,3", "model.z_dim=0: it takes a whole number"),
     ("-m model.zdim=2,3", "model.zdim: no such key. Did you mean model.z_dim"),
+    # Names that no file system has room for, and numbers that no 32-bit float has.
+    (f"hydra.run.dir={'x' * 300}", "x: it takes the path of a folder (names up to 255 bytes, 3,900 in all)"),
+    (f"hydra.run.dir={'x/' * 2500}", "... (5,000 characters): it takes the path of a folder"),
+    (f"dataset=image_folder dataset.root={'é' * 128}", "é: it takes the path of a folder"),
+    (f"wandb.dir={'x' * 300}", "x: it takes text on one line, a path (names up to 255 bytes, 3,900 in all), or null"),
+    (f"resume={'x' * 5000}", "... (5,000 characters): it takes the path of a folder"),
+    (f"--config-dir {'x' * 5000}", "... (5,000 characters): it takes the path of a folder"),
+    (
+        "objective=free_bits objective.free_nats=1e308",
+        "objective.free_nats=1e+308: it takes a number, 0 or more and at",
+    ),
+    ("likelihood=gaussian likelihood.sigma=5e-324", "likelihood.sigma=5e-324: it takes a number, 1e-18 or more"),
+    ("likelihood=laplace likelihood.scale=1e300", "likelihood.scale=1e+300: it takes a number, 1e-18 or more"),
+    ("resume=1", "resume=1: no last.pt there"),
+    # A source that is not the dataset's.
+    ("dataset=emnist dataset.source=mnist", "dataset.split=balanced is of emnist alone. Use dataset=mnist."),
+    ("dataset=mnist dataset.source=emnist", "dataset.source=emnist: it needs dataset.split, which dataset=emnist has"),
+    # What Hydra says in its own words, or in none.
+    ("--shell-completion", "--shell-completion: Expecting one subcommand from ['install', 'uninstall', 'query']"),
+    ("--resolve", "--resolve: The --resolve flag can only be used in conjunction with --cfg"),
+    ('hydra.run=${oc.decode:"7"}', "hydra.run=7: it has keys of its own, such as hydra.run.dir=PATH."),
+    ("-m seed=0,1 hydra/launcher=", "hydra/launcher=: there is no such launcher. There are basic, joblib"),
+    ("hydra/job_logging=nope", "hydra/job_logging=nope: there is no such option of Hydra's."),
+    ("hydra/job_logging=disabled", "hydra/job_logging=disabled: Hydra does not start the run"),
+    ("model=", "model=: choose one of autoencoder, beta"),
+    ("model=${nope}", "model=${nope}: a group takes the name of an option. Choose one of autoencoder, beta"),
+    ("hydra.job_logging.root.level=${nope}", "Interpolation key 'nope' not found"),
+    # Text that would be a number without its quotes.
+    ("seed=${oc.env:NOWHERE,7}", "This 7 is text: leave its quotes out, or decode it: ${oc.decode:${oc.env:NAME}}"),
+    ('epochs="3"', "epochs=3: it takes a whole number, 0 or more. This 3 is text: leave its quotes out"),
+    ('wandb.log_checkpoints="true"', "This true is text: leave its quotes out"),
+    (
+        "network=conv +network.hidden_dims=[3]",
+        "network.hidden_dims is of network=mlp. Where a preset sets it, ~network.",
+    ),
 ]
 
 
@@ -229,6 +264,17 @@ def test_a_mistake_is_one_message_and_nothing_is_left_behind(vae_train, tmp_path
     assert "Traceback" not in said
     assert len(said.splitlines()) <= 5
     assert list(tmp_path.rglob("*")) == []
+
+
+@pytest.mark.parametrize("typed", [("experiment=tutorial",), ("+network.hidden_dims=[3]", "~network.hidden_dims")])
+def test_a_preset_leaves_the_network_to_the_command_line(vae_train, typed):
+    code, said = vae_train("dataset=digits", *typed, "network=conv", "wandb.mode=disabled", "epochs=0", "device=cpu")
+    assert code == 0, said
+
+
+def test_where_the_user_stands_can_be_part_of_a_path(vae_train, tmp_path):
+    code, said = vae_train("dataset=image_folder", "dataset.root=${hydra:runtime.cwd}/nowhere", "wandb.mode=disabled")
+    assert (code, said.strip()) == (1, f"vae-train: dataset.root={tmp_path}/nowhere: there is no such folder.")
 
 
 @pytest.mark.parametrize("value", ["/no/café", "/no/in café", "/no/(a)", "/no/ракета, 中国"])

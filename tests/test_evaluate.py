@@ -179,6 +179,7 @@ def test_evaluate_reads_every_run_of_a_sweep_and_names_those_that_fail(vae_comma
         quick_run(f"model.z_dim={z_dim}", "dataset.binarize=static", folder=f"sweep/z{z_dim}")
     code, said = vae_command("vae-evaluate", "checkpoint=sweep", "split=val")
     assert code == 0, said
+    assert said.startswith("2 checkpoints in sweep\n")
     lines = said[said.index("checkpoint\n") :].splitlines()[1:]
     results = {z: json.loads(Path(f"sweep/z{z}/best.val.json").read_text()) for z in (2, 5)}
     assert [line.split()[-1] for line in lines] == [
@@ -203,6 +204,11 @@ WRONG = [
     ("checkpoint=x importance_samples=-1", "importance_samples=-1: it takes a whole number, 0 or more"),
     ("checkpont=x", "checkpont: no such key. Did you mean checkpoint?"),
     ("--multirun checkpoint=x", "--multirun: no such flag"),
+    ("checkpoint=x seed=1,2", "seed=1,2: vae-evaluate takes one value of it."),
+    ("checkpoint=x seed=range(3)", "seed=range(3): vae-evaluate takes one value of it."),
+    ("checkpoint=x ~split", "~split: every key has a value; leave split out for its default."),
+    ("checkpoint=a/b/c:best", "`wandb login`, or give the path of a file or of a run's folder."),
+    (f"checkpoint={'x' * 5000}", "... (5,000 characters): it takes the path of a file or a folder"),
 ]
 
 
@@ -213,6 +219,21 @@ def test_a_mistake_is_one_message(vae_command, tmp_path, arguments, message):
     assert message in said
     assert len(said.splitlines()) == 1
     assert list(tmp_path.rglob("*")) == []
+
+
+@pytest.mark.parametrize("place", ["/", "~", "."])
+def test_a_whole_disk_and_the_home_are_no_folder_of_runs(tmp_path, monkeypatch, place):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(UserError, match="is a whole disk or your home"):
+        trained.find(place)
+
+
+@pytest.mark.parametrize("command", ["vae-evaluate", "vae-generate what=latents"])
+def test_a_place_for_data_that_lie_nowhere_is_refused(vae_command, command):
+    _, folder = quick_run("epochs=0")
+    code, said = vae_command(*command.split(), f"checkpoint={folder}", "dataset.root=nope")
+    assert code == 1
+    assert "dataset.root=nope: the model was trained on digits, which has no root. Leave it out." in said
 
 
 @pytest.mark.parametrize("program", ["vae-evaluate", "vae-generate"])

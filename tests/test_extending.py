@@ -175,7 +175,7 @@ OURS = [
     ("network=conv network.channels=few", "network.channels=few: it takes a whole number"),
     ("dataset=image_folder dataset.root=x dataset.channels=4", "dataset.channels=4: it takes 1 (grey) or 3 (colour)"),
     ("dataset=emnist dataset.split=cursive", "dataset.split=cursive: it takes one of balanced"),
-    ("likelihood=gaussian likelihood.sigma=-1", "likelihood.sigma=-1: it takes a number above 0"),
+    ("likelihood=gaussian likelihood.sigma=-1", "likelihood.sigma=-1: it takes a number, 1e-18 or more"),
     ("objective=beta_tc objective.gamma=-1", "objective.gamma=-1: it takes a number, 0 or more"),
     ("objective.warmup=cosine", "objective.warmup=cosine: say how long it lasts"),
     ("scheduler=step scheduler.gamma=0", "scheduler.gamma=0: it takes a number above 0"),

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import re
 import resource
 import signal
 import subprocess
@@ -29,6 +30,7 @@ from tests import hooks
 from tests.conftest import A_FEW_SECONDS, QUICK, command, metrics, quick_run, stored
 from tests.test_data import write_idx
 from vae_exp import trained
+from vae_exp.commands import shared
 from vae_exp.datasets.image_folder import read_images
 from vae_exp.datasets.torchvision import torchvision_images
 from vae_exp.errors import Diverged, UserError, printable
@@ -61,6 +63,13 @@ def test_a_folder_that_cannot_be_written_is_named(vae_train):
     assert "/proc/nothing" in said
     assert "cannot be written" in said
     assert "Traceback" not in said
+
+
+def test_a_name_that_no_rule_sees_and_no_file_system_takes_is_one_message():
+    long = "x" * 300
+    message = f"vae-train: {long}: this name is too long for the file system."
+    with pytest.raises(SystemExit, match=re.escape(message)), shared.exits("vae-train", "config"):
+        Path(long).stat()
 
 
 @pytest.mark.parametrize("key", ["model.z_dim=100000000", "network.hidden_dims=[2147483647,2147483647]"])

@@ -202,6 +202,8 @@ WRONG = [
     ("what=classes n=1001", "n=1001: 10 classes make 10,010 images; a picture shows up to 10,000 images"),
     ("what=traversals steps=1000 dims=[0,1,2,0,1,2,0,1,2,0,1]", "steps=1000: 11 walks of 1000 images; a picture shows"),
     ("what=reconstructions label=3 inputs=3", "inputs=3: it takes the path of a file or a folder"),
+    ("seed=1,2", "seed=1,2: vae-generate takes one value of it."),
+    (f"output={'x' * 300}", "x: it takes the path of a folder (names up to 255 bytes, 3,900 in all), or null"),
     ("what=sample", "what=sample: it takes one of samples"),
     ("n=100000", "n=100000: a grid holds up to 10,000 images; use format=files or format=npz"),
     ("animate=true", "animate=true: films are made of what=interpolations and what=traversals"),

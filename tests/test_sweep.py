@@ -15,8 +15,9 @@ import yaml
 
 from tests import hooks
 from tests.conftest import command, recorded
-from vae_exp.config.check import CONF_DIR
+from vae_exp.config.check import CONF_DIR, flatten
 from vae_exp.config.messages import parse
+from vae_exp.run.folder import read_config, runs_below
 from vae_exp.sweep.values import distinct
 
 QUICK = ("-m", "dataset=digits", "epochs=1", "wandb.mode=disabled")
@@ -342,7 +343,12 @@ def test_the_folder_of_a_sweep_can_be_chosen(vae_train):
         (("sweep.resume=latest",), "sweep.resume=latest: is of a sweep; add -m."),
         (("hydra.sweep.dir=a",), "hydra.sweep.dir=a: is of a sweep; add -m."),
         (("-m", "seed=0,1", "hydra.sweep.subdir=a"), "hydra.sweep.subdir=a: the folders of jobs are named by their"),
-        (("-m", "seed=0,1", "hydra.sweep.dir=''"), "hydra.sweep.dir='': it takes the path of a folder"),
+        (("-m", "seed=0,1", "hydra.sweep.dir=''"), "hydra.sweep.dir=: it takes the path of a folder"),
+        (("-m", "seed=0,1", f"hydra.sweep.dir={'x' * 300}"), "x: it takes the path of a folder (names up to 255 bytes"),
+        (("-m", "seed=0,1", "hydra.sweep.dir=/dev/null/x"), "choose another place, such as hydra.sweep.dir=PATH;"),
+        (("-m", "seed=0,1", "sweep.resume=1"), "sweep.resume=1: no sweep was started there"),
+        (("-m", "seed=0,1", "sweep.resume=0"), "sweep.resume=0: no sweep was started there"),
+        (("-m", "model.beta=range(1,3,0)"), "model.beta=range(1,3,0): range() arg 3 must not be zero."),
         (("-m", "seed=0,1", "hydra.run.dir=a"), "hydra.run.dir=a: is of one run. The folder of a sweep is"),
     ],
 )
@@ -351,3 +357,22 @@ def test_what_is_of_a_sweep_and_what_of_one_run(vae_train, arguments, message, t
     assert code == 1
     assert message in said
     assert list(tmp_path.iterdir()) == []
+
+
+SETTINGS = [
+    'epochs=${oc.decode:"0"}',
+    "wandb.notes=é",
+    "wandb.notes=a b",
+    'wandb.notes=a"b',
+    f"sweep.name={'中' * 120}",
+]
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_setting_in_quotes_is_the_same_in_every_job(vae_train, setting):
+    code, said = vae_train("-m", *QUICK[1:], "dataset=digits", "epochs=0", "wandb.mode=disabled", "seed=0,1", setting)
+    assert code == 0, said
+    assert "2 of 2 jobs finished" in said
+    key, value = setting.split("=")
+    written = [read_config(folder) for folder in runs_below(Path("outputs"))]
+    assert [flatten(config)[key] for config in written] == [0 if key == "epochs" else value] * 2

@@ -1,6 +1,7 @@
 """A trained model as its users want it: images and labels in whatever form they have, no gradients."""
 
 import contextlib
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +38,7 @@ def find(checkpoint: str, only_one: bool = False) -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        where, found = path, [path / BEST] if (path / BEST).exists() else sorted(path.rglob(BEST))
+        where, found = path, [path / BEST] if (path / BEST).exists() else _below(path)
     elif checkpoint == "latest":
         run = newest(BEST)
         where, found = OUTPUTS, [run / BEST] if run else []
@@ -51,6 +52,13 @@ def find(checkpoint: str, only_one: bool = False) -> list[Path]:
     if only_one and len(found) > 1:
         raise UserError(f"checkpoint={checkpoint}: holds {len(found)} runs; name one, such as {found[0]}")
     return found
+
+
+def _below(folder: Path) -> list[Path]:
+    """The best.pt of every run in a folder. Raises UserError for a whole disk and for the user's home."""
+    if folder.resolve() in (Path(folder.resolve().anchor), Path(os.path.expanduser("~")).resolve()):  # noqa: PTH111
+        raise UserError(f"checkpoint={folder}: is a whole disk or your home. Name a folder of runs, such as {OUTPUTS}.")
+    return sorted(folder.rglob(BEST))
 
 
 def load(path: str | Path, device: str = "auto", trust: bool = False) -> "TrainedVAE":
@@ -160,7 +168,12 @@ class TrainedVAE:
         Raises UserError where it cannot be read, is code of a stranger's that is not trusted, or has changed.
         """
         settings = self.config["dataset"]
-        if root is not None and "root" in settings:
+        if root is not None:
+            if "root" not in settings:
+                name = settings.get("name")
+                raise UserError(
+                    f"dataset.root={root}: the model was trained on {name}, which has no root. Leave it out."
+                )
             settings = settings | {"root": root}
         build.check_foreign(self.config, "dataset", self.trust)
         build.check_dataset(self.config)

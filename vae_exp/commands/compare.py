@@ -24,13 +24,14 @@ from vae_exp.comparing.runs import (
     write_csv,
 )
 from vae_exp.comparing.terminal import table, wrapped
-from vae_exp.config.check import closest
+from vae_exp.config.check import closest, shortened
 from vae_exp.errors import UserError
 
 OPERATORS: dict[str, Callable] = {
     "<=": operator.le,
     ">=": operator.ge,
     "!=": operator.ne,
+    "==": operator.eq,
     "=": operator.eq,
     "<": operator.lt,
     ">": operator.gt,
@@ -131,14 +132,14 @@ def compare(options: argparse.Namespace) -> None:
 
 def _filter(runs: list[Run], test: str) -> list[Run]:
     """The runs that pass a test such as optimizer.lr<1e-3. Raises UserError where none does."""
-    found = re.fullmatch(r"([\w./]+)\s*(<=|>=|!=|=|<|>)\s*(.*)", test)
+    found = re.fullmatch(r"([\w./]+)\s*(<=|>=|!=|==|=|<|>)\s*(.*)", test)
     if not found:
         raise UserError(f"--filter {test}: write KEY=VALUE, or <, >, <=, >=, != in place of =.")
     key, sign, text = found.groups()
     _known(key, [*dict.fromkeys(k for run in runs for k in run.config), *RESULTS, NAME, STATE])
     try:
         value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, AttributeError, TypeError, KeyError):  # such as a month 13
+    except (yaml.YAMLError, ValueError, AttributeError, TypeError, KeyError, RecursionError):  # such as a month 13
         value = text
     if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
         value = float(value)  # YAML reads 1e-3 as text
@@ -151,7 +152,7 @@ def _filter(runs: list[Run], test: str) -> list[Run]:
 
     kept = [run for run in runs if passes(run)]
     if not kept:
-        raise UserError(f"--filter {test}: none of the {len(runs)} runs passes.")
+        raise UserError(f"--filter {shortened(test)}: none of the {len(runs)} runs passes.")
     return kept
 
 

@@ -51,6 +51,8 @@ def _evaluate_all(options: EvaluateOptions) -> None:
     if options["wandb"]["mode"] == "online":  # before anything is measured
         wandb_server.api_key("online")
     paths = trained.find(options["checkpoint"])
+    if len(paths) > 1:
+        print(f"{len(paths)} checkpoints in {printable(options['checkpoint'])}")
     rows, failed = {}, 0
     for number, path in enumerate(paths, 1):
         if len(paths) > 1:

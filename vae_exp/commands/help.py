@@ -7,7 +7,7 @@ from string import Template
 from omegaconf import OmegaConf
 
 from vae_exp.config import check
-from vae_exp.config.check import CONF_DIR
+from vae_exp.config.check import CONF_DIR, path_of
 from vae_exp.config.messages import quoted
 from vae_exp.errors import UserError
 
@@ -20,7 +20,7 @@ def with_own_options(arguments: list[str]) -> list[str]:
     flag, _, folder = arguments[found[0]].partition("=")
     after = found[0] + (1 if folder else 2)
     folder = folder or "".join(arguments[after - 1 : after])
-    if not folder or not Path(folder).is_dir():
+    if not folder or not path_of(flag, folder).is_dir():
         raise UserError(f"{flag} {folder}: there is no such folder. It holds options of your own: objective/NAME.yaml")
     path = f"file://{Path(folder).resolve()}"
     path = path if re.fullmatch(r"[\w:/.-]+", path) else quoted(path)

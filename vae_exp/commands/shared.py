@@ -16,10 +16,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vae_exp.config.check import CONF_DIR, check_values, flatten, resolve
-from vae_exp.config.messages import compose, explain, readable
+from vae_exp.config.check import CONF_DIR, check_values, flatten, resolve, shortened
+from vae_exp.config.messages import compose, explain, parse, readable
 from vae_exp.config.rules import Rule
-from vae_exp.errors import UserError
+from vae_exp.errors import UserError, printable
 from vae_exp.version import __version__
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
@@ -56,6 +56,8 @@ def _code_or_message(error: BaseException, program: str) -> int | str:
     if isinstance(error, BrokenPipeError):  # `vae-train --help | head`: Python would complain once more when it ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return f"{program}: {shortened(printable(error.filename))}: this name is too long for the file system."
     if isinstance(error, OSError) and error.errno in UNWRITABLE:
         return f"{program}: {error.filename or 'a file'}: cannot be written ({error.strerror})."
     raise error
@@ -94,9 +96,14 @@ def run(program: str, config_name: str, rules: dict[str, Rule], about: str, work
             raise UserError(
                 f"{flags[0]}: no such flag. There are --help, --version and --cfg job; all else is KEY=VALUE."
             )
+        if gone := [argument for argument in overrides if argument.startswith("~")]:
+            raise UserError(f"{gone[0]}: every key has a value; leave {gone[0].lstrip('~')} out for its default.")
         if paths := [argument for argument in overrides if "=" not in argument]:
             raise UserError(f"{paths[0]}: write {program} checkpoint={paths[0]}; all that is typed is KEY=VALUE.")
-        cfg = compose(config_name, readable(overrides))
+        overrides = readable(overrides)
+        if several := [word for word in parse(overrides) if word.is_sweep_override()]:
+            raise UserError(f"{several[0].input_line}: {program} takes one value of it.")
+        cfg = compose(config_name, overrides)
         if show:
             print(OmegaConf.to_yaml(cfg))
             return

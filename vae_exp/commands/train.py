@@ -62,12 +62,15 @@ def _main(arguments: list[str]) -> int:
         raise UserError(
             f"{unknown[0]}: no such flag. `vae-train --help` says what can be typed, --hydra-help the flags."
         )
-    if any(a.startswith("-") and a not in ("-m", "--multirun") for a in arguments):
-        _job()  # --cfg and the like start nothing; with other flags the run itself does the checks
+    if flags := [a for a in arguments if a.startswith("-") and a not in ("-m", "--multirun")]:
+        with _flags_go_together(flags):
+            _job()  # --cfg and the like start nothing; with other flags the run itself does the checks
         return 0
     typed = readable([a for a in arguments if not a.startswith("-")])
     first = plan.first_job(typed)
     cfg = compose("config", first)
+    _require_hydras_own(cfg)
+    HydraConfig.instance().set_config(cfg)  # so that ${hydra:runtime.cwd} can be checked
     if len(typed) < len(arguments) or cfg.hydra.mode == RunMode.MULTIRUN:
         return _sweep(typed, cfg)
     if first != typed:
@@ -77,7 +80,7 @@ def _main(arguments: list[str]) -> int:
         sys.argv[1:], run_dir = _to_resume(typed, cfg)
     else:
         _check(cfg)
-        run_dir = Path(cfg.hydra.run.dir)
+        run_dir = check.path_of("hydra.run.dir", cfg.hydra.run.dir)
         require_no_owner(run_dir)
         earlier.require_unused(run_dir, cfg.replace)
         sys.argv[1:] = typed
@@ -89,6 +92,28 @@ def _main(arguments: list[str]) -> int:
 
 
 @contextlib.contextmanager
+def _flags_go_together(flags: list[str]) -> Iterator[None]:
+    """Raises UserError for flags that Hydra refuses, such as --resolve without --cfg."""
+    RUN_HAS_BEGUN.clear()
+    try:
+        yield
+    except ValueError as error:
+        if RUN_HAS_BEGUN:
+            raise
+        raise UserError(f"{' '.join(flags)}: {error}. --hydra-help says what the flags are for.") from error
+
+
+def _require_hydras_own(cfg: DictConfig) -> None:
+    """Raises UserError where a part of Hydra's own configuration was replaced by a single value."""
+    for name in ("run", "sweep", "launcher", "sweeper", "job", "runtime"):
+        value = cfg.hydra[name]
+        if not isinstance(value, DictConfig) and not (value is None and name in ("launcher", "sweeper")):
+            raise UserError(
+                f"hydra.{name}={check.as_typed(value)}: it has keys of its own, such as hydra.run.dir=PATH."
+            )
+
+
+@contextlib.contextmanager
 def _before_it_begins(run_dir: Path, typed: list[str]) -> Iterator[None]:
     """Raises UserError for what Hydra raises before the run begins: a folder or a value of hydra.* is wrong then."""
     RUN_HAS_BEGUN.clear()
@@ -96,24 +121,25 @@ def _before_it_begins(run_dir: Path, typed: list[str]) -> Iterator[None]:
     try:
         require_writable(run_dir)
         yield
-    except (UserError, HydraException, OmegaConfBaseException):
-        raise
     except Exception as error:
         raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-        if RUN_HAS_BEGUN or PACKAGE in raised_in.parents:  # a bug of ours, or of the user's own code
+        of_hydra = isinstance(error, HydraException | OmegaConfBaseException)
+        if RUN_HAS_BEGUN or (PACKAGE in raised_in.parents and not of_hydra):  # the run's own error, or a bug of ours
             raise
         with contextlib.suppress(OSError):  # nothing was begun, so nothing is left behind
             if run_dir in new:
                 shutil.rmtree(run_dir, ignore_errors=True)
             for folder in new[1:]:
                 folder.rmdir()
+        if of_hydra:
+            raise
         causes: list[BaseException | None] = [error, error.__cause__, error.__context__]
         for cause in causes:
             if isinstance(cause, OSError):
                 raise UserError(f"{cause.filename}: cannot be written ({cause.strerror}).") from error
-        of_hydra = [word for word in typed if word.startswith("hydra.")]
+        words = [word for word in typed if word.lstrip("+~").startswith(("hydra.", "hydra/"))]
         reason = str(error).strip() or type(error).__name__
-        raise UserError(f"{' '.join(of_hydra) or 'hydra'}: Hydra does not start the run ({reason}).") from error
+        raise UserError(f"{' '.join(words) or 'hydra'}: Hydra does not start the run ({reason}).") from error
 
 
 def _sweep(typed: list[str], cfg: DictConfig) -> int:
@@ -197,7 +223,7 @@ def _to_resume(typed: list[str], cfg: DictConfig) -> tuple[list[str], Path]:
 
     Raises UserError where there is none, where it is finished or at work, or where the configuration contradicts it.
     """
-    run_dir = Path(cfg.hydra.run.dir)
+    run_dir = check.path_of("hydra.run.dir", cfg.hydra.run.dir)
     if cfg.resume == "auto":
         folder = resume.find_unfinished(_check(cfg), run_dir)
         if folder is None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vae_exp.comparing.names import common_start
-from vae_exp.config.check import flatten
+from vae_exp.config.check import flatten, path_of
 from vae_exp.errors import UserError
 from vae_exp.run.folder import CONFIG, METRICS, OUTPUTS, SUMMARY, read_config, read_summary, runs_below
 
@@ -81,7 +81,7 @@ def read_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
     """
     runs, damaged = {}, {}
     for path in map(Path, paths):
-        path = newest() if str(path) == LATEST else path
+        path = newest() if str(path) == LATEST else path_of("PATH", str(path))
         if not path.exists():
             raise UserError(f"{path}: there is no such file or folder.")
         folder = path if path.is_dir() else path.parent

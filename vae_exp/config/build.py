@@ -88,7 +88,8 @@ def _check_calls(config: Config) -> None:
         except TypeError as error:
             names = [name for name in list(signature.parameters)[by_place:] if name not in by_name]
             names += [name for name in SHARED if group == "dataset" and name not in names]
-            raise UserError(f"{group}: {target} {error}; its settings are {', '.join(names)}.") from error
+            problem = f"{group}: {target} {error}; its settings are {', '.join(names)}."
+            raise UserError(problem + _of_another_option(group, set(given) - set(names))) from error
     _check_schedule(config)
     target = config["optimizer"]["_target_"]
     try:
@@ -98,6 +99,14 @@ def _check_calls(config: Config) -> None:
     closure = inspect.signature(step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise UserError(f"optimizer: {target} evaluates the loss several times a step, which this loop does not do.")
+
+
+def _of_another_option(group: str, unknown: set[str]) -> str:
+    """What to do about settings that a preset made for another option of the group."""
+    for key in sorted(f"{group}.{name}" for name in unknown):
+        if having := checks.options_with(key):
+            return f"\n{key} is of {group}={'|'.join(having)}. Where a preset sets it, ~{key} takes it away."
+    return ""
 
 
 def _check_schedule(config: Config) -> None:
@@ -240,7 +249,7 @@ def check_dataset(config: Mapping[str, Any]) -> None:
     """Raises UserError for settings of a checkpoint's dataset that it does not take, or training would have refused."""
     kept, target = flatten({"dataset": config["dataset"]}), config["dataset"]["_target_"]
     rules = {key: rule for key, rule in rules_for(kept).items() if key in kept}
-    if problems := check_values({key: kept[key] for key in rules}, rules):
+    if problems := check_values({key: kept[key] for key in rules}, rules) + checks.source_problems(kept):
         raise UserError("checkpoint: " + "\n".join(problems))
     own, given = inspect.signature(resolve("dataset", target)), set(config["dataset"]) - {"_target_"}
     try:

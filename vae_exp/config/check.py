@@ -1,5 +1,6 @@
 """Whether a configuration makes sense, told before anything is started. Nothing here imports torch."""
 
+import contextlib
 import difflib
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -11,13 +12,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vae_exp.config.keys import Config
 from vae_exp.config.moved import renamed
-from vae_exp.config.rules import DATASET_RULES, OPTION_RULES, RULES, Rule
+from vae_exp.config.rules import DATASET_RULES, OPTION_RULES, RULES, RUN_PATH, Rule
 from vae_exp.errors import UserError
 
 _PACKAGE = Path(__file__).parents[1]
 # An installed package carries its own copy of conf/; a checkout has it at the top level.
 CONF_DIR = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
 
+LONGEST_SHOWN = 500  # characters of a value in a message
 EVERY_RULE = RULES | OPTION_RULES | DATASET_RULES
 CALLS = ("network", "likelihood", "objective", "dataset", "optimizer", "scheduler")  # groups with a _target_
 # Why these objectives are not for a deterministic autoencoder.
@@ -55,6 +57,7 @@ def check(cfg: DictConfig, combinations: bool = True) -> Config:
         problems += _check_combinations(flat)
     if flat.get("dataset.binarize") == "larochelle" and flat.get("dataset.source") != "mnist":
         problems.append("dataset.binarize=larochelle: these files are MNIST's; use it with dataset=mnist.")
+    problems += source_problems(flat)
     if flat.get("sweep.prune") and flat.get("dataset.val_size") == 0:
         problems.append(
             f"sweep.prune={flat['sweep.prune']}: there are no validation images to judge by (dataset.val_size=0). "
@@ -63,6 +66,23 @@ def check(cfg: DictConfig, combinations: bool = True) -> Config:
     if problems:
         raise UserError("\n".join(problems))
     return cast("Config", config)
+
+
+def source_problems(flat: Mapping[str, Any]) -> list[str]:
+    """What is wrong where dataset.source is not of the chosen dataset: EMNIST alone has parts to choose from."""
+    source, split = flat.get("dataset.source"), flat.get("dataset.split")
+    if flat.get("dataset._target_") != "vae_exp.datasets.torchvision_images" or (source == "emnist") == bool(split):
+        return []
+    if source == "emnist":
+        return ["dataset.source=emnist: it needs dataset.split, which dataset=emnist has. Use dataset=emnist."]
+    return [f"dataset.source={source}: dataset.split={split} is of emnist alone. Use dataset={source}."]
+
+
+def path_of(key: str, value: Any) -> Path:
+    """The path that a key gives, for keys that no table of rules has. Raises UserError for what is none."""
+    if problems := check_values({key: value}, {key: RUN_PATH}):
+        raise UserError(problems[0])
+    return Path(str(value)).expanduser()
 
 
 def _copies_of_wrong_ones(cfg: DictConfig, flat: Mapping[str, Any], rules: Mapping[str, Rule]) -> set[str]:
@@ -143,7 +163,8 @@ def check_values(flat: Mapping[str, Any], rules: Mapping[str, Rule], copies: Ite
         if rule is None:
             problems.append(f"{key}: no such key.{closest(key, rules)}")
         elif key not in copies and not rule.allows(value):
-            problems.append(f"{key}={as_typed(value)}: it takes {rule.words}.{_sweep_hint(key, value, rule)}")
+            hint = _sweep_hint(key, value, rule) or _text_hint(value, rule)
+            problems.append(f"{key}={shortened(as_typed(value))}: it takes {rule.words}.{hint}")
     return problems
 
 
@@ -161,6 +182,20 @@ def _sweep_hint(key: str, value: Any, rule: Rule) -> str:
     if not isinstance(value, list) or not value or not all(map(rule.allows, value)):
         return ""
     return f" A run for each value is vae-train -m {key}={','.join(map(as_typed, value))}"
+
+
+def _text_hint(value: Any, rule: Rule) -> str:
+    """What makes a number of text that looks like one: a value in quotes, or from the environment."""
+    for read in (int, float, {"true": True, "false": False}.__getitem__):
+        with contextlib.suppress(ValueError, KeyError):
+            if isinstance(value, str) and rule.allows(read(value)):
+                return f" This {value} is text: leave its quotes out, or decode it: ${{oc.decode:${{oc.env:NAME}}}}"
+    return ""
+
+
+def shortened(text: str) -> str:
+    """Text for a message, which shows only the beginning of a very long one."""
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}... ({len(text):,} characters)"
 
 
 def flatten(values: Mapping[str, Any], leaves: Collection[str] = (), prefix: str = "") -> dict[str, Any]:

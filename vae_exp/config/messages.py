@@ -7,7 +7,7 @@ from typing import Any, cast
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -59,6 +59,17 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
     try:
         with hydra.initialize_config_dir(str(CONF_DIR), version_base=HYDRA_VERSION):
             return hydra.compose(config_name, overrides, return_hydra_config=config_name == "config")
+    except ConfigCompositionException as error:
+        if not str(error).startswith("Error resolving interpolation"):
+            raise
+        # A group's option is chosen before there are any values to refer to.
+        chosen = [word.partition("=") for word in overrides if "${" in word]
+        wrong = [(key, value) for key, _, value in chosen if options(key) or key.startswith("hydra/")]
+        if not wrong:
+            raise
+        key, value = wrong[0]
+        named = f" Choose one of {', '.join(options(key))}." if options(key) else ""
+        raise UserError(f"{key}={value}: a group takes the name of an option.{named}") from error
     except (ValueError, AssertionError, TypeError, AttributeError, KeyError) as error:  # Hydra's answers to model=null
         of_groups = [
             word
@@ -79,16 +90,20 @@ def explain(error: Exception, program: str, config_name: str) -> str:
     text = str(error)
     if isinstance(error, OverrideParseException):  # the grammar's own complaint, which does not name the key
         return f"{error.override}: Hydra cannot read it ({text.splitlines()[0]}). Quotes may help: 'KEY=\"VALUE\"'."
-    if found := re.search(r"Could not find 'hydra/(launcher|sweeper)/(\w+?)(?:_local|_slurm)?'", text):
+    if found := re.search(r"Could not find 'hydra/(launcher|sweeper)/(\w*?)(?:_local|_slurm)?'", text):
         kind, name = found.groups()
         known = PLUGINS[kind]
         if name not in known:
             return f"hydra/{kind}={name}: there is no such {kind}.{closest(name, known)} There are {', '.join(known)}."
         return f"hydra/{kind}={name}: not installed. It comes with: pip install 'vae_exp[{name}]'"
     if isinstance(error, MissingConfigException) and (
-        found := re.search(r"Could not (?:find|load) '(\w+)/(.+?)'", text)
+        found := re.search(r"Could not (?:find|load) '(hydra/\w+|\w+)/(.*?)'", text)
     ):
         group, option = found.groups()
+        if not options(group):  # Hydra's own
+            return f"{group}={option}: there is no such option of Hydra's."
+        if not option:
+            return f"{group}=: choose one of {', '.join(options(group))}."
         hint = closest(option, options(group))
         own = "" if hint else " One of your own is found with --config-dir FOLDER."
         return f"{group}={option}: there is no such {group}.{hint} There are {', '.join(options(group))}.{own}"

@@ -13,6 +13,9 @@ class Rule:
     words: str
 
 
+LARGEST = 1e38  # about as much as a 32-bit float holds
+
+
 def _is_number(value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
@@ -27,10 +30,9 @@ def _whole(low: int, high: int = 2**31 - 1) -> Rule:
     return Rule(lambda v: _is_number(v) and isinstance(v, int) and low <= v <= high, words)
 
 
-def _number(low: float, high: float = math.inf, *, above: bool = False) -> Rule:
+def _number(low: float, high: float = LARGEST, *, above: bool = False) -> Rule:
     words = f"a number above {low:g}" if above else f"a number, {low:g} or more"
-    if high < math.inf:
-        words += f" and at most {high:g}"
+    words += f" and at most {high:g}"
     return Rule(lambda v: _is_number(v) and (v > low if above else v >= low) and v <= high, words)
 
 
@@ -63,16 +65,32 @@ def _is_size(value: Any) -> bool:
     return is_text and re.fullmatch(r"\d+(\.\d+)?\s*([KMGT]?B)?", str(value).strip(), re.IGNORECASE) is not None
 
 
+NAME_BYTES, PATH_BYTES = 255, 3900  # systems allow 255 and 4096; a run's own files lie below
+_AS_LONG = f"(names up to {NAME_BYTES} bytes, {PATH_BYTES:,} in all)"
+
+
+def _is_path(value: Any) -> bool:
+    if not isinstance(value, str) or value.strip(" ") == "" or "\0" in value:
+        return False
+    path = value.encode(errors="replace")
+    return len(path) <= PATH_BYTES and all(len(name) <= NAME_BYTES for name in path.split(b"/"))
+
+
 # What becomes part of a folder's name must not be able to lead out of it.
-NAME = Rule(lambda v: _is_text(v) and v.replace("_", "").replace("-", "").isalnum(), "letters, digits, - and _")
+NAME = Rule(
+    lambda v: _is_text(v) and v.replace("_", "").replace("-", "").isalnum() and len(v) <= 200,
+    "letters, digits, - and _, up to 200 of them",
+)
 TEXT = Rule(lambda v: _is_text(v) or _is_number(v), "text on one line")
 PROJECT = Rule(
     lambda v: TEXT.allows(v) and len(str(v)) <= 128 and not set(str(v)) & set("/\\#?%:"),
     "up to 128 characters without / \\ # ? % :",
 )
-PATH = Rule(lambda v: isinstance(v, str) and v.strip(" ") != "" and "\0" not in v, "the path of a folder")
-ANY_PATH = Rule(PATH.allows, "the path of a file or a folder")
-LABEL = Rule(lambda v: PATH.allows(v) or _is_number(v), "the name or the number of a class")  # a folder's name
+PATH = Rule(_is_path, f"the path of a folder {_AS_LONG}")
+ANY_PATH = Rule(PATH.allows, f"the path of a file or a folder {_AS_LONG}")
+# A folder may be named by a number.
+RUN_PATH = Rule(lambda v: PATH.allows(v) or _is_number(v), PATH.words)
+LABEL = Rule(RUN_PATH.allows, "the name or the number of a class")  # a folder's name
 FLAG = Rule(lambda v: isinstance(v, bool), "true or false")
 SIDES = Rule(
     lambda v: isinstance(v, list) and len(v) == 2 and all(_whole(1, 4096).allows(side) for side in v),
@@ -92,7 +110,7 @@ RULES = {
     "threads": _or_word(_whole(1, 1024), "auto"),
     "precision": _one_of("fp32", "tf32", "bf16"),
     "compile": Rule(lambda v: v == "auto" or isinstance(v, bool), "auto, true or false"),
-    "resume": _or_null(PATH),
+    "resume": _or_null(RUN_PATH),
     "replace": FLAG,
     "checkpoint_every_epochs": _or_null(_or_word(_whole(1), "auto")),
     "checkpoint_every_steps": _or_null(_whole(1)),
@@ -114,10 +132,10 @@ RULES = {
     "wandb.group": _or_null(TEXT),
     "wandb.tags": _or_null(_list_of(TEXT, "a list such as [a,b]")),
     "wandb.notes": _or_null(Rule(lambda v: isinstance(v, str), "text")),
-    "wandb.dir": _or_null(TEXT),
+    "wandb.dir": _or_null(Rule(lambda v: TEXT.allows(v) and RUN_PATH.allows(v), f"{TEXT.words}, a path {_AS_LONG}")),
     "wandb.log_checkpoints": FLAG,
     "sweep.name": _or_null(TEXT),
-    "sweep.resume": _or_null(TEXT),
+    "sweep.resume": _or_null(RUN_PATH),
     "sweep.zip": _list_of(TEXT, "a list of swept keys, such as [model.z_dim,network.hidden_dims]"),
     "sweep.prune": _or_null(_one_of("asha", "hyperband", "median")),
     "sweep.prune_after": _whole(1),
@@ -125,7 +143,7 @@ RULES = {
     "sweep.metric": _one_of("val/neg_elbo", "val/reconstruction", "val/kl"),
     "sweep.over": _list_of(TEXT, "a list of keys, filled in by vae-train -m"),
     "sweep.jobs": _or_null(_whole(1)),
-    "optimizer.lr": _number(0, 1e38, above=True),
+    "optimizer.lr": _number(0, above=True),
     "dataset.name": NAME,
     "dataset.n_classes": _or_null(_whole(0)),
 }
@@ -141,14 +159,15 @@ DATASET_RULES = {
     "dataset.seed": _whole(0, 2**32 - 1),
     "dataset.binarize": _one_of("none", "threshold", "static", "dynamic", "larochelle"),
 }
+_SPREAD = _number(1e-18, 1e18)  # its square is a 32-bit float too
 # Keys that only some options have. They bind the options of vae_exp and of torch; those of a user's own may differ.
 OPTION_RULES = {
     "network.hidden_dims": _list_of(_whole(1), "a list of whole numbers, 1 or more, such as [400] or [512,256]"),
     "network.activation": _one_of("relu", "leaky_relu", "elu", "gelu", "silu", "tanh"),
     "network.channels": _whole(1),
     "network.blocks": _whole(1, 1000),
-    "likelihood.sigma": _or_word(_number(0, above=True), "learned", "optimal"),
-    "likelihood.scale": _or_word(_number(0, above=True), "learned"),
+    "likelihood.sigma": _or_word(_SPREAD, "learned", "optimal"),
+    "likelihood.scale": _or_word(_SPREAD, "learned"),
     "objective.beta": _number(0),
     "objective.warmup": _one_of("linear", "cosine", "cyclical"),
     "objective.warmup_epochs": _number(0),
@@ -172,7 +191,7 @@ OPTION_RULES = {
     "dataset.on_error": _one_of("skip", "fail"),
     "dataset.cache": PATH,
     "dataset.attribute": _or_null(TEXT),
-    "optimizer.weight_decay": _number(0, 1e38),
+    "optimizer.weight_decay": _number(0),
     "optimizer.fused": FLAG,
     "optimizer.momentum": _number(0, 1),
     "optimizer.alpha": _number(0, 1),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vae_exp.config.check import flatten
+from vae_exp.config.check import flatten, path_of
 from vae_exp.config.keys import Config
 from vae_exp.errors import UserError
 from vae_exp.run.folder import (
@@ -58,7 +58,7 @@ def find(path_or_latest: str) -> Path:
         if found is None:
             raise UserError(f"resume=latest: there is no run in {OUTPUTS} with a {LAST}.")
         return found
-    path = Path(path_or_latest).expanduser()
+    path = path_of("resume", path_or_latest)
     folder = path.parent if path.is_file() else path
     if not any((folder / name).is_file() for name in (LAST, PREVIOUS)):
         raise UserError(f"resume={path_or_latest}: no {LAST} there. Give a run's folder, its {LAST}, latest or auto.")

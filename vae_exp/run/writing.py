@@ -11,14 +11,17 @@ from vae_exp.errors import Unwritable
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Raises Unwritable, naming the file and the reason, where the system refuses to write it."""
+def writing(path: Path, key: str = "hydra.run.dir", resume: str = "resume") -> Iterator[None]:
+    """Raises Unwritable, naming the file and the reason, where the system refuses to write it.
+
+    key is what chooses another place, and resume what goes on from there.
+    """
     try:
         yield
     except OSError as error:
         raise Unwritable(
             f"{path}: cannot be written ({error.strerror or error}). Make room or choose another place, such as "
-            "hydra.run.dir=PATH; what was saved before is whole, and resume=RUN_FOLDER goes on from there."
+            f"{key}=PATH; what was saved before is whole, and {resume}=FOLDER goes on from there."
         ) from error
 
 

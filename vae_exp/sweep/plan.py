@@ -12,7 +12,7 @@ from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from vae_exp.config.check import as_typed
+from vae_exp.config.check import as_typed, path_of
 from vae_exp.config.messages import parse, quoted
 from vae_exp.errors import UserError
 from vae_exp.run.folder import OUTPUTS, UNREADABLE, runs_below
@@ -49,7 +49,7 @@ class Plan:
 
     def write(self) -> None:
         """sweep.json in the sweep's folder. Raises Unwritable where the system refuses."""
-        with writing(self.folder):
+        with writing(self.folder, DIR, "sweep.resume"):
             self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / SWEEP, {name: getattr(self, name) for name in RECORDED})
 
@@ -105,11 +105,12 @@ def plan(typed: list[str], cfg: DictConfig) -> Plan:
 
     of_keys = "-".join(key.rsplit(".", 1)[-1] for key in keys)
     label = re.sub(r"[^\w.-]", "-", str(cfg.sweep.name or of_keys or "sweep"))
+    label = label.encode()[:LONGEST].decode(errors="ignore")  # file systems count bytes
     chosen = _chosen_folder(cfg)
-    folder = chosen or SWEEPS / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}_{label[:LONGEST]}"
+    folder = chosen or SWEEPS / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}_{label}"
     name = str(cfg.sweep.name or folder.name)
-    if cfg.sweep.resume:
-        folder, before = _to_resume(cfg.sweep.resume)
+    if cfg.sweep.resume is not None:
+        folder, before = _to_resume(str(cfg.sweep.resume))
         name = before["name"]
         if chosen and chosen.resolve() != folder.resolve():
             raise UserError(f"{DIR}={chosen}: a sweep goes on in its own folder, {folder}; leave {DIR} out.")
@@ -123,7 +124,7 @@ def plan(typed: list[str], cfg: DictConfig) -> Plan:
             f"{DIR}={chosen}: a sweep or runs are there already. Choose a new folder, or go on with a sweep: "
             "sweep.resume=FOLDER"
         )
-    resume = quoted(folder) if cfg.sweep.resume else "null"
+    resume = "null" if cfg.sweep.resume is None else quoted(folder)
     kept = {key: cfg.sweep[key] for key in ("zip", "prune", "prune_after", "prune_factor", "metric")}
     overrides = [
         *(line(override) for override in arguments),
@@ -161,9 +162,7 @@ def _chosen_folder(cfg: DictConfig) -> Path | None:
     written = cast("dict[str, Any]", OmegaConf.to_container(cfg.hydra.sweep, resolve=False))
     if str(written["dir"]).startswith(HYDRAS_OWN_DIR + "${now"):
         return None
-    if not str(cfg.hydra.sweep.dir).strip():
-        raise UserError(f"{DIR}='{cfg.hydra.sweep.dir}': it takes the path of a folder.")
-    return Path(str(cfg.hydra.sweep.dir)).expanduser()
+    return path_of(DIR, cfg.hydra.sweep.dir)
 
 
 def _to_resume(path_or_latest: str) -> tuple[Path, dict]:

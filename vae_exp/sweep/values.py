@@ -22,7 +22,10 @@ def values_of(override: Override) -> list[str]:
     if isinstance(value, Glob):
         values = value.filter(options(override.key_or_group))
     else:
-        values = list(override.sweep_string_iterator())
+        try:
+            values = list(override.sweep_string_iterator())
+        except (ValueError, TypeError) as error:  # such as a range with a step of 0
+            raise UserError(f"{override.input_line}: {error}.") from error
     if not values:
         raise UserError(f"{override.input_line}: there is no value in it to run.")
     return values

@@ -23,17 +23,17 @@ REFUSED_IN_IDS = ":;,#?/'"
 Mode = Literal["online", "offline", "disabled"]
 
 
-def api_key(mode: str, because: str = "wandb.mode=online") -> str | None:
+def api_key(mode: str, because: str = "wandb.mode=online", instead: str = "use wandb.mode=offline") -> str | None:
     """The W&B API key, an empty text for other credentials, or None where there are none.
 
-    Raises UserError for wandb.mode=online without any.
+    Raises UserError for wandb.mode=online without any; it says what to do instead of `wandb login`.
     """
     import wandb
 
     settings = wandb.setup(wandb.Settings(silent=True)).settings
     key = settings.api_key or _key_in_netrc(settings.base_url) or ("" if settings.identity_token_file else None)
     if mode == "online" and key is None:
-        raise UserError(f"{because}: no W&B API key is configured. `wandb login`, or use wandb.mode=offline.")
+        raise UserError(f"{because}: no W&B API key is configured. `wandb login`, or {instead}.")
     return key
 
 
@@ -136,7 +136,7 @@ def download(artifact: str) -> Path:
 
     Raises UserError where there is no key, no such artifact, or no network.
     """
-    api_key("online", f"checkpoint={artifact}")
+    api_key("online", f"checkpoint={artifact} is an artifact of W&B's", "give the path of a file or of a run's folder")
     import wandb
 
     folder = OUTPUTS / "wandb" / "artifacts" / artifact.replace("/", "_").replace(":", "_")
