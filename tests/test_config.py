@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 import vae_exp.networks
 from tests import hooks
@@ -358,8 +359,10 @@ def test_shell_completion_answers():
 
 def test_the_readme_and_the_help_name_only_keys_that_exist():
     text = (CONF_DIR.parent / "README.md").read_text() + (CONF_DIR / "hydra" / "help" / "vae_exp.yaml").read_text()
+    of_searches = {f"hydra.sweeper.{key}" for key in OmegaConf.load(CONF_DIR / "hydra" / "sweeper" / "optuna.yaml")}
+    ours = {*flatten(check(compose())), *OPTION_RULES, *DATASET_RULES, *GROUPS, "experiment", "install"}
     known = {
-        "vae-train": {*flatten(check(compose())), *OPTION_RULES, *DATASET_RULES, *GROUPS, "experiment", "install"},
+        "vae-train": ours | of_searches,
         "vae-evaluate": EVALUATE_RULES.keys(),
         "vae-generate": GENERATE_RULES.keys(),
     }

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vae_exp.config.check import flatten, path_of
 from vae_exp.config.keys import Config
 from vae_exp.errors import UserError
+from vae_exp.run.agreeing import contradictions
 from vae_exp.run.folder import (
     LAST,
     OUTPUTS,
@@ -25,30 +26,7 @@ if TYPE_CHECKING:  # the command line asks before torch is imported
     from vae_exp.run.checkpoint import Checkpoint
 
 log = logging.getLogger(__name__)
-# What a run may change on its way; a key that ends in a dot stands for its whole group.
-MAY_CHANGE = (
-    "epochs", "max_minutes", "early_stopping.", "resume", "replace", "device", "threads", "precision", "compile",
-    "wandb.", "sweep.",
-    "log_every_steps", "figures", "figure_every_epochs",
-    "checkpoint_every_epochs", "checkpoint_every_steps", "checkpoint_every_minutes",
-    "dataset.root", "dataset.cache", "dataset.device_memory",
-)  # fmt: skip
 LENGTH = ("epochs", "max_minutes", "early_stopping.patience")  # what gives a finished run more to do
-
-
-def contradictions(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The keys whose values differ and may not, with both values."""
-    before, now = flatten(before), flatten(now)
-    missing = "not there"
-    return [
-        f"{key}={now.get(key, missing)}: the run has {key}={before.get(key, missing)}"
-        for key in dict.fromkeys([*before, *now])
-        if before.get(key, missing) != now.get(key, missing) and not _may_change(key)
-    ]
-
-
-def _may_change(key: str) -> bool:
-    return any(key == name or (name.endswith(".") and key.startswith(name)) for name in MAY_CHANGE)
 
 
 def find(path_or_latest: str) -> Path:

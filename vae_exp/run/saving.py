@@ -8,11 +8,11 @@ from torch import Tensor
 
 from vae_exp.errors import UserError
 from vae_exp.run import checkpoint
+from vae_exp.run.agreeing import contradictions
 from vae_exp.run.checkpoint import Checkpoint, Continuation, Written
 from vae_exp.run.divergence import require_finite, require_finite_weights
 from vae_exp.run.earlier import set_aside
 from vae_exp.run.folder import BEST, LAST
-from vae_exp.run.resume import contradictions
 from vae_exp.run.standing import Best, Training
 from vae_exp.run.stopping import Watch
 
