@@ -26,7 +26,7 @@ from vae_exp.figures import during_training
 from vae_exp.metrics import evaluate
 from vae_exp.run import memory, saving, trial
 from vae_exp.run.speed import without_subnormals
-from vae_exp.sweep import jobs
+from vae_exp.sweep import ending
 from vae_exp.tracking.tracker import Tracker
 
 MODES = ("offline", "disabled")
@@ -45,7 +45,7 @@ PARTS: dict[str, Functions] = {
     "checkpoints": [(saving.Saves, name) for name in ("hold_best", "write", "write_best", "best")],
     "the test split": [(train, "_test")],
     "W&B's finish": [(Tracker, "_close_wandb")],
-    "tables and figures at the end": [(jobs, "finish")],
+    "tables and figures at the end": [(ending, "finish")],
 }  # fmt: skip
 
 

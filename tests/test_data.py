@@ -406,3 +406,16 @@ def test_a_prepared_copy_needs_no_torchvision_and_notices_changed_files(tmp_path
     source = torchvision_images("mnist", "mnist", "fourth")
     with pytest.raises(UserError, match="cannot be read"):
         source.read_test()
+
+
+def test_the_digits_are_those_that_scikit_learn_loads():
+    from sklearn.datasets import load_digits as theirs_of
+
+    data, theirs = digits("digits"), theirs_of()
+    x, y = (torch.cat([getattr(split, name) for split in (data.read_test(), data.train)]) for name in ("x", "y"))
+    known = sorted(
+        (*(image * 255 / 16).round().ravel(), label) for image, label in zip(theirs.images, theirs.target, strict=True)
+    )
+    assert known == sorted(
+        (*image.double().flatten().tolist(), label) for image, label in zip(x, y.tolist(), strict=True)
+    )

@@ -1,10 +1,10 @@
 """The configurations of a sweep's jobs: Hydra composes the first, and those that differ from it in values alone are it.
 
-Hydra reads and joins its fifteen files for every job, and does so twice, to check the job and to run it: a fifth of the
-time of a small one.
+Hydra reads and joins its fifteen files for every job: a tenth of the time of a small one.
 """
 
 import contextlib
+import functools
 import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -73,3 +73,11 @@ def composed_once() -> Iterator[None]:
         yield
     finally:
         patched.load_sweep_config = of_hydra
+
+
+@functools.cache  # once in a process, and the stack is kept
+def composed_once_here() -> contextlib.ExitStack:
+    """The same until this process ends: one of joblib's workers, which has the jobs of one sweep."""
+    stack = contextlib.ExitStack()
+    stack.enter_context(composed_once())
+    return stack

@@ -14,7 +14,7 @@ from vae_exp.errors import UserError
 from vae_exp.run import resume
 from vae_exp.run.console import say
 from vae_exp.run.folder import read_summary, runs_below
-from vae_exp.sweep import processes, study
+from vae_exp.sweep import composing, processes, study
 from vae_exp.sweep.plan import SEARCH, Plan
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,8 @@ def run_job(cfg: DictConfig, run_dir: Path, job: Any) -> float | None:
     job is Hydra's own configuration. Returns the best validation neg_elbo, which another sweeper of Hydra's may want,
     or None where it failed.
     """
+    if processes.is_worker():
+        composing.composed_once_here()
     with processes.ends_with_its_sweep():
         return _run_job(cfg, run_dir, job)
 

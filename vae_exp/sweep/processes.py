@@ -97,6 +97,11 @@ def _written_at(folder: Path) -> int:
     return 0
 
 
+def is_worker() -> bool:
+    """Whether this is a process that joblib started for the jobs of a sweep."""
+    return _launcher() is not None
+
+
 def _launcher() -> int | None:
     """The process that started this worker of joblib; None in any other process."""
     pid = os.environ.get(LAUNCHED_BY)
