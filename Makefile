@@ -28,7 +28,7 @@ demo: $(VENV)/.installed  ## train on bundled 8x8 digits: no account, no downloa
 train: $(VENV)/.installed  ## train a vanilla VAE on MNIST (downloaded once); more with ARGS="..."
 	$(BIN)/vae-train $(ARGS)
 
-sweep: $(VENV)/.installed  ## 24 runs over z_dim, learning rate and seed on the bundled digits, 2 minutes
+sweep: $(VENV)/.installed  ## 24 runs over z_dim, learning rate and seed on the bundled digits, half a minute
 	$(BIN)/vae-train experiment=sweep_z_lr wandb.mode=offline $(ARGS)
 
 test: $(VENV)/.installed  ## run the tests, but for the slow ones: those are ARGS="-m slow"
