@@ -278,6 +278,28 @@ def test_of_runs_that_do_not_compare_there_is_a_best_of_each(runs, vae_compare, 
     assert "do not compare" not in vae_compare(runs)[1]
 
 
+@pytest.mark.parametrize("word", ["--by", "--sort"])
+def test_the_top_are_of_runs_that_compare(runs, vae_compare, tmp_path, monkeypatch, word):
+    monkeypatch.setenv("COLUMNS", "250")
+    shutil.copytree(runs, tmp_path / "all")
+    densities = ("likelihood=gaussian", "likelihood.sigma=optimal", "epochs=3", "optimizer.lr=3e-3")
+    quick_run(*densities, folder=tmp_path / "all" / "other")  # far below the others, and no better
+    numbers = {
+        path.parent.name: json.loads(path.read_text()).get("test/neg_elbo")
+        for path in (tmp_path / "all").glob("*/summary.json")
+    }
+    assert numbers["other"] < min(n for name, n in numbers.items() if n is not None and name != "other")
+    code, said = vae_compare(tmp_path / "all", "--top", "2", word, "test/neg_elbo", "--csv", tmp_path / "t.csv")
+    assert code == 0
+    with (tmp_path / "t.csv").open() as file:
+        shown = [Path(row["run"]).name for row in csv.DictReader(file)]
+    lowest = sorted((n, name) for name, n in numbers.items() if n is not None and name != "other")
+    assert shown == [name for _, name in lowest[:2]]
+    assert "left out: 1 do not compare with the 4 that have likelihood=bernoulli" in said
+    assert "1 have no test/neg_elbo" in said
+    assert vae_compare(tmp_path / "all", "--top", "0")[0] == 2
+
+
 def test_latest_is_the_newest_run_with_results_or_its_sweep(runs, vae_compare, tmp_path):
     code, said = vae_compare("latest")
     assert code == 1
