@@ -92,6 +92,17 @@ def test_a_pruned_run_is_told_as_one_and_can_be_trained_on(vae_train, vae_comman
     assert epochs_of(folder)[job] == 9
 
 
+def test_a_sweep_that_was_finished_can_grow_with_pruning(vae_train):
+    asked = ("-m", *TINY, "epochs=4")
+    assert vae_train(*asked, "optimizer.lr=1e-2,3e-3")[0] == 0
+    code, said = vae_train(*asked, "optimizer.lr=1e-2,3e-3,1e-5", "sweep.prune=asha", "sweep.resume=latest")
+    assert code == 0, said
+    assert said.count("already finished") == 2
+    trials = {trial.user_attrs[studies.JOB]: state_of(trial) for trial in studies.load(only_sweep()).get_trials()}
+    assert set(trials) == set(states(only_sweep()))
+    assert {trials["lr-0.01"], trials["lr-0.003"]} == {"COMPLETE"}
+
+
 def test_what_cannot_be_judged_is_refused(vae_train, tmp_path):
     for typed, message in (
         (("dataset.val_size=0", "sweep.prune=asha"), "sweep.prune=asha: there are no validation images to judge by"),

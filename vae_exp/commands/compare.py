@@ -107,7 +107,8 @@ def compare(options: argparse.Namespace) -> None:
     column = _known(options.sort or metric, known)
     if options.top:
         runs, why = comparable.largest(runs, column)
-        print("\n".join(wrapped([why] if why else [])), end="\n" if why else "", file=sys.stderr)
+        if why:
+            print("\n".join(wrapped([why])), file=sys.stderr)
     runs = sort_runs(runs, column, options.descending)[: options.top]
     single = [run for run in single if any(run in (each, *each.members) for each in runs)] if options.top else single
 

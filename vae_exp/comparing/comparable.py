@@ -50,28 +50,33 @@ def largest(runs: list[Run], column: str) -> tuple[list[Run], str | None]:
     The numbers of other data or another likelihood are no better or worse, they are of something else.
     """
     having = [run for run in runs if run.value(column) is not None] or runs
-    kept = max(groups(having), key=len)
-    others = [run for run in having if run not in kept]
-    lacking = len(runs) - len(having)
-    told = [f"{lacking} have no {column}"] if lacking else []
-    settings = _measured(kept[0])
-    keys = dict.fromkeys(k for run in others for k, v in _measured(run).items() | settings.items())
-    differ = [k for k in keys if any(_measured(run).get(k) != settings.get(k) for run in others)]
-    if others:
-        named = ", ".join(f"{key}={settings.get(key)}" for key in differ[:4]) + (", ..." if len(differ) > 4 else "")
-        told.insert(0, f"{len(others)} do not compare with the {len(kept)} that have {named}")
+    alike = sorted(groups(having), key=len, reverse=True)
+    kept, settings = alike[0], [_measured(group[0]) for group in alike]
+    told = []
+    if others := len(having) - len(kept):
+        named = _listed([f"{key}={settings[0].get(key)}" for key in _differing(settings)])
+        told.append(f"{others} do not compare with the {len(kept)} that have {named}")
+    if lacking := len(runs) - len(having):
+        told.append(f"{lacking} have no {column}")
     return kept, f"left out: {'; '.join(told)}." if told else None
 
 
 def why_several(runs: list[Run]) -> str | None:
     """Why more than one run is the best, in words, with the keys; None where all compare."""
     settings = [_measured(group[0]) for group in groups(runs)]
-    keys = dict.fromkeys(key for each in settings for key in each)
-    differ = [key for key in keys if any(each.get(key) != settings[0].get(key) for each in settings)]
     if len(settings) < 2:
         return None
-    named = ", ".join(differ[:4]) + (", ..." if len(differ) > 4 else "")
-    return f"runs of different data or likelihood do not compare: a best of each ({named})"
+    return f"runs of different data or likelihood do not compare: a best of each ({_listed(_differing(settings))})"
+
+
+def _differing(settings: list[dict[str, Any]]) -> list[str]:
+    """The keys whose values are not the same in all."""
+    keys = dict.fromkeys(key for each in settings for key in each)
+    return [key for key in keys if any(each.get(key) != settings[0].get(key) for each in settings)]
+
+
+def _listed(words: list[str]) -> str:
+    return ", ".join(words[:4]) + (", ..." if len(words) > 4 else "")
 
 
 def best(runs: list[Run], column: str = "val/neg_elbo") -> Run | None:

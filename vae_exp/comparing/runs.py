@@ -175,7 +175,9 @@ def fold_seeds(runs: list[Run]) -> list[Run]:
 def _fold(group: list[Run]) -> Run:
     done = [run for run in group if run.finished] or [run for run in group if run.state == PRUNED]
     config = {key: value for key, value in group[0].config.items() if key not in SEEDS}
-    state = done[0].state if len(done) == len(group) else f"{len(done)} of {len(group)} {done[0].state if done else ''}"
+    state = (done or group)[0].state
+    if 0 < len(done) < len(group):
+        state = f"{len(done)} of {len(group)} {state}"
     reason = next((run.reason for run in group if not run.finished), None)
     metrics, spread = {}, {}
     for name in RESULTS:
@@ -184,7 +186,6 @@ def _fold(group: list[Run]) -> Run:
             metrics[name] = statistics.fmean(values)
         if len(values) > 1:
             spread[name] = statistics.stdev(values)
-    state = state if done else group[0].state
     folded = Run(group[0].folder, config, state, reason, metrics, spread, len(done), done)
     # z_dim-2_seed-0 and z_dim-2_seed-1 become z_dim-2
     alike = common_start([run.name for run in group])

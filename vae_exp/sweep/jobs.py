@@ -52,7 +52,7 @@ def _run_job(cfg: DictConfig, run_dir: Path, job: Any) -> float | None:
         before = read_summary(run_dir)
         if before is not None and before.is_done and before.score is not None:
             tell(f"{title}  already {before.state}")
-            if judge := _judge(cfg, run_dir, job):  # the sweep may have been killed before it was told
+            if judge := _judge(cfg, swept, run_dir, job):  # the sweep may have been killed before it was told
                 judge.tell(before.as_dict())
             return before.score
         goes_on = resume.can_go_on(run_dir)
@@ -68,9 +68,9 @@ def _run_job(cfg: DictConfig, run_dir: Path, job: Any) -> float | None:
         from vae_exp.train import train
 
         _share_cores(cfg, job)
-        judge = _judge(cfg, run_dir, job)
+        judge = _judge(cfg, swept, run_dir, job)
         summary = train(cfg, run_dir, judge)
-        value = summary.get("best/val_neg_elbo", summary["test/neg_elbo"])
+        value = study.value_of(summary, "val/neg_elbo")
         pruned = f"  pruned: {summary['reason']}" if summary["state"] == "pruned" else ""
         tell(f"      neg_elbo {value:.3f}  {time.time() - started:.1f} s{pruned}")
         if judge:
@@ -92,13 +92,13 @@ def _run_job(cfg: DictConfig, run_dir: Path, job: Any) -> float | None:
     return None
 
 
-def _judge(cfg: DictConfig, run_dir: Path, job: Any) -> study.Judge | None:
+def _judge(cfg: DictConfig, swept: list[str], run_dir: Path, job: Any) -> study.Judge | None:
     """What follows the job in the study of its sweep, where it has one."""
     is_search = job.sweeper.get("_target_") == SEARCH
     if not is_search and not cfg.sweep.prune:
         return None
     keys = cast("SweepKeys", OmegaConf.to_container(cfg.sweep, resolve=True))
-    return study.Judge(keys, cfg.epochs, run_dir, job.job.num if is_search else None)
+    return study.Judge(keys, swept, cfg.epochs, run_dir, job.job.num if is_search else None)
 
 
 def _shown(cfg: DictConfig, key: str) -> str:

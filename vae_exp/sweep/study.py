@@ -1,7 +1,6 @@
 """The study of a sweep: Optuna's journal in its folder, where jobs report epoch by epoch and are told to end early."""
 
 import importlib.util
-import logging
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,6 @@ from vae_exp.run.writing import writing
 if TYPE_CHECKING:
     import optuna
 
-log = logging.getLogger(__name__)
 JOURNAL = "journal.log"
 JOB = "job"  # an attribute of a trial: the folder of its run
 OLDEST = 4  # Optuna's version: earlier journals have another format
@@ -63,10 +61,10 @@ class Judge:
     """Says after each epoch of a job whether it is to end early, and at its end how it went.
 
     A trial of a search has the job's number; a grid's jobs have a trial each, which is found by its folder. Seeds of
-    one setting are judged apart: each is a trial.
+    one setting are judged apart: each is a trial. `swept` are the swept keys with the job's values, KEY=VALUE.
     """
 
-    def __init__(self, keys: SweepKeys, epochs: int, run_dir: Path, number: int | None) -> None:
+    def __init__(self, keys: SweepKeys, swept: list[str], epochs: int, run_dir: Path, number: int | None) -> None:
         import optuna
 
         self.keys, self.epochs = keys, epochs
@@ -76,7 +74,7 @@ class Judge:
             number = next((t.number for t in trials if _is_of(t, run_dir)), None)
         if number is None:
             trial = study.ask()
-            for name, value in {JOB: run_dir.name, **dict(word.split("=", 1) for word in keys["over"])}.items():
+            for name, value in {JOB: run_dir.name, **dict(word.split("=", 1) for word in swept)}.items():
                 trial.set_user_attr(name, value)
             number = trial.number
         study.pruner = _pruner(keys, epochs) if keys["prune"] else optuna.pruners.NopPruner()
