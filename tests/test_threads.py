@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -200,15 +202,21 @@ def test_omp_num_threads_bounds_auto():
 
 
 @pytest.mark.slow
-def test_two_runs_that_are_started_together_share_the_cores():
+def test_a_run_from_a_second_terminal_leaves_the_first_its_cores():
     free = {"OMP_NUM_THREADS": str(cores.allowed())}
-    typed = (*QUICK, LARGE_STEP, "epochs=3", "wandb.mode=disabled")
-    both = [command(*typed, f"hydra.run.dir=run{number}", **free) for number in (0, 1)]
-    said = [process.communicate()[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
-    found = [read_summary(Path(f"run{number}")).results["threads"] for number in (0, 1)]
-    assert sum(found) <= max(2, cores.allowed()), said
-    assert all("1 other run" in words or cores.allowed() == 1 for words in said)
+    typed = (*QUICK, LARGE_STEP, "wandb.mode=disabled")
+    first, log = command(*typed, "epochs=100000", "hydra.run.dir=first", **free), Path("first/train.log")
+    while not (log.exists() and (chosen := re.search(r"threads=(\d+)", log.read_text()))):
+        assert first.poll() is None, first.communicate()[0]
+        time.sleep(0.1)
+    second = command(*typed, "hydra.run.dir=second", **free)
+    said, _ = second.communicate()
+    first.send_signal(signal.SIGINT)
+    first.communicate()
+    assert (first.returncode, second.returncode) == (130, 0), said
+    left = max(1, cores.allowed() - int(chosen[1]))
+    assert 1 <= read_summary(Path("second")).results["threads"] <= left  # fewer, where other programs run
+    assert "1 other run" in said or cores.allowed() == 1
 
 
 @pytest.mark.slow
