@@ -30,6 +30,8 @@ KINDS = {
     "dynamic": ("dataset.binarize=dynamic", "optimizer=sgd", "optimizer.momentum=0.9"),
     "buffer": ("likelihood=gaussian", "likelihood.sigma=optimal", "dataset.device_memory=0"),
     "no validation": ("dataset.val_size=0",),
+    "averaged": ("ema=0.9", "gradient_clip_norm=5", "likelihood=gaussian", "likelihood.sigma=optimal"),
+    "accumulated": ("batch_size=32", "accumulate_steps=4", "dataset.flip=true"),
 }
 EVERY_EPOCH = ("checkpoint_every_epochs=1", "figure_every_epochs=1")  # not by the clock, which no two runs share
 SMALL = ("network.hidden_dims=[16]", "model.z_dim=3", hooks.OWN_OBJECTIVE, *EVERY_EPOCH)

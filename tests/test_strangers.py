@@ -103,10 +103,10 @@ def go_on(folder, config, data):
     optimizer, facts = build.optimizer(config, model), Facts.of(model, data, device)
     streams, means = Streams.of(0, device), RunningMeans()
     stands = Standing([0.0] * model.z_dim, streams.order.get_state())
-    restoring.restore(before, Training(config, data, facts, model, optimizer, streams, means, stands))
+    restoring.restore(before, Training(config, data, facts, model, model, optimizer, streams, means, stands))
     sum(weights.sum() for weights in model.parameters()).backward()
     optimizer.step()
-    means.add(1, reconstruction=1.0, kl=1.0)
+    means.add([(1, {"reconstruction": 1.0, "kl": 1.0})])
     assert means.read("train") and means.read_epoch("train_epoch")
     assert stands.best is None or stands.best.summary()
 

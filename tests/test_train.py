@@ -148,7 +148,8 @@ def test_epoch_means_do_not_depend_on_how_the_images_are_batched():
         running = RunningMeans()
         for rows in torch.arange(10).split(sizes):
             kl_mean = kl[rows].sum(1).mean()
-            running.add(len(rows), loss=loss[rows].mean(), reconstruction=rec[rows].mean(), kl=kl_mean, lr=0.1)
+            terms = {"loss": loss[rows].mean(), "reconstruction": rec[rows].mean(), "kl": kl_mean}
+            running.add([(len(rows), terms)], lr=0.1)
             if len(sizes) == 3:
                 running.read("train")
         if len(sizes) != 3:

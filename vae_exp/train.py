@@ -11,13 +11,14 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from vae_exp.config import build
-from vae_exp.config.keys import Config
+from vae_exp.config.keys import Config, images_per_step
 from vae_exp.datasets import Split, batches
 from vae_exp.figures import during_training
 from vae_exp.metrics import evaluate
 from vae_exp.objectives import Logged, Progress, one_draw
 from vae_exp.run import console, earlier, memory, restoring, resume, speed, threads, trial
-from vae_exp.run.divergence import gradient_norm, require_finite
+from vae_exp.run.averaging import Averaging
+from vae_exp.run.divergence import clip_gradient, gradient_norm, require_finite
 from vae_exp.run.folder import only_process, require_writable
 from vae_exp.run.health import Health
 from vae_exp.run.running_means import RunningMeans
@@ -50,6 +51,7 @@ def train(cfg: DictConfig, run_dir: str | Path, judge: Judge | None = None) -> d
 
 def _train(config: Config, run_dir: Path, judge: Judge | None) -> dict[str, Any]:
     seed, epochs, batch_size = config["seed"], config["epochs"], config["batch_size"]
+    step_size, clip_norm = images_per_step(config), config["gradient_clip_norm"]
     device = build.device(config["device"])
     before = resume.load(run_dir, config) if config["resume"] else None
     began = before.goes_on.facts if before and before.goes_on else None
@@ -62,13 +64,13 @@ def _train(config: Config, run_dir: Path, judge: Judge | None) -> dict[str, Any]
     build.check_labels(config, data)
     held_out, chooses = ("val", True) if len(data.val) else ("test", False)
     train_split, held_out_split = data.train.to(device), data.split(held_out).to(device)
-    steps_per_epoch = math.ceil(len(train_split) / batch_size)
+    steps_per_epoch = math.ceil(len(train_split) / step_size)
 
     # Model: seeded just before it is built, so that its first weights depend on the seed alone.
     memory.check_model(config, data.x_shape, data.n_classes, device)
     torch.manual_seed(seed)
     model = build.model(config, data.x_shape, data.n_classes).to(device)
-    optimizer = build.optimizer(config, model)
+    optimizer, average = build.optimizer(config, model), Averaging(model, config["ema"])
     objective, schedule = build.partial(config, "objective"), build.partial(config, "scheduler")
     operations = threads.PASSES * batch_size * trial.check(config, model, objective, train_split)
     threads.choose(config["threads"], began.threads if began else None, operations, device)
@@ -85,7 +87,7 @@ def _train(config: Config, run_dir: Path, judge: Judge | None) -> dict[str, Any]
     means, facts = RunningMeans(), Facts.of(model, data, device, compiled=fast is not loss_of)
     stands, health = Standing([0.0] * model.z_dim, streams.order.get_state()), Health(config, facts.train_size)
     pictures = during_training.Pictures(config["figure_every_epochs"])
-    training = Training(config, data, facts, model, optimizer, streams, means, stands)
+    training = Training(config, data, facts, model, average.model, optimizer, streams, means, stands)
     if before:
         restoring.restore(before, training)
     console.introduce(config, facts, run_dir, grey=model.support == "binary" and data.train.is_grey())
@@ -101,27 +103,34 @@ def _train(config: Config, run_dir: Path, judge: Judge | None) -> dict[str, Any]
             if why_over := watch.why_over(stands):
                 break
             watch.epoch_begins()
-            batches_done = stands.step - stands.epoch * steps_per_epoch  # before the run was interrupted in this epoch
-            for x, y in batches(train_split, batch_size, streams.order, streams.draws, batches_done) if epoch else ():
+            steps_done = stands.step - stands.epoch * steps_per_epoch  # before the run was interrupted in this epoch
+            for x, y in batches(train_split, step_size, streams.order, streams.draws, steps_done) if epoch else ():
                 now = Progress(stands.step, steps_per_epoch, epochs, facts.train_size)
                 lr = config["optimizer"]["lr"] * schedule(now.epoch, epochs)
                 for group in optimizer.param_groups:
                     group["lr"] = lr
 
                 eps = torch.randn(len(x), model.z_dim, generator=streams.noise, device=device)
-                # The last batch of an epoch is smaller: compiling it too would cost as much again.
-                loss, terms = (fast if len(x) == batch_size else loss_of)(x, y, eps, now)
                 model.zero_grad()
-                loss.backward()
+                seen = []
+                for batch in zip(x.split(batch_size), y.split(batch_size), eps.split(batch_size), strict=True):
+                    size = len(batch[0])
+                    # The last batch of an epoch is smaller: compiling it too would cost as much again.
+                    loss, terms = (fast if size == batch_size else loss_of)(*batch, now)
+                    loss.backward(torch.full_like(loss, size / len(x)))  # the gradients of several batches add up
+                    seen.append((size, terms))
                 stands.step += 1
                 last_of_epoch = stands.step % steps_per_epoch == 0
                 logs = last_of_epoch or stands.step % config["log_every_steps"] == 0
-                if logs:  # of this step alone: every step's would cost a thirtieth of the tutorial's time
+                if logs or clip_norm:  # of this step alone: every step's would cost a thirtieth of the tutorial's time
                     grad_norm = gradient_norm(model)
+                if clip_norm:
+                    clip_gradient(model, grad_norm, clip_norm)
                 optimizer.step()
+                average.after_step(stands.step)
 
                 bar.update()
-                means.add(len(x), lr=lr, **terms)
+                means.add(seen, lr=lr)
                 if logs:
                     point = means.read("train") | {"train/grad_norm": grad_norm.item()}
                     point |= {f"train/{name}": value for name, value in model.scale().items()}
@@ -141,12 +150,13 @@ def _train(config: Config, run_dir: Path, judge: Judge | None) -> dict[str, Any]
             row: dict[str, Any] = {"epoch": epoch}
             if epoch:
                 row |= means.read_epoch("train_epoch") | watch.times(len(train_split))
-            measured = evaluate(model, held_out_split, build.generator(seed, "evaluation"))
+            measured = evaluate(average.model, held_out_split, build.generator(seed, "evaluation"))
             row |= measured.scalars(held_out)
             require_finite(measured.scalars(held_out), f"after step {stands.step}", run_dir)
             tracker.log(row | {f"{held_out}/kl_per_dim": measured.kl_per_dim}, stands.step)
             scores = measured.scalars("val") if chooses else None
-            new_best = stands.end_epoch(epoch, measured.kl_per_dim, streams.order.get_state(), scores, model.scale())
+            scale = average.model.scale()
+            new_best = stands.end_epoch(epoch, measured.kl_per_dim, streams.order.get_state(), scores, scale)
             is_last = epoch == epochs or watch.why_over(stands) is not None
             for picture in pictures.after_epoch(training, held_out_split, held_out, measured, is_last):
                 tracker.image(*picture, stands.step)
@@ -155,7 +165,7 @@ def _train(config: Config, run_dir: Path, judge: Judge | None) -> dict[str, Any]
                 saves.hold_best()
                 tracker.summarise(new_best.summary())
             is_best = chooses and new_best is not None
-            log.info(console.epoch_line(epoch, epochs, held_out, row, model.scale(), is_best))
+            log.info(console.epoch_line(epoch, epochs, held_out, row, scale, is_best))
             for warning in health.warnings(epoch, row, held_out):
                 log.warning(warning)
             if watch.must_save_after(epoch, stands.step):

@@ -53,6 +53,9 @@ class Config(TypedDict):
     scheduler: Group
     epochs: int
     batch_size: int
+    accumulate_steps: int
+    gradient_clip_norm: float | None
+    ema: float | None
     seed: int
     device: str
     threads: int | str
@@ -70,6 +73,11 @@ class Config(TypedDict):
     figure_every_epochs: int | str
     wandb: WandbKeys
     sweep: SweepKeys
+
+
+def images_per_step(config: Config) -> int:
+    """Of one step of the optimizer: batch_size of them at once, accumulate_steps times."""
+    return config["batch_size"] * config["accumulate_steps"]
 
 
 class DataPlace(TypedDict):

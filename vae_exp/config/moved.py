@@ -1,4 +1,4 @@
-"""Names that an older version wrote into configurations, and what they are called today.
+"""Names that an older version wrote into configurations, and what they are called today; keys that it did not have.
 
 Applied wherever a configuration enters: a user's own yaml, a run's config.yaml, a checkpoint.
 """
@@ -14,6 +14,7 @@ MOVED = {
     "vae_exp.image_folder.image_folder": "vae_exp.datasets.image_folder",
     "vae_exp.image_folder.celeba": "vae_exp.datasets.celeba",
 }
+ADDED = {"accumulate_steps": 1, "gradient_clip_norm": None, "ema": None}  # with the value that changes nothing
 
 
 def renamed(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -22,7 +23,7 @@ def renamed(config: Mapping[str, Any]) -> dict[str, Any]:
     dataset = groups.get("dataset")
     if isinstance(dataset, dict) and dataset.get("_target_") == "vae_exp.datasets.torchvision_images":
         dataset.setdefault("source", dataset.get("name"))  # the name was also what was read
-    return groups
+    return ADDED | groups
 
 
 def _renamed_group(settings: Any) -> Any:

@@ -105,6 +105,9 @@ FIGURES = ("interpolations", "traversals", "manifold", "latents")
 RULES = {
     "epochs": _whole(0),
     "batch_size": _whole(1),
+    "accumulate_steps": _whole(1),
+    "gradient_clip_norm": _or_null(_number(0, above=True)),
+    "ema": _or_null(Rule(lambda v: _is_number(v) and 0 < v < 1, "a decay above 0 and below 1, such as 0.999")),
     "seed": _whole(0, 2**32 - 1),
     "device": _one_of("auto", "cpu", "cuda", "mps"),
     "threads": _or_word(_whole(1, 1024), "auto"),
@@ -195,6 +198,7 @@ OPTION_RULES = {
     "optimizer.fused": FLAG,
     "optimizer.momentum": _number(0, 1),
     "optimizer.alpha": _number(0, 1),
+    "optimizer.rho": _number(0, 1),
     "optimizer.betas": Rule(
         lambda v: isinstance(v, list) and len(v) == 2 and all(_number(0, 1).allows(beta) and beta < 1 for beta in v),
         "two numbers from 0 to below 1, such as [0.9,0.999]",

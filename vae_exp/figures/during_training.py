@@ -37,7 +37,7 @@ class Pictures:
 
 def _usual(training: Training, split: Split, held_out: str, _: Evaluation) -> Iterator[Picture]:
     """Reconstructions of the held-out split and samples, from the same noise every epoch."""
-    model, epoch = training.model, training.stands.epoch
+    model, epoch = training.averaged, training.stands.epoch
     noise = build.generator(training.config["seed"], "pictures")
     pixels = reconstructions(model, split, noise)
     yield "reconstructions", pixels, f"epoch {epoch}: {held_out} images, reconstructions below"
@@ -50,7 +50,7 @@ def _usual(training: Training, split: Split, held_out: str, _: Evaluation) -> It
 
 def _further(training: Training, split: Split, held_out: str, measured: Evaluation) -> Iterator[Picture]:
     """The figures of figures=[...], or those that a model of two latents gets without being asked."""
-    model, names = training.model, training.config["figures"]
+    model, names = training.averaged, training.config["figures"]
     if names is None:
         names = ["manifold", "latents"] if model.z_dim == 2 and model.stochastic else []
     for name in names:

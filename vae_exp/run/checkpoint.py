@@ -47,6 +47,7 @@ class Continuation:
     streams: dict[str, Tensor]
     means: Sums
     written: Written
+    weights: dict[str, Tensor] | None = None  # of the last step, where the model's are their moving average
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,8 @@ def content(checkpoint: Checkpoint) -> memoryview:
         stored["optimizer"] = checkpoint.optimizer
         stored["resume"] = {"facts": asdict(parts.facts), "streams": parts.streams, "means": parts.means}
         stored["resume"] |= asdict(parts.written)
+        if parts.weights is not None:
+            stored["resume"]["weights"] = parts.weights
     buffer = io.BytesIO()
     torch.save(stored, buffer)
     return buffer.getbuffer()
@@ -92,7 +95,8 @@ def copied(checkpoint: Checkpoint) -> Checkpoint:
         checkpoint,
         model=_copied(checkpoint.model),
         optimizer=_copied(checkpoint.optimizer),
-        goes_on=parts and replace(parts, streams=_copied(parts.streams), means=_copied(parts.means)),
+        goes_on=parts
+        and replace(parts, streams=_copied(parts.streams), means=_copied(parts.means), weights=_copied(parts.weights)),
     )
 
 
@@ -194,5 +198,5 @@ def _from_stored(stored: dict[str, Any]) -> Checkpoint:
     seconds, of_epoch = (max(0.0, kept.get(name, 0.0)) for name in ("seconds", "epoch_seconds"))  # a clock went back
     written = Written(seconds, of_epoch, kept["metrics_bytes"], kept.get("wandb_id"))
     facts = Facts(**{name: kept["facts"][name] for name in Facts.__dataclass_fields__ if name in kept["facts"]})
-    goes_on = Continuation(facts, kept["streams"], kept["means"], written)
+    goes_on = Continuation(facts, kept["streams"], kept["means"], written, kept.get("weights"))
     return Checkpoint(**about, model=stored["model"], optimizer=stored["optimizer"], goes_on=goes_on)

@@ -27,6 +27,14 @@ def gradient_norm(model: VAE) -> Tensor:
     return nn.utils.get_total_norm([weights.grad for weights in model.parameters() if weights.grad is not None])
 
 
+def clip_gradient(model: VAE, norm: Tensor, clip_norm: float) -> None:
+    """Scale the gradient of all weights, of this norm, to `clip_norm` where it is longer (Pascanu et al. 2013).
+
+    Without reading the norm, which would wait for the device.
+    """
+    nn.utils.clip_grads_with_norm_(model.parameters(), clip_norm, norm)
+
+
 def require_finite_weights(model: VAE, step: int, run_dir: Path) -> None:
     """Raises Diverged rather than let a checkpoint with weights that are no numbers replace a good one."""
     if nn.utils.get_total_norm(model.parameters()).isfinite():  # one look at all, an eighth of the time

@@ -26,8 +26,9 @@ def explained(config: Config) -> Iterator[None]:
         raise UserError(
             f"out of memory with batch_size={config['batch_size']}, model.z_dim={config['model']['z_dim']} and "
             f"device={config['device']} ({lines[0] if lines else 'MemoryError'}). Try batch_size="
-            f"{max(1, config['batch_size'] // 2)}, a smaller network or model.z_dim, or, where the images are large, "
-            "a smaller dataset.device_memory, which streams them."
+            f"{max(1, config['batch_size'] // 2)} accumulate_steps={2 * config['accumulate_steps']}, which makes the "
+            "same steps, a smaller network or model.z_dim, or, where the images are large, a smaller "
+            "dataset.device_memory, which streams them."
         ) from error
 
 
@@ -48,9 +49,10 @@ def check_model(config: Config, x_shape: tuple[int, int, int], n_classes: int, d
             raise
         raise UserError(f"model.z_dim={config['model']['z_dim']}: the model is too large; {too_large}.") from error
     memory = _total(device)
-    if memory is not None and COPIES * weights > memory:
+    copies = COPIES + (config["ema"] is not None)
+    if memory is not None and copies * weights > memory:
         raise UserError(
-            f"model.z_dim={config['model']['z_dim']}: to train this model takes {COPIES * weights / 1e9:,.1f} GB for "
+            f"model.z_dim={config['model']['z_dim']}: to train this model takes {copies * weights / 1e9:,.1f} GB for "
             f"its weights alone, and {device} has {memory / 1e9:,.1f} GB; {too_large}."
         )
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from vae_exp.config.keys import images_per_step
 from vae_exp.errors import UserError
 from vae_exp.run import sound
 from vae_exp.run.checkpoint import Checkpoint
@@ -27,16 +28,19 @@ def restore(before: Checkpoint, training: Training) -> None:
     if wrong := [name for name in SAME_FACTS if getattr(facts, name) != getattr(then, name)]:
         changes = "; ".join(f"{name} is {getattr(facts, name)}, and was {getattr(then, name)}" for name in wrong)
         raise UserError(f"resume: the data or the model have changed since the run began: {changes}.")
-    steps_per_epoch = math.ceil(facts.train_size / training.config["batch_size"])
+    steps_per_epoch = math.ceil(facts.train_size / images_per_step(training.config))
     if not 0 <= before.step - before.epoch * steps_per_epoch <= steps_per_epoch:
         raise _damaged(f"its step {before.step} is not in the epoch after epoch {before.epoch}")
+    trained = before.goes_on.weights if training.config["ema"] else before.model
     try:
-        sound.require_weights(before.model, training.model.state_dict())
+        for weights in (before.model, trained):
+            sound.require_weights(weights or {}, training.model.state_dict())
         sound.require_latents(before.kl_per_dim, training.model.z_dim)
         _restore_optimizer(before, training)
     except sound.Unsound as error:
         raise _damaged(error) from error
-    training.model.load_state_dict(before.model)
+    training.averaged.load_state_dict(before.model)
+    training.model.load_state_dict(trained or {})
     training.means.restore(before.goes_on.means)
     _restore_streams(before.goes_on.streams, training.streams, before.step, facts.trained_on == then.trained_on)
     stands = training.stands

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 log = logging.getLogger(__name__)
+Means = dict[str, float | Tensor]
 
 
 class Sums(TypedDict):
@@ -26,15 +27,18 @@ class RunningMeans:
         self.images_seen = self.steps = self.first_step = 0
         self.sums: dict[str, float] = {}
         self.epoch_sums: dict[str, float] = {}
-        self._unread: list[tuple[int, dict[str, float | Tensor]]] = []
+        self._unread: list[tuple[int, Means]] = []
 
-    def add(self, images: int, **means: float | Tensor) -> None:
-        """One step of training on so many images, with its means over them: numbers, or scalars on the device."""
+    def add(self, batches: list[tuple[int, Means]], **of_step: float | Tensor) -> None:
+        """One step of training on batches of so many images, with the means over them, and what is the step's own.
+
+        All are numbers, or scalars on the device.
+        """
         if not self._unread and not self.sums:
             self.first_step = self.steps + 1
-        self._unread.append((images, means))
+        self._unread += [(images, of_step | means) for images, means in batches]
         self.steps += 1
-        self.images_seen += images
+        self.images_seen += sum(images for images, _ in batches)
 
     @property
     def span(self) -> str:

@@ -103,8 +103,10 @@ class Saves:
         """All that the run is at this moment, the order of its images as at the beginning of the epoch."""
         run, stands = self.training, self.training.stands
         require_finite(run.means.peek("train"), run.means.span, self.run_dir)
-        require_finite_weights(run.model, stands.step, self.run_dir)
+        for model in {run.model, run.averaged}:
+            require_finite_weights(model, stands.step, self.run_dir)
         streams = run.streams.state() | {"order": stands.order}
+        weights = None if run.averaged is run.model else run.model.state_dict()
         written = Written(self.watch.seconds, self.watch.epoch_seconds, *self.position())
         return Checkpoint(
             run.config,
@@ -115,9 +117,9 @@ class Saves:
             stands.epoch,
             stands.best,
             stands.kl_per_dim,
-            run.model.state_dict(),
+            run.averaged.state_dict(),
             run.optimizer.state_dict(),
-            Continuation(run.facts, streams, run.means.state(), written),
+            Continuation(run.facts, streams, run.means.state(), written, weights),
         )
 
 

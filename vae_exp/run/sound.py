@@ -72,6 +72,7 @@ def require_continuation(stored: Mapping[str, Any]) -> None:
         _require(_is_named(sums, int | float) and all(map(_is_number, sums.values())), f"resume, means, {name}")
         _require(not sums or {"images", "reconstruction", "kl"} <= set(sums), f"resume, means, {name}")
         _require(sums.get("images", 1) > 0, f"resume, means, {name}")
+    _require(_is_named(kept.get("weights", {}), Tensor), "resume, weights")
     for name in ("seconds", "epoch_seconds"):
         _require(_is_number(kept.get(name, 0.0)), f"resume, {name}")
     _require(_is_count(kept.get("metrics_bytes")), "resume, metrics_bytes")

@@ -113,6 +113,7 @@ class Training:
     data: Data
     facts: Facts
     model: VAE
+    averaged: VAE  # what is measured, drawn and saved: the model itself where ema is null
     optimizer: Optimizer
     streams: Streams
     means: RunningMeans
