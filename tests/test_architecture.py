@@ -26,7 +26,7 @@ FLOORS = [
     ["comparing"],
     ["run"],
     ["objectives", "config"],
-    ["vae", "datasets", "networks"],
+    ["vae", "datasets", "networks", "scores"],
     ["distributions", "likelihoods", "schedules", "version", "errors"],
 ]
 HEIGHT = {part: -number for number, floor in enumerate(FLOORS) for part in floor}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import yaml
 
+from vae_exp.commands import compare_on_wandb
 from vae_exp.comparing import comparable
 from vae_exp.comparing.runs import (
     LATEST,
@@ -81,6 +82,7 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--html", type=Path, metavar="FILE", help="write one self-contained page: table, curves, pictures"
     )
+    compare_on_wandb.add_options(parser)
     return parser
 
 
@@ -95,6 +97,7 @@ def compare(options: argparse.Namespace) -> None:
 
     Raises UserError for a folder without runs, an unknown column, a filter that no run passes, an unwritable file.
     """
+    compare_on_wandb.check(options)
     runs, damaged = read_runs(options.paths)
     for line in damaged:
         print(f"left out: {line}", file=sys.stderr)
@@ -112,6 +115,9 @@ def compare(options: argparse.Namespace) -> None:
     runs = sort_runs(runs, column, options.descending)[: options.top]
     single = [run for run in single if any(run in (each, *each.members) for each in runs)] if options.top else single
 
+    if options.dry_run:
+        compare_on_wandb.send(options, single)
+        return
     columns = [*differing(runs), *(name for name in RESULTS if any(name in run.metrics for run in runs))]
     if any(not run.finished for run in runs):
         columns += [STATE, REASON]
@@ -129,6 +135,8 @@ def compare(options: argparse.Namespace) -> None:
         _write(
             options.html, lambda path: path.write_text(html.page(runs, len(single), columns, metric), encoding="utf-8")
         )
+    if options.wandb is not None:
+        compare_on_wandb.send(options, single)
 
 
 def _filter(runs: list[Run], test: str) -> list[Run]:

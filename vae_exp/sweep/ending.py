@@ -11,6 +11,7 @@ from vae_exp.errors import UserError
 from vae_exp.run.console import say
 from vae_exp.run.folder import BEST, read_overrides, runs_below
 from vae_exp.sweep.plan import Plan
+from vae_exp.tracking import wandb_logged
 
 PRINTED_COLUMNS = ("val/neg_elbo", "test/neg_elbo", "test/reconstruction", "test/kl", "seconds")
 MOST_BESTS = 5  # that are told of: where runs do not compare there may be as many as jobs
@@ -46,6 +47,8 @@ def finish(planned: Plan, wandb: WandbKeys, stopped: bool = False) -> int:
         _say_best(planned, best)
     if bests:
         say(f"compare vae-compare {planned.folder} --html report.html")
+        if place := wandb_logged.place(run.folder for run in runs):
+            say(f"in W&B  vae-compare {planned.folder} --wandb {place} --wandb-report")
     if bests and not stopped:
         from vae_exp.comparing import plots
         from vae_exp.tracking.wandb_afterwards import publish_sweep

@@ -14,6 +14,7 @@ from vae_exp.tracking.wandb_options import as_id, common, first_line, new_id, te
 from vae_exp.tracking.wandb_server import choose_mode, from_environment
 
 log = logging.getLogger(__name__)
+SWEEP_SUMMARY = "sweep-summary"  # the job type of the run that has a sweep's table and figures
 
 
 def record_evaluation(wandb_mode: str, run_dir: Path, config: Config, values: dict[str, Any]) -> str | None:
@@ -80,10 +81,10 @@ def publish_sweep(
     import wandb
 
     options: dict[str, Any] = {
-        "id": new_id(f"sweep-summary-{name}"),
-        "name": f"sweep-summary {name}",
+        "id": new_id(f"{SWEEP_SUMMARY}-{name}"),
+        "name": f"{SWEEP_SUMMARY} {name}",
         "group": keys["group"] or name,
-        "job_type": "sweep-summary",
+        "job_type": SWEEP_SUMMARY,
     }
     try:
         with wandb.init(mode=mode, **common(keys), **options) as run:

@@ -1,0 +1,150 @@
+"""`vae-compare --wandb`: what is sent names only what runs really logged, and a second call makes nothing new."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import recorded
+from tests.wandb_loopback import Loopback, serving
+
+pytest.importorskip("wandb_workspaces", reason="not installed: pip install 'vae_exp[workspaces]'")
+TYPED = ("-m", "dataset=digits", "device=cpu", "network.hidden_dims=[16]", "epochs=2", "seed=0,1", "sweep.name=one")
+SWEPT = ("model.z_dim=2,8", "optimizer.lr=1e-3,1e-2", "wandb.mode=offline")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return tmp_path_factory.mktemp("swept")
+
+
+@pytest.fixture
+def sweep(made, vae_train):
+    """Eight runs that were logged offline; they are trained once."""
+    if not any(made.iterdir()):
+        code, said = vae_train(*TYPED, *SWEPT)
+        assert code == 0, said
+        shutil.copytree("outputs", made / "outputs")
+    shutil.copytree(made / "outputs", "outputs", dirs_exist_ok=True)
+    (folder,) = Path("outputs/sweeps").iterdir()
+    return folder
+
+
+def leaves(value, path=()):
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from leaves(inner, (*path, key))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from leaves(inner, path)
+    else:
+        yield path, value
+
+
+def plain(names):
+    """As a panel asks for it: val/kl_per_dim of val/kl_per_dim.bins."""
+    return {name.partition(".")[0] for name in names}
+
+
+def flat(config, prefix="config:"):
+    """config:model.value.z_dim, where W&B keeps it."""
+    return {
+        f"{prefix}{key}.value" + (f".{inner}" if inner else "")
+        for key, value in config.items()
+        for inner in (value if isinstance(value, dict) else [""])
+    }
+
+
+@pytest.mark.slow
+def test_no_panel_is_of_a_key_that_nobody_logs(sweep, vae_command):
+    code, said = vae_command("vae-compare", sweep, "--wandb", "me/mine", "--wandb-report", "--dry-run")
+    assert code == 0, said
+    sent = json.loads(said)
+    assert set(sent) == {"view", "report"}
+    logs = [recorded(folder) for folder in Path("outputs/wandb").glob("*run-*")]
+    history = plain(name for log in logs for record in log.get("history", []) for name in record["item"])
+    summary = {f"summary:{name}" for log in logs for record in log["summary"] for name in record.get("update", {})}
+    config = {name for log in logs for record in log["run"] for name in flat(record["config"]["update"])}
+    asked = {}
+    for path, value in leaves(sent):
+        asked.setdefault(path[-1], set()).add(value)
+    assert asked["metrics"] | asked["mediaKeys"] <= history
+    assert {"val/neg_elbo", "val/reconstruction", "val/kl", "val/kl_per_dim", "time/epoch_seconds"} <= asked["metrics"]
+    assert {"images/samples", "images/reconstructions", "sweep/heat_map"} <= asked["mediaKeys"]
+    named = asked["accessor"] | asked["columnOrder"] | asked["zAxis"] | asked["yAxis"]
+    assert {name for name in named if str(name).startswith("config:")} <= config
+    assert {name for name in named if str(name).startswith("summary:")} <= summary
+    columns = {"model.value.z_dim", "model.value.beta", "optimizer.value.lr", "seed.value"}
+    assert {f"config:{name}" for name in columns} <= asked["columnOrder"]
+    assert {"summary:best/val_neg_elbo", "summary:test/neg_elbo", "summary:state"} <= asked["columnOrder"]
+    assert {"config:model.value.z_dim", "config:optimizer.value.lr"} <= asked["accessor"]
+    assert "config:seed.value" not in asked["accessor"], "seeds are folded"
+    assert any("vae-train -m" in str(value) and "model.z_dim=2,8" in str(value) for _, value in leaves(sent["report"]))
+
+
+def compared(*typed, **environment):
+    """vae-compare as a process of its own: W&B's library reads its variables once in a process."""
+    code = "from vae_exp.commands.compare import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, typed)], capture_output=True, text=True, env=os.environ | environment
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_a_second_call_makes_no_second_one(sweep):
+    ids = [json.loads(path.read_text())["wandb"]["id"] for path in sweep.rglob("summary.json")]
+    with serving(Loopback("me", "mine", ids)) as server:
+        known = {"WANDB_API_KEY": "a" * 40, "WANDB_BASE_URL": server.url}
+        for word in ("made", "updated"):
+            code, said = compared(sweep, "--wandb", "me/mine", "--wandb-report", **known)
+            assert code == 0, said
+            assert f"{word} the view {server.url}/me/mine?nw=" in said
+            assert f"{word} the report {server.url}/me/mine/reports/" in said
+            assert sorted(view["type"] for view in server.views.values()) == ["project-view", "runs"]
+        (view,) = (view for view in server.views.values() if view["type"] == "project-view")
+        assert "images/samples" in view["spec"]
+
+        code, said = compared(sweep, "--wandb", "me/other", **known)
+        assert (code, "W&B has no such project" in said) == (1, True), said
+        server.runs.clear()
+        code, said = compared(sweep, "--wandb", "me/mine", **known)
+        assert code == 1
+        assert "me/mine has none of these 8 runs, so its view would be empty. First: wandb sync" in said
+        assert len(server.views) == 2
+
+
+@pytest.mark.parametrize(
+    ("typed", "says"),
+    [
+        (("--wandb", "mine"), "--wandb mine: it takes ENTITY/PROJECT, such as me/vae_exp."),
+        (("--wandb-report",), "--wandb-report: goes with --wandb ENTITY/PROJECT."),
+        (("--dry-run",), "--dry-run: goes with --wandb ENTITY/PROJECT."),
+        (("--wandb", "me/mine"), "--wandb: no W&B API key is configured. `wandb login`, or print what would be sent"),
+    ],
+)
+def test_what_is_missing_is_said_before_anything_is_read(vae_command, typed, says):
+    code, said = vae_command("vae-compare", "nowhere", *typed)
+    assert code == 1
+    assert says in said
+
+
+@pytest.mark.slow
+def test_without_a_name_it_is_the_project_that_the_runs_were_logged_to(sweep, vae_command):
+    """As an online run's summary says; of runs that were logged to two projects one has to be named."""
+    paths = sorted(sweep.rglob("summary.json"))
+    for project, some in (("a%20b", paths), ("other", paths[:1])):
+        for path in some:
+            summary = json.loads(path.read_text())
+            summary["wandb"]["url"] = f"https://wandb.ai/team/{project}/runs/{summary['wandb']['id']}"
+            path.write_text(json.dumps(summary))
+        code, said = vae_command("vae-compare", sweep, "--wandb", "--dry-run")
+        if some is paths:
+            assert code == 0, said
+            assert [json.loads(said)["view"][key] for key in ("entity", "project")] == ["team", "a b"]
+    assert code == 1
+    assert "--wandb: the runs do not name one project that they were logged to. Say --wandb ENTITY/PROJECT." in said

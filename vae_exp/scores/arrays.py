@@ -1,0 +1,26 @@
+"""What all scores are given: two arrays of features, checked once."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vae_exp.errors import UserError
+
+
+def rows(name: str, features: Any) -> Tensor:
+    """Features [N, D] as float32. Raises UserError for another shape, no rows, or numbers that are not finite."""
+    found = torch.as_tensor(features).float()
+    if found.ndim != 2 or not len(found):
+        raise UserError(f"{name}: features are [N, D], a row per image; these are {list(found.shape)}.")
+    if not found.isfinite().all():
+        raise UserError(f"{name}: some of the features are not finite numbers.")
+    return found
+
+
+def pair(real: Any, fake: Any) -> tuple[Tensor, Tensor]:
+    """Both arrays on one device. Raises UserError where they have different numbers of features."""
+    real, fake = rows("real", real), rows("fake", fake)
+    if real.shape[1] != fake.shape[1]:
+        raise UserError(f"real has {real.shape[1]:,} features and fake {fake.shape[1]:,}; both need the same.")
+    return real, fake.to(real.device)

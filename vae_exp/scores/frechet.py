@@ -1,0 +1,66 @@
+"""The Fréchet distance of two sets of features, from sums that are gathered batch by batch (Heusel et al. 2017)."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vae_exp.errors import UserError
+from vae_exp.scores.arrays import pair
+
+
+@dataclass
+class Moments:
+    """The number of features seen, their mean [D] and their sum of centred products [D, D], in float64.
+
+    Memory does not grow with the number of images. Batches are joined by the formula of Chan et al. (1979), in which
+    no large terms cancel.
+    """
+
+    n: int
+    mean: Tensor
+    scatter: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor) -> "Moments":
+        """Those of one batch [B, D]."""
+        features = features.cpu().double()  # Apple's GPUs have no float64
+        centred = features - features.mean(0)
+        return cls(len(features), features.mean(0), centred.T @ centred)
+
+    def joined(self, other: "Moments") -> "Moments":
+        n = self.n + other.n
+        apart = other.mean - self.mean
+        scatter = self.scatter + other.scatter + torch.outer(apart, apart) * (self.n * other.n / n)
+        return Moments(n, self.mean + apart * (other.n / n), scatter)
+
+    @property
+    def covariance(self) -> Tensor:
+        """[D, D], unbiased. Raises UserError for a single image, which has none."""
+        if self.n < 2:
+            raise UserError("frechet: needs two images or more on either side; one has no covariance.")
+        return self.scatter / (self.n - 1)
+
+
+def frechet(real: Any, fake: Any) -> float:
+    """|mu_r - mu_f|^2 + tr(S_r + S_f - 2 (S_r S_f)^(1/2)) of features [N, D] and [M, D]; 0 is best.
+
+    With Inception's features this is the FID of Heusel et al. (2017), https://arxiv.org/abs/1706.08500. The estimate is
+    biased upwards, the more the fewer images there are, so only equal numbers compare. Raises UserError for arrays of
+    other shapes, with numbers that are not finite, or of one row.
+    """
+    real, fake = pair(real, fake)
+    return frechet_of(Moments.of(real), Moments.of(fake))
+
+
+def frechet_of(real: Moments, fake: Moments) -> float:
+    """The Fréchet distance of two Gaussians with these moments. Raises UserError where one is of a single image."""
+    first, second = real.covariance, fake.covariance
+    # The trace of (S_r S_f)^(1/2) is that of (A S_f A)^(1/2) with A = S_r^(1/2): symmetric, so a singular covariance,
+    # as of fewer images than features, does no harm.
+    values, vectors = torch.linalg.eigh(first)
+    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ second @ root).clamp(min=0).sqrt().sum()
+    distance = (real.mean - fake.mean).square().sum() + first.trace() + second.trace() - 2 * cross
+    return max(0.0, distance.item())  # rounding may leave a little less than nothing

@@ -1,0 +1,113 @@
+"""Scores from nearest neighbours: improved precision and recall, density and coverage, and the neighbours themselves.
+
+Distances are Euclidean, computed block by block: memory grows with N + M, not with their product.
+"""
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vae_exp.errors import UserError
+from vae_exp.scores.arrays import pair
+
+K_MANIFOLD = 3  # of precision and recall, as in Kynkäänniemi et al. (2019)
+K_DENSITY = 5  # of density and coverage, as in Naeem et al. (2020)
+BLOCK = 1000  # rows compared at a time
+ROUNDING = 4e-6  # of the squared lengths: what float32 leaves of the distance of two equal rows
+
+
+def precision(real: Any, fake: Any, k: int = K_MANIFOLD) -> float:
+    """The part of fake [M, D] that lies in the ball of some row of real [N, D], which reaches to its k-th neighbour.
+
+    Improved precision (Kynkäänniemi et al. 2019), https://arxiv.org/abs/1904.06991: 1 is best, and says that samples
+    look real. Raises UserError for arrays of other shapes, with numbers that are not finite, or of k rows or fewer.
+    """
+    return neighbour_scores(real, fake, ["precision"], k, k)["precision"]
+
+
+def recall(real: Any, fake: Any, k: int = K_MANIFOLD) -> float:
+    """The part of real [N, D] that lies in the ball of some row of fake [M, D]: precision with the sides exchanged.
+
+    Improved recall: 1 is best, and says that the samples are as varied as the data. Raises UserError as precision.
+    """
+    return neighbour_scores(real, fake, ["recall"], k, k)["recall"]
+
+
+def density(real: Any, fake: Any, k: int = K_DENSITY) -> float:
+    """In how many balls of real rows a fake row lies, over k: 1 is expected of samples that are like the data.
+
+    Naeem et al. (2020), https://arxiv.org/abs/2002.09797. It may exceed 1 where samples crowd where the data are dense,
+    and one outlier among the data, with its large ball, moves it little. Raises UserError as precision.
+    """
+    return neighbour_scores(real, fake, ["density"], k, k)["density"]
+
+
+def coverage(real: Any, fake: Any, k: int = K_DENSITY) -> float:
+    """The part of real [N, D] in whose ball, which reaches to the k-th real neighbour, lies some row of fake [M, D].
+
+    Naeem et al. (2020): 1 is best. Raises UserError as precision.
+    """
+    return neighbour_scores(real, fake, ["coverage"], k, k)["coverage"]
+
+
+def neighbour_scores(
+    real: Any, fake: Any, names: Collection[str], k_manifold: int = K_MANIFOLD, k_density: int = K_DENSITY
+) -> dict[str, float]:
+    """Those of precision, recall, density and coverage that are named, from one pass over all pairs of rows."""
+    real, fake = pair(real, fake)
+    largest = max(k_manifold, k_density)
+    for side, features in (("real", real), ("fake", fake)):
+        if len(features) <= largest:
+            raise UserError(f"{side}: {len(features)} rows; {largest + 1} or more are needed for {largest} neighbours.")
+    centre = real.mean(0)  # shorter rows: less is lost to rounding
+    real, fake = real - centre, fake - centre
+    real_radii = _squared_radii(real, largest)
+    ball, ball_of_density = real_radii[:, k_manifold - 1], real_radii[:, k_density - 1]
+    fake_ball = _squared_radii(fake, k_manifold)[:, -1] if "recall" in names else None
+    precise, dense, covered, recalled = 0, 0, torch.zeros_like(ball, dtype=torch.bool), torch.zeros_like(ball).bool()
+    for rows in torch.arange(len(fake), device=fake.device).split(BLOCK):
+        distance = squared_distances(fake[rows], real)
+        precise += int((distance <= ball).any(1).sum())
+        inside = distance <= ball_of_density
+        dense += int(inside.sum())
+        covered |= inside.any(0)
+        if fake_ball is not None:
+            recalled |= (distance <= fake_ball[rows, None]).any(0)
+    found = {
+        "precision": precise / len(fake),
+        "recall": recalled.double().mean().item(),
+        "density": dense / (k_density * len(fake)),
+        "coverage": covered.double().mean().item(),
+    }
+    return {name: found[name] for name in names}
+
+
+def nearest(fake: Any, real: Any, k: int = 1) -> tuple[Tensor, Tensor]:
+    """The k nearest rows of real [N, D] to each row of fake [M, D]: distances [M, k], the nearest first, and rows.
+
+    Raises UserError for arrays of other shapes, with numbers that are not finite, or of fewer than k real rows.
+    """
+    real, fake = pair(real, fake)
+    if len(real) < k:
+        raise UserError(f"real: {len(real)} rows have no {k} nearest.")
+    parts = [squared_distances(part, real).topk(k, dim=1, largest=False) for part in fake.split(BLOCK)]
+    return torch.cat([part.values for part in parts]).sqrt(), torch.cat([part.indices for part in parts])
+
+
+def squared_distances(x: Tensor, y: Tensor) -> Tensor:
+    """[N, M] of rows [N, D] and [M, D]; what is no more than rounding is 0, so that equal rows are equal."""
+    lengths = x.square().sum(1)[:, None] + y.square().sum(1)
+    distance = torch.addmm(lengths, x, y.T, alpha=-2)
+    return torch.where(distance <= ROUNDING * lengths, 0, distance)
+
+
+def _squared_radii(x: Tensor, k: int) -> Tensor:
+    """Squared distances of each row to its 1st to k-th neighbour among the others, [N, k]."""
+    found = []
+    for rows in torch.arange(len(x), device=x.device).split(BLOCK):
+        distance = squared_distances(x[rows], x)
+        distance[torch.arange(len(rows), device=x.device), rows] = torch.inf
+        found.append(distance.topk(k, dim=1, largest=False).values)
+    return torch.cat(found)

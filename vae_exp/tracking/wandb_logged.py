@@ -1,0 +1,156 @@
+"""What runs logged to W&B, by the names that it has there: read from their own files, so that no account is needed."""
+
+import contextlib
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+from vae_exp.comparing.runs import RESULTS, SEEDS, Run, differing, is_finite, is_number
+from vae_exp.config.check import flatten
+from vae_exp.errors import UserError
+from vae_exp.run.folder import IMAGES, METRICS, Summary, read_config, read_summary
+
+MOST_KEYS = 8  # of runs that were not swept: more levels of groups, or axes side by side, tell nothing
+NO_SCORES = ("step", "seed", "importance_seed", "importance_samples", "repeats", "images", "active_units")
+EVALUATED = re.compile(r"(best|last)\.(test|val|train)\.json")
+
+
+@dataclass(frozen=True)
+class Logged:
+    """Names that W&B has of a set of runs. A panel of any other name would be empty."""
+
+    ids: list[str]  # of the runs
+    groups: list[str]  # the sweeps that the runs are of
+    keys: list[str]  # of the configuration: what was swept, or where nothing was what differs; no seeds
+    values: dict[str, list[Any]]  # of these keys, each value once
+    config: frozenset[str]
+    history: frozenset[str]  # numbers and histograms over steps
+    pictures: frozenset[str]
+    summary: frozenset[str]
+    scores: list[str]  # evaluate/SPLIT/NAME
+    metric: str  # in the summary: what runs are compared by
+
+
+@dataclass(frozen=True)
+class _Files:
+    """One run's files."""
+
+    config: dict[str, Any]  # flat, in W&B's names
+    summary: Summary
+    history: set[str] = field(default_factory=set)
+
+
+def read(runs: list[Run]) -> Logged:
+    """What the runs logged. Raises UserError where W&B was disabled for all of them."""
+    files = [_read(run.folder) for run in runs]
+    known = [(run, each) for run, each in zip(runs, files, strict=True) if each is not None and each.summary.wandb.id]
+    if not known:
+        raise UserError(
+            f"none of the {len(runs)} runs was logged to W&B (wandb.mode=disabled): there is nothing to show there."
+        )
+    logged = [each for _, each in known]
+    keys = _swept(logged) or _differing([run for run, _ in known], logged)
+    summary = {name for each in logged for name, value in each.summary.results.items() if is_number(value)}
+    return Logged(
+        ids=[str(each.summary.wandb.id) for each in logged],
+        groups=list(dict.fromkeys(name for each in logged if (name := group(each.config)))),
+        keys=keys,
+        values={key: _distinct(each.config.get(key) for each in logged) for key in keys},
+        config=frozenset(key for each in logged for key in each.config),
+        history=frozenset(name for each in logged for name in each.history),
+        pictures=frozenset(name for run, _ in known for name in _pictures(run.folder)),
+        summary=frozenset(summary),
+        scores=list(dict.fromkeys(name for run, _ in known for name in _scores(run.folder))),
+        metric=next((name for name in RESULTS.values() if name in summary), "test/neg_elbo"),
+    )
+
+
+def _read(folder: Path) -> _Files | None:
+    config, summary = read_config(folder), read_summary(folder)
+    if config is None or summary is None:
+        return None
+    return _Files(flatten(config), summary, _history(folder))
+
+
+def group(config: dict[str, Any]) -> str | None:
+    """The W&B group of a run, from its flat configuration."""
+    name = config.get("wandb.group") or config.get("sweep.name")
+    return None if name is None else str(name)
+
+
+def place(folders: Iterable[Path]) -> str | None:
+    """ENTITY/PROJECT of the runs in these folders, where they were logged online and all to the same; else None."""
+    places = set()
+    for folder in folders:
+        summary = read_summary(folder)
+        if summary is not None and summary.wandb.url:
+            words = [unquote(word) for word in urlparse(str(summary.wandb.url)).path.strip("/").split("/")]
+            places.add("/".join(words[:2]) if len(words) == 4 and words[2] == "runs" else None)
+    return places.pop() if len(places) == 1 else None
+
+
+def _swept(logged: list[_Files]) -> list[str]:
+    """The swept keys by W&B's names for them: of a swept group, such as network, what stands for its option."""
+    keys: dict[str, None] = {}
+    for each in logged:
+        over = each.config.get("sweep.over")
+        for word in over if isinstance(over, list) else ():
+            key = str(word).partition("=")[0].lstrip("+")
+            named = [name for name in (key, f"{key}.name", f"{key}._target_") if name in each.config]
+            keys |= dict.fromkeys(named[:1])
+    return [key for key in keys if key not in SEEDS]
+
+
+def _differing(runs: list[Run], logged: list[_Files]) -> list[str]:
+    """What differs between runs that were not swept, as far as it is one number or word."""
+    known = {key for each in logged for key in each.config}
+    named = [key if key in known else f"{key}._target_" for key in differing(runs) if key not in SEEDS]
+    plain = [key for key in named if all(_is_plain(each.config.get(key)) for each in logged)]
+    return plain[:MOST_KEYS]
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, str | bool | int | float)
+
+
+def _distinct(values: Iterable[Any]) -> list[Any]:
+    found: list[Any] = []
+    for value in values:
+        if value is not None and value not in found:
+            found.append(value)
+    return found
+
+
+def _history(folder: Path) -> set[str]:
+    """The names of metrics.jsonl: of its numbers, and of its lists, which are histograms in W&B."""
+    path = folder / METRICS
+    names: set[str] = set()
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
+        with contextlib.suppress(ValueError):  # the last line of a killed run may not be whole
+            row = json.loads(line)
+            if isinstance(row, dict):
+                names |= {name for name, value in row.items() if is_finite(value) or isinstance(value, list)}
+    return names - {"step"}
+
+
+def _pictures(folder: Path) -> list[str]:
+    """images/samples of images/samples_0000022.png."""
+    found = [re.fullmatch(r"(.+)_\d{7,}", path.stem) for path in sorted((folder / IMAGES).glob("*.png"))]
+    return [f"{IMAGES}/{each[1]}" for each in found if each]
+
+
+def _scores(folder: Path) -> list[str]:
+    """What vae-evaluate measured of a run and added to its summary in W&B, without the standard errors."""
+    names = []
+    for path in sorted(folder.glob("*.json")):
+        if found := EVALUATED.fullmatch(path.name):
+            with contextlib.suppress(OSError, ValueError):
+                content = json.loads(path.read_text())
+                numbers = [name for name, value in content.items() if is_finite(value)] if content else []
+                kept = [name for name in numbers if name not in NO_SCORES and not name.endswith("_error")]
+                names += [f"evaluate/{found[2]}/{name}" for name in kept]
+    return names

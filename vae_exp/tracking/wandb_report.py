@@ -1,0 +1,99 @@
+"""A W&B report of one sweep: its table, its heat map, its curves, the best run's pictures, the command."""
+
+from pathlib import Path
+from typing import Any
+
+import wandb_workspaces.expr as expr
+import wandb_workspaces.reports.v2 as wr
+
+from vae_exp.comparing import comparable
+from vae_exp.comparing.runs import RESULTS, SEEDS, Run, fold_seeds, sort_runs
+from vae_exp.run.folder import read_summary
+from vae_exp.tracking import wandb_panels as panels
+from vae_exp.tracking.wandb_afterwards import SWEEP_SUMMARY
+from vae_exp.tracking.wandb_logged import Logged
+
+LONGEST_TITLE, MOST_ROWS = 128, 30
+FIGURES = ("heat_map", "curves")  # of a sweep, in its folder as PNG and in its sweep-summary run
+
+
+def title(sweep: str) -> str:
+    """By which a later call finds the report again."""
+    return f"vae_exp sweep {sweep}"[:LONGEST_TITLE]
+
+
+def report(
+    entity: str,
+    project: str,
+    sweep: str,
+    logged: Logged,
+    runs: list[Run],
+    command: str | None,
+    ask_server: bool = True,
+) -> wr.Report:
+    """The report, not saved yet. Without ask_server the project's number, which only W&B knows, is left out of it."""
+    where: dict[str, Any] = {"entity": entity, "project": project} if ask_server else {}
+    metric = comparable.metric_of(runs)
+    folded = sort_runs(fold_seeds(runs), metric)
+    best = comparable.best(runs, metric)
+    of_sweep = [expr.Metric("Group") == sweep, expr.Metric("JobType") != SWEEP_SUMMARY]
+    groups = [f"config.{key}" for key in logged.keys]
+    blocks: list[Any] = [wr.H2("Results"), wr.MarkdownBlock(_table(folded, metric))]
+    if over := [*panels.scatter(logged), *panels.parallel(logged)]:
+        each_run = wr.Runset(name="runs", filters=of_sweep, **where)
+        blocks += [wr.H2("What was swept"), wr.PanelGrid(runsets=[each_run], panels=over)]
+    if figures := _figures(runs):
+        summary = [expr.Metric("Group") == sweep, expr.Metric("JobType") == SWEEP_SUMMARY]
+        drawn = wr.Runset(name=SWEEP_SUMMARY, filters=summary, **where)
+        blocks.append(wr.PanelGrid(runsets=[drawn], panels=figures))
+    if curves := [*panels.terms(logged), *panels.latents(logged)]:
+        settings = wr.Runset(name="settings, seeds folded", filters=of_sweep, groupby=groups, **where)
+        blocks += [wr.H2("Curves"), wr.PanelGrid(runsets=[settings], panels=curves)]
+    summary_of_best = read_summary(best.folder) if best else None
+    if best and summary_of_best and summary_of_best.wandb.id and (shown := panels.pictures(logged)):
+        only = wr.Runset(name="best run", filters=[expr.Metric("ID") == summary_of_best.wandb.id], **where)
+        blocks += [wr.H2(f"Pictures of the best run, {best.name}"), wr.PanelGrid(runsets=[only], panels=shown)]
+    if command:
+        blocks += [wr.H2("The command that repeats it"), wr.CodeBlock(code=command, language="markdown")]
+    return wr.Report(
+        entity=entity,
+        project=project,
+        title=title(sweep),
+        description=f"{len(runs)} runs of vae_exp; neg_elbo = reconstruction + KL, in nats per image, lower is better",
+        blocks=blocks,
+        width="fluid",
+    )
+
+
+def _figures(runs: list[Run]) -> list[Any]:
+    """What the end of the sweep drew and logged."""
+    folders: set[Path] = {run.folder.parent for run in runs}
+    names = [name for name in FIGURES if any((folder / f"{name}.png").is_file() for folder in folders)]
+    return [
+        wr.MediaBrowser(title=name, media_keys=[f"sweep/{name}"], layout=wr.Layout(w=panels.HALF, h=12))
+        for name in names
+    ]
+
+
+def _table(folded: list[Run], metric: str) -> str:
+    """The settings in Markdown, the best first; what they have in common is left out."""
+    keys = [key for key in dict.fromkeys(key for run in folded for key in run.config) if key not in SEEDS]
+    differing = [key for key in keys if any(run.config.get(key) != folded[0].config.get(key) for run in folded)]
+    results = [name for name in RESULTS if any(name in run.metrics for run in folded)]
+    columns = [*differing, metric, *(name for name in results if name != metric), "state"]
+    rows = [["run", *columns], ["---"] * (len(columns) + 1)]
+    rows += [[run.name, *(_cell(run, column) for column in columns)] for run in folded[:MOST_ROWS]]
+    lines = ["| " + " | ".join(word.replace("|", "\\|") for word in row) + " |" for row in rows]
+    more = len(folded) - MOST_ROWS
+    return "\n".join([*lines, *([f"\nand {more} more settings, behind these"] if more > 0 else [])])
+
+
+def _cell(run: Run, column: str) -> str:
+    value = run.value(column)
+    if value is None:
+        return "-"
+    if not isinstance(value, float):
+        return " ".join(str(value).split())
+    if column not in RESULTS:
+        return f"{value:g}"
+    return f"{value:.3f}" + (f" ± {run.spread[column]:.3f}" if column in run.spread else "")
