@@ -387,18 +387,18 @@ def test_the_page_works_in_a_browser_without_a_network(runs, vae_compare, tmp_pa
         page.goto(f"file://{tmp_path}/report.html")
         page.wait_for_selector(".parcoords")
 
-        heads = page.locator("#runs th").all_inner_texts()
+        heads = page.locator("table.runs th").all_inner_texts()
         column = heads.index("val/neg_elbo")
 
         def shown():
-            cells = page.locator(f"#runs tbody tr:visible td:nth-child({column + 1})").all_inner_texts()
+            cells = page.locator(f"table.runs tbody tr:visible td:nth-child({column + 1})").all_inner_texts()
             return [float(cell) for cell in cells if cell]
 
         summaries = [json.loads(path.read_text()) for path in runs.rglob("summary.json")]
         expected = sorted(round(s["best/val_neg_elbo"], 3) for s in summaries if s["state"] == "finished")
         assert shown() == expected
-        page.locator("#runs th").nth(column).click()
-        page.locator("#runs th").nth(column).click()
+        page.locator("table.runs th").nth(column).click()
+        page.locator("table.runs th").nth(column).click()
         assert shown() == expected[::-1]
         page.fill("#filter", "z_dim=80")
         assert shown() == []
@@ -422,11 +422,45 @@ def test_the_page_works_in_a_browser_without_a_network(runs, vae_compare, tmp_pa
             page.set_viewport_size({"width": width, "height": 900})
             page.wait_for_timeout(600)
             assert page.evaluate("document.documentElement.scrollWidth") <= width
-            boxes = [page.locator("#runs th").nth(column).bounding_box()]
+            boxes = [page.locator("table.runs th").nth(column).bounding_box()]
             boxes += [plot.bounding_box() for plot in page.locator(".curves .main-svg").all()]
             assert all(box["x"] >= 0 and box["x"] + box["width"] <= width for box in boxes)
         assert errors == []
         assert all(url.startswith(("file://", "data:", "blob:")) for url in asked)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_runs_that_do_not_compare_stand_in_sections_of_their_own(runs, vae_compare, tmp_path):
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
+    for seed in (0, 1):
+        quick_run("dataset.binarize=threshold", f"seed={seed}", folder=tmp_path / f"binary{seed}")
+    assert vae_compare(runs, tmp_path / "binary0", tmp_path / "binary1", "--html", tmp_path / "two.html")[0] == 0
+    with (
+        playwright.sync_playwright() as driver,
+        driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]) as browser,
+    ):
+        page, errors = browser.new_page(), []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(f"file://{tmp_path}/two.html")
+        page.wait_for_selector(".parcoords")
+        sections = page.locator("section")
+        titles = sections.locator("h1").all_inner_texts()
+        assert titles == ["dataset.binarize=none", "dataset.binarize=threshold"]
+        rows = [sections.nth(number).locator("table.runs tbody tr") for number in (0, 1)]
+        assert rows[1].count() == 2
+        assert all(some.locator("xpath=self::*[@class='best']").count() == 1 for some in rows), "each has its best"
+        assert sections.nth(1).locator(".js-plotly-plot").first.locator(".scatterlayer .trace").count() == 2
+        assert sections.nth(1).locator(".sheet img").count() == 4
+        assert "dataset.binarize" not in sections.nth(1).locator("th").all_inner_texts()
+        before = rows[0].all_inner_texts()
+        sections.nth(1).locator("th").first.click()
+        sections.nth(1).locator("th").first.click()
+        assert [text.split()[0].rpartition("/")[2] for text in rows[1].all_inner_texts()] == ["binary1", "binary0"]
+        assert rows[0].all_inner_texts() == before, "a table is sorted alone"
+        page.fill("#filter", "binary1")
+        assert page.locator("table.runs tbody tr:visible").count() == 1
+        assert errors == []
 
 
 @pytest.mark.parametrize(("count", "has_legend"), [(3, True), (13, False)])

@@ -38,6 +38,13 @@ def groups(runs: list[Run]) -> list[list[Run]]:
     return list(alike.values())
 
 
+def titles(alike: list[list[Run]]) -> list[str]:
+    """What each of several groups is of: the settings in which they differ."""
+    settings = [_measured(group[0]) for group in alike]
+    keys = sorted(_differing(settings), key=len)  # dataset before dataset.val_size
+    return [_listed([f"{key}={each[key]}" for key in keys if key in each]) or "the other runs" for each in settings]
+
+
 def bests(runs: list[Run]) -> list[Run]:
     """The best run of each group that compares."""
     found = [best(group, metric_of(group)) for group in groups(runs)]

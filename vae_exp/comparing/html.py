@@ -6,7 +6,7 @@ from html import escape
 from vae_exp.comparing import comparable, curves
 from vae_exp.comparing.curves import label, text
 from vae_exp.comparing.names import short_names
-from vae_exp.comparing.runs import RESULTS, Run, differing, sort_runs
+from vae_exp.comparing.runs import REASON, RESULTS, STATE, Run, differing, sort_runs
 from vae_exp.comparing.terminal import cell
 from vae_exp.run.folder import IMAGES
 
@@ -14,7 +14,7 @@ LONGEST_NAME = 44  # characters; the whole name is shown where the mouse points
 PICTURES = {"test_reconstructions": "test images, reconstructions below", "samples": "samples from the prior"}
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 1200px; padding: 0 1rem; color: #222 }
-h2 { margin-top: 2.2rem }
+h2 { margin-top: 2.2rem } section h1 { margin-top: 3rem; font-size: 1.3rem; overflow-wrap: anywhere }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums } .scroll { overflow-x: auto }
 th { cursor: pointer; text-align: right; border-bottom: 2px solid #888; padding: .3rem .8rem; white-space: nowrap }
 td { text-align: right; padding: .2rem .8rem; border-bottom: 1px solid #ddd; white-space: nowrap }
@@ -32,10 +32,10 @@ figcaption { font-size: 13px; overflow-wrap: anywhere }
 """
 # Sorting by a click on a column's head, and one box that filters the rows and the pictures.
 SCRIPT = """
-const body = document.querySelector("#runs tbody");
-document.querySelectorAll("#runs th").forEach((head, column) => head.onclick = () => {
+document.querySelectorAll("table.runs th").forEach(head => head.onclick = () => {
+  const body = head.closest("table").tBodies[0], column = head.cellIndex;
   const order = head.dataset.order === "1" ? -1 : 1;
-  document.querySelectorAll("#runs th").forEach(other => delete other.dataset.order);
+  head.parentElement.querySelectorAll("th").forEach(other => delete other.dataset.order);
   head.dataset.order = order;
   const value = row => row.cells[column].dataset.value;
   const compare = (a, b) => {
@@ -58,31 +58,61 @@ document.querySelector("#filter").oninput = event => {
 
 
 def page(rows: list[Run], count: int, columns: list[str], metric: str) -> str:
-    """The page of so many runs: what the table's rows are, perhaps folded over seeds, all the figures show too."""
-    keys = differing(rows)
-    runs = sort_runs(rows, metric)
-    measured = [run for run in runs if metric in run.metrics]
-    drawn = [curves.over_epochs(runs, keys, name) for name in (metric, "train_epoch/neg_elbo")]
-    has_swept = len(measured) > 1 and bool(keys)
-    drawn += [curves.parallel(measured, keys, metric)] if has_swept else []
-    parts = [
-        figure.to_html(full_html=False, include_plotlyjs=i == 0, config={"responsive": True})
-        for i, figure in enumerate(drawn)
-    ]
-    swept = f'<h2>Swept keys and results</h2><div class="scroll wide">{parts[2]}</div>' if has_swept else ""
+    """The page of so many runs: what the tables' rows are, perhaps folded over seeds, all the figures show too.
+
+    Runs that do not compare, of other data or under another likelihood, stand in sections of their own.
+    """
+    alike = comparable.groups(rows)
     folded = " Runs that differ in their seed alone are one: the mean, with a band of one standard deviation."
     why = comparable.why_several(rows)
+    if len(alike) == 1:
+        sections = _section(rows, columns, metric, with_plotly=True)
+    else:
+        sections = "".join(
+            f"<section><h1>{escape(title)}</h1>"
+            f"{_section(group, _columns(group, columns), comparable.metric_of(group), with_plotly=i == 0)}</section>"
+            for i, (title, group) in enumerate(zip(comparable.titles(alike), alike, strict=True))
+        )
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{count} VAE runs</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style>'
         f"<h1>{count} runs</h1><p>Nats per image; lower is better. Click a column to sort by it."
         f"{folded if any(run.members for run in rows) else ''}</p>{f'<p>{escape(why)}</p>' if why else ''}"
+        '<input id="filter" placeholder="filter, such as z_dim=10 finished">'
+        f"{sections}<script>{SCRIPT}</script></html>"
+    )
+
+
+def _section(rows: list[Run], columns: list[str], metric: str, with_plotly: bool) -> str:
+    """The table, the curves, the swept keys and the pictures of runs that compare."""
+    keys, runs = differing(rows), sort_runs(rows, metric)
+    measured = [run for run in runs if metric in run.metrics]
+    drawn = [curves.over_epochs(runs, keys, name) for name in (metric, "train_epoch/neg_elbo")]
+    has_swept = len(measured) > 1 and bool(keys)
+    drawn += [curves.parallel(measured, keys, metric)] if has_swept else []
+    parts = [
+        figure.to_html(full_html=False, include_plotlyjs=with_plotly and i == 0, config={"responsive": True})
+        for i, figure in enumerate(drawn)
+    ]
+    swept = f'<h2>Swept keys and results</h2><div class="scroll wide">{parts[2]}</div>' if has_swept else ""
+    return (
         f"{_table(rows, columns, keys)}"
         f'<h2>Training</h2><div class="curves">{"".join(f"<div>{part}</div>" for part in parts[:2])}</div>{swept}'
         f"<h2>Pictures</h2><p>Test images above their reconstructions by the best epoch; "
         f"samples of the last epoch.</p>{_sheet(runs, keys, metric)}"
-        f"<script>{SCRIPT}</script></html>"
     )
+
+
+def _columns(group: list[Run], columns: list[str]) -> list[str]:
+    """Of the columns of all runs those that tell something of these: results, and what differs among them."""
+
+    def tells(column: str) -> bool:
+        values = [run.value(column) for run in group]
+        return any(value is not None for value in values) and (
+            column in (*RESULTS, STATE, REASON) or any(value != values[0] for value in values)
+        )
+
+    return [column for column in columns if tells(column)]
 
 
 def _name(run: Run) -> str:
@@ -90,9 +120,12 @@ def _name(run: Run) -> str:
 
 
 def _table(rows: list[Run], columns: list[str], keys: list[str]) -> str:
-    """Results before settings, so that a narrow window shows them."""
+    """What runs are compared by before settings, so that a narrow window shows it; the other results after them."""
     bests = comparable.bests(rows) if len(rows) > 1 else []
-    columns = [*(c for c in columns if c in RESULTS), *(c for c in columns if c not in (*RESULTS, "run"))]
+    metric = comparable.metric_of(rows)
+    settings = [column for column in columns if column not in (*RESULTS, "run", STATE, REASON)]
+    told = [column for column in columns if column in (*RESULTS, STATE, REASON) and column != metric]
+    columns = [*([metric] if metric in columns else []), *settings, *told]
     head = "".join(f"<th>{escape(name)}</th>" for name in ["run", *columns])
     lines = []
     for run, short in zip(rows, short_names([_name(run) for run in rows], LONGEST_NAME), strict=True):
@@ -110,8 +143,8 @@ def _table(rows: list[Run], columns: list[str], keys: list[str]) -> str:
         search = escape(" ".join([name, run.state, *(f"{k}={text(run.value(k))}" for k in keys)]))
         lines.append(f'<tr{mark} data-run="{search}">{"".join(cells)}</tr>')
     return (
-        '<input id="filter" placeholder="filter, such as z_dim=10 finished"><div class="scroll">'
-        f'<table id="runs"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+        '<div class="scroll">'
+        f'<table class="runs"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
     )
 
 
