@@ -48,7 +48,7 @@ def finish(planned: Plan, wandb: WandbKeys, stopped: bool = False) -> int:
     if bests:
         say(f"compare vae-compare {planned.folder} --html report.html")
         if place := wandb_logged.place(run.folder for run in runs):
-            say(f"in W&B  vae-compare {planned.folder} --wandb {place} --wandb-report")
+            say(f"in W&B  vae-compare {planned.folder} --wandb {shlex.quote(place)} --wandb-report")
     if bests and not stopped:
         from vae_exp.comparing import plots
         from vae_exp.tracking.wandb_afterwards import publish_sweep
