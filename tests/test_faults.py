@@ -84,7 +84,10 @@ def test_out_of_memory_says_what_to_try():
     """The allocator itself refuses: a billion gigabytes."""
     with (
         hooks.at_step(2, lambda: torch.empty(2**60)),
-        pytest.raises(UserError, match=r"out of memory with batch_size=128, model.z_dim=3 .* Try batch_size=64"),
+        pytest.raises(
+            UserError,
+            match=r"out of memory with batch_size=128, model.z_dim=3 .* Try batch_size=64 accumulate_steps=2, ",
+        ),
     ):
         quick_run(*SMALL, hooks.OWN_OBJECTIVE)
 

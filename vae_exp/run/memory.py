@@ -23,11 +23,12 @@ def explained(config: Config) -> Iterator[None]:
         if isinstance(error, RuntimeError) and not _is_out_of_memory(error):
             raise
         lines = str(error).strip().splitlines()
+        half, odd = divmod(config["batch_size"], 2)
+        the_same = "" if odd else f" accumulate_steps={2 * config['accumulate_steps']}, which makes the same steps"
         raise UserError(
             f"out of memory with batch_size={config['batch_size']}, model.z_dim={config['model']['z_dim']} and "
             f"device={config['device']} ({lines[0] if lines else 'MemoryError'}). Try batch_size="
-            f"{max(1, config['batch_size'] // 2)} accumulate_steps={2 * config['accumulate_steps']}, which makes the "
-            "same steps, a smaller network or model.z_dim, or, where the images are large, a smaller "
+            f"{max(1, half)}{the_same}, a smaller network or model.z_dim, or, where the images are large, a smaller "
             "dataset.device_memory, which streams them."
         ) from error
 
