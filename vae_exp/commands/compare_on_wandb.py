@@ -53,15 +53,16 @@ def send(options: argparse.Namespace, runs: list[Run]) -> None:
     entity, project = _parts(_place(options.wandb, runs))
     logged = wandb_logged.read(runs)
     sweep = _sweep(logged) if options.wandb_report else None
+    view = wandb_view.view(entity, project, logged)
     if options.dry_run:
-        sent = {"view": wandb_view.view(entity, project, logged)._to_model()}
+        sent = {"view": view._to_model()}
         if sweep is not None:
             sent["report"] = _report(entity, project, sweep, logged, runs, ask_server=False)._to_model()
         print(json.dumps({name: _as_json(model) for name, model in sent.items()}, indent=2))
         return
     if missing := wandb_saving.missing_runs(entity, project, logged):
         _complain(f"{entity}/{project}", missing, runs, all_of_them=missing == len(set(logged.ids)))
-    url, before = wandb_saving.save_view(wandb_view.view(entity, project, logged))
+    url, before = wandb_saving.save_view(view)
     print(f"{'updated' if before else 'made'} the view {printable(url)}")
     if sweep is not None:
         try:

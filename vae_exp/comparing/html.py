@@ -96,7 +96,7 @@ def _section(rows: list[Run], columns: list[str], metric: str, with_plotly: bool
     ]
     swept = f'<h2>Swept keys and results</h2><div class="scroll wide">{parts[2]}</div>' if has_swept else ""
     return (
-        f"{_table(rows, columns, keys)}"
+        f"{_table(rows, columns, keys, metric)}"
         f'<h2>Training</h2><div class="curves">{"".join(f"<div>{part}</div>" for part in parts[:2])}</div>{swept}'
         f"<h2>Pictures</h2><p>Test images above their reconstructions by the best epoch; "
         f"samples of the last epoch.</p>{_sheet(runs, keys, metric)}"
@@ -119,10 +119,9 @@ def _name(run: Run) -> str:
     return f"{run.name} ({run.seeds} seeds)" if run.seeds > 1 else run.name
 
 
-def _table(rows: list[Run], columns: list[str], keys: list[str]) -> str:
+def _table(rows: list[Run], columns: list[str], keys: list[str], metric: str) -> str:
     """What runs are compared by before settings, so that a narrow window shows it; the other results after them."""
     bests = comparable.bests(rows) if len(rows) > 1 else []
-    metric = comparable.metric_of(rows)
     settings = [column for column in columns if column not in (*RESULTS, "run", STATE, REASON)]
     told = [column for column in columns if column in (*RESULTS, STATE, REASON) and column != metric]
     columns = [*([metric] if metric in columns else []), *settings, *told]

@@ -20,6 +20,7 @@ SUMMARY, CONFIG, METRICS, IMAGES, LOCK = "summary.json", "config.yaml", "metrics
 LOG = "train.log"
 FIRST_FILES_BYTES = 2**14  # of .hydra/, config.yaml and summary.json together
 OVERRIDES = Path(".hydra", "overrides.yaml")
+MULTIRUN = "multirun.yaml"  # in a sweep's folder: what was typed for all of its jobs
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError)
 
 

@@ -7,9 +7,8 @@ from typing import Any
 import yaml
 
 from vae_exp.config.check import CONF_DIR, as_typed
-from vae_exp.run.folder import UNREADABLE
+from vae_exp.run.folder import MULTIRUN, UNREADABLE
 
-MULTIRUN = "multirun.yaml"
 # Added by the plan of a sweep to what was typed.
 PLANNED = ("sweep.name=", "sweep.over=", "sweep.jobs=", "sweep.resume=", "hydra.sweep.", "hydra.mode=")
 PLANNED_SWEEPER = ("hydra.sweeper._target_=", "hydra.sweeper.params=")

@@ -7,7 +7,8 @@ import wandb_workspaces.expr as expr
 import wandb_workspaces.reports.v2 as wr
 
 from vae_exp.comparing import comparable
-from vae_exp.comparing.runs import RESULTS, SEEDS, Run, fold_seeds, sort_runs
+from vae_exp.comparing.runs import RESULTS, Run, differing, fold_seeds, sort_runs
+from vae_exp.comparing.terminal import cell
 from vae_exp.run.folder import read_summary
 from vae_exp.tracking import wandb_panels as panels
 from vae_exp.tracking.wandb_afterwards import SWEEP_SUMMARY
@@ -77,23 +78,10 @@ def _figures(runs: list[Run]) -> list[Any]:
 
 def _table(folded: list[Run], metric: str) -> str:
     """The settings in Markdown, the best first; what they have in common is left out."""
-    keys = [key for key in dict.fromkeys(key for run in folded for key in run.config) if key not in SEEDS]
-    differing = [key for key in keys if any(run.config.get(key) != folded[0].config.get(key) for run in folded)]
     results = [name for name in RESULTS if any(name in run.metrics for run in folded)]
-    columns = [*differing, metric, *(name for name in results if name != metric), "state"]
+    columns = [*differing(folded), metric, *(name for name in results if name != metric), "state"]
     rows = [["run", *columns], ["---"] * (len(columns) + 1)]
-    rows += [[run.name, *(_cell(run, column) for column in columns)] for run in folded[:MOST_ROWS]]
+    rows += [[run.name, *(cell(run, column) for column in columns)] for run in folded[:MOST_ROWS]]
     lines = ["| " + " | ".join(word.replace("|", "\\|") for word in row) + " |" for row in rows]
     more = len(folded) - MOST_ROWS
     return "\n".join([*lines, *([f"\nand {more} more settings, behind these"] if more > 0 else [])])
-
-
-def _cell(run: Run, column: str) -> str:
-    value = run.value(column)
-    if value is None:
-        return "-"
-    if not isinstance(value, float):
-        return " ".join(str(value).split())
-    if column not in RESULTS:
-        return f"{value:g}"
-    return f"{value:.3f}" + (f" ± {run.spread[column]:.3f}" if column in run.spread else "")
