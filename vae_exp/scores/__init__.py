@@ -1,13 +1,55 @@
-"""How good samples are, as plain functions of feature arrays [N, D]: no model, no files, no run.
+"""Scores as plain functions of arrays: no model, no files, no run. Tensors or NumPy arrays, a row per image.
+
+How good samples are, of features [N, D]:
 
     from vae_exp import scores
-    scores.frechet(real, fake)    # tensors or NumPy arrays, a row per image; the lower the better
+    scores.frechet(real, fake)    # the lower the better
 
 Whatever turns images into features is vae_exp.scores.features, or the user's own.
+
+How well codes [N, Z] are disentangled, where the factors [N, F] behind the images are known:
+
+    scores.mig(codes, factors)                 # 1 is best
+    scores.dci(codes, factors).importance      # [Z, F]
+    scores.spread(codes, factors, ["mig"])     # with its spread over random parts of the rows
+
+Codes are the means of q(z|x); factors are whole numbers or any values that are met often. `udr` needs no factors.
 """
 
+from vae_exp.scores.agreement import udr
 from vae_exp.scores.frechet import frechet
+from vae_exp.scores.importance import DCI, completeness, dci, disentanglement
+from vae_exp.scores.infomec import InfoMEC, infomec
+from vae_exp.scores.interventions import beta_vae, factor_vae
 from vae_exp.scores.kernel import kid
+from vae_exp.scores.linear import explicitness, sap
+from vae_exp.scores.mutual_information import mig, modularity, mutual_information
 from vae_exp.scores.neighbours import coverage, density, nearest, precision, recall
+from vae_exp.scores.repeats import SCORES, Spread, spread
 
-__all__ = ["coverage", "density", "frechet", "kid", "nearest", "precision", "recall"]
+__all__ = [
+    "DCI",
+    "SCORES",
+    "InfoMEC",
+    "Spread",
+    "beta_vae",
+    "completeness",
+    "coverage",
+    "dci",
+    "density",
+    "disentanglement",
+    "explicitness",
+    "factor_vae",
+    "frechet",
+    "infomec",
+    "kid",
+    "mig",
+    "modularity",
+    "mutual_information",
+    "nearest",
+    "precision",
+    "recall",
+    "sap",
+    "spread",
+    "udr",
+]

@@ -1,0 +1,80 @@
+"""Unsupervised disentanglement ranking: models that found the factors agree with each other (Duan et al. 2020)."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from vae_exp.errors import UserError
+from vae_exp.scores.codes import Known, table
+
+LEAST_KL = 0.01  # nats: a latent below tells nothing
+LASSO_ALPHA = 0.1
+
+
+def udr(codes: Sequence[Any], kl: Sequence[Any] | None = None, by: str = "spearman") -> np.ndarray:
+    """UDR [M] of M models, from their codes [N, Z] of the same N images: the median over the other models; 1 is best.
+
+    Two models agree as far as each informative latent of one is similar to one of the other alone: the mean over both
+    models' latents of (largest similarity)^2 / (sum of similarities). Similarity is the size of Spearman's correlation,
+    or with by=lasso that of a Lasso's weights (alpha 0.1). Give each model's mean KL of its latents, [Z] in nats, and
+    those below 0.01 are left out; a latent that never changes always is. No factors are needed. Duan et al. (2020),
+    https://arxiv.org/abs/1905.12614. It ranks models with each other: codes that all are wrong in the same way agree.
+
+    Raises UserError for fewer than two models, codes of different images, and another `by`.
+    """
+    if by not in ("spearman", "lasso"):
+        raise UserError(f"by={by}: it takes spearman or lasso.")
+    if len(codes) < 2:
+        raise UserError(f"udr compares models with each other: give codes of two or more, not of {len(codes)}.")
+    tables = [table(f"codes[{model}]", z) for model, z in enumerate(codes)]
+    if len({len(z) for z in tables}) > 1:
+        raise UserError(f"codes: all models need the same images; these have {[len(z) for z in tables]} rows.")
+    kept = [_informative(z, None if kl is None else kl[model], model) for model, z in enumerate(tables)]
+    similarity = _lasso if by == "lasso" else _spearman
+    agreed = np.full((len(kept), len(kept)), np.nan)
+    for i, first in enumerate(kept):
+        for j, second in enumerate(kept):
+            if i != j:
+                agreed[i, j] = _agreement(similarity(first, second)) if first.size and second.size else 0
+    return np.nanmedian(agreed, axis=1)
+
+
+def _informative(z: np.ndarray, kl: Any | None, model: int) -> np.ndarray:
+    """The latents that tell something, standardised."""
+    z = Known(z, np.empty((0, 0)), np.empty(0)).standardised()
+    kept = z.any(0)
+    if kl is not None:
+        measured = table(f"kl[{model}]", [kl])[0]
+        if len(measured) != len(kept):
+            raise UserError(f"kl[{model}]: {len(measured)} numbers, and the codes have {len(kept)} latents.")
+        kept &= measured > LEAST_KL
+    return z[:, kept]
+
+
+def _spearman(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """[Z, Z'], from 0 to 1."""
+    from scipy.stats import rankdata
+
+    a, b = (rankdata(z, axis=0) for z in (first, second))
+    a, b = ((ranks - ranks.mean(0)) / ranks.std(0) for ranks in (a, b))
+    return np.abs(a.T @ b) / len(a)
+
+
+def _lasso(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """[Z, Z']: the sizes of the weights that predict each latent of the second model from those of the first."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import Lasso
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return np.abs(Lasso(alpha=LASSO_ALPHA).fit(first, second).coef_).reshape(second.shape[1], first.shape[1]).T
+
+
+def _agreement(similarity: np.ndarray) -> float:
+    parts = []
+    for matrix in (similarity, similarity.T):
+        largest, total = matrix.max(0), matrix.sum(0)
+        parts.append(np.divide(largest**2, total, out=np.zeros_like(total), where=total > 0))
+    return float(np.concatenate(parts).mean())

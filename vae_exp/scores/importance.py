@@ -1,0 +1,81 @@
+"""DCI: how important each latent is to predict each factor, and what follows from it (Eastwood & Williams 2018)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from vae_exp.errors import UserError
+from vae_exp.scores.codes import Known
+
+
+@dataclass(frozen=True)
+class DCI:
+    disentanglement: float
+    completeness: float
+    informativeness: float  # accuracy on the rows that were held out
+    importance: np.ndarray  # [Z, F], each column sums to 1, or to 0 where no latent helps
+
+
+def dci(codes: Any, factors: Any, predictor: str | Callable[[int], Any] = "random_forest", seed: int = 0) -> DCI:
+    """Disentanglement, completeness and informativeness of codes [N, Z] and two factors [N, F] or more; 1 is best.
+
+    Eastwood & Williams (2018), https://openreview.net/forum?id=By-7dz-AZ: how important z_i is for the prediction of
+    v_j, by a random forest, one of their two predictors. predictor=gradient_boosting is that of Locatello et al.
+    (2019), which takes a minute a factor; scores of different predictors do not compare. It may also be a function
+    from a seed to a classifier of scikit-learn's kind that has feature_importances_ after its fit. Two thirds of the
+    rows are for fitting; seed chooses them and is the predictor's.
+
+    Raises UserError for arrays that do not go together, a factor that never changes, and a predictor without a name.
+    """
+    fit, test = Known.of(codes, factors, fewest=2).fit_and_test(seed)
+    make = PREDICTORS.get(predictor) if isinstance(predictor, str) else predictor
+    if make is None:
+        raise UserError(f"predictor={predictor}: it takes one of {', '.join(PREDICTORS)}, or a function of a seed.")
+    models = [make(seed).fit(fit.codes, labels) for labels in fit.factors.T]
+    importance = np.stack([np.abs(model.feature_importances_) for model in models], axis=1)
+    right = [(model.predict(test.codes) == labels).mean() for model, labels in zip(models, test.factors.T, strict=True)]
+    return DCI(disentanglement(importance), completeness(importance), float(np.mean(right)), importance)
+
+
+def disentanglement(importance: np.ndarray) -> float:
+    """1 - the entropy, to base F, of the share of each factor in a row of importances [Z, F], weighted by the row."""
+    return _concentration(importance)
+
+
+def completeness(importance: np.ndarray) -> float:
+    """1 - the entropy, to base Z (dead latents included), of the share of each latent in a column of [Z, F]."""
+    return _concentration(importance.T)
+
+
+def _concentration(importance: np.ndarray) -> float:
+    weight, n = importance.sum(1), importance.shape[1]
+    if not weight.any():
+        return 0.0
+    if n == 1:
+        return 1.0  # all of it is in the one place that there is
+    share = np.divide(importance, weight[:, None], out=np.zeros_like(importance), where=weight[:, None] > 0)
+    entropy = -(share * np.log(share, out=np.zeros_like(share), where=share > 0)).sum(1) / np.log(n)
+    return float(((1 - entropy) * weight).sum() / weight.sum())
+
+
+def _random_forest(seed: int) -> Any:
+    from sklearn.ensemble import RandomForestClassifier  # here, because importing scikit-learn takes a second
+
+    # Each split sees every latent: with a part of them, a factor that one latent holds would look spread over all.
+    leaves = {"max_features": None, "min_samples_leaf": 5}
+    return RandomForestClassifier(10, **leaves, n_jobs=torch.get_num_threads(), random_state=seed)
+
+
+def _gradient_boosting(seed: int) -> Any:
+    from sklearn.ensemble import GradientBoostingClassifier
+
+    return GradientBoostingClassifier(random_state=seed)
+
+
+PREDICTORS: dict[str, Callable[[int], Any]] = {
+    "random_forest": _random_forest,
+    "gradient_boosting": _gradient_boosting,
+}

@@ -1,0 +1,84 @@
+"""InfoMEC: modularity, compactness and explicitness of codes, all from information (Hsu et al. 2023)."""
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vae_exp.scores.codes import Known
+from vae_exp.scores.mutual_information import entropies
+from vae_exp.scores.nearest_information import nearest_information
+
+LEAST_RANGE = 1 / 20  # of the largest range of a latent: one that moves less is not active
+NULL_DRAWS = 20  # estimates with shuffled factors, at least, for each of them
+FAR = 4  # standard deviations of these estimates: beyond is information
+
+
+@dataclass(frozen=True)
+class InfoMEC:
+    modularity: float  # InfoM
+    compactness: float  # InfoC; NaN with one active latent, of which it says nothing
+    explicitness: float  # InfoE
+    nmi: np.ndarray  # [Z, F]: I(z_i; v_j) / H(v_j)
+    active: np.ndarray  # [Z], true or false
+
+
+def infomec(codes: Any, factors: Any, seed: int = 0) -> InfoMEC:
+    """InfoM, InfoC and InfoE of codes [N, Z] and two factors [N, F] or more; 1 is best, and chance is 0.
+
+    Hsu et al. (2023), https://arxiv.org/abs/2305.18378. InfoM is the mean over active latents of the largest share of
+    the normalised mutual information that goes to one factor, (share - 1/F) / (1 - 1/F); InfoC the same with factors
+    and latents exchanged. InfoE is 1 - CE / CE_null of a logistic regression without a penalty, on the same rows.
+    Where nothing of a latent or of a factor stands out from shuffled factors, its share is the even one: what is left of
+    the estimates' noise would be shared at random, and pure noise would score 0.6. seed is that of the shuffles.
+
+    Raises UserError for arrays that do not go together, and for a factor that never changes.
+    """
+    known = Known.of(codes, factors, fewest=2)
+    h = entropies(known.factors)
+    nmi = np.maximum(nearest_information(known, seed), 0) / h
+    informative = nmi > FAR * _null_deviation(known, seed) / h
+    reach = np.ptp(known.codes, axis=0)
+    active = reach > LEAST_RANGE * reach.max()
+    kept, told = nmi[active], informative[active]
+    return InfoMEC(_above_chance(kept, told), _above_chance(kept.T, told.T), _info_e(known, h), nmi, active)
+
+
+def _null_deviation(known: Known, seed: int) -> np.ndarray:
+    """The standard deviation [F], nats, of the estimate where there is no information: with the factors shuffled."""
+    rng = np.random.default_rng(seed)
+    draws = [
+        nearest_information(Known(known.codes, rng.permutation(known.factors), known.n_values), seed)
+        for _ in range(max(3, -(-NULL_DRAWS // known.codes.shape[1])))
+    ]
+    return np.sqrt(np.square(np.concatenate(draws)).mean(0))
+
+
+def _above_chance(nmi: np.ndarray, informative: np.ndarray) -> float:
+    """The mean over rows of the largest share of one column, from 0 where shares are even to 1."""
+    if not nmi.size:
+        return 0.0
+    n = nmi.shape[1]
+    if n == 1:
+        return float("nan")
+    total = nmi.sum(1)
+    told = informative.any(1)
+    share = np.divide(nmi.max(1), total, out=np.full(len(nmi), 1 / n), where=told & (total > 0))
+    return float((share.mean() - 1 / n) / (1 - 1 / n))
+
+
+def _info_e(known: Known, h: np.ndarray) -> float:
+    """The part of each factor's entropy that a logistic regression of all latents explains, the mean over factors."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    z, rows = known.standardised(), np.arange(len(known.codes))
+    explained = []
+    for labels, entropy in zip(known.factors.T, h, strict=True):
+        with warnings.catch_warnings():  # classes that can be separated have no best weights, and CE is 0 long before
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model = LogisticRegression(C=np.inf, max_iter=100).fit(z, labels)
+        p = model.predict_proba(z)[rows, labels]
+        explained.append(1 + np.log(np.maximum(p, np.finfo(float).tiny)).mean() / entropy)
+    return float(np.mean(explained))

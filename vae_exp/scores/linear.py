@@ -1,0 +1,76 @@
+"""Scores from linear classifiers that predict a factor: SAP from one latent each, explicitness from all of them."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+
+from vae_exp.errors import UserError
+from vae_exp.scores.codes import Known
+
+SVC_C = 0.01  # as in Locatello et al. (2019)
+
+
+def sap(codes: Any, factors: Any, by: str = "svc", seed: int = 0) -> float:
+    """Separated attribute predictability: the mean over factors of the gap between the two best latents; 1 is best.
+
+    Of codes [N, Z] and factors [N, F]. by=svc compares accuracies of a linear support vector classifier of one latent
+    on held-out rows, as Locatello et al. (2019) do; a perfect code of dSprites has 0.245, because one line separates
+    few of 40 values. by=r2 compares squared correlations and gives it 1: for factors whose values have an order.
+    Kumar et al. (2018), https://arxiv.org/abs/1711.00848. seed chooses the rows to fit and is the classifier's.
+
+    Raises UserError for arrays that do not go together, a factor that never changes, and another `by`.
+    """
+    known = Known.of(codes, factors)
+    if by not in ("svc", "r2"):
+        raise UserError(f"by={by}: it takes svc or r2.")
+    predicted = _squared_correlations(known) if by == "r2" else _accuracies(known, seed)
+    ranked = np.sort(predicted, axis=0)[::-1]
+    return float((ranked[0] - (ranked[1] if len(ranked) > 1 else 0)).mean())
+
+
+def explicitness(codes: Any, factors: Any, seed: int = 0) -> float:
+    """How well a logistic regression of all latents tells each value of a factor from the others: the mean AUC.
+
+    Of codes [N, Z] and factors [N, F]; 1 is best and chance is 0.5. Ridgeway & Mozer (2018),
+    https://arxiv.org/abs/1802.05312; on held-out rows. seed chooses them. Raises UserError as sap.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import roc_auc_score
+
+    fit, test = Known.of(codes, factors).fit_and_test(seed)
+    means = []
+    for labels, held_out in zip(fit.factors.T, test.factors.T, strict=True):
+        if len(np.unique(labels)) < 2:
+            raise UserError("factors: too few rows to fit and to test on; a value must be met several times.")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model = LogisticRegression().fit(fit.codes, labels)
+        p = model.predict_proba(test.codes)
+        of = [(held_out == value, p[:, at]) for at, value in enumerate(model.classes_)]
+        means.append(np.mean([roc_auc_score(true, score) for true, score in of if 0 < true.sum() < len(true)]))
+    return float(np.mean(means))
+
+
+def _squared_correlations(known: Known) -> np.ndarray:
+    """[Z, F]"""
+    v = known.factors - known.factors.mean(0)
+    return np.square(known.standardised().T @ (v / v.std(0)) / len(v))
+
+
+def _accuracies(known: Known, seed: int) -> np.ndarray:
+    """[Z, F]; a latent that never changes tells nothing, and has 0."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.svm import LinearSVC
+
+    fit, test = known.fit_and_test(seed)
+    found = np.zeros((known.codes.shape[1], known.factors.shape[1]))
+    for latent in np.flatnonzero(fit.standardised().any(0)):
+        for factor, labels in enumerate(fit.factors.T):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)
+                model = LinearSVC(C=SVC_C, class_weight="balanced", dual="auto", random_state=seed)
+                model.fit(fit.codes[:, [latent]], labels)
+            found[latent, factor] = (model.predict(test.codes[:, [latent]]) == test.factors[:, factor]).mean()
+    return found
