@@ -44,12 +44,12 @@ def udr(codes: Sequence[Any], kl: Sequence[Any] | None = None, by: str = "spearm
 def _informative(z: np.ndarray, kl: Any | None, model: int) -> np.ndarray:
     """The latents that tell something, standardised."""
     z = Known(z, np.empty((0, 0)), np.empty(0)).standardised()
-    kept = z.any(0)
+    kept = np.any(z, axis=0)
     if kl is not None:
         measured = table(f"kl[{model}]", [kl])[0]
-        if len(measured) != len(kept):
-            raise UserError(f"kl[{model}]: {len(measured)} numbers, and the codes have {len(kept)} latents.")
-        kept &= measured > LEAST_KL
+        if len(measured) != z.shape[1]:
+            raise UserError(f"kl[{model}]: {len(measured)} numbers, and the codes have {z.shape[1]} latents.")
+        kept = kept & (measured > LEAST_KL)
     return z[:, kept]
 
 

@@ -30,8 +30,8 @@ def infomec(codes: Any, factors: Any, seed: int = 0) -> InfoMEC:
     Hsu et al. (2023), https://arxiv.org/abs/2305.18378. InfoM is the mean over active latents of the largest share of
     the normalised mutual information that goes to one factor, (share - 1/F) / (1 - 1/F); InfoC the same with factors
     and latents exchanged. InfoE is 1 - CE / CE_null of a logistic regression without a penalty, on the same rows.
-    Where nothing of a latent or of a factor stands out from shuffled factors, its share is the even one: what is left of
-    the estimates' noise would be shared at random, and pure noise would score 0.6. seed is that of the shuffles.
+    Where nothing of a latent or of a factor stands out from shuffled factors, its share is the even one: the noise of
+    the estimates would be shared at random, and a code of pure noise would score 0.6. seed is that of the shuffles.
 
     Raises UserError for arrays that do not go together, and for a factor that never changes.
     """

@@ -6,6 +6,7 @@ from vae_exp.scores.codes import Known
 
 K_NEIGHBOURS = 10  # as in Hsu et al. (2023)
 JITTER = 1e-10  # of a latent's standard deviation: it takes equal codes apart, or there are no neighbours to measure
+ROUNDING = 8 * np.finfo(float).eps
 
 
 def nearest_information(known: Known, seed: int, k: int = K_NEIGHBOURS) -> np.ndarray:
@@ -18,7 +19,7 @@ def nearest_information(known: Known, seed: int, k: int = K_NEIGHBOURS) -> np.nd
 
     z = known.standardised()
     # The same for every latent, turned as the latent is: no order and no sign of latents changes the estimate.
-    turned = np.sign(np.take_along_axis(z, (z != 0).argmax(0)[None], axis=0))
+    turned = np.where(np.take_along_axis(z, (z != 0).argmax(0)[None], axis=0) < 0, -1, 1)
     z = z + JITTER * np.random.default_rng(seed).standard_normal((len(z), 1)) * turned
     found = np.empty((z.shape[1], known.factors.shape[1]))
     for factor, labels in enumerate(known.factors.T):
@@ -32,7 +33,8 @@ def nearest_information(known: Known, seed: int, k: int = K_NEIGHBOURS) -> np.nd
         radius = np.empty_like(kept)
         for rows in members:
             radius[rows] = _distances_to_kth(kept[rows], min(k, len(rows) - 1))
-        radius = np.nextafter(radius, 0)  # the neighbour itself lies outside
+        # The neighbour itself lies outside, and must not come in by the rounding of a sum.
+        radius = np.maximum(radius - ROUNDING * (np.abs(kept) + radius), 0)
         within = np.empty_like(kept)  # of all classes, the row itself included
         for latent, column in enumerate(kept.T):
             ordered, reach = np.sort(column), radius[:, latent]
