@@ -8,7 +8,8 @@ from vae_exp.comparing.runs import Run
 
 # Keys of a dataset that change nothing about the images that are measured.
 OTHER_THAN_IMAGES = {
-    f"dataset.{key}" for key in ("name", "cache", "device_memory", "seed", "flip", "n_classes", "attribute", "on_error")
+    f"dataset.{key}"
+    for key in ("name", "cache", "device_memory", "seed", "flip", "n_classes", "attribute", "label", "on_error")
 }
 FITTED = ("learned", "optimal")  # a sigma or scale that is no setting: those runs compare
 

@@ -42,7 +42,9 @@ PUBLIC = {
         f"vae_exp.likelihoods.{name}"
         for name in ("bernoulli", "continuous_bernoulli", "gaussian", "laplace", "discretized_logistic")
     },
-    "dataset": {f"vae_exp.datasets.{name}" for name in ("torchvision_images", "digits", "image_folder", "celeba")},
+    "dataset": {
+        f"vae_exp.datasets.{name}" for name in ("torchvision_images", "digits", "image_folder", "celeba", "sprites")
+    },
 }
 # The options of every dataset, and those that it cannot do without.
 SHARED = {
@@ -262,4 +264,6 @@ def check_dataset(config: Mapping[str, Any]) -> None:
 def _is_plain(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and not key.startswith("_") and _is_plain(item) for key, item in value.items())
     return value is None or isinstance(value, bool | int | float | str)

@@ -2,13 +2,16 @@
 
 from vae_exp.datasets.celeba import celeba
 from vae_exp.datasets.digits import digits
+from vae_exp.datasets.factors import Factors
 from vae_exp.datasets.image_folder import image_folder
 from vae_exp.datasets.prepare import Data, prepare
 from vae_exp.datasets.splits import Source, Split, batches
+from vae_exp.datasets.sprites import sprites
 from vae_exp.datasets.torchvision import torchvision_images
 
 __all__ = [
     "Data",
+    "Factors",
     "Source",
     "Split",
     "batches",
@@ -16,5 +19,6 @@ __all__ = [
     "digits",
     "image_folder",
     "prepare",
+    "sprites",
     "torchvision_images",
 ]

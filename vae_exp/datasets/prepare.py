@@ -134,6 +134,8 @@ def _binarized(split: Split, how: str) -> Split:
     """
     if how in ("none", "larochelle"):
         return split
+    if isinstance(split.images, Streamed) and split.images.is_binary:
+        return split
     if isinstance(split.images, Streamed):
         raise UserError(
             f"dataset.binarize: {len(split):,} images are more than dataset.device_memory, and only images in memory "

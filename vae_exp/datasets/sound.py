@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vae_exp.datasets.factors import Factors
 from vae_exp.datasets.splits import Source, Split, Streamed
 from vae_exp.errors import UserError
 
@@ -61,10 +62,28 @@ def _why_unsound(part: str, split: Any, source: Source) -> str | None:
         return f"{part} is empty" + ("; val=None where there are no validation images" if part == "val" else "")
     if images.shape[1:] != source.train.images.shape[1:]:
         return f"the images of {part} are {split.x_shape}, and those of train {source.train.x_shape}"
+    if wrong := _why_factors_unsound(part, split):
+        return wrong
     low, high = int(y.min()), int(y.max())
     if low < 0 or (source.class_names and high >= len(source.class_names)):
         of = f", and there are {len(source.class_names):,} class_names" if low >= 0 else ""
         return f"the labels of {part} go from {low} to {high:,}{of}"
+    return None
+
+
+def _why_factors_unsound(part: str, split: Split) -> str | None:
+    factors = split.factors
+    if factors is None:
+        return None
+    if not isinstance(factors, Factors):
+        return f"the factors of {part} must be a vae_exp.datasets.Factors, not {_kind(factors)}"
+    table, n = factors.table, len(factors.names)
+    if not isinstance(table, Tensor) or table.dtype != torch.int64 or table.shape != (len(split), n):
+        return f"the factors of {part} must be a tensor of int64 {[len(split), n]}, not {_kind(table)}"
+    if len(factors.sizes) != n:
+        return f"the factors of {part} have {n} names and {len(factors.sizes)} sizes"
+    if n and (bool((table < 0).any()) or bool((table >= torch.tensor(factors.sizes)).any())):
+        return f"the factors of {part} must be numbered from 0 to below their sizes {list(factors.sizes)}"
     return None
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vae_exp.datasets.factors import Factors
 from vae_exp.errors import UserError
 
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -21,15 +22,17 @@ AHEAD = 4  # batches that are read before they are asked for
 
 @dataclass
 class Streamed:
-    """Images too large for the device, uint8 [N, C, H, W]: some rows of a tensor or of a file of raw bytes.
+    """Images too large for the device, uint8 [N, C, H, W]: some rows of a tensor, a file of raw bytes or a function.
 
     Choosing rows reads nothing. A file is mapped anew for every read, so that its pages never add up in the
     memory of this process, however often the images are shuffled; the system's file cache keeps them where it can.
+    A function draws the images of the rows that it is given.
     """
 
-    source: Tensor | Path
+    source: Tensor | Path | Callable[[Tensor], Tensor]
     shape: tuple[int, ...]  # of the whole source
     rows: Tensor  # int64 [N]: those that are meant
+    is_binary: bool = False  # known to be black or white: there is nothing to binarise
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -41,6 +44,8 @@ class Streamed:
         """The images themselves, in memory."""
         if isinstance(self.source, Tensor):
             return self.source[self.rows]
+        if not isinstance(self.source, Path):
+            return self.source(self.rows)
         mapped = np.memmap(self.source, np.uint8, "r", shape=self.shape)
         return torch.from_numpy(np.take(mapped, self.rows.numpy(), axis=0).view(np.ndarray))
 
@@ -53,12 +58,14 @@ class Split:
     y: Tensor
     flip: bool = False  # in training, half of the images are mirrored, left to right
     dynamic: bool = False  # every pixel is drawn from Bernoulli(pixel) each time it is used
+    factors: Factors | None = None  # where it is known what the images were made from
 
     def __len__(self) -> int:
         return len(self.y)
 
     def __getitem__(self, rows: slice | Tensor) -> "Split":
-        return replace(self, images=self.images[rows], y=self.y[rows])
+        factors = None if self.factors is None else self.factors[rows]
+        return replace(self, images=self.images[rows], y=self.y[rows], factors=factors)
 
     @property
     def x(self) -> Tensor:
@@ -78,7 +85,8 @@ class Split:
     def to(self, device: torch.device) -> "Split":
         """The split for a device. Streamed images stay where they are until their batch comes."""
         images = self.images if isinstance(self.images, Streamed) else self.images.to(device)
-        return replace(self, images=images, y=self.y.to(device))
+        factors = None if self.factors is None else self.factors.to(device)
+        return replace(self, images=images, y=self.y.to(device), factors=factors)
 
     def placed(self, limit: int) -> "Split":
         """The same images: whole in memory, to go to a device, or streamed where they take more bytes than limit."""

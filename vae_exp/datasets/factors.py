@@ -1,0 +1,66 @@
+"""The factors that images were made from: a table that travels with the images, and parts of a grid of factors."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from vae_exp.errors import UserError, printable
+
+
+@dataclass
+class Factors:
+    """The values of the factors behind each image, int64 [N, F], numbered from 0 to below sizes [F]; with names [F]."""
+
+    table: Tensor
+    names: list[str]
+    sizes: list[int]
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, rows: slice | Tensor) -> "Factors":
+        return replace(self, table=self.table[rows])
+
+    def to(self, device: torch.device) -> "Factors":
+        return replace(self, table=self.table.to(device))
+
+    def column(self, name: str) -> Tensor:
+        """One factor of every image, int64 [N]. Raises UserError for a name that there is not."""
+        if name not in self.names:
+            raise UserError(f"dataset.label={printable(name)}: it takes null or one of {', '.join(self.names)}.")
+        return self.table[:, self.names.index(name)]
+
+
+def chosen_values(
+    sizes: Mapping[str, int], wanted: Mapping[str, int | Sequence[int]], round_about: Sequence[str] = ()
+) -> dict[str, list[int]]:
+    """For each factor the numbers of the values that are kept, of a grid with so many values each.
+
+    A list names them. A number is that many, evenly spread from the first value to the last; of the factors that go
+    `round_about`, whose last value is the first once more, it leaves the last one out. A factor that is not named is
+    whole. Raises UserError for factors and values that there are not.
+    """
+    if unknown := [str(name) for name in wanted if name not in sizes]:
+        raise UserError(f"dataset.factors: there is no {printable(', '.join(unknown))}. There are {', '.join(sizes)}.")
+    chosen = {}
+    for name, size in sizes.items():
+        asked = wanted.get(name, size)
+        if isinstance(asked, int):
+            if not 0 < asked <= size:
+                raise UserError(f"dataset.factors.{name}={asked}: it has from 1 to {size} values.")
+            steps = asked if name in round_about and asked < size else max(1, asked - 1)
+            chosen[name] = [round(i * (size - 1) / steps) for i in range(asked)]
+            continue
+        chosen[name] = list(asked)
+        if not asked or not all(0 <= value < size for value in asked) or len(set(asked)) < len(asked):
+            shown = ",".join(map(str, asked))
+            raise UserError(f"dataset.factors.{name}=[{shown}]: it takes different numbers from 0 to {size - 1}.")
+    return chosen
+
+
+def grid(names: Sequence[str], sizes: Sequence[int]) -> Factors:
+    """Every combination of so many values of each factor, the last factor fastest."""
+    table = torch.cartesian_prod(*[torch.arange(size) for size in sizes]).reshape(-1, len(sizes))
+    return Factors(table, list(names), list(sizes))
