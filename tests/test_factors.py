@@ -1,6 +1,12 @@
 """Images whose factors are known: how sprites are drawn, parts of their grid, and the table that travels with them."""
 
+import dataclasses
+import functools
+import hashlib
+import http.server
 import math
+import sys
+import threading
 
 import numpy as np
 import pytest
@@ -10,7 +16,7 @@ from matplotlib.path import Path as Curve
 import vae_exp
 from tests.conftest import compose, quick_run
 from vae_exp.config import build
-from vae_exp.datasets import Factors, Source, Split, batches, prepare, sprites
+from vae_exp.datasets import Factors, Source, Split, batches, dsprites, factor_files, mpi3d, prepare, shapes3d, sprites
 from vae_exp.datasets.factors import chosen_values, grid
 from vae_exp.datasets.sound import require_source
 from vae_exp.datasets.sprites import SIZES
@@ -167,3 +173,125 @@ def test_factors_of_ones_own_are_checked():
     ]:
         with pytest.raises(UserError, match=says):
             require_source(made(factors), "own.made")
+
+
+class Explodes:
+    """What a pickled array may hold."""
+
+    def __reduce__(self):
+        return exec, ("raise SystemExit('a pickle was run')",)
+
+
+def publish(monkeypatch, source, folder, sizes, **arrays):
+    """A small file in the layout of a published one, whose grid and checksum are then the known ones; its path."""
+    known = factor_files.KNOWN[source]
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / known.file
+    if path.suffix == ".npz":
+        np.savez_compressed(path, **arrays)
+    else:
+        h5py = pytest.importorskip("h5py", reason="h5py is not installed: it reads Shapes3D")
+        with h5py.File(path, "w") as file:
+            for name, array in arrays.items():
+                file.create_dataset(name, data=array, compression="gzip")
+    md5 = hashlib.md5(path.read_bytes()).hexdigest()
+    monkeypatch.setitem(factor_files.KNOWN, source, dataclasses.replace(known, sizes=sizes, md5=md5))
+    return path
+
+
+def publish_dsprites(monkeypatch, folder):
+    sizes = {"shape": 3, "scale": 2, "orientation": 4, "x": 2, "y": 3}
+    images = np.random.default_rng(0).integers(0, 2, (144, 64, 64), dtype=np.uint8)
+    metadata = np.array({"author": Explodes()}, dtype=object)
+    return publish(monkeypatch, "dsprites", folder, sizes, imgs=images, metadata=metadata), images
+
+
+def in_order(source):
+    """All images of a source and their factors, in the order of the file."""
+    splits = source.train, source.read_test()
+    table, images = (torch.cat([f(split) for split in splits]) for f in (lambda s: s.factors.table, lambda s: s.x))
+    order = sorted(range(len(table)), key=lambda row: table[row].tolist())
+    return images[order].numpy(), table[order].tolist()
+
+
+def test_dsprites_as_published(tmp_path, monkeypatch):
+    path, images = publish_dsprites(monkeypatch, tmp_path / "dsprites")
+    source = dsprites("dsprites", str(tmp_path), test_size=20)
+    assert (len(source.train), len(source.read_test()), source.class_names) == (124, 20, ["square", "ellipse", "heart"])
+    found, table = in_order(source)
+    np.testing.assert_array_equal(found[:, 0], images * 255)
+    assert table == np.indices((3, 2, 4, 2, 3)).reshape(5, -1).T.tolist()
+    path.unlink()  # what was unpacked is enough
+    part, table = in_order(
+        dsprites("dsprites", str(tmp_path), {"shape": [2], "orientation": 3}, label="y", test_size=5)
+    )
+    expected = images.reshape(3, 2, 4, 2, 3, 64, 64)[2:, :, [0, 1, 2]].reshape(-1, 64, 64)
+    np.testing.assert_array_equal(part[:, 0], expected * 255)
+    assert table[-1] == [0, 1, 2, 1, 2], "numbered within the part"
+    assert sorted(file.name for file in (tmp_path / "dsprites").iterdir()) == [path.with_suffix(".uint8").name]
+
+
+def test_other_files_than_the_published_are_refused(tmp_path, monkeypatch):
+    path, _ = publish_dsprites(monkeypatch, tmp_path / "dsprites")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-5])
+    with pytest.raises(UserError, match="is damaged: it has not the checksum that it was published with"):
+        dsprites("dsprites", str(tmp_path))
+    path.write_bytes(whole)
+    known = factor_files.KNOWN["dsprites"]
+    for change, says in [
+        ({"sizes": SIZES}, "cannot be read .144 images, not 737,280"),
+        ({"images": "latents"}, "cannot be read .*latents.npy"),
+        ({"images": "metadata"}, "cannot be read .an array of object"),
+    ]:
+        monkeypatch.setitem(factor_files.KNOWN, "dsprites", dataclasses.replace(known, **change))
+        with pytest.raises(UserError, match=says):
+            dsprites("dsprites", str(tmp_path))
+    assert list((tmp_path / "dsprites").iterdir()) == [path], "nothing half written stays"
+
+
+def test_a_published_file_is_downloaded_once_and_checked(tmp_path, monkeypatch):
+    path, images = publish_dsprites(monkeypatch, tmp_path / "mirror")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path / "mirror")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        known = factor_files.KNOWN["dsprites"]
+        here = dataclasses.replace(known, url=f"http://127.0.0.1:{server.server_port}/{path.name}")
+        monkeypatch.setitem(factor_files.KNOWN, "dsprites", here)
+        found, _ = in_order(dsprites("dsprites", str(tmp_path / "root")))
+        np.testing.assert_array_equal(found[:, 0], images * 255)
+        wrong = dataclasses.replace(here, md5="0" * 32)
+        monkeypatch.setitem(factor_files.KNOWN, "dsprites", wrong)
+        with pytest.raises(UserError, match=r"not found in .*other/dsprites, and it could not be downloaded") as error:
+            dsprites("dsprites", str(tmp_path / "other"))
+        server.shutdown()
+    assert here.url in str(error.value)
+    assert "dataset=sprites" in str(error.value)
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "make"), [("mpi3d_real", functools.partial(mpi3d, version="real")), ("shapes3d", shapes3d)]
+)
+def test_published_colour_images(tmp_path, monkeypatch, source, make):
+    sizes = dict.fromkeys(factor_files.KNOWN[source].sizes, 2)
+    n = 2 ** len(sizes)
+    images = np.random.default_rng(0).integers(0, 256, (n, 64, 64, 3), dtype=np.uint8)
+    publish(monkeypatch, source, tmp_path / source.removesuffix("_real"), sizes, images=images)
+    monkeypatch.setattr(factor_files, "ROWS_AT_ONCE", 50)
+    found, table = in_order(make(source, str(tmp_path), test_size=0.25))
+    np.testing.assert_array_equal(found, images.transpose(0, 3, 1, 2))
+    assert table == grid(list(sizes), list(sizes.values())).table.tolist()
+    with pytest.raises(UserError, match=r"dataset.label=hat: it takes null or one of"):
+        make(source, str(tmp_path), label="hat")
+
+
+def test_shapes3d_without_h5py_says_what_to_install(tmp_path, monkeypatch):
+    known = factor_files.KNOWN["shapes3d"]
+    (tmp_path / "shapes3d").mkdir()
+    (tmp_path / "shapes3d" / known.file).write_bytes(b"")
+    monkeypatch.setitem(factor_files.KNOWN, "shapes3d", dataclasses.replace(known, md5=hashlib.md5(b"").hexdigest()))
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(UserError, match=r"it needs h5py to read 3dshapes.h5: pip install 'vae_exp\[hdf5\]'"):
+        shapes3d("shapes3d", str(tmp_path))

@@ -43,7 +43,11 @@ PUBLIC = {
         for name in ("bernoulli", "continuous_bernoulli", "gaussian", "laplace", "discretized_logistic")
     },
     "dataset": {
-        f"vae_exp.datasets.{name}" for name in ("torchvision_images", "digits", "image_folder", "celeba", "sprites")
+        f"vae_exp.datasets.{name}"
+        for name in (
+            *("torchvision_images", "digits", "image_folder", "celeba"),
+            *("sprites", "dsprites", "shapes3d", "mpi3d"),
+        )
     },
 }
 # The options of every dataset, and those that it cannot do without.

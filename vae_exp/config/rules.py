@@ -162,6 +162,12 @@ DATASET_RULES = {
     "dataset.seed": _whole(0, 2**32 - 1),
     "dataset.binarize": _one_of("none", "threshold", "static", "dynamic", "larochelle"),
 }
+FACTORS = (
+    *("shape", "scale", "orientation", "x", "y"),  # of sprites and dSprites
+    *("floor_hue", "wall_hue", "object_hue"),  # with shape, scale and orientation of Shapes3D
+    *("object_color", "object_shape", "object_size", "camera_height", "background_color"),  # of MPI3D
+    *("horizontal_axis", "vertical_axis"),
+)
 VALUES = _either(_whole(1), _list_of(_whole(0), "a list of values by their numbers, such as [0,2]", at_least=1))
 _SPREAD = _number(1e-18, 1e18)  # its square is a 32-bit float too
 # Keys that only some options have. They bind the options of vae_exp and of torch; those of a user's own may differ.
@@ -196,7 +202,8 @@ OPTION_RULES = {
     "dataset.cache": PATH,
     "dataset.attribute": _or_null(TEXT),
     "dataset.label": _or_null(TEXT),
-    **{f"dataset.factors.{name}": VALUES for name in ("shape", "scale", "orientation", "x", "y")},
+    "dataset.version": _one_of("toy", "realistic", "real"),
+    **{f"dataset.factors.{name}": VALUES for name in FACTORS},
     "optimizer.weight_decay": _number(0),
     "optimizer.fused": FLAG,
     "optimizer.momentum": _number(0, 1),

@@ -2,6 +2,7 @@
 
 from vae_exp.datasets.celeba import celeba
 from vae_exp.datasets.digits import digits
+from vae_exp.datasets.factor_files import dsprites, mpi3d, shapes3d
 from vae_exp.datasets.factors import Factors
 from vae_exp.datasets.image_folder import image_folder
 from vae_exp.datasets.prepare import Data, prepare
@@ -17,8 +18,11 @@ __all__ = [
     "batches",
     "celeba",
     "digits",
+    "dsprites",
     "image_folder",
+    "mpi3d",
     "prepare",
+    "shapes3d",
     "sprites",
     "torchvision_images",
 ]

@@ -168,7 +168,7 @@ def open_torchvision(source: str, folder: Path, train: bool | str, split: str | 
     except (AssertionError, RuntimeError, ValueError, OSError, KeyError, TypeError, EOFError) as error:
         raise UserError(
             f"dataset={source}: the files in {folder / known.folder} cannot be read "
-            f"({_last_line(error)}). Delete them to have them downloaded again."
+            f"({last_line(error)}). Delete them to have them downloaded again."
         ) from error
 
 
@@ -184,7 +184,7 @@ def _download(make: Any, known: Files, folder: Path, source: str, which: dict[st
     timeout = socket.getdefaulttimeout()
     try:
         socket.setdefaulttimeout(DOWNLOAD_SECONDS)
-        with _folder_for_a_while(raw), contextlib.redirect_stdout(printed):
+        with folder_for_a_while(raw), contextlib.redirect_stdout(printed):
             for train in (True, False):
                 make(folder, download=True, **known.part(train), **which)
     except (RuntimeError, OSError, ImportError) as error:  # CelebA's lies on Google Drive, which needs a package
@@ -192,7 +192,7 @@ def _download(make: Any, known: Files, folder: Path, source: str, which: dict[st
         tried = "\n".join(f"  tried  {mirror}" for mirror in tried)
         raise UserError(
             f"dataset={source}: not found in {raw}, and it could not be downloaded.\n{tried}\n"
-            f"  error  {_last_line(error)}\n"
+            f"  error  {last_line(error)}\n"
             f"Put these files into {raw} by hand (unpacked):\n  {'  '.join(known.names)}\n"
             f"or say where they are with dataset.root=PATH or VAE_EXP_DATA (the folder that holds {known.folder}), "
             "or train on what needs no download: dataset=digits"
@@ -202,7 +202,7 @@ def _download(make: Any, known: Files, folder: Path, source: str, which: dict[st
 
 
 @contextlib.contextmanager
-def _folder_for_a_while(folder: Path) -> Iterator[None]:
+def folder_for_a_while(folder: Path) -> Iterator[None]:
     """Make a folder and those above it; where what is done inside fails, those of them that are empty go again.
 
     Others may use the folders above at the same time: only what mkdir made here is removed.
@@ -222,6 +222,6 @@ def _folder_for_a_while(folder: Path) -> Iterator[None]:
         raise
 
 
-def _last_line(error: Exception) -> str:
+def last_line(error: Exception) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
