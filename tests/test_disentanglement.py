@@ -210,6 +210,20 @@ def test_explicitness_is_read_by_all_latents_together():
     assert scores.explicitness(scaled(v)[:, :1], v) == pytest.approx(0.75, abs=0.03)
 
 
+def test_the_logistic_regression_of_infomec_is_that_of_scikit_learn():
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import log_loss
+
+    v = drawn(3, 7)
+    codes = scaled(scaled(v) + noise(2))
+    explained = []
+    for labels in v.T:
+        model = LogisticRegression(C=np.inf, max_iter=1000, tol=1e-8).fit(codes, labels)
+        null = np.bincount(labels) / N
+        explained.append(1 + log_loss(labels, model.predict_proba(codes)) / (null * np.log(null)).sum())
+    assert scores.infomec(codes, v).explicitness == pytest.approx(np.mean(explained), abs=1e-4)
+
+
 def test_another_predictor_of_dci():
     from sklearn.tree import DecisionTreeClassifier
 

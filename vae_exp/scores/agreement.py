@@ -1,6 +1,5 @@
 """Unsupervised disentanglement ranking: models that found the factors agree with each other (Duan et al. 2020)."""
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +7,7 @@ import numpy as np
 
 from vae_exp.errors import UserError
 from vae_exp.scores.codes import Known, table
+from vae_exp.scores.fitting import fitting
 
 LEAST_KL = 0.01  # nats: a latent below tells nothing
 LASSO_ALPHA = 0.1
@@ -64,11 +64,9 @@ def _spearman(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 def _lasso(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """[Z, Z']: the sizes of the weights that predict each latent of the second model from those of the first."""
-    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import Lasso
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
+    with fitting():
         return np.abs(Lasso(alpha=LASSO_ALPHA).fit(first, second).coef_).reshape(second.shape[1], first.shape[1]).T
 
 

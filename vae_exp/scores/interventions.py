@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from vae_exp.scores.codes import Known
+from vae_exp.scores.fitting import fitting
 
 BATCH_SIZE, FIT, TEST = 64, 10_000, 5_000  # as in Locatello et al. (2019)
 LEAST_DEVIATION = 0.05
@@ -72,7 +73,9 @@ def beta_vae(codes: Any, factors: Any, batch_size: int = BATCH_SIZE, seed: int =
     x = np.concatenate(differences)
     if known.factors.shape[1] == 1:
         return 1.0
-    return float(LogisticRegression(max_iter=1000).fit(x[:FIT], fixed[:FIT]).score(x[FIT:], fixed[FIT:]))
+    with fitting():
+        model = LogisticRegression(max_iter=1000).fit(x[:FIT], fixed[:FIT])
+    return float(model.score(x[FIT:], fixed[FIT:]))
 
 
 class _ByValue:

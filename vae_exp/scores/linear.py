@@ -1,12 +1,12 @@
 """Scores from linear classifiers that predict a factor: SAP from one latent each, explicitness from all of them."""
 
-import warnings
 from typing import Any
 
 import numpy as np
 
 from vae_exp.errors import UserError
 from vae_exp.scores.codes import Known
+from vae_exp.scores.fitting import fitting
 
 SVC_C = 0.01  # as in Locatello et al. (2019)
 
@@ -35,7 +35,6 @@ def explicitness(codes: Any, factors: Any, seed: int = 0) -> float:
     Of codes [N, Z] and factors [N, F]; 1 is best and chance is 0.5. Ridgeway & Mozer (2018),
     https://arxiv.org/abs/1802.05312; on held-out rows. seed chooses them. Raises UserError as sap.
     """
-    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
 
@@ -44,8 +43,7 @@ def explicitness(codes: Any, factors: Any, seed: int = 0) -> float:
     for labels, held_out in zip(fit.factors.T, test.factors.T, strict=True):
         if len(np.unique(labels)) < 2:
             raise UserError("factors: too few rows to fit and to test on; a value must be met several times.")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
+        with fitting():
             model = LogisticRegression().fit(fit.codes, labels)
         p = model.predict_proba(test.codes)
         of = [(held_out == value, p[:, at]) for at, value in enumerate(model.classes_)]
@@ -61,15 +59,13 @@ def _squared_correlations(known: Known) -> np.ndarray:
 
 def _accuracies(known: Known, seed: int) -> np.ndarray:
     """[Z, F]; a latent that never changes tells nothing, and has 0."""
-    from sklearn.exceptions import ConvergenceWarning
     from sklearn.svm import LinearSVC
 
     fit, test = known.fit_and_test(seed)
     found = np.zeros((known.codes.shape[1], known.factors.shape[1]))
     for latent in np.flatnonzero(fit.standardised().any(0)):
         for factor, labels in enumerate(fit.factors.T):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)
+            with fitting():
                 model = LinearSVC(C=SVC_C, class_weight="balanced", dual="auto", random_state=seed)
                 model.fit(fit.codes[:, [latent]], labels)
             found[latent, factor] = (model.predict(test.codes[:, [latent]]) == test.factors[:, factor]).mean()
