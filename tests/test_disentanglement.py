@@ -159,7 +159,7 @@ def test_latents_that_never_change_change_nothing():
     """Dead latents stand first: whoever stops at the first of them sees nothing else."""
     codes = scaled(V) + 0.001 * noise(4)
     dead = np.concatenate([np.zeros((N, 2)), codes, np.ones((N, 1))], axis=1)
-    for name in ("mig", "dci", "infomec", "factor_vae", "sap"):
+    for name in ("mig", "dci", "infomec", "factor_vae"):
         before, after = measured(name, codes, V), measured(name, dead, V)
         assert before == pytest.approx(after, abs=0.02)
     assert scores.dci(dead, V).importance[[0, 1, 6]].max() == 0
