@@ -250,6 +250,7 @@ def test_other_files_than_the_published_are_refused(tmp_path, monkeypatch):
     assert list((tmp_path / "dsprites").iterdir()) == [path], "nothing half written stays"
 
 
+@pytest.mark.slow  # torchvision, which downloads, takes seconds to import
 def test_a_published_file_is_downloaded_once_and_checked(tmp_path, monkeypatch):
     path, images = publish_dsprites(monkeypatch, tmp_path / "mirror")
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path / "mirror")

@@ -28,7 +28,7 @@ def factor_vae(
     Of codes [N, Z] and factors [N, F]; variances are relative to those of all codes, and a majority vote of 10,000
     batches names the factor of each latent, tried on 5,000. Kim & Mnih (2018), https://arxiv.org/abs/1802.05983.
     Latents with a standard deviation below least_deviation are left out, as in Locatello et al. (2019): that is an
-    absolute number, so codes on a small scale lose them all, and have 0. A random rotation has above 0.9, and noise 1/F.
+    absolute number, so codes on a small scale lose them all, and have 0. A random rotation has above 0.9, noise 1/F.
 
     Raises UserError for arrays that do not go together, and for a factor that never changes.
     """
