@@ -100,6 +100,8 @@ FRACTION = Rule(lambda v: isinstance(v, float) and 0 < v < 1, "a fraction such a
 
 COUNT = _whole(1)
 FARTHEST = 1000  # standard deviations of the prior: beyond a few tens of them no decoder has learned anything
+SAMPLER = _one_of("prior", "gmm", "aggregate")
+SCORES = ("frechet", "kid", "precision", "recall", "density", "coverage", "nearest")
 FIGURES = ("interpolations", "traversals", "manifold", "latents")
 
 RULES = {
@@ -215,6 +217,10 @@ EVALUATE_RULES = {
     "repeats": COUNT,
     "importance_samples": _whole(0),
     "label_accuracy": FLAG,
+    "samples": _list_of(_one_of(*SCORES), f"a list of {', '.join(SCORES)}"),
+    "n_samples": _whole(10),
+    "sampler": SAMPLER,
+    "features": _one_of("classifier", "inception", "pixels"),
     "batch_size": _whole(1),
     "seed": _whole(0, 2**32 - 1),
     "device": RULES["device"],
@@ -230,6 +236,7 @@ GENERATE_RULES = {
     "n": _or_null(COUNT),
     "label": _or_null(LABEL),
     "temperature": _number(0, FARTHEST),
+    "sampler": SAMPLER,
     "inputs": _or_null(ANY_PATH),
     "steps": _whole(2, 1000),
     "path": _one_of("spherical", "linear"),

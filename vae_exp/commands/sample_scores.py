@@ -1,0 +1,215 @@
+"""How good a model's samples are: scores of their features against those of real images, and nearest neighbours."""
+
+import importlib.util
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vae_exp.commands import judge
+from vae_exp.config import build
+from vae_exp.config.keys import EvaluateOptions
+from vae_exp.datasets.splits import Split, batches
+from vae_exp.errors import UserError
+from vae_exp.run import arrays
+from vae_exp.run.earlier import GENERATED
+from vae_exp.run.speed import exact_products
+from vae_exp.scores import features as of_images
+from vae_exp.scores.frechet import Moments, frechet_of
+from vae_exp.scores.kernel import kid_of_subsets
+from vae_exp.scores.neighbours import neighbour_scores, squared_distances
+
+if TYPE_CHECKING:
+    from vae_exp.datasets import Data
+    from vae_exp.trained import TrainedVAE
+
+Features = Callable[[Tensor], Tensor]  # of images [B, C, H, W] in [0, 1], [B, D]
+COMPARED = 10_000  # images whose features are held at once, for the scores of pairs: memory is flat in n_samples
+LARGEST_COVARIANCE = 4096  # features: that of more takes minutes and gigabytes
+IN_PAIRS = ("precision", "recall", "density", "coverage")
+SHOWN, NEIGHBOURS = 10, 7  # samples in the picture, and training images beside each
+MEASURED = 1000  # samples whose nearest training image is looked for
+
+
+@dataclass
+class Seen:
+    """What the scores need of a set of images: sums over all of them, and the features of up to COMPARED."""
+
+    moments: Moments | None  # None where their covariance is too large
+    rows: Tensor  # [min(N, COMPARED), D]
+
+
+def check(options: EvaluateOptions) -> None:
+    """Raises UserError for features whose package is not installed, before anything is read."""
+    if options["samples"] and options["features"] == "inception" and not importlib.util.find_spec("torch_fidelity"):
+        raise UserError(of_images.PACKAGE)
+
+
+def choose_features(model: "TrainedVAE", data: "Data", options: EvaluateOptions) -> tuple[str, Features]:
+    """What the scores see, and a name that tells it from all others.
+
+    Raises UserError for a classifier of data without labels, and for weights that cannot be downloaded.
+    """
+    name = options["features"]
+    if name == "pixels":
+        return name, of_images.pixels
+    if name == "inception":
+        return name, of_images.Inception(model.device)
+    if len(data.class_names) < 2:
+        raise UserError("features=classifier: this data set has no labels to train one on; use pixels or inception.")
+    train = data.train.to(model.device)
+    classifier = judge.judge(train, len(data.class_names))
+    return f"classifier-{judge.digest(train)}", lambda x: judge.features(classifier, x)
+
+
+def scored(model: "TrainedVAE", data: "Data", split: Split, options: EvaluateOptions) -> dict[str, dict[str, Any]]:
+    """The scores by their sampler and features, such as prior/classifier; the picture of neighbours is written."""
+    drawn = f"{options['sampler']}/{options['features']}"
+    scores, neighbours = score(model, data, split, options)
+    if neighbours is not None and model.path:
+        path = model.path.with_name(GENERATED) / f"nearest_{drawn.replace('/', '_')}.png"
+        _draw_neighbours(neighbours, path, f"samples of {options['sampler']}, and the nearest training images")
+    return {drawn: scores}
+
+
+def pictures(checkpoint: Path) -> dict[str, Path]:
+    """The pictures of neighbours beside a checkpoint, by what W&B calls them."""
+    return {f"evaluate/{path.stem}": path for path in sorted(checkpoint.with_name(GENERATED).glob("nearest_*.png"))}
+
+
+@torch.no_grad()
+@exact_products()
+def score(model: "TrainedVAE", data: "Data", split: Split, options: EvaluateOptions) -> tuple[dict[str, Any], Any]:
+    """Each score of the samples and, as NAME_real, of other real images in their place; and the picture of neighbours.
+
+    Raises UserError for features that do not suit the data, and for fewer images than the scores need.
+    """
+    key, features = choose_features(model, data, options)
+    names, n = options["samples"], options["n_samples"]
+    n_features = features(split[:2].to(model.device).x.float() / 255).shape[1]
+    if "frechet" in names and n_features > LARGEST_COVARIANCE:
+        raise UserError(
+            f"samples=[frechet]: {n_features:,} {options['features']} have too large a covariance; choose other "
+            "features or other scores."
+        )
+    draw = model.sampler(options["sampler"], options["dataset"]["root"])
+
+    def samples() -> Iterator[Tensor]:
+        noise = build.generator(options["seed"], "samples")  # the images of vae-generate what=samples
+        for x, _ in model.samples(n, None, draw, noise):
+            yield x.clamp(0, 1).mul(255).round().div(255)  # as image files have them
+
+    found: dict[str, Any] = {"n": n, "seed": options["seed"]}
+    picture = None
+    if set(names) - {"nearest"}:
+        other = data.split("test") if options["split"] == "train" else data.train
+        real = _seen(split.to(model.device), len(split), key, features)
+        found |= _scores(real, _gather(samples(), n, features, "samples"), names)
+        instead = _scores(real, _seen(other.to(model.device), n, key, features), names)
+        found |= {f"{name}_real": value for name, value in instead.items()}
+    if "nearest" in names:
+        few = torch.cat(list(_first(samples(), MEASURED)))
+        held = split[_by_chance(len(split), MEASURED)].to(model.device).x.float() / 255
+        train = data.train.to(model.device)
+        distances, rows = _nearest(features(torch.cat([few, held])), train, features, options["batch_size"])
+        found["nearest"] = distances[: len(few), 0].median().item()
+        found["nearest_real"] = distances[len(few) :, 0].median().item()
+        beside = train[rows[:SHOWN].flatten().to(train.y.device)].x.float() / 255
+        picture = torch.cat([few[:SHOWN, None], beside.view(min(SHOWN, len(few)), -1, *beside.shape[1:])], dim=1)
+    return found, picture
+
+
+def _scores(real: Seen, fake: Seen, names: Sequence[str]) -> dict[str, float]:
+    found = {}
+    if "frechet" in names:
+        assert real.moments and fake.moments, "too many features were refused"
+        found["frechet"] = frechet_of(real.moments, fake.moments)
+    if "kid" in names:
+        found["kid"] = kid_of_subsets(real.rows, fake.rows).mean().item()
+    if pairs := [name for name in IN_PAIRS if name in names]:
+        found |= neighbour_scores(real.rows, fake.rows, pairs)
+    return found
+
+
+def _seen(split: Split, n: int, key: str, features: Features) -> Seen:
+    """n real images, or all: from the cache, or seen now and kept there."""
+    split = split[_by_chance(len(split), n)]
+    path = judge.cache() / f"{judge.digest(split)}-{key}.npz"
+    if (kept := arrays.read(path)) and "rows" in kept:
+        moments = {name: torch.from_numpy(kept[name]) for name in ("mean", "scatter") if name in kept}
+        return Seen(Moments(len(split), **moments) if moments else None, torch.from_numpy(kept["rows"]))
+    seen = _gather((x for x, _ in batches(split, 1000)), len(split), features, "real images")
+    content = {"rows": seen.rows}
+    if seen.moments:
+        content |= {"mean": seen.moments.mean, "scatter": seen.moments.scatter}
+    arrays.write(path, {name: values.numpy() for name, values in content.items()})
+    return seen
+
+
+def _gather(images: Iterable[Tensor], n: int, features: Features, what: str) -> Seen:
+    moments: Moments | None = None
+    rows: list[Tensor] = []
+    held = 0
+    with tqdm(total=n, desc=what, unit="image", disable=None, leave=False) as bar:
+        for x in images:
+            found = features(x).cpu()
+            if found.shape[1] <= LARGEST_COVARIANCE:
+                more = Moments.of(found)
+                moments = moments.joined(more) if moments else more
+            if held < COMPARED:
+                rows.append(found[: COMPARED - held])
+                held += len(rows[-1])
+            bar.update(len(x))
+    return Seen(moments, torch.cat(rows))
+
+
+def _first(images: Iterable[Tensor], n: int) -> Iterator[Tensor]:
+    """The first n of them."""
+    for x in images:
+        yield x[:n]
+        n -= len(x)
+        if n <= 0:
+            return
+
+
+def _by_chance(of: int, n: int) -> Tensor:
+    """The rows of n images, or of all, in an order by chance: neighbours in a file are often alike."""
+    return torch.randperm(of, generator=build.generator(0, "compared"))[:n]
+
+
+def _nearest(queries: Tensor, train: Split, features: Features, batch_size: int) -> tuple[Tensor, Tensor]:
+    """Distances and rows of the training images nearest to each query [M, D], the nearest first: both [M, K]."""
+    distance, nearest, at = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.long), 0
+    with tqdm(total=len(train), desc="training images", unit="image", disable=None, leave=False) as bar:
+        for x, _ in batches(train, batch_size):
+            here = squared_distances(queries, features(x)).cpu()
+            rows = torch.arange(at, at + len(x)).expand(len(queries), -1)
+            both = torch.cat([distance, here], dim=1)
+            distance, place = both.topk(min(NEIGHBOURS, both.shape[1]), largest=False)
+            nearest, at = torch.cat([nearest, rows], dim=1).gather(1, place), at + len(x)
+            bar.update(len(x))
+    return distance.sqrt(), nearest
+
+
+def _draw_neighbours(images: Tensor, path: Path, title: str) -> None:
+    """A row for each sample, images [R, 1 + K, C, H, W]: the sample, then its nearest training images.
+
+    Raises UserError where the system refuses to write it.
+    """
+    from PIL import Image
+
+    from vae_exp.commands.drawn_files import whole
+    from vae_exp.figures import sheets
+
+    columns = ["sample", *(str(k + 1) for k in range(images.shape[1] - 1))]
+    sheet = sheets.label_sheet(sheets.grid(images.flatten(0, 1), images.shape[1]), title, (), columns)
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with whole(path) as partial:
+            Image.fromarray(sheet).save(partial, "PNG")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}).") from error
