@@ -184,7 +184,7 @@ def measure(model: "TrainedVAE", options: EvaluateOptions) -> dict[str, Any]:
         }
     result |= {"active_units": measured.active_units, "kl_per_dim": measured.kl_per_dim, **vae.scale()}
     if vae.n_classes and vae.stochastic and options["label_accuracy"]:
-        reader = judge.judge(data.train.to(model.device), data.n_classes)
+        reader, _ = judge.judge(model, options["dataset"]["root"])
         result |= label_accuracy.label_accuracy(vae, reader, data, split, noise("labels"))
     return result | of_samples
 

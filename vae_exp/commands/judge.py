@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vae_exp.datasets.splits import Split, batches
 from vae_exp.run import arrays
+from vae_exp.trained import TrainedVAE
 
 STEPS, BATCH_SIZE, HIDDEN = 2000, 128, 512
 READ_AT_ONCE = 10_000  # images, while their digest is computed
@@ -31,19 +32,26 @@ def digest(split: Split) -> str:
     return found.hexdigest()[:16]
 
 
-def judge(train: Split, n_classes: int) -> nn.Sequential:
-    """The classifier of these images: the one that was kept, or a new one, which is kept."""
-    path = cache() / f"judge-{digest(train)}-{n_classes}.npz"
+def judge(model: TrainedVAE, root: str | None) -> tuple[nn.Sequential, str]:
+    """The classifier of the data that a model was trained on, and a name that tells it from all others.
+
+    It learns from all training images, whatever part of them the model had, so that one judges the models of every
+    seed. It is the one that was kept, or a new one, which is kept.
+    """
+    data = model.read_data(root, whole=True)
+    train, n_classes = data.train.to(model.device), data.n_classes
+    name = f"judge-{digest(train)}-{n_classes}"
+    path = cache() / f"{name}.npz"
     if kept := arrays.read(path):
         with torch.device("meta"):  # no random numbers are drawn for weights that are there
             classifier = _empty(train, n_classes)
         weights = {name: torch.from_numpy(values) for name, values in kept.items()}
         if {n: v.shape for n, v in weights.items()} == {n: v.shape for n, v in classifier.state_dict().items()}:
             classifier.load_state_dict(weights, assign=True)
-            return classifier.to(train.y.device).eval()
+            return classifier.to(model.device).eval(), name
     classifier = train_classifier(train, n_classes, seed=0)
     arrays.write(path, {name: values.cpu().numpy() for name, values in classifier.state_dict().items()})
-    return classifier
+    return classifier, name
 
 
 def features(classifier: nn.Sequential, x: Tensor) -> Tensor:

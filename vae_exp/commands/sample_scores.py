@@ -49,21 +49,18 @@ def check(options: EvaluateOptions) -> None:
         raise UserError(of_images.PACKAGE)
 
 
-def choose_features(model: "TrainedVAE", data: "Data", options: EvaluateOptions) -> tuple[str, Features]:
+def choose_features(model: "TrainedVAE", options: EvaluateOptions) -> tuple[str, Features]:
     """What the scores see, and a name that tells it from all others.
 
-    Raises UserError for a classifier of data without labels, and for weights that cannot be downloaded.
+    Raises UserError for weights that cannot be downloaded.
     """
     name = options["features"]
     if name == "pixels":
         return name, of_images.pixels
     if name == "inception":
         return name, of_images.Inception(model.device)
-    if len(data.class_names) < 2:
-        raise UserError("features=classifier: this data set has no labels to train one on; use pixels or inception.")
-    train = data.train.to(model.device)
-    classifier = judge.judge(train, len(data.class_names))
-    return f"classifier-{judge.digest(train)}", lambda x: judge.features(classifier, x)
+    classifier, key = judge.judge(model, options["dataset"]["root"])
+    return key, lambda x: judge.features(classifier, x)
 
 
 def scored(model: "TrainedVAE", data: "Data", split: Split, options: EvaluateOptions) -> dict[str, dict[str, Any]]:
@@ -72,7 +69,7 @@ def scored(model: "TrainedVAE", data: "Data", split: Split, options: EvaluateOpt
     scores, neighbours = score(model, data, split, options)
     if neighbours is not None and model.path:
         path = model.path.with_name(GENERATED) / f"nearest_{drawn.replace('/', '_')}.png"
-        _draw_neighbours(neighbours, path, f"samples of {options['sampler']}, and the nearest training images")
+        _draw_neighbours(neighbours, path, options["sampler"])
     return {drawn: scores}
 
 
@@ -88,7 +85,10 @@ def score(model: "TrainedVAE", data: "Data", split: Split, options: EvaluateOpti
 
     Raises UserError for features that do not suit the data, and for fewer images than the scores need.
     """
-    key, features = choose_features(model, data, options)
+    if options["features"] == "classifier" and data.n_classes < 2:
+        raise UserError("features=classifier: this data set has no labels to train one on; use pixels or inception.")
+    draw = model.sampler(options["sampler"], options["dataset"]["root"])
+    key, features = choose_features(model, options)
     names, n = options["samples"], options["n_samples"]
     n_features = features(split[:2].to(model.device).x.float() / 255).shape[1]
     if "frechet" in names and n_features > LARGEST_COVARIANCE:
@@ -96,7 +96,6 @@ def score(model: "TrainedVAE", data: "Data", split: Split, options: EvaluateOpti
             f"samples=[frechet]: {n_features:,} {options['features']} have too large a covariance; choose other "
             "features or other scores."
         )
-    draw = model.sampler(options["sampler"], options["dataset"]["root"])
 
     def samples() -> Iterator[Tensor]:
         noise = build.generator(options["seed"], "samples")  # the images of vae-generate what=samples
@@ -106,7 +105,8 @@ def score(model: "TrainedVAE", data: "Data", split: Split, options: EvaluateOpti
     found: dict[str, Any] = {"n": n, "seed": options["seed"]}
     picture = None
     if set(names) - {"nearest"}:
-        other = data.split("test") if options["split"] == "train" else data.train
+        whole = model.read_data(options["dataset"]["root"], whole=True)
+        other = whole.split("test") if options["split"] == "train" else whole.train
         real = _seen(split.to(model.device), len(split), key, features)
         found |= _scores(real, _gather(samples(), n, features, "samples"), names)
         instead = _scores(real, _seen(other.to(model.device), n, key, features), names)
@@ -195,7 +195,7 @@ def _nearest(queries: Tensor, train: Split, features: Features, batch_size: int)
     return distance.sqrt(), nearest
 
 
-def _draw_neighbours(images: Tensor, path: Path, title: str) -> None:
+def _draw_neighbours(images: Tensor, path: Path, sampler: str) -> None:
     """A row for each sample, images [R, 1 + K, C, H, W]: the sample, then its nearest training images.
 
     Raises UserError where the system refuses to write it.
@@ -205,8 +205,8 @@ def _draw_neighbours(images: Tensor, path: Path, title: str) -> None:
     from vae_exp.commands.drawn_files import whole
     from vae_exp.figures import sheets
 
-    columns = ["sample", *(str(k + 1) for k in range(images.shape[1] - 1))]
-    sheet = sheets.label_sheet(sheets.grid(images.flatten(0, 1), images.shape[1]), title, (), columns)
+    title = f"a row: a sample ({sampler}), then the training images nearest to it"
+    sheet = sheets.label_sheet(sheets.grid(images.flatten(0, 1), images.shape[1]), title)
     try:
         path.parent.mkdir(exist_ok=True)
         with whole(path) as partial:

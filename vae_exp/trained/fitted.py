@@ -1,41 +1,38 @@
 """The samplers of a model that are fitted to training codes, kept beside its checkpoint as NAME.SAMPLER.npz."""
 
-from __future__ import annotations
-
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from vae_exp import metrics
 from vae_exp.config import build
+from vae_exp.datasets import Split
 from vae_exp.run import arrays
 from vae_exp.samplers import FITTED, Mixture
-
-if TYPE_CHECKING:
-    from vae_exp.trained.model import TrainedVAE
+from vae_exp.vae import VAE
 
 CODES = 10_000  # training images, chosen by chance, whose codes a sampler is fitted to
 
 
-def mixture(model: TrainedVAE, name: str, root: str | None = None) -> Mixture:
-    """What was kept for the weights of this model; else it is fitted, for which the training data are read.
+def mixture(name: str, model: VAE, weights: str, read_train: Callable[[], Split], checkpoint: Path | None) -> Mixture:
+    """What was kept beside the checkpoint for these weights; else it is fitted, for which the training data are read.
 
     Raises UserError where they cannot be read.
     """
-    path = model.path and model.path.with_name(f"{model.path.stem}.{name}.npz")
-    if path and (kept := _read(path, model.weights, model.model.z_dim)):
+    path = checkpoint and checkpoint.with_name(f"{checkpoint.stem}.{name}.npz")
+    if path and (kept := _read(path, weights, model.z_dim)):
         return kept
-    train = model.read_data(root).train
+    train = read_train()
     chosen = torch.randperm(len(train), generator=build.generator(0, "codes"))[:CODES].sort().values
-    train = train[chosen].to(model.device)
+    train = train[chosen].to(next(model.parameters()).device)
     with torch.no_grad():
-        q = metrics.posterior(model.model, train)
-    found = FITTED[name](q, train.y if model.model.n_classes else torch.zeros_like(train.y))
+        q = metrics.posterior(model, train)
+    found = FITTED[name](q, train.y if model.n_classes else torch.zeros_like(train.y))
     if path:
         content = {name: values.numpy() for name, values in vars(found).items()}
-        arrays.write(path, content | {"weights": np.array(model.weights)})
+        arrays.write(path, content | {"weights": np.array(weights)})
     return found
 
 
