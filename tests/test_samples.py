@@ -10,7 +10,7 @@ import torch
 import vae_exp
 from tests.conftest import MNIST, needs_mnist, quick_run, recorded
 from vae_exp import samplers
-from vae_exp.commands import sample_scores
+from vae_exp.commands import sample_scores, seen
 from vae_exp.config.rules import SCORES
 from vae_exp.distributions import DiagonalGaussian, Point
 from vae_exp.errors import UserError
@@ -181,7 +181,7 @@ def test_what_cannot_be_scored_is_refused_and_leaves_nothing(typed, says, vae_co
 
 def test_a_covariance_of_too_many_pixels_is_refused_and_other_scores_are_not(vae_command, monkeypatch):
     quick_run()
-    monkeypatch.setattr(sample_scores, "LARGEST_COVARIANCE", 63)
+    monkeypatch.setattr(seen, "LARGEST_COVARIANCE", 63)
     code, said = vae_command("vae-evaluate", "checkpoint=run", "samples=[frechet]", "features=pixels", *FEW)
     assert code == 1
     assert "64 pixels have too large a covariance" in said
@@ -190,10 +190,10 @@ def test_a_covariance_of_too_many_pixels_is_refused_and_other_scores_are_not(vae
 
 def test_what_is_held_of_samples_does_not_grow_with_their_number():
     images = (torch.rand(5000, 1, 2, 2, generator=torch.Generator().manual_seed(i)) for i in range(5))
-    seen = sample_scores._gather(images, 25_000, features.pixels, "samples")
-    assert len(seen.rows) == sample_scores.COMPARED
-    assert seen.moments.n == 25_000
-    assert torch.allclose(seen.moments.covariance, torch.eye(4).double() / 12, atol=2e-3), "of all of them"
+    found = seen.gather(images, 25_000, features.pixels, "samples")
+    assert len(found.rows) == seen.COMPARED
+    assert found.moments.n == 25_000
+    assert torch.allclose(found.moments.covariance, torch.eye(4).double() / 12, atol=2e-3), "of all of them"
 
 
 def test_a_judge_and_the_features_of_real_images_are_computed_once(vae_command, monkeypatch, tmp_path):

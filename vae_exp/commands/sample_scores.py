@@ -1,8 +1,7 @@
 """How good a model's samples are: scores of their features against those of real images, and nearest neighbours."""
 
 import importlib.util
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,16 +9,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vae_exp.commands import judge
+from vae_exp.commands import judge, seen
 from vae_exp.config import build
 from vae_exp.config.keys import EvaluateOptions
 from vae_exp.datasets.splits import Split, batches
 from vae_exp.errors import UserError
-from vae_exp.run import arrays
 from vae_exp.run.earlier import GENERATED
 from vae_exp.run.speed import exact_products
 from vae_exp.scores import features as of_images
-from vae_exp.scores.frechet import Moments, frechet_of
+from vae_exp.scores.frechet import frechet_of
 from vae_exp.scores.kernel import kid_of_subsets
 from vae_exp.scores.neighbours import neighbour_scores, squared_distances
 
@@ -27,20 +25,9 @@ if TYPE_CHECKING:
     from vae_exp.datasets import Data
     from vae_exp.trained import TrainedVAE
 
-Features = Callable[[Tensor], Tensor]  # of images [B, C, H, W] in [0, 1], [B, D]
-COMPARED = 10_000  # images whose features are held at once, for the scores of pairs: memory is flat in n_samples
-LARGEST_COVARIANCE = 4096  # features: that of more takes minutes and gigabytes
 IN_PAIRS = ("precision", "recall", "density", "coverage")
 SHOWN, NEIGHBOURS = 10, 7  # samples in the picture, and training images beside each
 MEASURED = 1000  # samples whose nearest training image is looked for
-
-
-@dataclass
-class Seen:
-    """What the scores need of a set of images: sums over all of them, and the features of up to COMPARED."""
-
-    moments: Moments | None  # None where their covariance is too large
-    rows: Tensor  # [min(N, COMPARED), D]
 
 
 def check(options: EvaluateOptions) -> None:
@@ -49,7 +36,7 @@ def check(options: EvaluateOptions) -> None:
         raise UserError(of_images.PACKAGE)
 
 
-def choose_features(model: "TrainedVAE", options: EvaluateOptions) -> tuple[str, Features]:
+def choose_features(model: "TrainedVAE", options: EvaluateOptions) -> tuple[str, seen.Features]:
     """What the scores see, and a name that tells it from all others.
 
     Raises UserError for weights that cannot be downloaded.
@@ -91,7 +78,7 @@ def score(model: "TrainedVAE", data: "Data", split: Split, options: EvaluateOpti
     key, features = choose_features(model, options)
     names, n = options["samples"], options["n_samples"]
     n_features = features(split[:2].to(model.device).x.float() / 255).shape[1]
-    if "frechet" in names and n_features > LARGEST_COVARIANCE:
+    if "frechet" in names and n_features > seen.LARGEST_COVARIANCE:
         raise UserError(
             f"samples=[frechet]: {n_features:,} {options['features']} have too large a covariance; choose other "
             "features or other scores."
@@ -107,13 +94,14 @@ def score(model: "TrainedVAE", data: "Data", split: Split, options: EvaluateOpti
     if set(names) - {"nearest"}:
         whole = model.read_data(options["dataset"]["root"], whole=True)
         other = whole.split("test") if options["split"] == "train" else whole.train
-        real = _seen(split.to(model.device), len(split), key, features)
-        found |= _scores(real, _gather(samples(), n, features, "samples"), names)
-        instead = _scores(real, _seen(other.to(model.device), n, key, features), names)
+        real = seen.of_real(split.to(model.device), len(split), key, features)
+        found |= _scores(real, seen.gather(samples(), n, features, "samples"), names)
+        instead = _scores(real, seen.of_real(other.to(model.device), n, key, features), names)
         found |= {f"{name}_real": value for name, value in instead.items()}
     if "nearest" in names:
         few = torch.cat(list(_first(samples(), MEASURED)))
-        held = split[_by_chance(len(split), MEASURED)].to(model.device).x.float() / 255
+        held_out = data.split("test") if options["split"] == "train" else split
+        held = held_out[seen.by_chance(len(held_out), MEASURED)].to(model.device).x.float() / 255
         train = data.train.to(model.device)
         distances, rows = _nearest(features(torch.cat([few, held])), train, features, options["batch_size"])
         found["nearest"] = distances[: len(few), 0].median().item()
@@ -123,7 +111,7 @@ def score(model: "TrainedVAE", data: "Data", split: Split, options: EvaluateOpti
     return found, picture
 
 
-def _scores(real: Seen, fake: Seen, names: Sequence[str]) -> dict[str, float]:
+def _scores(real: seen.Seen, fake: seen.Seen, names: Sequence[str]) -> dict[str, float]:
     found = {}
     if "frechet" in names:
         assert real.moments and fake.moments, "too many features were refused"
@@ -135,38 +123,6 @@ def _scores(real: Seen, fake: Seen, names: Sequence[str]) -> dict[str, float]:
     return found
 
 
-def _seen(split: Split, n: int, key: str, features: Features) -> Seen:
-    """n real images, or all: from the cache, or seen now and kept there."""
-    split = split[_by_chance(len(split), n)]
-    path = judge.cache() / f"{judge.digest(split)}-{key}.npz"
-    if (kept := arrays.read(path)) and "rows" in kept:
-        moments = {name: torch.from_numpy(kept[name]) for name in ("mean", "scatter") if name in kept}
-        return Seen(Moments(len(split), **moments) if moments else None, torch.from_numpy(kept["rows"]))
-    seen = _gather((x for x, _ in batches(split, 1000)), len(split), features, "real images")
-    content = {"rows": seen.rows}
-    if seen.moments:
-        content |= {"mean": seen.moments.mean, "scatter": seen.moments.scatter}
-    arrays.write(path, {name: values.numpy() for name, values in content.items()})
-    return seen
-
-
-def _gather(images: Iterable[Tensor], n: int, features: Features, what: str) -> Seen:
-    moments: Moments | None = None
-    rows: list[Tensor] = []
-    held = 0
-    with tqdm(total=n, desc=what, unit="image", disable=None, leave=False) as bar:
-        for x in images:
-            found = features(x).cpu()
-            if found.shape[1] <= LARGEST_COVARIANCE:
-                more = Moments.of(found)
-                moments = moments.joined(more) if moments else more
-            if held < COMPARED:
-                rows.append(found[: COMPARED - held])
-                held += len(rows[-1])
-            bar.update(len(x))
-    return Seen(moments, torch.cat(rows))
-
-
 def _first(images: Iterable[Tensor], n: int) -> Iterator[Tensor]:
     """The first n of them."""
     for x in images:
@@ -176,12 +132,7 @@ def _first(images: Iterable[Tensor], n: int) -> Iterator[Tensor]:
             return
 
 
-def _by_chance(of: int, n: int) -> Tensor:
-    """The rows of n images, or of all, in an order by chance: neighbours in a file are often alike."""
-    return torch.randperm(of, generator=build.generator(0, "compared"))[:n]
-
-
-def _nearest(queries: Tensor, train: Split, features: Features, batch_size: int) -> tuple[Tensor, Tensor]:
+def _nearest(queries: Tensor, train: Split, features: seen.Features, batch_size: int) -> tuple[Tensor, Tensor]:
     """Distances and rows of the training images nearest to each query [M, D], the nearest first: both [M, K]."""
     distance, nearest, at = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.long), 0
     with tqdm(total=len(train), desc="training images", unit="image", disable=None, leave=False) as bar:
