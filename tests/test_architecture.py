@@ -26,7 +26,7 @@ FLOORS = [
     ["comparing"],
     ["run"],
     ["objectives", "config"],
-    ["vae", "datasets", "networks", "scores"],
+    ["vae", "datasets", "networks", "scores", "samplers"],
     ["distributions", "likelihoods", "schedules", "version", "errors"],
 ]
 HEIGHT = {part: -number for number, floor in enumerate(FLOORS) for part in floor}

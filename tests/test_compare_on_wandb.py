@@ -118,6 +118,55 @@ def test_a_second_call_makes_no_second_one(sweep):
         assert len(server.views) == 2
 
 
+def sections(server):
+    """Those of the view that the server has, from the JSON that was sent."""
+    (view,) = (view for view in server.views.values() if view["type"] == "project-view")
+    spec = json.loads(view["spec"])
+    return view, spec, spec["section"]["panelBankConfig"]["sections"]
+
+
+@pytest.mark.slow
+def test_an_update_keeps_what_the_user_added_and_names_runs_that_are_not_synced(sweep):
+    ids = [json.loads(path.read_text())["wandb"]["id"] for path in sweep.rglob("summary.json")]
+    with serving(Loopback("me", "mine", ids[1:])) as server:
+        known = {"WANDB_API_KEY": "a" * 40, "WANDB_BASE_URL": server.url}
+        code, said = compared(sweep, "--wandb", "me/mine", **known)
+        assert code == 0, said
+        assert "me/mine does not have 1 of these runs yet: wandb sync outputs/wandb/*run-*" in said
+        view, spec, drawn = sections(server)
+        ours = [section["name"] for section in drawn]
+        drawn.insert(0, drawn[0] | {"name": "My notes", "__id__": "mine"})
+        view["spec"] = json.dumps(spec)
+        assert compared(sweep, "--wandb", "me/mine", **known)[0] == 0
+        assert sorted(section["name"] for section in sections(server)[2]) == sorted([*ours, "My notes"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("status", [403, 500])
+def test_a_server_that_refuses_or_fails_costs_one_message(sweep, status):
+    ids = [json.loads(path.read_text())["wandb"]["id"] for path in sweep.rglob("summary.json")]
+    with serving(Loopback("me", "mine", ids)) as server:
+        server.status = status
+        known = {"WANDB_API_KEY": "a" * 40, "WANDB_BASE_URL": server.url}
+        code, said = compared(sweep, "--wandb", "me/mine", **known)
+    assert code == 1
+    assert "vae-compare: --wandb" in said
+    assert str(status) in said
+    assert "Traceback" not in said
+    assert not server.views
+
+
+@pytest.mark.slow
+def test_a_sweep_that_was_logged_online_ends_with_the_command_that_makes_the_view(sweep, vae_train):
+    for path in sweep.rglob("summary.json"):
+        summary = json.loads(path.read_text())
+        summary["wandb"]["url"] = f"https://wandb.ai/team/mine/runs/{summary['wandb']['id']}"
+        path.write_text(json.dumps(summary))
+    code, said = vae_train(*TYPED, *SWEPT, f"sweep.resume={sweep}")
+    assert code == 0, said
+    assert f"in W&B  vae-compare {sweep} --wandb team/mine --wandb-report" in said
+
+
 @pytest.mark.parametrize(
     ("typed", "says"),
     [

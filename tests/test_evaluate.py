@@ -21,6 +21,7 @@ from tests.conftest import MNIST, needs_mnist, quick_run, recorded
 from tests.conftest import metrics as logged
 from vae_exp import metrics, trained
 from vae_exp.commands import label_accuracy as readback
+from vae_exp.commands.judge import train_classifier
 from vae_exp.config import build
 from vae_exp.config.check import CONF_DIR
 from vae_exp.datasets.splits import Split
@@ -389,7 +390,7 @@ def test_a_conditional_model_of_mnist_draws_what_its_label_says():
     _, folder = quick_run(*mnist, "model=conditional", "model.z_dim=4", "optimizer.lr=3e-3", "epochs=3")
     model = vae_exp.load(folder)
     data = model.read_data()
-    classifier = readback.train_classifier(data.train, data.n_classes, seed=0)
+    classifier = train_classifier(data.train, data.n_classes, seed=0)
     noise = torch.Generator().manual_seed(0)
     read = readback.label_accuracy(model.model, classifier, data, data.read_test(), noise)
     assert read["label_accuracy_real"] > 0.97

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.distributions import Normal
 
+import vae_exp
 from tests.conftest import compose, metrics, quick_run
 from vae_exp.config import build
 from vae_exp.config.check import check
@@ -18,6 +19,7 @@ from vae_exp.objectives import (
     beta_tc,
     capacity,
     decompose,
+    dip_vae,
     elbo,
     elbo_terms,
     free_bits,
@@ -225,3 +227,37 @@ def test_every_objective_trains_and_logs_the_same_unweighted_terms_beside_its_ow
 
 def own_keys(names):
     return {f"train/{name}" for name in names}
+
+
+@pytest.mark.parametrize("variant", ["I", "II"])
+def test_dip_vae_penalises_what_the_covariance_of_the_codes_lacks_to_the_identity(variant):
+    noise = torch.Generator().manual_seed(0)
+    q = DiagonalGaussian(torch.randn(500, 3, generator=noise) @ torch.randn(3, 3, generator=noise), torch.zeros(500, 3))
+    q.log_var[:, 1] = math.log(0.5)
+    kl = q.kl_to_prior()
+    terms = Terms(torch.full((500,), 90.0), kl, q, q.mean)
+    covariance = torch.cov(q.mean.T, correction=0)
+    if variant == "II":  # the law of total variance: q(z) is the mixture of the q(z|x)
+        covariance += torch.diag(torch.tensor([1.0, 0.5, 1.0]))
+    on, off = 0.0, 0.0
+    for i in range(3):
+        for j in range(3):
+            if i == j:
+                on += (covariance[i, j].item() - 1) ** 2
+            else:
+                off += covariance[i, j].item() ** 2
+    loss, logged = dip_vae(terms, START, beta=2.0, variant=variant, off_diagonal=3.0, diagonal=0.5)
+    assert logged["covariance_penalty"].item() == pytest.approx(3 * off + 0.5 * on, rel=1e-4)
+    assert loss.item() == pytest.approx(90 + 2 * kl.sum(1).mean().item() + 3 * off + 0.5 * on, rel=1e-5)
+
+
+def test_dip_vae_leaves_latents_less_correlated():
+    """The same run with and without the penalty: the squared correlations of q's means."""
+    left = {}
+    for weight in (0, 100):
+        typed = ("objective=dip_vae", "objective.variant=I", "objective.diagonal=0", f"objective.off_diagonal={weight}")
+        _, folder = quick_run(*typed, "model.z_dim=6", "epochs=8", "optimizer.lr=3e-3", folder=f"w{weight}")
+        model = vae_exp.load(folder)
+        mean = model.encode(model.read_data().train.x).mean
+        left[weight] = (torch.corrcoef(mean.T).square().sum() - 6).item()
+    assert left[100] < 0.5 * left[0]

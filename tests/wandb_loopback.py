@@ -15,6 +15,7 @@ class Loopback:
         self.entity, self.project, self.runs = entity, project, runs
         self.views: dict[str, dict] = {}
         self.asked: list[str] = []
+        self.status = 200  # of every answer
         self.url = ""
 
     def answer(self, query: str, given: dict) -> dict:
@@ -79,7 +80,7 @@ def serving(loopback: Loopback) -> Iterator[Loopback]:
             body = self.rfile.read(int(self.headers["Content-Length"] or 0))
             asked = json.loads(body) if body.startswith(b"{") else {"query": ""}  # such as W&B's own telemetry
             content = json.dumps({"data": loopback.answer(asked["query"], asked.get("variables") or {})}).encode()
-            self.send_response(200)
+            self.send_response(loopback.status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()

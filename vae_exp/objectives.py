@@ -178,6 +178,26 @@ def beta_tc(
     return (terms.neg_elbo + extra).mean(), {name: part.detach().mean() for name, part in parts.items()}
 
 
+def dip_vae(
+    terms: Terms, now: Progress, *, beta: float, variant: str, off_diagonal: float, diagonal: float
+) -> tuple[Tensor, Logged]:
+    """The ELBO, and how far a covariance of the codes is from I: off_diagonal * sum_i!=j C_ij^2 + diagonal * sum_i
+    (C_ii - 1)^2 (Kumar et al. 2018, eq. 6 and 7).
+
+    C, [Z, Z], is that of q's means over the batch (I), or of q(z), which has q's mean variance beside it (II).
+    """
+    q, _ = terms.draw
+    centred = q.mean - q.mean.mean(0)
+    covariance = centred.T @ centred / len(centred)
+    if variant == "II":
+        covariance = covariance + q.log_var.exp().mean(0).diag()
+    away = (covariance - torch.eye(len(covariance), device=covariance.device)).square()
+    on = away.diagonal().sum()
+    penalty = off_diagonal * (away.sum() - on) + diagonal * on
+    loss = terms.reconstruction.mean() + beta * terms.kl.sum(1).mean() + penalty
+    return loss, {"kl_weight": beta, "covariance_penalty": penalty.detach()}
+
+
 def decompose(q: DiagonalGaussian, z: Tensor, train_size: int, sampling: str) -> dict[str, Tensor]:
     """log q(z|x) / p(z) at z ~ q(z|x) as three terms, [B] nats each (Chen et al. 2018, eq. 2).
 

@@ -1,21 +1,18 @@
 """`vae-evaluate`: held-out numbers of a trained model, printed, written beside its checkpoint, added to its W&B run."""
 
 import functools
-import hashlib
 import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vae_exp.commands import shared
+from vae_exp.commands import evaluation_table, shared
 from vae_exp.config.keys import EvaluateOptions
 from vae_exp.config.rules import EVALUATE_RULES
 from vae_exp.errors import Unwritable, UserError, printable
 from vae_exp.run.writing import write_json
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
     from vae_exp.datasets.splits import Split
     from vae_exp.trained import TrainedVAE
 
@@ -25,17 +22,17 @@ usage: vae-evaluate checkpoint=PATH [KEY=VALUE ...]
 
   vae-evaluate checkpoint=latest                                  the newest run's best.pt on the test split
   vae-evaluate checkpoint=outputs/.../best.pt importance_samples=100
+  vae-evaluate checkpoint=latest samples=[frechet,precision,recall,nearest] sampler=gmm
   vae-evaluate checkpoint=outputs/sweeps/... split=val            every run of a sweep, a table at the end"""
 
 
 SPLITS = ("test", "val", "train")
-NO_RESULTS = ("step", "seed", "importance_seed", "repeats", "images")
+NO_RESULTS = ("step", "seed", "importance_seed", "repeats", "images", "n")
 # What an evaluation measures only where that is asked for: of a model that has it already it is kept.
 LONG = (
     ("nll", "nll_error", "importance_samples", "importance_seed"),
     ("label_accuracy", "label_accuracy_real", "label_accuracy_shuffled"),
 )
-CLASSIFIERS: dict[str, "nn.Module"] = {}  # of real images, by their data: the runs of a sweep share one
 
 
 def main() -> None:
@@ -46,7 +43,10 @@ def main() -> None:
 def _evaluate_all(options: EvaluateOptions) -> None:
     """Every checkpoint that the path means; one that fails does not stop the others."""
     from vae_exp import trained
+    from vae_exp.commands import sample_scores
     from vae_exp.tracking import wandb_server
+
+    sample_scores.check(options)
 
     if options["wandb"]["mode"] == "online":  # before anything is measured
         wandb_server.api_key("online")
@@ -65,7 +65,7 @@ def _evaluate_all(options: EvaluateOptions) -> None:
             failed += 1
             print(f"{printable(path)}: failed: {error}\n")
     if len(paths) > 1:
-        _print_side_by_side(rows)
+        evaluation_table.show_side_by_side(rows, options)
     if failed:
         raise UserError(f"{failed} of {len(paths)} checkpoints could not be evaluated; the reasons stand above.")
 
@@ -73,40 +73,32 @@ def _evaluate_all(options: EvaluateOptions) -> None:
 def evaluate_checkpoint(path: Path, options: EvaluateOptions) -> dict[str, Any]:
     """All numbers of one checkpoint: printed, written beside it as NAME.SPLIT.json, added to W&B; returned."""
     from vae_exp import trained
+    from vae_exp.commands import sample_scores
     from vae_exp.config import build
     from vae_exp.run import checkpoint
     from vae_exp.tracking import wandb_afterwards
 
     kept = checkpoint.load(path)
-    model = trained.TrainedVAE(kept, build.device(options["device"]), options["trust"])
-    result = {"checkpoint": str(path), "step": kept.step, "weights": _digest(kept.model), **measure(model, options)}
+    model = trained.TrainedVAE(kept, build.device(options["device"]), options["trust"], path)
+    result = {"checkpoint": str(path), "step": kept.step, "weights": model.weights, **measure(model, options)}
     for name, value in result.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{path}: {name} is {value}; the model's weights or its data are not sound.")
     written = path.with_name(f"{path.stem}.{options['split']}.json")
     result = _with_what_was_kept(result, _read(written))
-    _print_table(result, model)
+    evaluation_table.show(result, model)
     try:
         write_json(written, result)
     except Unwritable as error:  # which advises on a run
         raise UserError(f"{written}: cannot be written ({getattr(error.__cause__, 'strerror', error)}).") from error
     print(f"\nwritten   {printable(written)}")
     numbers = _for_wandb(path, result["weights"])
-    if where := wandb_afterwards.record_evaluation(options["wandb"]["mode"], path.parent, model.config, numbers):
+    if where := wandb_afterwards.record_evaluation(
+        options["wandb"]["mode"], path.parent, model.config, numbers, sample_scores.pictures(path)
+    ):
         print(f"W&B       {where}")
     print()
     return result
-
-
-def _digest(weights: "dict[str, Tensor]") -> str:
-    """What tells one model from another: its file may be another run's by now, with as many steps."""
-    import torch
-
-    digest = hashlib.sha256()
-    for name, tensor in sorted(weights.items()):
-        digest.update(name.encode())
-        digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _read(written: Path) -> dict[str, Any]:
@@ -122,6 +114,12 @@ def _with_what_was_kept(result: dict[str, Any], before: dict[str, Any]) -> dict[
     """The result with what takes long and was not asked for, as an earlier one of the same model and images has it."""
     if any(before.get(name) != result[name] for name in ("weights", "split", "images")):
         return result
+    samples = dict(before.get("samples", {}))
+    for drawn, scores in result.get("samples", {}).items():
+        earlier = samples.get(drawn, {})
+        is_same = all(earlier.get(name) == scores[name] for name in ("n", "seed"))
+        samples[drawn] = (earlier if is_same else {}) | scores
+    result = result | ({"samples": samples} if samples else {})
     kept = {name: before[name] for names in LONG if not set(names) & set(result) for name in names if name in before}
     if "nll" in kept and "bits_per_dim" in result:  # they come from the nll where there is one
         kept["bits_per_dim"] = before["bits_per_dim"]
@@ -135,6 +133,8 @@ def _for_wandb(path: Path, weights: str) -> dict[str, Any]:
         written = _read(path.with_name(f"{path.stem}.{split}.json"))
         if written.get("weights") == weights:
             numbers = {k: v for k, v in written.items() if isinstance(v, int | float) and k not in NO_RESULTS}
+            for drawn, scores in written.get("samples", {}).items():
+                numbers |= {f"samples/{drawn}/{k}": v for k, v in scores.items() if k not in NO_RESULTS}
             prefixed |= {f"evaluate/{split}/{name}": value for name, value in numbers.items()}
     return prefixed
 
@@ -142,17 +142,20 @@ def _for_wandb(path: Path, weights: str) -> dict[str, Any]:
 def measure(model: "TrainedVAE", options: EvaluateOptions) -> dict[str, Any]:
     """The numbers of a split, in nats per image, each with its standard error.
 
-    Raises UserError where the data cannot be read, or for importance samples of a deterministic autoencoder.
+    Raises UserError where the data cannot be read, for importance samples of a deterministic autoencoder, and for
+    scores of samples that do not suit the data.
     """
     from tqdm import tqdm
 
     from vae_exp import metrics
-    from vae_exp.commands import label_accuracy
+    from vae_exp.commands import judge, label_accuracy, sample_scores
     from vae_exp.config import build
 
     vae = model.model
     data = model.read_data(options["dataset"]["root"])
     split = data.split(options["split"]).to(model.device)
+    # First what may be refused, before minutes of importance samples.
+    of_samples = {"samples": sample_scores.scored(model, data, split, options)} if options["samples"] else {}
     seed, batch_size = options["seed"], options["batch_size"]
     noise = functools.partial(build.generator, seed)
     measured = metrics.evaluate(vae, split, noise("evaluation"), options["repeats"], batch_size=batch_size)
@@ -181,52 +184,11 @@ def measure(model: "TrainedVAE", options: EvaluateOptions) -> dict[str, Any]:
         }
     result |= {"active_units": measured.active_units, "kl_per_dim": measured.kl_per_dim, **vae.scale()}
     if vae.n_classes and vae.stochastic and options["label_accuracy"]:
-        key = json.dumps([model.config["dataset"], options["dataset"]["root"], str(model.device)])
-        if key not in CLASSIFIERS:
-            CLASSIFIERS[key] = label_accuracy.train_classifier(data.train.to(model.device), data.n_classes, seed=0)
-        result |= label_accuracy.label_accuracy(vae, CLASSIFIERS[key], data, split, noise("labels"))
-    return result
+        reader, _ = judge.judge(model, options["dataset"]["root"])
+        result |= label_accuracy.label_accuracy(vae, reader, data, split, noise("labels"))
+    return result | of_samples
 
 
 def _gives_probabilities(model: "TrainedVAE", split: "Split") -> bool:
     """Whether the likelihood gives each possible image a probability, so that bits per dimension are defined."""
     return model.model.support == "bytes" or (model.model.support == "binary" and not split.is_grey())
-
-
-def _print_table(result: dict[str, Any], model: "TrainedVAE") -> None:
-    draws = "one draw" if result["repeats"] == 1 else f"{result['repeats']} draws"
-    print(f"{printable(model.name)}\n{result['split']} split, {result['images']:,} images, {draws} of z for each\n")
-    print(f"{'nats per image':28}{'':>12}{'± images':>12}{'± noise':>12}")
-    words = {"neg_elbo": "neg_elbo", "reconstruction": "reconstruction", "kl": "kl"}
-    words |= {"nll": f"nll, K = {result.get('importance_samples')}", "mutual_information": "mutual information I(x; z)"}
-    for name in [name for name in words if name in result]:
-        errors = [result.get(f"{name}_{kind}") for kind in ("error", "noise_error")]
-        cells = "".join(f"{'-' if error is None else f'{error:.3f}':>12}" for error in errors)
-        print(f"{words[name]:28}{result[name]:12.3f}{cells}")
-    if "mutual_information" in result:
-        print(f"{'   of at most log N':28}{result['mutual_information_at_most']:12.3f}")
-        print(f"{'KL(q(z) || p(z))':28}{result['kl_aggregate']:12.3f}   the rest of the KL")
-    if "bits_per_dim" in result:
-        print(f"{'bits per dimension':28}{result['bits_per_dim']:12.4f}")
-    print(f"{'active units':28}{result['active_units']:12d}   of {len(result['kl_per_dim'])}")
-    for name, value in model.model.scale().items():
-        print(f"{name:28}{value:12.4f}   of pixels from 0 to 1, fitted with the weights")
-    if "label_accuracy" in result:
-        read, real, chance = (result[f"label_accuracy{end}"] for end in ("", "_real", "_shuffled"))
-        print(f"{'labels read back':28}{read:12.1%}   real images {real:.1%}, shuffled labels {chance:.1%}")
-    per_dim = sorted(((kl, i) for i, kl in enumerate(result["kl_per_dim"])), reverse=True)
-    shown = "  ".join(f"z{i} {kl:.2f}" for kl, i in per_dim[:10])
-    print(f"{'KL of each latent':28}{shown}" + ("  ..." if len(per_dim) > 10 else ""))
-
-
-def _print_side_by_side(rows: dict[Path, dict[str, Any]]) -> None:
-    """The runs of a folder, the best first."""
-    names = [
-        n
-        for n in ("nll", "neg_elbo", "reconstruction", "kl", "active_units", "label_accuracy")
-        if any(n in r for r in rows.values())
-    ]
-    print("  ".join(f"{name:>14}" for name in names) + "  checkpoint")
-    for path, row in sorted(rows.items(), key=lambda item: item[1].get(names[0], math.inf)):
-        cells = (f"{row[n]:14.3f}" if isinstance(row.get(n), float) else f"{row.get(n, '-')!s:>14}" for n in names)
-        print("  ".join(cells) + f"  {printable(path)}")

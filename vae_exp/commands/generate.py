@@ -24,6 +24,7 @@ usage: vae-generate checkpoint=PATH [KEY=VALUE ...]
 
   vae-generate checkpoint=latest                                        64 samples from the prior
   vae-generate checkpoint=latest what=samples label=7 temperature=0.8   of a conditional model
+  vae-generate checkpoint=latest sampler=gmm                            from where the codes are
   vae-generate checkpoint=latest n=100000 format=npz
   vae-generate checkpoint=latest what=traversals animate=true
   vae-generate checkpoint=latest what=reconstructions inputs=FOLDER     your own images"""
@@ -36,6 +37,7 @@ USED_BY = {
     "n": ("samples", "classes", "reconstructions", "interpolations", "traversals", "manifold", "latents"),
     "label": ("samples", "reconstructions", "interpolations", "traversals", "manifold"),
     "temperature": ("samples", "classes"),
+    "sampler": ("samples",),
     "inputs": OF_IMAGES,
     "steps": ("interpolations", "traversals"),
     "path": ("interpolations",),
@@ -46,9 +48,9 @@ USED_BY = {
     "format": ("samples", "classes", "reconstructions", "interpolations", "traversals", "manifold", "latents"),
     "split": (*OF_IMAGES, "latents"),
     "seed": ("samples", "classes", *OF_IMAGES),
-    "dataset.root": (*OF_IMAGES, "latents"),
+    "dataset.root": ("samples sampler=gmm", "samples sampler=aggregate", *OF_IMAGES, "latents"),
 }
-IN_THE_NAME = ("label", "temperature", "inputs", "steps", "path", "around", "range", "dims", "split", "seed")
+IN_THE_NAME = ("label", "temperature", "sampler", "inputs", "steps", "path", "around", "range", "dims", "split", "seed")
 
 
 def main() -> None:
@@ -108,7 +110,7 @@ def _check_used(options: GenerateOptions) -> None:
     """Raises UserError for a key that says something of which the figure asked for takes no notice."""
     usual = flatten(yaml.safe_load((CONF_DIR / "generate.yaml").read_text()))
     chosen = flatten(options)
-    what = {options["what"], f"{options['what']} around={options['around']}"}
+    what = {options["what"], *(f"{options['what']} {key}={options[key]}" for key in ("around", "sampler"))}
     for key, users in USED_BY.items():
         if chosen[key] != usual[key] and not what & set(users):
             shown = str(chosen[key]).lower() if isinstance(chosen[key], bool) else chosen[key]

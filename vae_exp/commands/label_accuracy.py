@@ -1,9 +1,6 @@
 """Whether a conditional model draws what its label says: a classifier of real images reads the labels back."""
 
-import math
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vae_exp.datasets.prepare import Data
@@ -11,36 +8,7 @@ from vae_exp.datasets.splits import Split, batches
 from vae_exp.run.speed import exact_products
 from vae_exp.vae import VAE
 
-STEPS, BATCH_SIZE, HIDDEN = 2000, 128, 512
 GENERATED = 5000  # images drawn to be read
-
-
-def train_classifier(train: Split, n_classes: int, seed: int) -> nn.Module:
-    """A small classifier of real images: one hidden layer, trained for a fixed number of steps."""
-    device = train.y.device
-    with torch.random.fork_rng(devices=[]):  # its weights are its own affair
-        torch.manual_seed(seed)
-        classifier = nn.Sequential(
-            nn.Flatten(),
-            nn.Linear(math.prod(train.x_shape), HIDDEN),
-            nn.ReLU(),
-            nn.Dropout(0.2),
-            nn.Linear(HIDDEN, n_classes),
-        ).to(device)
-        optimizer = torch.optim.Adam(classifier.parameters(), lr=2e-3, fused=True)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
-        order, step = torch.Generator().manual_seed(seed), 0
-        while step < STEPS:
-            for x, y in batches(train, BATCH_SIZE, order):
-                loss = F.cross_entropy(classifier(x), y)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                step += 1
-                if step == STEPS:
-                    break
-    return classifier.eval()
 
 
 @torch.no_grad()

@@ -27,6 +27,7 @@ NEED_SPREAD = {
     "vae_exp.objectives.capacity": "holds the KL at a value, and an autoencoder has none",
     "vae_exp.objectives.iwae": "weighs several draws of z, and an autoencoder's code is always the same",
     "vae_exp.objectives.beta_tc": "takes the KL apart, and an autoencoder has none",
+    "vae_exp.objectives.dip_vae": "takes the covariance of q(z), and an autoencoder's codes have no density",
 }
 
 

@@ -96,6 +96,10 @@ class EvaluateOptions(TypedDict):
     repeats: int
     importance_samples: int
     label_accuracy: bool
+    samples: list[str]
+    n_samples: int
+    sampler: str
+    features: str
     batch_size: int
     seed: int
     device: str
@@ -112,6 +116,7 @@ class GenerateOptions(TypedDict):
     n: int | None
     label: int | str | None
     temperature: float
+    sampler: str
     inputs: str | None
     steps: int
     path: str

@@ -100,6 +100,8 @@ FRACTION = Rule(lambda v: isinstance(v, float) and 0 < v < 1, "a fraction such a
 
 COUNT = _whole(1)
 FARTHEST = 1000  # standard deviations of the prior: beyond a few tens of them no decoder has learned anything
+SAMPLER = _one_of("prior", "gmm", "aggregate")
+SCORES = ("frechet", "kid", "precision", "recall", "density", "coverage", "nearest")
 FIGURES = ("interpolations", "traversals", "manifold", "latents")
 
 RULES = {
@@ -188,6 +190,9 @@ OPTION_RULES = {
     "objective.capacity_nats": _number(0),
     "objective.alpha": _number(0),
     "objective.gamma": _number(0),
+    "objective.variant": _one_of("I", "II"),
+    "objective.off_diagonal": _number(0),
+    "objective.diagonal": _number(0),
     "objective.samples": _whole(1),
     "objective.samples_at_once": _whole(1),
     "objective.sampling": _one_of("stratified", "weighted"),
@@ -225,6 +230,10 @@ EVALUATE_RULES = {
     "repeats": COUNT,
     "importance_samples": _whole(0),
     "label_accuracy": FLAG,
+    "samples": _list_of(_one_of(*SCORES), f"a list of {', '.join(SCORES)}"),
+    "n_samples": _whole(10),
+    "sampler": SAMPLER,
+    "features": _one_of("classifier", "inception", "pixels"),
     "batch_size": _whole(1),
     "seed": _whole(0, 2**32 - 1),
     "device": RULES["device"],
@@ -240,6 +249,7 @@ GENERATE_RULES = {
     "n": _or_null(COUNT),
     "label": _or_null(LABEL),
     "temperature": _number(0, FARTHEST),
+    "sampler": SAMPLER,
     "inputs": _or_null(ANY_PATH),
     "steps": _whole(2, 1000),
     "path": _one_of("spherical", "linear"),

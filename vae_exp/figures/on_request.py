@@ -1,7 +1,7 @@
 """What vae-generate can draw: each function takes a trained model, the options and a number, and returns a Drawing."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,20 +35,15 @@ def _samples(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:
     if options["format"] == "grid":  # the others are written as they are drawn
         _require_room(model, n, f"n={n}: {n:,} samples", options)
 
-    def chunks() -> Iterator[tuple[Tensor, Tensor]]:
-        noise = build.generator(options["seed"], "samples")
-        for first in range(0, n, CHUNK):
-            rows = torch.arange(first, min(first + CHUNK, n))
-            y = rows % max(model.classes_there, 1) if label is None else model.labels(label, len(rows)).cpu()
-            z = temperature * model.model.prior_sample(CHUNK, noise)[: len(rows)]
-            yield model.decode(z, y), y
-
+    draw = model.sampler(options["sampler"], options["dataset"]["root"])
+    chunks = model.samples(n, label, draw, build.generator(options["seed"], "samples"), temperature)
     title = f"{n} samples" + ("" if label is None else _label(model, options)[1])
+    title += "" if options["sampler"] == "prior" else f" from {options['sampler']}"
     title += "" if temperature == 1 else f", temperature {temperature:g}"
     columns = math.ceil(math.sqrt(n))
     if label is None and 0 < model.classes_there <= every_class.MOST_CLASSES:
         columns, title = model.classes_there, f"{title}, a label a column"
-    return Drawing(n, chunks(), lambda x: sheets.label_sheet(sheets.grid(x, columns), title))
+    return Drawing(n, chunks, lambda x: sheets.label_sheet(sheets.grid(x, columns), title))
 
 
 def _classes(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:

@@ -97,5 +97,5 @@ def set_aside(folder: Path, checkpoint: str, epoch: int) -> None:
 
 
 def _measured(folder: Path, checkpoint: str) -> list[Path]:
-    """What vae-evaluate wrote beside a checkpoint, such as best.test.json."""
-    return list(folder.glob(f"{Path(checkpoint).stem}.*.json"))
+    """What was measured of a checkpoint or fitted to it, beside it: such as best.test.json and best.gmm.npz."""
+    return [file for kind in ("json", "npz") for file in folder.glob(f"{Path(checkpoint).stem}.*.{kind}")]

@@ -17,8 +17,10 @@ log = logging.getLogger(__name__)
 SWEEP_SUMMARY = "sweep-summary"  # the job type of the run that has a sweep's table and figures
 
 
-def record_evaluation(wandb_mode: str, run_dir: Path, config: Config, values: dict[str, Any]) -> str | None:
-    """Add numbers to the summary of a run's W&B run, or, where that cannot be reopened, to a run in its group.
+def record_evaluation(
+    wandb_mode: str, run_dir: Path, config: Config, values: dict[str, Any], pictures: dict[str, Path]
+) -> str | None:
+    """Add numbers and pictures to a run's W&B run, or, where that cannot be reopened, to a run in its group.
 
     wandb_mode is wandb.mode; auto means as the run itself was logged. Returns what was done, in words.
     """
@@ -46,6 +48,8 @@ def record_evaluation(wandb_mode: str, run_dir: Path, config: Config, values: di
         try:
             with wandb.init(mode=mode, **common(keys), **options) as run:
                 run.summary.update(values)
+                if pictures:
+                    run.log({name: wandb.Image(str(path)) for name, path in pictures.items()})
             where = os.path.relpath(Path(run.dir).parent) if run.offline else run.url
             if options is reopened:
                 return f"run {run.id}, {where}"

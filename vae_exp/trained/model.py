@@ -1,9 +1,9 @@
 """A trained model as its users want it: images and labels in whatever form they have, no gradients."""
 
 import contextlib
-import os
-import re
-from collections.abc import Sequence
+import functools
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,77 +18,14 @@ from vae_exp.datasets import Data, Split
 from vae_exp.distributions import DiagonalGaussian, Point
 from vae_exp.errors import UserError, printable
 from vae_exp.metrics import importance_bound
-from vae_exp.run import checkpoint, sound
+from vae_exp.run import checkpoint
 from vae_exp.run.checkpoint import Checkpoint
-from vae_exp.run.folder import BEST, OUTPUTS, newest
-from vae_exp.tracking import wandb_server
-from vae_exp.vae import VAE
+from vae_exp.trained import fitted
+from vae_exp.trained.rebuilding import rebuild
 
 Labels = int | str | Sequence[int] | Tensor | None  # a class for all images, or a number for each
-ARTIFACT = re.compile(r"(wandb:)?(?P<name>([\w.-]+/){1,2}[\w.-]+:[\w.-]+)")
-
-
-def find(checkpoint: str, only_one: bool = False) -> list[Path]:
-    """The checkpoints that a path means: a file, a run's best.pt, the best.pt of every run in a folder, the newest
-    run (latest), or a W&B artifact such as ENTITY/PROJECT/NAME:best, which is downloaded.
-
-    Raises UserError where there is none, or where there are several and only_one is allowed.
-    """
-    path = Path(checkpoint).expanduser()
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        where, found = path, [path / BEST] if (path / BEST).exists() else _below(path)
-    elif checkpoint == "latest":
-        run = newest(BEST)
-        where, found = OUTPUTS, [run / BEST] if run else []
-    elif artifact := ARTIFACT.fullmatch(checkpoint):
-        where = wandb_server.download(artifact["name"])
-        found = sorted(where.glob("*.pt"))
-    else:
-        raise UserError(f"checkpoint={checkpoint}: there is no such file or folder.")
-    if not found:
-        raise UserError(f"checkpoint={checkpoint}: no {BEST} in {where}; a run writes it after its first epoch.")
-    if only_one and len(found) > 1:
-        raise UserError(f"checkpoint={checkpoint}: holds {len(found)} runs; name one, such as {found[0]}")
-    return found
-
-
-def _below(folder: Path) -> list[Path]:
-    """The best.pt of every run in a folder. Raises UserError for a whole disk and for the user's home."""
-    if folder.resolve() in (Path(folder.resolve().anchor), Path(os.path.expanduser("~")).resolve()):  # noqa: PTH111
-        raise UserError(f"checkpoint={folder}: is a whole disk or your home. Name a folder of runs, such as {OUTPUTS}.")
-    return sorted(folder.rglob(BEST))
-
-
-def load(path: str | Path, device: str = "auto", trust: bool = False) -> "TrainedVAE":
-    """The model of a checkpoint file or of a run folder; see vae_exp.load."""
-    (path,) = find(str(path), only_one=True)
-    return TrainedVAE(checkpoint.load(path), build.device(device), trust)
-
-
-def rebuild(kept: Checkpoint, trust: bool = False) -> VAE:
-    """A checkpoint's model with its weights, built after its sizes were compared with theirs, which costs nothing.
-
-    Raises UserError for a _target_ that is not vae_exp's own, unless the file and what it names are trusted, and where
-    the weights are not those of the config.
-    """
-    for group in ("network", "likelihood"):
-        build.check_foreign(kept.config, group, trust)
-    build.check_known_values(kept.config)
-    try:
-        with torch.device("meta"):  # shapes without numbers: a small file may ask for a huge model
-            empty = build.model(kept.config, kept.x_shape, kept.n_classes)
-    except (TypeError, ValueError, KeyError, RuntimeError, ArithmeticError) as error:
-        raise UserError(f"checkpoint: its config gives no model ({str(error).splitlines()[0]}).") from error
-    try:
-        sound.require_weights(kept.model, empty.state_dict())
-        sound.require_latents(kept.kl_per_dim, empty.z_dim)
-    except sound.Unsound as error:
-        raise UserError(f"checkpoint: {error}.") from error
-    model = build.model(kept.config, kept.x_shape, kept.n_classes)
-    model.load_state_dict(kept.model)
-    return model
+Sampler = Callable[[Tensor, torch.Generator, float], Tensor]  # labels [N], noise, temperature -> codes [N, Z]
+CHUNK = 1000  # images drawn at a time, always whole: the first images are the same for every n
 
 
 class TrainedVAE:
@@ -99,9 +36,9 @@ class TrainedVAE:
     torch module; `config`, `epoch` and `kl_per_dim` (nats, of the held-out images) say how it was trained.
     """
 
-    def __init__(self, kept: Checkpoint, device: torch.device, trust: bool = False) -> None:
+    def __init__(self, kept: Checkpoint, device: torch.device, trust: bool = False, path: Path | None = None) -> None:
         self.model = rebuild(kept, trust).to(device).eval().requires_grad_(False)
-        self.device, self.trust, self._checkpoint = device, trust, kept
+        self.device, self.trust, self.path, self._checkpoint = device, trust, path, kept
         self.config, self.x_shape, self.epoch = kept.config, kept.x_shape, kept.epoch
         self.class_names, self.kl_per_dim = kept.class_names, kept.kl_per_dim
 
@@ -115,13 +52,31 @@ class TrainedVAE:
         """How many classes the data had, or 0 of an unconditional model, which may have room for more of them."""
         return min(self.model.n_classes, len(self.class_names) or self.model.n_classes)
 
-    @torch.no_grad()
-    def sample(self, n: int, label: Labels = None, temperature: float = 1.0, seed: int | None = None) -> Tensor:
-        """The mean of p(x|z) at n draws of z from the prior, [n, C, H, W] in [0, 1].
+    @functools.cached_property
+    def weights(self) -> str:
+        """What tells one model from another: its file may be another run's by now, with as many steps."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self._checkpoint.model.items()):
+            digest.update(name.encode())
+            digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
 
-        A temperature below 1 draws nearer to the prior's mean: tidier, less varied images. Without a label a
-        conditional model takes every class in turn. With a seed the images are the same each time. Raises UserError
-        for values that vae-generate refuses too, and for a deterministic autoencoder, which has no prior.
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        label: Labels = None,
+        temperature: float = 1.0,
+        seed: int | None = None,
+        sampler: str = "prior",
+        root: str | None = None,
+    ) -> Tensor:
+        """The mean of p(x|z) at n draws of z, [n, C, H, W] in [0, 1].
+
+        sampler says where z is drawn: prior, gmm or aggregate, see `sampler`. A temperature below 1 draws nearer to
+        the prior's mean: tidier, less varied images. Without a label a conditional model takes every class in turn.
+        With a seed the images are the same each time. Raises UserError for values that vae-generate refuses too, and
+        for the prior of a deterministic autoencoder, which has none.
         """
         n, temperature = _checked("n", n, COUNT), _checked("temperature", temperature, GENERATE_RULES["temperature"])
         if label is not None and not self.model.n_classes:
@@ -130,7 +85,41 @@ class TrainedVAE:
             label = torch.arange(n) % self.classes_there
         noise = torch.Generator()
         noise.seed() if seed is None else noise.manual_seed(_checked("seed", seed, GENERATE_RULES["seed"]))
-        return self.decode(temperature * self.model.prior_sample(n, noise), label)
+        y = self.labels(label, n)
+        return self.decode(self.sampler(sampler, root)(y, noise, temperature), y)
+
+    @torch.no_grad()
+    def samples(
+        self, n: int, label: int | str | None, draw: Sampler, noise: torch.Generator, temperature: float = 1.0
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """As sample, CHUNK images [B, C, H, W] with their labels [B] at a time, so that memory does not grow with n."""
+        for first in range(0, n, CHUNK):
+            every_class = torch.arange(first, first + CHUNK) % max(self.classes_there, 1)
+            y = self.labels(every_class if label is None else label, CHUNK)
+            z, here = draw(y, noise, temperature), min(CHUNK, n - first)
+            yield self.decode(z[:here], y[:here]), y[:here].cpu()
+
+    def sampler(self, name: str = "prior", root: str | None = None) -> Sampler:
+        """Where codes are drawn: prior, N(0, I); gmm, a mixture of Gaussians fitted to the codes of training images;
+        aggregate, q(z|x) of training images.
+
+        The latter two are fitted to the training data (root says where it lies now) when they are first asked for, of
+        a conditional model for each class, and kept beside the checkpoint. Raises UserError where the data cannot be
+        read, and for the prior of a deterministic autoencoder.
+        """
+        name = _checked("sampler", name, GENERATE_RULES["sampler"])
+        if name == "prior":
+            if not self.model.stochastic:
+                raise UserError(
+                    "sampler=prior: an autoencoder has no prior to say where its codes lie. Use sampler=gmm or "
+                    "sampler=aggregate."
+                )
+            return lambda y, noise, temperature: temperature * self.model.prior_sample(len(y), noise)
+
+        def read_train() -> Split:
+            return self.read_data(root).train
+
+        return fitted.mixture(name, self.model, self.weights, read_train, self.path).draw
 
     @torch.no_grad()
     def encode(self, x: Tensor | np.ndarray, label: Labels = None) -> DiagonalGaussian | Point:
@@ -162,9 +151,10 @@ class TrainedVAE:
         split = Split(pixels.mul(255).round().to(torch.uint8), self.labels(label, len(pixels)))
         return importance_bound(self.model, split, k, torch.Generator().manual_seed(seed))
 
-    def read_data(self, root: str | None = None) -> Data:
+    def read_data(self, root: str | None = None, whole: bool = False) -> Data:
         """The dataset it was trained on, split as then; root says where it lies now.
 
+        whole: no validation images are split off and none left out, so that models of other seeds see the same.
         Raises UserError where it cannot be read, is code of a stranger's that is not trusted, or has changed.
         """
         settings = self.config["dataset"]
@@ -175,6 +165,8 @@ class TrainedVAE:
                     f"dataset.root={root}: the model was trained on {name}, which has no root. Leave it out."
                 )
             settings = settings | {"root": root}
+        if whole:
+            settings = settings | {"val_size": 0, "train_size": None}
         build.check_foreign(self.config, "dataset", self.trust)
         build.check_dataset(self.config)
         data = build.dataset({"dataset": settings})

@@ -1,0 +1,92 @@
+"""A classifier of real images that judges generated ones: it reads their labels, and its features are compared."""
+
+import hashlib
+import math
+import os
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vae_exp.datasets.splits import Split, batches
+from vae_exp.run import arrays
+from vae_exp.trained import TrainedVAE
+
+STEPS, BATCH_SIZE, HIDDEN = 2000, 128, 512
+READ_AT_ONCE = 10_000  # images, while their digest is computed
+
+
+def cache() -> Path:
+    """Where judges and features of real images are kept: they are computed once for all runs on the same data."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vae_exp" / "features"
+
+
+def digest(split: Split) -> str:
+    """What tells one set of images and labels from another: their bytes, however they were split or chosen."""
+    found = hashlib.sha256(repr((len(split), split.x_shape, split.dynamic)).encode())
+    for rows in torch.arange(len(split)).split(READ_AT_ONCE):
+        part = split[rows.to(split.y.device)]
+        found.update(part.x.cpu().contiguous().numpy().tobytes())
+        found.update(part.y.cpu().numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def judge(model: TrainedVAE, root: str | None) -> tuple[nn.Sequential, str]:
+    """The classifier of the data that a model was trained on, and a name that tells it from all others.
+
+    It learns from all training images, whatever part of them the model had, so that one judges the models of every
+    seed. It is the one that was kept, or a new one, which is kept.
+    """
+    data = model.read_data(root, whole=True)
+    train, n_classes = data.train.to(model.device), data.n_classes
+    name = f"judge-{digest(train)}-{n_classes}"
+    path = cache() / f"{name}.npz"
+    if kept := arrays.read(path):
+        with torch.device("meta"):  # no random numbers are drawn for weights that are there
+            classifier = _empty(train, n_classes)
+        weights = {name: torch.from_numpy(values) for name, values in kept.items()}
+        if {n: v.shape for n, v in weights.items()} == {n: v.shape for n, v in classifier.state_dict().items()}:
+            classifier.load_state_dict(weights, assign=True)
+            return classifier.to(model.device).eval(), name
+    classifier = train_classifier(train, n_classes, seed=0)
+    arrays.write(path, {name: values.cpu().numpy() for name, values in classifier.state_dict().items()})
+    return classifier, name
+
+
+def features(classifier: nn.Sequential, x: Tensor) -> Tensor:
+    """The hidden units [N, HIDDEN] by which the classifier tells classes apart, of images in [0, 1]."""
+    return classifier[:3](x)
+
+
+def _empty(train: Split, n_classes: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(math.prod(train.x_shape), HIDDEN),
+        nn.ReLU(),
+        nn.Dropout(0.2),
+        nn.Linear(HIDDEN, n_classes),
+    )
+
+
+@torch.enable_grad()
+def train_classifier(train: Split, n_classes: int, seed: int) -> nn.Sequential:
+    """A small classifier of real images: one hidden layer, trained for a fixed number of steps."""
+    device = train.y.device
+    with torch.random.fork_rng(devices=[]):  # its weights are its own affair
+        torch.manual_seed(seed)
+        classifier = _empty(train, n_classes).to(device)
+        optimizer = torch.optim.Adam(classifier.parameters(), lr=2e-3, fused=True)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+        order, step = torch.Generator().manual_seed(seed), 0
+        while step < STEPS:
+            for x, y in batches(train, BATCH_SIZE, order):
+                loss = F.cross_entropy(classifier(x), y)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                step += 1
+                if step == STEPS:
+                    break
+    return classifier.eval()

@@ -1,0 +1,166 @@
+"""How good a model's samples are: scores of their features against those of real images, and nearest neighbours."""
+
+import importlib.util
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vae_exp.commands import judge, seen
+from vae_exp.config import build
+from vae_exp.config.keys import EvaluateOptions
+from vae_exp.datasets.splits import Split, batches
+from vae_exp.errors import UserError
+from vae_exp.run.earlier import GENERATED
+from vae_exp.run.speed import exact_products
+from vae_exp.scores import features as of_images
+from vae_exp.scores.frechet import frechet_of
+from vae_exp.scores.kernel import kid_of_subsets
+from vae_exp.scores.neighbours import neighbour_scores, squared_distances
+
+if TYPE_CHECKING:
+    from vae_exp.datasets import Data
+    from vae_exp.trained import TrainedVAE
+
+IN_PAIRS = ("precision", "recall", "density", "coverage")
+SHOWN, NEIGHBOURS = 10, 7  # samples in the picture, and training images beside each
+MEASURED = 1000  # samples whose nearest training image is looked for
+
+
+def check(options: EvaluateOptions) -> None:
+    """Raises UserError for features whose package is not installed, before anything is read."""
+    if options["samples"] and options["features"] == "inception" and not importlib.util.find_spec("torch_fidelity"):
+        raise UserError(of_images.PACKAGE)
+
+
+def choose_features(model: "TrainedVAE", options: EvaluateOptions) -> tuple[str, seen.Features]:
+    """What the scores see, and a name that tells it from all others.
+
+    Raises UserError for weights that cannot be downloaded.
+    """
+    name = options["features"]
+    if name == "pixels":
+        return name, of_images.pixels
+    if name == "inception":
+        return name, of_images.Inception(model.device)
+    classifier, key = judge.judge(model, options["dataset"]["root"])
+    return key, lambda x: judge.features(classifier, x)
+
+
+def scored(model: "TrainedVAE", data: "Data", split: Split, options: EvaluateOptions) -> dict[str, dict[str, Any]]:
+    """The scores by their sampler and features, such as prior/classifier; the picture of neighbours is written."""
+    drawn = f"{options['sampler']}/{options['features']}"
+    scores, neighbours = score(model, data, split, options)
+    if neighbours is not None and model.path:
+        path = model.path.with_name(GENERATED) / f"nearest_{drawn.replace('/', '_')}.png"
+        _draw_neighbours(neighbours, path, options["sampler"])
+    return {drawn: scores}
+
+
+def pictures(checkpoint: Path) -> dict[str, Path]:
+    """The pictures of neighbours beside a checkpoint, by what W&B calls them."""
+    return {f"evaluate/{path.stem}": path for path in sorted(checkpoint.with_name(GENERATED).glob("nearest_*.png"))}
+
+
+@torch.no_grad()
+@exact_products()
+def score(model: "TrainedVAE", data: "Data", split: Split, options: EvaluateOptions) -> tuple[dict[str, Any], Any]:
+    """Each score of the samples and, as NAME_real, of other real images in their place; and the picture of neighbours.
+
+    Raises UserError for features that do not suit the data, and for fewer images than the scores need.
+    """
+    if options["features"] == "classifier" and data.n_classes < 2:
+        raise UserError("features=classifier: this data set has no labels to train one on; use pixels or inception.")
+    draw = model.sampler(options["sampler"], options["dataset"]["root"])
+    key, features = choose_features(model, options)
+    names, n = options["samples"], options["n_samples"]
+    n_features = features(split[:2].to(model.device).x.float() / 255).shape[1]
+    if "frechet" in names and n_features > seen.LARGEST_COVARIANCE:
+        raise UserError(
+            f"samples=[frechet]: {n_features:,} {options['features']} have too large a covariance; choose other "
+            "features or other scores."
+        )
+
+    def samples() -> Iterator[Tensor]:
+        noise = build.generator(options["seed"], "samples")  # the images of vae-generate what=samples
+        for x, _ in model.samples(n, None, draw, noise):
+            yield x.clamp(0, 1).mul(255).round().div(255)  # as image files have them
+
+    found: dict[str, Any] = {"n": n, "seed": options["seed"]}
+    picture = None
+    if set(names) - {"nearest"}:
+        whole = model.read_data(options["dataset"]["root"], whole=True)
+        other = whole.split("test") if options["split"] == "train" else whole.train
+        real = seen.of_real(split.to(model.device), len(split), key, features)
+        found |= _scores(real, seen.gather(samples(), n, features, "samples"), names)
+        instead = _scores(real, seen.of_real(other.to(model.device), n, key, features), names)
+        found |= {f"{name}_real": value for name, value in instead.items()}
+    if "nearest" in names:
+        few = torch.cat(list(_first(samples(), MEASURED)))
+        held_out = data.split("test") if options["split"] == "train" else split
+        held = held_out[seen.by_chance(len(held_out), MEASURED)].to(model.device).x.float() / 255
+        train = data.train.to(model.device)
+        distances, rows = _nearest(features(torch.cat([few, held])), train, features, options["batch_size"])
+        found["nearest"] = distances[: len(few), 0].median().item()
+        found["nearest_real"] = distances[len(few) :, 0].median().item()
+        beside = train[rows[:SHOWN].flatten().to(train.y.device)].x.float() / 255
+        picture = torch.cat([few[:SHOWN, None], beside.view(min(SHOWN, len(few)), -1, *beside.shape[1:])], dim=1)
+    return found, picture
+
+
+def _scores(real: seen.Seen, fake: seen.Seen, names: Sequence[str]) -> dict[str, float]:
+    found = {}
+    if "frechet" in names:
+        assert real.moments and fake.moments, "too many features were refused"
+        found["frechet"] = frechet_of(real.moments, fake.moments)
+    if "kid" in names:
+        found["kid"] = kid_of_subsets(real.rows, fake.rows).mean().item()
+    if pairs := [name for name in IN_PAIRS if name in names]:
+        found |= neighbour_scores(real.rows, fake.rows, pairs)
+    return found
+
+
+def _first(images: Iterable[Tensor], n: int) -> Iterator[Tensor]:
+    """The first n of them."""
+    for x in images:
+        yield x[:n]
+        n -= len(x)
+        if n <= 0:
+            return
+
+
+def _nearest(queries: Tensor, train: Split, features: seen.Features, batch_size: int) -> tuple[Tensor, Tensor]:
+    """Distances and rows of the training images nearest to each query [M, D], the nearest first: both [M, K]."""
+    distance, nearest, at = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.long), 0
+    with tqdm(total=len(train), desc="training images", unit="image", disable=None, leave=False) as bar:
+        for x, _ in batches(train, batch_size):
+            here = squared_distances(queries, features(x)).cpu()
+            rows = torch.arange(at, at + len(x)).expand(len(queries), -1)
+            both = torch.cat([distance, here], dim=1)
+            distance, place = both.topk(min(NEIGHBOURS, both.shape[1]), largest=False)
+            nearest, at = torch.cat([nearest, rows], dim=1).gather(1, place), at + len(x)
+            bar.update(len(x))
+    return distance.sqrt(), nearest
+
+
+def _draw_neighbours(images: Tensor, path: Path, sampler: str) -> None:
+    """A row for each sample, images [R, 1 + K, C, H, W]: the sample, then its nearest training images.
+
+    Raises UserError where the system refuses to write it.
+    """
+    from PIL import Image
+
+    from vae_exp.commands.drawn_files import whole
+    from vae_exp.figures import sheets
+
+    title = f"a row: a sample ({sampler}), then the training images nearest to it"
+    sheet = sheets.label_sheet(sheets.grid(images.flatten(0, 1), images.shape[1]), title)
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with whole(path) as partial:
+            Image.fromarray(sheet).save(partial, "PNG")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}).") from error

@@ -1,0 +1,64 @@
+"""What scores need of a set of images: features, seen batch by batch, and of real images kept for the next time."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vae_exp.commands import judge
+from vae_exp.config import build
+from vae_exp.datasets.splits import Split, batches
+from vae_exp.run import arrays
+from vae_exp.scores.frechet import Moments
+
+Features = Callable[[Tensor], Tensor]  # of images [B, C, H, W] in [0, 1], [B, D]
+COMPARED = 10_000  # images whose features are held at once, for the scores of pairs: memory is flat in their number
+LARGEST_COVARIANCE = 4096  # features: that of more takes minutes and gigabytes
+
+
+@dataclass
+class Seen:
+    """What the scores need of a set of images: sums over all of them, and the features of up to COMPARED."""
+
+    moments: Moments | None  # None where their covariance is too large
+    rows: Tensor  # [min(N, COMPARED), D]
+
+
+def of_real(split: Split, n: int, key: str, features: Features) -> Seen:
+    """n real images, or all: from the cache, or seen now and kept there."""
+    split = split[by_chance(len(split), n)]
+    path = judge.cache() / f"{judge.digest(split)}-{key}.npz"
+    if (kept := arrays.read(path)) and "rows" in kept:
+        moments = {name: torch.from_numpy(kept[name]) for name in ("mean", "scatter") if name in kept}
+        return Seen(Moments(len(split), **moments) if moments else None, torch.from_numpy(kept["rows"]))
+    seen = gather((x for x, _ in batches(split, 1000)), len(split), features, "real images")
+    content = {"rows": seen.rows}
+    if seen.moments:
+        content |= {"mean": seen.moments.mean, "scatter": seen.moments.scatter}
+    arrays.write(path, {name: values.numpy() for name, values in content.items()})
+    return seen
+
+
+def gather(images: Iterable[Tensor], n: int, features: Features, what: str) -> Seen:
+    """All of the images, of which there are n, with a bar that says what they are."""
+    moments: Moments | None = None
+    rows: list[Tensor] = []
+    held = 0
+    with tqdm(total=n, desc=what, unit="image", disable=None, leave=False) as bar:
+        for x in images:
+            found = features(x).cpu()
+            if found.shape[1] <= LARGEST_COVARIANCE:
+                more = Moments.of(found)
+                moments = moments.joined(more) if moments else more
+            if held < COMPARED:
+                rows.append(found[: COMPARED - held])
+                held += len(rows[-1])
+            bar.update(len(x))
+    return Seen(moments, torch.cat(rows))
+
+
+def by_chance(of: int, n: int) -> Tensor:
+    """The rows of n images, or of all, in an order by chance: neighbours in a file are often alike."""
+    return torch.randperm(of, generator=build.generator(0, "compared"))[:n]

@@ -1,0 +1,33 @@
+"""From a checkpoint's names and numbers to the model, with nothing of a stranger's run on the way."""
+
+import torch
+
+from vae_exp.config import build
+from vae_exp.errors import UserError
+from vae_exp.run import sound
+from vae_exp.run.checkpoint import Checkpoint
+from vae_exp.vae import VAE
+
+
+def rebuild(kept: Checkpoint, trust: bool = False) -> VAE:
+    """A checkpoint's model with its weights, built after its sizes were compared with theirs, which costs nothing.
+
+    Raises UserError for a _target_ that is not vae_exp's own, unless the file and what it names are trusted, and where
+    the weights are not those of the config.
+    """
+    for group in ("network", "likelihood"):
+        build.check_foreign(kept.config, group, trust)
+    build.check_known_values(kept.config)
+    try:
+        with torch.device("meta"):  # shapes without numbers: a small file may ask for a huge model
+            empty = build.model(kept.config, kept.x_shape, kept.n_classes)
+    except (TypeError, ValueError, KeyError, RuntimeError, ArithmeticError) as error:
+        raise UserError(f"checkpoint: its config gives no model ({str(error).splitlines()[0]}).") from error
+    try:
+        sound.require_weights(kept.model, empty.state_dict())
+        sound.require_latents(kept.kl_per_dim, empty.z_dim)
+    except sound.Unsound as error:
+        raise UserError(f"checkpoint: {error}.") from error
+    model = build.model(kept.config, kept.x_shape, kept.n_classes)
+    model.load_state_dict(kept.model)
+    return model
