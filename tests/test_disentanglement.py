@@ -49,7 +49,7 @@ AT_CHANCE = {
 
 def measured(name, codes, factors):
     """The numbers of a score, by their names."""
-    return scores.SCORES[name].measure(codes, factors, 0)
+    return dict(zip(scores.SCORES[name].keys, scores.SCORES[name].measure(codes, factors, 0), strict=True))
 
 
 @pytest.mark.parametrize("name", scores.SCORES)

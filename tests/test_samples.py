@@ -11,13 +11,13 @@ import vae_exp
 from tests.conftest import MNIST, needs_mnist, quick_run, recorded
 from vae_exp import samplers
 from vae_exp.commands import sample_scores, seen
-from vae_exp.config.rules import SCORES
+from vae_exp.config.rules import SAMPLE_SCORES
 from vae_exp.distributions import DiagonalGaussian, Point
 from vae_exp.errors import UserError
 from vae_exp.scores import features
 from vae_exp.trained import TrainedVAE
 
-ALL = f"samples=[{','.join(SCORES)}]"
+ALL = f"samples=[{','.join(SAMPLE_SCORES)}]"
 FEW = ("n_samples=200", "wandb.mode=disabled")
 
 
@@ -121,9 +121,9 @@ def test_scores_are_printed_written_logged_to_wandb_and_kept(vae_command):
     code, said = vae_command("vae-evaluate", "checkpoint=run", ALL, "n_samples=200")
     assert code == 0
     assert "200 samples of prior, classifier features, against the test images" in said
-    assert all(f"\n{name} " in said for name in SCORES)
+    assert all(f"\n{name} " in said for name in SAMPLE_SCORES)
     prior = json.loads(Path("run/best.test.json").read_text())["samples"]["prior/classifier"]
-    assert prior.keys() == {"n", "seed", *SCORES, *(f"{name}_real" for name in SCORES)}
+    assert prior.keys() == {"n", "seed", *SAMPLE_SCORES, *(f"{name}_real" for name in SAMPLE_SCORES)}
     assert prior["frechet"] > prior["frechet_real"] > 0, "two epochs leave samples worse than digits"
     assert prior["coverage"] < prior["coverage_real"] <= 1
     assert vae_command("vae-evaluate", "checkpoint=run", "samples=[frechet]", "sampler=gmm", "n_samples=200")[0] == 0
@@ -137,8 +137,8 @@ def test_scores_are_printed_written_logged_to_wandb_and_kept(vae_command):
     (folder,) = Path("outputs/wandb").glob("offline-run-*-evaluate-*")
     log = recorded(folder)
     final = {key: value for update in log["summary"] for key, value in update["update"].items()}
-    assert {name: final[f"evaluate/test/samples/prior/classifier/{name}"] for name in SCORES} == pytest.approx(
-        {name: prior[name] for name in SCORES}
+    assert {name: final[f"evaluate/test/samples/prior/classifier/{name}"] for name in SAMPLE_SCORES} == pytest.approx(
+        {name: prior[name] for name in SAMPLE_SCORES}
     )
     assert list(folder.rglob("*nearest_prior_classifier*.png"))
 

@@ -4,17 +4,19 @@ Noise is drawn on the CPU for the whole split at once, so no number depends on t
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from vae_exp.datasets.factors import Factors
 from vae_exp.datasets.splits import Split, batches
 from vae_exp.distributions import LOG_2PI, DiagonalGaussian, Point, log_prior
 from vae_exp.errors import UserError
 from vae_exp.run.speed import exact_products
+from vae_exp.scores.repeats import SIZE, Spread, spread
 from vae_exp.vae import VAE
 
 EVAL_BATCH_SIZE = 500  # for speed and memory alone: what is computed of 1,000 MNIST images leaves the cache
@@ -134,6 +136,30 @@ def importance_bound(
             log_sum = torch.logaddexp(log_sum, log_weight.cpu().double())
             after_sample()
     return log_sum - math.log(importance_samples)
+
+
+def disentanglement(
+    q: DiagonalGaussian | Point,
+    factors: Factors,
+    names: Collection[str],
+    rows: int | None = None,
+    repeats: int = 1,
+    seed: int = 0,
+) -> dict[str, Spread]:
+    """Scores of the means of q(z|x) by the factors that vary, each with its spread over random parts of the images.
+
+    A single repeat takes up to 10,000 images. Raises UserError where the images are too few for their factors' values.
+    """
+    if rows is None and repeats == 1:
+        rows = min(SIZE, len(factors))
+    varying = factors.varying()
+    return spread(q.mean.cpu().numpy(), varying.table.cpu().numpy(), names, rows, repeats, seed)
+
+
+def of_factors(measured: Evaluation, split: Split, names: Collection[str], prefix: str) -> dict[str, float]:
+    """Scores of disentanglement as a run logs them, such as val/mig: of one repeat, so without their spread."""
+    found = disentanglement(measured.q, split.factors, names) if split.factors and names else {}
+    return {f"{prefix}/{name}": score.mean for name, score in found.items()}
 
 
 @torch.no_grad()

@@ -14,9 +14,9 @@ from vae_exp.config import build
 from vae_exp.config.keys import Config, images_per_step
 from vae_exp.datasets import Split, batches
 from vae_exp.figures import during_training
-from vae_exp.metrics import evaluate
+from vae_exp.metrics import evaluate, of_factors
 from vae_exp.objectives import Logged, Progress, one_draw
-from vae_exp.run import console, earlier, memory, restoring, resume, speed, threads, trial
+from vae_exp.run import console, earlier, memory, restoring, resume, speed, suiting, threads, trial
 from vae_exp.run.averaging import Averaging
 from vae_exp.run.divergence import clip_gradient, gradient_norm, require_finite
 from vae_exp.run.folder import only_process, require_writable
@@ -52,6 +52,7 @@ def train(cfg: DictConfig, run_dir: str | Path, judge: Judge | None = None) -> d
 def _train(config: Config, run_dir: Path, judge: Judge | None) -> dict[str, Any]:
     seed, epochs, batch_size = config["seed"], config["epochs"], config["batch_size"]
     step_size, clip_norm = images_per_step(config), config["gradient_clip_norm"]
+    scores_every = config["scores_every_epochs"]
     device = build.device(config["device"])
     before = resume.load(run_dir, config) if config["resume"] else None
     began = before.goes_on.facts if before and before.goes_on else None
@@ -61,9 +62,9 @@ def _train(config: Config, run_dir: Path, judge: Judge | None) -> dict[str, Any]
     # Data: as bytes, whole on the training device where it is small enough. Without a validation split the test
     # split is watched, as in the tutorial; then no epoch is chosen as the best, and best.pt is the last.
     data = build.dataset(config)
-    build.check_labels(config, data)
     held_out, chooses = ("val", True) if len(data.val) else ("test", False)
     train_split, held_out_split = data.train.to(device), data.split(held_out).to(device)
+    suiting.check(config, data, held_out_split)
     steps_per_epoch = math.ceil(len(train_split) / step_size)
 
     # Model: seeded just before it is built, so that its first weights depend on the seed alone.
@@ -96,7 +97,7 @@ def _train(config: Config, run_dir: Path, judge: Judge | None) -> dict[str, Any]
         watch,
         Tracker(config, run_dir, wandb_mode, facts, before, old_log_bytes) as tracker,
         Saves(run_dir, training, watch, tracker.position, tracker.to_disk, before) as saves,
-        console.progress_bar(epochs * steps_per_epoch, stands.step) as bar,
+        console.progress_bar(min(epochs * steps_per_epoch, config["max_steps"] or 2**31), stands.step) as bar,
     ):
         why_over = None  # the reason to end before the last epoch
         for epoch in range(stands.epoch + 1 if before else min(1, epochs), epochs + 1):  # 0: the model as it is built
@@ -152,6 +153,8 @@ def _train(config: Config, run_dir: Path, judge: Judge | None) -> dict[str, Any]
                 row |= means.read_epoch("train_epoch") | watch.times(len(train_split))
             measured = evaluate(average.model, held_out_split, build.generator(seed, "evaluation"))
             row |= measured.scalars(held_out)
+            if scores_every and epoch % scores_every == 0:
+                row |= of_factors(measured, held_out_split, config["scores"], held_out)
             require_finite(measured.scalars(held_out), f"after step {stands.step}", run_dir)
             tracker.log(row | {f"{held_out}/kl_per_dim": measured.kl_per_dim}, stands.step)
             scores = measured.scalars("val") if chooses else None
@@ -196,6 +199,7 @@ def _test(training: Training, saves: Saves, test_split: Split, tracker: Tracker)
     training.model.load_state_dict(weights)
     measured = evaluate(training.model, test_split, build.generator(seed, "evaluation"))
     tracker.image(*during_training.of_test(training.model, test_split, seed, best.epoch), step)
-    tracker.summarise(best.summary() | measured.scalars("test"))
+    scores = of_factors(measured, test_split, training.config["scores"], "test")
+    tracker.summarise(best.summary() | measured.scalars("test") | scores)
     if training.config["wandb"]["log_checkpoints"]:
         tracker.upload_checkpoints(best_is_last=best.step == step)

@@ -6,10 +6,11 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vae_exp.commands import evaluation_table, shared
+from vae_exp.commands import evaluation_table, factor_scores, shared
 from vae_exp.config.keys import EvaluateOptions
 from vae_exp.config.rules import EVALUATE_RULES
 from vae_exp.errors import Unwritable, UserError, printable
+from vae_exp.run.earlier import GENERATED
 from vae_exp.run.writing import write_json
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ usage: vae-evaluate checkpoint=PATH [KEY=VALUE ...]
 
   vae-evaluate checkpoint=latest                                  the newest run's best.pt on the test split
   vae-evaluate checkpoint=outputs/.../best.pt importance_samples=100
+  vae-evaluate checkpoint=outputs/.../best.pt scores=[mig,dci,infomec]   where the factors behind the images are known
   vae-evaluate checkpoint=latest samples=[frechet,precision,recall,nearest] sampler=gmm
   vae-evaluate checkpoint=outputs/sweeps/... split=val            every run of a sweep, a table at the end"""
 
@@ -73,7 +75,6 @@ def _evaluate_all(options: EvaluateOptions) -> None:
 def evaluate_checkpoint(path: Path, options: EvaluateOptions) -> dict[str, Any]:
     """All numbers of one checkpoint: printed, written beside it as NAME.SPLIT.json, added to W&B; returned."""
     from vae_exp import trained
-    from vae_exp.commands import sample_scores
     from vae_exp.config import build
     from vae_exp.run import checkpoint
     from vae_exp.tracking import wandb_afterwards
@@ -94,11 +95,18 @@ def evaluate_checkpoint(path: Path, options: EvaluateOptions) -> dict[str, Any]:
     print(f"\nwritten   {printable(written)}")
     numbers = _for_wandb(path, result["weights"])
     if where := wandb_afterwards.record_evaluation(
-        options["wandb"]["mode"], path.parent, model.config, numbers, sample_scores.pictures(path)
+        options["wandb"]["mode"], path.parent, model.config, numbers, pictures(path)
     ):
         print(f"W&B       {where}")
     print()
     return result
+
+
+def pictures(checkpoint: Path) -> dict[str, Path]:
+    """What was drawn with the scores of a checkpoint, by the names that W&B has for it."""
+    drawn = checkpoint.with_name(GENERATED)
+    found = [path for kind in ("nearest_*.png", "factors*.png") for path in sorted(drawn.glob(kind))]
+    return {f"evaluate/{path.stem}": path for path in found}
 
 
 def _read(written: Path) -> dict[str, Any]:
@@ -114,6 +122,9 @@ def _with_what_was_kept(result: dict[str, Any], before: dict[str, Any]) -> dict[
     """The result with what takes long and was not asked for, as an earlier one of the same model and images has it."""
     if any(before.get(name) != result[name] for name in ("weights", "split", "images")):
         return result
+    if scores := before.get("scores"):
+        is_same = all(result.get("scores", scores)[name] == scores[name] for name in factor_scores.SETTINGS)
+        result = result | {"scores": (scores if is_same else {}) | result.get("scores", {})}
     samples = dict(before.get("samples", {}))
     for drawn, scores in result.get("samples", {}).items():
         earlier = samples.get(drawn, {})
@@ -133,6 +144,7 @@ def _for_wandb(path: Path, weights: str) -> dict[str, Any]:
         written = _read(path.with_name(f"{path.stem}.{split}.json"))
         if written.get("weights") == weights:
             numbers = {k: v for k, v in written.items() if isinstance(v, int | float) and k not in NO_RESULTS}
+            numbers |= {name: score["mean"] for name, score in factor_scores.of(written).items()}
             for drawn, scores in written.get("samples", {}).items():
                 numbers |= {f"samples/{drawn}/{k}": v for k, v in scores.items() if k not in NO_RESULTS}
             prefixed |= {f"evaluate/{split}/{name}": value for name, value in numbers.items()}
@@ -148,7 +160,7 @@ def measure(model: "TrainedVAE", options: EvaluateOptions) -> dict[str, Any]:
     from tqdm import tqdm
 
     from vae_exp import metrics
-    from vae_exp.commands import judge, label_accuracy, sample_scores
+    from vae_exp.commands import factor_scores, judge, label_accuracy, sample_scores
     from vae_exp.config import build
 
     vae = model.model
@@ -156,6 +168,7 @@ def measure(model: "TrainedVAE", options: EvaluateOptions) -> dict[str, Any]:
     split = data.split(options["split"]).to(model.device)
     # First what may be refused, before minutes of importance samples.
     of_samples = {"samples": sample_scores.scored(model, data, split, options)} if options["samples"] else {}
+    names = factor_scores.chosen(split, options)
     seed, batch_size = options["seed"], options["batch_size"]
     noise = functools.partial(build.generator, seed)
     measured = metrics.evaluate(vae, split, noise("evaluation"), options["repeats"], batch_size=batch_size)
@@ -186,7 +199,8 @@ def measure(model: "TrainedVAE", options: EvaluateOptions) -> dict[str, Any]:
     if vae.n_classes and vae.stochastic and options["label_accuracy"]:
         reader, _ = judge.judge(model, options["dataset"]["root"])
         result |= label_accuracy.label_accuracy(vae, reader, data, split, noise("labels"))
-    return result | of_samples
+    of_codes = {"scores": factor_scores.scored(model, measured, split, names, options)} if names else {}
+    return result | of_codes | of_samples
 
 
 def _gives_probabilities(model: "TrainedVAE", split: "Split") -> bool:

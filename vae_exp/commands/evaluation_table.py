@@ -4,13 +4,15 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vae_exp.commands import factor_scores
 from vae_exp.config.keys import EvaluateOptions
-from vae_exp.config.rules import SCORES
+from vae_exp.config.rules import SAMPLE_SCORES
 from vae_exp.errors import printable
 
 if TYPE_CHECKING:
     from vae_exp.trained import TrainedVAE
 
+SHOWN = ("mig", "dci_disentanglement", "infom")  # beside the other numbers of several checkpoints
 MEANINGS = {
     "frechet": "0 is best; the fewer images, the higher",
     "kid": "0 is best",
@@ -46,6 +48,8 @@ def show(result: dict[str, Any], model: "TrainedVAE") -> None:
     per_dim = sorted(((kl, i) for i, kl in enumerate(result["kl_per_dim"])), reverse=True)
     shown = "  ".join(f"z{i} {kl:.2f}" for kl, i in per_dim[:10])
     print(f"{'KL of each latent':28}{shown}" + ("  ..." if len(per_dim) > 10 else ""))
+    if scores := factor_scores.of(result):
+        _show_scores(scores, result)
     for drawn, scores in result.get("samples", {}).items():
         _show_samples(drawn, scores, result)
 
@@ -60,10 +64,22 @@ def show_side_by_side(rows: dict[Path, dict[str, Any]], options: EvaluateOptions
     drawn = f"{options['sampler']}/{options['features']}"
     rows = {path: row | row.get("samples", {}).get(drawn, {}) for path, row in rows.items()}
     names += options["samples"]
+    rows = {path: row | {n: s["mean"] for n, s in factor_scores.of(row).items()} for path, row in rows.items()}
+    names += [name for name in SHOWN if any(name in row for row in rows.values())]
     print("  ".join(f"{name:>14}" for name in names) + "  checkpoint")
     for path, row in sorted(rows.items(), key=lambda item: item[1].get(names[0], math.inf)):
         cells = (f"{row[n]:14.3f}" if isinstance(row.get(n), float) else f"{row.get(n, '-')!s:>14}" for n in names)
         print("  ".join(cells) + f"  {printable(path)}")
+
+
+def _show_scores(scores: dict[str, Any], result: dict[str, Any]) -> None:
+    """The scores of disentanglement, with what a reader of each should know."""
+    settings, split = result["scores"], result["split"]
+    print(f"\n{'disentanglement':28}{'':>12}{'± rows':>12}   of {', '.join(settings['factors'])}")
+    print(f"   {settings['repeats']} times {settings['rows']:,} of the {split} images, means of q(z|x)")
+    for name, score in scores.items():
+        spread = "-" if score["std"] is None else f"{score['std']:.4f}"
+        print(f"{name:28}{score['mean']:12.4f}{spread:>12}   {score['caution']}".rstrip())
 
 
 def _show_samples(drawn: str, scores: dict[str, Any], result: dict[str, Any]) -> None:
@@ -72,6 +88,6 @@ def _show_samples(drawn: str, scores: dict[str, Any], result: dict[str, Any]) ->
     others = "test" if result["split"] == "train" else "training"
     print(f"\n{scores['n']:,} samples of {sampler}, {features} features, against the {result['split']} images")
     print(f"{'':28}{'samples':>12}{'real images':>12}   (real: {others} images in their place)")
-    for name in SCORES:
+    for name in SAMPLE_SCORES:
         if name in scores:
             print(f"{name:28}{scores[name]:12.4f}{scores[f'{name}_real']:12.4f}   {MEANINGS[name]}")

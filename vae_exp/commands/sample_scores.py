@@ -60,11 +60,6 @@ def scored(model: "TrainedVAE", data: "Data", split: Split, options: EvaluateOpt
     return {drawn: scores}
 
 
-def pictures(checkpoint: Path) -> dict[str, Path]:
-    """The pictures of neighbours beside a checkpoint, by what W&B calls them."""
-    return {f"evaluate/{path.stem}": path for path in sorted(checkpoint.with_name(GENERATED).glob("nearest_*.png"))}
-
-
 @torch.no_grad()
 @exact_products()
 def score(model: "TrainedVAE", data: "Data", split: Split, options: EvaluateOptions) -> tuple[dict[str, Any], Any]:

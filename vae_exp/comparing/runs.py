@@ -25,6 +25,10 @@ RESULTS = {
     "test/reconstruction": "test/reconstruction",
     "test/kl": "test/kl",
     "test/active_units": "test/active_units",
+    "test/mig": "test/mig",
+    "test/dci_disentanglement": "test/dci_disentanglement",
+    "test/infom": "test/infom",
+    "test/infoc": "test/infoc",
     "seconds": "seconds",
 }
 # Of a run's configuration these say how it was logged, not what it was.

@@ -180,15 +180,6 @@ def dataset(config: Mapping[str, Any]) -> Data:
     return prepare(source, **shared)
 
 
-def check_labels(config: Config, data: Data) -> None:
-    """Raises UserError for a conditional model of data that turn out to have no labels."""
-    if config["model"]["conditional"] and not data.n_classes:
-        raise UserError(
-            f"model.conditional=true: dataset={data.name} has no labels here. An image folder has them where every "
-            "image lies in a folder of its class, CelebA with dataset.attribute=Smiling. Or use model=vanilla."
-        )
-
-
 def model(config: Mapping[str, Any], x_shape: tuple[int, int, int], n_classes: int) -> VAE:
     """The VAE for images of x_shape. The labels of an unconditional model have width 0."""
     z_dim, width = config["model"]["z_dim"], n_classes if config["model"]["conditional"] else 0

@@ -66,11 +66,14 @@ class Config(TypedDict):
     checkpoint_every_epochs: int | str | None
     checkpoint_every_steps: int | None
     checkpoint_every_minutes: float | None
+    max_steps: int | None
     max_minutes: float | None
     early_stopping: EarlyStoppingKeys
     log_every_steps: int
     figures: list[str] | None
     figure_every_epochs: int | str
+    scores: list[str]
+    scores_every_epochs: int | None
     wandb: WandbKeys
     sweep: SweepKeys
 
@@ -96,6 +99,9 @@ class EvaluateOptions(TypedDict):
     repeats: int
     importance_samples: int
     label_accuracy: bool
+    scores: list[str] | None
+    score_rows: int | None
+    score_repeats: int
     samples: list[str]
     n_samples: int
     sampler: str

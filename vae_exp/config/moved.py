@@ -14,7 +14,14 @@ MOVED = {
     "vae_exp.image_folder.image_folder": "vae_exp.datasets.image_folder",
     "vae_exp.image_folder.celeba": "vae_exp.datasets.celeba",
 }
-ADDED = {"accumulate_steps": 1, "gradient_clip_norm": None, "ema": None}  # with the value that changes nothing
+ADDED: dict[str, Any] = {  # with the value that changes nothing
+    "accumulate_steps": 1,
+    "gradient_clip_norm": None,
+    "ema": None,
+    "max_steps": None,
+    "scores": [],
+    "scores_every_epochs": None,
+}
 
 
 def renamed(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -98,10 +98,12 @@ SIDES = Rule(
 )
 FRACTION = Rule(lambda v: isinstance(v, float) and 0 < v < 1, "a fraction such as 0.1")
 
-COUNT = _whole(1)
-FARTHEST = 1000  # standard deviations of the prior: beyond a few tens of them no decoder has learned anything
 SAMPLER = _one_of("prior", "gmm", "aggregate")
-SCORES = ("frechet", "kid", "precision", "recall", "density", "coverage", "nearest")
+SAMPLE_SCORES = ("frechet", "kid", "precision", "recall", "density", "coverage", "nearest")
+FACTOR_SCORES = ("mig", "dci", "infomec", "factor_vae", "beta_vae", "sap", "modularity", "explicitness")
+COUNT = _whole(1)
+SCORES = _list_of(_one_of(*FACTOR_SCORES), f"a list of {', '.join(FACTOR_SCORES)}")
+FARTHEST = 1000  # standard deviations of the prior: beyond a few tens of them no decoder has learned anything
 FIGURES = ("interpolations", "traversals", "manifold", "latents")
 
 RULES = {
@@ -120,11 +122,14 @@ RULES = {
     "checkpoint_every_epochs": _or_null(_or_word(_whole(1), "auto")),
     "checkpoint_every_steps": _or_null(_whole(1)),
     "checkpoint_every_minutes": _or_null(_number(0, above=True)),
+    "max_steps": _or_null(_whole(1)),
     "max_minutes": _or_null(_number(0, above=True)),
     "early_stopping.patience": _or_null(_whole(1)),
     "log_every_steps": _whole(1),
     "figures": _or_null(_list_of(_one_of(*FIGURES), f"a list of {', '.join(FIGURES)}")),
     "figure_every_epochs": _or_word(_whole(1), "auto"),
+    "scores": SCORES,
+    "scores_every_epochs": _or_null(_whole(1)),
     "model.name": NAME,
     "model.z_dim": _whole(1),
     "model.beta": _number(0),
@@ -230,7 +235,10 @@ EVALUATE_RULES = {
     "repeats": COUNT,
     "importance_samples": _whole(0),
     "label_accuracy": FLAG,
-    "samples": _list_of(_one_of(*SCORES), f"a list of {', '.join(SCORES)}"),
+    "samples": _list_of(_one_of(*SAMPLE_SCORES), f"a list of {', '.join(SAMPLE_SCORES)}"),
+    "scores": _or_null(SCORES),
+    "score_rows": _or_null(_whole(2)),
+    "score_repeats": COUNT,
     "n_samples": _whole(10),
     "sampler": SAMPLER,
     "features": _one_of("classifier", "inception", "pixels"),

@@ -26,6 +26,11 @@ class Factors:
     def to(self, device: torch.device) -> "Factors":
         return replace(self, table=self.table.to(device))
 
+    def varying(self) -> "Factors":
+        """Without the factors that have one value in all of the images."""
+        kept = [i for i in range(len(self.names)) if len(self) and bool((self.table[:, i] != self.table[0, i]).any())]
+        return Factors(self.table[:, kept], [self.names[i] for i in kept], [self.sizes[i] for i in kept])
+
     def column(self, name: str) -> Tensor:
         """One factor of every image, int64 [N]. Raises UserError for a name that there is not."""
         if name not in self.names:

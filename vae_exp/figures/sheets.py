@@ -102,7 +102,7 @@ def interpolations(images: Tensor, path: str) -> np.ndarray:
 def traversals(images: Tensor, dims: list[int], values: Tensor, kl: list[float], around: str) -> np.ndarray:
     """A latent dimension a row, images [R, S, C, H, W] of walks.traversal."""
     rows = [f"z{dim}  {kl[dim]:.2f}" for dim in dims]
-    columns = [_signed(value) for value in values.tolist()]
+    columns = [signed(value) for value in values.tolist()]
     title = f"one latent (its KL in nats) at a time, around {around}"
     return label_sheet(
         grid(images.flatten(0, 1), images.shape[1]), title, rows, columns, "standard deviations of the prior"
@@ -111,7 +111,7 @@ def traversals(images: Tensor, dims: list[int], values: Tensor, kl: list[float],
 
 def manifold(images: Tensor, values: Tensor, dims: list[int], note: str = "") -> np.ndarray:
     """The plane of two latents, images [S, S, C, H, W] of walks.manifold: the first to the right, the second up."""
-    words = [_signed(value) for value in values.tolist()]
+    words = [signed(value) for value in values.tolist()]
     sheet = grid(images.flatten(0, 1), images.shape[1])
     rows = [f"z{dims[1]} {word}" if i == 0 else word for i, word in enumerate(reversed(words))] if len(dims) > 1 else []
     return label_sheet(sheet, f"p(x|z) at equally likely z{note}", rows, words, f"z{dims[0]}")
@@ -173,5 +173,5 @@ def _scatter(points: Tensor, y: Tensor, names: Sequence[str], axis_names: list[s
     return pixels
 
 
-def _signed(value: float) -> str:
+def signed(value: float) -> str:
     return f"{value:+.1f}" if abs(value) >= 0.05 else "0"

@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # the command line asks before torch is imported
     from vae_exp.run.checkpoint import Checkpoint
 
 log = logging.getLogger(__name__)
-LENGTH = ("epochs", "max_minutes", "early_stopping.patience")  # what gives a finished run more to do
+LENGTH = ("epochs", "max_steps", "max_minutes", "early_stopping.patience")  # what gives a finished run more to do
 
 
 def find(path_or_latest: str) -> Path:

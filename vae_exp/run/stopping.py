@@ -29,6 +29,7 @@ class Watch:
         self.every_steps = config["checkpoint_every_steps"]
         self.checkpoints = Due(config["checkpoint_every_epochs"], CHECKPOINTS_SHARE)
         self.every_minutes = config["checkpoint_every_minutes"]
+        self.max_steps = config["max_steps"]
         self.max_minutes, self.patience = config["max_minutes"], config["early_stopping"]["patience"]
         self.epochs = config["epochs"]
         now = self._saved = time.monotonic()
@@ -98,7 +99,7 @@ class Watch:
         """Whether to save after a step. After the last one of an epoch the end of the epoch does it."""
         if self._signal is not None:
             return True
-        return not last_of_epoch and (self._is_due(step) or self._time_is_over())
+        return not last_of_epoch and (self._is_due(step) or self._is_over(step) is not None)
 
     def must_save_after(self, epoch: int, step: int) -> bool:
         """Whether to save at the end of an epoch."""
@@ -111,14 +112,17 @@ class Watch:
             self.every_minutes is not None and time.monotonic() - self._saved >= 60 * self.every_minutes
         )
 
-    def _time_is_over(self) -> bool:
-        return self.max_minutes is not None and self.seconds >= 60 * self.max_minutes
+    def _is_over(self, step: int) -> str | None:
+        """The reason to end after a step, wherever in an epoch it is."""
+        if self.max_steps is not None and step >= self.max_steps:
+            return f"max_steps={self.max_steps} are taken"
+        if self.max_minutes is not None and self.seconds >= 60 * self.max_minutes:
+            return f"max_minutes={self.max_minutes:g} are over"
+        return None
 
     def why_over(self, stands: Standing) -> str | None:
         """The reason to end now, in words, or None."""
-        if self._time_is_over():
-            return f"max_minutes={self.max_minutes:g} are over"
-        return why_patience_is_over(self.patience, stands.epoch, stands.best)
+        return self._is_over(stands.step) or why_patience_is_over(self.patience, stands.epoch, stands.best)
 
 
 def why_patience_is_over(patience: int | None, epoch: int, best: Best | None) -> str | None:

@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlparse
 
 from vae_exp.comparing.runs import RESULTS, SEEDS, Run, differing, is_finite, is_number
 from vae_exp.config.check import flatten
-from vae_exp.config.rules import SCORES
+from vae_exp.config.rules import SAMPLE_SCORES
 from vae_exp.errors import UserError
 from vae_exp.run.folder import IMAGES, METRICS, Summary, read_config, read_summary
 
@@ -152,8 +152,10 @@ def _scores(folder: Path) -> list[str]:
             with contextlib.suppress(OSError, ValueError):
                 content = json.loads(path.read_text()) or {}
                 numbers = [name for name, value in content.items() if is_finite(value)]
+                scored = content.get("scores", {}).items()
+                numbers += [name for name, score in scored if isinstance(score, dict)]
                 for drawn, scores in content.get("samples", {}).items():
-                    numbers += [f"samples/{drawn}/{name}" for name in SCORES if name in scores]
+                    numbers += [f"samples/{drawn}/{name}" for name in SAMPLE_SCORES if name in scores]
                 kept = [name for name in numbers if name not in NO_SCORES and not name.endswith("_error")]
                 names += [f"evaluate/{found[2]}/{name}" for name in kept]
     return names

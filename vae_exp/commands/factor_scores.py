@@ -1,0 +1,83 @@
+"""How well a model's codes are disentangled, where the factors behind the images are known: scores and pictures."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vae_exp.config.keys import EvaluateOptions
+from vae_exp.errors import UserError
+from vae_exp.run.earlier import GENERATED
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from vae_exp.datasets.splits import Split
+    from vae_exp.metrics import Evaluation
+    from vae_exp.trained import TrainedVAE
+
+SETTINGS = ("rows", "repeats", "seed", "factors")  # of the scores: those of others do not compare
+DEFAULT = ("mig", "dci", "infomec")
+
+
+def of(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The scores of an evaluation by their names: mean, std and caution."""
+    return {name: score for name, score in result.get("scores", {}).items() if name not in SETTINGS}
+
+
+def chosen(split: "Split", options: EvaluateOptions) -> list[str]:
+    """The scores to measure: those that are typed, or where there are factors the usual ones.
+
+    Raises UserError where scores are asked for of data without known factors.
+    """
+    if split.factors is None:
+        if options["scores"]:
+            raise UserError(f"scores=[{','.join(options['scores'])}]: this data set has no known factors.")
+        return []
+    return list(DEFAULT) if options["scores"] is None else options["scores"]
+
+
+def scored(
+    model: "TrainedVAE", measured: "Evaluation", split: "Split", names: list[str], options: EvaluateOptions
+) -> dict[str, Any]:
+    """Each score with its spread; the matrix of information and the traversals that it orders are drawn.
+
+    Raises UserError where the split has too few images for the values of its factors.
+    """
+    from vae_exp import metrics
+    from vae_exp.figures import factors as figures
+    from vae_exp.scores import SCORES, mutual_information
+    from vae_exp.scores.repeats import SIZE
+
+    assert split.factors is not None, "chosen has seen to it"
+    factors, repeats, rows = split.factors.varying(), options["score_repeats"], options["score_rows"]
+    n = len(factors)
+    if rows is None:
+        rows = min(SIZE, n if repeats == 1 else n // 2)
+    elif rows > n:
+        raise UserError(f"score_rows={rows}: the {options['split']} split has {n:,} images.")
+    found = metrics.disentanglement(measured.q, factors, names, rows, repeats, options["seed"])
+    cautions = {key: SCORES[name].caution for name in names for key in SCORES[name].keys}
+    result: dict[str, Any] = {"rows": rows, "repeats": repeats, "seed": options["seed"], "factors": factors.names}
+    for name, score in found.items():
+        std = score.std if repeats > 1 else None
+        result[name] = {"mean": score.mean, "std": std, "caution": cautions[name]}
+    if model.path:
+        information = mutual_information(measured.q.mean.cpu(), factors.table.cpu())
+        folder = model.path.with_name(GENERATED)
+        _write(figures.matrix(information, factors.names), folder / "factors.png")
+        if model.model.stochastic:
+            _write(figures.traversals(model.model, information, factors.names), folder / "factors_traversals.png")
+    return result
+
+
+def _write(pixels: "np.ndarray", path: Path) -> None:
+    """Raises UserError where the system refuses."""
+    from PIL import Image
+
+    from vae_exp.commands.drawn_files import whole
+
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with whole(path) as partial:
+            Image.fromarray(pixels).save(partial, "PNG")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}).") from error

@@ -1,0 +1,58 @@
+"""What latents tell about known factors: the matrix of mutual information, and traversals in its order."""
+
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+import torch
+
+from vae_exp.figures import fonts, sheets, walks
+from vae_exp.vae import VAE
+
+MOST_LATENTS = 40  # rows that can be read
+
+
+def matrix(information: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """I(z_i; v_j) [Z, F] in nats: a row per latent, a column per factor, as an array [H, W, 3]."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    shown = np.argsort(-information.max(1), kind="stable")[:MOST_LATENTS]
+    shown = np.sort(shown)  # in the model's own order, without those that tell least
+    values, names = information[shown], fonts.drawable(list(names))
+    size = (1.6 + 0.9 * len(names), 1.4 + 0.34 * len(shown))
+    with plt.rc_context({"font.family": fonts.families(names)}):
+        figure, axes = plt.subplots(figsize=size, dpi=100, layout="constrained")
+        drawn = axes.imshow(values, cmap="viridis", vmin=0, aspect="auto")
+        axes.set_xticks(range(len(names)), names, rotation=30, ha="right", parse_math=False)
+        axes.set_yticks(range(len(shown)), [f"z{latent}" for latent in shown])
+        middle = values.max() / 2
+        for i, row in enumerate(values):
+            for j, value in enumerate(row):
+                axes.text(j, i, f"{value:.2f}", ha="center", va="center", color="white" if value < middle else "black")
+        axes.set_title("I(z; factor), nats")
+        figure.colorbar(drawn)
+        canvas = cast("FigureCanvasAgg", figure.canvas)
+        canvas.draw()
+        pixels = np.asarray(canvas.buffer_rgba())[..., :3].copy()
+        plt.close(figure)
+    return pixels
+
+
+@torch.no_grad()
+def traversals(model: VAE, information: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """A row per factor: the latent that tells most about it, moved from the prior's mean while the others stay."""
+    device = next(model.parameters()).device
+    dims = information.argmax(0).tolist()
+    values = torch.linspace(-sheets.RANGE, sheets.RANGE, sheets.STEPS)
+    label = torch.zeros((), dtype=torch.long, device=device)
+    with model.evaluating():
+        images = walks.traversal(model, torch.zeros(model.z_dim, device=device), label, dims, values)
+    rows = [f"{name}: z{dim}  {information[dim, j]:.2f}" for j, (name, dim) in enumerate(zip(names, dims, strict=True))]
+    columns = [sheets.signed(value) for value in values.tolist()]
+    title = "the latent that tells most about each factor (nats), around the prior's mean"
+    grid = sheets.grid(images.flatten(0, 1), images.shape[1])
+    return sheets.label_sheet(grid, title, fonts.drawable(rows), columns, "standard deviations of the prior")
