@@ -130,10 +130,10 @@ def compare(options: argparse.Namespace) -> None:
     if options.csv:
         _write(options.csv, lambda path: write_csv(path, runs, columns))
     if options.html:
-        from vae_exp.comparing import html
+        from vae_exp.comparing.report.page import page
 
         _write(
-            options.html, lambda path: path.write_text(html.page(runs, len(single), columns, metric), encoding="utf-8")
+            options.html, lambda path: path.write_text(page(runs, len(single), columns), encoding="utf-8")
         )
     if options.wandb is not None:
         compare_on_wandb.send(options, single)

@@ -1,0 +1,81 @@
+// Results over two swept keys as a heat map, and over three as one for each value of the third.
+
+const MOST_VALUES = 14; // of a key, or its cells have no room for their numbers
+
+function heatMaps(section) {
+  const axes = section.axes;
+  if (axes.length < 2 || axes.length > 3 || axes.some(axis => axis.texts.length > MOST_VALUES)) return [];
+  const scored = section.runs.filter(id => runs[id].score !== null);
+  const cells = axes.reduce((product, axis) => product * axis.texts.length, 1);
+  const filledCells = new Set(scored.map(id => runs[id].places.join("\n"))).size;
+  if (2 * filledCells < cells || filledCells < 3) return []; // a search, whose points lie on no grid
+  // The key with the fewest values makes the multiples.
+  const order = axes.map((_, i) => i);
+  const third = axes.length === 3 ? order.sort((a, b) => axes[a].texts.length - axes[b].texts.length)[0] : null;
+  const [x, y] = axes.map((_, i) => i).filter(i => i !== third);
+  const box = element("div", { class: "heat-maps" });
+  drawnInto(box, () => {
+    const shown = scored.filter(isShown);
+    const facets = third === null ? [null] : axes[third].texts;
+    return facets.map(facet => {
+      const of = facet === null ? shown : shown.filter(id => runs[id].places[third] === facet);
+      const title = facet === null ? null : `${axes[third].key} ${facet}`;
+      return element("div", { class: "scroll" }, heatMap(section, axes, x, y, of, title));
+    });
+  });
+  return [element("h3", {}, `${section.metric} over ${axes.map(axis => axis.key).join(", ")}`), box];
+}
+
+function heatMap(section, axes, x, y, ids, title) {
+  const parts = partsOfCells(section);
+  const across = axes[x].texts.map(text => element("th", { scope: "col" }, text));
+  const corner = element("th", { class: "corner" });
+  corner.append(...breakable(axes[y].key));
+  const rows = [...axes[y].texts].reverse().map(row => {
+    const cells = axes[x].texts.map(column => {
+      const here = ids.filter(id => runs[id].places[x] === column && runs[id].places[y] === row);
+      return here.length ? cellOf(here, parts) : element("td", { class: "empty" });
+    });
+    return element("tr", {}, element("th", { scope: "row" }, row), ...cells);
+  });
+  const key = element("th", { colspan: axes[x].texts.length, class: "key" }, axes[x].key);
+  return element(
+    "table",
+    { class: "heat-map" },
+    title && element("caption", {}, title),
+    element("tbody", {}, ...rows),
+    element("tfoot", {}, element("tr", {}, corner, ...across), element("tr", {}, element("td"), key)),
+  );
+}
+
+// One scale of colors for all maps of a section: that of the means in their cells.
+function partsOfCells(section) {
+  const byPlace = new Map();
+  for (const id of section.runs.filter(id => runs[id].score !== null)) {
+    const place = runs[id].places.join("\n");
+    byPlace.set(place, [...(byPlace.get(place) ?? []), id]);
+  }
+  const [low, high] = range([...byPlace.values()].map(mean));
+  return value => (high > low ? between((value - low) / (high - low), 0, 1) : 0);
+}
+
+const mean = ids => ids.reduce((sum, id) => sum + runs[id].score, 0) / ids.length;
+
+function cellOf(ids, parts) {
+  const value = mean(ids);
+  const color = shade(parts(value));
+  const deviation = Math.sqrt(ids.reduce((sum, id) => sum + (runs[id].score - value) ** 2, 0) / (ids.length - 1));
+  const ranked = [...ids].sort((a, b) => runs[a].score - runs[b].score);
+  const spread = ids.length > 1 ? `± ${number(Number(deviation.toPrecision(2)))}` : null;
+  const states = new Set(ids.map(id => runs[id].state).filter(state => !state.endsWith("finished")));
+  const note = [spread, ...states, ids.some(id => runs[id].is_best) && "best"].filter(Boolean).join(" ");
+  const made = element(
+    "td",
+    { "data-runs": ranked.join(" "), title: ranked.map(id => `${runs[id].label}: ${number(runs[id].score)}`).join("\n") },
+    element("div", {}, value.toFixed(Math.abs(value) < 10 ? 3 : 2)),
+    note && element("small", {}, note),
+  );
+  made.style.background = color;
+  made.style.color = inkOn(color);
+  return made;
+}
