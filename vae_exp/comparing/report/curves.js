@@ -24,7 +24,7 @@ function yRange(lines) {
   const lows = lines.flatMap(line => line.values.map((value, i) => value - (line.spread[i] ?? 0)));
   const [low, high] = range(values);
   const bottom = Math.max(Math.min(...lows), low - (high - low)); // a wide band must not flatten the lines
-  const room = (high - bottom || Math.abs(high) || 1) * 0.05;
+  const room = high > bottom ? (high - bottom) * 0.05 : 1;
   return { low: bottom - room, high: high + room, isCut: values.some(value => value > high) };
 }
 
@@ -37,7 +37,7 @@ function chartAt(width, height, lines, y, title, isLive) {
   const toY = linear([y.low, y.high], [bottom, top]);
   const clip = `clip-${clips++}`;
   const made = drawn("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": title });
-  made.append(drawn("clipPath", { id: clip }, drawn("rect", { x: left, y: top, width: right - left, height: bottom - top })));
+  made.append(drawn("clipPath", { id: clip }, drawn("rect", { x: left - 5, y: top, width: right - left + 10, height: bottom - top })));
   for (const tick of ticks(y.low, y.high, 5)) {
     made.append(drawn("line", { class: "grid", x1: left, x2: right, y1: toY(tick), y2: toY(tick) }));
     made.append(drawn("text", { x: left - 6, y: toY(tick) + 4, "text-anchor": "end" }, number(tick)));
@@ -106,6 +106,9 @@ function pointing(made, lines, toX, toY, dot, isLive) {
   made.addEventListener("click", () => at && isLive && openRun(at.line.ids[0]));
 }
 
+// A deterministic autoencoder has a KL of zero at all epochs.
+const isTold = (run, name) => run.curves[name]?.values.some(value => value !== 0);
+
 function lineOfRun(id, name) {
   const run = runs[id];
   const curve = run.curves[name] ?? { epochs: [], values: [], spread: [] };
@@ -116,7 +119,7 @@ function lineOfRun(id, name) {
 function curves(section) {
   const part = section.metric.split("/")[0];
   const names = [section.metric, "train_epoch/neg_elbo", `${part}/reconstruction`, `${part}/kl`];
-  const told = names.filter(name => section.runs.some(id => runs[id].curves[name]));
+  const told = names.filter(name => section.runs.some(id => isTold(runs[id], name)));
   if (!told.length) return [];
   const lines = name => () => section.ranked.filter(isShown).reverse().map(id => lineOfRun(id, name));
   const title = name => name.replace("train_epoch/", "train ");

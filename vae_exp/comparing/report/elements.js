@@ -42,9 +42,9 @@ function belonging(ids, attributes = {}) {
   return { "data-runs": ids.join(" "), style: `--color: ${colorOf(ids[0])}`, ...attributes };
 }
 
-// Long keys may break after a dot, a slash or an underscore.
-function breakable(text) {
-  const parts = text.split(/(?<=[./_])/);
+// Long keys may break after a dot or a slash, names of runs also between their words.
+function breakable(text, after = /(?<=[./])/) {
+  const parts = text.split(after);
   return parts.flatMap((part, i) => (i ? [element("wbr"), part] : [part]));
 }
 

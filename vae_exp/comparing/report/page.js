@@ -5,7 +5,9 @@ function head() {
   const folded = held.isFolded ? " Runs that differ in their seed alone are one: the mean, with a band of one standard deviation." : "";
   const says = `Nats per image; lower is better.${folded} Point at a run to see it marked everywhere; click it, or use the arrows and Enter, for its own page.`;
   const made = element("header", { class: "top" }, element("h1", {}, count), ...filterBox(), themeButton());
-  return [made, element("p", { class: "note" }, says), held.whySeveral && element("p", { class: "note" }, held.whySeveral)].filter(Boolean);
+  const why = held.whySeveral && element("p", { class: "note" }, `${held.whySeveral[0].toUpperCase()}${held.whySeveral.slice(1)}.`);
+  const places = held.sections.map((section, i) => element("li", {}, element("a", { href: `#section-${i}` }, section.title ?? ""), ` (${section.runs.length})`));
+  return [made, element("p", { class: "note" }, says), why, places.length > 1 && element("ul", { class: "places" }, ...places)].filter(Boolean);
 }
 
 function themeButton() {

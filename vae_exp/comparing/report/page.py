@@ -50,7 +50,7 @@ def page(rows: list[Run], count: int, columns: list[str]) -> str:
         "<noscript>This page draws itself with JavaScript, which is switched off here.</noscript>\n"
         f'<script type="application/json" id="runs">{_json(held)}</script>\n'
         f'<script type="application/json" id="pictures">{_json(pictures)}</script>\n'
-        f'<script>\n"use strict";\n{script}</script>\n</body>\n</html>\n'
+        f'<script>\n"use strict";\n(() => {{\n{script}}})();\n</script>\n</body>\n</html>\n'
     )
 
 

@@ -25,8 +25,16 @@ const nearScreen = new IntersectionObserver(
   { rootMargin: "600px" },
 );
 
+// Width and height stand at a fixed place of a PNG file: with them nothing moves when the picture comes.
+function size(place) {
+  source(place);
+  const bytes = atob(store[place].slice(0, 32));
+  const at = i => [0, 1, 2, 3].reduce((sum, j) => sum * 256 + bytes.charCodeAt(i + j), 0);
+  return { width: at(16), height: at(20) };
+}
+
 function lazyPicture(place, alt) {
-  const made = element("img", { alt, title: alt, "data-picture": place });
+  const made = element("img", { alt, title: alt, "data-picture": place, ...size(place) });
   nearScreen.observe(made);
   return made;
 }
@@ -42,7 +50,7 @@ function pictures(section) {
   const choices = [usual, ...kinds.map(kind => [kind])].filter(choice => choice.length);
   const sheet = element("div", { class: "sheet" });
   const show = chosen => {
-    sheet.replaceChildren(...withPictures.map(id => ofRun(id, choices[chosen])).filter(Boolean));
+    sheet.replaceChildren(...withPictures.map(id => ofRun(id, choices[chosen], section.metric)).filter(Boolean));
     hideFiltered();
   };
   show(0);
@@ -60,11 +68,11 @@ function pictures(section) {
   ].filter(Boolean);
 }
 
-function ofRun(id, kinds) {
+function ofRun(id, kinds, metric) {
   const run = runs[id];
   const shown = kinds.filter(kind => run.pictures[kind]);
   if (!shown.length) return null;
-  const says = `${run.label}: ${run.score === null ? run.state : number(run.score)}`;
+  const says = `${run.label}: ${run.results[metric] ?? run.state}`;
   const images = shown.map(kind => lazyPicture(lastOf(run, kind), caption(kind)));
   const dot = element("span", { class: "dot", "aria-hidden": "true" });
   const head = element("figcaption", { title: run.shown }, dot, says, run.seeds > 1 ? `, of ${run.shown}` : null);

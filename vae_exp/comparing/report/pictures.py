@@ -93,5 +93,5 @@ def _size(path: Path) -> int:
     return -(-path.stat().st_size // 3) * 4
 
 
-def _order(name: str) -> tuple[bool, str]:
-    return (name not in FIRST, name)
+def _order(name: str) -> tuple[int, str]:
+    return (FIRST.index(name) if name in FIRST else len(FIRST), name)

@@ -110,7 +110,7 @@ def records(rows: list[Run], columns: list[str]) -> dict[str, Any]:
         told = _columns(group, columns, metric)
         axes = [_axis(key, group) for key in swept(group)]
         best = comparable.best(group, metric) if len(group) > 1 else None
-        labels = [key for key in differing(group) if key not in BOOKKEEPING]
+        labels = [*(axis.key for axis in axes), *(key for key in differing(group) if key in SEEDS)]
         names = short_names([_name(run) for run in group], LONGEST_NAME)
         for run, short in zip(group, names, strict=True):
             past = histories[id(run)]
@@ -124,7 +124,7 @@ def records(rows: list[Run], columns: list[str]) -> dict[str, Any]:
                 verdict(group, metric),
                 [Column(name, _is_numeric(group, name), name in BOOKKEEPING and name in keys) for name in told],
                 axes,
-                labels,
+                differing(group),
                 [number[id(run)] for run in group],
                 [number[id(run)] for run in sort_runs(group, metric)],
             )
@@ -152,7 +152,9 @@ def _columns(group: list[Run], columns: list[str], metric: str) -> list[str]:
 
     def place(column: str) -> int:
         is_result = column in RESULTS or column in (STATE, REASON)
-        return 0 if column == metric else 3 if column in BOOKKEEPING else 2 if is_result else 1
+        if column == metric or is_result or column in BOOKKEEPING:
+            return 0 if column == metric else 3 if is_result else 4
+        return 2 if column in SEEDS else 1
 
     return sorted((column for column in columns if column != NAME and tells(column)), key=place)
 

@@ -56,7 +56,7 @@ function headOf(id, section) {
     button(text, () => openRun(beside(step)), { "aria-label": label, disabled: beside(step) === undefined || !rows.includes(id) });
   const close = button("×", () => dialog.close(), { "aria-label": "close", autofocus: true, class: "close" });
   const state = element("span", { class: `state ${run.state.split(" ").pop()}` }, run.state);
-  const title = element("h2", { style: `--color: ${colorOf(id)}` }, element("span", { class: "dot" }), run.name);
+  const title = element("h2", { style: `--color: ${colorOf(id)}`, title: run.name }, element("span", { class: "dot" }), run.name);
   if (run.is_best) title.append(element("span", { class: "badge" }, "best"));
   return element("header", {}, title, state, element("nav", {}, go("‹", -1, "the run before"), go("›", 1, "the next run"), close));
 }
@@ -76,7 +76,7 @@ function membersOf(run, section) {
 function chartsOf(id) {
   const run = runs[id];
   return ["neg_elbo", "reconstruction", "kl", "active_units"].flatMap(term => {
-    const parts = ["val", "test", "train_epoch"].filter(part => run.curves[`${part}/${term}`]);
+    const parts = ["val", "test", "train_epoch"].filter(part => isTold(run, `${part}/${term}`));
     if (!parts.length) return [];
     const lines = parts.map(part => ({
       ...run.curves[`${part}/${term}`],
@@ -93,7 +93,8 @@ function chartsOf(id) {
 // One slider moves all pictures, and the KL of the latents, over the epochs.
 function overEpochs(run) {
   const names = Object.keys(run.pictures);
-  const told = [...names.flatMap(name => run.pictures[name].map(([epoch]) => epoch)), ...run.latents.map(([epoch]) => epoch)];
+  const latents = isTold(run, "val/kl") || isTold(run, "test/kl") ? run.latents : [];
+  const told = [...names.flatMap(name => run.pictures[name].map(([epoch]) => epoch)), ...latents.map(([epoch]) => epoch)];
   const epochs = [...new Set(told)].sort((a, b) => a - b);
   if (!epochs.length) return [];
   const slider = element("input", { type: "range", min: 0, max: epochs.length - 1, step: 1, "aria-label": "epoch" });
@@ -112,7 +113,7 @@ function overEpochs(run) {
       if (images[i].src !== url) images[i].src = url;
       ages[i].textContent = at === epoch ? "" : `epoch ${number(at)}`;
     });
-    if (run.latents.length) bars.replaceChildren(...barsOf(run, latest(run.latents, epoch)));
+    if (latents.length) bars.replaceChildren(...barsOf(latents, latest(latents, epoch)));
   };
   slider.value = epochs.length - 1;
   slider.addEventListener("input", show);
@@ -127,13 +128,13 @@ function overEpochs(run) {
     ...row,
     element("div", { class: "pictures" }, ...figures),
     left,
-    run.latents.length ? bars : null,
+    latents.length ? bars : null,
   ].filter(Boolean);
 }
 
 // The KL of each latent, the largest first: those near zero are not used.
-function barsOf(run, [epoch, kl]) {
-  const most = Math.max(...run.latents.flatMap(([, values]) => values), 1e-9);
+function barsOf(latents, [epoch, kl]) {
+  const most = Math.max(...latents.flatMap(([, values]) => values), 1e-9);
   const order = kl.map((value, i) => [value, i]).sort((a, b) => b[0] - a[0]);
   const bars = order.map(([value, i]) => {
     const bar = element("span", { class: "bar", title: `latent ${i}: ${number(value)} nats` });
@@ -159,8 +160,9 @@ function commandOf(name, text) {
 
 // Keys that differ among the runs stand out.
 function configOf(run, section) {
-  const rows = Object.entries(run.config).map(([key, text]) =>
-    element("tr", { class: section.differing.includes(key) ? "differs" : null }, element("th", { scope: "row" }, key), element("td", {}, text)),
-  );
-  return element("table", { class: "config" }, element("tbody", {}, ...rows));
+  const rows = Object.entries(run.config).map(([key, text]) => {
+    const kind = section.differing.includes(key) ? "differs" : null;
+    return element("div", { class: kind }, element("dt", {}, ...breakable(key)), element("dd", {}, text));
+  });
+  return element("dl", { class: "config" }, ...rows);
 }

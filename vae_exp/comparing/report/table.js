@@ -30,7 +30,7 @@ function table(section) {
     body.append(...sorted.map(id => rows.get(id)));
   }
 
-  const box = element("div", { class: "scroll" }, made);
+  const box = element("div", { class: section.runs.length > 15 ? "scroll tall" : "scroll" }, made);
   const folded = section.columns.filter(column => column.is_folded);
   if (!folded.length) return [box];
   const more = button(`${folded.length} more: ${folded.map(column => column.name).join(", ")}`, () => {
@@ -47,7 +47,7 @@ const kinds = column => [column.is_number && "number", column.is_folded && "fold
 function row(section, id) {
   const run = runs[id];
   const dot = element("span", { class: "dot", "aria-hidden": "true" });
-  const name = element("th", { scope: "row", class: "name", title: run.name }, dot, run.short);
+  const name = element("th", { scope: "row", class: "name", title: run.name }, dot, ...breakable(run.short, /(?<=[/_])/));
   if (run.is_best) name.append(element("span", { class: "badge" }, "best"));
   const cells = section.columns.map((column, i) => {
     const attributes = { class: kinds(column) || null };
