@@ -3,42 +3,45 @@
 const MOST_VALUES = 14; // of a key, or its cells have no room for their numbers
 
 function heatMaps(section) {
-  const axes = section.axes;
-  if (axes.length < 2 || axes.length > 3 || axes.some(axis => axis.texts.length > MOST_VALUES)) return [];
   const scored = section.runs.filter(id => runs[id].score !== null);
+  // A run that failed has values of its own, and no cell.
+  const axes = section.axes
+    .map((axis, i) => ({ ...axis, i, texts: axis.texts.filter(text => scored.some(id => runs[id].places[i] === text)) }))
+    .filter(axis => axis.texts.length > 1);
+  if (axes.length < 2 || axes.length > 3 || axes.some(axis => axis.texts.length > MOST_VALUES)) return [];
   const cells = axes.reduce((product, axis) => product * axis.texts.length, 1);
   const filledCells = new Set(scored.map(id => runs[id].places.join("\n"))).size;
   if (2 * filledCells < cells || filledCells < 3) return []; // a search, whose points lie on no grid
   // The key with the fewest values makes the multiples.
-  const order = axes.map((_, i) => i);
-  const third = axes.length === 3 ? order.sort((a, b) => axes[a].texts.length - axes[b].texts.length)[0] : null;
-  const [x, y] = axes.map((_, i) => i).filter(i => i !== third);
+  const fewest = [...axes].sort((a, b) => a.texts.length - b.texts.length)[0];
+  const third = axes.length === 3 ? fewest : null;
+  const [x, y] = axes.filter(axis => axis !== third);
   const box = element("div", { class: "heat-maps" });
   drawnInto(box, () => {
     const shown = scored.filter(isShown);
-    const facets = third === null ? [null] : axes[third].texts;
+    const facets = third ? third.texts : [null];
     return facets.map(facet => {
-      const of = facet === null ? shown : shown.filter(id => runs[id].places[third] === facet);
-      const title = facet === null ? null : `${axes[third].key} ${facet}`;
-      return element("div", { class: "scroll" }, heatMap(section, axes, x, y, of, title));
+      const of = third ? shown.filter(id => runs[id].places[third.i] === facet) : shown;
+      const title = third && `${third.key} ${facet}`;
+      return element("div", { class: "scroll" }, heatMap(section, x, y, of, title));
     });
   });
   return [element("h3", {}, `${section.metric} over ${axes.map(axis => axis.key).join(", ")}`), box];
 }
 
-function heatMap(section, axes, x, y, ids, title) {
+function heatMap(section, x, y, ids, title) {
   const parts = partsOfCells(section);
-  const across = axes[x].texts.map(text => element("th", { scope: "col" }, text));
+  const across = x.texts.map(text => element("th", { scope: "col" }, text));
   const corner = element("th", { class: "corner" });
-  corner.append(...breakable(axes[y].key));
-  const rows = [...axes[y].texts].reverse().map(row => {
-    const cells = axes[x].texts.map(column => {
-      const here = ids.filter(id => runs[id].places[x] === column && runs[id].places[y] === row);
+  corner.append(...breakable(y.key));
+  const rows = [...y.texts].reverse().map(row => {
+    const cells = x.texts.map(column => {
+      const here = ids.filter(id => runs[id].places[x.i] === column && runs[id].places[y.i] === row);
       return here.length ? cellOf(here, parts) : element("td", { class: "empty" });
     });
     return element("tr", {}, element("th", { scope: "row" }, row), ...cells);
   });
-  const key = element("th", { colspan: axes[x].texts.length, class: "key" }, axes[x].key);
+  const key = element("th", { colspan: x.texts.length, class: "key" }, x.key);
   return element(
     "table",
     { class: "heat-map" },

@@ -123,13 +123,9 @@ function overEpochs(run) {
     ? element("p", { class: "note" }, `${run.left_out} more pictures are in ${run.images}: the page would be too large with all.`)
     : null;
   const row = epochs.length > 1 ? [element("div", { class: "slider" }, slider, says)] : [];
-  return [
-    element("h3", {}, "Over the epochs"),
-    ...row,
-    element("div", { class: "pictures" }, ...figures),
-    left,
-    latents.length ? bars : null,
-  ].filter(Boolean);
+  // The slider stays in sight as far as what it moves.
+  const moved = [element("div", { class: "pictures" }, ...figures), left, latents.length ? bars : null];
+  return [element("h3", {}, "Over the epochs"), element("div", {}, ...row, ...moved)];
 }
 
 // The KL of each latent, the largest first: those near zero are not used.

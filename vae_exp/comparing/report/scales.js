@@ -93,10 +93,14 @@ const isNamed = section => section.runs.length <= MOST_NAMED;
 
 function paint(section, coloring) {
   const palette = CATEGORIES[isDark() ? "dark" : "light"];
-  section.runs.forEach((id, i) => {
-    const part = coloring?.of.get(id);
-    const value = isNamed(section) ? palette[i % palette.length] : part === null ? "var(--faint)" : shade(part);
+  const settings = [...new Set(section.runs.map(id => runs[id].places.join("\n")))];
+  const used = palette.map(() => 0);
+  for (const id of section.runs) {
+    const part = coloring.of.get(id);
+    // Seeds of a setting share its color, and so do settings that are more than the colors: dashes tell them apart.
+    const i = settings.indexOf(runs[id].places.join("\n")) % palette.length;
+    const value = isNamed(section) ? palette[i] : part === null ? "var(--faint)" : shade(part);
     document.documentElement.style.setProperty(`--run-${id}`, value);
-    runs[id].dash = isNamed(section) ? DASHES[Math.floor(i / palette.length)] : null;
-  });
+    runs[id].dash = isNamed(section) ? DASHES[Math.min(used[i]++, DASHES.length - 1)] : null;
+  }
 }
