@@ -1,5 +1,6 @@
 """What an axis of swept values looks like: its scale, its order, and which keys are worth one."""
 
+import itertools
 import math
 import statistics
 from typing import Any
@@ -15,7 +16,7 @@ def is_logarithmic(values: list[float]) -> bool:
     if len(values) == 2:
         return values[1] / values[0] >= 3
     logs = [math.log(value) for value in values]
-    steps, ratios = ([b - a for a, b in zip(each, each[1:], strict=False)] for each in (values, logs))
+    steps, ratios = ([b - a for a, b in itertools.pairwise(each)] for each in (values, logs))
     return _unevenness(ratios) < _unevenness(steps)
 
 

@@ -4,10 +4,7 @@ const MOST_VALUES = 14; // of a key, or its cells have no room for their numbers
 
 function heatMaps(section) {
   const scored = section.runs.filter(id => runs[id].score !== null);
-  // A run that failed has values of its own, and no cell.
-  const axes = section.axes
-    .map((axis, i) => ({ ...axis, i, texts: axis.texts.filter(text => scored.some(id => runs[id].places[i] === text)) }))
-    .filter(axis => axis.texts.length > 1);
+  const axes = section.axes.map((axis, i) => ({ ...axis, i }));
   if (axes.length < 2 || axes.length > 3 || axes.some(axis => axis.texts.length > MOST_VALUES)) return [];
   const cells = axes.reduce((product, axis) => product * axis.texts.length, 1);
   const filledCells = new Set(scored.map(id => runs[id].places.join("\n"))).size;

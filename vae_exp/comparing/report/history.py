@@ -46,7 +46,9 @@ def history(run: Run, shown: Run) -> History:
     ]
     steps = {row["step"]: row["epoch"] for row in rows if is_number(row.get("step"))}
     curves = {name: _curve([logged[id(member)] for member in run.members or [shown]], name) for name in CURVES}
-    return History({name: curve for name, curve in curves.items() if curve}, thinned(latents, MOST_LATENT_EPOCHS), steps)
+    return History(
+        {name: curve for name, curve in curves.items() if curve}, thinned(latents, MOST_LATENT_EPOCHS), steps
+    )
 
 
 def _curve(logged: list[list[dict[str, Any]]], name: str) -> Curve | None:

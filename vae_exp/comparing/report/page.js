@@ -87,5 +87,5 @@ for (const [i, section] of held.sections.entries()) main.append(sectionOf(sectio
 const named = decodeURIComponent(location.hash.slice(1));
 if (named) {
   const asked = runs.findIndex(run => run.name === named);
-  if (asked >= 0) openRun(asked);
+  if (asked >= 0) read.then(() => openRun(asked));
 }

@@ -35,6 +35,7 @@ def page(rows: list[Run], count: int, columns: list[str]) -> str:
     held = records(rows, columns)
     pictures = held.pop("pictures")
     held |= {
+        "sizes": [(picture.width, picture.height) for picture in pictures],
         "count": count,
         "isFolded": any(run.seeds > 1 for run in rows),
         "whySeveral": comparable.why_several(rows),
@@ -49,8 +50,10 @@ def page(rows: list[Run], count: int, columns: list[str]) -> str:
         f"<style>\n{(HERE / 'page.css').read_text(encoding='utf-8')}</style>\n</head>\n<body>\n"
         "<noscript>This page draws itself with JavaScript, which is switched off here.</noscript>\n"
         f'<script type="application/json" id="runs">{_json(held)}</script>\n'
-        f'<script type="application/json" id="pictures">{_json(pictures)}</script>\n'
-        f'<script>\n"use strict";\n(() => {{\n{script}}})();\n</script>\n</body>\n</html>\n'
+        f'<script>\n"use strict";\n(() => {{\n{script}}})();\n</script>\n'
+        # Last, because they are nearly all of the file: tables and curves are there before they are read.
+        f'<script type="application/json" id="pictures">{_json([picture.data for picture in pictures])}</script>\n'
+        "</body>\n</html>\n"
     )
 
 

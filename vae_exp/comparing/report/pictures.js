@@ -7,6 +7,9 @@ function source(place) {
   return `data:image/png;base64,${store[place]}`;
 }
 
+// The pictures stand at the end of the file, and the script runs before they are read.
+const read = new Promise(done => document.addEventListener("DOMContentLoaded", done));
+
 const CAPTIONS = {
   test_reconstructions: "test images, reconstructions below",
   reconstructions: "validation images, reconstructions below",
@@ -18,23 +21,16 @@ const nearScreen = new IntersectionObserver(
   seen => {
     for (const { isIntersecting, target } of seen) {
       if (!isIntersecting) continue;
-      target.src = source(target.dataset.picture);
       nearScreen.unobserve(target);
+      read.then(() => (target.src = source(target.dataset.picture)));
     }
   },
   { rootMargin: "600px" },
 );
 
-// Width and height stand at a fixed place of a PNG file: with them nothing moves when the picture comes.
-function size(place) {
-  source(place);
-  const bytes = atob(store[place].slice(0, 32));
-  const at = i => [0, 1, 2, 3].reduce((sum, j) => sum * 256 + bytes.charCodeAt(i + j), 0);
-  return { width: at(16), height: at(20) };
-}
-
 function lazyPicture(place, alt) {
-  const made = element("img", { alt, title: alt, "data-picture": place, ...size(place) });
+  const [width, height] = held.sizes[place]; // with them nothing moves when the picture comes
+  const made = element("img", { alt, title: alt, "data-picture": place, width, height });
   nearScreen.observe(made);
   return made;
 }

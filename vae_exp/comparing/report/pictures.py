@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import re
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,15 @@ from vae_exp.run.folder import IMAGES
 
 FIRST = ("test_reconstructions", "samples")  # what the sheet of all runs shows
 MOST_BYTES = 14_000_000  # of all pictures as they stand in the page, which is to stay below 20 MB with its curves
+
+
+@dataclass
+class Picture:
+    """A PNG file as base64, with its size in pixels: nothing in the page moves when it is drawn."""
+
+    data: str
+    width: int
+    height: int
 
 
 @dataclass
@@ -28,13 +38,15 @@ class _Candidate:
     step: int
 
 
-def gather(folders: list[Path], epoch_of: list[dict[int, float]], most: int = MOST_BYTES) -> tuple[list[str], list[Shown]]:
-    """Pictures as base64 and which of them each run has; the folders of the best runs come first.
+def gather(
+    folders: list[Path], epoch_of: list[dict[int, float]], most: int = MOST_BYTES
+) -> tuple[list[Picture], list[Shown]]:
+    """The pictures and which of them each run has; the folders of the best runs come first.
 
     Where there is no room for all, every run gets its last reconstructions and samples before any gets another
     picture, then the last ones of other kinds, then the first epoch, the middle one, the quarters.
     """
-    held: list[str] = []
+    held: list[Picture] = []
     place: dict[str, int] = {}  # by content: a run that was copied, or drew the same, costs nothing
     shown = [Shown() for _ in folders]
     turns: dict[int, list[tuple[int, _Candidate]]] = {}
@@ -51,8 +63,8 @@ def gather(folders: list[Path], epoch_of: list[dict[int, float]], most: int = MO
             digest = hashlib.sha256(content).hexdigest()
             if digest not in place:
                 place[digest] = len(held)
-                held.append(base64.b64encode(content).decode())
-                room -= len(held[-1])
+                held.append(Picture(base64.b64encode(content).decode(), *_width_and_height(content)))
+                room -= len(held[-1].data)
             epoch = epoch_of[number].get(candidate.step, candidate.step)
             shown[number].by_name.setdefault(candidate.name, []).append((epoch, place[digest]))
     for each in shown:
@@ -86,6 +98,11 @@ def _coarse_to_fine(count: int) -> Iterator[tuple[int, int]]:
         places = [0] if depth == 1 else [round(part * (count - 1) / (2 * parts)) for part in range(1, 2 * parts, 2)]
         if parts > count:  # rounding may leave a few out
             places = [*range(count)]
+
+
+def _width_and_height(png: bytes) -> tuple[int, int]:
+    """From the head of the file; nothing where it is cut off."""
+    return struct.unpack(">II", png[16:24]) if len(png) >= 24 else (0, 0)
 
 
 def _size(path: Path) -> int:

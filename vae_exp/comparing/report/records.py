@@ -108,9 +108,14 @@ def records(rows: list[Run], columns: list[str]) -> dict[str, Any]:
     sections, runs = [], []
     for title, group, metric in zip(titles, alike, metrics, strict=True):
         told = _columns(group, columns, metric)
-        axes = [_axis(key, group) for key in swept(group)]
+        # A run that failed would make an axis of what it alone has.
+        measured = [run for run in group if metric in run.metrics]
+        axes = [_axis(key, measured) for key in swept(measured)]
         best = comparable.best(group, metric) if len(group) > 1 else None
-        labels = [*(axis.key for axis in axes), *(key for key in differing(group) if key in SEEDS)]
+        labels = [
+            *(swept(group) if len(measured) < 2 else swept(measured)),
+            *(key for key in differing(group) if key in SEEDS),
+        ]
         names = short_names([_name(run) for run in group], LONGEST_NAME)
         for run, short in zip(group, names, strict=True):
             past = histories[id(run)]
@@ -221,7 +226,9 @@ def _record(
 
 def _plain(value: Any) -> Any:
     """As JSON has it: a number, a text or null."""
-    return value if value is None or (is_finite(value) and not isinstance(value, bool)) else " ".join(str(value).split())
+    return (
+        value if value is None or (is_finite(value) and not isinstance(value, bool)) else " ".join(str(value).split())
+    )
 
 
 def _commands(run: Run) -> dict[str, str]:

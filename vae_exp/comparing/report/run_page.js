@@ -4,7 +4,7 @@ let dialog = null;
 let open = null; // the run, and what to stop when its page is closed
 
 function openRun(id) {
-  if (id === undefined) return;
+  if (id === undefined || document.readyState === "loading") return; // its pictures are not read yet
   open?.stop();
   dialog ??= element("dialog", { id: "run", "aria-label": "a run" });
   if (!dialog.isConnected) {

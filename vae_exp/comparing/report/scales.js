@@ -99,7 +99,7 @@ function paint(section, coloring) {
     const part = coloring.of.get(id);
     // Seeds of a setting share its color, and so do settings that are more than the colors: dashes tell them apart.
     const i = settings.indexOf(runs[id].places.join("\n")) % palette.length;
-    const value = isNamed(section) ? palette[i] : part === null ? "var(--faint)" : shade(part);
+    const value = isNamed(section) ? palette[i] : (part ?? null) === null ? "var(--faint)" : shade(part);
     document.documentElement.style.setProperty(`--run-${id}`, value);
     runs[id].dash = isNamed(section) ? DASHES[Math.min(used[i]++, DASHES.length - 1)] : null;
   }

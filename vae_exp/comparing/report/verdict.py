@@ -36,7 +36,9 @@ def verdict(runs: list[Run], metric: str) -> str:
     lead = second.metrics[metric] - best.metrics[metric]
     if lead < 0:  # only a setting of which some seeds failed can be lower than the best
         return f"Best {what}. {label(second, keys)} is lower by {_nats(-lead)}, but {second.state}."
-    ahead = f"ahead of the next ({label(second, keys)}) by {_nats(lead)}" if lead else f"level with {label(second, keys)}"
+    ahead = (
+        f"ahead of the next ({label(second, keys)}) by {_nats(lead)}" if lead else f"level with {label(second, keys)}"
+    )
     return f"Best {what}, {ahead}. {_chance(best, second, metric, lead)}"
 
 
