@@ -49,6 +49,7 @@ function hideFiltered() {
   for (const item of document.querySelectorAll("main [data-runs]")) {
     if (item instanceof HTMLElement) item.hidden = !runsOf(item).some(isShown);
   }
+  document.body.classList.toggle("filtering", filteredOut.size > 0);
   const count = runs.length - filteredOut.size;
   document.getElementById("found").textContent = filteredOut.size ? `${count} of ${runs.length} shown` : "";
 }

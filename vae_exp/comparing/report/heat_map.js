@@ -27,14 +27,14 @@ function heatMaps(section) {
 }
 
 function heatMap(section, x, y, ids, title) {
-  const parts = partsOfCells(section);
+  const scale = scaleOfCells(section);
   const across = x.texts.map(text => element("th", { scope: "col" }, text));
   const corner = element("th", { class: "corner" });
   corner.append(...breakable(y.key));
   const rows = [...y.texts].reverse().map(row => {
     const cells = x.texts.map(column => {
       const here = ids.filter(id => runs[id].places[x.i] === column && runs[id].places[y.i] === row);
-      return here.length ? cellOf(here, parts) : element("td", { class: "empty" });
+      return here.length ? cellOf(here, scale) : element("td", { class: "empty" });
     });
     return element("tr", {}, element("th", { scope: "row" }, row), ...cells);
   });
@@ -48,27 +48,32 @@ function heatMap(section, x, y, ids, title) {
   );
 }
 
-// One scale of colors for all maps of a section: that of the means in their cells.
-function partsOfCells(section) {
+// One scale of colors for all maps of a section, that of the means in their cells, and the best of these.
+function scaleOfCells(section) {
   const byPlace = new Map();
   for (const id of section.runs.filter(id => runs[id].score !== null)) {
     const place = runs[id].places.join("\n");
     byPlace.set(place, [...(byPlace.get(place) ?? []), id]);
   }
-  const [low, high] = range([...byPlace.values()].map(mean));
-  return value => (high > low ? between((value - low) / (high - low), 0, 1) : 0);
+  const cells = [...byPlace.values()];
+  const [low, high] = range(cells.map(mean));
+  const finished = cells.filter(ids => ids.every(id => runs[id].state === "finished"));
+  return {
+    part: value => (high > low ? between((value - low) / (high - low), 0, 1) : 0),
+    best: finished.length ? Math.min(...finished.map(mean)) : null,
+  };
 }
 
 const mean = ids => ids.reduce((sum, id) => sum + runs[id].score, 0) / ids.length;
 
-function cellOf(ids, parts) {
+function cellOf(ids, scale) {
   const value = mean(ids);
-  const color = shade(parts(value));
+  const color = shade(scale.part(value));
   const deviation = Math.sqrt(ids.reduce((sum, id) => sum + (runs[id].score - value) ** 2, 0) / (ids.length - 1));
   const ranked = [...ids].sort((a, b) => runs[a].score - runs[b].score);
   const spread = ids.length > 1 ? `± ${number(Number(deviation.toPrecision(2)))}` : null;
   const states = new Set(ids.map(id => runs[id].state).filter(state => !state.endsWith("finished")));
-  const note = [spread, ...states, ids.some(id => runs[id].is_best) && "best"].filter(Boolean).join(" ");
+  const note = [spread, ...states, value === scale.best && "best"].filter(Boolean).join(" ");
   const made = element(
     "td",
     { "data-runs": ranked.join(" "), title: ranked.map(id => `${runs[id].label}: ${number(runs[id].score)}`).join("\n") },

@@ -18,7 +18,7 @@ function themeButton() {
   }, { class: "quiet theme" });
   const name = () => (made.textContent = isDark() ? "light" : "dark");
   name();
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+  systemTheme.addEventListener("change", () => {
     repaint();
     name();
   });

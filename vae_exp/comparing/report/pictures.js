@@ -35,6 +35,7 @@ function lazyPicture(place, alt) {
   return made;
 }
 
+const FIRST_SHOWN = 24; // runs: the sheet of all is long
 const lastOf = (run, name) => run.pictures[name].at(-1)[1];
 
 // The sheet of a section: of each run the last picture of the chosen kinds, the best run first.
@@ -46,7 +47,9 @@ function pictures(section) {
   const choices = [usual, ...kinds.map(kind => [kind])].filter(choice => choice.length);
   const sheet = element("div", { class: "sheet" });
   const show = chosen => {
-    sheet.replaceChildren(...withPictures.map(id => ofRun(id, choices[chosen], section.metric)).filter(Boolean));
+    const figures = withPictures.map(id => ofRun(id, choices[chosen], section.metric)).filter(Boolean);
+    figures.slice(FIRST_SHOWN).forEach(figure => figure.classList.add("later"));
+    sheet.replaceChildren(...figures);
     hideFiltered();
   };
   show(0);
@@ -61,7 +64,16 @@ function pictures(section) {
     isChoice ? choice("Show", [...texts], 0, show) : null,
     element("p", { class: "note" }, "Of the last epoch; test images are reconstructed by the best epoch. ", note),
     sheet,
+    withPictures.length > FIRST_SHOWN ? allOf(sheet, withPictures.length) : null,
   ].filter(Boolean);
+}
+
+function allOf(sheet, count) {
+  const more = button(`show all ${count} runs`, () => {
+    sheet.classList.add("all");
+    more.remove();
+  });
+  return more;
 }
 
 function ofRun(id, kinds, metric) {

@@ -26,6 +26,7 @@ def verdict(runs: list[Run], metric: str) -> str:
     best = comparable.best(settings, metric)
     if best is None:
         return f"No run that finished has a {metric}."
+    has_seeds = any(run.seeds > 1 for run in settings)
     what = f"{label(best, keys)}: {metric} {cell(best, metric)}"
     if best.seeds > 1:
         what += f" over {best.seeds} seeds"
@@ -33,13 +34,17 @@ def verdict(runs: list[Run], metric: str) -> str:
     if second is None:
         alone = "the only run" if len(runs) == 1 else "the only setting that finished"
         return f"{what}, {alone}."
+    what = f"Best setting {what}" if has_seeds else f"Best {what}"
     lead = second.metrics[metric] - best.metrics[metric]
     if lead < 0:  # only a setting of which some seeds failed can be lower than the best
-        return f"Best {what}. {label(second, keys)} is lower by {_nats(-lead)}, but {second.state}."
+        return f"{what}. {label(second, keys)} is lower by {_nats(-lead)}, but {second.state}."
     ahead = (
         f"ahead of the next ({label(second, keys)}) by {_nats(lead)}" if lead else f"level with {label(second, keys)}"
     )
-    return f"Best {what}, {ahead}. {_chance(best, second, metric, lead)}"
+    single = comparable.best(runs, metric)
+    elsewhere = single is not None and single is not best and all(single is not member for member in best.members)
+    of_one = f" The best single run, {single.name}, has another setting." if single and elsewhere else ""
+    return f"{what}, {ahead}. {_chance(best, second, metric, lead)}{of_one}"
 
 
 def _chance(best: Run, second: Run, metric: str, lead: float) -> str:
