@@ -20,7 +20,7 @@ LONGEST_NAME = 34  # characters; the whole name is shown where the mouse points
 
 @dataclass
 class Record:
-    """A run, or several that were folded. Cells, values and places are in the order of its section's columns or axes."""
+    """A run, or several folded ones; cells, values and places are in the order of its section's columns and axes."""
 
     name: str
     short: str
