@@ -75,6 +75,7 @@ function sectionOf(section, i) {
     ...legend(section),
     ...curves(section),
     ...heatMaps(section),
+    ...overKey(section),
     ...parallel(section),
     ...pictures(section),
   );

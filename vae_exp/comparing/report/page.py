@@ -19,6 +19,7 @@ SCRIPTS = (
     "curves",
     "parallel",
     "heat_map",
+    "over_key",
     "pictures",
     "run_page",
     "page",

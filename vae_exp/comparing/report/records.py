@@ -30,6 +30,7 @@ class Record:
     seeds: int
     is_best: bool
     score: float | None
+    spread: float | None
     cells: list[str]
     values: list[Any]  # to sort by: numbers, texts or null
     places: list[str]  # on the axes, by their texts
@@ -81,6 +82,7 @@ def _record(run: Run, shown: Run, section: Section, past: History, drawn: Shown)
         seeds=run.seeds,
         is_best=False,
         score=run.metrics.get(section.metric),
+        spread=run.spread.get(section.metric),
         cells=[cell(run, column.name) for column in section.columns],
         values=[_plain(run.value(column.name)) for column in section.columns],
         places=[setting(run.config.get(axis.key)) for axis in section.axes],
