@@ -114,7 +114,7 @@ def visit(browser):
     """Opens a page; at the end no error was told and nothing was asked of a network."""
     said, asked, opened = [], [], []
 
-    def visit(path, width=1280, **options):
+    def visit(path, width=1280, until=".charts svg", **options):
         page = browser.new_page(viewport={"width": width, "height": 900}, **options)
         page.set_default_timeout(5000)
         opened.append(page)
@@ -122,7 +122,7 @@ def visit(browser):
         page.on("console", lambda line: said.append(line.text) if line.type in ("error", "warning") else None)
         page.on("request", lambda request: asked.append(request.url))
         page.goto(f"file://{path}")
-        page.wait_for_selector(".charts svg")
+        page.wait_for_selector(until)
         return page
 
     yield visit
@@ -356,6 +356,30 @@ def test_pictures_come_when_they_come_near_the_screen(built, visit):
     assert all(there == told for there, told in pictures.evaluate_all(expected))
 
 
+@pytest.mark.slow
+@needs_browser
+def test_one_swept_key_has_a_point_for_each_setting(folder, visit, tmp_path):
+    options = ["--fold-seeds", "--filter", "model.z_dim=2", "--filter", "state=finished"]
+    page = visit(written(folder / "two", options=options, to=tmp_path / "report.html")[0])
+    assert page.locator(".over-key .point title").all_text_contents() == [
+        "lr=0.001: 26.500 ± 2.121",
+        "lr=0.01: 32.500 ± 2.121",
+    ]
+    assert page.locator(".charts figure").first.locator(".band").count() == 2
+    page.locator(".over-key .point").last.hover()
+    assert page.locator("table.runs tr.marked td.number").first.inner_text() == "32.500 ± 2.121"
+
+
+@pytest.mark.slow
+@needs_browser
+def test_runs_that_all_failed_still_have_their_reasons(folder, visit, tmp_path):
+    page = visit(written(folder / "two" / "failed", to=tmp_path / "report.html")[0], until="table.runs")
+    assert page.locator(".verdict").inner_text() == "No run that finished has a test/neg_elbo."
+    rows(page).first.focus()
+    page.keyboard.press("Enter")
+    assert "window.ran = 1" in page.locator("dialog .reason").inner_text()
+
+
 ODD = {
     "one epoch": ("epochs=1",),
     "no epoch": ("epochs=0",),
@@ -398,15 +422,19 @@ def test_two_hundred_runs_are_there_in_two_seconds_and_below_20_mb(trained, visi
             picture.write_bytes(picture.read_bytes() + noise.randbytes(15_000))
     path, inside = written(tmp_path / "runs", to=tmp_path / "report.html")
     megabytes = path.stat().st_size / 1e6
-    seconds = []
-    for _ in range(3):  # the quickest counts: the machine may have other work
-        began = time.monotonic()
-        page = visit(path)  # to the end of the file
-        page.wait_for_function("document.querySelectorAll('.charts path.line').length >= 800")
-        seconds.append(time.monotonic() - began)
-    print(f"200 runs: {megabytes:.1f} MB, loaded in {min(seconds):.2f} s")
+    page = visit(path)
+    measured = page.context.new_cdp_session(page)
+    measured.send("Performance.enable", {"timeDomain": "threadTicks"})  # what other programs take does not count
+    began = time.monotonic()
+    page.reload()
+    page.wait_for_function("document.querySelectorAll('.charts path.line').length >= 800")
+    seconds = time.monotonic() - began
+    took = {each["name"]: each["value"] for each in measured.send("Performance.getMetrics")["metrics"]}
+    print(
+        f"200 runs: {megabytes:.1f} MB, {took['TaskDuration']:.2f} s of the main thread, {seconds:.2f} s on the clock"
+    )
     assert megabytes < 20
-    assert min(seconds) < 2
+    assert 0.05 < took["TaskDuration"] < 2
     assert rows(page).count() == 200
     assert page.locator(".sheet figure").count() == 200, "each has a picture"
     left = sum(run["left_out"] for run in inside["runs"])

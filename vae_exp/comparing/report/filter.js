@@ -64,5 +64,11 @@ function filterBox() {
     spellcheck: "false",
   });
   box.addEventListener("input", refilter);
+  box.title = "/ brings the cursor here";
+  document.addEventListener("keydown", event => {
+    if (event.key !== "/" || event.target.closest("input, select, dialog")) return;
+    event.preventDefault();
+    box.focus();
+  });
   return [box, element("span", { id: "found", role: "status" })];
 }

@@ -16,7 +16,10 @@ function themeButton() {
     repaint();
     name();
   }, { class: "quiet theme" });
-  const name = () => (made.textContent = isDark() ? "light" : "dark");
+  const name = () => {
+    made.textContent = isDark() ? "light" : "dark";
+    made.setAttribute("aria-label", `${made.textContent} colors`);
+  };
   name();
   systemTheme.addEventListener("change", () => {
     repaint();

@@ -5,7 +5,7 @@ const PARALLEL = { height: 300, top: 44, bottom: 14, side: 64, narrowest: 110 };
 
 function parallel(section) {
   const scored = section.runs.filter(id => runs[id].score !== null);
-  if (scored.length < 2 || !section.axes.length) return [];
+  if (scored.length < 2 || section.axes.length < 2) return []; // one key has a drawing of its own
   const axes = [...section.axes.map((axis, i) => sweptAxis(axis, i)), resultAxis(section, scored)];
   const box = element("div", { class: "plot", style: `min-width: ${axes.length * PARALLEL.narrowest}px` });
   drawnInto(box, width => [parallelAt(width, section, axes, scored.filter(isShown))]);
