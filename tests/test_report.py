@@ -477,6 +477,15 @@ def test_what_the_page_holds_is_what_the_files_hold(built, folder):
     assert len(stored) == len(set(stored)) == 7, "the copies of a picture are held once"
 
 
+def test_columns_that_were_chosen_all_stay(folder, tmp_path):
+    chosen = "log_every_steps,test/kl,network.hidden_dims"
+    _, inside = written(folder, options=["--columns", f"run,{chosen}"], to=tmp_path / "report.html")
+    for section in inside["sections"]:
+        assert [column["name"] for column in section["columns"]] == chosen.split(",")
+        assert not any(column["is_folded"] for column in section["columns"])
+    assert inside["runs"][0]["cells"][2] == "[400]"
+
+
 def test_commands_are_those_of_what_there_is(trained, tmp_path, vae_compare, vae_command):
     shutil.copytree(trained, tmp_path / "a run")
     shutil.copytree(trained, tmp_path / "bare", ignore=shutil.ignore_patterns("*.pt"))

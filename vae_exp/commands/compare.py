@@ -132,7 +132,8 @@ def compare(options: argparse.Namespace) -> None:
     if options.html:
         from vae_exp.comparing.report.page import page
 
-        _write(options.html, lambda path: path.write_text(page(runs, len(single), columns), encoding="utf-8"))
+        drawn = page(runs, len(single), columns, are_chosen=bool(options.columns))
+        _write(options.html, lambda path: path.write_text(drawn, encoding="utf-8"))
     if options.wandb is not None:
         compare_on_wandb.send(options, single)
 

@@ -60,14 +60,15 @@ let clips = 0;
 function lineOf(line, toX, toY) {
   const points = line.epochs.map((epoch, i) => [toX(epoch), toY(line.values[i])]);
   const joined = all => all.map(point => point.map(value => value.toFixed(1)).join(" ")).join("L");
+  const kind = runs[line.ids[0]]?.is_best ? "line best" : "line";
   const belongs = line.ids.length ? belonging(line.ids) : { style: `--color: ${line.color}` };
   const made = [];
   if (line.spread.some(spread => spread > 0)) {
     const edge = sign => line.epochs.map((epoch, i) => [toX(epoch), toY(line.values[i] + sign * line.spread[i])]);
     made.push(drawn("path", { ...belongs, class: "band", d: `M${joined([...edge(1), ...edge(-1).reverse()])}Z` }));
   }
-  if (points.length === 1) made.push(drawn("circle", { ...belongs, class: "line", cx: points[0][0], cy: points[0][1], r: 3.5 }));
-  else made.push(drawn("path", { ...belongs, class: "line", d: `M${joined(points)}`, "stroke-dasharray": line.dash }));
+  if (points.length === 1) made.push(drawn("circle", { ...belongs, class: kind, cx: points[0][0], cy: points[0][1], r: 3.5 }));
+  else made.push(drawn("path", { ...belongs, class: kind, d: `M${joined(points)}`, "stroke-dasharray": line.dash }));
   return made;
 }
 

@@ -42,7 +42,7 @@ function legend(section) {
     const chips = section.runs.map(id => {
       const line = drawn("svg", { width: 26, height: 8, "aria-hidden": "true" });
       line.append(drawn("line", { x1: 0, x2: 26, y1: 4, y2: 4, class: "line", "stroke-dasharray": runs[id].dash }));
-      return element("li", belonging([id]), line, runs[id].label);
+      return element("li", belonging([id]), line, runs[id].label, runs[id].is_best ? element("span", { class: "badge" }, "best") : null);
     });
     return [element("ul", { class: "legend" }, ...chips)];
   }

@@ -28,12 +28,13 @@ SCRIPTS = (
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'"
 
 
-def page(rows: list[Run], count: int, columns: list[str]) -> str:
+def page(rows: list[Run], count: int, columns: list[str], are_chosen: bool = False) -> str:
     """The page of so many runs: what the tables' rows are, perhaps folded over seeds, all the figures show too.
 
-    Runs that do not compare, of other data or under another likelihood, stand in sections of their own.
+    Runs that do not compare, of other data or under another likelihood, stand in sections of their own. Columns that
+    were not chosen by the user are those that tell something of a section, in the order in which people look for them.
     """
-    held = records(rows, columns)
+    held = records(rows, columns, are_chosen)
     pictures = held.pop("pictures")
     held |= {
         "sizes": [(picture.width, picture.height) for picture in pictures],

@@ -42,7 +42,7 @@ function parallelAt(width, section, axes, ids) {
     // Curved, so that lines which meet at a value can be followed through it.
     const path = points.map(([x, y], i) => (i ? `C${middle(i - 1, i)} ${points[i - 1][1]} ${middle(i - 1, i)} ${y} ${x} ${y}` : `M${x} ${y}`));
     const belongs = belonging([id]);
-    made.append(drawn("path", { ...belongs, class: "line", d: path.join(""), "stroke-dasharray": runs[id].dash }));
+    made.append(drawn("path", { ...belongs, class: runs[id].is_best ? "line best" : "line", d: path.join(""), "stroke-dasharray": runs[id].dash }));
     const wide = drawn("path", { ...belongs, class: "target", d: path.join("") }); // easier to point at than the line
     wide.append(drawn("title", {}, `${runs[id].label}: ${number(runs[id].score)}`));
     made.append(wide);

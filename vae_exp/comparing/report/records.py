@@ -47,9 +47,9 @@ class Record:
     commands: dict[str, str]
 
 
-def records(rows: list[Run], columns: list[str]) -> dict[str, Any]:
+def records(rows: list[Run], columns: list[str], are_chosen: bool) -> dict[str, Any]:
     """What the page holds: sections, runs and pictures. The rows may be folded over seeds."""
-    found = sections(rows, columns)
+    found = sections(rows, columns, are_chosen)
     runs = [run for _, group in found for run in group]
     shown = [comparable.best(run.members, comparable.metric_of(run.members)) or run for run in runs]
     past = [history(run, of) for run, of in zip(runs, shown, strict=True)]

@@ -100,6 +100,8 @@ function overEpochs(run) {
   const slider = element("input", { type: "range", min: 0, max: epochs.length - 1, step: 1, "aria-label": "epoch" });
   const says = element("output", {});
   const images = names.map(name => element("img", { alt: caption(name) }));
+  // Small ones are enlarged with their pixels, large ones need the room of two.
+  const kinds = names.map(name => (held.sizes[lastOf(run, name)][0] < 350 ? "small" : "large"));
   const ages = names.map(() => element("span", { class: "note" }));
   const bars = element("div", { class: "latents" });
   const latest = (all, epoch) => all.findLast(([at]) => at <= epoch) ?? all[0];
@@ -118,7 +120,7 @@ function overEpochs(run) {
   slider.value = epochs.length - 1;
   slider.addEventListener("input", show);
   show();
-  const figures = names.map((name, i) => element("figure", {}, element("figcaption", {}, caption(name), " ", ages[i]), images[i]));
+  const figures = names.map((name, i) => element("figure", { class: kinds[i] }, element("figcaption", {}, caption(name), " ", ages[i]), images[i]));
   const left = run.left_out
     ? element("p", { class: "note" }, `${run.left_out} more pictures are in ${run.images}: the page would be too large with all.`)
     : null;

@@ -55,19 +55,21 @@ class Section:
     ranked: list[int]  # the best first
 
 
-def sections(rows: list[Run], columns: list[str]) -> list[tuple[Section, list[Run]]]:
-    """Each section with its runs, which are numbered from section to section."""
+def sections(rows: list[Run], columns: list[str], are_chosen: bool) -> list[tuple[Section, list[Run]]]:
+    """Each section with its runs, which are numbered from section to section. Columns that were chosen all stay."""
     alike = comparable.groups(rows)
     titles: list[str | None] = [*comparable.titles(alike)] if len(alike) > 1 else [None]
     found, before = [], 0
     for title, group in zip(titles, alike, strict=True):
-        found.append((_section(title, group, columns, before), group))
+        found.append((_section(title, group, columns, are_chosen, before), group))
         before += len(group)
     return found
 
 
-def _section(title: str | None, group: list[Run], columns: list[str], before: int) -> Section:
+def _section(title: str | None, group: list[Run], columns: list[str], are_chosen: bool, before: int) -> Section:
     metric = comparable.metric_of(group)
+    columns = [column for column in columns if column != NAME]  # which the first one shows
+    told = columns if are_chosen else _columns(group, columns, metric)
     # A run that failed would make an axis of what it alone has.
     measured = [run for run in group if metric in run.metrics]
     keys, differ = swept(measured), differing(group)
@@ -76,10 +78,7 @@ def _section(title: str | None, group: list[Run], columns: list[str], before: in
         title=title,
         metric=metric,
         verdict=verdict(group, metric),
-        columns=[
-            Column(name, _is_numeric(group, name), name in BOOKKEEPING and len(columns) > 1)
-            for name in _columns(group, columns, metric)
-        ],
+        columns=[Column(name, _is_numeric(group, name), name in BOOKKEEPING and not are_chosen) for name in told],
         axes=[_axis(key, measured) for key in keys],
         label_keys=[*(keys if len(measured) > 1 else swept(group)), *(key for key in differ if key in SEEDS)],
         differing=differ,
@@ -105,7 +104,7 @@ def _columns(group: list[Run], columns: list[str], metric: str) -> list[str]:
         kinds = [[metric], [], SEEDS, [*RESULTS, STATE, REASON], BOOKKEEPING]
         return next((place for place, kind in enumerate(kinds) if column in kind), 1)  # 1 is a setting's
 
-    return sorted((column for column in columns if column != NAME and tells(column)), key=place)
+    return sorted(filter(tells, columns), key=place)
 
 
 def _is_numeric(group: list[Run], column: str) -> bool:
