@@ -92,9 +92,10 @@ def written(*paths, options=(), to):
     return to, held(to)
 
 
-def held(path):
-    """What the page's script reads: everything about the runs but the pictures."""
-    return json.loads(re.search(r'id="runs">(.*?)</script>', path.read_text(), re.DOTALL)[1])
+def held(path, view=0):
+    """What the page's script reads: everything about the runs but the pictures, each by itself or folded."""
+    text = json.loads(re.search(r'id="runs">(.*?)</script>', path.read_text(), re.DOTALL)[1])
+    return text["views"][view]
 
 
 @pytest.fixture(scope="module")
@@ -290,8 +291,8 @@ def test_runs_that_do_not_compare_stand_in_sections_of_their_own(built, visit):
     two, three = (page.locator("section").nth(section).locator(".heat-map") for section in (0, 1))
     assert two.count() == 1
     # The mean over two seeds in each cell: 25 and 28, 31 and 34 for z_dim 2; rows from the highest rate down.
-    cells = two.locator("td div").all_inner_texts()
-    assert cells == ["32.50", "44.50", "26.50", "38.50"]
+    cells = ["32.50", "44.50", "26.50", "38.50"]
+    assert two.locator("td div").all_inner_texts() == cells
     assert three.locator("caption").all_inner_texts() == ["model.z_dim 2", "model.z_dim 4"]
     assert three.first.locator("td div").all_inner_texts() == ["71.00", "69.00", "72.00", "70.00"]
     assert "pruned" in three.first.inner_text()
@@ -354,6 +355,27 @@ def test_pictures_come_when_they_come_near_the_screen(built, visit):
     page.wait_for_function("image => image.complete && image.naturalWidth > 100", arg=pictures.last.element_handle())
     expected = "all => all.filter(i => i.complete && i.src).map(i => [i.naturalWidth, +i.getAttribute('width')])"
     assert all(there == told for there, told in pictures.evaluate_all(expected))
+
+
+@pytest.mark.slow
+@needs_browser
+def test_seeds_are_folded_and_unfolded_in_the_page(built, visit):
+    page = visit(built)
+    first = page.locator("section").first
+    fold = page.get_by_role("button", name="fold seeds")
+    assert (rows(page).count(), first.locator(".band").count()) == (9, 0)
+    cells = first.locator(".heat-map td div").all_inner_texts()
+    page.fill("#filter", "z_dim=2")
+    fold.click()
+    assert fold.get_attribute("aria-pressed") == "true"
+    assert column(page, "val/neg_elbo") == ["26.500 ± 2.121", "32.500 ± 2.121"], "what was filtered stays so"
+    page.fill("#filter", "")
+    assert first.locator(".charts figure").first.locator(".band").count() == 4
+    assert first.locator(".heat-map td div").all_inner_texts() == cells
+    rows(page).first.hover()
+    assert page.locator("table.runs tr.marked").count() == page.locator(".sheet figure.marked").count() == 1
+    fold.click()
+    assert rows(page).count() == 9
 
 
 @pytest.mark.slow
@@ -443,8 +465,11 @@ def test_two_hundred_runs_are_there_in_two_seconds_and_below_20_mb(trained, visi
 
 
 def test_folded_seeds_are_one_line_with_a_band(folder, tmp_path):
-    _, inside = written(folder / "two", options=["--fold-seeds", "--filter", "state=finished"], to=tmp_path / "a.html")
+    options = ["--fold-seeds", "--filter", "state=finished"]
+    _, inside = written(folder / "two", options=options, to=tmp_path / "a.html")
     assert [run["seeds"] for run in inside["runs"]] == [2, 2, 2, 2]
+    assert inside == held(written(folder / "two", options=options[1:], to=tmp_path / "b.html")[0], view=1)
+    assert len(held(tmp_path / "a.html", view=1)["runs"]) == 8
     for run, scores in zip(inside["runs"], ([25, 28], [31, 34], [37, 40], [43, 46]), strict=True):
         curve = run["curves"]["val/neg_elbo"]
         assert curve["epochs"] == [1, 2, 3]

@@ -163,6 +163,12 @@ def differing(runs: list[Run]) -> list[str]:
     return list(columns)
 
 
+def usual_columns(runs: list[Run]) -> list[str]:
+    """What a table of runs shows: the keys that differ, the results, and how they ended where not all finished."""
+    results = [name for name in RESULTS if any(name in run.metrics for run in runs)]
+    return [*differing(runs), *results, *([STATE, REASON] if any(not run.finished for run in runs) else [])]
+
+
 def fold_seeds(runs: list[Run]) -> list[Run]:
     """Runs that differ in their seed alone as one, with means and sample standard deviations.
 

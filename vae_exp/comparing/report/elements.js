@@ -2,7 +2,8 @@
 // text nodes and as values of a few fixed attributes, never as markup.
 
 const held = JSON.parse(document.getElementById("runs").textContent);
-const runs = held.runs;
+// The runs that are shown now: each by itself, or folded over seeds.
+let { runs, sections } = held.views[0];
 
 function filled(made, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) {
@@ -70,11 +71,15 @@ function drawnInto(box, draw) {
     }
   });
   watch.observe(box);
-  // What a closed run's page drew is not drawn again.
-  return () => {
+  again.stop = () => {
     watch.disconnect();
     drawings.delete(again);
   };
+  return again.stop; // what a closed run's page drew is not drawn again
+}
+
+function forgetDrawings() {
+  for (const again of drawings) again.stop();
 }
 
 function redraw() {

@@ -13,7 +13,7 @@ function mark(ids) {
   for (const id of marked) elementsOf(id).forEach(item => item.classList.add("marked"));
   // The others of the same section step back.
   document.querySelectorAll("section").forEach((section, i) => {
-    section.classList.toggle("marking", ids.some(id => held.sections[i].runs.includes(id)));
+    section.classList.toggle("marking", ids.some(id => sections[i].runs.includes(id)));
   });
 }
 

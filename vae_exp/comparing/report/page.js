@@ -2,12 +2,34 @@
 
 function head() {
   const count = `${held.count} run${held.count === 1 ? "" : "s"}`;
-  const folded = held.isFolded ? " Runs that differ in their seed alone are one: the mean, with a band of one standard deviation." : "";
-  const says = `Nats per image; lower is better.${folded} Point at a run to see it marked everywhere; click it, or use the arrows and Enter, for its own page.`;
-  const made = element("header", { class: "top" }, element("h1", {}, count), ...filterBox(), themeButton());
-  const why = held.whySeveral && element("p", { class: "note" }, `${held.whySeveral[0].toUpperCase()}${held.whySeveral.slice(1)}.`);
-  const places = held.sections.map((section, i) => element("li", {}, element("a", { href: `#section-${i}` }, section.title ?? ""), ` (${section.runs.length})`));
-  return [made, element("p", { class: "note" }, says), why, places.length > 1 && element("ul", { class: "places" }, ...places)].filter(Boolean);
+  const says = "Nats per image; lower is better. Point at a run to see it marked everywhere; click it, or use the arrows and Enter, for its own page.";
+  const why = held.whySeveral && `${held.whySeveral[0].toUpperCase()}${held.whySeveral.slice(1)}.`;
+  const places = sections.map((section, i) => element("li", {}, element("a", { href: `#section-${i}` }, section.title ?? "")));
+  return [
+    element("header", { class: "top" }, element("h1", {}, count), ...filterBox(), foldButton(), themeButton()),
+    element("p", { class: "note" }, says),
+    why && element("p", { class: "note" }, why),
+    places.length > 1 && element("ul", { class: "places" }, ...places),
+  ].filter(Boolean);
+}
+
+// Runs that differ in their seed alone as one: the mean, with a band of one standard deviation.
+function foldButton() {
+  if (held.views.length < 2) return null;
+  const title = "runs that differ in their seed alone as one: the mean, with a band of one standard deviation";
+  const made = button("fold seeds", () => show(held.views.find(view => view.runs !== runs)), { class: "quiet fold", title });
+  return made;
+}
+
+function show(view) {
+  ({ runs, sections } = view);
+  forgetDrawings();
+  brushes.clear();
+  resting = [];
+  mark([]);
+  main.replaceChildren(...sections.map(sectionOf));
+  document.querySelector("button.fold")?.setAttribute("aria-pressed", view.is_folded);
+  refilter();
 }
 
 function themeButton() {
@@ -31,7 +53,7 @@ function themeButton() {
 const chosenColoring = new Map();
 
 function repaint() {
-  for (const section of held.sections) paint(section, chosenColoring.get(section));
+  for (const section of sections) paint(section, chosenColoring.get(section));
   redraw();
 }
 
@@ -84,10 +106,9 @@ function sectionOf(section, i) {
   );
 }
 
-document.body.append(...head(), tip);
 const main = element("main");
-document.body.append(main);
-for (const [i, section] of held.sections.entries()) main.append(sectionOf(section, i));
+document.body.append(...head(), main, tip);
+show(held.views[0]);
 const named = decodeURIComponent(location.hash.slice(1));
 if (named) {
   const asked = runs.findIndex(run => run.name === named);

@@ -28,19 +28,18 @@ SCRIPTS = (
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'"
 
 
-def page(rows: list[Run], count: int, columns: list[str], are_chosen: bool = False) -> str:
-    """The page of so many runs: what the tables' rows are, perhaps folded over seeds, all the figures show too.
+def page(views: list[list[Run]], count: int, columns: list[str] | None = None) -> str:
+    """The page of so many runs. Views are the same runs by themselves and folded over seeds: the first one is shown.
 
     Runs that do not compare, of other data or under another likelihood, stand in sections of their own. Columns that
-    were not chosen by the user are those that tell something of a section, in the order in which people look for them.
+    the user did not choose are those that tell something of a section, in the order in which people look for them.
     """
-    held = records(rows, columns, are_chosen)
-    pictures = held.pop("pictures")
-    held |= {
-        "sizes": [(picture.width, picture.height) for picture in pictures],
+    drawn, pictures = records(views, columns)
+    held = {
         "count": count,
-        "isFolded": any(run.seeds > 1 for run in rows),
-        "whySeveral": comparable.why_several(rows),
+        "whySeveral": comparable.why_several(views[0]),
+        "views": drawn,
+        "sizes": [(picture.width, picture.height) for picture in pictures],
     }
     script = "\n".join((HERE / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
     return (

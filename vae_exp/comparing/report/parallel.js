@@ -64,7 +64,7 @@ function axisAt(axis, i, x, toY, section, isLast) {
     const side = isLast ? { x: x + 8, "text-anchor": "start" } : { x: x - 8, "text-anchor": "end" };
     made.append(drawn("text", { ...side, y: last + 4, class: "tick" }, label));
   }
-  const key = `${held.sections.indexOf(section)} ${i}`;
+  const key = `${sections.indexOf(section)} ${i}`;
   const kept = brushes.get(key);
   const band = drawn("rect", { class: "brush", x: x - 9, width: 18 });
   const cover = (low, high) => {

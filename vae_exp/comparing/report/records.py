@@ -8,7 +8,7 @@ from typing import Any
 from vae_exp.comparing import comparable
 from vae_exp.comparing.names import short_names
 from vae_exp.comparing.report.history import Curve, History, history
-from vae_exp.comparing.report.pictures import Shown, gather
+from vae_exp.comparing.report.pictures import Picture, Shown, gather
 from vae_exp.comparing.report.sections import Section, sections
 from vae_exp.comparing.report.verdict import label
 from vae_exp.comparing.runs import RESULTS, Run, differing, is_finite
@@ -47,29 +47,47 @@ class Record:
     commands: dict[str, str]
 
 
-def records(rows: list[Run], columns: list[str], are_chosen: bool) -> dict[str, Any]:
-    """What the page holds: sections, runs and pictures. The rows may be folded over seeds."""
-    found = sections(rows, columns, are_chosen)
-    runs = [run for _, group in found for run in group]
-    shown = [comparable.best(run.members, comparable.metric_of(run.members)) or run for run in runs]
-    past = [history(run, of) for run, of in zip(runs, shown, strict=True)]
-    ranked = [number for section, _ in found for number in section.ranked]
-    held, drawn = gather([shown[i].folder for i in ranked], [past[i].epoch_of for i in ranked])
+@dataclass
+class View:
+    """All runs, each by itself or folded over seeds."""
+
+    is_folded: bool
+    sections: list[Section]
+    runs: list[Record]
+
+
+def records(views: list[list[Run]], columns: list[str] | None) -> tuple[list[dict[str, Any]], list[Picture]]:
+    """What the page holds of each view, ready for JSON, and the pictures of all of them."""
+    found = [sections(rows, columns) for rows in views]
+    shown = {id(run): _shown(run) for rows in views for run in rows}
+    past = {id(run): history(run, shown[id(run)]) for rows in views for run in rows}
+    ranked = {shown[id(run)].folder: past[id(run)] for view in found for run in _ranked(view)}
+    held, drawn = gather(list(ranked), [each.epoch_of for each in ranked.values()])
     drawn_of = dict(zip(ranked, drawn, strict=True))
-    keys = [*differing(rows), *RESULTS]
     made = []
-    for section, group in found:
-        best = comparable.best(group, section.metric) if len(group) > 1 else None
-        names = short_names([_name(run) for run in group], LONGEST_NAME)
-        for i, run, short in zip(section.runs, group, names, strict=True):
-            made.append(_record(run, shown[i], section, past[i], drawn_of[i]))
-            made[-1].short, made[-1].is_best = short, run is best
-            made[-1].known = {key: _plain(run.value(key)) for key in keys if run.value(key) is not None}
-    return {
-        "sections": [asdict(section) for section, _ in found],
-        "runs": [asdict(record) for record in made],
-        "pictures": held,
-    }
+    for rows, view in zip(views, found, strict=True):
+        keys, runs = [*differing(rows), *RESULTS], []
+        for section, group in view:
+            best = comparable.best(group, section.metric) if len(group) > 1 else None
+            for run, short in zip(group, short_names([_name(run) for run in group], LONGEST_NAME), strict=True):
+                of = shown[id(run)]
+                runs.append(_record(run, of, section, past[id(run)], drawn_of[of.folder]))
+                runs[-1].short, runs[-1].is_best = short, run is best
+                runs[-1].known = {key: _plain(run.value(key)) for key in keys if run.value(key) is not None}
+        is_folded = any(run.seeds > 1 for run in rows)
+        made.append(asdict(View(is_folded, [section for section, _ in view], runs)))
+    return made, held
+
+
+def _shown(run: Run) -> Run:
+    """The run whose pictures stand for this one: of several seeds the best."""
+    return comparable.best(run.members, comparable.metric_of(run.members)) or run
+
+
+def _ranked(view: list[tuple[Section, list[Run]]]) -> list[Run]:
+    """The best of each section first."""
+    runs = [run for _, group in view for run in group]
+    return [runs[number] for section, _ in view for number in section.ranked]
 
 
 def _record(run: Run, shown: Run, section: Section, past: History, drawn: Shown) -> Record:

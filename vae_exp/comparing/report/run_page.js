@@ -31,7 +31,7 @@ function closed() {
 
 function contentOf(id) {
   const run = runs[id];
-  const section = held.sections.find(section => section.runs.includes(id));
+  const section = sections.find(section => section.runs.includes(id));
   const charts = chartsOf(id);
   const parts = [
     headOf(id, section),

@@ -17,6 +17,7 @@ from vae_exp.comparing.runs import (
     is_finite,
     is_number,
     sort_runs,
+    usual_columns,
 )
 from vae_exp.comparing.terminal import setting
 
@@ -55,21 +56,20 @@ class Section:
     ranked: list[int]  # the best first
 
 
-def sections(rows: list[Run], columns: list[str], are_chosen: bool) -> list[tuple[Section, list[Run]]]:
-    """Each section with its runs, which are numbered from section to section. Columns that were chosen all stay."""
+def sections(rows: list[Run], columns: list[str] | None) -> list[tuple[Section, list[Run]]]:
+    """Each section with its runs, which are numbered from section to section; with these columns or the usual ones."""
     alike = comparable.groups(rows)
     titles: list[str | None] = [*comparable.titles(alike)] if len(alike) > 1 else [None]
     found, before = [], 0
     for title, group in zip(titles, alike, strict=True):
-        found.append((_section(title, group, columns, are_chosen, before), group))
+        found.append((_section(title, group, columns, before), group))
         before += len(group)
     return found
 
 
-def _section(title: str | None, group: list[Run], columns: list[str], are_chosen: bool, before: int) -> Section:
+def _section(title: str | None, group: list[Run], columns: list[str] | None, before: int) -> Section:
     metric = comparable.metric_of(group)
-    columns = [column for column in columns if column != NAME]  # which the first one shows
-    told = columns if are_chosen else _columns(group, columns, metric)
+    told = _columns(group, metric) if columns is None else [column for column in columns if column != NAME]
     # A run that failed would make an axis of what it alone has.
     measured = [run for run in group if metric in run.metrics]
     keys, differ = swept(measured), differing(group)
@@ -78,7 +78,7 @@ def _section(title: str | None, group: list[Run], columns: list[str], are_chosen
         title=title,
         metric=metric,
         verdict=verdict(group, metric),
-        columns=[Column(name, _is_numeric(group, name), name in BOOKKEEPING and not are_chosen) for name in told],
+        columns=[Column(name, _is_numeric(group, name), name in BOOKKEEPING and columns is None) for name in told],
         axes=[_axis(key, measured) for key in keys],
         label_keys=[*(keys if len(measured) > 1 else swept(group)), *(key for key in differ if key in SEEDS)],
         differing=differ,
@@ -87,24 +87,17 @@ def _section(title: str | None, group: list[Run], columns: list[str], are_chosen
     )
 
 
-def _columns(group: list[Run], columns: list[str], metric: str) -> list[str]:
-    """Of the columns of all runs those that tell something of these: results, and what differs among them.
+def _columns(group: list[Run], metric: str) -> list[str]:
+    """The usual columns of these runs, in the order in which people look for them.
 
     What runs are compared by stands before settings, so that a narrow window shows it; bookkeeping comes last.
     """
-
-    def tells(column: str) -> bool:
-        values = [run.value(column) for run in group]
-        if column in (STATE, REASON):
-            return any(not run.finished for run in group)
-        differs = len(group) == 1 or any(value != values[0] for value in values)
-        return any(value is not None for value in values) and (column in RESULTS or differs)
 
     def place(column: str) -> int:
         kinds = [[metric], [], SEEDS, [*RESULTS, STATE, REASON], BOOKKEEPING]
         return next((place for place, kind in enumerate(kinds) if column in kind), 1)  # 1 is a setting's
 
-    return sorted(filter(tells, columns), key=place)
+    return sorted(usual_columns(group), key=place)
 
 
 def _is_numeric(group: list[Run], column: str) -> bool:
