@@ -502,6 +502,14 @@ def test_what_the_page_holds_is_what_the_files_hold(built, folder):
     assert len(stored) == len(set(stored)) == 7, "the copies of a picture are held once"
 
 
+def test_folding_where_no_run_has_a_second_seed_changes_nothing(folder, tmp_path):
+    paths = [folder / "two" / name for name in ("z2-lr0.001-s0", "z20-lr0.001-s1")]
+    path, inside = written(*paths, options=["--fold-seeds"], to=tmp_path / "report.html")
+    assert path.read_text().count('"is_folded":false,"sections"') == 1, "there is one view"
+    assert [run["label"] for run in inside["runs"]] == ["z_dim=2", "z_dim=20"]
+    assert all(run["pictures"]["samples"] for run in inside["runs"])
+
+
 def test_columns_that_were_chosen_all_stay(folder, tmp_path):
     chosen = "log_every_steps,test/kl,network.hidden_dims"
     _, inside = written(folder, options=["--columns", f"run,{chosen}"], to=tmp_path / "report.html")
@@ -516,7 +524,7 @@ def test_commands_are_those_of_what_there_is(trained, tmp_path, vae_compare, vae
     shutil.copytree(trained, tmp_path / "bare", ignore=shutil.ignore_patterns("*.pt"))
     assert vae_compare(tmp_path, "--html", tmp_path / "report.html")[0] == 0
     runs = {run["name"]: run["commands"] for run in held(tmp_path / "report.html")["runs"]}
-    assert runs["bare"].keys() == {"folder"}
+    assert runs["bare"] == {}
     program, *arguments = shlex.split(runs["a run"]["generate"])
     code, said = vae_command(program, *arguments, "n=4", "device=cpu")
     assert code == 0, said

@@ -11,7 +11,7 @@ TERMS = ("neg_elbo", "reconstruction", "kl", "active_units")
 PARTS = ("val", "test", "train_epoch")  # test is logged over epochs where nothing is held out for validation
 CURVES = tuple(f"{part}/{term}" for part in PARTS for term in TERMS)
 MOST_POINTS = 150  # of a curve: a page has fewer pixels for more, and 200 runs of 1000 epochs would be 10 MB
-MOST_LATENT_EPOCHS = 12
+MOST_LATENTS = 1000  # numbers of a run: of wide codes there are fewer epochs
 
 T = TypeVar("T")
 
@@ -39,16 +39,15 @@ def history(run: Run, shown: Run) -> History:
     logged = {id(member): list(member.logged()) for member in [*run.members, shown]}
     rows = logged[id(shown)]
     latents = [
-        (row["epoch"], [rounded(kl) for kl in row[key]])
+        (row["epoch"], [rounded(kl, digits=4) for kl in row[key]])
         for row in rows
         for key in ("val/kl_per_dim", "test/kl_per_dim")
         if isinstance(row.get(key), list) and all(is_finite(kl) for kl in row[key])
     ]
+    most = max(1, MOST_LATENTS // max((len(kl) for _, kl in latents), default=1))
     steps = {row["step"]: row["epoch"] for row in rows if is_number(row.get("step"))}
     curves = {name: _curve([logged[id(member)] for member in run.members or [shown]], name) for name in CURVES}
-    return History(
-        {name: curve for name, curve in curves.items() if curve}, thinned(latents, MOST_LATENT_EPOCHS), steps
-    )
+    return History({name: curve for name, curve in curves.items() if curve}, thinned(latents, most), steps)
 
 
 def _curve(logged: list[list[dict[str, Any]]], name: str) -> Curve | None:
@@ -64,12 +63,14 @@ def _curve(logged: list[list[dict[str, Any]]], name: str) -> Curve | None:
 
 
 def thinned(items: Sequence[T], most: int) -> list[T]:
-    """At most so many of them, evenly spaced, with the first and the last."""
+    """At most so many of them, evenly spaced, with the last and the first."""
     if len(items) <= most:
         return list(items)
+    if most == 1:
+        return [items[-1]]
     return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
 
 
-def rounded(number: float) -> float:
+def rounded(number: float, digits: int = 6) -> float:
     """As precise as a drawing needs it: the page holds thousands."""
-    return float(f"{number:.6g}")
+    return float(f"{number:.{digits}g}")

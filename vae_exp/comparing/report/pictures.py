@@ -11,7 +11,6 @@ from pathlib import Path
 from vae_exp.run.folder import IMAGES
 
 FIRST = ("test_reconstructions", "samples")  # what the sheet of all runs shows
-MOST_BYTES = 14_000_000  # of all pictures as they stand in the page, which is to stay below 20 MB with its curves
 
 
 @dataclass
@@ -38,10 +37,8 @@ class _Candidate:
     step: int
 
 
-def gather(
-    folders: list[Path], epoch_of: list[dict[int, float]], most: int = MOST_BYTES
-) -> tuple[list[Picture], list[Shown]]:
-    """The pictures and which of them each run has; the folders of the best runs come first.
+def gather(folders: list[Path], epoch_of: list[dict[int, float]], most: int) -> tuple[list[Picture], list[Shown]]:
+    """Pictures of at most so many bytes, and which of them each run has; the folders of the best runs come first.
 
     Where there is no room for all, every run gets its last reconstructions and samples before any gets another
     picture, then the last ones of other kinds, then the first epoch, the middle one, the quarters.

@@ -1,6 +1,6 @@
 """Runs as the page's script reads them: a plain record of each, of what its files hold."""
 
-import os
+import json
 import shlex
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -8,13 +8,15 @@ from typing import Any
 from vae_exp.comparing import comparable
 from vae_exp.comparing.names import short_names
 from vae_exp.comparing.report.history import Curve, History, history
-from vae_exp.comparing.report.pictures import Picture, Shown, gather
+from vae_exp.comparing.report.pictures import Picture, gather
 from vae_exp.comparing.report.sections import Section, sections
 from vae_exp.comparing.report.verdict import label
 from vae_exp.comparing.runs import RESULTS, Run, differing, is_finite
 from vae_exp.comparing.terminal import cell, setting
-from vae_exp.run.folder import BEST, IMAGES, LAST
+from vae_exp.run.folder import BEST, LAST
 
+MOST_BYTES = 19_000_000  # of a page, which is to stay below 20 MB
+MOST_PICTURES = 14_000_000
 LONGEST_NAME = 34  # characters; the whole name is shown where the mouse points
 
 
@@ -43,7 +45,7 @@ class Record:
     latents: list[tuple[float, list[float]]]
     pictures: dict[str, list[tuple[float, int]]]
     left_out: int
-    images: str
+    folder: str  # of the run that is shown
     commands: dict[str, str]
 
 
@@ -58,25 +60,39 @@ class View:
 
 def records(views: list[list[Run]], columns: list[str] | None) -> tuple[list[dict[str, Any]], list[Picture]]:
     """What the page holds of each view, ready for JSON, and the pictures of all of them."""
-    found = [sections(rows, columns) for rows in views]
     shown = {id(run): _shown(run) for rows in views for run in rows}
     past = {id(run): history(run, shown[id(run)]) for rows in views for run in rows}
-    ranked = {shown[id(run)].folder: past[id(run)] for view in found for run in _ranked(view)}
-    held, drawn = gather(list(ranked), [each.epoch_of for each in ranked.values()])
-    drawn_of = dict(zip(ranked, drawn, strict=True))
+    made, ranked = [], []
+    for rows in views:
+        view, runs = View(any(run.seeds > 1 for run in rows), [], []), []
+        keys = [*differing(rows), *RESULTS]
+        for section, group in sections(rows, columns):
+            view.sections.append(section)
+            view.runs += _records(section, group, keys, shown, past)
+            runs += group
+        made.append(view)
+        ranked += [runs[number] for section in view.sections for number in section.ranked]
+    room = min(MOST_PICTURES, MOST_BYTES - sum(len(json.dumps(asdict(view))) for view in made))
+    folders = {shown[id(run)].folder: past[id(run)].epoch_of for run in ranked}
+    held, drawn = gather(list(folders), list(folders.values()), room)
+    drawn_of = {str(folder): of for folder, of in zip(folders, drawn, strict=True)}
+    for record in (record for view in made for record in view.runs):
+        record.pictures, record.left_out = drawn_of[record.folder].by_name, drawn_of[record.folder].left_out
+    return [asdict(view) for view in made], held
+
+
+def _records(
+    section: Section, group: list[Run], keys: list[str], shown: dict[int, Run], past: dict[int, History]
+) -> list[Record]:
+    """The runs of a section; keys are those that the filter knows, on all of the page."""
+    best = comparable.best(group, section.metric) if len(group) > 1 else None
     made = []
-    for rows, view in zip(views, found, strict=True):
-        keys, runs = [*differing(rows), *RESULTS], []
-        for section, group in view:
-            best = comparable.best(group, section.metric) if len(group) > 1 else None
-            for run, short in zip(group, short_names([_name(run) for run in group], LONGEST_NAME), strict=True):
-                of = shown[id(run)]
-                runs.append(_record(run, of, section, past[id(run)], drawn_of[of.folder]))
-                runs[-1].short, runs[-1].is_best = short, run is best
-                runs[-1].known = {key: _plain(run.value(key)) for key in keys if run.value(key) is not None}
-        is_folded = any(run.seeds > 1 for run in rows)
-        made.append(asdict(View(is_folded, [section for section, _ in view], runs)))
-    return made, held
+    for run, short in zip(group, short_names([_name(run) for run in group], LONGEST_NAME), strict=True):
+        record = _record(run, shown[id(run)], section, past[id(run)])
+        record.short, record.is_best = short, run is best
+        record.known = {key: _plain(run.value(key)) for key in keys if run.value(key) is not None}
+        made.append(record)
+    return made
 
 
 def _shown(run: Run) -> Run:
@@ -84,13 +100,7 @@ def _shown(run: Run) -> Run:
     return comparable.best(run.members, comparable.metric_of(run.members)) or run
 
 
-def _ranked(view: list[tuple[Section, list[Run]]]) -> list[Run]:
-    """The best of each section first."""
-    runs = [run for _, group in view for run in group]
-    return [runs[number] for section, _ in view for number in section.ranked]
-
-
-def _record(run: Run, shown: Run, section: Section, past: History, drawn: Shown) -> Record:
+def _record(run: Run, shown: Run, section: Section, past: History) -> Record:
     return Record(
         name=_name(run),
         short=run.name,
@@ -111,9 +121,9 @@ def _record(run: Run, shown: Run, section: Section, past: History, drawn: Shown)
         shown=shown.name,
         curves=past.curves,
         latents=past.latents,
-        pictures=drawn.by_name,
-        left_out=drawn.left_out,
-        images=str(shown.folder / IMAGES),
+        pictures={},
+        left_out=0,
+        folder=str(shown.folder),
         commands=_commands(shown),
     )
 
@@ -139,5 +149,4 @@ def _commands(run: Run) -> dict[str, str]:
     if (run.folder / BEST).is_file():
         said["evaluate"] = shlex.join(["vae-evaluate", f"checkpoint={run.folder}"])
         said["generate"] = shlex.join(["vae-generate", f"checkpoint={run.folder}"])
-    said["folder"] = os.fspath(run.folder)
     return said

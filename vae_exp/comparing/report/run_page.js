@@ -41,7 +41,7 @@ function contentOf(id) {
     charts.length > 0 && element("div", { class: "charts" }, ...charts),
     ...overEpochs(run),
     element("h3", {}, "Commands"),
-    element("dl", { class: "commands" }, ...Object.entries(run.commands).flatMap(([name, text]) => commandOf(name, text))),
+    element("dl", { class: "commands" }, ...Object.entries({ ...run.commands, folder: run.folder }).flatMap(([name, text]) => commandOf(name, text))),
     element("h3", {}, "Configuration"),
     configOf(run, section),
   ].filter(Boolean);
@@ -122,7 +122,7 @@ function overEpochs(run) {
   show();
   const figures = names.map((name, i) => element("figure", { class: kinds[i] }, element("figcaption", {}, caption(name), " ", ages[i]), images[i]));
   const left = run.left_out
-    ? element("p", { class: "note" }, `${run.left_out} more pictures are in ${run.images}: the page would be too large with all.`)
+    ? element("p", { class: "note" }, `${run.left_out} more pictures are in ${run.folder}/images: the page would be too large with all.`)
     : null;
   const row = epochs.length > 1 ? [element("div", { class: "slider" }, slider, says)] : [];
   // The slider stays in sight as far as what it moves.
