@@ -267,6 +267,8 @@ def test_a_run_has_a_page_with_a_slider_over_its_epochs(built, folder, visit):
     config = dict(zip(*(dialog.locator(f".config {tag}").all_inner_texts() for tag in ("dt", "dd")), strict=True))
     assert (config["model.z_dim"], config["optimizer.lr"], config["network.hidden_dims"]) == ("2", "0.001", "[400]")
     assert dialog.locator(".charts svg").count() == 4
+    page.reload()
+    assert dialog.locator("h2").inner_text().startswith("two/z2-lr0.001-s0"), "its page can be bookmarked"
     page.keyboard.press("Escape")
     assert page.locator("dialog[open]").count() == 0
     assert page.evaluate("document.activeElement.dataset.runs") == run_of(page, "z2-lr0.001-s0"), "back where it was"
@@ -376,6 +378,19 @@ def test_seeds_are_folded_and_unfolded_in_the_page(built, visit):
     assert page.locator("table.runs tr.marked").count() == page.locator(".sheet figure.marked").count() == 1
     fold.click()
     assert rows(page).count() == 9
+
+
+@pytest.mark.slow
+@needs_browser
+@pytest.mark.parametrize(("text", "colors"), [("model.z_dim=2", 2), ("seed=0", 4)])
+def test_seeds_share_the_color_of_their_setting(folder, visit, tmp_path, text, colors):
+    options = ["--filter", text, "--filter", "state=finished"]
+    page = visit(written(folder / "two", options=options, to=tmp_path / "report.html")[0])
+    lines = page.locator(".charts figure").first.locator("path.line")
+    looks = lines.evaluate_all("all => all.map(l => [getComputedStyle(l).stroke, l.getAttribute('stroke-dasharray')])")
+    assert len(looks) == 4
+    assert len({color for color, _ in looks}) == colors
+    assert len({tuple(look) for look in looks}) == 4, "dashes tell seeds apart"
 
 
 @pytest.mark.slow

@@ -37,7 +37,13 @@ function chartAt(width, height, lines, y, title, isLive) {
   const toY = linear([y.low, y.high], [bottom, top]);
   const clip = `clip-${clips++}`;
   const made = drawn("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": title });
-  made.append(drawn("clipPath", { id: clip }, drawn("rect", { x: left - 5, y: top, width: right - left + 10, height: bottom - top })));
+  made.append(
+    drawn(
+      "clipPath",
+      { id: clip },
+      drawn("rect", { x: left - 5, y: top, width: right - left + 10, height: bottom - top }),
+    ),
+  );
   for (const tick of ticks(y.low, y.high, 5)) {
     made.append(drawn("line", { class: "grid", x1: left, x2: right, y1: toY(tick), y2: toY(tick) }));
     made.append(drawn("text", { x: left - 6, y: toY(tick) + 4, "text-anchor": "end" }, number(tick)));
@@ -67,7 +73,8 @@ function lineOf(line, toX, toY) {
     const edge = sign => line.epochs.map((epoch, i) => [toX(epoch), toY(line.values[i] + sign * line.spread[i])]);
     made.push(drawn("path", { ...belongs, class: "band", d: `M${joined([...edge(1), ...edge(-1).reverse()])}Z` }));
   }
-  if (points.length === 1) made.push(drawn("circle", { ...belongs, class: kind, cx: points[0][0], cy: points[0][1], r: 3.5 }));
+  if (points.length === 1)
+    made.push(drawn("circle", { ...belongs, class: kind, cx: points[0][0], cy: points[0][1], r: 3.5 }));
   else made.push(drawn("path", { ...belongs, class: kind, d: `M${joined(points)}`, "stroke-dasharray": line.dash }));
   return made;
 }
@@ -122,7 +129,14 @@ function curves(section) {
   const names = [section.metric, "train_epoch/neg_elbo", `${part}/reconstruction`, `${part}/kl`];
   const told = names.filter(name => section.runs.some(id => isTold(runs[id], name)));
   if (!told.length) return [];
-  const lines = name => () => section.ranked.filter(isShown).reverse().map(id => lineOfRun(id, name));
+  const lines = name => () =>
+    section.ranked
+      .filter(isShown)
+      .reverse()
+      .map(id => lineOfRun(id, name));
   const title = name => name.replace("train_epoch/", "train ");
-  return [element("h3", {}, "Training"), element("div", { class: "charts" }, ...told.map(name => chart(title(name), lines(name))))];
+  return [
+    element("h3", {}, "Training"),
+    element("div", { class: "charts" }, ...told.map(name => chart(title(name), lines(name)))),
+  ];
 }

@@ -15,7 +15,7 @@ function passes(run, word) {
   const found = word.match(/^([^<>=!]+)(<=|>=|!=|=|<|>)(.+)$/);
   if (!found) return [run.name, run.state, run.label].join(" ").toLowerCase().includes(word);
   const [, key, sign, text] = found;
-  const names = Object.keys(run.known).filter(name => (`.${name}`.toLowerCase()).endsWith(`.${key}`));
+  const names = Object.keys(run.known).filter(name => `.${name}`.toLowerCase().endsWith(`.${key}`));
   if (!names.length && sign === "=") return run.name.toLowerCase().includes(word);
   return names.some(name => {
     const value = run.known[name];

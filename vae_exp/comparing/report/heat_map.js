@@ -76,7 +76,10 @@ function cellOf(ids, scale) {
   const note = [spread, ...states, value === scale.best && "best"].filter(Boolean).join(" ");
   const made = element(
     "td",
-    { "data-runs": ranked.join(" "), title: ranked.map(id => `${runs[id].label}: ${number(runs[id].score)}`).join("\n") },
+    {
+      "data-runs": ranked.join(" "),
+      title: ranked.map(id => `${runs[id].label}: ${number(runs[id].score)}`).join("\n"),
+    },
     element("div", {}, value.toFixed(Math.abs(value) < 10 ? 3 : 2)),
     note && element("small", {}, note),
   );

@@ -13,20 +13,16 @@ function mark(ids) {
   for (const id of marked) elementsOf(id).forEach(item => item.classList.add("marked"));
   // The others of the same section step back.
   document.querySelectorAll("section").forEach((section, i) => {
-    section.classList.toggle("marking", ids.some(id => sections[i].runs.includes(id)));
+    section.classList.toggle(
+      "marking",
+      ids.some(id => sections[i].runs.includes(id)),
+    );
   });
 }
 
 function runsOf(item) {
   const found = item?.closest?.("[data-runs]");
   return found ? found.dataset.runs.split(" ").map(Number) : [];
-}
-
-// A drawing that was drawn again has new elements.
-function markAgain() {
-  const ids = marked;
-  mark([]);
-  mark(ids);
 }
 
 document.addEventListener("pointerover", event => {
@@ -48,7 +44,7 @@ document.addEventListener("focusout", () => {
 });
 
 document.addEventListener("click", event => {
-  if (event.target.closest("dialog, button.no-run, a, select, input, label, .nearest")) return;
+  if (event.target.closest("dialog, button, a, select, input, label, .nearest")) return;
   const ids = runsOf(event.target);
   if (ids.length && !String(getSelection())) openRun(ids[0]); // whoever selects text to copy it stays here
 });

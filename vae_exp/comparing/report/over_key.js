@@ -39,8 +39,12 @@ function overKeyAt(width, section, ids) {
     const off = run.score > high ? " (above the axis)" : "";
     const point = drawn("g", belonging([id], { class: "point" }));
     const [up, down] = [run.score + run.spread, run.score - run.spread].map(toY);
-    if (run.spread && !off) point.append(drawn("line", { x1: x, x2: x, y1: Math.max(top, up), y2: Math.min(height - bottom, down) }));
-    point.append(drawn("circle", { cx: x, cy: y, r: 5 }), drawn("title", {}, `${run.label}: ${run.results[section.metric]}${off}`));
+    if (run.spread && !off)
+      point.append(drawn("line", { x1: x, x2: x, y1: Math.max(top, up), y2: Math.min(height - bottom, down) }));
+    point.append(
+      drawn("circle", { cx: x, cy: y, r: 5 }),
+      drawn("title", {}, `${run.label}: ${run.results[section.metric]}${off}`),
+    );
     made.append(point);
   }
   return made;

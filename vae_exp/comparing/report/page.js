@@ -2,9 +2,12 @@
 
 function head() {
   const count = `${held.count} run${held.count === 1 ? "" : "s"}`;
-  const says = "Nats per image; lower is better. Point at a run to see it marked everywhere; click it, or use the arrows and Enter, for its own page.";
+  const says =
+    "Nats per image; lower is better. Point at a run to see it marked everywhere; click it, or use the arrows and Enter, for its own page.";
   const why = held.whySeveral && `${held.whySeveral[0].toUpperCase()}${held.whySeveral.slice(1)}.`;
-  const places = sections.map((section, i) => element("li", {}, element("a", { href: `#section-${i}` }, section.title ?? "")));
+  const places = sections.map((section, i) =>
+    element("li", {}, element("a", { href: `#section-${i}` }, section.title ?? "")),
+  );
   return [
     element("header", { class: "top" }, element("h1", {}, count), ...filterBox(), foldButton(), themeButton()),
     element("p", { class: "note" }, says),
@@ -17,7 +20,10 @@ function head() {
 function foldButton() {
   if (held.views.length < 2) return null;
   const title = "runs that differ in their seed alone as one: the mean, with a band of one standard deviation";
-  const made = button("fold seeds", () => show(held.views.find(view => view.runs !== runs)), { class: "quiet fold", title });
+  const made = button("fold seeds", () => show(held.views.find(view => view.runs !== runs)), {
+    class: "quiet fold",
+    title,
+  });
   return made;
 }
 
@@ -33,11 +39,15 @@ function show(view) {
 }
 
 function themeButton() {
-  const made = button("", () => {
-    document.documentElement.dataset.theme = isDark() ? "light" : "dark";
-    repaint();
-    name();
-  }, { class: "quiet theme" });
+  const made = button(
+    "",
+    () => {
+      document.documentElement.dataset.theme = isDark() ? "light" : "dark";
+      repaint();
+      name();
+    },
+    { class: "quiet theme" },
+  );
   const name = () => {
     made.textContent = isDark() ? "light" : "dark";
     made.setAttribute("aria-label", `${made.textContent} colors`);
@@ -64,7 +74,13 @@ function legend(section) {
     const chips = section.runs.map(id => {
       const line = drawn("svg", { width: 26, height: 8, "aria-hidden": "true" });
       line.append(drawn("line", { x1: 0, x2: 26, y1: 4, y2: 4, class: "line", "stroke-dasharray": runs[id].dash }));
-      return element("li", belonging([id]), line, runs[id].label, runs[id].is_best ? element("span", { class: "badge" }, "best") : null);
+      return element(
+        "li",
+        belonging([id]),
+        line,
+        runs[id].label,
+        runs[id].is_best ? element("span", { class: "badge" }, "best") : null,
+      );
     });
     return [element("ul", { class: "legend" }, ...chips)];
   }
@@ -75,7 +91,19 @@ function legend(section) {
     chosenColoring.set(section, all[chosen]);
     repaint();
   };
-  return [element("div", { class: "legend" }, choice("Color", all.map(coloring => coloring.name), 0, choose), scale)];
+  return [
+    element(
+      "div",
+      { class: "legend" },
+      choice(
+        "Color",
+        all.map(coloring => coloring.name),
+        0,
+        choose,
+      ),
+      scale,
+    ),
+  ];
 }
 
 // From the best to the worst result, or the values of a key.
@@ -109,8 +137,5 @@ function sectionOf(section, i) {
 const main = element("main");
 document.body.append(...head(), main, tip);
 show(held.views[0]);
-const named = decodeURIComponent(location.hash.slice(1));
-if (named) {
-  const asked = runs.findIndex(run => run.name === named);
-  if (asked >= 0) read.then(() => openRun(asked));
-}
+const asked = runs.findIndex(run => location.hash === address(run));
+if (asked >= 0) read.then(() => openRun(asked));

@@ -9,7 +9,11 @@ function parallel(section) {
   const axes = [...section.axes.map((axis, i) => sweptAxis(axis, i)), resultAxis(section, scored)];
   const box = element("div", { class: "plot", style: `min-width: ${axes.length * PARALLEL.narrowest}px` });
   drawnInto(box, width => [parallelAt(width, section, axes, scored.filter(isShown))]);
-  const how = element("p", { class: "note" }, "Drag along an axis to keep the runs that pass there; click it to see all again.");
+  const how = element(
+    "p",
+    { class: "note" },
+    "Drag along an axis to keep the runs that pass there; click it to see all again.",
+  );
   return [element("h3", {}, "Swept keys and results"), how, element("div", { class: "scroll" }, box)];
 }
 
@@ -28,21 +32,39 @@ function resultAxis(section, scored) {
   const part = high > low ? score => between((score - low) / (high - low), 0, 1) : () => 0.5;
   const isCut = scored.some(id => runs[id].score > high);
   const marks = ticks(low, high, 6).map(tick => [part(tick), number(tick)]);
-  return { name: section.metric, of: id => part(runs[id].score), ticks: isCut ? [...marks, [1, `${number(high)} or more`]] : marks };
+  return {
+    name: section.metric,
+    of: id => part(runs[id].score),
+    ticks: isCut ? [...marks, [1, `${number(high)} or more`]] : marks,
+  };
 }
 
 function parallelAt(width, section, axes, ids) {
   const [top, bottom] = [PARALLEL.top, PARALLEL.height - PARALLEL.bottom];
   const toX = linear([0, axes.length - 1], [PARALLEL.side, width - PARALLEL.side]);
   const toY = linear([0, 1], [bottom, top]);
-  const made = drawn("svg", { width, height: PARALLEL.height, role: "img", "aria-label": "swept keys and results, a line a run" });
+  const made = drawn("svg", {
+    width,
+    height: PARALLEL.height,
+    role: "img",
+    "aria-label": "swept keys and results, a line a run",
+  });
   for (const id of [...section.ranked].reverse().filter(id => ids.includes(id))) {
     const points = axes.map((axis, i) => [toX(i), toY(axis.of(id))]);
     const middle = (i, j) => (points[i][0] + points[j][0]) / 2;
     // Curved, so that lines which meet at a value can be followed through it.
-    const path = points.map(([x, y], i) => (i ? `C${middle(i - 1, i)} ${points[i - 1][1]} ${middle(i - 1, i)} ${y} ${x} ${y}` : `M${x} ${y}`));
+    const path = points.map(([x, y], i) =>
+      i ? `C${middle(i - 1, i)} ${points[i - 1][1]} ${middle(i - 1, i)} ${y} ${x} ${y}` : `M${x} ${y}`,
+    );
     const belongs = belonging([id]);
-    made.append(drawn("path", { ...belongs, class: runs[id].is_best ? "line best" : "line", d: path.join(""), "stroke-dasharray": runs[id].dash }));
+    made.append(
+      drawn("path", {
+        ...belongs,
+        class: runs[id].is_best ? "line best" : "line",
+        d: path.join(""),
+        "stroke-dasharray": runs[id].dash,
+      }),
+    );
     const wide = drawn("path", { ...belongs, class: "target", d: path.join("") }); // easier to point at than the line
     wide.append(drawn("title", {}, `${runs[id].label}: ${number(runs[id].score)}`));
     made.append(wide);

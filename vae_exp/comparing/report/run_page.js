@@ -3,6 +3,9 @@
 let dialog = null;
 let open = null; // the run, and what to stop when its page is closed
 
+// In the page's address, so that a run's page can be bookmarked; a name from the disk may not be whole Unicode.
+const address = run => `#${encodeURIComponent(run.name.toWellFormed?.() ?? run.name)}`;
+
 function openRun(id) {
   if (id === undefined || document.readyState === "loading") return; // its pictures are not read yet
   open?.stop();
@@ -17,7 +20,7 @@ function openRun(id) {
   if (!dialog.open) dialog.showModal();
   dialog.scrollTop = 0;
   untell();
-  history.replaceState(null, "", `#${encodeURIComponent(runs[id].name)}`);
+  history.replaceState(null, "", address(runs[id]));
 }
 
 // Back to the row of the run that was open last, from where the arrows go on.
@@ -41,7 +44,11 @@ function contentOf(id) {
     charts.length > 0 && element("div", { class: "charts" }, ...charts),
     ...overEpochs(run),
     element("h3", {}, "Commands"),
-    element("dl", { class: "commands" }, ...Object.entries({ ...run.commands, folder: run.folder }).flatMap(([name, text]) => commandOf(name, text))),
+    element(
+      "dl",
+      { class: "commands" },
+      ...Object.entries({ ...run.commands, folder: run.folder }).flatMap(([name, text]) => commandOf(name, text)),
+    ),
     element("h3", {}, "Configuration"),
     configOf(run, section),
   ].filter(Boolean);
@@ -53,16 +60,31 @@ function headOf(id, section) {
   const rows = [...document.querySelectorAll("table.runs tbody tr:not([hidden])")].map(row => runsOf(row)[0]);
   const beside = step => rows[rows.indexOf(id) + step];
   const go = (text, step, label) =>
-    button(text, () => openRun(beside(step)), { "aria-label": label, disabled: beside(step) === undefined || !rows.includes(id) });
+    button(text, () => openRun(beside(step)), {
+      "aria-label": label,
+      disabled: beside(step) === undefined || !rows.includes(id),
+    });
   const close = button("×", () => dialog.close(), { "aria-label": "close", autofocus: true, class: "close" });
   const state = element("span", { class: `state ${run.state.split(" ").pop()}` }, run.state);
-  const title = element("h2", { style: `--color: ${colorOf(id)}`, title: run.name }, element("span", { class: "dot" }), run.name);
+  const title = element(
+    "h2",
+    { style: `--color: ${colorOf(id)}`, title: run.name },
+    element("span", { class: "dot" }),
+    run.name,
+  );
   if (run.is_best) title.append(element("span", { class: "badge" }, "best"));
-  return element("header", {}, title, state, element("nav", {}, go("‹", -1, "the run before"), go("›", 1, "the next run"), close));
+  return element(
+    "header",
+    {},
+    title,
+    state,
+    element("nav", {}, go("‹", -1, "the run before"), go("›", 1, "the next run"), close),
+  );
 }
 
 function tiles(run) {
-  const each = ([name, text]) => element("div", { class: "tile" }, element("span", {}, name), element("strong", {}, text));
+  const each = ([name, text]) =>
+    element("div", { class: "tile" }, element("span", {}, name), element("strong", {}, text));
   return element("div", { class: "tiles" }, ...Object.entries(run.results).map(each));
 }
 
@@ -94,7 +116,10 @@ function chartsOf(id) {
 function overEpochs(run) {
   const names = Object.keys(run.pictures);
   const latents = isTold(run, "val/kl") || isTold(run, "test/kl") ? run.latents : [];
-  const told = [...names.flatMap(name => run.pictures[name].map(([epoch]) => epoch)), ...latents.map(([epoch]) => epoch)];
+  const told = [
+    ...names.flatMap(name => run.pictures[name].map(([epoch]) => epoch)),
+    ...latents.map(([epoch]) => epoch),
+  ];
   const epochs = [...new Set(told)].sort((a, b) => a - b);
   if (!epochs.length) return [];
   const slider = element("input", { type: "range", min: 0, max: epochs.length - 1, step: 1, "aria-label": "epoch" });
@@ -120,9 +145,15 @@ function overEpochs(run) {
   slider.value = epochs.length - 1;
   slider.addEventListener("input", show);
   show();
-  const figures = names.map((name, i) => element("figure", { class: kinds[i] }, element("figcaption", {}, caption(name), " ", ages[i]), images[i]));
+  const figures = names.map((name, i) =>
+    element("figure", { class: kinds[i] }, element("figcaption", {}, caption(name), " ", ages[i]), images[i]),
+  );
   const left = run.left_out
-    ? element("p", { class: "note" }, `${run.left_out} more pictures are in ${run.folder}/images: the page would be too large with all.`)
+    ? element(
+        "p",
+        { class: "note" },
+        `${run.left_out} more pictures are in ${run.folder}/images: the page would be too large with all.`,
+      )
     : null;
   const row = epochs.length > 1 ? [element("div", { class: "slider" }, slider, says)] : [];
   // The slider stays in sight as far as what it moves.

@@ -25,7 +25,8 @@ function ticks(low, high, count) {
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].find(factor => factor * power >= rough) * power;
   const found = [];
-  for (let i = Math.ceil(low / step); i * step <= high + step / 1e6; i++) found.push(Number((i * step).toPrecision(12)));
+  for (let i = Math.ceil(low / step); i * step <= high + step / 1e6; i++)
+    found.push(Number((i * step).toPrecision(12)));
   return found;
 }
 
@@ -91,12 +92,13 @@ const isNamed = section => section.runs.length <= MOST_NAMED;
 
 function paint(section, coloring) {
   const palette = CATEGORIES[isDark() ? "dark" : "light"];
-  const settings = [...new Set(section.runs.map(id => runs[id].places.join("\n")))];
+  const settingOf = id => (section.axes.length ? runs[id].places.join("\n") : id); // seeds alone have a color each
+  const settings = [...new Set(section.runs.map(settingOf))];
   const used = palette.map(() => 0);
   for (const id of section.runs) {
     const part = coloring.of.get(id);
     // Seeds of a setting share its color, and so do settings that are more than the colors: dashes tell them apart.
-    const i = settings.indexOf(runs[id].places.join("\n")) % palette.length;
+    const i = settings.indexOf(settingOf(id)) % palette.length;
     const value = isNamed(section) ? palette[i] : (part ?? null) === null ? "var(--faint)" : shade(part);
     document.documentElement.style.setProperty(`--run-${id}`, value);
     runs[id].dash = isNamed(section) ? DASHES[Math.min(used[i]++, DASHES.length - 1)] : null;

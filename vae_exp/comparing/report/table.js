@@ -47,7 +47,12 @@ const kinds = column => [column.is_number && "number", column.is_folded && "fold
 function row(section, id) {
   const run = runs[id];
   const dot = element("span", { class: "dot", "aria-hidden": "true" });
-  const name = element("th", { scope: "row", class: "name", title: run.name }, dot, ...breakable(run.short, /(?<=[/_])/));
+  const name = element(
+    "th",
+    { scope: "row", class: "name", title: run.name },
+    dot,
+    ...breakable(run.short, /(?<=[/_])/),
+  );
   if (run.is_best) name.append(element("span", { class: "badge" }, "best"));
   const cells = section.columns.map((column, i) => {
     const attributes = { class: kinds(column) || null };
