@@ -295,6 +295,8 @@ def test_runs_that_do_not_compare_stand_in_sections_of_their_own(built, visit):
     # The mean over two seeds in each cell: 25 and 28, 31 and 34 for z_dim 2; rows from the highest rate down.
     cells = ["32.50", "44.50", "26.50", "38.50"]
     assert two.locator("td div").all_inner_texts() == cells
+    colors = two.locator("td[data-runs]").evaluate_all("all => all.map(cell => cell.style.background)")
+    assert len(set(colors)) == 4
     assert three.locator("caption").all_inner_texts() == ["model.z_dim 2", "model.z_dim 4"]
     assert three.first.locator("td div").all_inner_texts() == ["71.00", "69.00", "72.00", "70.00"]
     assert "pruned" in three.first.inner_text()
