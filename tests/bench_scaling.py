@@ -78,7 +78,7 @@ def _images_per_second(folder: Path, at: dict[str, int]) -> float:
     images = torch.randint(0, 256, (n + 128, 1, side, side), dtype=torch.uint8)
     split = Split(images, torch.zeros(n + 128, dtype=torch.long))
     works = build.dataset
-    build.dataset = lambda _: Data("random", split[:n], split[n:], lambda: split[n:], 0, [])
+    build.dataset = lambda _: Data("random", split[:n], split[n:], lambda: split[n:], 0, [], lambda: split)
     try:
         sizes = (f"model.z_dim={at['z_dim']}", f"network.hidden_dims=[{at['width']}]", "epochs=2", "device=cpu")
         run_dir = folder / "scaling"

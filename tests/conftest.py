@@ -56,6 +56,7 @@ def vae_command(monkeypatch, capfd):
 
     def run(program, *arguments):
         monkeypatch.setattr(sys, "argv", [program, *map(str, arguments)])
+        capfd.readouterr()  # what a run before it said: a command's logging stays for the rest of the process
         code, said = 0, ""
         try:
             commands[program.removeprefix("vae-")].main()

@@ -1,4 +1,4 @@
-"""vae-compare: its table, its CSV and its page agree with the files of the runs."""
+"""vae-compare: its table and its CSV agree with the files of the runs; test_report.py has its page."""
 
 import csv
 import functools
@@ -15,10 +15,7 @@ import yaml
 from tests.conftest import metrics, quick_run
 from vae_exp.commands.shared import versions
 from vae_exp.comparing.comparable import best, bests
-from vae_exp.comparing.plots import is_logarithmic
 from vae_exp.comparing.runs import Run, fold_seeds
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")
@@ -168,14 +165,6 @@ def test_a_damaged_run_is_named_and_the_others_are_compared(runs, vae_compare, t
     assert code == 1
     assert "bad: not a run of vae_exp, or a damaged one" in said
     assert "Traceback" not in said
-
-
-def test_metrics_that_are_damaged_leave_a_gap(runs, vae_compare, tmp_path):
-    shutil.copytree(runs / "z2-s0", tmp_path / "run")
-    with (tmp_path / "run" / "metrics.jsonl").open("ab") as file:
-        file.write(b'[1]\n{"val/neg_elbo": 3}\n{"epoch": 9, "val/neg_elbo": NaN}\n\xff\n{"epo')
-    assert vae_compare(tmp_path, "--html", tmp_path / "report.html")[0] == 0
-    assert "NaN" not in (tmp_path / "report.html").read_text().rsplit("Plotly.newPlot", 1)[0].rsplit("</script>", 1)[-1]
 
 
 def rows_of(said):
@@ -328,150 +317,6 @@ def test_the_versions_are_told(vae_compare):
     assert code == 0
     assert said == f"{versions()}\n"
     assert re.fullmatch(r"vae_exp \S+ \(torch \S+, hydra-core \S+, wandb \S+, Python \S+\)", versions())
-
-
-def figures_of(path):
-    """What the page draws: the traces of each of its figures."""
-    drawn = re.findall(r'Plotly\.newPlot\(\s*"[\w-]+",\s*(\[.*?\]),\s*\{"', path.read_text(), re.DOTALL)
-    return [json.loads(traces) for traces in drawn]
-
-
-def test_the_page_folds_its_figures_too_and_marks_a_single_epoch(runs, vae_compare, tmp_path):
-    kept = ("--filter", "state=finished", "--html", tmp_path / "report.html")
-    assert vae_compare(runs, "--fold-seeds", *kept)[0] == 0
-    text = (tmp_path / "report.html").read_text()
-    assert text.count("<figure data-run") == 2
-    for z_dim in (2, 8):
-        scores = {seed: json.loads((runs / f"z{z_dim}-s{seed}/summary.json").read_text()) for seed in (0, 1)}
-        best_seed = min(scores, key=lambda seed: scores[seed]["best/val_neg_elbo"])
-        assert f", of z{z_dim}-s{best_seed}" in text
-    over_epochs, _, parallel = figures_of(tmp_path / "report.html")
-    lines = [trace for trace in over_epochs if trace["mode"] != "lines" or "fill" not in trace]
-    assert len(lines) == 2
-    assert len(over_epochs) == 4, "each line has its band"
-    assert len(parallel[0]["dimensions"][0]["values"]) == 2
-    quick_run(folder=tmp_path / "one")
-    assert vae_compare(tmp_path / "one", "--html", tmp_path / "one.html")[0] == 0
-    (curve,), *_ = figures_of(tmp_path / "one.html")
-    assert curve["mode"] in ("lines", "markers")
-
-
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        ([2, 4, 8, 16], True),
-        ([1e-4, 3e-4, 1e-3], True),
-        ([2, 10, 20], False),
-        ([5, 10, 15], False),
-        ([0, 1, 10], False),
-    ],
-)
-def test_axes_are_logarithmic_where_the_values_are(values, expected):
-    assert is_logarithmic(values) == expected
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-def test_the_page_works_in_a_browser_without_a_network(runs, vae_compare, tmp_path):
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
-    assert vae_compare(runs, "--html", tmp_path / "report.html")[0] == 0
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
-    with (
-        playwright.sync_playwright() as driver,
-        driver.chromium.launch(executable_path=CHROMIUM, args=flags) as browser,
-    ):
-        page, errors, asked = browser.new_page(), [], []
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto(f"file://{tmp_path}/report.html")
-        page.wait_for_selector(".parcoords")
-
-        heads = page.locator("table.runs th").all_inner_texts()
-        column = heads.index("val/neg_elbo")
-
-        def shown():
-            cells = page.locator(f"table.runs tbody tr:visible td:nth-child({column + 1})").all_inner_texts()
-            return [float(cell) for cell in cells if cell]
-
-        summaries = [json.loads(path.read_text()) for path in runs.rglob("summary.json")]
-        expected = sorted(round(s["best/val_neg_elbo"], 3) for s in summaries if s["state"] == "finished")
-        assert shown() == expected
-        page.locator("table.runs th").nth(column).click()
-        page.locator("table.runs th").nth(column).click()
-        assert shown() == expected[::-1]
-        page.fill("#filter", "z_dim=80")
-        assert shown() == []
-        page.fill("#filter", "z_dim=8 seed=1")
-        assert len(shown()) == 1
-        assert page.locator(".sheet figure:visible").count() == 1
-        page.fill("#filter", "")
-
-        pictures = page.locator(".sheet img")
-        assert pictures.count() == 8
-        loaded = "all => all.every(i => i.complete && i.naturalWidth > 100)"
-        assert pictures.evaluate_all(loaded)
-        lines = page.locator(".js-plotly-plot").first
-        assert lines.locator(".scatterlayer .trace").count() == 4
-        lines.locator(".legendtoggle").first.click()
-        page.wait_for_timeout(600)
-        faded = "all => all.filter(t => getComputedStyle(t).opacity < 1).length"
-        assert lines.locator(".legend .traces").evaluate_all(faded) >= 1
-
-        for width in (1280, 400):  # the results are on the screen, and nothing is cut off
-            page.set_viewport_size({"width": width, "height": 900})
-            page.wait_for_timeout(600)
-            assert page.evaluate("document.documentElement.scrollWidth") <= width
-            boxes = [page.locator("table.runs th").nth(column).bounding_box()]
-            boxes += [plot.bounding_box() for plot in page.locator(".curves .main-svg").all()]
-            assert all(box["x"] >= 0 and box["x"] + box["width"] <= width for box in boxes)
-        assert errors == []
-        assert all(url.startswith(("file://", "data:", "blob:")) for url in asked)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-def test_runs_that_do_not_compare_stand_in_sections_of_their_own(runs, vae_compare, tmp_path):
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
-    for seed in (0, 1):
-        quick_run("dataset.binarize=threshold", f"seed={seed}", folder=tmp_path / f"binary{seed}")
-    assert vae_compare(runs, tmp_path / "binary0", tmp_path / "binary1", "--html", tmp_path / "two.html")[0] == 0
-    with (
-        playwright.sync_playwright() as driver,
-        driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]) as browser,
-    ):
-        page, errors = browser.new_page(), []
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(f"file://{tmp_path}/two.html")
-        page.wait_for_selector(".parcoords")
-        sections = page.locator("section")
-        titles = sections.locator("h1").all_inner_texts()
-        assert titles == ["dataset.binarize=none", "dataset.binarize=threshold"]
-        rows = [sections.nth(number).locator("table.runs tbody tr") for number in (0, 1)]
-        assert rows[1].count() == 2
-        assert all(some.locator("xpath=self::*[@class='best']").count() == 1 for some in rows), "each has its best"
-        assert sections.nth(1).locator(".js-plotly-plot").first.locator(".scatterlayer .trace").count() == 2
-        assert sections.nth(1).locator(".sheet img").count() == 4
-        assert "dataset.binarize" not in sections.nth(1).locator("th").all_inner_texts()
-        before = rows[0].all_inner_texts()
-        sections.nth(1).locator("th").first.click()
-        sections.nth(1).locator("th").first.click()
-        assert [text.split()[0].rpartition("/")[2] for text in rows[1].all_inner_texts()] == ["binary1", "binary0"]
-        assert rows[0].all_inner_texts() == before, "a table is sorted alone"
-        page.fill("#filter", "binary1")
-        assert page.locator("table.runs tbody tr:visible").count() == 1
-        assert errors == []
-
-
-@pytest.mark.parametrize(("count", "has_legend"), [(3, True), (13, False)])
-def test_a_legend_is_never_larger_than_the_curves(runs, vae_compare, tmp_path, count, has_legend):
-    for number in range(count):
-        shutil.copytree(runs / "z2-s0", tmp_path / f"run{number}")
-    assert vae_compare(tmp_path, "--html", tmp_path / "report.html")[0] == 0
-    page = (tmp_path / "report.html").read_text()
-    assert page.count(f'"showlegend":{str(has_legend).lower()}') == 2
-    for number in range(count):
-        assert f"run{number}\\u003cextra" in page.replace("<extra", "\\u003cextra"), "told where the mouse points"
 
 
 @pytest.mark.parametrize("value", ["2026-13-45", "0x_", "!!int x"])

@@ -342,6 +342,7 @@ def test_a_refusal_leaves_no_folder(vae_command, conditional):
     assert not Path("new").exists()
 
 
+@pytest.mark.slow
 def test_more_classes_than_a_picture_has_room_for(vae_command, conditional):
     """A model with room for 300 classes, of data with ten; and one of 70 classes."""
     _, folder = quick_run(

@@ -35,7 +35,9 @@ def state_of(trial):
     return trial.state.name
 
 
-@pytest.mark.parametrize("pruner", ["asha", "hyperband", "median"])
+@pytest.mark.parametrize(
+    "pruner", ["asha", *(pytest.param(name, marks=pytest.mark.slow) for name in ("hyperband", "median"))]
+)
 def test_losing_jobs_end_early_and_the_others_are_as_they_are_alone(vae_train, pruner):
     code, said = vae_train(*GRID, f"sweep.prune={pruner}")
     assert code == 0, said

@@ -18,10 +18,10 @@ from vae_exp.comparing.runs import (
     RESULTS,
     STATE,
     Run,
-    differing,
     fold_seeds,
     read_runs,
     sort_runs,
+    usual_columns,
     write_csv,
 )
 from vae_exp.comparing.terminal import table, wrapped
@@ -118,11 +118,8 @@ def compare(options: argparse.Namespace) -> None:
     if options.dry_run:
         compare_on_wandb.send(options, single)
         return
-    columns = [*differing(runs), *(name for name in RESULTS if any(name in run.metrics for run in runs))]
-    if any(not run.finished for run in runs):
-        columns += [STATE, REASON]
-    if options.columns:
-        columns = [_known(column, known) for column in options.columns.split(",")]
+    chosen = [_known(column, known) for column in options.columns.split(",")] if options.columns else None
+    columns = chosen or usual_columns(runs)
     marked = comparable.bests(runs) if len(runs) > 1 else []
     print(table(runs, columns, marked, None if options.columns else metric))
     if why := comparable.why_several(runs):
@@ -130,11 +127,11 @@ def compare(options: argparse.Namespace) -> None:
     if options.csv:
         _write(options.csv, lambda path: write_csv(path, runs, columns))
     if options.html:
-        from vae_exp.comparing import html
+        from vae_exp.comparing.report.page import page
 
-        _write(
-            options.html, lambda path: path.write_text(html.page(runs, len(single), columns, metric), encoding="utf-8")
-        )
+        others = sort_runs(single if options.fold_seeds else fold_seeds(single), column, options.descending)
+        drawn = page([runs, others] if len(others) != len(runs) else [runs], len(single), chosen)
+        _write(options.html, lambda path: path.write_text(drawn, encoding="utf-8"))
     if options.wandb is not None:
         compare_on_wandb.send(options, single)
 

@@ -197,7 +197,7 @@ def measure(model: "TrainedVAE", options: EvaluateOptions) -> dict[str, Any]:
         }
     result |= {"active_units": measured.active_units, "kl_per_dim": measured.kl_per_dim, **vae.scale()}
     if vae.n_classes and vae.stochastic and options["label_accuracy"]:
-        reader, _ = judge.judge(model, options["dataset"]["root"])
+        reader, _ = judge.judge(data, model.device)
         result |= label_accuracy.label_accuracy(vae, reader, data, split, noise("labels"))
     of_codes = {"scores": factor_scores.scored(model, measured, split, names, options)} if names else {}
     return result | of_codes | of_samples

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vae_exp.datasets.prepare import Data
 from vae_exp.datasets.splits import Split, batches
 from vae_exp.run import arrays
-from vae_exp.trained import TrainedVAE
 
 STEPS, BATCH_SIZE, HIDDEN = 2000, 128, 512
 READ_AT_ONCE = 10_000  # images, while their digest is computed
@@ -32,14 +32,13 @@ def digest(split: Split) -> str:
     return found.hexdigest()[:16]
 
 
-def judge(model: TrainedVAE, root: str | None) -> tuple[nn.Sequential, str]:
-    """The classifier of the data that a model was trained on, and a name that tells it from all others.
+def judge(data: Data, device: torch.device) -> tuple[nn.Sequential, str]:
+    """The classifier of a data set, and a name that tells it from all others.
 
-    It learns from all training images, whatever part of them the model had, so that one judges the models of every
+    It learns from all training images, whatever part of them a model had, so that one judges the models of every
     seed. It is the one that was kept, or a new one, which is kept.
     """
-    data = model.read_data(root, whole=True)
-    train, n_classes = data.train.to(model.device), data.n_classes
+    train, n_classes = data.read_train().to(device), data.n_classes
     name = f"judge-{digest(train)}-{n_classes}"
     path = cache() / f"{name}.npz"
     if kept := arrays.read(path):
@@ -48,7 +47,7 @@ def judge(model: TrainedVAE, root: str | None) -> tuple[nn.Sequential, str]:
         weights = {name: torch.from_numpy(values) for name, values in kept.items()}
         if {n: v.shape for n, v in weights.items()} == {n: v.shape for n, v in classifier.state_dict().items()}:
             classifier.load_state_dict(weights, assign=True)
-            return classifier.to(model.device).eval(), name
+            return classifier.to(device).eval(), name
     classifier = train_classifier(train, n_classes, seed=0)
     arrays.write(path, {name: values.cpu().numpy() for name, values in classifier.state_dict().items()})
     return classifier, name

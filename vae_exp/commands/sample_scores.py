@@ -36,7 +36,7 @@ def check(options: EvaluateOptions) -> None:
         raise UserError(of_images.PACKAGE)
 
 
-def choose_features(model: "TrainedVAE", options: EvaluateOptions) -> tuple[str, seen.Features]:
+def choose_features(model: "TrainedVAE", data: "Data", options: EvaluateOptions) -> tuple[str, seen.Features]:
     """What the scores see, and a name that tells it from all others.
 
     Raises UserError for weights that cannot be downloaded.
@@ -46,7 +46,7 @@ def choose_features(model: "TrainedVAE", options: EvaluateOptions) -> tuple[str,
         return name, of_images.pixels
     if name == "inception":
         return name, of_images.Inception(model.device)
-    classifier, key = judge.judge(model, options["dataset"]["root"])
+    classifier, key = judge.judge(data, model.device)
     return key, lambda x: judge.features(classifier, x)
 
 
@@ -70,7 +70,7 @@ def score(model: "TrainedVAE", data: "Data", split: Split, options: EvaluateOpti
     if options["features"] == "classifier" and data.n_classes < 2:
         raise UserError("features=classifier: this data set has no labels to train one on; use pixels or inception.")
     draw = model.sampler(options["sampler"], options["dataset"]["root"])
-    key, features = choose_features(model, options)
+    key, features = choose_features(model, data, options)
     names, n = options["samples"], options["n_samples"]
     n_features = features(split[:2].to(model.device).x.float() / 255).shape[1]
     if "frechet" in names and n_features > seen.LARGEST_COVARIANCE:
@@ -87,8 +87,7 @@ def score(model: "TrainedVAE", data: "Data", split: Split, options: EvaluateOpti
     found: dict[str, Any] = {"n": n, "seed": options["seed"]}
     picture = None
     if set(names) - {"nearest"}:
-        whole = model.read_data(options["dataset"]["root"], whole=True)
-        other = whole.split("test") if options["split"] == "train" else whole.train
+        other = data.split("test") if options["split"] == "train" else data.read_train()
         real = seen.of_real(split.to(model.device), len(split), key, features)
         found |= _scores(real, seen.gather(samples(), n, features, "samples"), names)
         instead = _scores(real, seen.of_real(other.to(model.device), n, key, features), names)

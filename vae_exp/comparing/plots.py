@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from vae_exp.comparing import comparable
+from vae_exp.comparing.axes import is_logarithmic
 from vae_exp.comparing.runs import PRUNED, Run
 
 
@@ -27,17 +28,6 @@ def of_sweep(folded: list[Run], runs: list[Run], keys: list[str], metric: str, f
     if len(keys) == 1 and len(numeric) == 1:
         return [_save(_curves(done, runs, numeric[0], metric), folder / "curves.png")]
     return []
-
-
-def is_logarithmic(values: list[float]) -> bool:
-    """Whether values look chosen on a logarithmic scale: their ratios are more alike than their differences."""
-    values = sorted(set(values))
-    if len(values) < 2 or values[0] <= 0:
-        return False
-    if len(values) == 2:
-        return values[1] / values[0] >= 3
-    steps, ratios = np.diff(values), np.diff(np.log(values))
-    return bool(ratios.std() / ratios.mean() < steps.std() / steps.mean())
 
 
 def _heat_map(runs: list[Run], x_key: str, y_key: str, metric: str) -> plt.Figure:

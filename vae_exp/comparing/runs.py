@@ -8,7 +8,7 @@ import os
 import re
 import statistics
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,12 @@ RESULTS = {
 # Of a run's configuration these say how it was logged, not what it was.
 NOT_COMPARED = ("wandb.", "sweep.", "resume", "replace")
 SEEDS = ("seed", "dataset.seed")
+# Nobody looks for these in a table: where a run was, how often it wrote, what it ran on.
+BOOKKEEPING = {
+    *("log_every_steps", "figures", "figure_every_epochs", "device", "threads", "compile"),
+    *(f"checkpoint_every_{clock}" for clock in ("epochs", "steps", "minutes")),
+    *(f"dataset.{key}" for key in ("root", "name", "cache", "device_memory", "on_error")),
+}
 NAME, STATE, REASON = "run", "state", "reason"
 PRUNED = "pruned"  # the state of a run that its sweep ended early: its numbers are of fewer epochs
 LATEST = "latest"
@@ -66,16 +72,18 @@ class Run:
             return {NAME: self.name, STATE: self.state, REASON: self.reason}[column]
         return self.metrics.get(column) if column in RESULTS else self.config.get(column)
 
-    def history(self, name: str) -> list[tuple[float, float]]:
-        """(epoch, value) of a logged number, over the run; nothing for a run that failed before it logged any."""
+    def logged(self) -> Iterator[dict[str, Any]]:
+        """The lines of metrics.jsonl that have an epoch; none for a run that failed before it logged any."""
         path = self.folder / METRICS
-        points = []
         for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
             with contextlib.suppress(ValueError):  # the last line of a killed run may not be whole
                 row = json.loads(line)
-                if isinstance(row, dict) and is_finite(row.get("epoch")) and is_finite(row.get(name)):
-                    points.append((row["epoch"], row[name]))
-        return points
+                if isinstance(row, dict) and is_finite(row.get("epoch")):
+                    yield row
+
+    def history(self, name: str) -> list[tuple[float, float]]:
+        """(epoch, value) of a logged number, over the run."""
+        return [(row["epoch"], row[name]) for row in self.logged() if is_finite(row.get(name))]
 
 
 def read_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
@@ -157,6 +165,12 @@ def differing(runs: list[Run]) -> list[str]:
         if any(value != values[0] for value in values) and values not in columns.values():
             columns[key] = values
     return list(columns)
+
+
+def usual_columns(runs: list[Run]) -> list[str]:
+    """What a table of runs shows: the keys that differ, the results, and how they ended where not all finished."""
+    results = [name for name in RESULTS if any(name in run.metrics for run in runs)]
+    return [*differing(runs), *results, *([STATE, REASON] if any(not run.finished for run in runs) else [])]
 
 
 def fold_seeds(runs: list[Run]) -> list[Run]:

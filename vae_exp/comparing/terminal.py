@@ -3,6 +3,7 @@
 import shutil
 import textwrap
 from collections.abc import Collection
+from typing import Any
 
 from vae_exp.comparing.names import short, short_names
 from vae_exp.comparing.runs import NAME, REASON, RESULTS, STATE, Run, is_number
@@ -103,12 +104,15 @@ def _padded(cells: list[str], right: bool) -> list[str]:
 def cell(run: Run, column: str) -> str:
     """What a table shows of a run."""
     value = run.value(column)
-    if value is None:
-        return "-"
-    if not isinstance(value, float):
-        return " ".join(str(value).split())
-    if column not in RESULTS:
-        return f"{value:g}"
+    if column not in RESULTS or not isinstance(value, float):
+        return setting(value)
     digits = 1 if column in ("seconds", "test/active_units") else 3
     spread = f" ± {run.spread[column]:.{digits}f}" if column in run.spread and digits == 3 else ""
     return f"{value:.{digits}f}{spread}"
+
+
+def setting(value: Any) -> str:
+    """A value of the configuration as a table shows it, on one line."""
+    if value is None:
+        return "-"
+    return f"{value:g}" if isinstance(value, float) else " ".join(str(value).split())

@@ -20,6 +20,7 @@ class Data:
     read_test: Callable[[], Split]
     n_classes: int  # 0 where there are no labels
     class_names: list[str]
+    read_train: Callable[[], Split]  # with the images that were split off for validation, or left out by train_size
 
     def split(self, name: str) -> Split:
         """train, val or test. Raises UserError for a validation split that is empty."""
@@ -97,6 +98,7 @@ def prepare(
         read_test=lambda: chosen(source.read_test(), held_out).placed(limit),
         n_classes=len(names) if n_classes is None else n_classes,
         class_names=[] if n_classes == 0 else names,
+        read_train=lambda: chosen(source.train, before),
     )
 
 

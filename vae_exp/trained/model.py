@@ -151,10 +151,9 @@ class TrainedVAE:
         split = Split(pixels.mul(255).round().to(torch.uint8), self.labels(label, len(pixels)))
         return importance_bound(self.model, split, k, torch.Generator().manual_seed(seed))
 
-    def read_data(self, root: str | None = None, whole: bool = False) -> Data:
+    def read_data(self, root: str | None = None) -> Data:
         """The dataset it was trained on, split as then; root says where it lies now.
 
-        whole: no validation images are split off and none left out, so that models of other seeds see the same.
         Raises UserError where it cannot be read, is code of a stranger's that is not trusted, or has changed.
         """
         settings = self.config["dataset"]
@@ -165,8 +164,6 @@ class TrainedVAE:
                     f"dataset.root={root}: the model was trained on {name}, which has no root. Leave it out."
                 )
             settings = settings | {"root": root}
-        if whole:
-            settings = settings | {"val_size": 0, "train_size": None}
         build.check_foreign(self.config, "dataset", self.trust)
         build.check_dataset(self.config)
         data = build.dataset({"dataset": settings})

@@ -1,0 +1,104 @@
+// Elements of the page and of its drawings. Names and configurations are strangers' text: they reach the page as
+// text nodes and as values of a few fixed attributes, never as markup.
+
+const held = JSON.parse(document.getElementById("runs").textContent);
+// The runs that are shown now: each by itself, or folded over seeds.
+let { runs, sections } = held.views[0];
+
+function filled(made, attributes, children) {
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value !== undefined && value !== null && value !== false) made.setAttribute(name, value === true ? "" : value);
+  }
+  made.append(...children.filter(child => child !== undefined && child !== null));
+  return made;
+}
+
+function element(tag, attributes = {}, ...children) {
+  return filled(document.createElement(tag), attributes, children);
+}
+
+function drawn(tag, attributes = {}, ...children) {
+  return filled(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
+}
+
+function button(text, onclick, attributes = {}) {
+  const made = element("button", { type: "button", ...attributes }, text);
+  made.addEventListener("click", onclick);
+  return made;
+}
+
+// A list of texts to choose from; the choice is the text's place.
+function choice(name, texts, chosen, onchange) {
+  const list = element("select", {}, ...texts.map((text, i) => element("option", { value: i }, text)));
+  list.value = chosen;
+  list.addEventListener("change", () => onchange(Number(list.value)));
+  return element("label", { class: "choice" }, name, list);
+}
+
+// A run's color is a property of the page, so that a change of it reaches all that shows the run.
+const colorOf = id => `var(--run-${id})`;
+
+// What belongs to runs: pointing at it marks them, a click opens the first.
+function belonging(ids, attributes = {}) {
+  return { "data-runs": ids.join(" "), style: `--color: ${colorOf(ids[0])}`, ...attributes };
+}
+
+// Long keys may break after a dot or a slash, names of runs also between their words.
+function breakable(text, after = /(?<=[./])/) {
+  const parts = text.split(after);
+  return parts.flatMap((part, i) => (i ? [element("wbr"), part] : [part]));
+}
+
+function number(value) {
+  if (value === null || value === undefined) return "–";
+  const size = Math.abs(value);
+  if (size !== 0 && (size < 1e-3 || size >= 1e5)) return value.toExponential(1).replace("e+", "e");
+  return String(Number(value.toPrecision(size >= 1000 ? 5 : 4)));
+}
+
+// Draws into a box at its own width, again when that changes and when asked: letters keep their size on any screen.
+const drawings = new Set();
+
+function drawnInto(box, draw) {
+  let width = 0;
+  const again = () => width > 0 && box.replaceChildren(...draw(width));
+  drawings.add(again);
+  const watch = new ResizeObserver(() => {
+    const now = Math.floor(box.clientWidth);
+    if (now !== width) {
+      width = now;
+      again();
+    }
+  });
+  watch.observe(box);
+  again.stop = () => {
+    watch.disconnect();
+    drawings.delete(again);
+  };
+  return again.stop; // what a closed run's page drew is not drawn again
+}
+
+function forgetDrawings() {
+  for (const again of drawings) again.stop();
+}
+
+function redraw() {
+  for (const again of drawings) again();
+}
+
+// One small text beside the pointer.
+const tip = element("div", { id: "tip", role: "status", hidden: true });
+
+function tell(event, ...lines) {
+  tip.replaceChildren(...lines.map(line => element("div", {}, line)));
+  (document.querySelector("dialog[open]") ?? document.body).append(tip);
+  tip.hidden = false;
+  const [x, y] = [event.clientX, event.clientY];
+  const left = x + 16 + tip.offsetWidth > innerWidth ? x - 12 - tip.offsetWidth : x + 16;
+  tip.style.left = `${Math.max(4, left)}px`;
+  tip.style.top = `${Math.max(4, Math.min(y + 12, innerHeight - tip.offsetHeight - 4))}px`;
+}
+
+function untell() {
+  tip.hidden = true;
+}

@@ -1,0 +1,95 @@
+// The table of a section: a row a run, columns to sort by, bookkeeping on request.
+
+function table(section) {
+  const heads = section.columns.map((column, i) => head(column, i));
+  const first = element("th", { scope: "col", class: "name" });
+  first.append(button("run", () => sortBy(first, id => runs[id].name)));
+  const rows = new Map(section.runs.map(id => [id, row(section, id)]));
+  const body = element("tbody", {}, ...rows.values());
+  const made = element(
+    "table",
+    { class: "runs" },
+    element("caption", { class: "unseen" }, `runs of ${section.title ?? "this page"}`),
+    element("thead", {}, element("tr", {}, first, ...heads)),
+    body,
+  );
+  roving(body);
+
+  function head(column, i) {
+    const made = element("th", { scope: "col", class: kinds(column) });
+    made.append(button("", () => sortBy(made, id => runs[id].values[i])));
+    made.firstChild.append(...breakable(column.name));
+    return made;
+  }
+
+  function sortBy(chosen, value) {
+    const order = chosen.getAttribute("aria-sort") === "ascending" ? -1 : 1;
+    for (const other of made.tHead.rows[0].cells) other.removeAttribute("aria-sort");
+    chosen.setAttribute("aria-sort", order === 1 ? "ascending" : "descending");
+    const sorted = [...section.runs].sort((a, b) => compared(value(a), value(b), order));
+    body.append(...sorted.map(id => rows.get(id)));
+  }
+
+  const box = element("div", { class: section.runs.length > 15 ? "scroll tall" : "scroll" }, made);
+  const folded = section.columns.filter(column => column.is_folded);
+  if (!folded.length) return [box];
+  const more = button(`${folded.length} more: ${folded.map(column => column.name).join(", ")}`, () => {
+    const isOpen = made.classList.toggle("with-folded");
+    more.setAttribute("aria-expanded", isOpen);
+  });
+  more.className = "quiet";
+  more.setAttribute("aria-expanded", "false");
+  return [box, more];
+}
+
+const kinds = column => [column.is_number && "number", column.is_folded && "folded"].filter(Boolean).join(" ");
+
+function row(section, id) {
+  const run = runs[id];
+  const dot = element("span", { class: "dot", "aria-hidden": "true" });
+  const name = element(
+    "th",
+    { scope: "row", class: "name", title: run.name },
+    dot,
+    ...breakable(run.short, /(?<=[/_])/),
+  );
+  if (run.is_best) name.append(element("span", { class: "badge" }, "best"));
+  const cells = section.columns.map((column, i) => {
+    const attributes = { class: kinds(column) || null };
+    if (column.name === "reason") Object.assign(attributes, { class: "reason", title: run.reason });
+    if (column.name === "state") attributes.class = `state ${run.state.split(" ").pop()}`;
+    return element("td", attributes, run.cells[i]);
+  });
+  return element("tr", belonging([id], { class: run.is_best ? "best" : null, tabindex: -1 }), name, ...cells);
+}
+
+// Numbers by size, then texts by name; what is missing stays last in either order.
+function compared(a, b, order) {
+  if (a === null || b === null) return (a === null) - (b === null);
+  const isNumber = [a, b].map(value => typeof value === "number");
+  if (isNumber[0] !== isNumber[1]) return order * (isNumber[1] - isNumber[0]);
+  return order * (isNumber[0] ? a - b : a.localeCompare(b, undefined, { numeric: true }));
+}
+
+// The table is one stop of the Tab key; arrows go from row to row, Enter opens the run's page.
+function roving(body) {
+  const reach = row => {
+    if (!row) return;
+    body.querySelectorAll('[tabindex="0"]').forEach(other => other.setAttribute("tabindex", -1));
+    row.setAttribute("tabindex", 0);
+  };
+  reach(body.rows[0]);
+  body.addEventListener("focusin", event => reach(event.target.closest("tr")));
+  body.addEventListener("keydown", event => {
+    const shown = [...body.rows].filter(row => !row.hidden);
+    const here = shown.indexOf(event.target.closest("tr"));
+    const to = { ArrowDown: here + 1, ArrowUp: here - 1, Home: 0, End: shown.length - 1 }[event.key];
+    if (to !== undefined) {
+      event.preventDefault();
+      shown[between(to, 0, shown.length - 1)]?.focus();
+    } else if (event.key === "Enter" || event.key === " ") {
+      event.preventDefault();
+      openRun(runsOf(event.target)[0]);
+    }
+  });
+}
