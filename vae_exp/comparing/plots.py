@@ -11,11 +11,20 @@ import numpy as np
 
 from vae_exp.comparing import comparable
 from vae_exp.comparing.axes import is_logarithmic
-from vae_exp.comparing.runs import PRUNED, Run
+from vae_exp.comparing.runs import PRUNED, SCORES, Run
 
 
 def of_sweep(folded: list[Run], runs: list[Run], keys: list[str], metric: str, folder: Path) -> list[Path]:
-    """Draw what the number of swept numeric keys allows, as PNG files in folder; returns their paths."""
+    """Draw what the number of swept numeric keys allows, as PNG files in folder, and what scores of disentanglement
+    cost where there are any; returns their paths.
+    """
+    scored = [name for name in SCORES if sum(name in run.metrics for run in folded) > 1]
+    return _of_keys(folded, runs, keys, metric, folder) + (
+        [_save(_trade_off(folded, keys, scored), folder / "trade_off.png")] if scored else []
+    )
+
+
+def _of_keys(folded: list[Run], runs: list[Run], keys: list[str], metric: str, folder: Path) -> list[Path]:
     numeric = [key for key in keys if all(_is_number(run.value(key)) for run in folded)]
     done = [run for run in folded if metric in run.metrics]
     if len(keys) == 2 and len(numeric) == 2:
@@ -104,6 +113,25 @@ def _curves(folded: list[Run], runs: list[Run], key: str, metric: str) -> plt.Fi
     over_epochs.set_xlabel("epoch")
     over_epochs.set_title("over training, band: all seeds")
     over_epochs.legend()
+    return figure
+
+
+def _trade_off(folded: list[Run], keys: list[str], scores: list[str]) -> plt.Figure:
+    """Each score over the reconstruction, a point a setting with bars of one standard deviation over seeds."""
+    figure, drawn = plt.subplots(1, len(scores), figsize=(3.6 * len(scores), 3.6), layout="constrained", squeeze=False)
+    cost = "test/reconstruction"
+    for axes, name in zip(drawn[0], scores, strict=True):
+        for run in (run for run in folded if name in run.metrics):
+            x, y, spreads = run.metrics[cost], run.metrics[name], [run.spread.get(key, 0.0) for key in (cost, name)]
+            axes.errorbar([x], [y], xerr=[spreads[0]], yerr=[spreads[1]], fmt="o", capsize=2)
+            settings = " ".join(
+                f"{run.value(key):g}" if _is_number(run.value(key)) else str(run.value(key)) for key in keys
+            )
+            axes.annotate(settings, (x, y), xytext=(5, 5), textcoords="offset points", fontsize=8, parse_math=False)
+        axes.set(xlabel=f"{cost}, nats per image", title=f"{name}, higher is better")
+        axes.set_ylim(bottom=0)
+        axes.title.set_fontsize(10)
+    figure.suptitle(", ".join(keys), fontsize=9)
     return figure
 
 

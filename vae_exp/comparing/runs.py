@@ -18,6 +18,8 @@ from vae_exp.config.check import flatten, path_of
 from vae_exp.errors import UserError
 from vae_exp.run.folder import CONFIG, METRICS, OUTPUTS, SUMMARY, read_config, read_summary, runs_below
 
+# Of data with known factors, where a run was asked for them: the only results of which more is better.
+SCORES = ("test/mig", "test/dci_disentanglement", "test/infom", "test/infoc")
 # Results as columns: their names, and where summary.json has them.
 RESULTS = {
     "val/neg_elbo": "best/val_neg_elbo",
@@ -25,10 +27,7 @@ RESULTS = {
     "test/reconstruction": "test/reconstruction",
     "test/kl": "test/kl",
     "test/active_units": "test/active_units",
-    "test/mig": "test/mig",
-    "test/dci_disentanglement": "test/dci_disentanglement",
-    "test/infom": "test/infom",
-    "test/infoc": "test/infoc",
+    **{name: name for name in SCORES},
     "seconds": "seconds",
 }
 # Of a run's configuration these say how it was logged, not what it was.

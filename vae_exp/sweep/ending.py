@@ -13,7 +13,7 @@ from vae_exp.run.folder import BEST, read_overrides, runs_below
 from vae_exp.sweep.plan import Plan
 from vae_exp.tracking import wandb_logged
 
-PRINTED_COLUMNS = ("val/neg_elbo", "test/neg_elbo", "test/reconstruction", "test/kl", "seconds")
+PRINTED_COLUMNS = ("val/neg_elbo", "test/neg_elbo", "test/reconstruction", "test/kl", *results.SCORES, "seconds")
 MOST_BESTS = 5  # that are told of: where runs do not compare there may be as many as jobs
 
 
@@ -25,7 +25,8 @@ def finish(planned: Plan, wandb: WandbKeys, stopped: bool = False) -> int:
     runs = _read_jobs(planned)
     pruned = sum(run.state == PRUNED for run in runs)
     done = sum(run.finished for run in runs) + pruned
-    columns = [*_columns(planned.keys, runs), "state", *results.RESULTS]
+    measured = [name for name in results.RESULTS if name not in results.SCORES or any(name in r.metrics for r in runs)]
+    columns = [*_columns(planned.keys, runs), "state", *measured]
     results.write_csv(planned.folder / "results.csv", runs, [*columns, "reason"], base=planned.folder)
 
     folded = results.fold_seeds(runs)

@@ -129,6 +129,7 @@ function sectionOf(section, i) {
     ...curves(section),
     ...heatMaps(section),
     ...overKey(section),
+    ...tradeOffs(section),
     ...parallel(section),
     ...pictures(section),
   );

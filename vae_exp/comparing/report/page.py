@@ -6,7 +6,7 @@ from typing import Any
 
 from vae_exp.comparing import comparable
 from vae_exp.comparing.report.records import records
-from vae_exp.comparing.runs import Run
+from vae_exp.comparing.runs import SCORES, Run
 
 HERE = Path(__file__).parent
 # In the order in which they are read: each stands on those before it.
@@ -20,6 +20,7 @@ SCRIPTS = (
     "parallel",
     "heat_map",
     "over_key",
+    "trade_off",
     "pictures",
     "run_page",
     "page",
@@ -39,6 +40,7 @@ def page(views: list[list[Run]], count: int, columns: list[str] | None = None) -
         "count": count,
         "whySeveral": comparable.why_several(views[0]),
         "views": drawn,
+        "scores": SCORES,
         "sizes": [(picture.width, picture.height) for picture in pictures],
     }
     script = "\n".join((HERE / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
