@@ -78,6 +78,9 @@ def _arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--columns", metavar="A,B", help="these columns instead of the keys that differ")
     parser.add_argument("--fold-seeds", action="store_true", help="mean ± standard deviation over seeds")
+    parser.add_argument(
+        "--udr", action="store_true", help="how far each run's latents agree with other seeds' (Duan et al. 2020)"
+    )
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the table with full precision")
     parser.add_argument(
         "--html", type=Path, metavar="FILE", help="write one self-contained page: table, curves, pictures"
@@ -103,6 +106,10 @@ def compare(options: argparse.Namespace) -> None:
         print(f"left out: {line}", file=sys.stderr)
     for test in options.filter:
         runs = _filter(runs, test)
+    if options.udr:
+        from vae_exp.commands import ranking
+
+        ranking.rank(runs)
     single = runs
     runs = fold_seeds(runs) if options.fold_seeds else runs
     known = [NAME, *dict.fromkeys(key for run in runs for key in run.config), *RESULTS, STATE, REASON]

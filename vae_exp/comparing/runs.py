@@ -20,6 +20,7 @@ from vae_exp.run.folder import CONFIG, METRICS, OUTPUTS, SUMMARY, read_config, r
 
 # Of data with known factors, where a run was asked for them: the only results of which more is better.
 SCORES = ("test/mig", "test/dci_disentanglement", "test/infom", "test/infoc")
+UDR = "udr"  # no run has it by itself: vae-compare --udr measures it of several
 # Results as columns: their names, and where summary.json has them.
 RESULTS = {
     "val/neg_elbo": "best/val_neg_elbo",
@@ -28,6 +29,7 @@ RESULTS = {
     "test/kl": "test/kl",
     "test/active_units": "test/active_units",
     **{name: name for name in SCORES},
+    UDR: UDR,
     "seconds": "seconds",
 }
 # Of a run's configuration these say how it was logged, not what it was.

@@ -25,7 +25,8 @@ def finish(planned: Plan, wandb: WandbKeys, stopped: bool = False) -> int:
     runs = _read_jobs(planned)
     pruned = sum(run.state == PRUNED for run in runs)
     done = sum(run.finished for run in runs) + pruned
-    measured = [name for name in results.RESULTS if name not in results.SCORES or any(name in r.metrics for r in runs)]
+    rare = (*results.SCORES, results.UDR)
+    measured = [name for name in results.RESULTS if name not in rare or any(name in run.metrics for run in runs)]
     columns = [*_columns(planned.keys, runs), "state", *measured]
     results.write_csv(planned.folder / "results.csv", runs, [*columns, "reason"], base=planned.folder)
 
