@@ -74,7 +74,8 @@ def vae_train(vae_command):
 
 
 def command(*arguments, **environment):
-    """vae-train as a process of its own."""
+    """vae-train as a process of its own, which finds these tests before those that some installed packages bring."""
+    environment = {"PYTHONPATH": str(Path(__file__).parents[1]), **environment}
     return subprocess.Popen(
         [sys.executable, "-m", "vae_exp", *arguments],
         stdout=subprocess.PIPE,
