@@ -632,7 +632,9 @@ def test_where_there_is_no_room_every_run_gets_its_last_picture_first(tmp_path):
     for folder in folders:
         (folder / "images").mkdir(parents=True)
         for step in range(9):
-            (folder / "images" / f"samples_{step:07d}.png").write_bytes(f"{folder.name}{step}".encode() * 30)
+            (folder / "images" / f"samples_{step:07d}.png").write_bytes(
+                b"\x89PNG\r\n\x1a\n" + f"{folder.name}{step}".encode() * 26
+            )
     epochs = [{step: step + 1 for step in range(9)}] * 2
     steps = []
     for most in (80, 160, 240, 320, 480, 10_000):

@@ -49,7 +49,7 @@ def test_a_temperature_of_zero_leaves_the_means_and_an_unknown_label_is_refused(
     mixture = samplers.aggregate(q, group)
     z = mixture.draw(torch.ones(50, dtype=torch.long), torch.Generator(), temperature=0)
     assert all((q.mean[group == 1] == code).all(1).any() for code in z)
-    with pytest.raises(UserError, match=r"label=2: no training image has it.*sampler=prior"):
+    with pytest.raises(UserError, match=r"no training image has label 2.*they are of 0, 1\. Use sampler=prior"):
         mixture.draw(torch.tensor([0, 2]), torch.Generator())
 
 
@@ -71,6 +71,7 @@ def test_a_fitted_sampler_is_kept_beside_the_checkpoint_and_belongs_to_its_weigh
     first = vae_exp.load(folder).sample(9, seed=3, sampler=sampler)
     kept = folder / f"best.{sampler}.npz"
     assert kept.is_file()
+    whole = dict(np.load(kept))
     assert not torch.equal(first, vae_exp.load(folder).sample(9, seed=3))
 
     reads = []
@@ -81,10 +82,16 @@ def test_a_fitted_sampler_is_kept_beside_the_checkpoint_and_belongs_to_its_weigh
     kept.write_bytes(kept.read_bytes()[:-300])
     assert torch.equal(vae_exp.load(folder).sample(9, seed=3, sampler=sampler), first)
     assert len(reads) == 1, "a damaged file is written again"
+    wrong = [{"mean": whole["mean"].astype(np.int64)}, {"weight": -whole["weight"]}, {"group": np.array(0)}]
+    wrong += [{"root": whole["root"][:, :2]}, {"mean": whole["mean"] * np.nan}, {"group": whole["group"] + 1}]
+    for number, values in enumerate(wrong, 2):
+        np.savez(kept, **whole | values)
+        assert torch.equal(vae_exp.load(folder).sample(9, seed=3, sampler=sampler), first)
+        assert len(reads) == number, f"{list(values)} cannot be what was written"
 
     quick_run("epochs=2", "replace=true")
     other = vae_exp.load(folder).sample(9, seed=3, sampler=sampler)
-    assert len(reads) == 2, "other weights have other codes"
+    assert len(reads) == 2 + len(wrong), "other weights have other codes"
     assert not torch.equal(other, first)
 
 
@@ -151,7 +158,7 @@ def test_a_picture_shows_samples_beside_their_nearest_training_images(vae_comman
     data = model.read_data()
     options = {"samples": ["nearest"], "features": "pixels", "sampler": "prior", "n_samples": 200, "seed": 0}
     options |= {"split": "test", "batch_size": 100, "dataset": {"root": None}}
-    found, picture = sample_scores.score(model, data, data.split("test"), options)
+    found, picture = sample_scores.score(model, data, data.split("test"), None, options)
     train = data.train.x.flatten(1).float() / 255
     distances = torch.cdist(picture[:, 0].flatten(1), train).sort().values
     beside = (picture[:, 1:] - picture[:, :1]).flatten(2).norm(dim=2)
@@ -209,6 +216,12 @@ def test_a_judge_and_the_features_of_real_images_are_computed_once(vae_command, 
     assert written[0] == written[1] == written[2], "nothing is written again"
     assert len(kept) == 3, "the judge, the test images, as many training images"
     assert scores[0] == scores[1]
+    for path in kept:  # by another judge, or damaged: the features go with the weights of the judge that saw them
+        content = dict(np.load(path))
+        name = "1.weight" if "1.weight" in content else "rows"
+        np.savez(path, **content | {name: content[name] * np.float32("nan")})
+    assert vae_command("vae-evaluate", "checkpoint=run", "samples=[frechet,density]", *FEW)[0] == 0
+    assert json.loads(Path("run/best.test.json").read_text())["samples"]["prior/classifier"] == scores[0]
     assert scores[2]["frechet_real"] == scores[0]["frechet_real"]
     assert scores[2]["frechet"] != scores[0]["frechet"]
 
@@ -262,3 +275,32 @@ def test_the_scores_order_checkpoints_of_mnist_as_they_are(vae_command):
     for name, better in (("frechet", -1), ("kid", -1), ("coverage", 1)):
         in_order = [better * found[epochs][name] for epochs in (0, 1, 15)] + [better * found[15][f"{name}_real"]]
         assert in_order[0] < in_order[1] < in_order[2] < in_order[3], name
+
+
+def test_pictures_are_those_of_the_weights_and_a_damaged_evaluation_is_written_anew(vae_command):
+    """Of two checkpoints in a folder, and of an evaluation that is not as it was written."""
+    quick_run("epochs=2", wandb="offline")
+    asked = ("samples=[nearest]", "features=pixels", "n_samples=50")
+    for checkpoint in ("run/best.pt", "run/last.pt"):
+        assert vae_command("vae-evaluate", f"checkpoint={checkpoint}", *asked)[0] == 0
+    names = ["last_test_nearest_prior_pixels.png", "nearest_prior_pixels.png"]
+    assert sorted(path.name for path in Path("run/generated").iterdir()) == names
+    written = json.loads(Path("run/best.test.json").read_text())
+    for wrong in (
+        {"samples": [1]},
+        {"samples": {"prior": {}}},
+        {"samples": {"prior/pixels": 3}},
+        {"nll": "x"},
+        {"scores": 1},
+    ):
+        Path("run/best.test.json").write_text(json.dumps(written | wrong))
+        Path("run/best.val.json").write_text(json.dumps(written | wrong))
+        code, said = vae_command("vae-evaluate", "checkpoint=run")
+        assert code == 0, said
+        assert json.loads(Path("run/best.test.json").read_text()).keys() <= written.keys()
+
+    quick_run("seed=1", folder="other")
+    Path("run/best.pt").write_bytes(Path("other/best.pt").read_bytes())
+    assert vae_command("vae-evaluate", "checkpoint=run")[0] == 0
+    (folder,) = Path("outputs/wandb").glob("offline-run-*-evaluate-*")
+    assert not list(folder.rglob("*nearest*")), "the picture is of other weights"

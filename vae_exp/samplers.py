@@ -39,7 +39,10 @@ class Mixture:
         for label in y.unique().tolist():
             of_label, rows = (self.group == label).nonzero()[:, 0], y == label
             if not len(of_label):
-                raise UserError(f"label={label}: no training image has it, so no codes are known. Use sampler=prior.")
+                raise UserError(
+                    f"sampler: no training image has label {label}, so no codes of it are known; they are of "
+                    f"{', '.join(map(str, self.group.unique().tolist()))}. Use sampler=prior, or label= one of these."
+                )
             below = self.weight[of_label].double().cumsum(0)
             place = torch.searchsorted(below, uniform[rows, 0].double() * below[-1], right=True)
             chosen[rows] = of_label[place.clamp(max=len(of_label) - 1)]

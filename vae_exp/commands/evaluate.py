@@ -1,19 +1,23 @@
 """`vae-evaluate`: held-out numbers of a trained model, printed, written beside its checkpoint, added to its W&B run."""
 
+import contextlib
 import functools
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vae_exp.commands import evaluation_table, factor_scores, shared
+from vae_exp.commands import evaluation_table, shared
 from vae_exp.config.keys import EvaluateOptions
 from vae_exp.config.rules import EVALUATE_RULES
 from vae_exp.errors import Unwritable, UserError, printable
+from vae_exp.run import evaluated
 from vae_exp.run.earlier import GENERATED
+from vae_exp.run.folder import BEST
 from vae_exp.run.writing import write_json
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from vae_exp.datasets.splits import Split
     from vae_exp.trained import TrainedVAE
 
@@ -29,7 +33,7 @@ usage: vae-evaluate checkpoint=PATH [KEY=VALUE ...]
 
 
 SPLITS = ("test", "val", "train")
-NO_RESULTS = ("step", "seed", "importance_seed", "repeats", "images", "n")
+WEIGHTS = "weights"  # in a picture: those that it is of
 # What an evaluation measures only where that is asked for: of a model that has it already it is kept.
 LONG = (
     ("nll", "nll_error", "importance_samples", "importance_seed"),
@@ -81,41 +85,58 @@ def evaluate_checkpoint(path: Path, options: EvaluateOptions) -> dict[str, Any]:
 
     kept = checkpoint.load(path)
     model = trained.TrainedVAE(kept, build.device(options["device"]), options["trust"], path)
-    result = {"checkpoint": str(path), "step": kept.step, "weights": model.weights, **measure(model, options)}
-    for name, value in result.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{path}: {name} is {value}; the model's weights or its data are not sound.")
+    measured, drawn = measure(model, options)
+    result = {"checkpoint": str(path), "step": kept.step, "weights": model.weights, **measured}
+    if wrong := evaluated.not_finite(result):
+        raise UserError(f"{path}: {', '.join(wrong)}; the model's weights or its data are not sound.")
     written = path.with_name(f"{path.stem}.{options['split']}.json")
-    result = _with_what_was_kept(result, _read(written))
+    result = _with_what_was_kept(result, evaluated.read(written))
     evaluation_table.show(result, model)
     try:
         write_json(written, result)
     except Unwritable as error:  # which advises on a run
         raise UserError(f"{written}: cannot be written ({getattr(error.__cause__, 'strerror', error)}).") from error
     print(f"\nwritten   {printable(written)}")
-    numbers = _for_wandb(path, result["weights"])
+    _write_pictures(path, options["split"], model.weights, drawn)
+    numbers, pictures = _for_wandb(path, model.weights), _pictures(path, model.weights)
     if where := wandb_afterwards.record_evaluation(
-        options["wandb"]["mode"], path.parent, model.config, numbers, pictures(path)
+        options["wandb"]["mode"], path.parent, model.config, numbers, pictures
     ):
         print(f"W&B       {where}")
     print()
     return result
 
 
-def pictures(checkpoint: Path) -> dict[str, Path]:
-    """What was drawn with the scores of a checkpoint, by the names that W&B has for it."""
-    drawn = checkpoint.with_name(GENERATED)
-    found = [path for kind in ("nearest_*.png", "factors*.png") for path in sorted(drawn.glob(kind))]
-    return {f"evaluate/{path.stem}": path for path in found}
+def _write_pictures(path: Path, split: str, weights: str, drawn: "dict[str, np.ndarray]") -> None:
+    """In generated/ beside the checkpoint; each says of which weights it is. Raises UserError where it is refused."""
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    from vae_exp.commands.drawn_files import whole
+
+    of = "" if (path.name, split) == (BEST, "test") else f"{path.stem}_{split}_"
+    for name, pixels in drawn.items():
+        target, says = path.with_name(GENERATED) / f"{of}{name}.png", PngInfo()
+        says.add_text(WEIGHTS, weights)
+        try:
+            target.parent.mkdir(exist_ok=True)
+            with whole(target) as partial:
+                Image.fromarray(pixels).save(partial, "PNG", pnginfo=says)
+        except OSError as error:
+            raise UserError(f"{target}: cannot be written ({error.strerror or error}).") from error
+        print(f"picture   {printable(target)}")
 
 
-def _read(written: Path) -> dict[str, Any]:
-    """What an earlier evaluation wrote; nothing where it did not, or where that cannot be read."""
-    try:
-        content = json.loads(written.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+def _pictures(path: Path, weights: str) -> dict[str, Path]:
+    """What was drawn with the scores of these weights, by the names that W&B has for it."""
+    from PIL import Image
+
+    found = {}
+    for picture in sorted(path.with_name(GENERATED).glob("*.png")):
+        with contextlib.suppress(OSError, ValueError, SyntaxError), Image.open(picture) as opened:
+            if opened.info.get(WEIGHTS) == weights:
+                found[f"evaluate/{picture.stem}"] = picture
+    return found
 
 
 def _with_what_was_kept(result: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
@@ -123,12 +144,12 @@ def _with_what_was_kept(result: dict[str, Any], before: dict[str, Any]) -> dict[
     if any(before.get(name) != result[name] for name in ("weights", "split", "images")):
         return result
     if scores := before.get("scores"):
-        is_same = all(result.get("scores", scores)[name] == scores[name] for name in factor_scores.SETTINGS)
+        is_same = all(result.get("scores", scores)[name] == scores[name] for name in evaluated.SETTINGS)
         result = result | {"scores": (scores if is_same else {}) | result.get("scores", {})}
     samples = dict(before.get("samples", {}))
     for drawn, scores in result.get("samples", {}).items():
         earlier = samples.get(drawn, {})
-        is_same = all(earlier.get(name) == scores[name] for name in ("n", "seed"))
+        is_same = all(earlier.get(name) == scores[name] for name in evaluated.DRAWN_BY)
         samples[drawn] = (earlier if is_same else {}) | scores
     result = result | ({"samples": samples} if samples else {})
     kept = {name: before[name] for names in LONG if not set(names) & set(result) for name in names if name in before}
@@ -141,18 +162,14 @@ def _for_wandb(path: Path, weights: str) -> dict[str, Any]:
     """The numbers of all splits that were measured of this model: a run in W&B that is written anew has them all."""
     prefixed: dict[str, Any] = {}
     for split in SPLITS:
-        written = _read(path.with_name(f"{path.stem}.{split}.json"))
+        written = evaluated.read(path.with_name(f"{path.stem}.{split}.json"))
         if written.get("weights") == weights:
-            numbers = {k: v for k, v in written.items() if isinstance(v, int | float) and k not in NO_RESULTS}
-            numbers |= {name: score["mean"] for name, score in factor_scores.of(written).items()}
-            for drawn, scores in written.get("samples", {}).items():
-                numbers |= {f"samples/{drawn}/{k}": v for k, v in scores.items() if k not in NO_RESULTS}
-            prefixed |= {f"evaluate/{split}/{name}": value for name, value in numbers.items()}
+            prefixed |= {f"evaluate/{split}/{name}": value for name, value in evaluated.numbers(written).items()}
     return prefixed
 
 
-def measure(model: "TrainedVAE", options: EvaluateOptions) -> dict[str, Any]:
-    """The numbers of a split, in nats per image, each with its standard error.
+def measure(model: "TrainedVAE", options: EvaluateOptions) -> "tuple[dict[str, Any], dict[str, np.ndarray]]":
+    """The numbers of a split, in nats per image, each with its standard error; pictures of its scores by their names.
 
     Raises UserError where the data cannot be read, for importance samples of a deterministic autoencoder, and for
     scores of samples that do not suit the data.
@@ -167,7 +184,8 @@ def measure(model: "TrainedVAE", options: EvaluateOptions) -> dict[str, Any]:
     data = model.read_data(options["dataset"]["root"])
     split = data.split(options["split"]).to(model.device)
     # First what may be refused, before minutes of importance samples.
-    of_samples = {"samples": sample_scores.scored(model, data, split, options)} if options["samples"] else {}
+    judged = functools.cache(lambda: judge.judge(data, model.device))
+    of_samples, drawn = sample_scores.scored(model, data, split, judged, options) if options["samples"] else ({}, {})
     names = factor_scores.chosen(split, options)
     seed, batch_size = options["seed"], options["batch_size"]
     noise = functools.partial(build.generator, seed)
@@ -197,10 +215,11 @@ def measure(model: "TrainedVAE", options: EvaluateOptions) -> dict[str, Any]:
         }
     result |= {"active_units": measured.active_units, "kl_per_dim": measured.kl_per_dim, **vae.scale()}
     if vae.n_classes and vae.stochastic and options["label_accuracy"]:
-        reader, _ = judge.judge(data, model.device)
-        result |= label_accuracy.label_accuracy(vae, reader, data, split, noise("labels"))
-    of_codes = {"scores": factor_scores.scored(model, measured, split, names, options)} if names else {}
-    return result | of_codes | of_samples
+        result |= label_accuracy.label_accuracy(vae, judged()[0], data, split, noise("labels"))
+    if names:
+        scores, of_factors = factor_scores.scored(model, measured, split, names, options)
+        result, drawn = result | {"scores": scores}, drawn | of_factors
+    return result | ({"samples": of_samples} if of_samples else {}), drawn
 
 
 def _gives_probabilities(model: "TrainedVAE", split: "Split") -> bool:

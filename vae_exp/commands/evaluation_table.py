@@ -4,10 +4,10 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vae_exp.commands import factor_scores
 from vae_exp.config.keys import EvaluateOptions
 from vae_exp.config.rules import SAMPLE_SCORES
 from vae_exp.errors import printable
+from vae_exp.run import evaluated
 
 if TYPE_CHECKING:
     from vae_exp.trained import TrainedVAE
@@ -48,7 +48,7 @@ def show(result: dict[str, Any], model: "TrainedVAE") -> None:
     per_dim = sorted(((kl, i) for i, kl in enumerate(result["kl_per_dim"])), reverse=True)
     shown = "  ".join(f"z{i} {kl:.2f}" for kl, i in per_dim[:10])
     print(f"{'KL of each latent':28}{shown}" + ("  ..." if len(per_dim) > 10 else ""))
-    if scores := factor_scores.of(result):
+    if scores := evaluated.scores(result):
         _show_scores(scores, result)
     for drawn, scores in result.get("samples", {}).items():
         _show_samples(drawn, scores, result)
@@ -64,7 +64,7 @@ def show_side_by_side(rows: dict[Path, dict[str, Any]], options: EvaluateOptions
     drawn = f"{options['sampler']}/{options['features']}"
     rows = {path: row | row.get("samples", {}).get(drawn, {}) for path, row in rows.items()}
     names += options["samples"]
-    rows = {path: row | {n: s["mean"] for n, s in factor_scores.of(row).items()} for path, row in rows.items()}
+    rows = {path: row | {n: s["mean"] for n, s in evaluated.scores(row).items()} for path, row in rows.items()}
     names += [name for name in SHOWN if any(name in row for row in rows.values())]
     print("  ".join(f"{name:>14}" for name in names) + "  checkpoint")
     for path, row in sorted(rows.items(), key=lambda item: item[1].get(names[0], math.inf)):

@@ -1,11 +1,9 @@
 """How well a model's codes are disentangled, where the factors behind the images are known: scores and pictures."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vae_exp.config.keys import EvaluateOptions
 from vae_exp.errors import UserError
-from vae_exp.run.earlier import GENERATED
 
 if TYPE_CHECKING:
     import numpy as np
@@ -14,13 +12,7 @@ if TYPE_CHECKING:
     from vae_exp.metrics import Evaluation
     from vae_exp.trained import TrainedVAE
 
-SETTINGS = ("rows", "repeats", "seed", "factors")  # of the scores: those of others do not compare
 DEFAULT = ("mig", "dci", "infomec")
-
-
-def of(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The scores of an evaluation by their names: mean, std and caution."""
-    return {name: score for name, score in result.get("scores", {}).items() if name not in SETTINGS}
 
 
 def chosen(split: "Split", options: EvaluateOptions) -> list[str]:
@@ -37,8 +29,8 @@ def chosen(split: "Split", options: EvaluateOptions) -> list[str]:
 
 def scored(
     model: "TrainedVAE", measured: "Evaluation", split: "Split", names: list[str], options: EvaluateOptions
-) -> dict[str, Any]:
-    """Each score with its spread; the matrix of information and the traversals that it orders are drawn.
+) -> "tuple[dict[str, Any], dict[str, np.ndarray]]":
+    """Each score with its spread; the matrix of information, and the traversals that it orders, by their names.
 
     Raises UserError where the split has too few images for the values of its factors.
     """
@@ -60,24 +52,8 @@ def scored(
     for name, score in found.items():
         std = score.std if repeats > 1 else None
         result[name] = {"mean": score.mean, "std": std, "caution": cautions[name]}
-    if model.path:
-        information = mutual_information(measured.q.mean.cpu(), factors.table.cpu())
-        folder = model.path.with_name(GENERATED)
-        _write(figures.matrix(information, factors.names), folder / "factors.png")
-        if model.model.stochastic:
-            _write(figures.traversals(model.model, information, factors.names), folder / "factors_traversals.png")
-    return result
-
-
-def _write(pixels: "np.ndarray", path: Path) -> None:
-    """Raises UserError where the system refuses."""
-    from PIL import Image
-
-    from vae_exp.commands.drawn_files import whole
-
-    try:
-        path.parent.mkdir(exist_ok=True)
-        with whole(path) as partial:
-            Image.fromarray(pixels).save(partial, "PNG")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}).") from error
+    information = mutual_information(measured.q.mean.cpu(), factors.table.cpu())
+    drawn = {"factors": figures.matrix(information, factors.names)}
+    if model.model.stochastic:
+        drawn["factors_traversals"] = figures.traversals(model.model, information, factors.names)
+    return result, drawn

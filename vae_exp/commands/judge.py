@@ -3,8 +3,10 @@
 import hashlib
 import math
 import os
+import tempfile
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,12 +16,17 @@ from vae_exp.datasets.splits import Split, batches
 from vae_exp.run import arrays
 
 STEPS, BATCH_SIZE, HIDDEN = 2000, 128, 512
+RECIPE = 1  # to be raised where judges are made otherwise: those that were kept are then not found
 READ_AT_ONCE = 10_000  # images, while their digest is computed
 
 
 def cache() -> Path:
     """Where judges and features of real images are kept: they are computed once for all runs on the same data."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vae_exp" / "features"
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    except RuntimeError:  # a user without a home, as in some containers
+        folder = Path(tempfile.gettempdir())
+    return folder / "vae_exp" / "features"
 
 
 def digest(split: Split) -> str:
@@ -39,18 +46,25 @@ def judge(data: Data, device: torch.device) -> tuple[nn.Sequential, str]:
     seed. It is the one that was kept, or a new one, which is kept.
     """
     train, n_classes = data.read_train().to(device), data.n_classes
-    name = f"judge-{digest(train)}-{n_classes}"
-    path = cache() / f"{name}.npz"
+    path = cache() / f"judge-{RECIPE}-{digest(train)}-{n_classes}.npz"
     if kept := arrays.read(path):
         with torch.device("meta"):  # no random numbers are drawn for weights that are there
             classifier = _empty(train, n_classes)
-        weights = {name: torch.from_numpy(values) for name, values in kept.items()}
-        if {n: v.shape for n, v in weights.items()} == {n: v.shape for n, v in classifier.state_dict().items()}:
+        shapes = {name: tuple(values.shape) for name, values in classifier.state_dict().items()}
+        are_sound = arrays.are_numbers(kept, dict.fromkeys(shapes, np.float32))
+        if are_sound and {name: values.shape for name, values in kept.items()} == shapes:
+            weights = {name: torch.from_numpy(values) for name, values in kept.items()}
             classifier.load_state_dict(weights, assign=True)
-            return classifier.to(device).eval(), name
+            return classifier.to(device).eval(), _name(kept)
     classifier = train_classifier(train, n_classes, seed=0)
-    arrays.write(path, {name: values.cpu().numpy() for name, values in classifier.state_dict().items()})
-    return classifier, name
+    content = {name: values.cpu().numpy() for name, values in classifier.state_dict().items()}
+    arrays.write(path, content)
+    return classifier, _name(content)
+
+
+def _name(weights: dict[str, np.ndarray]) -> str:
+    """By the weights themselves: another machine trains another judge of the same images."""
+    return f"judge-{hashlib.sha256(b''.join(weights[name].tobytes() for name in sorted(weights))).hexdigest()[:16]}"
 
 
 def features(classifier: nn.Sequential, x: Tensor) -> Tensor:

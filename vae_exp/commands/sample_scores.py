@@ -1,12 +1,13 @@
 """How good a model's samples are: scores of their features against those of real images, and nearest neighbours."""
 
 import importlib.util
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from vae_exp.commands import judge, seen
@@ -14,18 +15,21 @@ from vae_exp.config import build
 from vae_exp.config.keys import EvaluateOptions
 from vae_exp.datasets.splits import Split, batches
 from vae_exp.errors import UserError
-from vae_exp.run.earlier import GENERATED
+from vae_exp.figures import sheets
 from vae_exp.run.speed import exact_products
 from vae_exp.scores import features as of_images
 from vae_exp.scores.frechet import frechet_of
 from vae_exp.scores.kernel import kid_of_subsets
-from vae_exp.scores.neighbours import neighbour_scores, squared_distances
+from vae_exp.scores.neighbours import K_DENSITY, K_MANIFOLD, neighbour_scores, squared_distances
 
 if TYPE_CHECKING:
     from vae_exp.datasets import Data
     from vae_exp.trained import TrainedVAE
 
+Judged = Callable[[], tuple[nn.Sequential, str]]  # the judge of the data, trained when it is first asked for
 IN_PAIRS = ("precision", "recall", "density", "coverage")
+FEWEST = {"frechet": 2, "kid": 2, "precision": K_MANIFOLD + 1, "recall": K_MANIFOLD + 1}  # real images
+FEWEST |= {"density": K_DENSITY + 1, "coverage": K_DENSITY + 1}
 SHOWN, NEIGHBOURS = 10, 7  # samples in the picture, and training images beside each
 MEASURED = 1000  # samples whose nearest training image is looked for
 
@@ -36,48 +40,51 @@ def check(options: EvaluateOptions) -> None:
         raise UserError(of_images.PACKAGE)
 
 
-def choose_features(model: "TrainedVAE", data: "Data", options: EvaluateOptions) -> tuple[str, seen.Features]:
-    """What the scores see, and a name that tells it from all others.
+def scored(
+    model: "TrainedVAE", data: "Data", split: Split, judged: Judged, options: EvaluateOptions
+) -> tuple[dict[str, dict[str, Any]], dict[str, np.ndarray]]:
+    """The scores by their sampler and features, such as prior/classifier, and the picture of neighbours by its name.
 
-    Raises UserError for weights that cannot be downloaded.
+    Raises UserError for features that do not suit the data, and for fewer images than the scores need.
     """
-    name = options["features"]
-    if name == "pixels":
-        return name, of_images.pixels
-    if name == "inception":
-        return name, of_images.Inception(model.device)
-    classifier, key = judge.judge(data, model.device)
-    return key, lambda x: judge.features(classifier, x)
-
-
-def scored(model: "TrainedVAE", data: "Data", split: Split, options: EvaluateOptions) -> dict[str, dict[str, Any]]:
-    """The scores by their sampler and features, such as prior/classifier; the picture of neighbours is written."""
     drawn = f"{options['sampler']}/{options['features']}"
-    scores, neighbours = score(model, data, split, options)
-    if neighbours is not None and model.path:
-        path = model.path.with_name(GENERATED) / f"nearest_{drawn.replace('/', '_')}.png"
-        _draw_neighbours(neighbours, path, options["sampler"])
-    return {drawn: scores}
+    _check_images(model, data, split, options)
+    scores, neighbours = score(model, data, split, judged, options)
+    if neighbours is None:
+        return {drawn: scores}, {}
+    title = f"a row: a sample ({options['sampler']}), then the training images nearest to it"
+    sheet = sheets.label_sheet(sheets.grid(neighbours.flatten(0, 1), neighbours.shape[1]), title)
+    return {drawn: scores}, {f"nearest_{drawn.replace('/', '_')}": sheet}
+
+
+def _check_images(model: "TrainedVAE", data: "Data", split: Split, options: EvaluateOptions) -> None:
+    """Before anything is drawn or trained. Raises UserError as scored."""
+    if options["features"] == "classifier" and data.n_classes < 2:
+        raise UserError("features=classifier: this data set has no labels to train one on; use pixels or inception.")
+    for name, fewest in FEWEST.items():
+        if name in options["samples"] and len(split) < fewest:
+            raise UserError(
+                f"samples=[{name}]: needs {fewest} real images or more, and split={options['split']} has {len(split)}."
+            )
+    n_features = math.prod(model.x_shape) if options["features"] == "pixels" else 0
+    if "frechet" in options["samples"] and n_features > seen.LARGEST_COVARIANCE:
+        raise UserError(
+            f"samples=[frechet]: {n_features:,} pixels have too large a covariance; choose other features or other "
+            "scores."
+        )
 
 
 @torch.no_grad()
 @exact_products()
-def score(model: "TrainedVAE", data: "Data", split: Split, options: EvaluateOptions) -> tuple[dict[str, Any], Any]:
-    """Each score of the samples and, as NAME_real, of other real images in their place; and the picture of neighbours.
-
-    Raises UserError for features that do not suit the data, and for fewer images than the scores need.
+def score(
+    model: "TrainedVAE", data: "Data", split: Split, judged: Judged, options: EvaluateOptions
+) -> tuple[dict[str, Any], Tensor | None]:
+    """Each score of the samples and, as NAME_real, of other real images in their place; samples beside their nearest
+    training images [R, 1 + K, C, H, W], where those were asked for.
     """
-    if options["features"] == "classifier" and data.n_classes < 2:
-        raise UserError("features=classifier: this data set has no labels to train one on; use pixels or inception.")
     draw = model.sampler(options["sampler"], options["dataset"]["root"])
-    key, features = choose_features(model, data, options)
+    key, features = _features(options["features"], model, judged)
     names, n = options["samples"], options["n_samples"]
-    n_features = features(split[:2].to(model.device).x.float() / 255).shape[1]
-    if "frechet" in names and n_features > seen.LARGEST_COVARIANCE:
-        raise UserError(
-            f"samples=[frechet]: {n_features:,} {options['features']} have too large a covariance; choose other "
-            "features or other scores."
-        )
 
     def samples() -> Iterator[Tensor]:
         noise = build.generator(options["seed"], "samples")  # the images of vae-generate what=samples
@@ -140,21 +147,11 @@ def _nearest(queries: Tensor, train: Split, features: seen.Features, batch_size:
     return distance.sqrt(), nearest
 
 
-def _draw_neighbours(images: Tensor, path: Path, sampler: str) -> None:
-    """A row for each sample, images [R, 1 + K, C, H, W]: the sample, then its nearest training images.
-
-    Raises UserError where the system refuses to write it.
-    """
-    from PIL import Image
-
-    from vae_exp.commands.drawn_files import whole
-    from vae_exp.figures import sheets
-
-    title = f"a row: a sample ({sampler}), then the training images nearest to it"
-    sheet = sheets.label_sheet(sheets.grid(images.flatten(0, 1), images.shape[1]), title)
-    try:
-        path.parent.mkdir(exist_ok=True)
-        with whole(path) as partial:
-            Image.fromarray(sheet).save(partial, "PNG")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}).") from error
+def _features(name: str, model: "TrainedVAE", judged: Judged) -> tuple[str, seen.Features]:
+    """What the scores see, and a name that tells it from all others. Raises UserError where it cannot be downloaded."""
+    if name == "pixels":
+        return name, of_images.pixels
+    if name == "inception":
+        return name, of_images.Inception(model.device)
+    classifier, key = judged()
+    return key, lambda x: judge.features(classifier, x)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -30,15 +31,29 @@ def of_real(split: Split, n: int, key: str, features: Features) -> Seen:
     """n real images, or all: from the cache, or seen now and kept there."""
     split = split[by_chance(len(split), n)]
     path = judge.cache() / f"{judge.digest(split)}-{key}.npz"
-    if (kept := arrays.read(path)) and "rows" in kept:
-        moments = {name: torch.from_numpy(kept[name]) for name in ("mean", "scatter") if name in kept}
-        return Seen(Moments(len(split), **moments) if moments else None, torch.from_numpy(kept["rows"]))
+    if (content := arrays.read(path)) and (kept := _kept(content, len(split))):
+        return kept
     seen = gather((x for x, _ in batches(split, 1000)), len(split), features, "real images")
-    content = {"rows": seen.rows}
+    made = {"rows": seen.rows}
     if seen.moments:
-        content |= {"mean": seen.moments.mean, "scatter": seen.moments.scatter}
-    arrays.write(path, {name: values.numpy() for name, values in content.items()})
+        made |= {"mean": seen.moments.mean, "scatter": seen.moments.scatter}
+    arrays.write(path, {name: values.numpy() for name, values in made.items()})
     return seen
+
+
+def _kept(content: dict[str, np.ndarray], n: int) -> Seen | None:
+    """What a file of n images holds; None where it cannot be what was written."""
+    types = {"rows": np.float32} | ({"mean": np.float64, "scatter": np.float64} if "mean" in content else {})
+    if not arrays.are_numbers(content, types) or content["rows"].ndim != 2:
+        return None
+    held, dims = content["rows"].shape
+    has_moments = dims <= LARGEST_COVARIANCE
+    if held != min(n, COMPARED) or has_moments != ("mean" in content):
+        return None
+    if has_moments and (content["mean"].shape != (dims,) or content["scatter"].shape != (dims, dims)):
+        return None
+    found = {name: torch.from_numpy(values) for name, values in content.items()}
+    return Seen(Moments(n, found["mean"], found["scatter"]) if has_moments else None, found["rows"])
 
 
 def gather(images: Iterable[Tensor], n: int, features: Features, what: str) -> Seen:

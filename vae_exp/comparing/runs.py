@@ -77,7 +77,7 @@ class Run:
         """The lines of metrics.jsonl that have an epoch; none for a run that failed before it logged any."""
         path = self.folder / METRICS
         for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
-            with contextlib.suppress(ValueError):  # the last line of a killed run may not be whole
+            with contextlib.suppress(ValueError, RecursionError):  # the last line of a killed run may not be whole
                 row = json.loads(line)
                 if isinstance(row, dict) and is_finite(row.get("epoch")):
                     yield row
@@ -229,7 +229,10 @@ def is_number(value: Any) -> bool:
 
 
 def is_finite(value: Any) -> bool:
-    return is_number(value) and math.isfinite(value)
+    try:
+        return is_number(value) and math.isfinite(value)
+    except OverflowError:  # a whole number beyond every float
+        return False
 
 
 def write_csv(path: Path, runs: list[Run], columns: list[str], base: Path | None = None) -> None:

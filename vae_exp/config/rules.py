@@ -40,6 +40,14 @@ def _one_of(*options: str) -> Rule:
     return Rule(lambda v: v in options, "one of " + ", ".join(options))
 
 
+def _different(*options: str) -> Rule:
+    """Each of them once at most."""
+    return Rule(
+        lambda v: isinstance(v, list) and all(word in options for word in v) and len(set(v)) == len(v),
+        f"a list of {', '.join(options)}, each once at most",
+    )
+
+
 def _list_of(rule: Rule, words: str, at_least: int = 0) -> Rule:
     return Rule(lambda v: isinstance(v, list) and len(v) >= at_least and all(map(rule.allows, v)), words)
 
@@ -102,7 +110,7 @@ SAMPLER = _one_of("prior", "gmm", "aggregate")
 SAMPLE_SCORES = ("frechet", "kid", "precision", "recall", "density", "coverage", "nearest")
 FACTOR_SCORES = ("mig", "dci", "infomec", "factor_vae", "beta_vae", "sap", "modularity", "explicitness")
 COUNT = _whole(1)
-SCORES = _list_of(_one_of(*FACTOR_SCORES), f"a list of {', '.join(FACTOR_SCORES)}")
+SCORES = _different(*FACTOR_SCORES)
 FARTHEST = 1000  # standard deviations of the prior: beyond a few tens of them no decoder has learned anything
 FIGURES = ("interpolations", "traversals", "manifold", "latents")
 
@@ -235,7 +243,7 @@ EVALUATE_RULES = {
     "repeats": COUNT,
     "importance_samples": _whole(0),
     "label_accuracy": FLAG,
-    "samples": _list_of(_one_of(*SAMPLE_SCORES), f"a list of {', '.join(SAMPLE_SCORES)}"),
+    "samples": _different(*SAMPLE_SCORES),
     "scores": _or_null(SCORES),
     "score_rows": _or_null(_whole(2)),
     "score_repeats": COUNT,

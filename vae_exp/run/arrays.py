@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import os
-import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +12,19 @@ log = logging.getLogger(__name__)
 
 
 def read(path: Path) -> dict[str, np.ndarray] | None:
-    """The arrays by their names; None where the file is not there, not whole, or holds more than plain numbers."""
+    """The arrays by their names; None where the file is not there, not whole, or holds more than plain arrays."""
     try:
         with np.load(path, allow_pickle=False) as kept:
             return {name: kept[name] for name in kept.files}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile):
+    except Exception:  # a damaged file may raise nearly anything: zlib's, zipfile's, tokenize's errors, no memory
         return None
+
+
+def are_numbers(content: dict[str, np.ndarray], dtypes: Mapping[str, type]) -> bool:
+    """Whether these arrays are there and no others, each of its type, and finite."""
+    return content.keys() == dtypes.keys() and all(
+        values.dtype == dtypes[name] and bool(np.isfinite(values).all()) for name, values in content.items()
+    )
 
 
 def write(path: Path, content: dict[str, np.ndarray]) -> None:

@@ -57,14 +57,15 @@ def neighbour_scores(
 ) -> dict[str, float]:
     """Those of precision, recall, density and coverage that are named, from one pass over all pairs of rows."""
     real, fake = pair(real, fake)
-    largest = max(k_manifold, k_density)
+    by_density = {"density", "coverage"} & set(names)
+    largest = max(k_manifold, k_density) if by_density else k_manifold
     for side, features in (("real", real), ("fake", fake)):
         if len(features) <= largest:
             raise UserError(f"{side}: {len(features)} rows; {largest + 1} or more are needed for {largest} neighbours.")
     centre = real.mean(0)  # shorter rows: less is lost to rounding
     real, fake = real - centre, fake - centre
     real_radii = _squared_radii(real, largest)
-    ball, ball_of_density = real_radii[:, k_manifold - 1], real_radii[:, k_density - 1]
+    ball, ball_of_density = real_radii[:, k_manifold - 1], real_radii[:, (k_density if by_density else k_manifold) - 1]
     fake_ball = _squared_radii(fake, k_manifold)[:, -1] if "recall" in names else None
     precise, dense, covered, recalled = 0, 0, torch.zeros_like(ball, dtype=torch.bool), torch.zeros_like(ball).bool()
     for rows in torch.arange(len(fake), device=fake.device).split(BLOCK):

@@ -11,8 +11,8 @@ from urllib.parse import unquote, urlparse
 
 from vae_exp.comparing.runs import RESULTS, SEEDS, Run, differing, is_finite, is_number
 from vae_exp.config.check import flatten
-from vae_exp.config.rules import SAMPLE_SCORES
 from vae_exp.errors import UserError
+from vae_exp.run import evaluated
 from vae_exp.run.folder import IMAGES, METRICS, Summary, read_config, read_summary
 
 MOST_KEYS = 8  # of runs that were not swept: more levels of groups, or axes side by side, tell nothing
@@ -149,13 +149,6 @@ def _scores(folder: Path) -> list[str]:
     names = []
     for path in sorted(folder.glob("*.json")):
         if found := EVALUATED.fullmatch(path.name):
-            with contextlib.suppress(OSError, ValueError):
-                content = json.loads(path.read_text()) or {}
-                numbers = [name for name, value in content.items() if is_finite(value)]
-                scored = content.get("scores", {}).items()
-                numbers += [name for name, score in scored if isinstance(score, dict)]
-                for drawn, scores in content.get("samples", {}).items():
-                    numbers += [f"samples/{drawn}/{name}" for name in SAMPLE_SCORES if name in scores]
-                kept = [name for name in numbers if name not in NO_SCORES and not name.endswith("_error")]
-                names += [f"evaluate/{found[2]}/{name}" for name in kept]
+            kept = [name for name in evaluated.numbers(evaluated.read(path)) if name not in NO_SCORES]
+            names += [f"evaluate/{found[2]}/{name}" for name in kept if not name.endswith(("_error", "_real"))]
     return names

@@ -13,6 +13,7 @@ from vae_exp.run import arrays
 from vae_exp.samplers import FITTED, Mixture
 from vae_exp.vae import VAE
 
+TYPES = {"group": np.int64, "weight": np.float32, "mean": np.float32, "root": np.float32}
 CODES = 10_000  # training images, chosen by chance, whose codes a sampler is fitted to
 
 
@@ -22,7 +23,7 @@ def mixture(name: str, model: VAE, weights: str, read_train: Callable[[], Split]
     Raises UserError where they cannot be read.
     """
     path = checkpoint and checkpoint.with_name(f"{checkpoint.stem}.{name}.npz")
-    if path and (kept := _read(path, weights, model.z_dim)):
+    if path and (kept := _read(path, weights, model)):
         return kept
     train = read_train()
     chosen = torch.randperm(len(train), generator=build.generator(0, "codes"))[:CODES].sort().values
@@ -36,13 +37,17 @@ def mixture(name: str, model: VAE, weights: str, read_train: Callable[[], Split]
     return found
 
 
-def _read(path: Path, weights: str, z_dim: int) -> Mixture | None:
-    """None where there is none, or one of other weights."""
+def _read(path: Path, weights: str, model: VAE) -> Mixture | None:
+    """None where there is none, one of other weights, or one that cannot be what was written."""
     kept = arrays.read(path)
-    if kept is None or str(kept.pop("weights", "")) != weights or kept.keys() != Mixture.__annotations__.keys():
+    if kept is None or str(kept.pop("weights", "")) != weights or not arrays.are_numbers(kept, TYPES):
         return None
-    n = len(kept["group"])
-    is_sound = n > 0 and kept["group"].dtype == np.int64 and kept["mean"].shape == (n, z_dim)
-    is_sound = is_sound and kept["weight"].shape == (n,) and kept["root"].shape in ((n, z_dim), (n, z_dim, z_dim))
-    is_sound = is_sound and all(np.isfinite(values).all() for values in kept.values())
-    return Mixture(**{name: torch.from_numpy(values) for name, values in kept.items()}) if is_sound else None
+    found = Mixture(**{name: torch.from_numpy(values) for name, values in kept.items()})
+    n, z_dim = found.group.numel(), model.z_dim
+    shapes = found.group.shape == found.weight.shape == (n,) and found.mean.shape == (n, z_dim)
+    if not n or not shapes or found.root.shape not in ((n, z_dim), (n, z_dim, z_dim)):
+        return None
+    if found.group.min() < 0 or found.group.max() >= max(model.n_classes, 1) or found.weight.min() < 0:
+        return None
+    sums = torch.zeros(int(found.group.max()) + 1).index_add(0, found.group, found.weight)
+    return found if ((sums[found.group] - 1).abs() < 1e-3).all() else None

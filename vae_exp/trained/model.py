@@ -74,9 +74,9 @@ class TrainedVAE:
         """The mean of p(x|z) at n draws of z, [n, C, H, W] in [0, 1].
 
         sampler says where z is drawn: prior, gmm or aggregate, see `sampler`. A temperature below 1 draws nearer to
-        the prior's mean: tidier, less varied images. Without a label a conditional model takes every class in turn.
-        With a seed the images are the same each time. Raises UserError for values that vae-generate refuses too, and
-        for the prior of a deterministic autoencoder, which has none.
+        the mean of the prior, or of each Gaussian of another sampler: tidier, less varied images. Without a label a
+        conditional model takes every class in turn. With a seed the images are the same each time. Raises UserError
+        for values that vae-generate refuses too, and for the prior of a deterministic autoencoder, which has none.
         """
         n, temperature = _checked("n", n, COUNT), _checked("temperature", temperature, GENERATE_RULES["temperature"])
         if label is not None and not self.model.n_classes:

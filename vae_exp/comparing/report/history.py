@@ -42,7 +42,7 @@ def history(run: Run, shown: Run) -> History:
         (row["epoch"], [rounded(kl, digits=4) for kl in row[key]])
         for row in rows
         for key in ("val/kl_per_dim", "test/kl_per_dim")
-        if isinstance(row.get(key), list) and all(is_finite(kl) for kl in row[key])
+        if isinstance(row.get(key), list) and row[key] and all(is_finite(kl) for kl in row[key])
     ]
     most = max(1, MOST_LATENTS // max((len(kl) for _, kl in latents), default=1))
     steps = {row["step"]: row["epoch"] for row in rows if is_number(row.get("step"))}
@@ -58,8 +58,11 @@ def _curve(logged: list[list[dict[str, Any]]], name: str) -> Curve | None:
         return None
     epochs = thinned([epoch for epoch in values[0] if all(epoch in each for each in values)], MOST_POINTS)
     at = [[each[epoch] for each in values] for epoch in epochs]
-    spread = [rounded(statistics.stdev(each)) for each in at] if len(values) > 1 else []
-    return Curve(epochs, [rounded(statistics.fmean(each)) for each in at], spread) if epochs else None
+    try:
+        spread = [rounded(statistics.stdev(each)) for each in at] if len(values) > 1 else []
+        return Curve(epochs, [rounded(statistics.fmean(each)) for each in at], spread) if epochs else None
+    except OverflowError:  # runs that diverged: there is nothing to draw
+        return None
 
 
 def thinned(items: Sequence[T], most: int) -> list[T]:

@@ -138,5 +138,16 @@ function sectionOf(section, i) {
 const main = element("main");
 document.body.append(...head(), main, tip);
 show(held.views[0]);
-const asked = runs.findIndex(run => location.hash === address(run));
-if (asked >= 0) read.then(() => openRun(asked));
+
+// The run whose page the address names; the view that is shown comes first, so that a name that is in both stays there.
+function openAsked() {
+  const of = view => view.runs.findIndex(run => location.hash === address(run));
+  const views = [...held.views].sort((a, b) => (b.runs === runs) - (a.runs === runs));
+  const view = views.find(each => of(each) >= 0);
+  if (!view) return;
+  if (view.runs !== runs) show(view);
+  read.then(() => openRun(of(view)));
+}
+
+addEventListener("hashchange", openAsked);
+openAsked();

@@ -73,7 +73,7 @@ def _in_turn(folder: Path) -> Iterator[tuple[int, _Candidate]]:
     """The pictures of a run, each with its turn; those with the lowest come first."""
     by_name: dict[str, list[_Candidate]] = {}
     for path in sorted((folder / IMAGES).glob("*.png")):
-        if found := re.fullmatch(r"(.+)_(\d+)", path.stem):
+        if (found := re.fullmatch(r"(.+)_(\d+)", path.stem)) and _is_png(path):
             by_name.setdefault(found[1], []).append(_Candidate(path, found[1], int(found[2])))
     for name, candidates in by_name.items():
         candidates.sort(key=lambda candidate: candidate.step)
@@ -97,9 +97,18 @@ def _coarse_to_fine(count: int) -> Iterator[tuple[int, int]]:
             places = [*range(count)]
 
 
+def _is_png(path: Path) -> bool:
+    """Whether a browser can be given it: not a folder, a link that leads nowhere, or a file that was cut off."""
+    try:
+        with path.open("rb") as file:
+            return file.read(8) == b"\x89PNG\r\n\x1a\n" and file.seek(0, 2) > 24
+    except OSError:
+        return False
+
+
 def _width_and_height(png: bytes) -> tuple[int, int]:
-    """From the head of the file; nothing where it is cut off."""
-    return struct.unpack(">II", png[16:24]) if len(png) >= 24 else (0, 0)
+    """From the head of the file."""
+    return struct.unpack(">II", png[16:24])
 
 
 def _size(path: Path) -> int:

@@ -11,7 +11,7 @@ from vae_exp.comparing.report.history import Curve, History, history
 from vae_exp.comparing.report.pictures import Picture, gather
 from vae_exp.comparing.report.sections import Section, sections
 from vae_exp.comparing.report.verdict import label
-from vae_exp.comparing.runs import RESULTS, Run, differing, is_finite
+from vae_exp.comparing.runs import RESULTS, STATE, Run, is_finite
 from vae_exp.comparing.terminal import cell, setting
 from vae_exp.run.folder import BEST, LAST
 
@@ -65,7 +65,7 @@ def records(views: list[list[Run]], columns: list[str] | None) -> tuple[list[dic
     made, ranked = [], []
     for rows in views:
         view, runs = View(any(run.seeds > 1 for run in rows), [], []), []
-        keys = [*differing(rows), *RESULTS]
+        keys = [*dict.fromkeys(key for run in rows for key in run.config), *RESULTS, STATE]
         for section, group in sections(rows, columns):
             view.sections.append(section)
             view.runs += _records(section, group, keys, shown, past)

@@ -1,0 +1,83 @@
+"""What vae-evaluate wrote of a checkpoint, NAME.SPLIT.json: read again, as far as it is what it writes."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+TEXTS = ("checkpoint", "weights", "model", "split")
+SETTINGS = ("rows", "repeats", "seed", "factors")  # of scores of disentanglement: those of others do not compare
+DRAWN_BY = ("n", "seed")  # samples: scores of other numbers of them do not compare
+NO_RESULTS = ("step", "seed", "importance_seed", "repeats", "images", "n")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Nothing where there is no such file or it cannot be read; without what is not as it was written."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    if not isinstance(content, dict):
+        return {}
+    plain = {name: value for name, value in content.items() if name not in ("scores", "samples")}
+    kept = {name: value for name, value in plain.items() if _is_plain(name, value)}
+    if _are_scores(content.get("scores")):
+        kept["scores"] = content["scores"]
+    if isinstance(content.get("samples"), dict):
+        kept["samples"] = {drawn: found for drawn, found in content["samples"].items() if _are_of_samples(drawn, found)}
+    return kept
+
+
+def scores(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The scores of disentanglement of an evaluation by their names: mean, std and caution."""
+    return {name: score for name, score in result.get("scores", {}).items() if name not in SETTINGS}
+
+
+def numbers(result: dict[str, Any]) -> dict[str, float]:
+    """All results of an evaluation as W&B has them, such as mig and samples/prior/classifier/frechet."""
+    found = {name: value for name, value in result.items() if _is_finite(value) and name not in NO_RESULTS}
+    found |= {name: score["mean"] for name, score in scores(result).items()}
+    for drawn, of_samples in result.get("samples", {}).items():
+        found |= {f"samples/{drawn}/{name}": value for name, value in of_samples.items() if name not in NO_RESULTS}
+    return found
+
+
+def not_finite(result: dict[str, Any]) -> list[str]:
+    """The numbers of a new evaluation that are none, such as `nll is nan`: its weights or its data are not sound."""
+    flat = dict(result)
+    flat |= {name: score["mean"] for name, score in scores(result).items()}
+    for drawn, of_samples in result.get("samples", {}).items():
+        flat |= {f"{name} of {drawn}": value for name, value in of_samples.items()}
+    return [f"{n} is {value}" for n, value in flat.items() if isinstance(value, float) and not math.isfinite(value)]
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+
+
+def _is_plain(name: str, value: Any) -> bool:
+    if name in TEXTS:
+        return isinstance(value, str)
+    is_list = isinstance(value, list) and all(map(_is_finite, value))
+    return value is None or _is_finite(value) or (name == "kl_per_dim" and is_list)
+
+
+def _are_scores(content: Any) -> bool:
+    if not isinstance(content, dict) or not set(SETTINGS) <= content.keys():
+        return False
+    parts = [score for name, score in content.items() if name not in SETTINGS]
+    return isinstance(content["factors"], list) and all(
+        isinstance(score, dict)
+        and _is_finite(score.get("mean"))
+        and "std" in score
+        and (score["std"] is None or _is_finite(score["std"]))
+        and isinstance(score.get("caution"), str)
+        for score in parts
+    )
+
+
+def _are_of_samples(drawn: str, content: Any) -> bool:
+    if drawn.count("/") != 1 or not isinstance(content, dict) or not set(DRAWN_BY) <= content.keys():
+        return False
+    names = [name for name in content if name not in DRAWN_BY and not name.endswith("_real")]
+    return all(map(_is_finite, content.values())) and all(f"{name}_real" in content for name in names)
