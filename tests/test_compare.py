@@ -201,6 +201,8 @@ def test_names_are_the_folders_below_their_common_parent(runs, vae_compare, tmp_
     code, said = vae_compare(tmp_path, "--columns", "run")
     assert code == 0
     assert set(rows_of(said)) == {"a/z_dim-2", "b/z_dim-2", "c/z_dim-2"}
+    (tmp_path / "a" / "z_dim-2").rename(tmp_path / "a" / "two\nlines")
+    assert r"a/two\nlines" in vae_compare(tmp_path, "--columns", "run")[1], "a name is one line, whatever is in it"
 
 
 def test_columns_of_one_value_stand_above_the_table(runs, vae_compare, tmp_path, monkeypatch):

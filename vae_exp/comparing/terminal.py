@@ -7,6 +7,7 @@ from typing import Any
 
 from vae_exp.comparing.names import short, short_names
 from vae_exp.comparing.runs import NAME, REASON, RESULTS, STATE, Run, is_number
+from vae_exp.errors import printable
 
 GAP = "  "
 NARROWEST, WHEN_UNKNOWN = 40, 120  # characters
@@ -35,7 +36,7 @@ def table(
         columns = [column for column in columns if column not in same]
         above = [f"all: {', '.join(f'{column} {cells[column][1]}' for column in same)}"] if same else []
 
-    first = [_padded([NAME, *short_names([run.name for run in runs], width // 2)], right=False)]
+    first = [_padded([NAME, *map(printable, short_names([run.name for run in runs], width // 2))], right=False)]
     if any(run is best for run in runs for best in marked):
         marks = ["best" if any(run is best for best in marked) else "" for run in runs]
         first.insert(0, _padded(["", *marks], right=False))
@@ -115,4 +116,4 @@ def setting(value: Any) -> str:
     """A value of the configuration as a table shows it, on one line."""
     if value is None:
         return "-"
-    return f"{value:g}" if isinstance(value, float) else " ".join(str(value).split())
+    return f"{value:g}" if isinstance(value, float) else printable(" ".join(str(value).split()))
