@@ -203,6 +203,7 @@ def test_what_is_held_of_samples_does_not_grow_with_their_number():
     assert torch.allclose(found.moments.covariance, torch.eye(4).double() / 12, atol=2e-3), "of all of them"
 
 
+@pytest.mark.slow
 def test_a_judge_and_the_features_of_real_images_are_computed_once(vae_command, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     quick_run()
