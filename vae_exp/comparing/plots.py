@@ -129,6 +129,7 @@ def _trade_off(folded: list[Run], keys: list[str], scores: list[str]) -> plt.Fig
             )
             axes.annotate(settings, (x, y), xytext=(5, 5), textcoords="offset points", fontsize=8, parse_math=False)
         axes.set(xlabel=f"{cost}, nats per image", title=f"{name}, higher is better")
+        axes.margins(0.15)  # for the words beside the points
         axes.set_ylim(bottom=0)
         axes.title.set_fontsize(10)
     figure.suptitle(", ".join(keys), fontsize=9)
