@@ -142,23 +142,27 @@ def disentanglement(
     q: DiagonalGaussian | Point,
     factors: Factors,
     names: Collection[str],
-    rows: int | None = None,
+    rows: int,
     repeats: int = 1,
     seed: int = 0,
 ) -> dict[str, Spread]:
-    """Scores of the means of q(z|x) by the factors that vary, each with its spread over random parts of the images.
+    """Scores of the means of q(z|x) by factors that vary, each with its spread over random parts of so many images.
 
-    A single repeat takes up to 10,000 images. Raises UserError where the images are too few for their factors' values.
+    Raises UserError where the images are too few for their factors' values.
     """
-    if rows is None and repeats == 1:
-        rows = min(SIZE, len(factors))
-    varying = factors.varying()
-    return spread(q.mean.cpu().numpy(), varying.table.cpu().numpy(), names, rows, repeats, seed)
+    return spread(q.mean.cpu().numpy(), factors.table.cpu().numpy(), names, rows, repeats, seed)
+
+
+def score_rows(n: int, repeats: int) -> int:
+    """How many of n images each repeat takes unless it is told: of all of them, repeats would not differ."""
+    return min(SIZE, n if repeats == 1 else n // 2)
 
 
 def of_factors(measured: Evaluation, split: Split, names: Collection[str], prefix: str) -> dict[str, float]:
     """Scores of disentanglement as a run logs them, such as val/mig: of one repeat, so without their spread."""
-    found = disentanglement(measured.q, split.factors, names) if split.factors and names else {}
+    if split.factors is None or not names:
+        return {}
+    found = disentanglement(measured.q, split.factors.varying(), names, score_rows(len(split), repeats=1))
     return {f"{prefix}/{name}": score.mean for name, score in found.items()}
 
 

@@ -1,21 +1,20 @@
 """How well a model's codes are disentangled, where the factors behind the images are known: scores and pictures."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+
+from vae_exp import metrics
 from vae_exp.config.keys import EvaluateOptions
+from vae_exp.datasets.splits import Split
 from vae_exp.errors import UserError
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from vae_exp.datasets.splits import Split
-    from vae_exp.metrics import Evaluation
-    from vae_exp.trained import TrainedVAE
-
-DEFAULT = ("mig", "dci", "infomec")
+from vae_exp.figures import factors as figures
+from vae_exp.scores import SCORES, mutual_information
+from vae_exp.scores.repeats import DEFAULT
+from vae_exp.trained import TrainedVAE
 
 
-def chosen(split: "Split", options: EvaluateOptions) -> list[str]:
+def chosen(split: Split, options: EvaluateOptions) -> list[str]:
     """The scores to measure: those that are typed, or where there are factors the usual ones.
 
     Raises UserError where scores are asked for of data without known factors.
@@ -28,24 +27,18 @@ def chosen(split: "Split", options: EvaluateOptions) -> list[str]:
 
 
 def scored(
-    model: "TrainedVAE", measured: "Evaluation", split: "Split", names: list[str], options: EvaluateOptions
-) -> "tuple[dict[str, Any], dict[str, np.ndarray]]":
+    model: TrainedVAE, measured: metrics.Evaluation, split: Split, names: list[str], options: EvaluateOptions
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Each score with its spread; the matrix of information, and the traversals that it orders, by their names.
 
     Raises UserError where the split has too few images for the values of its factors.
     """
-    from vae_exp import metrics
-    from vae_exp.figures import factors as figures
-    from vae_exp.scores import SCORES, mutual_information
-    from vae_exp.scores.repeats import SIZE
-
     assert split.factors is not None, "chosen has seen to it"
     factors, repeats, rows = split.factors.varying(), options["score_repeats"], options["score_rows"]
-    n = len(factors)
     if rows is None:
-        rows = min(SIZE, n if repeats == 1 else n // 2)
-    elif rows > n:
-        raise UserError(f"score_rows={rows}: the {options['split']} split has {n:,} images.")
+        rows = metrics.score_rows(len(factors), repeats)
+    elif rows > len(factors):
+        raise UserError(f"score_rows={rows}: the {options['split']} split has {len(factors):,} images.")
     found = metrics.disentanglement(measured.q, factors, names, rows, repeats, options["seed"])
     cautions = {key: SCORES[name].caution for name in names for key in SCORES[name].keys}
     result: dict[str, Any] = {"rows": rows, "repeats": repeats, "seed": options["seed"], "factors": factors.names}

@@ -1,7 +1,6 @@
 """What latents tell about known factors: the matrix of mutual information, and traversals in its order."""
 
 from collections.abc import Sequence
-from typing import cast
 
 import numpy as np
 import torch
@@ -18,7 +17,6 @@ def matrix(information: np.ndarray, names: Sequence[str]) -> np.ndarray:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     shown = np.argsort(-information.max(1), kind="stable")[:MOST_LATENTS]
     shown = np.sort(shown)  # in the model's own order, without those that tell least
@@ -35,11 +33,7 @@ def matrix(information: np.ndarray, names: Sequence[str]) -> np.ndarray:
                 axes.text(j, i, f"{value:.2f}", ha="center", va="center", color="white" if value < middle else "black")
         axes.set_title("I(z; factor), nats")
         figure.colorbar(drawn)
-        canvas = cast("FigureCanvasAgg", figure.canvas)
-        canvas.draw()
-        pixels = np.asarray(canvas.buffer_rgba())[..., :3].copy()
-        plt.close(figure)
-    return pixels
+        return sheets.pixels(figure)
 
 
 @torch.no_grad()

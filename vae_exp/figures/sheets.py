@@ -12,6 +12,7 @@ from vae_exp.figures import every_class, fonts
 
 if TYPE_CHECKING:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
 # How many images a picture shows, or rows of a walk, or steps a side of the manifold.
 SIZES = {
@@ -166,11 +167,18 @@ def _scatter(points: Tensor, y: Tensor, names: Sequence[str], axis_names: list[s
             figure.colorbar(shown, label="label")
     axes.set(xlabel=axis_names[0], ylabel=axis_names[1], title=f"posterior means of {len(points):,} images")
     axes.set_aspect("equal", adjustable="datalim")
+    return pixels(figure)
+
+
+def pixels(figure: "Figure") -> np.ndarray:
+    """A figure of matplotlib as an array [H, W, 3]; it is closed."""
+    import matplotlib.pyplot as plt
+
     canvas = cast("FigureCanvasAgg", figure.canvas)
     canvas.draw()
-    pixels = np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    drawn = np.asarray(canvas.buffer_rgba())[..., :3].copy()
     plt.close(figure)
-    return pixels
+    return drawn
 
 
 def signed(value: float) -> str:
