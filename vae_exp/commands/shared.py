@@ -17,8 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vae_exp.config.check import CONF_DIR, check_values, flatten, resolve, shortened
+from vae_exp.config.kinds import Rule
 from vae_exp.config.messages import compose, explain, parse, readable
-from vae_exp.config.rules import Rule
 from vae_exp.errors import UserError, printable
 from vae_exp.version import __version__
 

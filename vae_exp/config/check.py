@@ -11,8 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vae_exp.config.keys import Config
+from vae_exp.config.kinds import RUN_PATH, Rule
 from vae_exp.config.moved import renamed
-from vae_exp.config.rules import DATASET_RULES, OPTION_RULES, RULES, RUN_PATH, Rule
+from vae_exp.config.rules import DATASET_RULES, OPTION_RULES, RULES
 from vae_exp.errors import UserError
 
 _PACKAGE = Path(__file__).parents[1]

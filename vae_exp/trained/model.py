@@ -13,7 +13,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from vae_exp.config import build
-from vae_exp.config.rules import COUNT, GENERATE_RULES, Rule
+from vae_exp.config.kinds import Rule
+from vae_exp.config.rules import COUNT, GENERATE_RULES
 from vae_exp.datasets import Data, Split
 from vae_exp.distributions import DiagonalGaussian, Point
 from vae_exp.errors import UserError, printable
