@@ -86,6 +86,14 @@ def command(*arguments, **environment):
     )
 
 
+def written(name, where="outputs"):
+    """The files of that name so far, while a run writes there: os.walk passes over folders that go meanwhile.
+
+    A run that starts makes its folder to see that it can be written, and takes it away again.
+    """
+    return [Path(folder, name) for folder, _, files in os.walk(where) if name in files]
+
+
 def stored(path):
     """What a checkpoint's file holds, as it lies on the disk."""
     return torch.load(path, weights_only=True)

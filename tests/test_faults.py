@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests import hooks
-from tests.conftest import A_FEW_SECONDS, QUICK, command, metrics, quick_run, stored
+from tests.conftest import A_FEW_SECONDS, QUICK, command, metrics, quick_run, stored, written
 from tests.test_data import write_idx
 from vae_exp import trained
 from vae_exp.commands import shared
@@ -371,7 +371,7 @@ def test_a_signal_saves_ends_the_run_where_it_stands_and_auto_goes_on(number, co
     typed = ("dataset=digits", "device=cpu", *SMALL, "epochs=40", "wandb.mode=disabled", "resume=auto")
     quick_run(*SMALL, "epochs=40", folder="whole")
     running = command(*typed, "checkpoint_every_epochs=null")
-    while not any(len(metrics(path.parent)) > 3 for path in Path("outputs").rglob("metrics.jsonl")):
+    while not any(len(metrics(path.parent)) > 3 for path in written("metrics.jsonl")):
         time.sleep(0.01)
         assert running.poll() is None, running.stdout.read()
     for _ in range(2):  # the second is the echo of a wrapper, such as `timeout`

@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from tests.conftest import command, quick_run, recorded
+from tests.conftest import command, quick_run, recorded, written
 from tests.conftest import metrics as logged
 from tests.test_sweep import only_sweep, table
 from vae_exp.run import checkpoint
@@ -203,7 +203,7 @@ def kill_when(running, there):
 def test_a_search_that_is_killed_takes_its_trials_up_again(vae_train, launcher):
     asked = (*SEARCH, "epochs=20", "hydra.sweeper.n_trials=6", "sweep.prune=asha", *launcher)
     running = command(*asked)
-    kill_when(running, lambda: any(len(logged(p.parent)) > 6 for p in Path("outputs").glob("sweeps/*/*/metrics.jsonl")))
+    kill_when(running, lambda: any(len(logged(p.parent)) > 6 for p in written("metrics.jsonl")))
     stale = {
         trial.number: trial.params for trial in studies.load(only_sweep()).get_trials() if not trial.state.is_finished()
     }
@@ -223,7 +223,7 @@ def test_a_search_that_is_killed_takes_its_trials_up_again(vae_train, launcher):
 def test_a_pruned_grid_that_is_killed_goes_on(vae_train):
     asked = (*GRID, "epochs=30", "sweep.prune=asha")
     running = command(*asked)
-    kill_when(running, lambda: len(list(Path("outputs").glob("sweeps/*/*/summary.json"))) > 3)
+    kill_when(running, lambda: len(written("summary.json")) > 3)
     code, said = vae_train(*asked, "sweep.resume=latest")
     assert code == 0, said
     assert set(states(only_sweep()).values()) == {"pruned", "finished"}

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from tests import hooks
-from tests.conftest import command, recorded
+from tests.conftest import command, recorded, written
 from vae_exp.config.check import CONF_DIR, flatten
 from vae_exp.config.messages import parse
 from vae_exp.run.folder import read_config, runs_below
@@ -161,7 +161,7 @@ def test_a_swept_key_of_an_experiment_is_replaced_by_the_same_key_typed(vae_trai
 
 
 def wait_for(count, running, state="finished"):
-    while sum(json.loads(p.read_text())["state"] == state for p in Path("outputs").rglob("summary.json")) < count:
+    while sum(json.loads(p.read_text())["state"] == state for p in written("summary.json")) < count:
         time.sleep(0.05)
         assert running.poll() is None, running.stdout.read()
 
@@ -198,7 +198,7 @@ def test_a_killed_sweep_resumed_gives_the_same_results(vae_train, tmp_path, monk
 def test_ctrl_c_closes_the_running_job_and_tells_how_to_go_on():
     running = command("-m", "dataset=digits", "epochs=2000", "wandb.mode=offline", "seed=0,1,2")
     wait_for(1, running, state="running")
-    while not list(Path("outputs").rglob("metrics.jsonl")) or not list(Path("outputs").rglob("last.pt")):
+    while not written("metrics.jsonl") or not written("last.pt"):
         time.sleep(0.05)
     os.killpg(running.pid, signal.SIGINT)
     said, _ = running.communicate(timeout=30)

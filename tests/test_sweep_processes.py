@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import command
+from tests.conftest import command, written
 
 JOBLIB = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
 SECONDS = 60  # far above what a save takes and far below what the epochs of these tests would
@@ -40,7 +40,7 @@ def wait_until(true):
 
 
 def saved(count):
-    return len(list(Path("outputs").rglob("last.pt"))) >= count
+    return len(written("last.pt")) >= count
 
 
 def is_owned(folder):
