@@ -21,10 +21,11 @@ FLOORS = [
     ["sweep"],
     ["train"],
     ["figures"],
-    ["trained"],
+    ["trained", "mapping"],
     ["tracking", "metrics"],
     ["comparing"],
     ["run"],
+    ["amortized"],
     ["objectives", "config"],
     ["vae", "datasets", "networks", "scores", "samplers"],
     ["distributions", "likelihoods", "schedules", "version", "errors"],
@@ -108,6 +109,7 @@ def test_no_file_is_too_long():
 
 KINDS = [
     (keys.Config, "config.yaml", None),
+    (keys.AmortizeKeys, "config.yaml", "amortize"),
     (keys.EarlyStoppingKeys, "config.yaml", "early_stopping"),
     (keys.WandbKeys, "config.yaml", "wandb"),
     (keys.SweepKeys, "config.yaml", "sweep"),

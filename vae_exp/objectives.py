@@ -93,25 +93,35 @@ def one_draw(
     eps: Tensor,
     now: Progress,
     noise: torch.Generator,
+    *setting: Tensor,
 ) -> tuple[Tensor, Logged]:
     """The loss at one draw z ~ q(z|x, y) for each image, from noise eps [B, Z], and what is logged of it.
 
-    Images x are [B, C, H, W] in [0, 1], labels y [B]. Objectives that ask for more draws take them from `noise`.
+    Images x are [B, C, H, W] in [0, 1], labels y [B]. Objectives that ask for more draws take them from `noise`. A
+    model of many settings gets each image's, [B, 2].
     """
-    q = model.encode(x, y)
+    q = model.encode(x, y, *setting)
     z = q.rsample(eps)
-    p = model.decode(z, y)
+    p = model.decode(z, y, *setting)
     terms = elbo_terms(x, q, p, z, draw_more=partial(more_draws, model, x, y, q, noise))
-    loss, logged = objective(terms, now)
+    loss, logged = at_each_beta(objective, terms, now, setting[0][:, 0]) if setting else objective(terms, now)
     means = {"loss": loss, "reconstruction": terms.reconstruction.mean(), "kl": terms.kl.sum(1).mean(), **logged}
     return loss, {name: mean.detach() if isinstance(mean, Tensor) else mean for name, mean in means.items()}
+
+
+def at_each_beta(
+    objective: Callable[..., tuple[Tensor, Logged]], terms: Terms, now: Progress, beta: Tensor
+) -> tuple[Tensor, Logged]:
+    """An objective that is a mean over images, such as elbo, with each image's own beta [B]."""
+    loss, logged = objective(terms, now, beta=beta)
+    return loss, {name: value.mean() if isinstance(value, Tensor) else value for name, value in logged.items()}
 
 
 def elbo(
     terms: Terms,
     now: Progress,
     *,
-    beta: float,
+    beta: float | Tensor,
     warmup: str = "linear",
     warmup_epochs: float = 0,
     warmup_steps: int = 0,

@@ -10,6 +10,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from vae_exp import amortized, mapping
 from vae_exp.config import build
 from vae_exp.config.keys import Config, images_per_step
 from vae_exp.datasets import Split, batches
@@ -19,7 +20,7 @@ from vae_exp.objectives import Logged, Progress, one_draw
 from vae_exp.run import console, earlier, memory, restoring, resume, speed, suiting, threads, trial
 from vae_exp.run.averaging import Averaging
 from vae_exp.run.divergence import clip_gradient, gradient_norm, require_finite
-from vae_exp.run.folder import only_process, require_writable
+from vae_exp.run.folder import MAP, only_process, require_writable
 from vae_exp.run.health import Health
 from vae_exp.run.running_means import RunningMeans
 from vae_exp.run.saving import Saves
@@ -77,21 +78,24 @@ def _train(config: Config, run_dir: Path, judge: Judge | None) -> dict[str, Any]
     threads.choose(config["threads"], began.threads if began else None, operations, device)
     precision = speed.autocast(config["precision"], device)
 
-    def loss_of(x: Tensor, y: Tensor, eps: Tensor, now: Progress) -> tuple[Tensor, Logged]:
+    def loss_of(now: Progress, x: Tensor, y: Tensor, eps: Tensor, *setting: Tensor) -> tuple[Tensor, Logged]:
         with precision:
-            return one_draw(model, objective, x, y, eps, now, streams.noise)
+            return one_draw(model, objective, x, y, eps, now, streams.noise, *setting)
 
     # Where the run stands: at its beginning, or where its last checkpoint left it.
     streams, watch = Streams.of(seed, device), Watch(config, before)
     was_compiled = began.compiled if began else None
     fast = speed.faster(loss_of, config, was_compiled, model, streams.noise, train_split, watch.raise_if_caught)
     means, facts = RunningMeans(), Facts.of(model, data, device, compiled=fast is not loss_of)
-    stands, health = Standing([0.0] * model.z_dim, streams.order.get_state()), Health(config, facts.train_size)
+    stands, health = (
+        Standing([0.0] * config["model"]["z_dim"], streams.order.get_state()),
+        Health(config, facts.train_size),
+    )
     pictures = during_training.Pictures(config["figure_every_epochs"])
     training = Training(config, data, facts, model, average.model, optimizer, streams, means, stands)
     if before:
         restoring.restore(before, training)
-    console.introduce(config, facts, run_dir, grey=model.support == "binary" and data.train.is_grey())
+    console.introduce(config, facts, run_dir, grey=training.shown().support == "binary" and data.train.is_grey())
     with (
         only_process(run_dir),
         watch,
@@ -114,10 +118,11 @@ def _train(config: Config, run_dir: Path, judge: Judge | None) -> dict[str, Any]
                 eps = torch.randn(len(x), model.z_dim, generator=streams.noise, device=device)
                 model.zero_grad()
                 seen = []
-                for batch in zip(x.split(batch_size), y.split(batch_size), eps.split(batch_size), strict=True):
+                step = [x, y, eps, *amortized.draw(config, len(x), streams.noise)]
+                for batch in zip(*[part.split(batch_size) for part in step], strict=True):
                     size = len(batch[0])
                     # The last batch of an epoch is smaller: compiling it too would cost as much again.
-                    loss, terms = (fast if size == batch_size else loss_of)(*batch, now)
+                    loss, terms = (fast if size == batch_size else loss_of)(now, *batch)
                     loss.backward(torch.full_like(loss, size / len(x)))  # the gradients of several batches add up
                     seen.append((size, terms))
                 stands.step += 1
@@ -151,7 +156,8 @@ def _train(config: Config, run_dir: Path, judge: Judge | None) -> dict[str, Any]
             row: dict[str, Any] = {"epoch": epoch}
             if epoch:
                 row |= means.read_epoch("train_epoch") | watch.times(len(train_split))
-            measured = evaluate(average.model, held_out_split, build.generator(seed, "evaluation"))
+            shown = training.shown()
+            measured = evaluate(shown, held_out_split, build.generator(seed, "evaluation"))
             row |= measured.scalars(held_out)
             if scores_every and epoch % scores_every == 0:
                 row |= of_factors(measured, held_out_split, config["scores"], held_out)
@@ -161,7 +167,7 @@ def _train(config: Config, run_dir: Path, judge: Judge | None) -> dict[str, Any]
             scale = average.model.scale()
             new_best = stands.end_epoch(epoch, measured.kl_per_dim, streams.order.get_state(), scores, scale)
             is_last = epoch == epochs or watch.why_over(stands) is not None
-            for picture in pictures.after_epoch(training, held_out_split, held_out, measured, is_last):
+            for picture in pictures.after_epoch(training, shown, held_out_split, held_out, measured, is_last):
                 tracker.image(*picture, stands.step)
             watch.epoch_begins()
             if new_best:
@@ -187,19 +193,24 @@ def _train(config: Config, run_dir: Path, judge: Judge | None) -> dict[str, Any]
             saves.hold_best()
         saves.write_best()
         watch.all_is_saved()
-        _test(training, saves, data.read_test().to(device) if chooses else held_out_split, tracker)
+        splits = {held_out: held_out_split} | ({"test": data.read_test().to(device)} if chooses else {})
+        _test(training, saves, splits, tracker)
         tracker.summary.reason = why_over
     return tracker.summary.as_dict()
 
 
-def _test(training: Training, saves: Saves, test_split: Split, tracker: Tracker) -> None:
+def _test(training: Training, saves: Saves, splits: dict[str, Split], tracker: Tracker) -> None:
     """Measure and picture the test split with the weights of the best epoch; upload them where that is asked for."""
-    seed, step = training.config["seed"], training.stands.step
+    seed, step, test_split = training.config["seed"], training.stands.step, splits["test"]
     weights, best = saves.best()
-    training.model.load_state_dict(weights)
-    measured = evaluate(training.model, test_split, build.generator(seed, "evaluation"))
-    tracker.image(*during_training.of_test(training.model, test_split, seed, best.epoch), step)
+    training.averaged.load_state_dict(weights)
+    shown = training.shown()
+    measured = evaluate(shown, test_split, build.generator(seed, "evaluation"))
+    tracker.image(*during_training.of_test(shown, test_split, seed, best.epoch), step)
     scores = of_factors(measured, test_split, training.config["scores"], "test")
     tracker.summarise(best.summary() | measured.scalars("test") | scores)
+    if maps := mapping.maps(training, splits):
+        tracker.image(*during_training.of_map(maps["test"], "test", best.epoch), step)
+        tracker.write(MAP, maps)
     if training.config["wandb"]["log_checkpoints"]:
         tracker.upload_checkpoints(best_is_last=best.step == step)

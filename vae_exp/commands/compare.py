@@ -85,6 +85,9 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--html", type=Path, metavar="FILE", help="write one self-contained page: table, curves, pictures"
     )
+    parser.add_argument(
+        "--map", type=Path, metavar="FILE", help="draw the map of a run with amortize=..., other runs as points on it"
+    )
     compare_on_wandb.add_options(parser)
     return parser
 
@@ -133,6 +136,10 @@ def compare(options: argparse.Namespace) -> None:
         print("\n".join(wrapped([why])))
     if options.csv:
         _write(options.csv, lambda path: write_csv(path, runs, columns))
+    if options.map:
+        from vae_exp.comparing import maps
+
+        _write(options.map, maps.draw(single).savefig)
     if options.html:
         from vae_exp.comparing.report.page import page
 

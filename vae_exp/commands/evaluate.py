@@ -1,12 +1,10 @@
 """`vae-evaluate`: held-out numbers of a trained model, printed, written beside its checkpoint, added to its W&B run."""
 
 import contextlib
-import functools
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vae_exp.commands import evaluation_table, shared
+from vae_exp.commands import evaluation_table, measuring, settings, shared
 from vae_exp.config.keys import EvaluateOptions
 from vae_exp.config.rules import EVALUATE_RULES
 from vae_exp.errors import Unwritable, UserError, printable
@@ -18,9 +16,6 @@ from vae_exp.run.writing import write_json
 if TYPE_CHECKING:
     import numpy as np
 
-    from vae_exp.datasets.splits import Split
-    from vae_exp.trained import TrainedVAE
-
 ABOUT = """vae-evaluate: held-out numbers of a trained model, in nats per image.
 
 usage: vae-evaluate checkpoint=PATH [KEY=VALUE ...]
@@ -29,6 +24,7 @@ usage: vae-evaluate checkpoint=PATH [KEY=VALUE ...]
   vae-evaluate checkpoint=outputs/.../best.pt importance_samples=100
   vae-evaluate checkpoint=outputs/.../best.pt scores=[mig,dci,infomec]   where the factors behind the images are known
   vae-evaluate checkpoint=latest samples=[frechet,precision,recall,nearest] sampler=gmm
+  vae-evaluate checkpoint=latest beta=[0.25,0.5,1,2,4,8] z_dim=[5,20]    of a run with amortize=...: every setting
   vae-evaluate checkpoint=outputs/sweeps/... split=val            every run of a sweep, a table at the end"""
 
 
@@ -64,13 +60,16 @@ def _evaluate_all(options: EvaluateOptions) -> None:
         if len(paths) > 1:
             print(f"{number}/{len(paths)}")
         try:
-            rows[path] = evaluate_checkpoint(path, options)
+            if settings.are_asked(options):
+                settings.evaluate(path, options)
+            else:
+                rows[path] = evaluate_checkpoint(path, options)
         except UserError as error:
             if len(paths) == 1:
                 raise
             failed += 1
             print(f"{printable(path)}: failed: {error}\n")
-    if len(paths) > 1:
+    if len(rows) > 1:
         evaluation_table.show_side_by_side(rows, options)
     if failed:
         raise UserError(f"{failed} of {len(paths)} checkpoints could not be evaluated; the reasons stand above.")
@@ -85,7 +84,7 @@ def evaluate_checkpoint(path: Path, options: EvaluateOptions) -> dict[str, Any]:
 
     kept = checkpoint.load(path)
     model = trained.TrainedVAE(kept, build.device(options["device"]), options["trust"], path)
-    measured, drawn = measure(model, options)
+    measured, drawn = measuring.measure(model, options)
     result = {"checkpoint": str(path), "step": kept.step, "weights": model.weights, **measured}
     if wrong := evaluated.not_finite(result):
         raise UserError(f"{path}: {', '.join(wrong)}; the model's weights or its data are not sound.")
@@ -166,62 +165,3 @@ def _for_wandb(path: Path, weights: str) -> dict[str, Any]:
         if written.get("weights") == weights:
             prefixed |= {f"evaluate/{split}/{name}": value for name, value in evaluated.numbers(written).items()}
     return prefixed
-
-
-def measure(model: "TrainedVAE", options: EvaluateOptions) -> "tuple[dict[str, Any], dict[str, np.ndarray]]":
-    """The numbers of a split, in nats per image, each with its standard error; pictures of its scores by their names.
-
-    Raises UserError where the data cannot be read, for importance samples of a deterministic autoencoder, and for
-    scores of samples that do not suit the data.
-    """
-    from tqdm import tqdm
-
-    from vae_exp import metrics
-    from vae_exp.commands import factor_scores, judge, label_accuracy, sample_scores
-    from vae_exp.config import build
-
-    vae = model.model
-    data = model.read_data(options["dataset"]["root"])
-    split = data.split(options["split"]).to(model.device)
-    # First what may be refused, before minutes of importance samples.
-    judged = functools.cache(lambda: judge.judge(data, model.device))
-    of_samples, drawn = sample_scores.scored(model, data, split, judged, options) if options["samples"] else ({}, {})
-    names = factor_scores.chosen(split, options)
-    seed, batch_size = options["seed"], options["batch_size"]
-    noise = functools.partial(build.generator, seed)
-    measured = metrics.evaluate(vae, split, noise("evaluation"), options["repeats"], batch_size=batch_size)
-    result: dict[str, Any] = {"model": model.name, "split": options["split"]}
-    result |= {"images": len(split), "repeats": options["repeats"], "seed": seed}
-    for name, per_image in measured.per_image.items():
-        result |= {name: per_image.mean().item(), f"{name}_error": metrics.standard_error(per_image)}
-        result[f"{name}_noise_error"] = None if name == "kl" else measured.noise_error()
-    if samples := options["importance_samples"]:
-        if not vae.stochastic:
-            raise UserError(f"importance_samples={samples}: an autoencoder gives images no likelihood to bound.")
-        with tqdm(total=samples, desc="importance samples", disable=None, leave=False) as bar:
-            bound = metrics.importance_bound(vae, split, samples, noise("importance"), batch_size, bar.update)
-        result |= {"nll": -bound.mean().item(), "nll_error": metrics.standard_error(bound)}
-        result |= {"importance_samples": samples, "importance_seed": seed}
-    if _gives_probabilities(model, split):
-        nats = result.get("nll", result["neg_elbo"])
-        result["bits_per_dim"] = nats / math.log(2) / math.prod(model.x_shape)
-    if vae.stochastic:
-        information = metrics.mutual_information(measured.q, noise("information")).cpu()
-        result |= {
-            "mutual_information": information.mean().item(),
-            "mutual_information_error": metrics.standard_error(information),
-            "mutual_information_at_most": math.log(len(information)),
-            "kl_aggregate": (measured.per_image["kl"][: len(information)] - information).mean().item(),
-        }
-    result |= {"active_units": measured.active_units, "kl_per_dim": measured.kl_per_dim, **vae.scale()}
-    if vae.n_classes and vae.stochastic and options["label_accuracy"]:
-        result |= label_accuracy.label_accuracy(vae, judged()[0], data, split, noise("labels"))
-    if names:
-        scores, of_factors = factor_scores.scored(model, measured, split, names, options)
-        result, drawn = result | {"scores": scores}, drawn | of_factors
-    return result | ({"samples": of_samples} if of_samples else {}), drawn
-
-
-def _gives_probabilities(model: "TrainedVAE", split: "Split") -> bool:
-    """Whether the likelihood gives each possible image a probability, so that bits per dimension are defined."""
-    return model.model.support == "bytes" or (model.model.support == "binary" and not split.is_grey())

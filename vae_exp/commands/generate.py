@@ -27,6 +27,7 @@ usage: vae-generate checkpoint=PATH [KEY=VALUE ...]
   vae-generate checkpoint=latest sampler=gmm                            from where the codes are
   vae-generate checkpoint=latest n=100000 format=npz
   vae-generate checkpoint=latest what=traversals animate=true
+  vae-generate checkpoint=latest what=reconstructions beta=8 z_dim=10   of a run with amortize=...: one of its models
   vae-generate checkpoint=latest what=reconstructions inputs=FOLDER     your own images"""
 
 ANIMATED = ("interpolations", "traversals")
@@ -50,7 +51,21 @@ USED_BY = {
     "seed": ("samples", "classes", *OF_IMAGES),
     "dataset.root": ("samples sampler=gmm", "samples sampler=aggregate", *OF_IMAGES, "latents"),
 }
-IN_THE_NAME = ("label", "temperature", "sampler", "inputs", "steps", "path", "around", "range", "dims", "split", "seed")
+IN_THE_NAME = (
+    "beta",
+    "z_dim",
+    "label",
+    "temperature",
+    "sampler",
+    "inputs",
+    "steps",
+    "path",
+    "around",
+    "range",
+    "dims",
+    "split",
+    "seed",
+)
 
 
 def main() -> None:
@@ -69,6 +84,8 @@ def generate(options: GenerateOptions) -> Path:
 
     (source,) = trained.find(options["checkpoint"], only_one=True)
     model = trained.load(source, options["device"], options["trust"])
+    if options["beta"] is not None or options["z_dim"] is not None:
+        model = model.at(options["beta"], options["z_dim"], options["dataset"]["root"])
     if options["label"] is not None:
         if not model.model.n_classes:
             raise UserError(f"label={options['label']}: {source} is not conditional; leave label away.")

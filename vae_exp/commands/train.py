@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from vae_exp.commands import shared
+from vae_exp.commands import confirming, shared
 from vae_exp.commands.closing import closing, how_to_go_on
 from vae_exp.commands.help import print_help, with_own_options
 from vae_exp.config import check
@@ -147,6 +147,8 @@ def _sweep(typed: list[str], cfg: DictConfig) -> int:
     if cfg.resume is not None:
         raise UserError(f"resume={cfg.resume}: is of one run. A sweep goes on with sweep.resume={cfg.resume}.")
     config = _check(cfg, of_sweep=True)
+    if config["amortize"]["confirm"]:
+        raise UserError(f"amortize.confirm={config['amortize']['confirm']}: is of one run. Use 0 in a sweep.")
     _require_options(typed)
     for kind in ("launcher", "sweeper"):
         if cfg.hydra[kind] is None:
@@ -204,6 +206,7 @@ def _job(cfg: DictConfig) -> float | None:
 
     try:
         summary = train(cfg, run_dir)
+        told = confirming.confirm(cfg, run_dir) if cfg.amortize.confirm else ""
     except KeyboardInterrupt:
         log.info(f"Stopped by Ctrl-C. What was finished until then is in {run_dir}{how_to_go_on(run_dir)}")
         raise
@@ -214,7 +217,7 @@ def _job(cfg: DictConfig) -> float | None:
         record_failure(cfg, run_dir, str(error))
         log.error(f"vae-train: {error}")
         sys.exit(1)
-    log.info(closing(summary, run_dir, cfg.dataset["_target_"]))
+    log.info(closing(summary, run_dir, cfg.dataset["_target_"]) + told)
     return None
 
 
@@ -240,7 +243,8 @@ def _to_resume(typed: list[str], cfg: DictConfig) -> tuple[list[str], Path]:
     typed = [*_without(typed, {"resume", "hydra.run.dir"}), f"resume={quoted(folder)}"]
     config = _check(compose("config", typed))
     require_no_owner(folder)
-    resume.require_unfinished(folder, config)
+    if not confirming.missing(config, folder):
+        resume.require_unfinished(folder, config)
     resume.load(folder, config, quiet=True)
     # One run, also where it was a job of a preset that is a sweep.
     return [*typed, f"hydra.run.dir={quoted(folder)}", "hydra.mode=RUN"], folder

@@ -19,11 +19,12 @@ from torch import nn
 
 from vae_exp.config import check as checks
 from vae_exp.config.check import check_values, flatten, rules_for
-from vae_exp.config.keys import Config
+from vae_exp.config.keys import Config, widest
 from vae_exp.config.rules import RULES
 from vae_exp.datasets import Data, prepare
 from vae_exp.datasets.sound import require_source
 from vae_exp.errors import UserError
+from vae_exp.networks.modulated import Modulated
 from vae_exp.vae import VAE
 
 # How the code calls each _target_: so many arguments by place, and these by name. The rest is the config's.
@@ -182,9 +183,12 @@ def dataset(config: Mapping[str, Any]) -> Data:
 
 def model(config: Mapping[str, Any], x_shape: tuple[int, int, int], n_classes: int) -> VAE:
     """The VAE for images of x_shape. The labels of an unconditional model have width 0."""
-    z_dim, width = config["model"]["z_dim"], n_classes if config["model"]["conditional"] else 0
+    z_dim, width = widest(config), n_classes if config["model"]["conditional"] else 0
     networks = partial(config, "network")(x_shape=x_shape, z_dim=z_dim, context_dim=width)
     encoder, decoder = _two_modules(networks, config["network"]["_target_"])
+    betas, z_dims = config["amortize"]["beta"], config["amortize"]["z_dim"]
+    if betas or z_dims:
+        encoder, decoder = Modulated(encoder, betas, z_dims), Modulated(decoder, betas, z_dims, z_dim)
     likelihood = partial(config, "likelihood")()
     if not callable(likelihood):
         target = config["likelihood"]["_target_"]
@@ -234,9 +238,9 @@ def check_foreign(config: Mapping[str, Any], group: str, trust: bool = False) ->
 
 def check_known_values(config: Mapping[str, Any]) -> None:
     """Raises UserError for values in a checkpoint that training would have refused."""
-    kept = flatten({group: config.get(group) for group in ("model", "network", "likelihood")})
+    kept = flatten({group: config.get(group) for group in ("model", "amortize", "network", "likelihood")})
     rules = rules_for(kept)
-    needed = [key for key in RULES if key.startswith("model.")]
+    needed = [key for key in RULES if key.startswith(("model.", "amortize."))]
     flat = {key: value for key, value in kept.items() if key in rules}
     if problems := check_values(flat, {key: rules[key] for key in [*flat, *needed]}):
         raise UserError("checkpoint: " + "\n".join(problems))

@@ -123,6 +123,7 @@ def _check_combinations(flat: Mapping[str, Any]) -> list[str]:
     if flat.get("resume") is not None and flat.get("replace") is True:
         problems.append(f"resume={flat['resume']} and replace=true: one goes on with a run, the other takes it away.")
     problems += _check_objective(flat)
+    problems += _check_amortized(flat)
     if flat.get("early_stopping.patience") and flat.get("dataset.val_size") == 0:
         problems.append(
             f"early_stopping.patience={flat['early_stopping.patience']}: there are no validation images to watch "
@@ -154,6 +155,35 @@ def _check_objective(flat: Mapping[str, Any]) -> list[str]:
     if shape in ("cosine", "cyclical") and not given:
         length = "objective.warmup_epochs=5" if shape == "cosine" else "objective.warmup_fraction=1"
         problems.append(f"objective.warmup={shape}: say how long it lasts, such as {length}.")
+    return problems
+
+
+def _check_amortized(flat: Mapping[str, Any]) -> list[str]:
+    """What stands in the way of one run for many settings: each must be an ordinary model's, and the run's own one."""
+    names = ("amortize.beta", "amortize.z_dim", "model.beta", "model.z_dim")
+    if not all(RULES[name].allows(flat.get(name)) for name in names):  # which is told already
+        return []
+    betas, z_dims, beta, z_dim = (flat[name] for name in names)
+    given = " and ".join(name for name in names[:2] if flat[name] is not None)
+    if not given:
+        alone = (
+            f"amortize.confirm={flat['amortize.confirm']}: there is no map to confirm without amortize.beta or z_dim."
+        )
+        return [alone] if flat.get("amortize.confirm") else []
+    problems = []
+    if betas and not betas[0] <= beta <= betas[1]:
+        problems.append(f"model.beta={beta:g}: the run is measured at it, and it is not in amortize.beta={betas}.")
+    if z_dims and z_dim not in z_dims:
+        problems.append(f"model.z_dim={z_dim}: the run is measured at it, and it is not in amortize.z_dim={z_dims}.")
+    if _is_ours(flat, "objective") and flat.get("objective._target_") != "vae_exp.objectives.elbo":
+        problems.append(f"{given}: of objective=elbo alone, whose loss is a mean over images, each at its own setting.")
+    for key in ("likelihood.sigma", "likelihood.scale"):
+        if isinstance(fitted := flat.get(key), str) and _is_ours(flat, "likelihood"):
+            problems.append(
+                f"{key}={fitted}: would be one for all settings of {given}. Use a number, such as {key}=0.1."
+            )
+    if betas and flat.get("model.stochastic") is False:
+        problems.append(f"amortize.beta={betas}: an autoencoder has no KL to weigh.")
     return problems
 
 

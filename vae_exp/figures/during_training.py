@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
+from vae_exp import mapping
+from vae_exp.comparing.places import Place
 from vae_exp.config import build
 from vae_exp.datasets import Split
 from vae_exp.figures import every_class, fonts, sheets, walks
@@ -26,18 +28,18 @@ class Pictures:
         self.usual, self.further = Due(every_epochs, SHARE), Due(every_epochs, SHARE, price=FIGURE_SECONDS)
 
     def after_epoch(
-        self, training: Training, split: Split, held_out: str, measured: Evaluation, is_last: bool
+        self, training: Training, shown: VAE, split: Split, held_out: str, measured: Evaluation, is_last: bool
     ) -> Iterator[Picture]:
         """Pictures of the held-out split's images and of samples, and figures=[...]. Whoever takes one writes it."""
         for due, drawn in ((self.usual, _usual), (self.further, _further)):
             if is_last or due.after(training.stands.epoch):
                 with due.spending():
-                    yield from drawn(training, split, held_out, measured)
+                    yield from drawn(training, shown, split, held_out, measured)
 
 
-def _usual(training: Training, split: Split, held_out: str, _: Evaluation) -> Iterator[Picture]:
+def _usual(training: Training, model: VAE, split: Split, held_out: str, _: Evaluation) -> Iterator[Picture]:
     """Reconstructions of the held-out split and samples, from the same noise every epoch."""
-    model, epoch = training.averaged, training.stands.epoch
+    epoch = training.stands.epoch
     noise = build.generator(training.config["seed"], "pictures")
     pixels = reconstructions(model, split, noise)
     yield "reconstructions", pixels, f"epoch {epoch}: {held_out} images, reconstructions below"
@@ -48,11 +50,13 @@ def _usual(training: Training, split: Split, held_out: str, _: Evaluation) -> It
         yield "samples", samples(model, n_rows, noise), f"epoch {epoch}: samples from the prior, {how}"
 
 
-def _further(training: Training, split: Split, held_out: str, measured: Evaluation) -> Iterator[Picture]:
+def _further(training: Training, model: VAE, split: Split, held_out: str, measured: Evaluation) -> Iterator[Picture]:
     """The figures of figures=[...], or those that a model of two latents gets without being asked."""
-    model, names = training.averaged, training.config["figures"]
+    names = training.config["figures"]
     if names is None:
         names = ["manifold", "latents"] if model.z_dim == 2 and model.stochastic else []
+    for places in mapping.maps(training, {held_out: split}).values():
+        yield of_map(places, held_out, training.stands.epoch)
     for name in names:
         pixels = _figure(name, model, split, measured, training.data.class_names)
         yield name, pixels, f"epoch {training.stands.epoch}: {name}, {held_out} images"
@@ -62,6 +66,14 @@ def of_test(model: VAE, split: Split, seed: int, epoch: int) -> Picture:
     """Reconstructions of the test split, at the end, with the weights of the best epoch."""
     pixels = reconstructions(model, split, build.generator(seed, "pictures"))
     return "test_reconstructions", pixels, f"epoch {epoch}: test images, reconstructions below"
+
+
+def of_map(places: list[Place], split: str, epoch: int) -> Picture:
+    """The map of a run for many settings."""
+    from vae_exp.comparing import rate_distortion  # here, because matplotlib takes half a second to import
+
+    title = f"epoch {epoch}: every setting of the one network, up to {mapping.IMAGES:,} {split} images"
+    return "test_map" if split == "test" else "map", sheets.pixels(rate_distortion.draw(places, title)), title
 
 
 @torch.no_grad()

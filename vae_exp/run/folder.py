@@ -17,7 +17,7 @@ from vae_exp.run.writing import write_json, writing
 OUTPUTS = Path("outputs")
 BEST, LAST, PREVIOUS = "best.pt", "last.pt", "last.previous.pt"
 SUMMARY, CONFIG, METRICS, IMAGES, LOCK = "summary.json", "config.yaml", "metrics.jsonl", "images", "lock"
-LOG = "train.log"
+LOG, MAP = "train.log", "map.json"
 FIRST_FILES_BYTES = 2**14  # of .hydra/, config.yaml and summary.json together
 OVERRIDES = Path(".hydra", "overrides.yaml")
 MULTIRUN = "multirun.yaml"  # in a sweep's folder: what was typed for all of its jobs

@@ -35,7 +35,7 @@ def restore(before: Checkpoint, training: Training) -> None:
     try:
         for weights in (before.model, trained):
             sound.require_weights(weights or {}, training.model.state_dict())
-        sound.require_latents(before.kl_per_dim, training.model.z_dim)
+        sound.require_latents(before.kl_per_dim, training.config["model"]["z_dim"])
         _restore_optimizer(before, training)
     except sound.Unsound as error:
         raise _damaged(error) from error

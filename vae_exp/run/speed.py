@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from vae_exp import amortized
 from vae_exp.config.keys import Config
 from vae_exp.datasets import Split
 from vae_exp.errors import UserError
@@ -91,7 +92,7 @@ def faster(
     train: Split,
     interrupted: Callable[[], None],
 ) -> Step:
-    """The same function of (x, y, eps, now), compiled where that is asked for or, with auto, where that is faster.
+    """loss_of, compiled where that is asked for or, with auto, where that is faster.
 
     auto measures both in a run that is long enough, on steps that leave no trace in the model and in the noise; a run
     that goes on is compiled as it was. Raises UserError where the compiler fails, except with auto, which then goes on
@@ -116,9 +117,12 @@ def faster(
 
     first = train[:size]
     x, y, eps = first.x.float() / 255, first.y, torch.zeros(len(first), model.z_dim)
+    setting = amortized.own(config, len(first), first.y.device)
     with _without_trace(model, noise):
         moments = [Progress(step, steps_per_epoch, config["epochs"], len(train)) for step in range(WARM_UP + MEASURED)]
-        plain, fast = _milliseconds(lambda step, now: step(x, y, eps, now)[0].backward(), moments, loss_of, compiled)
+        plain, fast = _milliseconds(
+            lambda step, now: step(now, x, y, eps, *setting)[0].backward(), moments, loss_of, compiled
+        )
     if not compiled.works:
         return loss_of
     verdict = "compiled" if fast < plain else "not compiled"

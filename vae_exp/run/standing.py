@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from vae_exp import amortized
 from vae_exp.config import build
 from vae_exp.config.keys import Config
 from vae_exp.datasets import Data
@@ -113,8 +114,12 @@ class Training:
     data: Data
     facts: Facts
     model: VAE
-    averaged: VAE  # what is measured, drawn and saved: the model itself where ema is null
+    averaged: VAE  # what is saved: the model itself where ema is null
     optimizer: Optimizer
     streams: Streams
     means: RunningMeans
     stands: Standing
+
+    def shown(self) -> VAE:
+        """What is measured and drawn: the saved model, and of one for many settings the ordinary one at its own."""
+        return amortized.settled(self.averaged, self.config, self.data.x_shape)

@@ -12,18 +12,17 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from vae_exp import amortized
 from vae_exp.config.keys import Config
 from vae_exp.datasets import Split
 from vae_exp.errors import UserError
-from vae_exp.objectives import Logged, Progress, Terms, elbo_terms, more_draws
+from vae_exp.objectives import Logged, Progress, elbo_terms, more_draws
 from vae_exp.vae import VAE
 
 IMAGES = 2
 
 
-def check(
-    config: Config, model: VAE, objective: Callable[[Terms, Progress], tuple[Tensor, Logged]], train: Split
-) -> float:
+def check(config: Config, model: VAE, objective: Callable[..., tuple[Tensor, Logged]], train: Split) -> float:
     """The multiplications and additions of a forward pass with its loss, for each image.
 
     Raises UserError naming the function whose part returns something else, and what it must return.
@@ -33,14 +32,17 @@ def check(
     with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []), model.evaluating():
         _check_network(config, model, x, y)
         noise = torch.Generator(x.device).manual_seed(0)
+        setting = amortized.own(config, len(x), x.device)
         with _counting(model) as operations:
-            q = model.encode(x, y)
+            q = model.encode(x, y, *setting)
             z = q.rsample(noise)
-            p = model.decode(z, y)
+            p = model.decode(z, y, *setting)
             _check_likelihood(config, p, x)
             terms = elbo_terms(x, q, p, z, partial(more_draws, model, x, y, q, noise))
             now = Progress(0, 1, max(1, config["epochs"]), len(train))
-            _check_objective(config, objective(terms, now))
+            beta = {"beta": setting[0][:, 0]} if setting else {}  # of each image
+            returned = objective(terms, now, **beta)
+            _check_objective(config, returned, of_images=bool(setting))
     return sum(operations) / len(x)
 
 
@@ -71,11 +73,12 @@ def _counting(model: VAE) -> Iterator[list[float]]:
 
 def _check_network(config: Config, model: VAE, x: Tensor, y: Tensor) -> None:
     n, z_dim, context = len(x), model.z_dim, model.context(y)
-    encoded = model.encoder(x, context)
+    setting = amortized.own(config, n, x.device)
+    encoded = model.encoder(x, context, *setting)
     if not _has_shape(encoded, n, 2 * z_dim):
         must = f"its encoder must return [B, 2 model.z_dim], means beside log-variances: [{n}, {2 * z_dim}] here"
         raise _refusal(config, "network", must, encoded)
-    decoded = model.decoder(encoded[:, :z_dim], context)
+    decoded = model.decoder(encoded[:, :z_dim], context, *setting)
     if not _has_shape(decoded, *x.shape):
         must = f"its decoder must return a number for each pixel, [B, C, H, W]: {list(x.shape)} here"
         raise _refusal(config, "network", must, decoded)
@@ -92,7 +95,8 @@ def _check_likelihood(config: Config, p: Any, x: Tensor) -> None:
         raise _refusal(config, "likelihood", f"mean must be an image, [B, C, H, W]: {list(x.shape)} here", p.mean)
 
 
-def _check_objective(config: Config, returned: Any) -> None:
+def _check_objective(config: Config, returned: Any, of_images: bool) -> None:
+    """What it logs may be of each image where each has its own setting; the mean is taken of it."""
     must = "it must return the loss and a dict of what to log, such as (loss, {})"
     if not isinstance(returned, tuple | list) or len(returned) != 2 or not isinstance(returned[1], dict):
         raise _refusal(config, "objective", must, returned)
@@ -102,7 +106,11 @@ def _check_objective(config: Config, returned: Any) -> None:
     if not loss.requires_grad:
         raise UserError(f"{_named(config, 'objective')}: no gradient leads from the loss to the weights.")
     for name, value in logged.items():
-        if not isinstance(value, int | float) and not _has_shape(value):
+        if (
+            not isinstance(value, int | float)
+            and not _has_shape(value)
+            and not (of_images and _has_shape(value, IMAGES))
+        ):
             must = f"what it logs as {name} must be one number, such as a mean"
             raise _refusal(config, "objective", must, value)
 

@@ -24,7 +24,7 @@ from vae_exp.run import earlier
 from vae_exp.run.checkpoint import Checkpoint
 from vae_exp.run.folder import BEST, CONFIG, IMAGES, LAST, METRICS, SUMMARY, Summary, WandbRun
 from vae_exp.run.standing import Facts
-from vae_exp.run.writing import write, writing
+from vae_exp.run.writing import write, write_json, writing
 from vae_exp.tracking import wandb_server
 from vae_exp.tracking.wandb_options import FINISH_SECONDS, as_id, first_line, of_run, run_name
 from vae_exp.tracking.wandb_server import Mode
@@ -107,6 +107,10 @@ class Tracker:
             import wandb
 
             self._log_in_wandb({f"images/{name}": wandb.Image(str(path), caption=caption)}, step)
+
+    def write(self, name: str, content: Any) -> None:
+        """A file of the run folder, as JSON."""
+        write_json(self.run_dir / name, content)
 
     def _log_in_wandb(self, values: dict[str, Any], step: int) -> None:
         """All of a step in one call, which takes a millisecond; W&B itself keeps a step back until the next begins."""

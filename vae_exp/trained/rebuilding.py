@@ -1,8 +1,13 @@
 """From a checkpoint's names and numbers to the model, with nothing of a stranger's run on the way."""
 
+from dataclasses import replace
+from typing import cast
+
 import torch
 
+from vae_exp import amortized
 from vae_exp.config import build
+from vae_exp.config.keys import Config
 from vae_exp.errors import UserError
 from vae_exp.run import sound
 from vae_exp.run.checkpoint import Checkpoint
@@ -25,9 +30,23 @@ def rebuild(kept: Checkpoint, trust: bool = False) -> VAE:
         raise UserError(f"checkpoint: its config gives no model ({str(error).splitlines()[0]}).") from error
     try:
         sound.require_weights(kept.model, empty.state_dict())
-        sound.require_latents(kept.kl_per_dim, empty.z_dim)
+        sound.require_latents(kept.kl_per_dim, kept.config["model"]["z_dim"])
     except sound.Unsound as error:
         raise UserError(f"checkpoint: {error}.") from error
     model = build.model(kept.config, kept.x_shape, kept.n_classes)
     model.load_state_dict(kept.model)
     return model
+
+
+def settled(kept: Checkpoint, trust: bool = False, beta: float | None = None, z_dim: int | None = None) -> Checkpoint:
+    """The checkpoint of the ordinary model at one setting of a run for many (amortize=...), or a plain one as it is.
+
+    Raises UserError where rebuild does, and for a setting that the run was not trained for.
+    """
+    if not amortized.is_amortized(kept.config):
+        amortized.at(kept.config, beta, z_dim)  # which refuses others
+        return kept
+    config = cast("Config", amortized.at(kept.config, beta, z_dim))
+    weights = amortized.settled(rebuild(kept, trust), kept.config, kept.x_shape, beta, z_dim).state_dict()
+    measured = kept.kl_per_dim if config["model"] == kept.config["model"] else []
+    return replace(kept, config=config, model=weights, kl_per_dim=measured, optimizer=None, goes_on=None)

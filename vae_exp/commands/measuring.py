@@ -1,0 +1,73 @@
+"""What `vae-evaluate` measures of one model: the ELBO and its terms, bounds, information, scores."""
+
+import functools
+import math
+from typing import TYPE_CHECKING, Any
+
+from vae_exp.config.keys import EvaluateOptions
+from vae_exp.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from vae_exp.datasets.splits import Split
+    from vae_exp.trained import TrainedVAE
+
+
+def measure(model: "TrainedVAE", options: EvaluateOptions) -> "tuple[dict[str, Any], dict[str, np.ndarray]]":
+    """The numbers of a split, in nats per image, each with its standard error; pictures of its scores by their names.
+
+    Raises UserError where the data cannot be read, for importance samples of a deterministic autoencoder, and for
+    scores of samples that do not suit the data.
+    """
+    from tqdm import tqdm
+
+    from vae_exp import metrics
+    from vae_exp.commands import factor_scores, judge, label_accuracy, sample_scores
+    from vae_exp.config import build
+
+    vae = model.model
+    data = model.read_data(options["dataset"]["root"])
+    split = data.split(options["split"]).to(model.device)
+    # First what may be refused, before minutes of importance samples.
+    judged = functools.cache(lambda: judge.judge(data, model.device))
+    of_samples, drawn = sample_scores.scored(model, data, split, judged, options) if options["samples"] else ({}, {})
+    names = factor_scores.chosen(split, options)
+    seed, batch_size = options["seed"], options["batch_size"]
+    noise = functools.partial(build.generator, seed)
+    measured = metrics.evaluate(vae, split, noise("evaluation"), options["repeats"], batch_size=batch_size)
+    result: dict[str, Any] = {"model": model.name, "split": options["split"]}
+    result |= {"images": len(split), "repeats": options["repeats"], "seed": seed}
+    for name, per_image in measured.per_image.items():
+        result |= {name: per_image.mean().item(), f"{name}_error": metrics.standard_error(per_image)}
+        result[f"{name}_noise_error"] = None if name == "kl" else measured.noise_error()
+    if samples := options["importance_samples"]:
+        if not vae.stochastic:
+            raise UserError(f"importance_samples={samples}: an autoencoder gives images no likelihood to bound.")
+        with tqdm(total=samples, desc="importance samples", disable=None, leave=False) as bar:
+            bound = metrics.importance_bound(vae, split, samples, noise("importance"), batch_size, bar.update)
+        result |= {"nll": -bound.mean().item(), "nll_error": metrics.standard_error(bound)}
+        result |= {"importance_samples": samples, "importance_seed": seed}
+    if _gives_probabilities(model, split):
+        nats = result.get("nll", result["neg_elbo"])
+        result["bits_per_dim"] = nats / math.log(2) / math.prod(model.x_shape)
+    if vae.stochastic:
+        information = metrics.mutual_information(measured.q, noise("information")).cpu()
+        result |= {
+            "mutual_information": information.mean().item(),
+            "mutual_information_error": metrics.standard_error(information),
+            "mutual_information_at_most": math.log(len(information)),
+            "kl_aggregate": (measured.per_image["kl"][: len(information)] - information).mean().item(),
+        }
+    result |= {"active_units": measured.active_units, "kl_per_dim": measured.kl_per_dim, **vae.scale()}
+    if vae.n_classes and vae.stochastic and options["label_accuracy"]:
+        result |= label_accuracy.label_accuracy(vae, judged()[0], data, split, noise("labels"))
+    if names:
+        scores, of_factors = factor_scores.scored(model, measured, split, names, options)
+        result, drawn = result | {"scores": scores}, drawn | of_factors
+    return result | ({"samples": of_samples} if of_samples else {}), drawn
+
+
+def _gives_probabilities(model: "TrainedVAE", split: "Split") -> bool:
+    """Whether the likelihood gives each possible image a probability, so that bits per dimension are defined."""
+    return model.model.support == "bytes" or (model.model.support == "binary" and not split.is_grey())
