@@ -83,8 +83,8 @@ def test_experiment_demo_needs_no_account_and_no_download():
 
 @pytest.mark.parametrize("experiment", options("experiment"))
 def test_the_command_line_wins_over_an_experiment(experiment):
-    changed = check(compose(f"experiment={experiment}", "model.z_dim=3", "optimizer.lr=0.5", "model=beta"))
-    assert (changed["model"]["z_dim"], changed["optimizer"]["lr"], changed["model"]["beta"]) == (3, 0.5, 4)
+    changed = check(compose(f"experiment={experiment}", "model.z_dim=4", "optimizer.lr=0.5", "model=beta"))
+    assert (changed["model"]["z_dim"], changed["optimizer"]["lr"], changed["model"]["beta"]) == (4, 0.5, 4)
 
 
 @pytest.mark.parametrize("option", EVERY_OPTION)

@@ -33,9 +33,12 @@ usage: vae-generate checkpoint=PATH [KEY=VALUE ...]
 ANIMATED = ("interpolations", "traversals")
 LARGEST_SIDE = 100  # of the manifold in one picture: 10,000 images, as many as any picture has
 OF_IMAGES = ("reconstructions", "interpolations", "traversals around=image")
+DRAWN = ("samples", "classes", "reconstructions", "interpolations", "traversals", "manifold", "latents")
 # What each key is for. The others, such as output and device, are for all of them.
 USED_BY = {
-    "n": ("samples", "classes", "reconstructions", "interpolations", "traversals", "manifold", "latents"),
+    "beta": (*DRAWN, "weights"),
+    "z_dim": (*DRAWN, "weights"),
+    "n": DRAWN,
     "label": ("samples", "reconstructions", "interpolations", "traversals", "manifold"),
     "temperature": ("samples", "classes"),
     "sampler": ("samples",),
@@ -46,7 +49,7 @@ USED_BY = {
     "range": ("traversals",),
     "dims": ("traversals", "manifold", "latents"),
     "animate": ANIMATED,
-    "format": ("samples", "classes", "reconstructions", "interpolations", "traversals", "manifold", "latents"),
+    "format": DRAWN,
     "split": (*OF_IMAGES, "latents"),
     "seed": ("samples", "classes", *OF_IMAGES),
     "dataset.root": ("samples sampler=gmm", "samples sampler=aggregate", *OF_IMAGES, "latents"),

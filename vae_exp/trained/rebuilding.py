@@ -43,6 +43,7 @@ def settled(kept: Checkpoint, trust: bool = False, beta: float | None = None, z_
 
     Raises UserError where rebuild does, and for a setting that the run was not trained for.
     """
+    build.check_known_values(kept.config)
     if not amortized.is_amortized(kept.config):
         amortized.at(kept.config, beta, z_dim)  # which refuses others
         return kept
