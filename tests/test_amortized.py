@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import vae_exp
-from tests.conftest import compose, metrics, quick_run, recorded
+from tests.conftest import compose, metrics, quick_run, recorded, stored
 from vae_exp import amortized, mapping
 from vae_exp.comparing import maps, rate_distortion
 from vae_exp.comparing.places import Place
@@ -166,6 +166,23 @@ def test_a_setting_is_an_ordinary_model_that_is_exported_and_read_again():
             alone.at(**wrong)
     with pytest.raises(UserError, match="4 alone"):
         again.at(beta=1)
+
+
+@pytest.mark.parametrize("entry", ["objective", "amortize", "model"])
+@pytest.mark.parametrize("value", [None, 3, {}, "gone"])
+def test_a_checkpoint_of_it_with_an_entry_altered_is_refused_in_one_message(entry, value):
+    quick_run(*BOTH)
+    path = Path("run/best.pt")
+    state = stored(path)
+    state["config"] |= {entry: value}
+    if value == "gone":
+        del state["config"][entry]
+    torch.save(state, path)
+    if (entry, value) == ("objective", {}):  # which nothing of the model comes from
+        assert vae_exp.load(path).sample(2, seed=0).isfinite().all()
+        return
+    with pytest.raises(UserError, match="checkpoint"):
+        vae_exp.load(path)
 
 
 def test_evaluate_and_generate_take_settings(vae_command):

@@ -24,9 +24,9 @@ def draw(config: Mapping[str, Any], n: int, noise: torch.Generator) -> tuple[Ten
     beta is log-uniform over its range and z_dim one of its values, each as even over the images as can be: a value
     from each n-th of the range, in a random order.
     """
-    betas, z_dims = config["amortize"]["beta"], config["amortize"]["z_dim"]
-    if betas is None and z_dims is None:
+    if not is_amortized(config):
         return ()
+    betas, z_dims = config["amortize"]["beta"], config["amortize"]["z_dim"]
     setting = of(config["model"]["beta"], config["model"]["z_dim"], n, noise.device)
     if betas is not None:
         low, high = map(math.log, betas)
@@ -57,24 +57,30 @@ def is_amortized(config: Mapping[str, Any]) -> bool:
     return any(config["amortize"][name] is not None for name in ("beta", "z_dim"))
 
 
-def at(config: Mapping[str, Any], beta: float | None = None, z_dim: int | None = None) -> dict[str, Any]:
-    """The configuration of the ordinary model at one setting; None is the run's own.
+def chosen(config: Mapping[str, Any], beta: float | None, z_dim: int | None) -> dict[str, Any]:
+    """The beta and the z_dim that are asked for; None is the run's own.
 
     Raises UserError for a setting that the run was not trained for.
     """
-    chosen = {"beta": config["model"]["beta"] if beta is None else beta}
-    chosen["z_dim"] = config["model"]["z_dim"] if z_dim is None else z_dim
+    asked = {"beta": config["model"]["beta"] if beta is None else beta}
+    asked["z_dim"] = config["model"]["z_dim"] if z_dim is None else z_dim
     betas, z_dims = config["amortize"]["beta"], config["amortize"]["z_dim"]
     low, high = betas or [config["model"]["beta"]] * 2
-    if not low <= chosen["beta"] <= high:
+    if not low <= asked["beta"] <= high:
         there = f"{low:g} to {high:g} (amortize.beta)" if betas else f"{low:g} alone"
         raise UserError(f"beta={beta}: the model was trained for {there}.")
-    if chosen["z_dim"] not in (z_dims or [config["model"]["z_dim"]]):
+    if asked["z_dim"] not in (z_dims or [config["model"]["z_dim"]]):
         there = f"{', '.join(map(str, z_dims))} (amortize.z_dim)" if z_dims else f"{config['model']['z_dim']} alone"
         raise UserError(f"z_dim={z_dim}: the model was trained for {there}.")
-    objective = config["objective"] | {"beta": chosen["beta"]} if "beta" in config["objective"] else config["objective"]
-    alone = {"model": config["model"] | chosen, "objective": objective, "amortize": OFF}
-    return {**config, **alone}
+    return asked
+
+
+def at(config: Mapping[str, Any], beta: float | None = None, z_dim: int | None = None) -> dict[str, Any]:
+    """The configuration of the ordinary model at one setting, as `chosen`."""
+    model = config["model"] | chosen(config, beta, z_dim)
+    objective = config["objective"]
+    objective = objective | ({"beta": model["beta"]} if "beta" in objective else {})
+    return {**config, "model": model, "objective": objective, "amortize": OFF}
 
 
 def settled(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from vae_exp.comparing import places
 from vae_exp.run import resume
 from vae_exp.run.folder import MAP, read_summary
 from vae_exp.run.writing import write_json
@@ -37,7 +38,7 @@ def confirm(cfg: DictConfig, run_dir: Path) -> str:
     best: list[Place] = sorted(maps[split], key=lambda place: place["neg_elbo"])[: cfg.amortize.confirm]
     confirmed = []
     for number, place in enumerate(best, 1):
-        name = f"beta-{place['beta']:g}_z_dim-{place['z_dim']}"
+        name = places.named(place)
         folder = run_dir / CONFIRMED / name
         summary = read_summary(folder)
         log.info(
@@ -52,9 +53,11 @@ def confirm(cfg: DictConfig, run_dir: Path) -> str:
 
 def _alone(cfg: DictConfig, place: "Place", folder: Path) -> DictConfig:
     """The configuration of the run of one setting."""
+    from vae_exp import amortized
+
     goes_on = resume.can_go_on(folder)
     changes: dict[str, Any] = {
-        "amortize": {"beta": None, "z_dim": None, "confirm": 0},
+        "amortize": amortized.OFF,
         "model": {"beta": place["beta"], "z_dim": place["z_dim"]},
         "resume": str(folder) if goes_on else None,
         "replace": not goes_on,

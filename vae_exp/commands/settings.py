@@ -2,17 +2,15 @@
 
 import itertools
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vae_exp.commands import drawn_files, evaluation_table, measuring
+from vae_exp.comparing.places import named
 from vae_exp.config.keys import EvaluateOptions
 from vae_exp.errors import UserError, printable
 from vae_exp.run import evaluated
 from vae_exp.run.earlier import GENERATED
 from vae_exp.run.writing import write_json
-
-if TYPE_CHECKING:
-    from vae_exp.comparing.places import Place
 
 
 def are_asked(options: EvaluateOptions) -> bool:
@@ -55,11 +53,6 @@ def evaluate(path: Path, options: EvaluateOptions) -> list[dict[str, Any]]:
     where = wandb_afterwards.record_evaluation(options["wandb"]["mode"], path.parent, whole.config, numbers, pictures)
     print(f"W&B       {where}\n" if where else "")
     return rows
-
-
-def named(row: "dict[str, Any] | Place") -> str:
-    """beta-4_z_dim-10."""
-    return f"beta-{row['beta']:g}_z_dim-{row['z_dim']}"
 
 
 def _values(asked: Any) -> list[Any]:

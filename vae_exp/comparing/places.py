@@ -1,8 +1,9 @@
 """The map of a run for many settings, as map.json holds it."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from vae_exp.errors import UserError
 
@@ -16,6 +17,11 @@ class Place(TypedDict):
     reconstruction: float
     kl: float
     active_units: int
+
+
+def named(place: Mapping[str, Any]) -> str:
+    """beta-4_z_dim-10."""
+    return f"beta-{place['beta']:g}_z_dim-{place['z_dim']}"
 
 
 def read(path: Path) -> list[Place]:

@@ -31,20 +31,17 @@ class Modulated(nn.Module):
         super().__init__()
         self.network, self.betas, self.z_dims = _with_scaled_layers(network), betas, z_dims
         known = (betas is not None) + len(z_dims or ())
+        self.layers = [layer for layer in self.network.modules() if isinstance(layer, Scaled)]
         self.functions = nn.ModuleList(_function(known, 2 * layer.width) for layer in self.layers)
         self.of_latents = _function(known, latents) if latents else None
 
-    @property
-    def layers(self) -> list["Scaled"]:
-        return [layer for layer in self.network.modules() if isinstance(layer, Scaled)]
-
     def forward(self, x: Tensor, context: Tensor, setting: Tensor) -> Tensor:
         """What the network makes of x and its context, each image at its setting, [B, 2]."""
-        features, layers = self._features(setting), self.layers
-        for layer, function in zip(layers, self.functions, strict=True):
+        features = self._features(setting)
+        for layer, function in zip(self.layers, self.functions, strict=True):
             layer.scale, layer.shift = function(features).chunk(2, dim=1)
         outputs = self.network(x if self.of_latents is None else x * (1 + self.of_latents(features)), context)
-        for layer in layers:  # they are of this pass: left there, they would keep its graph
+        for layer in self.layers:  # they are of this pass: left there, they would keep its graph
             layer.scale = layer.shift = None
         return outputs
 

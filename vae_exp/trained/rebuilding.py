@@ -45,8 +45,10 @@ def settled(kept: Checkpoint, trust: bool = False, beta: float | None = None, z_
     """
     build.check_known_values(kept.config)
     if not amortized.is_amortized(kept.config):
-        amortized.at(kept.config, beta, z_dim)  # which refuses others
+        amortized.chosen(kept.config, beta, z_dim)  # which refuses others
         return kept
+    if not isinstance(kept.config.get("objective"), dict):
+        raise UserError(f"checkpoint: objective={kept.config.get('objective')} in its config is no group of keys.")
     config = cast("Config", amortized.at(kept.config, beta, z_dim))
     weights = amortized.settled(rebuild(kept, trust), kept.config, kept.x_shape, beta, z_dim).state_dict()
     measured = kept.kl_per_dim if config["model"] == kept.config["model"] else []
