@@ -21,6 +21,7 @@ from vae_exp.objectives import Progress, one_draw
 
 BOTH = ("amortize.beta=[0.25,8]", "amortize.z_dim=[2,4,8]", "model.z_dim=4", "network.hidden_dims=[32]")
 SHAPES = {"mlp": (1, 8, 8), "conv": (1, 12, 9), "resnet": (3, 8, 8), "burgess": (1, 32, 32)}
+SHAPES |= {"mlp network.hidden_dims=[]": (1, 8, 8)}  # a decoder of one layer: its latents are scaled too
 
 
 def summaries(folder):
@@ -40,7 +41,7 @@ def shaken(config, x_shape, n_classes=10):
 @pytest.mark.parametrize("network", SHAPES)
 @pytest.mark.parametrize("kind", ["vanilla", "conditional"])
 def test_the_ordinary_model_of_a_setting_gives_what_the_whole_one_gives_there(network, kind):
-    config = build.check(compose(f"network={network}", f"model={kind}", *BOTH[:3]))
+    config = build.check(compose(*f"network={network}".split(), f"model={kind}", *BOTH[:3]))
     model, x_shape = shaken(config, SHAPES[network]), SHAPES[network]
     x, y = torch.rand(5, *x_shape), torch.arange(5)
     for beta, z_dim in ((0.25, 2), (1.0, 4), (7.5, 8)):
