@@ -10,7 +10,7 @@ function tradeOffs(section) {
     drawnInto(box, width => [tradeOff(width, section, name)]);
     return element("figure", {}, element("figcaption", {}, element("b", {}, name), " higher is better"), box);
   });
-  return [element("h3", {}, "Disentanglement and reconstruction"), element("div", { class: "curves" }, ...boxes)];
+  return [element("h3", {}, "Disentanglement and reconstruction"), element("div", { class: "charts" }, ...boxes)];
 }
 
 const COST = "test/reconstruction";
