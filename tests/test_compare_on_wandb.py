@@ -86,6 +86,38 @@ def test_no_panel_is_of_a_key_that_nobody_logs(sweep, vae_command):
     assert any("vae-train -m" in str(value) and "model.z_dim=2,8" in str(value) for _, value in leaves(sent["report"]))
 
 
+@pytest.mark.slow
+def test_scores_of_disentanglement_have_panels_where_runs_have_them(vae_train, vae_command):
+    part = "dataset.factors={shape:[0],scale:4,orientation:1,x:8,y:8}"
+    typed = (
+        "dataset=sprites",
+        "dataset.test_size=0.3",
+        "dataset.val_size=0.4",
+        part,
+        "network.hidden_dims=[16]",
+        "model.z_dim=2",
+        "epochs=1",
+        "device=cpu",
+    )
+    scored = ("scores=[mig,dci]", "scores_every_epochs=1", "wandb.mode=offline", "hydra.sweep.dir=swept")
+    code, said = vae_train("-m", *typed, *scored, "model.beta=1,4")
+    assert code == 0, said
+    code, said = vae_command("vae-compare", "swept", "--wandb", "me/mine", "--wandb-report", "--dry-run")
+    assert code == 0, said
+    logs = [recorded(folder) for folder in Path("outputs/wandb").glob("*run-*")]
+    history = plain(name for log in logs for record in log.get("history", []) for name in record["item"])
+    summary = {f"summary:{name}" for log in logs for record in log["summary"] for name in record.get("update", {})}
+    for part in json.loads(said).values():
+        asked: dict[str, set] = {}
+        for path, value in leaves(part):
+            asked.setdefault(path[-1], set()).add(value)
+        over = {"summary:test/mig", "summary:test/dci_disentanglement"}
+        assert over <= asked["yAxis"] <= summary
+        assert {"summary:test/reconstruction", "config:model.value.beta"} <= asked["xAxis"] | asked["zAxis"]
+        assert {"val/mig", "val/dci_disentanglement"} <= asked["metrics"] <= history
+    assert {"sweep/trade_off"} <= asked["mediaKeys"] <= history
+
+
 def compared(*typed, **environment):
     """vae-compare as a process of its own: W&B's library reads its variables once in a process."""
     code = "from vae_exp.commands.compare import main; main()"

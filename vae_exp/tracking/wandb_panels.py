@@ -4,11 +4,12 @@ from typing import Any
 
 import wandb_workspaces.reports.v2 as wr
 
-from vae_exp.comparing.runs import is_number
+from vae_exp.comparing.runs import SCORES, is_number
 from vae_exp.tracking.wandb_logged import Logged
 
 TERMS = ("neg_elbo", "reconstruction", "kl")
 FIRST_PICTURES = ("images/samples", "images/reconstructions")
+COST = "test/reconstruction"
 FROM = {"train_epoch": "training", "val": "validation", "test": "test"}
 THIRD, HALF, WHOLE = 8, 12, 24  # of the width of a report
 
@@ -85,6 +86,26 @@ def times(logged: Logged) -> list[Any]:
 def scores(logged: Logged) -> list[Any]:
     """What vae-evaluate measured, a bar for each setting."""
     return [wr.BarPlot(title=name, metrics=[name], layout=wr.Layout(w=THIRD)) for name in logged.scores]
+
+
+def trade_off(logged: Logged, **layout: int) -> list[Any]:
+    """Scores of disentanglement: each over the reconstruction that it costs, and over steps where it was logged."""
+    if COST not in logged.summary:
+        return []
+    swept = [key for key in logged.keys if logged.values[key] and all(map(is_number, logged.values[key]))]
+    plots = [
+        wr.ScatterPlot(
+            title=f"{name} (higher is better) over {COST}",
+            x=wr.SummaryMetric(COST),
+            y=wr.SummaryMetric(name),
+            z=wr.Config(swept[0]) if swept else None,
+            layout=wr.Layout(**(layout or {"w": HALF})),
+        )
+        for name in SCORES
+        if name in logged.summary
+    ]
+    of_epochs = [name.replace("test/", f"{split}/") for split in ("val", "test") for name in SCORES]
+    return plots + [line(name, name) for name in of_epochs if name in logged.history]
 
 
 def line(title: str, name: str, unit: str | None = None) -> Any:

@@ -15,7 +15,7 @@ from vae_exp.tracking.wandb_afterwards import SWEEP_SUMMARY
 from vae_exp.tracking.wandb_logged import Logged
 
 LONGEST_TITLE, MOST_ROWS = 128, 30
-FIGURES = ("heat_map", "curves")  # of a sweep, in its folder as PNG and in its sweep-summary run
+FIGURES = ("heat_map", "curves", "trade_off")  # of a sweep, in its folder as PNG and in its sweep-summary run
 
 
 def title(sweep: str) -> str:
@@ -43,6 +43,9 @@ def report(
     if over := [*panels.scatter(logged), *panels.parallel(logged)]:
         each_run = wr.Runset(name="runs", filters=of_sweep, **where)
         blocks += [wr.H2("What was swept"), wr.PanelGrid(runsets=[each_run], panels=over)]
+    if scored := panels.trade_off(logged):
+        each_run = wr.Runset(name="runs", filters=of_sweep, **where)
+        blocks += [wr.H2("Disentanglement and reconstruction"), wr.PanelGrid(runsets=[each_run], panels=scored)]
     if figures := _figures(runs):
         summary = [expr.Metric("Group") == sweep, expr.Metric("JobType") == SWEEP_SUMMARY]
         drawn = wr.Runset(name=SWEEP_SUMMARY, filters=summary, **where)

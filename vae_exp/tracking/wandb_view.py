@@ -16,6 +16,7 @@ MOST_RUNS = 30  # lines in a plot; W&B's own default is 10
 SECTIONS = {  # and how many panels stand side by side
     "ELBO and its terms": (panels.terms, 3),
     "What was swept": (panels.parallel, 1),
+    "Disentanglement": (panels.trade_off, 2),
     "Pictures": (panels.pictures, 3),
     "KL of each latent": (panels.latents, 2),
     "Scores": (panels.scores, 3),
