@@ -18,6 +18,7 @@ from vae_exp.errors import UserError
 from vae_exp.metrics import evaluate
 from vae_exp.networks.modulated import Modulated
 from vae_exp.objectives import Progress, one_draw
+from vae_exp.run import reading_off
 
 BOTH = ("amortize.beta=[0.25,8]", "amortize.z_dim=[2,4,8]", "model.z_dim=4", "network.hidden_dims=[32]")
 SHAPES = {"mlp": (1, 8, 8), "conv": (1, 12, 9), "resnet": (3, 8, 8), "burgess": (1, 32, 32)}
@@ -57,6 +58,53 @@ def test_the_ordinary_model_of_a_setting_gives_what_the_whole_one_gives_there(ne
         assert q.kl_to_prior()[:, z_dim:].abs().sum() == 0
     plain = build.model(amortized.at(config, 7.5, 8), x_shape, 10)
     assert plain.state_dict().keys() == alone.state_dict().keys()
+
+
+OF_USERS = "network._target_=tests.networks_of_users."
+SETTINGS = (*BOTH[:3], "~network.hidden_dims", "~network.activation", "epochs=1")
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        *[("net", f"+network.kind={kind}") for kind in ("shared", "sequence", "transformer", "weight_norm")],
+        *[("net", f"+network.kind='{kind}'") for kind in ("no bias", "batch norm")],
+        ("heads",),
+    ],
+    ids=str,
+)
+def test_networks_of_users_are_read_off_as_they_are_trained(network):
+    config = build.check(compose(OF_USERS + network[0], *network[1:], *SETTINGS))
+    model, x_shape = shaken(config, (1, 8, 8)), (1, 8, 8)
+    x, y = torch.rand(5, *x_shape), torch.arange(5)
+    with model.evaluating():
+        reading_off.check(config, model, x, y)
+        for beta, z_dim in ((0.25, 2), (7.5, 8)):
+            alone, setting = amortized.settled(model, config, x_shape, beta, z_dim), amortized.of(beta, z_dim, 5)
+            q = model.encode(x, y, setting)
+            torch.testing.assert_close(alone.encode(x, y).mean, q.mean[:, :z_dim], rtol=1e-4, atol=1e-5)
+            logits = model.decode(q.mean, y, setting).logits
+            torch.testing.assert_close(alone.decode(q.mean[:, :z_dim], y).logits, logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("network", "said"),
+    [
+        (("net", "+network.kind=functional"), "is not what it is there"),
+        (("net", "+network.kind=flattened"), "called with 4 rows for 2 images"),
+        (("again", "+network.label_first=false"), "is not what it is there"),
+        (("again", "+network.label_first=true", "model=conditional", "model.z_dim=4"), "takes z before the label"),
+        (("wide",), "no other layer's width follows from z_dim"),
+    ],
+    ids=str,
+)
+def test_networks_that_could_not_be_read_off_are_refused_before_a_run_begins(network, said, vae_train, tmp_path):
+    typed = ("dataset=digits", "wandb.mode=disabled", *SETTINGS, "hydra.run.dir=run")
+    code, told = vae_train(OF_USERS + network[0], *network[1:], *typed)
+    assert (code, said in told) == (1, True), told
+    assert "Traceback" not in told
+    assert not list(tmp_path.rglob("best.pt"))
+    assert not list(tmp_path.rglob("metrics.jsonl"))
 
 
 def test_it_begins_as_the_plain_model_and_images_of_a_batch_have_settings_of_their_own():

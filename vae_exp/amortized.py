@@ -15,6 +15,10 @@ from vae_exp.errors import UserError
 from vae_exp.networks.modulated import Modulated
 from vae_exp.vae import VAE
 
+NARROWS = (
+    "A smaller z_dim is read off where the encoder's last layer gives means and log-variances, the decoder's first "
+    "layer takes z before the label, and no other layer's width follows from z_dim."
+)
 OFF = {"beta": None, "z_dim": None, "confirm": 0}  # of a run for one setting
 
 
@@ -102,18 +106,18 @@ def settled(
     setting = of(alone["model"]["beta"], alone["model"]["z_dim"], 1, device)
     with torch.random.fork_rng([]):  # its first weights are replaced
         plain = build.model(alone, x_shape, model.n_classes)
-    parts = {"encoder": model.encoder.at(setting), "decoder": model.decoder.at(setting)}
-    for name, whole in parts.items():
-        narrow = getattr(plain, name)
-        narrow.load_state_dict(_narrowed(whole.state_dict(), narrow.state_dict(), model.z_dim, plain.z_dim))
+    for narrow, whole in ((plain.encoder, model.encoder), (plain.decoder, model.decoder)):
+        weights = whole.weights_at(setting)
+        narrow.load_state_dict(_narrowed(weights, narrow.state_dict(), model.z_dim, plain.z_dim))
     plain.likelihood = model.likelihood
     return plain.to(device).train(model.training).requires_grad_(False)
 
 
 def _narrowed(whole: Mapping[str, Tensor], narrow: Mapping[str, Tensor], widest: int, z_dim: int) -> dict[str, Tensor]:
-    """Weights without the latents beyond z_dim: rows of the encoder's last layer and columns of the decoder's first.
+    """Weights without the latents beyond z_dim: rows of the encoder's last layer, or of one each for means and for
+    log-variances, and columns of the decoder's first. Whether that was right is tried before a run begins.
 
-    Raises UserError for networks that have them elsewhere.
+    Raises UserError for networks that have other widths for another z_dim.
     """
     kept = torch.arange(z_dim)
     found = {}
@@ -122,13 +126,15 @@ def _narrowed(whole: Mapping[str, Tensor], narrow: Mapping[str, Tensor], widest:
         wide, slim = tensor.shape, of_narrow.shape
         if wide != slim and wide[0] == 2 * widest and slim[0] == 2 * z_dim:
             tensor = tensor[torch.cat([kept, widest + kept]).to(tensor.device)]
+        elif wide != slim and wide[0] == widest and slim[0] == z_dim:
+            tensor = tensor[kept.to(tensor.device)]
         elif wide != slim and len(wide) > 1 and wide[1] - slim[1] == widest - z_dim:
             others = torch.arange(widest, wide[1])
             tensor = tensor[:, torch.cat([kept, others]).to(tensor.device)]
         if tensor.shape != slim:
             raise UserError(
                 f"amortize.z_dim: the weights {name} have {list(wide)} numbers with {widest} latents and {list(slim)} "
-                f"with {z_dim}; the encoder's last layer must give 2 z_dim numbers, the decoder's first take z first."
+                f"with {z_dim}. {NARROWS}"
             )
         found[name] = tensor
     return found

@@ -17,6 +17,7 @@ from vae_exp.config.keys import Config
 from vae_exp.datasets import Split
 from vae_exp.errors import UserError
 from vae_exp.objectives import Logged, Progress, elbo_terms, more_draws
+from vae_exp.run import reading_off
 from vae_exp.vae import VAE
 
 IMAGES = 2
@@ -31,6 +32,7 @@ def check(config: Config, model: VAE, objective: Callable[..., tuple[Tensor, Log
     x, y = first.x.float() / 255, first.y
     with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []), model.evaluating():
         _check_network(config, model, x, y)
+        reading_off.check(config, model, x, y)
         noise = torch.Generator(x.device).manual_seed(0)
         setting = amortized.own(config, len(x), x.device)
         with _counting(model) as operations:
