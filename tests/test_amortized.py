@@ -11,7 +11,6 @@ import vae_exp
 from tests.conftest import compose, metrics, quick_run, recorded, stored
 from vae_exp import amortized, mapping
 from vae_exp.comparing import maps, rate_distortion
-from vae_exp.comparing.places import Place
 from vae_exp.comparing.runs import read_runs
 from vae_exp.config import build
 from vae_exp.errors import UserError
@@ -19,6 +18,7 @@ from vae_exp.metrics import evaluate
 from vae_exp.networks.modulated import Modulated
 from vae_exp.objectives import Progress, one_draw
 from vae_exp.run import reading_off
+from vae_exp.run.places import Place
 
 BOTH = ("amortize.beta=[0.25,8]", "amortize.z_dim=[2,4,8]", "model.z_dim=4", "network.hidden_dims=[32]")
 SHAPES = {"mlp": (1, 8, 8), "conv": (1, 12, 9), "resnet": (3, 8, 8), "burgess": (1, 32, 32)}
@@ -247,7 +247,7 @@ def test_evaluate_and_generate_take_settings(vae_command):
         assert row["neg_elbo"] == pytest.approx(again.neg_elbo, abs=1e-4)
         assert row["nll"] > 0
         assert f"{row['neg_elbo']:.3f}" in said
-    assert Path("run/generated/best_test_settings.png").stat().st_size > 10_000
+    assert Path("run/generated/settings.png").stat().st_size > 10_000
     assert not Path("run/best.test.json").exists()
     code, said = vae_command("vae-evaluate", "checkpoint=run", "beta=[0.5,20]")
     assert (code, "beta=20: the model was trained for 0.25 to 8" in said) == (1, True)

@@ -72,10 +72,10 @@ def chosen(config: Mapping[str, Any], beta: float | None, z_dim: int | None) -> 
     low, high = betas or [config["model"]["beta"]] * 2
     if not low <= asked["beta"] <= high:
         there = f"{low:g} to {high:g} (amortize.beta)" if betas else f"{low:g} alone"
-        raise UserError(f"beta={beta}: the model was trained for {there}.")
+        raise UserError(f"beta={asked['beta']:g}: the model was trained for {there}.")
     if asked["z_dim"] not in (z_dims or [config["model"]["z_dim"]]):
         there = f"{', '.join(map(str, z_dims))} (amortize.z_dim)" if z_dims else f"{config['model']['z_dim']} alone"
-        raise UserError(f"z_dim={z_dim}: the model was trained for {there}.")
+        raise UserError(f"z_dim={asked['z_dim']}: the model was trained for {there}.")
     return asked
 
 

@@ -7,15 +7,15 @@ from typing import Any
 import torch
 
 from vae_exp import amortized
-from vae_exp.comparing.places import Place
 from vae_exp.config import build
 from vae_exp.datasets.splits import Split
 from vae_exp.metrics import evaluate
+from vae_exp.run.places import Place
 from vae_exp.run.standing import Training
 from vae_exp.vae import VAE
 
 IMAGES = 2000  # of a split, chosen by chance: the map of a run takes seconds, and vae-evaluate measures all images
-MOST_BETAS = 9
+MOST_BETAS = 12
 
 
 def measure(model: VAE, config: Mapping[str, Any], split: Split) -> list[Place]:
@@ -49,7 +49,10 @@ def maps(training: Training, splits: Mapping[str, Split]) -> dict[str, list[Plac
 
 
 def settings(config: Mapping[str, Any]) -> list[tuple[float, int]]:
-    """The settings of a run's map: every z_dim with the run's own beta, its doubles and its halves within the range."""
+    """The settings of a run's map: every z_dim with the run's own beta, and its doubles and halves within the range.
+
+    Of a very wide range it is fewer: its multiples by 4, or by 8, ...
+    """
     own, z_dim = config["model"]["beta"], config["model"]["z_dim"]
     return [(beta, z) for z in config["amortize"]["z_dim"] or [z_dim] for beta in _betas(own, config)]
 

@@ -86,10 +86,19 @@ def _arguments() -> argparse.ArgumentParser:
         "--html", type=Path, metavar="FILE", help="write one self-contained page: table, curves, pictures"
     )
     parser.add_argument(
-        "--map", type=Path, metavar="FILE", help="draw the map of a run with amortize=..., other runs as points on it"
+        "--map",
+        type=_picture,
+        metavar="FILE",
+        help="draw the map of a run with amortize=..., other runs as points on it: .png, .pdf or .svg",
     )
     compare_on_wandb.add_options(parser)
     return parser
+
+
+def _picture(text: str) -> Path:
+    if Path(text).suffix not in (".png", ".pdf", ".svg"):
+        raise argparse.ArgumentTypeError(f"{text}: a picture is a .png, a .pdf or an .svg")
+    return Path(text)
 
 
 def _count(text: str) -> int:

@@ -7,48 +7,36 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from vae_exp.comparing import places
-from vae_exp.run import resume
-from vae_exp.run.folder import MAP, read_summary
+from vae_exp.config.check import resolve
+from vae_exp.run import confirmed, resume
+from vae_exp.run.folder import MAP
 from vae_exp.run.writing import write_json
 
 if TYPE_CHECKING:
-    from vae_exp.comparing.places import Place
+    from vae_exp.run.places import Place
 
 log = logging.getLogger(__name__)
-CONFIRMED = "confirmed"  # in the run's folder: a run's folder for each setting
-
-
-def missing(config: Any, run_dir: Path) -> bool:
-    """Whether a run has settings left to confirm."""
-    done = [read_summary(path.parent) for path in (run_dir / CONFIRMED).glob("*/summary.json")]
-    return sum(summary is not None and summary.finished for summary in done) < config["amortize"]["confirm"]
 
 
 def confirm(cfg: DictConfig, run_dir: Path) -> str:
     """Train the best settings of the run's map as runs of their own, and return the comparison, as lines of text.
 
-    The best are those with the lowest neg_elbo on the validation images, or the test images where there are none. A
-    run that is there and finished is not trained again, an unfinished one goes on. The comparison is kept in map.json.
+    A run that is there and finished is not trained again, an unfinished or shorter one goes on. The comparison is kept
+    in map.json.
     """
     from vae_exp.train import train
 
-    maps = json.loads((run_dir / MAP).read_text())
-    split = "val" if "val" in maps else "test"
-    best: list[Place] = sorted(maps[split], key=lambda place: place["neg_elbo"])[: cfg.amortize.confirm]
-    confirmed = []
-    for number, place in enumerate(best, 1):
-        name = places.named(place)
-        folder = run_dir / CONFIRMED / name
-        summary = read_summary(folder)
-        log.info(
-            f"\nconfirm {number}/{len(best)}  {name}" + ("  already finished" if summary and summary.finished else "")
-        )
-        if not (summary and summary.finished):
+    split, best = confirmed.best(cfg, run_dir)
+    rows = []
+    for number, (place, folder) in enumerate(best, 1):
+        is_done = confirmed.is_done(resolve(cfg), folder)
+        log.info(f"\nconfirm {number}/{len(best)}  {folder.name}" + ("  already finished" if is_done else ""))
+        if not is_done:
             train(_alone(cfg, place, folder), folder)
-        confirmed.append({"setting": name, "map": place, "alone": _measure(folder, place, split)})
-    write_json(run_dir / MAP, maps | {"confirmed": {"split": split, "settings": confirmed}})
-    return _table(confirmed, split)
+        rows.append({"setting": folder.name, "map": place, "alone": _measure(folder, place, split)})
+    maps = json.loads((run_dir / MAP).read_text())
+    write_json(run_dir / MAP, maps | {"confirmed": {"split": split, "settings": rows}})
+    return _table(rows, split)
 
 
 def _alone(cfg: DictConfig, place: "Place", folder: Path) -> DictConfig:
@@ -56,9 +44,11 @@ def _alone(cfg: DictConfig, place: "Place", folder: Path) -> DictConfig:
     from vae_exp import amortized
 
     goes_on = resume.can_go_on(folder)
+    name = cfg.wandb.name
     changes: dict[str, Any] = {
         "amortize": amortized.OFF,
         "model": {"beta": place["beta"], "z_dim": place["z_dim"]},
+        "wandb": {"name": f"{name} {folder.name}" if name else None},  # each is a run of its own there
         "resume": str(folder) if goes_on else None,
         "replace": not goes_on,
     }
@@ -76,8 +66,8 @@ def _measure(folder: Path, place: "Place", split: str) -> "Place":
 
 
 def _table(confirmed: list[dict[str, Any]], split: str) -> str:
-    lines = [f"\nneg_elbo, {split} images    the map     alone       off"]
+    lines = [f"\nneg_elbo, {split} images    the map     alone       off (nats)"]
     for row in confirmed:
         read, alone = row["map"]["neg_elbo"], row["alone"]["neg_elbo"]
-        lines.append(f"{row['setting']:22}{read:10.2f}{alone:10.2f}{read / alone - 1:10.1%}")
+        lines.append(f"{row['setting']:22}{read:10.2f}{alone:10.2f}{read - alone:+10.2f}")
     return "\n".join(lines)

@@ -1,20 +1,16 @@
 """`vae-evaluate`: held-out numbers of a trained model, printed, written beside its checkpoint, added to its W&B run."""
 
-import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vae_exp.commands import evaluation_table, measuring, settings, shared
+from vae_exp.commands import evaluation_table, measuring, recording, settings, shared
 from vae_exp.config.keys import EvaluateOptions
 from vae_exp.config.rules import EVALUATE_RULES
-from vae_exp.errors import Unwritable, UserError, printable
+from vae_exp.errors import UserError, printable
 from vae_exp.run import evaluated
-from vae_exp.run.earlier import GENERATED
-from vae_exp.run.folder import BEST
-from vae_exp.run.writing import write_json
 
 if TYPE_CHECKING:
-    import numpy as np
+    pass
 
 ABOUT = """vae-evaluate: held-out numbers of a trained model, in nats per image.
 
@@ -28,8 +24,6 @@ usage: vae-evaluate checkpoint=PATH [KEY=VALUE ...]
   vae-evaluate checkpoint=outputs/sweeps/... split=val            every run of a sweep, a table at the end"""
 
 
-SPLITS = ("test", "val", "train")
-WEIGHTS = "weights"  # in a picture: those that it is of
 # What an evaluation measures only where that is asked for: of a model that has it already it is kept.
 LONG = (
     ("nll", "nll_error", "importance_samples", "importance_seed"),
@@ -80,7 +74,6 @@ def evaluate_checkpoint(path: Path, options: EvaluateOptions) -> dict[str, Any]:
     from vae_exp import trained
     from vae_exp.config import build
     from vae_exp.run import checkpoint
-    from vae_exp.tracking import wandb_afterwards
 
     kept = checkpoint.load(path)
     model = trained.TrainedVAE(kept, build.device(options["device"]), options["trust"], path)
@@ -88,54 +81,11 @@ def evaluate_checkpoint(path: Path, options: EvaluateOptions) -> dict[str, Any]:
     result = {"checkpoint": str(path), "step": kept.step, "weights": model.weights, **measured}
     if wrong := evaluated.not_finite(result):
         raise UserError(f"{path}: {', '.join(wrong)}; the model's weights or its data are not sound.")
-    written = path.with_name(f"{path.stem}.{options['split']}.json")
-    result = _with_what_was_kept(result, evaluated.read(written))
+    result = _with_what_was_kept(result, evaluated.read(recording.file_of(path, options["split"])))
     evaluation_table.show(result, model)
-    try:
-        write_json(written, result)
-    except Unwritable as error:  # which advises on a run
-        raise UserError(f"{written}: cannot be written ({getattr(error.__cause__, 'strerror', error)}).") from error
-    print(f"\nwritten   {printable(written)}")
-    _write_pictures(path, options["split"], model.weights, drawn)
-    numbers, pictures = _for_wandb(path, model.weights), _pictures(path, model.weights)
-    if where := wandb_afterwards.record_evaluation(
-        options["wandb"]["mode"], path.parent, model.config, numbers, pictures
-    ):
-        print(f"W&B       {where}")
-    print()
+    recording.write(path, options["split"], model.weights, result, drawn)
+    recording.in_wandb(path, model.weights, options["wandb"]["mode"], model.config)
     return result
-
-
-def _write_pictures(path: Path, split: str, weights: str, drawn: "dict[str, np.ndarray]") -> None:
-    """In generated/ beside the checkpoint; each says of which weights it is. Raises UserError where it is refused."""
-    from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
-
-    from vae_exp.commands.drawn_files import whole
-
-    of = "" if (path.name, split) == (BEST, "test") else f"{path.stem}_{split}_"
-    for name, pixels in drawn.items():
-        target, says = path.with_name(GENERATED) / f"{of}{name}.png", PngInfo()
-        says.add_text(WEIGHTS, weights)
-        try:
-            target.parent.mkdir(exist_ok=True)
-            with whole(target) as partial:
-                Image.fromarray(pixels).save(partial, "PNG", pnginfo=says)
-        except OSError as error:
-            raise UserError(f"{target}: cannot be written ({error.strerror or error}).") from error
-        print(f"picture   {printable(target)}")
-
-
-def _pictures(path: Path, weights: str) -> dict[str, Path]:
-    """What was drawn with the scores of these weights, by the names that W&B has for it."""
-    from PIL import Image
-
-    found = {}
-    for picture in sorted(path.with_name(GENERATED).glob("*.png")):
-        with contextlib.suppress(OSError, ValueError, SyntaxError), Image.open(picture) as opened:
-            if opened.info.get(WEIGHTS) == weights:
-                found[f"evaluate/{picture.stem}"] = picture
-    return found
 
 
 def _with_what_was_kept(result: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
@@ -155,13 +105,3 @@ def _with_what_was_kept(result: dict[str, Any], before: dict[str, Any]) -> dict[
     if "nll" in kept and "bits_per_dim" in result:  # they come from the nll where there is one
         kept["bits_per_dim"] = before["bits_per_dim"]
     return result | kept
-
-
-def _for_wandb(path: Path, weights: str) -> dict[str, Any]:
-    """The numbers of all splits that were measured of this model: a run in W&B that is written anew has them all."""
-    prefixed: dict[str, Any] = {}
-    for split in SPLITS:
-        written = evaluated.read(path.with_name(f"{path.stem}.{split}.json"))
-        if written.get("weights") == weights:
-            prefixed |= {f"evaluate/{split}/{name}": value for name, value in evaluated.numbers(written).items()}
-    return prefixed

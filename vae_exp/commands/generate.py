@@ -98,7 +98,7 @@ def generate(options: GenerateOptions) -> Path:
     target = folder / _name(options)
     with in_folder(folder):
         if options["what"] == "weights":
-            written = folder / f"{source.stem}.safetensors"
+            written = folder / f"{_name(options).replace('weights', source.stem, 1)}.safetensors"
             model.export(written)
         elif options["what"] == "latents":
             written = _write_latents(model, options, n, target)

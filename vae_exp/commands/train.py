@@ -25,7 +25,7 @@ from vae_exp.config.check import CONF_DIR
 from vae_exp.config.keys import Config
 from vae_exp.config.messages import HYDRA_VERSION, compose, parse, quoted, readable, without_hydra
 from vae_exp.errors import UserError
-from vae_exp.run import cores, earlier, resume
+from vae_exp.run import confirmed, cores, earlier, resume
 from vae_exp.run.folder import OVERRIDES, read_overrides, require_no_owner, require_writable
 from vae_exp.sweep import composing, ending, jobs, plan, processes, search, study
 from vae_exp.sweep.sweepers import Grid
@@ -147,8 +147,8 @@ def _sweep(typed: list[str], cfg: DictConfig) -> int:
     if cfg.resume is not None:
         raise UserError(f"resume={cfg.resume}: is of one run. A sweep goes on with sweep.resume={cfg.resume}.")
     config = _check(cfg, of_sweep=True)
-    if config["amortize"]["confirm"]:
-        raise UserError(f"amortize.confirm={config['amortize']['confirm']}: is of one run. Use 0 in a sweep.")
+    if config["amortize"]["confirm"] or any(word.key_or_group == "amortize.confirm" for word in parse(typed)):
+        raise UserError(f"amortize.confirm={config['amortize']['confirm']}: is of one run. Leave it out of a sweep.")
     _require_options(typed)
     for kind in ("launcher", "sweeper"):
         if cfg.hydra[kind] is None:
@@ -206,7 +206,9 @@ def _job(cfg: DictConfig) -> float | None:
 
     try:
         summary = train(cfg, run_dir)
-        told = confirming.confirm(cfg, run_dir) if cfg.amortize.confirm else ""
+        log.info(closing(summary, run_dir, cfg.dataset["_target_"]))
+        if cfg.amortize.confirm:
+            log.info(confirming.confirm(cfg, run_dir))
     except KeyboardInterrupt:
         log.info(f"Stopped by Ctrl-C. What was finished until then is in {run_dir}{how_to_go_on(run_dir)}")
         raise
@@ -217,7 +219,6 @@ def _job(cfg: DictConfig) -> float | None:
         record_failure(cfg, run_dir, str(error))
         log.error(f"vae-train: {error}")
         sys.exit(1)
-    log.info(closing(summary, run_dir, cfg.dataset["_target_"]) + told)
     return None
 
 
@@ -243,7 +244,7 @@ def _to_resume(typed: list[str], cfg: DictConfig) -> tuple[list[str], Path]:
     typed = [*_without(typed, {"resume", "hydra.run.dir"}), f"resume={quoted(folder)}"]
     config = _check(compose("config", typed))
     require_no_owner(folder)
-    if not confirming.missing(config, folder):
+    if not confirmed.are_missing(config, folder):
         resume.require_unfinished(folder, config)
     resume.load(folder, config, quiet=True)
     # One run, also where it was a job of a preset that is a sweep.
@@ -265,7 +266,7 @@ def _check(cfg: DictConfig, of_sweep: bool = False) -> Config:
     from vae_exp.run import speed
     from vae_exp.tracking import wandb_server
 
-    wandb_server.check_environment(cfg.wandb.mode, of_sweep)
+    wandb_server.check_environment(cfg.wandb.mode, several_runs=of_sweep or bool(cfg.amortize.confirm))
     if cfg.wandb.mode == "online":
         wandb_server.api_key(cfg.wandb.mode)
     config = build.check(cfg, combinations=not of_sweep)

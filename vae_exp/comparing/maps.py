@@ -2,11 +2,12 @@
 
 from matplotlib.figure import Figure
 
-from vae_exp.comparing import comparable, places, rate_distortion
-from vae_exp.comparing.places import Place
+from vae_exp.comparing import comparable, rate_distortion
 from vae_exp.comparing.runs import Run
 from vae_exp.errors import UserError
+from vae_exp.run import places
 from vae_exp.run.folder import MAP
+from vae_exp.run.places import Place
 
 MEASURED = ("test/neg_elbo", "test/reconstruction", "test/kl")
 

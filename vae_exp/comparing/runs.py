@@ -16,7 +16,7 @@ from typing import Any
 from vae_exp.comparing.names import common_start
 from vae_exp.config.check import flatten, path_of
 from vae_exp.errors import UserError
-from vae_exp.run.folder import CONFIG, METRICS, OUTPUTS, SUMMARY, read_config, read_summary, runs_below
+from vae_exp.run.folder import CONFIG, METRICS, OUTPUTS, SUMMARY, confirms, read_config, read_summary, runs_below
 
 # Of data with known factors, where a run was asked for them: the only results of which more is better.
 SCORES = ("test/mig", "test/dci_disentanglement", "test/infom", "test/infoc")
@@ -133,7 +133,7 @@ def newest() -> Path:
     """What `latest` means: the folder of the newest run that has results, or of its sweep. Raises UserError."""
     for folder in runs_below(OUTPUTS):
         summary, config = read_summary(folder), read_config(folder)
-        if summary is not None and isinstance(config, dict) and is_finite(summary.score):
+        if summary is not None and isinstance(config, dict) and is_finite(summary.score) and not confirms(folder):
             sweep = config.get("sweep")
             return folder.parent if isinstance(sweep, dict) and sweep.get("jobs") else folder
     raise UserError(f"{LATEST}: no run in {OUTPUTS} has results.")

@@ -161,7 +161,7 @@ def _check_objective(flat: Mapping[str, Any]) -> list[str]:
 def _check_amortized(flat: Mapping[str, Any]) -> list[str]:
     """What stands in the way of one run for many settings: each must be an ordinary model's, and the run's own one."""
     names = ("amortize.beta", "amortize.z_dim", "model.beta", "model.z_dim")
-    if not all(RULES[name].allows(flat.get(name)) for name in names):  # which is told already
+    if not all(name in flat and RULES[name].allows(flat[name]) for name in names):  # which is told already
         return []
     betas, z_dims, beta, z_dim = (flat[name] for name in names)
     given = " and ".join(name for name in names[:2] if flat[name] is not None)

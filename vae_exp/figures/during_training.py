@@ -6,13 +6,13 @@ import numpy as np
 import torch
 
 from vae_exp import mapping
-from vae_exp.comparing.places import Place
 from vae_exp.config import build
 from vae_exp.datasets import Split
 from vae_exp.figures import every_class, fonts, sheets, walks
 from vae_exp.figures.sheets import SIZES
 from vae_exp.metrics import Evaluation
 from vae_exp.run.due import Due
+from vae_exp.run.places import Place
 from vae_exp.run.standing import Training
 from vae_exp.vae import VAE
 
@@ -72,7 +72,7 @@ def of_map(places: list[Place], split: str, epoch: int) -> Picture:
     """The map of a run for many settings."""
     from vae_exp.comparing import rate_distortion  # here, because matplotlib takes half a second to import
 
-    title = f"epoch {epoch}: every setting of the one network, up to {mapping.IMAGES:,} {split} images"
+    title = f"epoch {epoch}: settings of the one network, up to {mapping.IMAGES:,} {split} images"
     return "test_map" if split == "test" else "map", sheets.pixels(rate_distortion.draw(places, title)), title
 
 

@@ -15,6 +15,8 @@ MAY_CHANGE = (
     "dataset.root", "dataset.cache", "dataset.device_memory",
 )  # fmt: skip
 
+LENGTH = ("epochs", "max_steps", "max_minutes", "early_stopping.patience")  # what gives a finished run more to do
+
 
 def contradictions(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """The keys whose values differ and may not, with both values."""

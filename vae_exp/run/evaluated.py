@@ -5,6 +5,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from vae_exp.run import places
+
 TEXTS = ("checkpoint", "weights", "model", "split")
 SETTINGS = ("rows", "repeats", "seed", "factors")  # of scores of disentanglement: those of others do not compare
 DRAWN_BY = ("n", "seed")  # samples: scores of other numbers of them do not compare
@@ -17,15 +19,17 @@ def read(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError):
         return {}
-    if not isinstance(content, dict):
+    return _sound(content) if isinstance(content, dict) else {}
+
+
+def read_settings(path: Path, weights: str) -> dict[str, dict[str, Any]]:
+    """The rows of a NAME.SPLIT.settings.json by their names, beta-4_z_dim-10, where it is of these weights."""
+    try:
+        content = json.loads(path.read_text())
+        rows = content["rows"] if content["weights"] == weights else []
+        return {places.named(row): _sound(row) for row in rows}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
-    plain = {name: value for name, value in content.items() if name not in ("scores", "samples")}
-    kept = {name: value for name, value in plain.items() if _is_plain(name, value)}
-    if _are_scores(content.get("scores")):
-        kept["scores"] = content["scores"]
-    if isinstance(content.get("samples"), dict):
-        kept["samples"] = {drawn: found for drawn, found in content["samples"].items() if _are_of_samples(drawn, found)}
-    return kept
 
 
 def scores(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -49,6 +53,17 @@ def not_finite(result: dict[str, Any]) -> list[str]:
     for drawn, of_samples in result.get("samples", {}).items():
         flat |= {f"{name} of {drawn}": value for name, value in of_samples.items()}
     return [f"{n} is {value}" for n, value in flat.items() if isinstance(value, float) and not math.isfinite(value)]
+
+
+def _sound(content: dict[str, Any]) -> dict[str, Any]:
+    """Without what is not as it was written."""
+    plain = {name: value for name, value in content.items() if name not in ("scores", "samples")}
+    kept = {name: value for name, value in plain.items() if _is_plain(name, value)}
+    if _are_scores(content.get("scores")):
+        kept["scores"] = content["scores"]
+    if isinstance(content.get("samples"), dict):
+        kept["samples"] = {drawn: found for drawn, found in content["samples"].items() if _are_of_samples(drawn, found)}
+    return kept
 
 
 def _is_finite(value: Any) -> bool:

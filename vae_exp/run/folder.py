@@ -18,6 +18,7 @@ OUTPUTS = Path("outputs")
 BEST, LAST, PREVIOUS = "best.pt", "last.pt", "last.previous.pt"
 SUMMARY, CONFIG, METRICS, IMAGES, LOCK = "summary.json", "config.yaml", "metrics.jsonl", "images", "lock"
 LOG, MAP = "train.log", "map.json"
+CONFIRMED = "confirmed"  # in the folder of a run with a map: a run's folder for each of its best settings
 FIRST_FILES_BYTES = 2**14  # of .hydra/, config.yaml and summary.json together
 OVERRIDES = Path(".hydra", "overrides.yaml")
 MULTIRUN = "multirun.yaml"  # in a sweep's folder: what was typed for all of its jobs
@@ -121,9 +122,16 @@ def runs_below(folder: Path, *having: str) -> list[Path]:
 def newest(*having: str) -> Path | None:
     """What `latest` means: of the runs in outputs that have a file of these names that with the newest, or None.
 
-    Copies of W&B's artifacts lie in outputs too and are no runs: they have no summary.
+    Copies of W&B's artifacts lie in outputs too and are no runs: they have no summary. Runs that confirm the map of
+    another run are parts of that one.
     """
-    return next((run for run in runs_below(OUTPUTS, *having) if (run / SUMMARY).is_file()), None)
+    runs = (run for run in runs_below(OUTPUTS, *having) if (run / SUMMARY).is_file() and not confirms(run))
+    return next(runs, None)
+
+
+def confirms(folder: Path) -> bool:
+    """Whether the run in a folder confirms the map of the run that it lies in."""
+    return folder.parent.name == CONFIRMED and (folder.parent.parent / SUMMARY).is_file()
 
 
 @contextlib.contextmanager

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 from vae_exp.config.check import flatten, path_of
 from vae_exp.config.keys import Config
 from vae_exp.errors import UserError
-from vae_exp.run.agreeing import contradictions
+from vae_exp.run import confirmed
+from vae_exp.run.agreeing import LENGTH, contradictions
 from vae_exp.run.folder import (
     LAST,
     OUTPUTS,
     PREVIOUS,
     SUMMARY,
+    confirms,
     newest,
     read_config,
     read_summary,
@@ -26,7 +28,6 @@ if TYPE_CHECKING:  # the command line asks before torch is imported
     from vae_exp.run.checkpoint import Checkpoint
 
 log = logging.getLogger(__name__)
-LENGTH = ("epochs", "max_steps", "max_minutes", "early_stopping.patience")  # what gives a finished run more to do
 
 
 def find(path_or_latest: str) -> Path:
@@ -54,7 +55,7 @@ def find_unfinished(config: Config, run_dir: Path) -> Path | None:
         before, summary = read_config(run_dir), read_summary(run_dir)
         if before is not None and (wrong := _of_another_run(before, config)):
             raise UserError(_refusal(run_dir, wrong))
-        if summary is not None and summary.finished:
+        if summary is not None and summary.finished and not confirmed.are_missing(config, run_dir):
             raise UserError(f"resume=auto: the run in {run_dir} is finished. resume={run_dir} epochs=... trains on.")
         path, _, reasons = _newest(run_dir)
         if reasons and path is None:
@@ -62,8 +63,8 @@ def find_unfinished(config: Config, run_dir: Path) -> Path | None:
         return run_dir if path else None
     for folder in runs_below(OUTPUTS):
         before, summary = read_config(folder), read_summary(folder)
-        is_finished = summary is not None and summary.finished
-        if before is None or is_finished or flatten(before).get("sweep.jobs"):
+        is_finished = summary is not None and summary.finished and not confirmed.are_missing(config, folder)
+        if before is None or is_finished or confirms(folder) or flatten(before).get("sweep.jobs"):
             continue
         if _of_another_run(before, config):
             continue

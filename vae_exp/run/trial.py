@@ -16,7 +16,7 @@ from vae_exp import amortized
 from vae_exp.config.keys import Config
 from vae_exp.datasets import Split
 from vae_exp.errors import UserError
-from vae_exp.objectives import Logged, Progress, elbo_terms, more_draws
+from vae_exp.objectives import Logged, Progress, Terms, elbo_terms, more_draws
 from vae_exp.run import reading_off
 from vae_exp.vae import VAE
 
@@ -42,8 +42,7 @@ def check(config: Config, model: VAE, objective: Callable[..., tuple[Tensor, Log
             _check_likelihood(config, p, x)
             terms = elbo_terms(x, q, p, z, partial(more_draws, model, x, y, q, noise))
             now = Progress(0, 1, max(1, config["epochs"]), len(train))
-            beta = {"beta": setting[0][:, 0]} if setting else {}  # of each image
-            returned = objective(terms, now, **beta)
+            returned = _at_each_beta(config, objective, terms, now, setting) if setting else objective(terms, now)
             _check_objective(config, returned, of_images=bool(setting))
     return sum(operations) / len(x)
 
@@ -95,6 +94,21 @@ def _check_likelihood(config: Config, p: Any, x: Tensor) -> None:
         raise _refusal(config, "likelihood", f"log_prob(x) must be summed over pixels, [B]: [{len(x)}] here", log_prob)
     if not _has_shape(p.mean, *x.shape):
         raise _refusal(config, "likelihood", f"mean must be an image, [B, C, H, W]: {list(x.shape)} here", p.mean)
+
+
+def _at_each_beta(
+    config: Config, objective: Callable[..., Any], terms: Terms, now: Progress, setting: tuple[Tensor, ...]
+) -> Any:
+    """What the objective returns for images with a beta each. Raises UserError for one of a user's that takes none."""
+    try:
+        return objective(terms, now, beta=setting[0][:, 0])
+    except (TypeError, ValueError, RuntimeError) as error:
+        if config["objective"]["_target_"].startswith("vae_exp."):
+            raise
+        raise UserError(
+            f"{_named(config, 'objective')}: with amortize it must take beta, a tensor with each image's own, [B], and "
+            f"average over images last ({type(error).__name__}: {str(error).splitlines()[0]})."
+        ) from error
 
 
 def _check_objective(config: Config, returned: Any, of_images: bool) -> None:

@@ -74,8 +74,8 @@ def from_environment() -> str:
     return "disabled" if is_disabled else os.environ.get("WANDB_MODE", "auto")
 
 
-def check_environment(wanted: str, of_sweep: bool = False) -> None:
-    """Raises UserError for a WANDB_RUN_ID that W&B would refuse, or in a sweep; wanted is wandb.mode."""
+def check_environment(wanted: str, several_runs: bool = False) -> None:
+    """Raises UserError for a WANDB_RUN_ID that W&B would refuse, or for several runs; wanted is wandb.mode."""
     run_id = os.environ.get("WANDB_RUN_ID", "")
     if "disabled" in (wanted, from_environment() if wanted == "auto" else wanted):
         return
@@ -83,8 +83,11 @@ def check_environment(wanted: str, of_sweep: bool = False) -> None:
         raise UserError(
             f"WANDB_RUN_ID={run_id}: W&B takes no id with spaces around it or any of {' '.join(REFUSED_IN_IDS)} in it."
         )
-    if run_id and of_sweep:
-        raise UserError(f"WANDB_RUN_ID={run_id}: is of one run, and each job of a sweep is a run of its own. Unset it.")
+    if run_id and several_runs:
+        raise UserError(
+            f"WANDB_RUN_ID={run_id}: is of one run, and each job of a sweep is a run of its own, as is each setting of "
+            "amortize.confirm. Unset it."
+        )
 
 
 def _mend_environment() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from vae_exp import metrics
 from vae_exp.config import build
 from vae_exp.config.kinds import Rule
-from vae_exp.config.rules import COUNT, GENERATE_RULES
+from vae_exp.config.rules import COUNT, GENERATE_RULES, RULES
 from vae_exp.datasets import Data, Split
 from vae_exp.distributions import DiagonalGaussian, Point
 from vae_exp.errors import UserError, printable
@@ -49,9 +49,11 @@ class TrainedVAE:
     def at(self, beta: float | None = None, z_dim: int | None = None, root: str | None = None) -> "TrainedVAE":
         """The ordinary model at one setting of a run for many (amortize=...); what is left out is the run's own.
 
-        root says where the training data lies now, should it be needed. Raises UserError for a setting that the run
-        was not trained for.
+        root says where the training data lies now, should it be needed. Raises UserError for what is no beta or z_dim,
+        and for a setting that the run was not trained for.
         """
+        beta = None if beta is None else float(_checked("beta", beta, RULES["model.beta"]))
+        z_dim = None if z_dim is None else int(_checked("z_dim", z_dim, RULES["model.z_dim"]))
         found = TrainedVAE(settled(self._whole, self.trust, beta, z_dim), self.device, self.trust, self.path)
         found._whole, found._root = self._whole, root
         return found

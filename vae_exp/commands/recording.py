@@ -1,0 +1,87 @@
+"""What an evaluation leaves: files beside the checkpoint, and all that was measured of the same weights in W&B."""
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vae_exp.commands.drawn_files import whole
+from vae_exp.errors import Unwritable, UserError, printable
+from vae_exp.run import evaluated
+from vae_exp.run.earlier import GENERATED
+from vae_exp.run.folder import BEST
+from vae_exp.run.writing import write_json
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SPLITS = ("test", "val", "train")
+WEIGHTS = "weights"  # in a picture: those that it is of
+
+
+def file_of(path: Path, split: str, settings: bool = False) -> Path:
+    """best.test.json beside best.pt; of the settings of a run for many best.test.settings.json."""
+    return path.with_name(f"{path.stem}.{split}{'.settings' if settings else ''}.json")
+
+
+def write(path: Path, split: str, weights: str, result: dict[str, Any], drawn: "dict[str, np.ndarray]") -> None:
+    """The numbers and the pictures of an evaluation; they are named. Raises UserError where that is refused."""
+    written = file_of(path, split, settings="rows" in result)
+    try:
+        write_json(written, result)
+    except Unwritable as error:  # which advises on a run
+        raise UserError(f"{written}: cannot be written ({getattr(error.__cause__, 'strerror', error)}).") from error
+    print(f"\nwritten   {printable(written)}")
+    _write_pictures(path, split, weights, drawn)
+
+
+def in_wandb(path: Path, weights: str, mode: str, config: Any) -> None:
+    """Log what was measured of these weights, now and before: a run in W&B that is written anew has all of it."""
+    from vae_exp.tracking import wandb_afterwards
+
+    numbers, pictures = _numbers(path, weights), _pictures(path, weights)
+    if where := wandb_afterwards.record_evaluation(mode, path.parent, config, numbers, pictures):
+        print(f"W&B       {where}")
+    print()
+
+
+def _write_pictures(path: Path, split: str, weights: str, drawn: "dict[str, np.ndarray]") -> None:
+    """In generated/ beside the checkpoint; each says of which weights it is. Raises UserError where it is refused."""
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    of = "" if (path.name, split) == (BEST, "test") else f"{path.stem}_{split}_"
+    for name, pixels in drawn.items():
+        target, says = path.with_name(GENERATED) / f"{of}{name}.png", PngInfo()
+        says.add_text(WEIGHTS, weights)
+        try:
+            target.parent.mkdir(exist_ok=True)
+            with whole(target) as partial:
+                Image.fromarray(pixels).save(partial, "PNG", pnginfo=says)
+        except OSError as error:
+            raise UserError(f"{target}: cannot be written ({error.strerror or error}).") from error
+        print(f"picture   {printable(target)}")
+
+
+def _pictures(path: Path, weights: str) -> dict[str, Path]:
+    """What was drawn of these weights, by the names that W&B has for it."""
+    from PIL import Image
+
+    found = {}
+    for picture in sorted(path.with_name(GENERATED).glob("*.png")):
+        with contextlib.suppress(OSError, ValueError, SyntaxError), Image.open(picture) as opened:
+            if opened.info.get(WEIGHTS) == weights:
+                found[f"evaluate/{picture.stem}"] = picture
+    return found
+
+
+def _numbers(path: Path, weights: str) -> dict[str, Any]:
+    """The numbers of all splits, and of all settings, that were measured of these weights."""
+    prefixed: dict[str, Any] = {}
+    for split in SPLITS:
+        written = evaluated.read(file_of(path, split))
+        if written.get("weights") == weights:
+            prefixed |= {f"evaluate/{split}/{name}": value for name, value in evaluated.numbers(written).items()}
+        for setting, row in evaluated.read_settings(file_of(path, split, settings=True), weights).items():
+            named = f"evaluate/{split}/{setting}"
+            prefixed |= {f"{named}/{name}": value for name, value in evaluated.numbers(row).items()}
+    return prefixed
