@@ -4,8 +4,10 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import yaml
 
 import vae_exp
 from tests.conftest import compose, metrics, quick_run, recorded, stored
@@ -215,6 +217,15 @@ def test_a_setting_is_an_ordinary_model_that_is_exported_and_read_again():
             alone.at(**wrong)
     with pytest.raises(UserError, match="4 alone"):
         again.at(beta=1)
+    model = vae_exp.load(folder)
+    numbers = (np.float64(4), np.int64(2)), (torch.tensor(4.0), torch.tensor(2)), (4, 2)
+    samples = [model.at(beta, z_dim).sample(2, seed=1) for beta, z_dim in numbers]
+    assert torch.equal(samples[0], samples[1]) and torch.equal(samples[1], samples[2])
+    for wrong in ("2", [1, 2], 1j, math.nan, True, np.array([1.0, 2.0])):
+        with pytest.raises(UserError, match="beta="):
+            model.at(wrong)
+        with pytest.raises(UserError, match="z_dim="):
+            model.at(4, wrong)
 
 
 @pytest.mark.parametrize("entry", ["objective", "amortize", "model"])
@@ -254,6 +265,10 @@ def test_evaluate_and_generate_take_settings(vae_command):
     code, said = vae_command("vae-generate", "checkpoint=run", "what=traversals", "beta=0.5", "z_dim=8")
     assert code == 0, said
     assert Path("run/generated/traversals_beta-0.5_z_dim-8.png").exists()
+    code, said = vae_command("vae-generate", "checkpoint=run", "what=weights", "beta=0.5", "z_dim=8")
+    assert code == 0, said
+    kept = vae_exp.load("run/generated/best_beta-0.5_z_dim-8.safetensors")
+    assert torch.equal(kept.sample(2, seed=0), model.at(0.5, 8).sample(2, seed=0))
     code, said = vae_command("vae-generate", "checkpoint=run", "z_dim=5")
     assert (code, "z_dim=5: the model was trained for 2, 4, 8" in said) == (1, True)
 
@@ -271,6 +286,9 @@ def test_evaluate_and_generate_take_settings(vae_command):
         (("amortize.beta=[0.5,2]", "model=autoencoder", "model.beta=1"), "no KL to weigh"),
         (("amortize.confirm=2",), "there is no map to confirm"),
         (("amortize.beta=[0.5,2]", "amortize.confirm=2", "-m", "seed=0,1"), "is of one run"),
+        (("amortize.beta=[0.5,2]", "-m", "amortize.confirm=0,2"), "is of one run"),
+        (("amortize=null",), "amortize"),
+        (("amortize=3",), "amortize"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_written(typed, said, vae_train, tmp_path):
@@ -314,9 +332,82 @@ def test_the_best_settings_are_trained_for_themselves_and_compared(vae_train, va
     assert sorted(line.get_xdata()[0] for line in drawn) == sorted(run["test/kl"] for run in summaries("run/confirmed"))
     code, said = vae_command("vae-compare", "run/confirmed", "--map", "map.png")
     assert (code, "none of these runs has a map" in said) == (1, True)
-    Path("run/map.json").write_text("[]")
-    code, said = vae_command("vae-compare", "run", "--map", "map.png")
-    assert (code, "run/map.json: damaged" in said) == (1, True)
+    place = json.loads(Path("run/map.json").read_text())["test"][0]
+    for damaged in ([], [place | {"z_dim": math.inf}], [place | {"beta": -1}], [place | {"kl": math.nan}], ["x"]):
+        Path("run/map.json").write_text(json.dumps({"test": damaged}))
+        code, said = vae_command("vae-compare", "run", "--map", "map.png")
+        assert (code, "run/map.json: damaged" in said) == (1, True)
+    code, said = vae_command("vae-compare", "run", "--map", "map.foo")
+    assert (code, "a picture is a .png" in said) == (2, True)
+
+
+@pytest.mark.slow
+def test_the_newest_run_is_the_one_with_the_map_and_goes_on_confirming(vae_train, vae_command):
+    typed = ("dataset=digits", "device=cpu", *BOTH, "epochs=1", "wandb.mode=disabled", "amortize.confirm=2")
+    code, said = vae_train(*typed)
+    assert code == 0, said
+    code, said = vae_command("vae-evaluate", "checkpoint=latest", "beta=[0.5,2]")
+    assert code == 0, said
+    (folder,) = {path.parent for path in Path("outputs").rglob("map.json")}
+    second = sorted((folder / "confirmed").iterdir())[1]
+    summary = json.loads((second / "summary.json").read_text())
+    (second / "summary.json").write_text(json.dumps(summary | {"state": "interrupted"}))
+    code, said = vae_train(*typed, "resume=auto")
+    assert code == 0, said
+    assert said.count("already finished") == 1
+    assert json.loads((second / "summary.json").read_text())["state"] == "finished"
+    assert len(list(Path("outputs").rglob("map.json"))) == 1
+    code, said = vae_train("resume=latest", "epochs=2")
+    assert code == 0, said
+    assert "already finished" not in said
+    lengths = [
+        yaml.safe_load(path.read_text())["epochs"] for path in folder.rglob("config.yaml") if path.parent != folder
+    ]
+    assert lengths.count(2) >= 2
+
+
+@pytest.mark.slow
+def test_confirmed_runs_are_runs_of_their_own_in_wandb(vae_train, monkeypatch):
+    typed = ("dataset=digits", "device=cpu", *BOTH, "epochs=1", "wandb.mode=offline", "amortize.confirm=1")
+    monkeypatch.setenv("WANDB_RUN_ID", "mine")
+    code, said = vae_train(*typed, "hydra.run.dir=run")
+    assert (code, "WANDB_RUN_ID=mine" in said) == (1, True)
+    monkeypatch.delenv("WANDB_RUN_ID")
+    code, said = vae_train(*typed, "hydra.run.dir=run", "wandb.name=mine")
+    assert code == 0, said
+    kept = [json.loads(path.read_text()) for path in Path("run").rglob("summary.json")]
+    assert len({summary["wandb"]["id"] for summary in kept}) == 2
+    assert sorted(summary["name"] for summary in kept)[0] == "mine"
+    assert sorted(summary["name"] for summary in kept)[1].startswith("mine beta-")
+
+
+def test_evaluations_of_settings_and_of_splits_are_together_in_wandb(vae_command):
+    quick_run(*BOTH, wandb="offline")
+    for typed in ((), ("beta=[0.5,2]", "split=val"), ("beta=1",)):
+        code, said = vae_command("vae-evaluate", "checkpoint=run", *typed)
+        assert code == 0, said
+    logged = [recorded(folder) for folder in Path("outputs/wandb").glob("offline-run-*")]
+    (summary,) = [keys for log in logged if "evaluate/test/kl" in (keys := keys_of(log))]
+    assert {f"evaluate/val/beta-{beta}_z_dim-4/neg_elbo" for beta in ("0.5", "2")} <= summary
+    assert "evaluate/test/beta-1_z_dim-4/kl" in summary
+
+
+def keys_of(log):
+    return {name for record in log["summary"] for name in record.get("update", {})}
+
+
+def test_an_objective_of_a_users_must_take_the_beta_of_each_image(vae_train):
+    typed = (
+        "dataset=digits",
+        *BOTH,
+        "epochs=1",
+        "wandb.mode=disabled",
+        "~objective.warmup",
+        "~objective.warmup_epochs",
+    )
+    typed = (*typed, "~objective.warmup_steps", "~objective.warmup_fraction", "~objective.cycles", "~objective.beta")
+    code, said = vae_train(*typed, "objective._target_=tests.networks_of_users.without_beta")
+    assert (code, "must take beta" in said, "Traceback" in said) == (1, True, False), said
 
 
 def test_the_map_is_drawn_with_one_setting_of_either():
