@@ -26,7 +26,8 @@ MODELS = {
 GROUPS = ("model", *CALLS)
 EVERY_OPTION = [f"{group}={option}" for group in GROUPS for option in options(group)]
 FOR_LARGER_IMAGES = {"network=burgess", "network=locatello"}  # than the digits'; tests/test_networks.py has them
-NEEDS = {"dataset=image_folder": ["dataset.root=images"]}  # what an option cannot have a default for
+# What an option cannot have a default for.
+NEEDS = {"dataset=image_folder": ["dataset.root=images"], "dataset=arrays": ["dataset.root=mine.npz"]}
 
 
 def test_the_defaults_are_a_vanilla_vae_on_mnist():
@@ -95,7 +96,7 @@ def test_every_option_composes_and_every_key_of_it_has_a_rule(option):
     assert [key for key in keys if key not in RULES | OPTION_RULES | DATASET_RULES] == []
 
 
-# The other datasets are read in test_data.py and test_images.py, from files made there.
+# The other datasets are read in test_data.py, test_images.py and test_own_data.py, from files made there.
 LEFT_OUT = FOR_LARGER_IMAGES | {o for o in EVERY_OPTION if o.startswith("dataset") and o != "dataset=digits"}
 
 

@@ -46,7 +46,7 @@ PUBLIC = {
     "dataset": {
         f"vae_exp.datasets.{name}"
         for name in (
-            *("torchvision_images", "digits", "image_folder", "celeba"),
+            *("torchvision_images", "digits", "image_folder", "arrays", "celeba"),
             *("sprites", "dsprites", "shapes3d", "mpi3d"),
         )
     },

@@ -22,6 +22,8 @@ CONF_DIR = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") i
 
 LONGEST_SHOWN = 500  # characters of a value in a message
 EVERY_RULE = RULES | OPTION_RULES | DATASET_RULES
+# A dictionary given for these is refused whole; what has keys of its own is not one of them.
+LEAVES = {key for key in EVERY_RULE if not any(other.startswith(f"{key}.") for other in EVERY_RULE)}
 CALLS = ("network", "likelihood", "objective", "dataset", "optimizer", "scheduler")  # groups with a _target_
 # Why these objectives are not for a deterministic autoencoder.
 NEED_SPREAD = {
@@ -51,7 +53,7 @@ def check(cfg: DictConfig, combinations: bool = True) -> Config:
     for group in CALLS:
         if not isinstance(config.get(group), dict) or not isinstance(config[group].get("_target_"), str):
             problems.append(f"{group}: choose one of {', '.join(options(group))}")
-    flat = flatten(config, EVERY_RULE)
+    flat = flatten(config, LEAVES)
     rules = rules_for(flat)
     ruled = {key: value for key, value in flat.items() if key in rules or key.split(".")[0] not in CALLS}
     problems += check_values(ruled, rules, _copies_of_wrong_ones(cfg, ruled, rules))
@@ -89,7 +91,7 @@ def path_of(key: str, value: Any) -> Path:
 
 def _copies_of_wrong_ones(cfg: DictConfig, flat: Mapping[str, Any], rules: Mapping[str, Rule]) -> set[str]:
     """The keys whose value is an interpolation such as ${seed} of a key that is wrong itself: it is said once."""
-    written = flatten(cast("dict[str, Any]", OmegaConf.to_container(cfg)), EVERY_RULE)
+    written = flatten(cast("dict[str, Any]", OmegaConf.to_container(cfg)), LEAVES)
     wrong = {key for key, value in flat.items() if key in rules and not rules[key].allows(value)}
     sources = {key: re.fullmatch(r"\$\{([\w.]+)\}", str(written.get(key))) for key in wrong}
     return {key for key, source in sources.items() if source is not None and source[1] in wrong}

@@ -23,6 +23,7 @@ ADDED: dict[str, Any] = {  # with the value that changes nothing
     "scores_every_epochs": None,
     "amortize": {"beta": None, "z_dim": None, "confirm": 0},
 }
+ADDED_TO = {"vae_exp.datasets.image_folder": {"factors": None, "label": None}}  # the same, of a group's function
 
 
 def renamed(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,4 +39,7 @@ def _renamed_group(settings: Any) -> Any:
     if not isinstance(settings, Mapping):
         return settings
     target = settings.get("_target_")
-    return {**settings, "_target_": MOVED.get(target, target)} if isinstance(target, str) else dict(settings)
+    if not isinstance(target, str):
+        return dict(settings)
+    target = MOVED.get(target, target)
+    return {**ADDED_TO.get(target, {}), **settings, "_target_": target}

@@ -117,6 +117,11 @@ FACTORS = (
     *("horizontal_axis", "vertical_axis"),
 )
 VALUES = either(whole(1), list_of(whole(0), "a list of values by their numbers, such as [0,2]", at_least=1))
+ROOT = Rule(PATH.allows, f"the path of a folder, or with dataset=arrays of a file {AS_LONG}")
+TABLE = Rule(  # of sprites and published data it has keys of its own; where it has none, that is the whole grid
+    lambda v: v is None or v == {} or PATH.allows(v),
+    f"with dataset=image_folder the path of a CSV file {AS_LONG}, else values by factor such as {{shape:2}}, or null",
+)
 _SPREAD = number(1e-18, 1e18)  # its square is a 32-bit float too
 # Keys that only some options have. They bind the options of vae_exp and of torch; those of a user's own may differ.
 OPTION_RULES = {
@@ -142,7 +147,7 @@ OPTION_RULES = {
     "objective.samples": whole(1),
     "objective.samples_at_once": whole(1),
     "objective.sampling": one_of("stratified", "weighted"),
-    "dataset.root": PATH,
+    "dataset.root": ROOT,
     "dataset.source": one_of("mnist", "fashion_mnist", "kmnist", "emnist", "qmnist", "cifar10", "svhn"),
     "dataset.test_size": either(whole(1), FRACTION),
     "dataset.split": one_of("balanced", "byclass", "bymerge", "digits", "letters", "mnist"),
@@ -154,6 +159,7 @@ OPTION_RULES = {
     "dataset.attribute": or_null(TEXT),
     "dataset.label": or_null(TEXT),
     "dataset.version": one_of("toy", "realistic", "real"),
+    "dataset.factors": TABLE,
     **{f"dataset.factors.{name}": VALUES for name in FACTORS},
     "optimizer.weight_decay": number(0),
     "optimizer.fused": FLAG,
@@ -189,7 +195,7 @@ EVALUATE_RULES = {
     "seed": whole(0, 2**32 - 1),
     "device": RULES["device"],
     "trust": FLAG,
-    "dataset.root": or_null(PATH),
+    "dataset.root": or_null(ROOT),
     "wandb.mode": RULES["wandb.mode"],
 }
 GENERATE_RULES = {
@@ -216,5 +222,5 @@ GENERATE_RULES = {
     "seed": whole(0, 2**32 - 1),
     "device": RULES["device"],
     "trust": FLAG,
-    "dataset.root": or_null(PATH),
+    "dataset.root": or_null(ROOT),
 }

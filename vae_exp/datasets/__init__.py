@@ -1,5 +1,6 @@
 """Where images come from: each dataset is a function that returns a `Source`, and `prepare` makes `Data` of it."""
 
+from vae_exp.datasets.arrays import arrays
 from vae_exp.datasets.celeba import celeba
 from vae_exp.datasets.digits import digits
 from vae_exp.datasets.factor_files import dsprites, mpi3d, shapes3d
@@ -15,6 +16,7 @@ __all__ = [
     "Factors",
     "Source",
     "Split",
+    "arrays",
     "batches",
     "celeba",
     "digits",

@@ -47,6 +47,10 @@ def chosen_values(
     `round_about`, whose last value is the first once more, it leaves the last one out. A factor that is not named is
     whole. Raises UserError for factors and values that there are not.
     """
+    if not isinstance(wanted, Mapping):
+        raise UserError(
+            f"dataset.factors={printable(wanted)}: it takes values by factor. There are {', '.join(sizes)}."
+        )
     if unknown := [str(name) for name in wanted if name not in sizes]:
         raise UserError(f"dataset.factors: there is no {printable(', '.join(unknown))}. There are {', '.join(sizes)}.")
     chosen = {}

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vae_exp.datasets.factor_table import read_factors
+from vae_exp.datasets.factors import Factors
 from vae_exp.datasets.image_cache import cached, left_out_lines
 from vae_exp.datasets.image_files import Unusable, class_folder, decode, list_images
 from vae_exp.datasets.prepare import count
@@ -25,44 +27,75 @@ def image_folder(
     test_size: int | float,
     on_error: str,
     cache: str,
+    factors: str | None = None,
+    label: str | None = None,
 ) -> Source:
     """A folder of images, or of a folder per class, or of train/, val/ and test/ with either in them.
 
-    Where there is no test/ the test split is test_size of the training images, the same for every seed.
-    Raises UserError where there are too few images that can be used.
+    Where there is no test/ the test split is test_size of the training images, the same for every seed. factors is a
+    CSV with a row for each image, and label the factor that y holds in place of the class folders. Raises UserError
+    where there are too few images that can be used, and where the table is none or is not of these images.
     """
     folder = Path(root).expanduser()
     if not folder.is_dir():
         raise UserError(f"dataset.root={root}: there is no such folder.")
+    if label is not None and factors is None:
+        raise UserError(f"dataset.label={label}: it takes null where dataset.factors is null. A table has factors.")
     parts = {part: folder / part for part in ("train", "val", "test") if (folder / part).is_dir()}
     if "train" not in parts:
         parts = {"train": folder}
     listed = {part: list_images(path) for part, path in parts.items()}
-    classes = {part: {class_folder(file) for file in files} for part, files in listed.items()}
-    # Images beside the class folders belong to no class; then there are no classes at all.
-    names = sorted(set.union(*classes.values()))
-    class_names = [] if "" in names else names
-    number = {class_name: label for label, class_name in enumerate(class_names)}
+    classes, class_names = _class_folders(listed)
+    known: dict[str, Factors] = {}
+    if factors is not None:
+        table = read_factors(folder, factors)
+        paths = {part: _below(folder, parts[part], files) for part, files in listed.items()}
+        table.require([file for files in paths.values() for file in files])
+        known = {part: table.of(files) for part, files in paths.items()}
+        if label is not None:
+            classes = {part: of_part.column(str(label)).tolist() for part, of_part in known.items()}
+            class_names = table.values[str(label)]
 
     def read(part: str) -> Split:
-        labels = [number.get(class_folder(file), 0) for file in listed[part]]
-        return decoded(
-            name, parts[part], listed[part], labels, image_shape(image_size, channels), crop, on_error, cache
-        )
+        how = image_shape(image_size, channels), crop, on_error, cache
+        return decoded(name, parts[part], listed[part], classes[part], *how, known.get(part))
 
     train = read("train")
     val = read("val") if "val" in parts else None
     if "test" in parts:
         return Source(name, train, lambda: read("test"), class_names, val)
-    rows = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
-    n_test = count(test_size, len(train))
-    if n_test >= len(train):
+    train, test = with_test(train, test_size, str(folder))
+    return Source(name, train, lambda: test, class_names, val)
+
+
+def _class_folders(listed: dict[str, list[str]]) -> tuple[dict[str, list[int]], list[str]]:
+    """The label of each file by its class folder, and the names of the labels."""
+    folders = {part: [class_folder(file) for file in files] for part, files in listed.items()}
+    names = sorted({name for of_part in folders.values() for name in of_part})
+    # Images beside the class folders belong to no class; then there are no classes at all.
+    names = [] if "" in names else names
+    number = {class_name: label for label, class_name in enumerate(names)}
+    return {part: [number.get(name, 0) for name in of_part] for part, of_part in folders.items()}, names
+
+
+def _below(folder: Path, part: Path, files: list[str]) -> list[str]:
+    """Files of a part of the folder, relative to the folder."""
+    return [(part.relative_to(folder) / file).as_posix() for file in files]
+
+
+def with_test(split: Split, test_size: int | float, of: str) -> tuple[Split, Split]:
+    """The images to train on, and test_size of them set aside, the same for every seed.
+
+    Raises UserError where nothing is left to train on.
+    """
+    rows = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
+    n_test = count(test_size, len(split))
+    if n_test >= len(split):
         raise UserError(
-            f"dataset.test_size={test_size}: {folder} has {len(train):,} usable image{'s' * (len(train) > 1)}; "
+            f"dataset.test_size={test_size}: {of} has {len(split):,} usable image{'s' * (len(split) > 1)}; "
             "training and testing need at least one each."
         )
-    test, train = train[rows[:n_test].sort().values], train[rows[n_test:].sort().values]
-    return Source(name, train, lambda: test, class_names, val)
+    return split[rows[n_test:].sort().values], split[rows[:n_test].sort().values]
 
 
 def read_images(path: str | Path, x_shape: tuple[int, int, int], crop: int | None = None) -> tuple[Tensor, list[str]]:
@@ -110,7 +143,9 @@ def decoded(
     crop: int | None,
     on_error: str,
     cache: str,
+    factors: Factors | None = None,
 ) -> Split:
+    """The files that can be used, with their labels and where there are any their factors, both of all of the files."""
     path, usable = cached(name, root, files, shape, crop, on_error, Path(cache).expanduser())
-    images = Streamed(path, (len(usable), *shape), torch.arange(len(usable)))
-    return Split(images, torch.tensor([labels[row] for row in usable]))
+    images, rows = Streamed(path, (len(usable), *shape), torch.arange(len(usable))), torch.tensor(usable)
+    return Split(images, torch.tensor(labels)[rows], factors=None if factors is None else factors[rows])
