@@ -252,8 +252,9 @@ def test_settings_of_a_likelihood_make_another_one(one, other, compare):
     assert len(bests(runs)) == (1 if compare else 2)
 
 
-def test_own_images_in_two_folders_are_different_data():
-    runs = [finished(root, 1.0, dataset="image_folder", dataset__root=root) for root in ("cats", "dogs", "./cats")]
+@pytest.mark.parametrize("dataset", ["image_folder", "arrays"])
+def test_own_images_in_two_places_are_different_data(dataset):
+    runs = [finished(root, 1.0, dataset=dataset, dataset__root=root) for root in ("cats", "dogs", "./cats")]
     assert len(bests(runs)) == 2
 
 

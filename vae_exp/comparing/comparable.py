@@ -13,6 +13,8 @@ OTHER_THAN_IMAGES = {
 }
 FITTED = ("learned", "optimal")  # a sigma or scale that is no setting: those runs compare
 
+OWN_IMAGES = ("image_folder", "arrays")  # datasets that are whatever lies at dataset.root
+
 
 def _measured(run: Run) -> dict[str, Any]:
     """What the numbers of a run are of: the images, their splits, the likelihood, and whether there is a KL."""
@@ -20,9 +22,8 @@ def _measured(run: Run) -> dict[str, Any]:
     for key, value in run.config.items():
         group = key.split(".")[0]
         if key == "dataset.root":  # the same data in another place, but for one's own images
-            value = (
-                str(Path(str(value)).expanduser().resolve()) if run.config.get("dataset") == "image_folder" else None
-            )
+            is_own = run.config.get("dataset") in OWN_IMAGES
+            value = str(Path(str(value)).expanduser().resolve()) if is_own else None
         if group == "likelihood" and value in FITTED:
             value = "fitted"
         is_of_it = (group in ("dataset", "likelihood") and key not in OTHER_THAN_IMAGES) or key == "model.stochastic"
