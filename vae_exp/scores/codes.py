@@ -22,6 +22,10 @@ class Unsuited(UserError):
         self.reason = reason
 
 
+class TooFewFactors(Unsuited):
+    """Fewer factors than a score needs."""
+
+
 @dataclass(frozen=True)
 class Known:
     """Codes [N, Z], float64, and the factors [N, F] behind them, each numbered 0, 1, ... in the order of its values."""
@@ -42,7 +46,8 @@ class Known:
         if len(z) != len(values):
             raise UserError(f"codes has {len(z):,} rows and factors {len(values):,}; both need a row per image.")
         if values.shape[1] < fewest:
-            raise Unsuited(f"this score needs {fewest} factors or more, and there is {values.shape[1]}")
+            there = f"{values.shape[1]}" + (f", {', '.join(called)}" if called else "")
+            raise TooFewFactors(f"this score needs {fewest} factors or more, and there is {there}")
         numbered = np.empty(values.shape, np.int64)
         n_values = np.empty(values.shape[1], np.int64)
         for factor, column in enumerate(values.T):
@@ -54,8 +59,9 @@ class Known:
                 raise Unsuited(f"{found.name(factor)} has one value only in {len(z):,} rows", "; leave it out")
             if 2 * n > len(z):
                 raise Unsuited(
-                    f"{found.name(factor)} has {n:,} values in {len(z):,} rows",
-                    ", and these scores need values that are met often. Sort a continuous factor into bins first",
+                    f"{found.name(factor)} has {n:,} values in {len(z):,} rows, and these scores need values that are "
+                    "met often",
+                    ". Sort a continuous factor into bins first",
                 )
         return found
 

@@ -76,6 +76,11 @@ SCORES = {
 DEFAULT = ("mig", "dci", "infomec")
 
 
+def usual_size(n: int, repeats: int) -> int:
+    """How many of n rows each repeat takes unless it is told: of all of them, repeats would not differ."""
+    return min(SIZE, n if repeats == 1 else n // 2)
+
+
 def spread(
     codes: Any,
     factors: Any,
