@@ -15,7 +15,8 @@ import yaml
 from tests.conftest import metrics, quick_run
 from vae_exp.commands.shared import versions
 from vae_exp.comparing.comparable import best, bests
-from vae_exp.comparing.runs import Run, fold_seeds
+from vae_exp.comparing.runs import RESULTS, UDR, Run, fold_seeds, usual_columns
+from vae_exp.comparing.terminal import table
 
 
 @pytest.fixture(scope="module")
@@ -215,6 +216,20 @@ def test_columns_of_one_value_stand_above_the_table(runs, vae_compare, tmp_path,
     assert f"test/kl {kl:.3f}" in above
     assert head.split() == ["run", "val/neg_elbo"]
     assert not vae_compare(runs / "z2-s0")[1].startswith("all: "), "one run has nothing in common with others"
+
+
+@pytest.mark.parametrize("columns", [40, 60, 100, 400])
+def test_a_column_that_was_asked_for_is_shown_whatever_the_width(monkeypatch, columns):
+    """Beside the metric, where many keys and results do not fit."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    runs = []
+    for number in range(3):
+        config = {f"a_rather_long_name_of_a_key.{key}": number for key in "abcdefgh"}
+        runs.append(finished(f"run{number}", float(number), **{key: [key, number] for key in config}))
+        runs[-1].metrics |= {name: float(number) for name in RESULTS}
+    shown = table(runs, usual_columns(runs), metric="val/neg_elbo", asked=[UDR]).split("not shown")[0]
+    assert sum(line.split().count(UDR) for line in shown.splitlines()) == 1
+    assert "val/neg_elbo" in shown
 
 
 def finished(name, number, **config):

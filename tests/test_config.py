@@ -142,6 +142,12 @@ WRONG = [
     ("objective=iwae objective.samples=0", "objective.samples=0: it takes a whole number, 1 or more"),
     ("objective=iwae model=autoencoder", "objective=iwae: it weighs several draws of z, and an autoencoder's code"),
     ("objective=beta_tc model=autoencoder", "objective=beta_tc: it takes the KL apart, and an autoencoder has none"),
+    ("objective=dip_vae batch_size=1", "objective=dip_vae and batch_size=1: it takes the covariance of the codes"),
+    ("scores_every_epochs=2", "scores_every_epochs=2 and scores=[]: there is nothing to measure"),
+    (
+        "dataset=sprites dataset.factors=3",
+        "dataset.factors=3: it takes values by factor names, such as {shape:[0],x:8}",
+    ),
     ("objective=capacity model=autoencoder", "objective=capacity: it holds the KL at a value, and an autoencoder has"),
     ("objective=iwae likelihood=gaussian likelihood.sigma=optimal", "objective=iwae: the draws of z must be weighed"),
     ("objective=beta_tc objective.sampling=all", "objective.sampling=all: it takes one of stratified, weighted"),

@@ -9,7 +9,9 @@ import torch
 
 from vae_exp import scores
 from vae_exp.errors import UserError
+from vae_exp.scores import repeats
 from vae_exp.scores.codes import Known
+from vae_exp.scores.mutual_information import above_chance
 from vae_exp.scores.nearest_information import nearest_information
 
 DSPRITES = (3, 6, 40, 32, 32)
@@ -264,6 +266,8 @@ def test_latents_that_tell_nothing_do_not_count_for_udr():
         (([v, v[1:]],), "all models need the same images"),
         (([v, v], [[1], [1, 1]]), r"kl\[0\]: 1 numbers, and the codes have 2 latents"),
         (([v, v], None, "pearson"), "by=pearson: it takes spearman or lasso"),
+        ((3,), "codes=3: udr takes a list of arrays, one of each model"),
+        (([v, v], [[1, 1]]), "kl: of 1 models, and there are codes of 2"),
     ]:
         with pytest.raises(UserError, match=says):
             scores.udr(*arguments)
@@ -281,8 +285,13 @@ def test_spread_over_random_parts_of_the_rows():
     assert np.isnan(scores.spread(codes, V, ["mig"], repeats=1)["mig"].std)
     for wrong, says in [
         ({"names": ["mic"]}, "there is no mic. There are mig, dci, infomec"),
+        ({"names": "mig"}, r"names=mig: it takes a list of names, such as \['mig'\]"),
         ({"size": N + 1}, r"size=1001: there are 1,000 rows"),
-        ({"repeats": 0}, "repeats=0: it takes one or more"),
+        ({"size": 10.5}, r"size=10.5: it takes a whole number, 1 or more"),
+        ({"repeats": 1.5}, "repeats=1.5: it takes a whole number, 1 or more"),
+        ({"seed": -1}, "seed=-1: it takes a whole number from 0 to 4,294,967,295"),
+        ({"seed": 0.5}, "seed=0.5: it takes a whole number"),
+        ({"repeats": 0}, "repeats=0: it takes a whole number, 1 or more"),
     ]:
         with pytest.raises(UserError, match=says):
             scores.spread(codes, V, **({"names": ["mig"]} | wrong))
@@ -296,7 +305,11 @@ def test_arrays_that_no_score_can_use_are_refused_in_words(name):
         (z, v[:-1], "codes has 60 rows and factors 59"),
         (z * np.nan, v, "codes: some of the numbers are not finite"),
         (z, [["a", "b"]] * 60, "factors: these are not numbers"),
-        (z, v * [1, 0], "factors: column 1 has one value only; leave it out"),
+        (z, v * [1, 0], "factors: column 1 has one value only in 60 rows; leave it out"),
+        (z + 1j, v, "codes: these are complex numbers, and real ones are needed"),
+        (torch.tensor(z + 1j), v, "codes: these are complex numbers, and real ones are needed"),
+        (np.ma.masked_array(z, z > 1), v, "codes: some of the numbers are masked"),
+        (z * 1e151, v, "codes: some of the numbers are too large, beyond 1e+150"),
         (z, np.c_[v, z], "factors: column 2 has 60 values in 60 rows"),
     ]:
         with pytest.raises(UserError) as error:
@@ -307,14 +320,99 @@ def test_arrays_that_no_score_can_use_are_refused_in_words(name):
 def test_tensors_and_factors_that_are_no_whole_numbers():
     z, v = noise(3, 60), drawn(2, 3, n=60)
     assert scores.mig(torch.tensor(z, requires_grad=True), torch.tensor(v * 0.5 - 1)) == scores.mig(z, v)
+    for kind in (torch.bfloat16, torch.half):
+        rounded = torch.tensor(z).to(kind)
+        assert scores.mig(rounded, v) == scores.mig(rounded.double(), v)
 
 
-def test_scores_of_two_factors_or_more_say_so():
+@pytest.mark.parametrize(
+    ("score", "wrong", "says"),
+    [
+        (scores.factor_vae, {"batch_size": 1}, "batch_size=1: it takes a whole number, 2 or more"),
+        (scores.beta_vae, {"batch_size": 0}, "batch_size=0: it takes a whole number, 1 or more"),
+        (scores.dci, {"predictor": 3}, "predictor=3: it takes one of random_forest, gradient_boosting, or a function"),
+        (scores.dci, {"seed": 0.5}, "seed=0.5: it takes a whole number"),
+        (scores.sap, {"seed": -1}, "seed=-1: it takes a whole number"),
+        (scores.explicitness, {"seed": -1}, "seed=-1: it takes a whole number"),
+        (scores.infomec, {"seed": 2**32}, "seed=4294967296: it takes a whole number from 0 to 4,294,967,295"),
+        (scores.factor_vae, {"seed": True}, "seed=True: it takes a whole number"),
+        (scores.beta_vae, {"seed": 1.5}, "seed=1.5: it takes a whole number"),
+        (scores.mig, {"bins": 1.5}, "bins=1.5: it takes a whole number, 2 or more"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused_in_words(score, wrong, says):
+    with pytest.raises(UserError, match=says):
+        score(noise(3, 60), drawn(2, 3, n=60), **wrong)
+
+
+def test_neither_scale_nor_offset_of_codes_matters_for_dci():
+    codes = scaled(V) + 0.5 * noise(4)
+    before = scores.dci(codes, V)
+    for other in (codes + 1e8, codes * 1e-40, codes * [1e-6, 1, 1e6, -1] + [0, 1e6, 3, 0]):
+        after = scores.dci(other, V)
+        assert after.importance == pytest.approx(before.importance, abs=0.02)
+        assert after.informativeness == pytest.approx(before.informativeness, abs=0.02)
+
+
+@pytest.mark.filterwarnings("error")
+def test_many_values_in_few_rows_print_no_warning():
+    torch.set_num_threads(2)  # and none from the threads that fit the trees
+    v = np.tile(np.arange(30), 2)[:, None].repeat(2, axis=1)
+    assert scores.dci(noise(2, 60), v).importance.shape == (2, 2)
+
+
+def test_rows_that_cannot_be_divided_into_two_parts_are_refused_in_words():
+    rare = np.r_[np.zeros(19, int), 1][:, None]
+    said = set()
+    for seed in range(10):
+        for score in (scores.sap, scores.explicitness):
+            try:
+                assert 0 <= score(noise(1, 20), rare, seed=seed) <= 1
+            except UserError as error:
+                said.add(str(error))
+    assert said == {
+        "factors: column 0 has one value only in the 13 of 20 rows to fit on; a value must be met several times.",
+        "factors: column 0 has no value to tell from others in the 7 rows to test on; a value must be met several "
+        "times.",
+    }
+
+
+def test_parts_of_the_rows_are_checked_before_anything_is_measured(monkeypatch):
+    known = drawn(12, 12, n=36)
+    monkeypatch.setattr("vae_exp.scores.repeats.mig", lambda *_: pytest.fail("it was measured"))
+    with pytest.raises(UserError, match=r"column 0 has 1\d values in 18 rows"):
+        scores.spread(noise(2, 36), known, ["mig"])
+    found = repeats.unsuited(known, ["mig", "dci"], 18, 5, 0, ["shape", "x"])
+    assert found["mig"].reason.startswith("shape has 1")
+    assert repeats.unsuited(known, ["mig", "dci"], 36, 1, 0) == {}
+
+
+def test_a_score_that_is_no_number_in_some_repeat_is_none_at_all():
+    v = drawn(5, 5)
+    found = scores.spread(scaled(v)[:, :1], v, ["infomec"], repeats=2)
+    assert np.isnan(found["infoc"].mean)
+    assert np.isfinite(found["infom"].mean)
+
+
+def test_information_above_that_of_shuffled_factors():
+    """Of few rows and many values the estimate finds most of a nat in pure noise."""
+    factors = drawn(32, 4, n=369)
+    codes = np.c_[noise(2, 369), scaled(factors)[:, 1]]
+    assert scores.mutual_information(codes, factors)[:2, 0].min() > 0.5
+    found = above_chance(codes, factors)
+    assert found.min() >= 0
+    assert found[:2].max() < 0.1
+    assert found[2, 1] == pytest.approx(np.log(4), abs=0.1)
+
+
+@pytest.mark.parametrize("name", scores.SCORES)
+def test_scores_of_two_factors_or_more_say_so(name):
     v = drawn(4)
-    for score in (scores.dci, scores.infomec, scores.modularity):
+    if scores.SCORES[name].fewest == 1:
+        assert all(np.isfinite(value) for value in measured(name, scaled(v), v).values())
+    else:
         with pytest.raises(UserError, match="this score needs 2 factors or more, and there is 1"):
-            score(scaled(v), v)
-    assert scores.mig(scaled(v), v) == pytest.approx(1)
+            measured(name, scaled(v), v)
 
 
 def test_a_second_implementation_agrees():

@@ -94,6 +94,14 @@ def test_parts_of_the_grid():
         ({"shape": [0, 3]}, r"dataset.factors.shape=\[0,3\]: it takes different numbers from 0 to 2"),
         ({"shape": [1, 1]}, r"dataset.factors.shape=\[1,1\]: it takes different"),
         ({"shape": []}, r"dataset.factors.shape=\[\]: it takes different"),
+        ({"shape": [0.5]}, r"dataset.factors.shape=\[0.5\]: it takes different"),
+        ({"shape": True}, "dataset.factors.shape=True: it takes so many values, or a list of them"),
+        ({"shape": "ab"}, "dataset.factors.shape=ab: it takes so many values, or a list of them"),
+        *(
+            (value, f"dataset.factors={value}: it takes values by factor names, such as")
+            for value in (3, True, "", "abc")
+        ),
+        ([1], r"dataset.factors=\[1\]: it takes values by factor names"),
     ]:
         with pytest.raises(UserError, match=says):
             sprites("sprites", wrong)
@@ -134,6 +142,27 @@ def test_any_part_of_the_grid_is_an_override():
     assert torch.equal(data.train.y, data.train.factors.column("x"))
     with pytest.raises(UserError, match=r"dataset.factors.scale=0: it takes a whole number, 1 or more, or a list of"):
         build.check(compose("dataset=sprites", "dataset.factors.scale=0"))
+    for value in ("3", "true", "1.5", '""', "abc"):
+        for name in ("sprites", "dsprites"):
+            with pytest.raises(UserError, match=r"^dataset.factors=.*: it takes values by factor names"):
+                build.check(compose(f"dataset={name}", f"dataset.factors={value}"))
+
+
+def test_labels_that_leave_a_split_empty_are_refused():
+    data = {"val_size": 0.2, "seed": 0, "labels": ["heart"]}
+    source = sprites("sprites", SMALL, test_size=2)
+    missing = next(name for name, y in (("square", 0), ("heart", 2)) if y not in source.read_test().y)
+    says = rf"dataset.labels=\[{missing}\]: none of the 2 test images has such a label"
+    with pytest.raises(UserError, match=says):
+        prepare(source, **data | {"labels": [missing]})
+    later = prepare(dataclasses.replace(source, test_is_at_hand=False), **data | {"labels": [missing]})
+    with pytest.raises(UserError, match=says):
+        later.read_test()
+    square = Split(source.train.images, torch.zeros(len(source.train), dtype=torch.long))
+    with pytest.raises(UserError, match="none of the 358 training images has such a label"):
+        prepare(dataclasses.replace(source, train=square, test_is_at_hand=False), **data)
+    with pytest.raises(UserError, match="none of the 358 validation images has such a label"):
+        prepare(dataclasses.replace(source, val=square, test_is_at_hand=False), **data)
 
 
 @pytest.mark.slow
@@ -169,6 +198,11 @@ def test_factors_of_ones_own_are_checked():
         (Factors(table[:3], ["a", "b"], [2, 3]), r"must be a tensor of int64 \[4, 2\], not .* \[3, 2\]"),
         (Factors(table.float(), ["a", "b"], [2, 3]), r"must be a tensor of int64 \[4, 2\], not .*float32"),
         (Factors(table, ["a", "b"], [2]), "have 2 names and 1 sizes"),
+        (
+            Factors(table, ["a", "a"], [2, 3]),
+            r"names of the factors of train must be different texts, not \['a', 'a'",
+        ),
+        (Factors(table, ["a", 1], [2, 3]), "the names of the factors of train must be different texts"),
         (Factors(table, ["a", "b"], [2, 2]), r"must be numbered from 0 to below their sizes \[2, 2\]"),
     ]:
         with pytest.raises(UserError, match=says):

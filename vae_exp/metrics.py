@@ -16,7 +16,7 @@ from vae_exp.datasets.splits import Split, batches
 from vae_exp.distributions import LOG_2PI, DiagonalGaussian, Point, log_prior
 from vae_exp.errors import UserError
 from vae_exp.run.speed import exact_products
-from vae_exp.scores.repeats import SIZE, Spread, spread
+from vae_exp.scores.repeats import Spread, spread, usual_size
 from vae_exp.vae import VAE
 
 EVAL_BATCH_SIZE = 500  # for speed and memory alone: what is computed of 1,000 MNIST images leaves the cache
@@ -153,17 +153,15 @@ def disentanglement(
     return spread(q.mean.cpu().numpy(), factors.table.cpu().numpy(), names, rows, repeats, seed)
 
 
-def score_rows(n: int, repeats: int) -> int:
-    """How many of n images each repeat takes unless it is told: of all of them, repeats would not differ."""
-    return min(SIZE, n if repeats == 1 else n // 2)
-
-
 def of_factors(measured: Evaluation, split: Split, names: Collection[str], prefix: str) -> dict[str, float]:
-    """Scores of disentanglement as a run logs them, such as val/mig: of one repeat, so without their spread."""
+    """Scores of disentanglement as a run logs them, such as val/mig: of one repeat, so without their spread.
+
+    A score that is no number here, such as InfoC of one active latent, is left out.
+    """
     if split.factors is None or not names:
         return {}
-    found = disentanglement(measured.q, split.factors.varying(), names, score_rows(len(split), repeats=1))
-    return {f"{prefix}/{name}": score.mean for name, score in found.items()}
+    found = disentanglement(measured.q, split.factors.varying(), names, usual_size(len(split), repeats=1))
+    return {f"{prefix}/{name}": score.mean for name, score in found.items() if not math.isnan(score.mean)}
 
 
 @torch.no_grad()

@@ -65,7 +65,7 @@ def _train(config: Config, run_dir: Path, judge: Judge | None) -> dict[str, Any]
     data = build.dataset(config)
     held_out, chooses = ("val", True) if len(data.val) else ("test", False)
     train_split, held_out_split = data.train.to(device), data.split(held_out).to(device)
-    suiting.check(config, data, held_out_split)
+    suiting.check(config, data, held_out, held_out_split)
     steps_per_epoch = math.ceil(len(train_split) / step_size)
 
     # Model: seeded just before it is built, so that its first weights depend on the seed alone.

@@ -8,6 +8,8 @@ from typing import Any
 
 from vae_exp.run.folder import BEST, IMAGES, LAST, METRICS, SUMMARY
 
+TERMS = ("neg_elbo", "reconstruction", "kl")
+
 
 def how_to_go_on(run_dir: Path) -> str:
     """The command that resumes a run, on a line of its own; nothing where there is no checkpoint."""
@@ -20,10 +22,13 @@ def closing(summary: dict[str, Any], run_dir: Path, dataset: str) -> str:
     def program(name: str) -> str:
         return name if shutil.which(name) else os.path.relpath(Path(sys.executable).with_name(name))
 
-    test = "   ".join(f"{name} {summary[f'test/{name}']:.3f}" for name in ("neg_elbo", "reconstruction", "kl"))
+    of_test = {key.removeprefix("test/"): value for key, value in summary.items() if key.startswith("test/")}
+    scores = {name: value for name, value in of_test.items() if name not in (*TERMS, "active_units")}
+    test = "   ".join(f"{name} {of_test[name]:.3f}" for name in TERMS)
     run = summary["wandb"]
     lines = {
-        "test": f"{test}   ({summary['test/active_units']} active units)",
+        "test": f"{test}   ({of_test['active_units']} active units)",
+        "scores": "  ".join(f"{name} {value:.3f}" for name, value in scores.items()),
         "pictures": f"{run_dir}/{IMAGES}",
         "numbers": f"{run_dir}/{METRICS}, {SUMMARY}",
         "weights": f"{run_dir}/{BEST}",

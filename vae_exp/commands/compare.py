@@ -17,6 +17,7 @@ from vae_exp.comparing.runs import (
     REASON,
     RESULTS,
     STATE,
+    UDR,
     Run,
     fold_seeds,
     read_runs,
@@ -140,7 +141,8 @@ def compare(options: argparse.Namespace) -> None:
     chosen = [_known(column, known) for column in options.columns.split(",")] if options.columns else None
     columns = chosen or usual_columns(runs)
     marked = comparable.bests(runs) if len(runs) > 1 else []
-    print(table(runs, columns, marked, None if options.columns else metric))
+    asked = [UDR] if options.udr else []
+    print(table(runs, columns, marked, None if options.columns else metric, asked=asked))
     if why := comparable.why_several(runs):
         print("\n".join(wrapped([why])))
     if options.csv:

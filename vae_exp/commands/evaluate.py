@@ -39,11 +39,11 @@ def main() -> None:
 def _evaluate_all(options: EvaluateOptions) -> None:
     """Every checkpoint that the path means; one that fails does not stop the others."""
     from vae_exp import trained
-    from vae_exp.commands import sample_scores
+    from vae_exp.commands import factor_scores, sample_scores
     from vae_exp.tracking import wandb_server
 
     sample_scores.check(options)
-
+    factor_scores.SAID.clear()
     if options["wandb"]["mode"] == "online":  # before anything is measured
         wandb_server.api_key("online")
     paths = trained.find(options["checkpoint"])

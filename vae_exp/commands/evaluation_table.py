@@ -91,7 +91,7 @@ def show_settings(name: str, rows: list[dict[str, Any]]) -> None:
 def _show_scores(scores: dict[str, Any], result: dict[str, Any]) -> None:
     """The scores of disentanglement, with what a reader of each should know."""
     settings, split = result["scores"], result["split"]
-    print(f"\n{'disentanglement':28}{'':>12}{'± rows':>12}   of {', '.join(settings['factors'])}")
+    print(f"\n{'disentanglement':28}{'':>12}{'± rows':>12}   of {printable(', '.join(settings['factors']))}")
     print(f"   {settings['repeats']} times {settings['rows']:,} of the {split} images, means of q(z|x)")
     for name, score in scores.items():
         spread = "-" if score["std"] is None else f"{score['std']:.4f}"

@@ -18,7 +18,7 @@ def measure(model: "TrainedVAE", options: EvaluateOptions) -> "tuple[dict[str, A
     """The numbers of a split, in nats per image, each with its standard error; pictures of its scores by their names.
 
     Raises UserError where the data cannot be read, for importance samples of a deterministic autoencoder, and for
-    scores of samples that do not suit the data.
+    scores of samples or of factors that do not suit the data.
     """
     from tqdm import tqdm
 
@@ -29,10 +29,12 @@ def measure(model: "TrainedVAE", options: EvaluateOptions) -> "tuple[dict[str, A
     vae = model.model
     data = model.read_data(options["dataset"]["root"])
     split = data.split(options["split"]).to(model.device)
-    # First what may be refused, before minutes of importance samples.
+    # First what may be refused, before minutes of samples and of importance samples.
+    names, rows = factor_scores.chosen(model, data, split, options)
+    if (samples := options["importance_samples"]) and not vae.stochastic:
+        raise UserError(f"importance_samples={samples}: an autoencoder gives images no likelihood to bound.")
     judged = functools.cache(lambda: judge.judge(data, model.device))
     of_samples, drawn = sample_scores.scored(model, data, split, judged, options) if options["samples"] else ({}, {})
-    names = factor_scores.chosen(split, options)
     seed, batch_size = options["seed"], options["batch_size"]
     noise = functools.partial(build.generator, seed)
     measured = metrics.evaluate(vae, split, noise("evaluation"), options["repeats"], batch_size=batch_size)
@@ -41,9 +43,7 @@ def measure(model: "TrainedVAE", options: EvaluateOptions) -> "tuple[dict[str, A
     for name, per_image in measured.per_image.items():
         result |= {name: per_image.mean().item(), f"{name}_error": metrics.standard_error(per_image)}
         result[f"{name}_noise_error"] = None if name == "kl" else measured.noise_error()
-    if samples := options["importance_samples"]:
-        if not vae.stochastic:
-            raise UserError(f"importance_samples={samples}: an autoencoder gives images no likelihood to bound.")
+    if samples:
         with tqdm(total=samples, desc="importance samples", disable=None, leave=False) as bar:
             bound = metrics.importance_bound(vae, split, samples, noise("importance"), batch_size, bar.update)
         result |= {"nll": -bound.mean().item(), "nll_error": metrics.standard_error(bound)}
@@ -63,7 +63,7 @@ def measure(model: "TrainedVAE", options: EvaluateOptions) -> "tuple[dict[str, A
     if vae.n_classes and vae.stochastic and options["label_accuracy"]:
         result |= label_accuracy.label_accuracy(vae, judged()[0], data, split, noise("labels"))
     if names:
-        scores, of_factors = factor_scores.scored(model, measured, split, names, options)
+        scores, of_factors = factor_scores.scored(model, measured, split, names, rows, options)
         result, drawn = result | {"scores": scores}, drawn | of_factors
     return result | ({"samples": of_samples} if of_samples else {}), drawn
 

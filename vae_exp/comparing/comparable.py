@@ -72,10 +72,13 @@ def largest(runs: list[Run], column: str) -> tuple[list[Run], str | None]:
 
 def why_several(runs: list[Run]) -> str | None:
     """Why more than one run is the best, in words, with the keys; None where all compare."""
-    settings = [_measured(group[0]) for group in groups(runs)]
-    if len(settings) < 2:
-        return None
-    return f"runs of different data or likelihood do not compare: a best of each ({_listed(_differing(settings))})"
+    keys = keys_apart(runs)
+    return f"runs of different data or likelihood do not compare: a best of each ({keys})" if keys else None
+
+
+def keys_apart(runs: list[Run]) -> str:
+    """The keys in which runs that do not compare differ; nothing where all compare."""
+    return _listed(_differing([_measured(group[0]) for group in groups(runs)]))
 
 
 def _differing(settings: list[dict[str, Any]]) -> list[str]:

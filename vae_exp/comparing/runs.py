@@ -121,12 +121,18 @@ def read_run(folder: Path) -> Run:
     else:
         numbers = summary.results | {"seconds": summary.seconds}
         metrics = {name: numbers[key] for name, key in RESULTS.items() if key in numbers}
+        # As vae_exp wrote InfoC of one active latent once: the run has no such score.
+        metrics = {name: value for name, value in metrics.items() if not (name in SCORES and _is_nan(value))}
         not_numbers = [f"{name} is {value}" for name, value in metrics.items() if not is_finite(value)]
         if not_numbers or not isinstance(summary.state, str):
             wrong = f"in its {SUMMARY} {', '.join(not_numbers) or f'state is {summary.state}'}"
     if wrong or summary is None or config is None:
         raise UserError(f"{folder}: not a run of vae_exp, or a damaged one: {wrong}.")
     return Run(folder, _short(flatten(config)), summary.state, summary.reason, metrics)
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
 
 
 def newest() -> Path:

@@ -21,11 +21,13 @@ def table(
     marked: Collection[Run] = (),
     metric: str | None = None,
     rest: str = "--csv FILE",
+    asked: Collection[str] = (),
 ) -> str:
     """The runs by name, the marked ones with best before it, and their columns in blocks as wide as the terminal.
 
     Where metric is given the columns are a choice that may change: those of one value for all go to a line above, the
-    metric comes first where not all fit, and what does not fit into two blocks is named; rest says what has it.
+    metric comes first where not all fit, with the columns that were asked for beside it, and what does not fit into two
+    blocks is named; rest says what has it.
     """
     width = max(NARROWEST, shutil.get_terminal_size((WHEN_UNKNOWN, 24)).columns)
     columns = [column for column in columns if column != NAME]
@@ -43,7 +45,7 @@ def table(
     room = width - sum(len(column[0] + GAP) for column in first)
     shown = {column: _column(runs, column, cells[column], room) for column in columns}
     if metric:
-        columns = _ordered(columns, shown, metric, room)
+        columns = _ordered(columns, shown, [metric, *asked], room)
     blocks = _blocks(columns, shown, room)
     left_out = [column for block in blocks[BLOCKS:] for column in block] if metric else []
     below = [f"not shown: {', '.join(left_out)} ({rest} has all)"] if left_out else []
@@ -60,17 +62,19 @@ def wrapped(lines: list[str]) -> list[str]:
     return [textwrap.fill(line, width) for line in lines]
 
 
-def _ordered(columns: list[str], shown: dict[str, list[str]], metric: str, room: int) -> list[str]:
-    """As they are where all fit in one block; else the metric, the keys that fit beside it, results, other keys.
+def _ordered(columns: list[str], shown: dict[str, list[str]], first: list[str], room: int) -> list[str]:
+    """As they are where all fit in one block; else the first ones, the keys that fit beside them, results, other keys.
 
     How a run ended comes before its other results: the numbers of one that was pruned are of fewer epochs.
     """
-    if len(_blocks(columns, shown, room)) < 2 or metric not in columns:
+    first = [column for column in first if column in columns]
+    if len(_blocks(columns, shown, room)) < 2 or not first:
         return columns
-    results = [column for column in columns if column in (*RESULTS, STATE, REASON) and column != metric]
+    results = [column for column in columns if column in (*RESULTS, STATE, REASON) and column not in first]
     results.sort(key=lambda column: column != STATE)
-    keys = [column for column in columns if column not in (*results, metric)]
-    beside = _blocks([metric, *keys], shown, room)[0]
+    keys = [column for column in columns if column not in (*results, *first)]
+    beside = _blocks([*first, *keys], shown, room)[0]
+    beside = [*beside, *(column for column in first if column not in beside)]
     return [*beside, *results, *(key for key in keys if key not in beside)]
 
 

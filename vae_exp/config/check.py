@@ -73,7 +73,12 @@ def check(cfg: DictConfig, combinations: bool = True) -> Config:
 
 
 def source_problems(flat: Mapping[str, Any]) -> list[str]:
-    """What is wrong where dataset.source is not of the chosen dataset: EMNIST alone has parts to choose from."""
+    """What is wrong where dataset.source is not of the chosen dataset, as EMNIST alone has parts to choose from, and
+    where dataset.factors is no group of keys.
+    """
+    if _is_ours(flat, "dataset") and flat.get("dataset.factors") not in (None, {}):
+        shown = shortened(as_typed(flat["dataset.factors"]))
+        return [f"dataset.factors={shown}: it takes values by factor names, such as {{shape:[0],x:8}}."]
     source, split = flat.get("dataset.source"), flat.get("dataset.split")
     if flat.get("dataset._target_") != "vae_exp.datasets.torchvision_images" or (source == "emnist") == bool(split):
         return []
@@ -124,6 +129,11 @@ def _check_combinations(flat: Mapping[str, Any]) -> list[str]:
         )
     if flat.get("resume") is not None and flat.get("replace") is True:
         problems.append(f"resume={flat['resume']} and replace=true: one goes on with a run, the other takes it away.")
+    if flat.get("scores_every_epochs") and flat.get("scores") == []:
+        problems.append(
+            f"scores_every_epochs={flat['scores_every_epochs']} and scores=[]: there is nothing to measure. Name "
+            "scores, such as scores=[mig], or use scores_every_epochs=null."
+        )
     problems += _check_objective(flat)
     problems += _check_amortized(flat)
     if flat.get("early_stopping.patience") and flat.get("dataset.val_size") == 0:
@@ -146,6 +156,11 @@ def _check_objective(flat: Mapping[str, Any]) -> list[str]:
         problems.append(
             "objective=iwae: the draws of z must be weighed under one sigma, and likelihood.sigma=optimal fits one to "
             "each. Use likelihood.sigma=learned."
+        )
+    if target == "vae_exp.objectives.dip_vae" and flat.get("batch_size") == 1:
+        problems.append(
+            "objective=dip_vae and batch_size=1: it takes the covariance of the codes of a batch, and one image has "
+            "none. Use batch_size=2 or more."
         )
     if not _is_ours(flat, "objective"):
         return problems

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from vae_exp.errors import UserError, printable
 
+EXAMPLE = "{shape:[0],x:8}"
+
 
 @dataclass
 class Factors:
@@ -39,23 +41,24 @@ class Factors:
 
 
 def chosen_values(
-    sizes: Mapping[str, int], wanted: Mapping[str, int | Sequence[int]], round_about: Sequence[str] = ()
+    sizes: Mapping[str, int], wanted: Mapping[str, int | Sequence[int]] | None, round_about: Sequence[str] = ()
 ) -> dict[str, list[int]]:
     """For each factor the numbers of the values that are kept, of a grid with so many values each.
 
     A list names them. A number is that many, evenly spread from the first value to the last; of the factors that go
     `round_about`, whose last value is the first once more, it leaves the last one out. A factor that is not named is
-    whole. Raises UserError for factors and values that there are not.
+    whole, and None is the whole grid. Raises UserError for factors and values that there are not.
     """
+    wanted = {} if wanted is None else wanted
     if not isinstance(wanted, Mapping):
-        raise UserError(
-            f"dataset.factors={printable(wanted)}: it takes values by factor. There are {', '.join(sizes)}."
-        )
+        raise UserError(f"dataset.factors={printable(wanted)}: it takes values by factor names, such as {EXAMPLE}.")
     if unknown := [str(name) for name in wanted if name not in sizes]:
         raise UserError(f"dataset.factors: there is no {printable(', '.join(unknown))}. There are {', '.join(sizes)}.")
     chosen = {}
     for name, size in sizes.items():
         asked = wanted.get(name, size)
+        if isinstance(asked, bool) or not isinstance(asked, int | Sequence) or isinstance(asked, str):
+            raise UserError(f"dataset.factors.{name}={printable(asked)}: it takes so many values, or a list of them.")
         if isinstance(asked, int):
             if not 0 < asked <= size:
                 raise UserError(f"dataset.factors.{name}={asked}: it has from 1 to {size} values.")
@@ -63,7 +66,8 @@ def chosen_values(
             chosen[name] = [round(i * (size - 1) / steps) for i in range(asked)]
             continue
         chosen[name] = list(asked)
-        if not asked or not all(0 <= value < size for value in asked) or len(set(asked)) < len(asked):
+        are_whole = all(isinstance(value, int) and not isinstance(value, bool) for value in asked)
+        if not asked or not are_whole or not all(0 <= value < size for value in asked) or len(set(asked)) < len(asked):
             shown = ",".join(map(str, asked))
             raise UserError(f"dataset.factors.{name}=[{shown}]: it takes different numbers from 0 to {size - 1}.")
     return chosen

@@ -50,7 +50,8 @@ def prepare(
     """Choose classes, split off validation images by seed, choose a part, binarise, and place in memory or stream.
 
     A size below 1 is a fraction. n_classes is the data's where it is null, and 0 hides the labels. Images taken
-    for validation are the same whatever train_size is. Raises UserError for what this data cannot give.
+    for validation are the same whatever train_size is. Raises UserError for what this data cannot give, and for labels
+    that leave nothing to train on, to validate with or, when it is read, to test on.
     """
     limit = size_in_bytes(device_memory)
     kept = _kept_labels(source, labels)
@@ -59,11 +60,19 @@ def prepare(
     if n_classes and largest >= n_classes:
         raise UserError(f"dataset.n_classes={n_classes}: {source.name} has labels up to {largest}.")
 
-    def chosen(split: Split, how: str) -> Split:
+    def require_some(split: Split, part: str) -> None:
+        if labels is not None and not torch.isin(split.y, torch.tensor(kept)).any():
+            shown = ",".join(printable(label) for label in labels)
+            raise UserError(f"dataset.labels=[{shown}]: none of the {len(split):,} {part} images has such a label.")
+
+    def chosen(split: Split, how: str, part: str = "training") -> Split:
+        require_some(split, part)
         # Binarised first: which images are chosen must not change the draw that an image meets.
         split = _binarized(split.placed(limit), how)
         return split if labels is None else _with_labels(split, kept)
 
+    if source.test_is_at_hand:
+        require_some(source.read_test(), "test")
     before = "none" if binarize == "dynamic" else binarize
     held_out = "static" if binarize == "dynamic" else binarize
     train = chosen(source.train, before)
@@ -85,7 +94,7 @@ def prepare(
             val = chosen(source.train, "static")[held]
         rows = rows[n_val:]
     else:
-        val = chosen(source.val, held_out)[: None if val_size else 0]
+        val = chosen(source.val, held_out, "validation")[: None if val_size else 0]
         rows = torch.randperm(len(train), generator=by_seed)
     n_train = len(rows) if train_size is None else count(train_size, len(rows))
     if not 0 < n_train <= len(rows):
@@ -95,7 +104,7 @@ def prepare(
         name=source.name,
         train=replace(train.placed(limit), flip=flip, dynamic=binarize == "dynamic"),
         val=val.placed(limit),
-        read_test=lambda: chosen(source.read_test(), held_out).placed(limit),
+        read_test=lambda: chosen(source.read_test(), held_out, "test").placed(limit),
         n_classes=len(names) if n_classes is None else n_classes,
         class_names=[] if n_classes == 0 else names,
         read_train=lambda: chosen(source.train, before),

@@ -80,6 +80,8 @@ def _why_factors_unsound(part: str, split: Split) -> str | None:
     table, n = factors.table, len(factors.names)
     if not isinstance(table, Tensor) or table.dtype != torch.int64 or table.shape != (len(split), n):
         return f"the factors of {part} must be a tensor of int64 {[len(split), n]}, not {_kind(table)}"
+    if not all(isinstance(name, str) for name in factors.names) or len(set(factors.names)) < n:
+        return f"the names of the factors of {part} must be different texts, not {list(factors.names)}"
     if len(factors.sizes) != n:
         return f"the factors of {part} have {n} names and {len(factors.sizes)} sizes"
     if n and (bool((table < 0).any()) or bool((table >= torch.tensor(factors.sizes)).any())):

@@ -107,6 +107,7 @@ class Source:
     read_test: Callable[[], Split]  # a function, because the test split is read only when it is measured
     class_names: list[str]  # of the labels 0, 1, ...; empty where there are none
     val: Split | None = None  # where the data comes with a validation split of its own
+    test_is_at_hand: bool = False  # to look at its labels costs nothing, before it is measured
 
 
 def batches(

@@ -38,7 +38,7 @@ def sprites(
     label. The test split is the same for every seed. Raises UserError for factors, values and labels that there are
     not, and where the part of the grid is too small to be split.
     """
-    chosen = chosen_values(SIZES, factors or {}, round_about=["orientation"])
+    chosen = chosen_values(SIZES, factors, round_about=["orientation"])
     known = grid(list(SIZES), [len(values) for values in chosen.values()])
     source = functools.partial(_draw_rows, list(chosen.values()))
     images = Streamed(source, (len(known), 1, SIDE, SIDE), torch.arange(len(known)), is_binary=True)
@@ -61,7 +61,7 @@ def source_of(
     rows = torch.randperm(len(known), generator=torch.Generator().manual_seed(0))
     every = Split(images, y, factors=known)
     test, train = every[rows[:n_test].sort().values], every[rows[n_test:].sort().values]
-    return Source(name, train, lambda: test, names)
+    return Source(name, train, lambda: test, names, test_is_at_hand=True)
 
 
 def _names(label: str | None, chosen: dict[str, list[int]]) -> list[str]:

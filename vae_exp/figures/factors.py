@@ -1,4 +1,7 @@
-"""What latents tell about known factors: the matrix of mutual information, and traversals in its order."""
+"""What latents tell about known factors: the matrix of mutual information, and traversals in its order.
+
+The numbers are what is above that of shuffled factors, since the estimate finds information in noise too.
+"""
 
 from collections.abc import Sequence
 
@@ -9,10 +12,11 @@ from vae_exp.figures import fonts, sheets, walks
 from vae_exp.vae import VAE
 
 MOST_LATENTS = 40  # rows that can be read
+LEAST_RANGE = 0.1  # nats of the colours: where no latent tells anything, all are dark
 
 
 def matrix(information: np.ndarray, names: Sequence[str]) -> np.ndarray:
-    """I(z_i; v_j) [Z, F] in nats: a row per latent, a column per factor, as an array [H, W, 3]."""
+    """I(z_i; v_j) [Z, F] in nats, above chance: a row per latent, a column per factor, as an array [H, W, 3]."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -24,14 +28,16 @@ def matrix(information: np.ndarray, names: Sequence[str]) -> np.ndarray:
     size = (1.6 + 0.9 * len(names), 1.4 + 0.34 * len(shown))
     with plt.rc_context({"font.family": fonts.families(names)}):
         figure, axes = plt.subplots(figsize=size, dpi=100, layout="constrained")
-        drawn = axes.imshow(values, cmap="viridis", vmin=0, aspect="auto")
+        largest = max(values.max(), LEAST_RANGE)
+        drawn = axes.imshow(values, cmap="viridis", vmin=0, vmax=largest, aspect="auto")
         axes.set_xticks(range(len(names)), names, rotation=30, ha="right", parse_math=False)
         axes.set_yticks(range(len(shown)), [f"z{latent}" for latent in shown])
-        middle = values.max() / 2
         for i, row in enumerate(values):
             for j, value in enumerate(row):
-                axes.text(j, i, f"{value:.2f}", ha="center", va="center", color="white" if value < middle else "black")
-        axes.set_title("I(z; factor), nats")
+                axes.text(
+                    j, i, f"{value:.2f}", ha="center", va="center", color="white" if value < largest / 2 else "black"
+                )
+        axes.set_title("I(z; factor) above that of\nshuffled factors, nats", fontsize=10)
         figure.colorbar(drawn)
         return sheets.pixels(figure)
 
@@ -47,6 +53,6 @@ def traversals(model: VAE, information: np.ndarray, names: Sequence[str]) -> np.
         images = walks.traversal(model, torch.zeros(model.z_dim, device=device), label, dims, values)
     rows = [f"{name}: z{dim}  {information[dim, j]:.2f}" for j, (name, dim) in enumerate(zip(names, dims, strict=True))]
     columns = [sheets.signed(value) for value in values.tolist()]
-    title = "the latent that tells most about each factor (nats), around the prior's mean"
+    title = "the latent that tells most about each factor (nats above chance), around the prior's mean"
     grid = sheets.grid(images.flatten(0, 1), images.shape[1])
     return sheets.label_sheet(grid, title, fonts.drawable(rows), columns, "standard deviations of the prior")

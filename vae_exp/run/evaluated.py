@@ -9,6 +9,7 @@ from vae_exp.run import places
 
 TEXTS = ("checkpoint", "weights", "model", "split")
 SETTINGS = ("rows", "repeats", "seed", "factors")  # of scores of disentanglement: those of others do not compare
+SPREAD = "_std"  # behind the name of a score: over its repeats
 DRAWN_BY = ("n", "seed")  # samples: scores of other numbers of them do not compare
 NO_RESULTS = ("step", "seed", "importance_seed", "repeats", "images", "n")
 
@@ -38,9 +39,10 @@ def scores(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def numbers(result: dict[str, Any]) -> dict[str, float]:
-    """All results of an evaluation as W&B has them, such as mig and samples/prior/classifier/frechet."""
+    """All results of an evaluation as W&B has them, such as mig, mig_std and samples/prior/classifier/frechet."""
     found = {name: value for name, value in result.items() if _is_finite(value) and name not in NO_RESULTS}
     found |= {name: score["mean"] for name, score in scores(result).items()}
+    found |= {f"{name}{SPREAD}": score["std"] for name, score in scores(result).items() if score["std"] is not None}
     for drawn, of_samples in result.get("samples", {}).items():
         found |= {f"samples/{drawn}/{name}": value for name, value in of_samples.items() if name not in NO_RESULTS}
     return found

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from vae_exp.errors import UserError
 from vae_exp.scores.codes import Known, table
@@ -22,12 +23,17 @@ def udr(codes: Sequence[Any], kl: Sequence[Any] | None = None, by: str = "spearm
     those below 0.01 are left out; a latent that never changes always is. No factors are needed. Duan et al. (2020),
     https://arxiv.org/abs/1905.12614. It ranks models with each other: codes that all are wrong in the same way agree.
 
-    Raises UserError for fewer than two models, codes of different images, and another `by`.
+    Raises UserError for fewer than two models, codes of different images, KL of other models, and another `by`.
     """
     if by not in ("spearman", "lasso"):
         raise UserError(f"by={by}: it takes spearman or lasso.")
+    for name, given in (("codes", codes), ("kl", [] if kl is None else kl)):
+        if not isinstance(given, Sequence | np.ndarray | Tensor) or isinstance(given, str):
+            raise UserError(f"{name}={given}: udr takes a list of arrays, one of each model.")
     if len(codes) < 2:
         raise UserError(f"udr compares models with each other: give codes of two or more, not of {len(codes)}.")
+    if kl is not None and len(kl) != len(codes):
+        raise UserError(f"kl: of {len(kl)} models, and there are codes of {len(codes)}; udr needs one of each model.")
     tables = [table(f"codes[{model}]", z) for model, z in enumerate(codes)]
     if len({len(z) for z in tables}) > 1:
         raise UserError(f"codes: all models need the same images; these have {[len(z) for z in tables]} rows.")

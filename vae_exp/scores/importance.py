@@ -1,7 +1,7 @@
 """DCI: how important each latent is to predict each factor, and what follows from it (Eastwood & Williams 2018)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ import torch
 
 from vae_exp.errors import UserError
 from vae_exp.scores.codes import Known
+from vae_exp.scores.fitting import fitting
 
 
 @dataclass(frozen=True)
@@ -25,16 +26,19 @@ def dci(codes: Any, factors: Any, predictor: str | Callable[[int], Any] = "rando
     Eastwood & Williams (2018), https://openreview.net/forum?id=By-7dz-AZ: how important z_i is for the prediction of
     v_j, by a random forest, one of their two predictors. predictor=gradient_boosting is that of Locatello et al.
     (2019), which takes a minute a factor; scores of different predictors do not compare. It may also be a function
-    from a seed to a classifier of scikit-learn's kind that has feature_importances_ after its fit. Two thirds of the
-    rows are for fitting; seed chooses them and is the predictor's.
+    from a seed to a classifier of scikit-learn's kind that has feature_importances_ after its fit. It sees codes with
+    mean 0 and standard deviation 1, so that neither their scale nor an offset matters. Two thirds of the rows are for
+    fitting; seed chooses them and is the predictor's.
 
     Raises UserError for arrays that do not go together, a factor that never changes, and a predictor without a name.
     """
-    fit, test = Known.of(codes, factors, fewest=2).fit_and_test(seed)
+    known = Known.of(codes, factors, fewest=2)
     make = PREDICTORS.get(predictor) if isinstance(predictor, str) else predictor
-    if make is None:
+    if not callable(make):
         raise UserError(f"predictor={predictor}: it takes one of {', '.join(PREDICTORS)}, or a function of a seed.")
-    models = [make(seed).fit(fit.codes, labels) for labels in fit.factors.T]
+    fit, test = replace(known, codes=known.standardised()).fit_and_test(seed)
+    with fitting():
+        models = [make(seed).fit(fit.codes, labels) for labels in fit.factors.T]
     importance = np.stack([np.abs(model.feature_importances_) for model in models], axis=1)
     right = [(model.predict(test.codes) == labels).mean() for model, labels in zip(models, test.factors.T, strict=True)]
     return DCI(disentanglement(importance), completeness(importance), float(np.mean(right)), importance)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from vae_exp.scores.codes import Known
+from vae_exp.scores.codes import LARGEST_SEED, Known, whole
 from vae_exp.scores.fitting import fitting
 from vae_exp.scores.mutual_information import entropies
 from vae_exp.scores.nearest_information import nearest_information
@@ -33,10 +33,11 @@ def infomec(codes: Any, factors: Any, seed: int = 0) -> InfoMEC:
     and latents exchanged. InfoE is 1 - CE / CE_null of a logistic regression without a penalty, on the same rows.
     Where nothing of a latent or of a factor stands out from shuffled factors, its share is the even one: the noise of
     the estimates would be shared at random, and a code of pure noise would score 0.6. seed is that of the shuffles.
+    InfoC is NaN with one active latent: one latent is neither compact nor not.
 
     Raises UserError for arrays that do not go together, and for a factor that never changes.
     """
-    known = Known.of(codes, factors, fewest=2)
+    known, seed = Known.of(codes, factors, fewest=2), whole("seed", seed, 0, LARGEST_SEED)
     h = entropies(known.factors)
     nmi = np.maximum(nearest_information(known, seed), 0) / h
     informative = nmi > FAR * _null_deviation(known, seed) / h

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vae_exp.scores.codes import Known
+from vae_exp.scores.codes import LARGEST_SEED, Known, whole
 from vae_exp.scores.fitting import fitting
 
 BATCH_SIZE, FIT, TEST = 64, 10_000, 5_000  # as in Locatello et al. (2019)
@@ -30,9 +30,11 @@ def factor_vae(
     Latents with a standard deviation below least_deviation are left out, as in Locatello et al. (2019): that is an
     absolute number, so codes on a small scale lose them all, and have 0. A random rotation has above 0.9, noise 1/F.
 
-    Raises UserError for arrays that do not go together, and for a factor that never changes.
+    Raises UserError for arrays that do not go together, a factor that never changes, and batches of one, in which
+    nothing varies.
     """
     known = Known.of(codes, factors)
+    batch_size, seed = whole("batch_size", batch_size, 2), whole("seed", seed, 0, LARGEST_SEED)
     z = known.codes[:, (known.codes.std(0) >= least_deviation) & known.standardised().any(0)]
     if not z.shape[1]:
         return 0.0
@@ -61,7 +63,8 @@ def beta_vae(codes: Any, factors: Any, batch_size: int = BATCH_SIZE, seed: int =
     from sklearn.linear_model import LogisticRegression
 
     known = Known.of(codes, factors)
-    rng = np.random.default_rng(seed)
+    batch_size = whole("batch_size", batch_size, 1)
+    rng = np.random.default_rng(whole("seed", seed, 0, LARGEST_SEED))
     by_value = _ByValue(known)
     z, n = known.codes, FIT + TEST
     fixed = rng.integers(known.factors.shape[1], size=n)

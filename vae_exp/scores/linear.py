@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from vae_exp.errors import UserError
-from vae_exp.scores.codes import Known
+from vae_exp.scores.codes import Known, Unsuited
 from vae_exp.scores.fitting import fitting
 
 SVC_C = 0.01  # as in Locatello et al. (2019)
@@ -39,17 +39,28 @@ def explicitness(codes: Any, factors: Any, seed: int = 0) -> float:
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
 
-    fit, test = Known.of(codes, factors).fit_and_test(seed)
+    fit, test = fit_and_test_each_value(Known.of(codes, factors), seed)
     means = []
     for labels, held_out in zip(fit.factors.T, test.factors.T, strict=True):
-        if len(np.unique(labels)) < 2:
-            raise UserError("factors: too few rows to fit and to test on; a value must be met several times.")
         with fitting():
             model = LogisticRegression().fit(fit.codes, labels)
         p = model.predict_proba(test.codes)
         of = [(held_out == value, p[:, at]) for at, value in enumerate(model.classes_)]
         means.append(np.mean([roc_auc_score(true, score) for true, score in of if 0 < true.sum() < len(true)]))
     return float(np.mean(means))
+
+
+def fit_and_test_each_value(known: Known, seed: int) -> tuple[Known, Known]:
+    """As Known.fit_and_test. Raises Unsuited too where no value of a factor can be told from others in the rest."""
+    fit, test = known.fit_and_test(seed)
+    for factor, (labels, held_out) in enumerate(zip(fit.factors.T, test.factors.T, strict=True)):
+        n_of_known = np.isin(held_out, labels).sum()
+        if not n_of_known or (held_out == held_out[0]).all():
+            raise Unsuited(
+                f"{known.name(factor)} has no value to tell from others in the {len(held_out):,} rows to test on",
+                "; a value must be met several times",
+            )
+    return fit, test
 
 
 def _squared_correlations(known: Known) -> np.ndarray:

@@ -1,17 +1,17 @@
 """A score with its spread: measured several times, on random parts of the rows."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from vae_exp.errors import UserError
-from vae_exp.scores.codes import Known
+from vae_exp.scores.codes import LARGEST_SEED, Known, Unsuited, whole
 from vae_exp.scores.importance import dci
 from vae_exp.scores.infomec import infomec
 from vae_exp.scores.interventions import beta_vae, factor_vae
-from vae_exp.scores.linear import explicitness, sap
+from vae_exp.scores.linear import explicitness, fit_and_test_each_value, sap
 from vae_exp.scores.mutual_information import mig, modularity
 
 SIZE, REPEATS = 10_000, 5
@@ -29,6 +29,8 @@ class Score:
     keys: tuple[str, ...]  # the numbers that it has
     measure: Callable[[np.ndarray, np.ndarray, int], tuple[float, ...]]  # of codes, factors and a seed
     caution: str = ""  # what a reader of the number should know
+    fewest: int = 1  # factors that it needs
+    check: Callable[[Known, int], object] = lambda known, seed: None  # of its own; raises Unsuited
 
 
 def _of_dci(codes: np.ndarray, factors: np.ndarray, seed: int) -> tuple[float, ...]:
@@ -43,8 +45,10 @@ def _of_infomec(codes: np.ndarray, factors: np.ndarray, seed: int) -> tuple[floa
 
 SCORES = {
     "mig": Score(("mig",), lambda z, v, _: (mig(z, v),), "a factor of more than 20 values cannot reach 1"),
-    "dci": Score(("dci_disentanglement", "dci_completeness", "dci_informativeness"), _of_dci),
-    "infomec": Score(("infom", "infoc", "infoe"), _of_infomec),
+    "dci": Score(
+        ("dci_disentanglement", "dci_completeness", "dci_informativeness"), _of_dci, "", 2, Known.fit_and_test
+    ),
+    "infomec": Score(("infom", "infoc", "infoe"), _of_infomec, "", 2),
     "factor_vae": Score(
         ("factor_vae",),
         lambda z, v, seed: (factor_vae(z, v, seed=seed),),
@@ -59,11 +63,22 @@ SCORES = {
         ("sap",),
         lambda z, v, seed: (sap(z, v, seed=seed),),
         "a perfect code has 0.25 where factors have as many values as those of dSprites",
+        check=Known.fit_and_test,
     ),
-    "modularity": Score(("modularity",), lambda z, v, _: (modularity(z, v),), "pure noise has 0.66"),
-    "explicitness": Score(("explicitness",), lambda z, v, seed: (explicitness(z, v, seed=seed),), "chance is 0.5"),
+    "modularity": Score(("modularity",), lambda z, v, _: (modularity(z, v),), "pure noise has 0.66", 2),
+    "explicitness": Score(
+        ("explicitness",),
+        lambda z, v, seed: (explicitness(z, v, seed=seed),),
+        "chance is 0.5",
+        check=fit_and_test_each_value,
+    ),
 }
 DEFAULT = ("mig", "dci", "infomec")
+
+
+def usual_size(n: int, repeats: int) -> int:
+    """How many of n rows each repeat takes unless it is told: of all of them, repeats would not differ."""
+    return min(SIZE, n if repeats == 1 else n // 2)
 
 
 def spread(
@@ -77,22 +92,26 @@ def spread(
     """The scores that are named, of codes [N, Z] and factors [N, F]: mean, standard deviation and value by value.
 
     Each repeat takes `size` other rows at random, and a seed of its own: seed, seed + 1, ... Without a size it is
-    10,000, or half of the rows where these are fewer than twice that: of all the rows, repeats would not differ.
+    10,000, or half of the rows where these are fewer than twice that: of all the rows, repeats would not differ. A
+    number that a score does not have of some repeat, such as InfoC of one active latent, is NaN.
 
-    Raises UserError for a score without that name, more rows than there are, no repeats, and as the scores do.
+    Raises UserError for a score without that name, more rows than there are, no repeats, and as the scores do, before
+    any of them is measured.
     """
+    if isinstance(names, str):
+        raise UserError(f"names={names}: it takes a list of names, such as [{names!r}].")
     if unknown := [name for name in names if name not in SCORES]:
         raise UserError(f"scores: there is no {', '.join(map(str, unknown))}. There are {', '.join(SCORES)}.")
     known = Known.of(codes, factors)
     n = len(known.codes)
-    size = min(SIZE, n // 2) if size is None else size
-    if not 0 < size <= n:
+    size = min(SIZE, n // 2) if size is None else whole("size", size, 1)
+    if size > n:
         raise UserError(f"size={size}: there are {n:,} rows to take from.")
-    if repeats < 1:
-        raise UserError(f"repeats={repeats}: it takes one or more.")
+    repeats, seed = whole("repeats", repeats, 1), whole("seed", seed, 0, LARGEST_SEED)
+    if unsuited := next(iter(_unsuited(known, names, size, repeats, seed).values()), None):
+        raise unsuited
     found: dict[str, list[float]] = {}
-    for repeat in range(seed, seed + repeats):
-        rows = np.random.default_rng(repeat).permutation(n)[:size]
+    for repeat, rows in _parts(n, size, repeats, seed):
         for name in names:
             score = SCORES[name]
             measured = score.measure(known.codes[rows], known.factors[rows], repeat)
@@ -102,3 +121,37 @@ def spread(
         key: Spread(float(np.mean(values)), float(np.std(values, ddof=1)) if repeats > 1 else float("nan"), values)
         for key, values in found.items()
     }
+
+
+def unsuited(
+    factors: Any, names: Collection[str], size: int, repeats: int, seed: int, called: Sequence[str] = ()
+) -> dict[str, Unsuited]:
+    """The scores that cannot be measured of `size` rows of these factors at a time, each with what is wrong.
+
+    It draws the parts of the rows that `spread` would draw, and measures nothing.
+    """
+    try:
+        known = Known.of(np.zeros((len(factors), 1)), factors, called=called)
+    except Unsuited as error:
+        return dict.fromkeys(names, error)
+    return _unsuited(known, names, size, repeats, seed)
+
+
+def _unsuited(known: Known, names: Collection[str], size: int, repeats: int, seed: int) -> dict[str, Unsuited]:
+    found: dict[str, Unsuited] = {}
+    codes = np.zeros((size, 1))
+    for repeat, rows in _parts(len(known.codes), size, repeats, seed):
+        for name in [name for name in names if name not in found]:
+            score = SCORES[name]
+            try:
+                score.check(Known.of(codes, known.factors[rows], score.fewest, known.called), repeat)
+            except Unsuited as error:
+                found[name] = error
+    return found
+
+
+def _parts(n: int, size: int, repeats: int, seed: int) -> Iterator[tuple[int, np.ndarray]]:
+    """The seed of each repeat and the rows that it takes."""
+    for repeat in range(seed, seed + repeats):
+        of_it = repeat % (LARGEST_SEED + 1)
+        yield of_it, np.random.default_rng(of_it).permutation(n)[:size]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
-from vae_exp.comparing.runs import RESULTS, SEEDS, Run, differing, is_finite, is_number
+from vae_exp.comparing.runs import RESULTS, SEEDS, Run, differing, is_finite
 from vae_exp.config.check import flatten
 from vae_exp.errors import UserError
 from vae_exp.run import evaluated
@@ -17,6 +17,7 @@ from vae_exp.run.folder import IMAGES, METRICS, Summary, read_config, read_summa
 
 MOST_KEYS = 8  # of runs that were not swept: more levels of groups, or axes side by side, tell nothing
 NO_SCORES = ("step", "seed", "importance_seed", "importance_samples", "repeats", "images", "active_units")
+NO_PANEL = ("_error", "_real", evaluated.SPREAD)  # how far a number may be off, and what it is read beside
 EVALUATED = re.compile(r"(best|last)\.(test|val|train)\.json")
 
 
@@ -55,7 +56,7 @@ def read(runs: list[Run]) -> Logged:
         )
     logged = [each for _, each in known]
     keys = _swept(logged) or _differing([run for run, _ in known], logged)
-    summary = {name for each in logged for name, value in each.summary.results.items() if is_number(value)}
+    summary = {name for each in logged for name, value in each.summary.results.items() if is_finite(value)}
     return Logged(
         ids=[str(each.summary.wandb.id) for each in logged],
         groups=list(dict.fromkeys(name for each in logged if (name := group(each.config)))),
@@ -145,10 +146,10 @@ def _pictures(folder: Path) -> list[str]:
 
 
 def _scores(folder: Path) -> list[str]:
-    """What vae-evaluate measured of a run and added to its summary in W&B, without the standard errors."""
+    """What vae-evaluate measured of a run and added to its summary in W&B, without how far they vary."""
     names = []
     for path in sorted(folder.glob("*.json")):
         if found := EVALUATED.fullmatch(path.name):
             kept = [name for name in evaluated.numbers(evaluated.read(path)) if name not in NO_SCORES]
-            names += [f"evaluate/{found[2]}/{name}" for name in kept if not name.endswith(("_error", "_real"))]
+            names += [f"evaluate/{found[2]}/{name}" for name in kept if not name.endswith(NO_PANEL)]
     return names
