@@ -144,8 +144,9 @@ def test_any_part_of_the_grid_is_an_override():
         build.check(compose("dataset=sprites", "dataset.factors.scale=0"))
     for value in ("3", "true", "1.5", '""', "abc"):
         for name in ("sprites", "dsprites"):
-            with pytest.raises(UserError, match=r"^dataset.factors=.*: it takes values by factor names"):
+            with pytest.raises(UserError, match=r"^dataset.factors=.*: it takes .*values by factor.*$") as told:
                 build.check(compose(f"dataset={name}", f"dataset.factors={value}"))
+            assert len(str(told.value).splitlines()) == 1
 
 
 def test_labels_that_leave_a_split_empty_are_refused():

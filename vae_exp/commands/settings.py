@@ -73,7 +73,8 @@ def _drawn(rows: list[dict[str, Any]], title: str) -> "dict[str, np.ndarray]":
 
     places = [cast("Place", row) for row in rows]
     found = {"settings": sheets.pixels(rate_distortion.draw(places, title))}
-    if names := list(evaluated.scores(rows[0])):
+    # A score may be no number at some settings, as infoc is none where one latent is active.
+    if names := [name for name in evaluated.scores(rows[0]) if all(name in evaluated.scores(row) for row in rows)]:
         means = [row | {name: score["mean"] for name, score in evaluated.scores(row).items()} for row in rows]
         found["settings_scores"] = sheets.pixels(rate_distortion.scores(means, names, title))
     return found

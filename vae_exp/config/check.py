@@ -74,11 +74,11 @@ def check(cfg: DictConfig, combinations: bool = True) -> Config:
 
 def source_problems(flat: Mapping[str, Any]) -> list[str]:
     """What is wrong where dataset.source is not of the chosen dataset, as EMNIST alone has parts to choose from, and
-    where dataset.factors is no group of keys.
+    where dataset.factors is a file and the dataset has factors of its own.
     """
-    if _is_ours(flat, "dataset") and flat.get("dataset.factors") not in (None, {}):
-        shown = shortened(as_typed(flat["dataset.factors"]))
-        return [f"dataset.factors={shown}: it takes values by factor names, such as {{shape:[0],x:8}}."]
+    table, target = flat.get("dataset.factors"), flat.get("dataset._target_")
+    if _is_ours(flat, "dataset") and isinstance(table, str) and table and target != "vae_exp.datasets.image_folder":
+        return [f"dataset.factors={table}: it takes values by factor names, such as {{shape:[0],x:8}}."]
     source, split = flat.get("dataset.source"), flat.get("dataset.split")
     if flat.get("dataset._target_") != "vae_exp.datasets.torchvision_images" or (source == "emnist") == bool(split):
         return []

@@ -120,7 +120,7 @@ VALUES = either(whole(1), list_of(whole(0), "a list of values by their numbers, 
 ROOT = Rule(PATH.allows, f"the path of a folder, or with dataset=arrays of a file {AS_LONG}")
 TABLE = Rule(  # of sprites and published data it has keys of its own; where it has none, that is the whole grid
     lambda v: v is None or v == {} or PATH.allows(v),
-    f"with dataset=image_folder the path of a CSV file {AS_LONG}, else values by factor such as {{shape:2}}, or null",
+    "values by factor names, such as {shape:[0],x:8}, or with dataset=image_folder a CSV file, or null",
 )
 _SPREAD = number(1e-18, 1e18)  # its square is a 32-bit float too
 # Keys that only some options have. They bind the options of vae_exp and of torch; those of a user's own may differ.
