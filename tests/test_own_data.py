@@ -359,7 +359,7 @@ def test_own_data_are_trained_on_scored_and_given_to_a_conditional_model(vae_com
     [
         (
             (*FOLDER, "dataset.factors=3"),
-            "dataset.factors=3: it takes values by factor names, such as {shape:[0],x:8}, or with dataset=image_folder a CSV",
+            "dataset.factors=3: it takes values by factor names, such as {shape:[0],x:8}, or with",
         ),
         ((*FOLDER, "dataset.factors=nowhere.csv"), "dataset.factors=nowhere.csv: there is no such file"),
         ((*FOLDER, "dataset.factors={shape:3}"), "dataset=image_folder takes the path of a CSV file, or null"),
