@@ -11,18 +11,28 @@ from pathlib import Path
 from typing import Any
 
 from vae_exp.commands import recording, shared
-from vae_exp.comparing.claims import EVALUATED, NOT_RUN, PUBLISHED, REPRODUCED, Found, Preset, logged, names, read
+from vae_exp.comparing.claims import (
+    EVALUATED,
+    NOT_RUN,
+    PUBLISHED,
+    REPRODUCED,
+    SHORTENED,
+    Found,
+    Preset,
+    logged,
+    names,
+    read,
+)
 from vae_exp.comparing.runs import BOOKKEEPING
 from vae_exp.config.check import resolve
 from vae_exp.config.messages import compose
 from vae_exp.errors import printable
 from vae_exp.run import evaluated
-from vae_exp.run.folder import BEST, LAST, OUTPUTS, SUMMARY, read_summary, runs_below
+from vae_exp.run.folder import BEST, LAST, OUTPUTS, RESULT, SUMMARY, read_summary, runs_below
 from vae_exp.run.writing import write_json
 
-ABOUT = """Train, or go on with, presets that claim published figures; evaluate them by their protocol; print claim, here
-and difference. Without a name: the list of them. Exit code 1 where a figure is missed or could not be had."""
-RESULT = "reproduced.json"
+ABOUT = """Published figures: train, or go on with, the presets that claim them, evaluate them by their protocol, and
+print claim, here and verdict. Without a name: the list. Exit code 1 where a figure is missed or could not be had."""
 NO_PART_OF_IT = ("wandb.", "checkpoint_every_")  # keys that change no number, beside those of BOOKKEEPING
 
 
@@ -59,9 +69,9 @@ def _main(options: argparse.Namespace) -> int:
         print("\n" + "\n".join(_table(found, overrides)))
     else:
         print("\n".join(_list(found)))
-    asked = [each for preset, rows in found for each in rows if wanted and not ("all" in wanted and preset.needs)]
-    short = {each: _shortened(preset, overrides) for preset, rows in found for each in map(id, rows)}
-    return int(any(not each.verdict(short[id(each)]).startswith((REPRODUCED, "shortened")) for each in asked))
+    asked = [(preset, rows) for preset, rows in found if wanted and not ("all" in wanted and preset.needs)]
+    verdicts = [each.verdict(_shortened(preset, overrides)) for preset, rows in asked for each in rows]
+    return int(any(not verdict.startswith((REPRODUCED, SHORTENED)) for verdict in verdicts))
 
 
 def _reproduce(preset: Preset, overrides: list[str]) -> None:
@@ -85,15 +95,15 @@ def _reproduce(preset: Preset, overrides: list[str]) -> None:
         | {"verdict": each.verdict(_shortened(preset, overrides))}
         for each in rows
     ]
-    write_json(folder / RESULT, {"name": preset.name, "claims": claims, "seconds": seconds, "machine": machine()})
     for run in _runs(folder):
-        _log(run, folder, preset, rows)
+        write_json(run / RESULT, {"name": preset.name, "claims": claims, "seconds": seconds, "machine": machine()})
+        _log(preset, run)
 
 
 def folder_of(preset: Preset, overrides: list[str]) -> Path:
     """Where its runs lie; with settings of another protocol in a place of their own."""
-    changed = "".join(f"_{re.sub(r'[^\w.-]+', '-', word)}" for word in _changes(overrides))
-    return OUTPUTS / PUBLISHED / (preset.name + changed)
+    changed = [re.sub(r"[^\w.-]+", "-", word) for word in _changes(overrides)]
+    return OUTPUTS / PUBLISHED / "_".join([preset.name, *changed])
 
 
 def _changes(overrides: list[str]) -> list[str]:
@@ -191,20 +201,13 @@ def _found(preset: Preset, overrides: list[str]) -> list[Found]:
     return rows
 
 
-def _log(run: Path, folder: Path, preset: Preset, rows: list[Found]) -> None:
-    """The claims and how far off they are, in the W&B run of the evaluation."""
-    from vae_exp.run import checkpoint
-    from vae_exp.trained import TrainedVAE
+def _log(preset: Preset, run: Path) -> None:
+    """The claims and what was found, in W&B."""
+    from vae_exp import trained
 
     path, _ = _checkpoint(preset, run)
-    kept = checkpoint.load(path)
-    mode = kept.config["wandb"]["mode"]
-    if mode != "disabled":
-        import torch
-
-        recording.in_wandb(
-            path, TrainedVAE(kept, torch.device("cpu"), trust=True, path=path).weights, mode, kept.config
-        )
+    model = trained.load(path, "cpu", trust=True)
+    recording.in_wandb(path, model.weights, model.config["wandb"]["mode"], model.config)
 
 
 def machine() -> str:

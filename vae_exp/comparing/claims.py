@@ -16,7 +16,7 @@ from vae_exp.run.folder import METRICS, read_summary
 
 PUBLISHED = "published"
 EVALUATED = "evaluate/"  # a claim of what vae-evaluate measures; others are of what a run logs
-REPRODUCED, NOT_RUN = "reproduced", "not run here"
+REPRODUCED, SHORTENED, NOT_RUN = "reproduced", "shortened", "not run here"
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Found:
             return NOT_RUN
         off = self.here - self.claim.value
         if shortened:
-            return f"shortened ({'; '.join(shortened)}), off by {self.claim.text(off)}"
+            return f"{SHORTENED} ({'; '.join(shortened)}), off by {self.claim.text(off)}"
         return REPRODUCED if abs(off) <= self.claim.within else f"missed by {off:+.2f}"
 
 
@@ -88,9 +88,9 @@ def read(name: str) -> Preset:
     if name not in names():
         raise UserError(f"{name}: no such preset. There are {', '.join(names())}, and all.")
     cfg = compose("config", [f"experiment={PUBLISHED}/{name}"])
-    said = OmegaConf.to_container(cfg[PUBLISHED]) if isinstance(cfg.get(PUBLISHED), DictConfig) else None
+    said: Any = OmegaConf.to_container(cfg[PUBLISHED]) if isinstance(cfg.get(PUBLISHED), DictConfig) else None
     try:
-        assert isinstance(said, dict)
+        assert isinstance(said, dict), "published: is missing"
         claims = [Claim(**claim) for claim in said.pop("claims")]
         if not claims:
             raise ValueError("no claims")
