@@ -72,7 +72,7 @@ def claimed(value, within=1.0, what="test/neg_elbo", **rest):
 
 
 def test_a_run_is_trained_once_evaluated_and_compared(vae_command):
-    code, said = vae_command("vae-reproduce", "linear_gaussian", "wandb.mode=offline", "device=cpu")
+    code, said = vae_command("vae-reproduce", "linear_gaussian", "wandb.mode=offline", "device=cpu", "dataset.root=x")
     assert code == 0, said
     assert said.count("reproduced") == 2
     folder = Path("outputs/published/linear_gaussian")

@@ -33,6 +33,7 @@ from vae_exp.run.writing import write_json
 
 ABOUT = """Published figures: train, or go on with, the presets that claim them, evaluate them by their protocol, and
 print claim, here and verdict. Without a name: the list. Exit code 1 where a figure is missed or could not be had."""
+ROOT = "dataset.root"
 NO_PART_OF_IT = ("wandb.", "checkpoint_every_")  # keys that change no number, beside those of BOOKKEEPING
 
 
@@ -60,8 +61,8 @@ def _main(options: argparse.Namespace) -> int:
         for preset in presets:
             if "all" in wanted and preset.needs:
                 print(f"\n{preset.name}: {NOT_RUN} (needs {preset.needs}); vae-reproduce {preset.name} does.")
-            else:
-                _reproduce(preset, overrides)
+            else:  # `all` has presets whose data lie nowhere
+                _reproduce(preset, [word for word in overrides if preset.has_root or word.partition("=")[0] != ROOT])
     found = [(preset, _found(preset, overrides)) for preset in presets]
     if options.markdown:
         print("\n".join(markdown(found, overrides)))
@@ -161,7 +162,7 @@ def _evaluate(preset: Preset, run: Path, overrides: list[str]) -> None:
     from vae_exp.commands.evaluate import evaluate_checkpoint
 
     path, keys = _checkpoint(preset, run)
-    root = [word for word in overrides if word.startswith(("dataset.root=", "wandb.mode="))]
+    root = [word for word in overrides if word.partition("=")[0] in (ROOT, "wandb.mode")]
     typed = [f"{key}={value}" for key, value in keys.items()]
     evaluate_checkpoint(path, resolve(compose("evaluate", [f"checkpoint={path}", *typed, *root])))  # type: ignore[arg-type]
 

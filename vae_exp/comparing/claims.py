@@ -49,6 +49,7 @@ class Preset:
     differs: str
     claims: list[Claim]
     is_sweep: bool
+    has_root: bool  # its data lie in a folder, dataset.root
     evaluate: dict[str, Any] | None = None  # keys of vae-evaluate; None where nothing but the run is claimed
     shortened: str | None = None  # it is not the whole protocol
     needs: str | None = None  # more than a machine of today is given for it
@@ -94,7 +95,9 @@ def read(name: str) -> Preset:
         claims = [Claim(**claim) for claim in said.pop("claims")]
         if not claims:
             raise ValueError("no claims")
-        return Preset(name=name, claims=claims, is_sweep=cfg.hydra.mode is not None, **said)
+        return Preset(
+            name=name, claims=claims, is_sweep=cfg.hydra.mode is not None, has_root="root" in cfg.dataset, **said
+        )
     except (AssertionError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"conf/experiment/{PUBLISHED}/{name}.yaml: its claims are not complete ({error}).") from error
 
