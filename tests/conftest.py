@@ -15,7 +15,7 @@ import hydra
 import pytest
 import torch
 
-from vae_exp.commands import compare, evaluate, generate
+from vae_exp.commands import compare, evaluate, generate, reproduce
 from vae_exp.commands import train as cli
 from vae_exp.config.check import CONF_DIR
 from vae_exp.train import train
@@ -52,7 +52,7 @@ def quick_run(*overrides, folder="run", wandb="disabled"):
 @pytest.fixture
 def vae_command(monkeypatch, capfd):
     """A command as a user types it, in this process: returns its exit code and what it printed."""
-    commands = {"train": cli, "evaluate": evaluate, "generate": generate, "compare": compare}
+    commands = {"train": cli, "evaluate": evaluate, "generate": generate, "compare": compare, "reproduce": reproduce}
 
     def run(program, *arguments):
         monkeypatch.setattr(sys, "argv", [program, *map(str, arguments)])

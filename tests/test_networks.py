@@ -1,5 +1,7 @@
 """Networks: every one on every kind of image, with and without labels, or refused in a sentence."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from torch import nn
 from tests.conftest import compose
 from vae_exp.config import build
 from vae_exp.config.check import check, options
+from vae_exp.datasets import Split
 from vae_exp.errors import UserError
 
 SHAPES = [(1, 8, 8), (3, 9, 7), (1, 28, 28), (3, 32, 32), (3, 64, 64)]
@@ -139,3 +142,35 @@ def test_a_network_may_change_its_lists_and_the_configuration_stays():
     config = check(compose("dataset=digits", "network.hidden_dims=[32,16]"))
     build.partial(config, "network").keywords["hidden_dims"].reverse()  # as published code likes to
     assert config["network"]["hidden_dims"] == [32, 16]
+
+
+def test_glorot_begins_at_the_mean_image_and_with_the_spread_of_its_paper():
+    config = check(compose("network.init=glorot"))
+    images = torch.randint(0, 256, (50, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images[:, :, 0] = 0
+    torch.manual_seed(0)
+    model = build.model(config, (1, 8, 8), 0, Split(images, torch.zeros(50, dtype=torch.long)))
+    for layer in (part for part in model.modules() if isinstance(part, torch.nn.Linear)):
+        widest = math.sqrt(6 / sum(layer.weight.shape))
+        assert 0.95 * widest < layer.weight.abs().max() <= widest
+    drawn = model.decode(torch.zeros(1, 20), torch.zeros(1, dtype=torch.long)).mean[0]
+    expected = (images.float().mean(0) / 255).clamp(0.001, 0.999)
+    torch.testing.assert_close(drawn, expected, atol=1e-5, rtol=0)
+    real = build.model(
+        check(compose("network.init=glorot", "likelihood=gaussian")), (1, 8, 8), 0, Split(images, torch.zeros(50))
+    )
+    torch.testing.assert_close(
+        real.decode(torch.zeros(1, 20), torch.zeros(1, dtype=torch.long)).mean[0], images.float().mean(0) / 255
+    )
+
+
+def test_glorot_gives_each_channel_its_mean_where_the_last_layer_is_a_convolution():
+    images = torch.randint(0, 256, (50, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images[:, 1] //= 4
+    model = build.model(
+        check(compose("network=conv", "network.init=glorot")), (3, 8, 8), 0, Split(images, torch.zeros(50))
+    )
+    bias = [part for part in model.decoder.modules() if isinstance(part, torch.nn.ConvTranspose2d | torch.nn.Conv2d)][
+        -1
+    ].bias
+    torch.testing.assert_close(bias.sigmoid(), images.float().mean((0, 2, 3)) / 255)

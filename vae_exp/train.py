@@ -71,7 +71,7 @@ def _train(config: Config, run_dir: Path, judge: Judge | None) -> dict[str, Any]
     # Model: seeded just before it is built, so that its first weights depend on the seed alone.
     memory.check_model(config, data.x_shape, data.n_classes, device)
     torch.manual_seed(seed)
-    model = build.model(config, data.x_shape, data.n_classes).to(device)
+    model = build.model(config, data.x_shape, data.n_classes, data.train).to(device)
     optimizer, average = build.optimizer(config, model), Averaging(model, config["ema"])
     objective, schedule = build.partial(config, "objective"), build.partial(config, "scheduler")
     operations = threads.PASSES * batch_size * trial.check(config, model, objective, train_split)

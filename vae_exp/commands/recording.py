@@ -1,6 +1,7 @@
 """What an evaluation leaves: files beside the checkpoint, and all that was measured of the same weights in W&B."""
 
 import contextlib
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +9,7 @@ from vae_exp.commands.drawn_files import whole
 from vae_exp.errors import Unwritable, UserError, printable
 from vae_exp.run import evaluated
 from vae_exp.run.earlier import GENERATED
-from vae_exp.run.folder import BEST
+from vae_exp.run.folder import BEST, RESULT
 from vae_exp.run.writing import write_json
 
 if TYPE_CHECKING:
@@ -84,4 +85,13 @@ def _numbers(path: Path, weights: str) -> dict[str, Any]:
         for setting, row in evaluated.read_settings(file_of(path, split, settings=True), weights).items():
             named = f"evaluate/{split}/{setting}"
             prefixed |= {f"{named}/{name}": value for name, value in evaluated.numbers(row).items()}
+    for claim in _claims(path.with_name(RESULT)):
+        prefixed |= {f"published/{claim['what']}": claim["value"], f"published/{claim['what']}/here": claim["here"]}
     return prefixed
+
+
+def _claims(path: Path) -> list[dict[str, Any]]:
+    """What vae-reproduce found of published figures."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return [claim for claim in json.loads(path.read_text())["claims"] if claim["here"] is not None]
+    return []

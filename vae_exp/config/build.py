@@ -21,9 +21,10 @@ from vae_exp.config import check as checks
 from vae_exp.config.check import check_values, flatten, rules_for
 from vae_exp.config.keys import Config, widest
 from vae_exp.config.rules import RULES
-from vae_exp.datasets import Data, prepare
+from vae_exp.datasets import Data, Split, prepare
 from vae_exp.datasets.sound import require_source
 from vae_exp.errors import UserError
+from vae_exp.networks import beginning
 from vae_exp.networks.modulated import Modulated
 from vae_exp.vae import VAE
 
@@ -55,6 +56,7 @@ PUBLIC = {
 SHARED = {
     name: option for name, option in inspect.signature(prepare).parameters.items() if option.kind == option.KEYWORD_ONLY
 }
+OF_ALL = {"dataset": SHARED, "network": ("init",)}  # keys of a group that the function it names does not get
 NEEDED = [name for name, option in SHARED.items() if option.default is option.empty]
 
 
@@ -86,15 +88,15 @@ def _check_calls(config: Config) -> None:
         target = settings["_target_"]
         signature = inspect.signature(resolve(group, target))
         given = {key: value for key, value in settings.items() if not key.startswith("_")}
-        if group == "dataset":  # what all datasets share goes to prepare
-            given = {key: value for key, value in given.items() if key in signature.parameters or key not in SHARED}
-            if missing := [name for name in NEEDED if name not in settings]:
-                raise UserError(f"dataset.{missing[0]}: is missing. Every dataset needs it.")
+        shared = OF_ALL.get(group, {})
+        given = {key: value for key, value in given.items() if key in signature.parameters or key not in shared}
+        if group == "dataset" and (missing := [name for name in NEEDED if name not in settings]):
+            raise UserError(f"dataset.{missing[0]}: is missing. Every dataset needs it.")
         try:
             signature.bind(*[None] * by_place, **dict.fromkeys(by_name), **given)
         except TypeError as error:
             names = [name for name in list(signature.parameters)[by_place:] if name not in by_name]
-            names += [name for name in SHARED if group == "dataset" and name not in names]
+            names += [name for name in shared if name not in names]
             problem = f"{group}: {target} {error}; its settings are {', '.join(names)}."
             raise UserError(problem + _of_another_option(group, set(given) - set(names))) from error
     _check_schedule(config)
@@ -181,18 +183,25 @@ def dataset(config: Mapping[str, Any]) -> Data:
     return prepare(source, **shared)
 
 
-def model(config: Mapping[str, Any], x_shape: tuple[int, int, int], n_classes: int) -> VAE:
-    """The VAE for images of x_shape. The labels of an unconditional model have width 0."""
+def model(config: Mapping[str, Any], x_shape: tuple[int, int, int], n_classes: int, train: Split | None = None) -> VAE:
+    """The VAE for images of x_shape. The labels of an unconditional model have width 0.
+
+    With network.init=glorot the outputs begin at the mean of the first training images.
+    """
     z_dim, width = widest(config), n_classes if config["model"]["conditional"] else 0
-    networks = partial(config, "network")(x_shape=x_shape, z_dim=z_dim, context_dim=width)
+    own = {"network": {key: value for key, value in config["network"].items() if key not in OF_ALL["network"]}}
+    networks = partial(own, "network")(x_shape=x_shape, z_dim=z_dim, context_dim=width)
     encoder, decoder = _two_modules(networks, config["network"]["_target_"])
-    betas, z_dims = config["amortize"]["beta"], config["amortize"]["z_dim"]
-    if betas or z_dims:
-        encoder, decoder = Modulated(encoder, betas, z_dims), Modulated(decoder, betas, z_dims, z_dim)
     likelihood = partial(config, "likelihood")()
     if not callable(likelihood):
         target = config["likelihood"]["_target_"]
         raise UserError(f"likelihood._target_={target}: it must return a function of the decoder's outputs.")
+    if config["network"].get("init", "pytorch") == "glorot":
+        mean = None if train is None else beginning.mean_image(train[: beginning.IMAGES].x)
+        beginning.glorot(encoder, decoder, likelihood, mean)
+    betas, z_dims = config["amortize"]["beta"], config["amortize"]["z_dim"]
+    if betas or z_dims:
+        encoder, decoder = Modulated(encoder, betas, z_dims), Modulated(decoder, betas, z_dims, z_dim)
     return VAE(encoder, decoder, likelihood, z_dim, width, config["model"]["stochastic"])
 
 

@@ -49,6 +49,7 @@ def check(cfg: DictConfig, combinations: bool = True) -> Config:
     Raises UserError naming each wrong key, its value and what is allowed.
     """
     config = renamed(resolve(cfg))
+    config.pop("published", None)  # what a preset claims is no setting: vae-reproduce reads it
     problems: list[str] = []
     for group in CALLS:
         if not isinstance(config.get(group), dict) or not isinstance(config[group].get("_target_"), str):

@@ -128,6 +128,7 @@ OPTION_RULES = {
     "network.hidden_dims": list_of(whole(1), "a list of whole numbers, 1 or more, such as [400] or [512,256]"),
     "network.activation": one_of("relu", "leaky_relu", "elu", "gelu", "silu", "tanh"),
     "network.channels": whole(1),
+    "network.init": one_of("pytorch", "glorot"),
     "network.blocks": whole(1, 1000),
     "likelihood.sigma": or_word(_SPREAD, "learned", "optimal"),
     "likelihood.scale": or_word(_SPREAD, "learned"),

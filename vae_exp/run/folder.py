@@ -18,6 +18,7 @@ OUTPUTS = Path("outputs")
 BEST, LAST, PREVIOUS = "best.pt", "last.pt", "last.previous.pt"
 SUMMARY, CONFIG, METRICS, IMAGES, LOCK = "summary.json", "config.yaml", "metrics.jsonl", "images", "lock"
 LOG, MAP = "train.log", "map.json"
+RESULT = "reproduced.json"  # of vae-reproduce: what is claimed of this run, and what was found
 CONFIRMED = "confirmed"  # in the folder of a run with a map: a run's folder for each of its best settings
 FIRST_FILES_BYTES = 2**14  # of .hydra/, config.yaml and summary.json together
 OVERRIDES = Path(".hydra", "overrides.yaml")

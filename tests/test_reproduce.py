@@ -1,0 +1,165 @@
+"""`vae-reproduce`: claims are complete, a wrong one is missed with exit code 1, and a killed one goes on."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+import vae_exp
+from tests.conftest import quick_run, recorded, written
+from vae_exp.commands import reproduce
+from vae_exp.comparing import claims
+from vae_exp.config import build
+from vae_exp.config.check import CONF_DIR
+from vae_exp.errors import UserError
+
+TINY = ("epochs=2", "wandb.mode=disabled", "device=cpu")
+README = Path(__file__).parents[1] / "README.md"
+
+
+@pytest.mark.parametrize("name", claims.names())
+def test_a_preset_composes_and_its_claims_are_complete(name):
+    preset = claims.read(name)
+    build.check(vae_exp.compose(preset.config))
+    assert preset.minutes > 0
+    assert preset.source and preset.about and preset.differs
+    for claim in preset.claims:
+        assert claim.within > 0
+        assert claim.what.startswith(("train_epoch/", "test/", "evaluate/"))
+        assert (preset.evaluate is not None) or not claim.what.startswith("evaluate/")
+
+
+def test_the_claim_of_the_linear_model_is_its_closed_form():
+    """With v = sigma^2, an axis of variance l > v among the first z_dim costs log(l / v) / 2 (Tipping & Bishop)."""
+    config = build.check(vae_exp.compose("experiment=published/linear_gaussian"))
+    x = build.dataset(config).train.x.flatten(1).double() / 255
+    variances = torch.linalg.eigvalsh(torch.cov(x.T, correction=0)).flip(0)
+    v, kept = config["likelihood"]["sigma"] ** 2, config["model"]["z_dim"]
+    told = torch.where((variances > v) & (torch.arange(len(variances)) < kept), variances, v)
+    exact = 0.5 * (told * 2 * torch.pi).log().sum() + 0.5 * (variances / told).sum()
+    for claim in claims.read("linear_gaussian").claims:
+        assert claim.value == pytest.approx(exact.item(), abs=1e-3)
+
+
+@pytest.fixture
+def own(monkeypatch, tmp_path):
+    """A preset of two epochs on digits in a conf of its own; the function writes its claims."""
+    conf = tmp_path / "conf"
+    subprocess.run(["cp", "-r", str(CONF_DIR), str(conf)], check=True)
+    for module in ("vae_exp.config.check", "vae_exp.config.messages", "vae_exp.comparing.claims"):
+        if hasattr(sys.modules.get(module), "CONF_DIR"):
+            monkeypatch.setattr(f"{module}.CONF_DIR", conf)
+
+    def write(**said):
+        told = {"about": "digits", "source": "nobody", "minutes": 0.1, "differs": "all", **said}
+        preset = {"defaults": [{"override /dataset": "digits"}], "epochs": 2, "network": {"hidden_dims": [16]}}
+        path = conf / "experiment" / "published" / "tiny.yaml"
+        path.write_text(f"# @package _global_\n{OmegaConf.to_yaml({**preset, 'published': told})}")
+
+    return write
+
+
+def claimed(value, within=1.0, what="test/neg_elbo", **rest):
+    return {"what": what, "value": value, "within": within, **rest}
+
+
+def test_a_run_is_trained_once_evaluated_and_compared(vae_command):
+    code, said = vae_command("vae-reproduce", "linear_gaussian", "wandb.mode=offline", "device=cpu", "dataset.root=x")
+    assert code == 0, said
+    assert said.count("reproduced") == 2
+    folder = Path("outputs/published/linear_gaussian")
+    kept = json.loads((folder / "reproduced.json").read_text())
+    assert [claim["verdict"] for claim in kept["claims"]] == ["reproduced", "reproduced"]
+    logs = [recorded(path) for path in Path("outputs/wandb").glob("offline-run-*")]
+    summary = {name for log in logs for record in log["summary"] for name in record.get("update", {})}
+    assert {"published/evaluate/nll", "published/evaluate/nll/here", "evaluate/train/nll"} <= summary
+    before = (folder / "summary.json").read_bytes()
+    code, said = vae_command("vae-reproduce", "linear_gaussian", "--markdown")
+    assert code == 0, said
+    assert "| `linear_gaussian` | nll | -12.444 ± 0.05 | -12.4" in said
+    assert (folder / "summary.json").read_bytes() == before
+    code, said = vae_command("vae-reproduce")
+    assert code == 0, said
+    assert "not run here" in said and "reproduced; reproduced" in said
+    code, said = vae_command("vae-reproduce", "linear_gaussian", *TINY)
+    assert code == 0, said
+    assert "shortened (epochs=2), off by" in said
+    assert (folder.parent / "linear_gaussian_epochs-2" / "summary.json").is_file()
+
+
+def test_a_wrong_claim_is_missed_with_exit_code_1(own, vae_command):
+    """The command reads the preset's own conf in this process; the run that it would train is there already."""
+    own(claims=[claimed(20.0), claimed(20.0, what="train_epoch/neg_elbo", after_epoch=1)])
+    preset = claims.read("tiny")
+    assert [each.verdict([]) for each in reproduce._found(preset, [])] == ["not run here"] * 2
+    summary, _ = quick_run("network.hidden_dims=[16]", "epochs=2", folder=Path("outputs/published/tiny"))
+    found = reproduce._found(preset, [])
+    assert found[0].here == summary["test/neg_elbo"]
+    assert found[0].verdict([]) == f"missed by {summary['test/neg_elbo'] - 20:+.2f}"
+    assert found[1].here > found[0].here
+    code, said = vae_command("vae-reproduce", "tiny")
+    assert (code, said.count("missed by")) == (1, 2)
+    own(claims=[claimed(summary["test/neg_elbo"] + 0.5)])
+    code, said = vae_command("vae-reproduce", "tiny")
+    assert (code, said.count("reproduced")) == (0, 1)
+    for wrong in ({"claims": []}, {"claims": [{"what": "test/kl"}]}, {"claims": [claimed(1)], "typo": 1}, {}):
+        own(**wrong)
+        with pytest.raises(UserError, match=r"tiny.yaml: its claims are not complete"):
+            claims.read("tiny")
+    with pytest.raises(UserError, match=r"nothing: no such preset. There are conditional"):
+        claims.read("nothing")
+
+
+def test_a_name_that_there_is_not_and_a_training_that_fails_have_exit_code_1(vae_command):
+    code, said = vae_command("vae-reproduce", "nothing")
+    assert (code, "nothing: no such preset" in said) == (1, True)
+    code, said = vae_command("vae-reproduce", "linear_gaussian", "optimizer.lr=-1")
+    assert (code, "optimizer.lr=-1" in said, "not run here" in said) == (1, True, True)
+
+
+@pytest.mark.slow
+def test_a_killed_one_goes_on_where_it_was(vae_command):
+    typed = ["linear_gaussian", "wandb.mode=disabled", "device=cpu", "checkpoint_every_epochs=5"]
+    code = "from vae_exp.commands.reproduce import main; main()"
+    process = subprocess.Popen([sys.executable, "-c", code, *typed], start_new_session=True, stdout=subprocess.DEVNULL)
+    deadline = time.time() + 90
+    while not written("last.pt") and time.time() < deadline:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    folder = Path("outputs/published/linear_gaussian")
+    reached = vae_exp.load(folder / "last.pt").epoch
+    assert 0 < reached < 600
+    code, said = vae_command("vae-reproduce", *typed)
+    assert code == 0, said
+    assert "goes on from" in said
+    epochs = [int(n) for n in re.findall(r"^epoch +(\d+)/600", said, re.M)]
+    assert epochs[0] == reached + 1
+    assert said.count("reproduced") == 2
+
+
+def test_the_table_of_the_readme_is_what_the_command_prints():
+    """Each row: the claim as the preset has it, and the verdict that follows from the number that was found."""
+    lines = README.read_text().splitlines()
+    table = [line for line in lines if re.match(r"\| `\w+` \| .* ± .*\|", line)]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    expected = [(preset, claim) for preset in map(claims.read, claims.names()) for claim in preset.claims]
+    assert len(rows) == len(expected)
+    for (name, number, claimed_text, here, verdict), (preset, claim) in zip(rows, expected, strict=True):
+        assert (name, number) == (f"`{preset.name}`", claim.name)
+        assert claimed_text == f"{claim.text(claim.value)} ± {claim.within:g}"
+        if here == "-":
+            assert verdict.startswith("not run here (needs ")
+            continue
+        found = claims.Found(claim, [float(here.split(" ± ")[0])]).verdict(
+            [preset.shortened] if preset.shortened else []
+        )
+        assert verdict.split(" by ")[0] == found.split(" by ")[0]
