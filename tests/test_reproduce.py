@@ -88,10 +88,11 @@ def test_a_run_is_trained_once_evaluated_and_compared(vae_command):
     assert (folder / "summary.json").read_bytes() == before
     code, said = vae_command("vae-reproduce")
     assert code == 0, said
-    assert "not run here" in said and "reproduced; reproduced" in said
+    assert "not run here (needs" in said
+    assert "    here     reproduced\n" in said
     code, said = vae_command("vae-reproduce", "linear_gaussian", *TINY)
     assert code == 0, said
-    assert "shortened (epochs=2), off by" in said
+    assert "other protocol (epochs=2), off by" in said
     assert (folder.parent / "linear_gaussian_epochs-2" / "summary.json").is_file()
 
 
@@ -99,11 +100,11 @@ def test_a_wrong_claim_is_missed_with_exit_code_1(own, vae_command):
     """The command reads the preset's own conf in this process; the run that it would train is there already."""
     own(claims=[claimed(20.0), claimed(20.0, what="train_epoch/neg_elbo", after_epoch=1)])
     preset = claims.read("tiny")
-    assert [each.verdict([]) for each in reproduce._found(preset, [])] == ["not run here"] * 2
+    assert [each.verdict(preset) for each in reproduce._found(preset, [])] == ["not run here (needs 0.1 minutes)"] * 2
     summary, _ = quick_run("network.hidden_dims=[16]", "epochs=2", folder=Path("outputs/published/tiny"))
     found = reproduce._found(preset, [])
     assert found[0].here == summary["test/neg_elbo"]
-    assert found[0].verdict([]) == f"missed by {summary['test/neg_elbo'] - 20:+.2f}"
+    assert found[0].verdict(preset) == f"missed by {summary['test/neg_elbo'] - 20:+.2f}"
     assert found[1].here > found[0].here
     code, said = vae_command("vae-reproduce", "tiny")
     assert (code, said.count("missed by")) == (1, 2)
@@ -123,6 +124,56 @@ def test_a_name_that_there_is_not_and_a_training_that_fails_have_exit_code_1(vae
     assert (code, "nothing: no such preset" in said) == (1, True)
     code, said = vae_command("vae-reproduce", "linear_gaussian", "optimizer.lr=-1")
     assert (code, "optimizer.lr=-1" in said, "not run here" in said) == (1, True, True)
+
+
+def test_what_is_not_the_whole_protocol_is_never_called_reproduced(own, vae_command):
+    summary, folder = quick_run("network.hidden_dims=[16]", "epochs=2", folder=Path("outputs/published/tiny"))
+    own(claims=[claimed(summary["test/neg_elbo"])], shortened="two of ten epochs")
+    code, said = vae_command("vae-reproduce", "tiny")
+    assert (code, "shortened (two of ten epochs), off by" in said) == (0, True)
+    own(claims=[claimed(summary["test/neg_elbo"])])
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("epochs: 2", "epochs: 3"))
+    code, said = vae_command("vae-reproduce", "tiny")
+    assert (code, "no run of tiny" in said, "epochs=2: it has 3" in said, "reproduced" in said) == (
+        1,
+        True,
+        True,
+        False,
+    )
+    sweep = Path("outputs/published/tutorial_seeds/seed-0")
+    sweep.mkdir(parents=True)
+    (sweep / "summary.json").write_text(json.dumps(summary | {"train_epoch/neg_elbo": 104.7}))
+    assert not [each for each in reproduce._found(claims.read("tutorial_seeds"), []) if each.values]
+
+
+@pytest.mark.parametrize("damaged", ["[]", "{", '{"claims": [{"here": 1}], "weights": "x"}'])
+def test_damaged_files_are_no_traceback(own, vae_command, damaged):
+    summary, folder = quick_run("network.hidden_dims=[16]", "epochs=2", folder=Path("outputs/published/tiny"))
+    (folder / "reproduced.json").write_text(damaged)
+    (folder / "metrics.jsonl").write_text(damaged)
+    (folder / "summary.json").write_text(json.dumps(summary | {"test/neg_elbo": "abc"}))
+    own(claims=[claimed(1.0), claimed(1.0, what="train_epoch/neg_elbo", after_epoch=1)])
+    for typed in ((), ("--markdown",), ("tiny",)):
+        code, said = vae_command("vae-reproduce", *typed)
+        assert (code, "Traceback" in said) == (int(bool(typed and typed[0] == "tiny")), False)
+    code, said = vae_command("vae-evaluate", f"checkpoint={folder}", "wandb.mode=offline")
+    assert code == 0, said
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (("epochs=2",), "epochs=2: of which preset?"),
+        (("tutorial", "replace=true"), "replace=true: vae-reproduce says itself"),
+        (("tutorial", "hydra.run.dir=x"), "hydra.run.dir=x: vae-reproduce says itself"),
+        (("all", "nothing"), "nothing: no such preset"),
+    ],
+)
+def test_words_that_it_does_not_take(typed, said, vae_command, tmp_path):
+    code, told = vae_command("vae-reproduce", *typed)
+    assert (code, said in told) == (1, True)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
@@ -159,7 +210,5 @@ def test_the_table_of_the_readme_is_what_the_command_prints():
         if here == "-":
             assert verdict.startswith("not run here (needs ")
             continue
-        found = claims.Found(claim, [float(here.split(" ± ")[0])]).verdict(
-            [preset.shortened] if preset.shortened else []
-        )
+        found = claims.Found(claim, [float(here.split(" ± ")[0])]).verdict(preset)
         assert verdict.split(" by ")[0] == found.split(" by ")[0]

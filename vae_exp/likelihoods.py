@@ -28,6 +28,7 @@ def _cross_entropy(logits: Tensor, x: Tensor) -> Tensor:
     factors from 1 to 2 it is in the range of a 32-bit float. PyTorch's own takes log1p of each pixel, most of the time
     of an evaluation of many draws.
     """
+    logits = logits.float() if logits.dtype == torch.float16 else logits  # whose range the product would leave
     factors = logits.abs().neg_().exp_().add_(1)
     for _ in range(6):
         half, odd = divmod(factors.shape[1], 2)

@@ -1,16 +1,13 @@
 """`vae-evaluate`: held-out numbers of a trained model, printed, written beside its checkpoint, added to its W&B run."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vae_exp.commands import evaluation_table, measuring, recording, settings, shared
 from vae_exp.config.keys import EvaluateOptions
 from vae_exp.config.rules import EVALUATE_RULES
 from vae_exp.errors import UserError, printable
 from vae_exp.run import evaluated
-
-if TYPE_CHECKING:
-    pass
 
 ABOUT = """vae-evaluate: held-out numbers of a trained model, in nats per image.
 

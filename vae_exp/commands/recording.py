@@ -85,13 +85,17 @@ def _numbers(path: Path, weights: str) -> dict[str, Any]:
         for setting, row in evaluated.read_settings(file_of(path, split, settings=True), weights).items():
             named = f"evaluate/{split}/{setting}"
             prefixed |= {f"{named}/{name}": value for name, value in evaluated.numbers(row).items()}
-    for claim in _claims(path.with_name(RESULT)):
-        prefixed |= {f"published/{claim['what']}": claim["value"], f"published/{claim['what']}/here": claim["here"]}
-    return prefixed
+    return prefixed | _claims(path.with_name(RESULT), weights)
 
 
-def _claims(path: Path) -> list[dict[str, Any]]:
-    """What vae-reproduce found of published figures."""
+def _claims(path: Path, weights: str) -> dict[str, float]:
+    """Published figures, and what vae-reproduce found of them with these weights."""
+    found: dict[str, float] = {}
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return [claim for claim in json.loads(path.read_text())["claims"] if claim["here"] is not None]
-    return []
+        kept = json.loads(path.read_text())
+        for claim in kept["claims"] if kept["weights"] == weights else ():
+            epoch = "" if claim["after_epoch"] is None else f"/epoch_{int(claim['after_epoch'])}"
+            if claim["here"] is not None:
+                name = f"published/{claim['what']}{epoch}"
+                found |= {name: float(claim["value"]), f"{name}/here": float(claim["here"])}
+    return found

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import json
 import platform
 import re
 import subprocess
@@ -10,37 +11,38 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vae_exp.commands import recording, shared
+from vae_exp.commands import recording, reproduction_table, shared
 from vae_exp.comparing.claims import (
     EVALUATED,
     NOT_RUN,
     PUBLISHED,
-    REPRODUCED,
-    SHORTENED,
+    Claim,
     Found,
     Preset,
+    finished,
     logged,
     names,
+    number,
     read,
 )
 from vae_exp.comparing.runs import BOOKKEEPING
 from vae_exp.config.check import resolve
-from vae_exp.config.messages import compose
-from vae_exp.errors import printable
+from vae_exp.config.messages import compose, readable
+from vae_exp.errors import UserError
 from vae_exp.run import evaluated
-from vae_exp.run.folder import BEST, LAST, OUTPUTS, RESULT, SUMMARY, read_summary, runs_below
+from vae_exp.run.folder import BEST, LAST, OUTPUTS, PREVIOUS, RESULT, SUMMARY, read_summary, runs_below
 from vae_exp.run.writing import write_json
 
 ABOUT = """Published figures: train, or go on with, the presets that claim them, evaluate them by their protocol, and
 print claim, here and verdict. Without a name: the list. Exit code 1 where a figure is missed or could not be had."""
 ROOT = "dataset.root"
-NO_PART_OF_IT = ("wandb.", "checkpoint_every_")  # keys that change no number, beside those of BOOKKEEPING
+NOT_TYPED = ("resume", "replace", "sweep.", "hydra.")  # what this command says itself
 
 
 def main() -> None:
     """Exit code 0; 1 where a claim that was asked for is missed."""
     with shared.exits("vae-reproduce", "config"):
-        sys.exit(_main(_arguments().parse_args()))
+        sys.exit(_main(_arguments().parse_intermixed_args()))
 
 
 def _arguments() -> argparse.ArgumentParser:
@@ -54,51 +56,58 @@ def _arguments() -> argparse.ArgumentParser:
 
 
 def _main(options: argparse.Namespace) -> int:
-    overrides = [word for word in options.words if "=" in word]
-    wanted = [word for word in options.words if "=" not in word]
-    presets = [read(name) for name in (names() if "all" in wanted or not wanted else dict.fromkeys(wanted))]
-    if wanted:
-        for preset in presets:
-            if "all" in wanted and preset.needs:
-                print(f"\n{preset.name}: {NOT_RUN} (needs {preset.needs}); vae-reproduce {preset.name} does.")
-            else:  # `all` has presets whose data lie nowhere
-                _reproduce(preset, [word for word in overrides if preset.has_root or word.partition("=")[0] != ROOT])
-    found = [(preset, _found(preset, overrides)) for preset in presets]
-    if options.markdown:
-        print("\n".join(markdown(found, overrides)))
-    elif wanted:
-        print("\n" + "\n".join(_table(found, overrides)))
-    else:
-        print("\n".join(_list(found)))
-    asked = [(preset, rows) for preset, rows in found if wanted and not ("all" in wanted and preset.needs)]
-    verdicts = [each.verdict(_shortened(preset, overrides)) for preset, rows in asked for each in rows]
-    return int(any(not verdict.startswith((REPRODUCED, SHORTENED)) for verdict in verdicts))
+    typed = [word for word in options.words if "=" not in word and word != "all"]
+    named = [read(name) for name in dict.fromkeys(typed)]
+    presets = [read(name) for name in names()] if "all" in options.words or not typed else named
+    overrides = _overrides([word for word in options.words if "=" in word])
+    asked = [preset for preset in presets if options.words and (preset in named or "all" in options.words)]
+    asked = [preset for preset in asked if preset in named or not preset.needs]
+    if overrides and not (asked or options.markdown):
+        raise UserError(f"{' '.join(overrides)}: of which preset? There are {', '.join(names())}, and all.")
+    missed = [not _reproduced(preset, _own(preset, overrides)) for preset in asked]
+    found = [(preset, _found(preset, _own(preset, overrides))) for preset in presets]
+    lines = reproduction_table.markdown if options.markdown else reproduction_table.table
+    changes = _changes(overrides)
+    print("\n".join(lines(found, changes) if asked or options.markdown else reproduction_table.listed(found, changes)))
+    return int(any(missed))
 
 
-def _reproduce(preset: Preset, overrides: list[str]) -> None:
-    """Train what is missing of it, evaluate it, and keep what was found in its folder."""
+def _overrides(words: list[str]) -> list[str]:
+    """Each key once, with the value that was typed last. Raises UserError for keys that are this command's own."""
+    last = {word.partition("=")[0]: word for word in words}
+    if own := [word for key, word in last.items() if key.lstrip("+~").startswith(NOT_TYPED)]:
+        raise UserError(f"{own[0]}: vae-reproduce says itself where a run lies and whether it goes on. Leave it out.")
+    return sorted(last.values())
+
+
+def _own(preset: Preset, overrides: list[str]) -> list[str]:
+    """Without dataset.root where the data lie nowhere: with `all` it is meant for the others."""
+    return [word for word in overrides if preset.has_root or word.partition("=")[0].lstrip("+") != ROOT]
+
+
+def _changes(overrides: list[str]) -> list[str]:
+    """The overrides that make it another protocol."""
+    keys = {word: word.partition("=")[0].lstrip("+~") for word in overrides}
+    return [word for word, key in keys.items() if key not in BOOKKEEPING and not key.startswith("wandb.")]
+
+
+def _reproduced(preset: Preset, overrides: list[str]) -> bool:
+    """Train what is missing of a preset, evaluate it, keep what was found beside it. Whether no claim is missed."""
     folder = folder_of(preset, overrides)
-    print(
-        f"\n{preset.name}: {preset.about}\n  about {preset.minutes:g} minutes on one core; folder {folder}", flush=True
-    )
-    command = _training(preset, folder, overrides)
-    if command and (code := _run(command)):
-        print(f"{preset.name}: {NOT_RUN} (vae-train ended with {code}; the reason stands above)")
-        return
-    for run in _runs(folder):
-        if preset.evaluate is not None:
+    print(f"\n{preset.name}: {preset.about}")
+    print(f"  about {preset.minutes:g} minutes on one core; folder {folder}", flush=True)
+    try:
+        command = _training(preset, folder, overrides)
+        if command and (code := _run(command)):
+            raise UserError(f"vae-train ended with {code}; the reason stands above")
+        for run in _runs(folder):
             _evaluate(preset, run, overrides)
-    rows = _found(preset, overrides)
-    seconds = sum(summary.seconds for run in _runs(folder) if (summary := read_summary(run)))
-    claims = [
-        {"what": each.claim.what, "after_epoch": each.claim.after_epoch, "value": each.claim.value}
-        | {"within": each.claim.within, "here": each.here, "values": each.values}
-        | {"verdict": each.verdict(_shortened(preset, overrides))}
-        for each in rows
-    ]
-    for run in _runs(folder):
-        write_json(run / RESULT, {"name": preset.name, "claims": claims, "seconds": seconds, "machine": machine()})
-        _log(preset, run)
+    except UserError as error:  # the other presets are tried all the same
+        print(f"{preset.name}: {NOT_RUN} ({error})")
+        return False
+    rows, changes = _found(preset, overrides), _changes(overrides)
+    _keep(preset, folder, rows, overrides)
+    return not any(each.verdict(preset, changes).startswith(("missed", NOT_RUN)) for each in rows)
 
 
 def folder_of(preset: Preset, overrides: list[str]) -> Path:
@@ -107,31 +116,24 @@ def folder_of(preset: Preset, overrides: list[str]) -> Path:
     return OUTPUTS / PUBLISHED / "_".join([preset.name, *changed])
 
 
-def _changes(overrides: list[str]) -> list[str]:
-    """The overrides that make it another protocol."""
-    keys = {word: word.partition("=")[0].lstrip("+~") for word in overrides}
-    return [word for word, key in keys.items() if key not in BOOKKEEPING and not key.startswith(NO_PART_OF_IT)]
-
-
-def _shortened(preset: Preset, overrides: list[str]) -> list[str]:
-    return [*([preset.shortened] if preset.shortened else []), *_changes(overrides)]
-
-
 def _runs(folder: Path) -> list[Path]:
     """The run in a folder, or those of the sweep in it."""
     return [folder] if (folder / SUMMARY).is_file() else sorted(runs_below(folder))
 
 
 def _training(preset: Preset, folder: Path, overrides: list[str]) -> list[str]:
-    """The command that trains what is missing; nothing where all is finished."""
-    summaries = [read_summary(run) for run in _runs(folder)]
-    if summaries and all(summary and summary.finished for summary in summaries) and not preset.is_sweep:
+    """The command that trains what is missing; nothing where all is finished.
+
+    Raises UserError where a run of another protocol lies there.
+    """
+    runs = _runs(folder)
+    if finished(preset, overrides, runs):
         return []
     vae_train = [sys.executable, "-m", "vae_exp"]
-    if preset.is_sweep:
-        place = f"sweep.resume={folder}" if summaries else f"hydra.sweep.dir={folder}"
+    if preset.runs:
+        place = f"sweep.resume={folder}" if runs else f"hydra.sweep.dir={folder}"
         return [*vae_train, preset.config, *overrides, place]
-    if (folder / LAST).is_file():
+    if any((folder / name).is_file() for name in (LAST, PREVIOUS)):
         return [*vae_train, *overrides, f"resume={folder}"]
     return [*vae_train, preset.config, *overrides, f"hydra.run.dir={folder}", "replace=true"]
 
@@ -157,14 +159,19 @@ def _stopped_together(process: subprocess.Popen) -> Iterator[None]:
 
 def _evaluate(preset: Preset, run: Path, overrides: list[str]) -> None:
     """vae-evaluate by the preset's protocol, unless it was done already."""
-    if all(_measured(preset, run, each.claim.what) is not None for each in _claimed(preset, EVALUATED)):
+    claimed = [claim for claim in preset.claims if claim.what.startswith(EVALUATED)]
+    if all(_measured(preset, run, claim) is not None for claim in claimed):
         return
     from vae_exp.commands.evaluate import evaluate_checkpoint
 
     path, keys = _checkpoint(preset, run)
-    root = [word for word in overrides if word.partition("=")[0] in (ROOT, "wandb.mode")]
-    typed = [f"{key}={value}" for key, value in keys.items()]
-    evaluate_checkpoint(path, resolve(compose("evaluate", [f"checkpoint={path}", *typed, *root])))  # type: ignore[arg-type]
+    handed_on = [word.lstrip("+") for word in overrides if word.lstrip("+").startswith((f"{ROOT}=", "device="))]
+    typed = [f"checkpoint={path}", *(f"{key}={value}" for key, value in keys.items()), *handed_on, _mode(overrides)]
+    evaluate_checkpoint(path, resolve(compose("evaluate", readable(typed))))  # type: ignore[arg-type]
+
+
+def _mode(overrides: list[str]) -> str:
+    return next((word for word in overrides if word.startswith("wandb.mode=")), "wandb.mode=auto")
 
 
 def _checkpoint(preset: Preset, run: Path) -> tuple[Path, dict[str, Any]]:
@@ -173,42 +180,49 @@ def _checkpoint(preset: Preset, run: Path) -> tuple[Path, dict[str, Any]]:
     return run / keys.pop("checkpoint", BEST), keys
 
 
-def _claimed(preset: Preset, start: str) -> list[Found]:
-    return [Found(claim) for claim in preset.claims if claim.what.startswith(start)]
-
-
-def _measured(preset: Preset, run: Path, what: str) -> float | None:
+def _measured(preset: Preset, run: Path, claim: Claim) -> float | None:
     """What vae-evaluate wrote of a claim by the preset's protocol, of the weights that are there now."""
     path, keys = _checkpoint(preset, run)
     written = evaluated.read(recording.file_of(path, keys.get("split", "test")))
-    wanted = keys.get("importance_samples")
-    if what == f"{EVALUATED}nll" and written.get("importance_samples") != wanted:
+    if claim.what == f"{EVALUATED}nll" and written.get("importance_samples") != keys.get("importance_samples"):
         return None
-    return written.get(what.removeprefix(EVALUATED))
+    return number(written.get(claim.what.removeprefix(EVALUATED)))
 
 
 def _found(preset: Preset, overrides: list[str]) -> list[Found]:
-    """Each claim with what is there of it, of runs that are finished."""
-    finished = [
-        run
-        for run in _runs(folder_of(preset, overrides))
-        if (summary := read_summary(run)) is not None and summary.finished
-    ]
+    """Each claim with what is there of it, where the preset was run to its end."""
+    try:
+        runs = finished(preset, overrides, _runs(folder_of(preset, overrides)))
+    except UserError:  # of another protocol, which is said where it is asked for
+        runs = []
     rows = []
     for claim in preset.claims:
-        of_evaluation = claim.what.startswith(EVALUATED)
-        values = [_measured(preset, run, claim.what) if of_evaluation else logged(run, claim) for run in finished]
-        rows.append(Found(claim, [value for value in values if value is not None]))
+        read_one = _measured if claim.what.startswith(EVALUATED) else lambda _, run, claim: logged(run, claim)
+        values = [value for run in runs if (value := read_one(preset, run, claim)) is not None]
+        rows.append(Found(claim, values if len(values) == len(runs) else []))
     return rows
 
 
-def _log(preset: Preset, run: Path) -> None:
-    """The claims and what was found, in W&B."""
+def _keep(preset: Preset, folder: Path, rows: list[Found], overrides: list[str]) -> None:
+    """reproduced.json beside each run, and in W&B where it is new."""
     from vae_exp import trained
 
-    path, _ = _checkpoint(preset, run)
-    model = trained.load(path, "cpu", trust=True)
-    recording.in_wandb(path, model.weights, model.config["wandb"]["mode"], model.config)
+    claims = [
+        {"what": each.claim.what, "after_epoch": each.claim.after_epoch, "value": each.claim.value}
+        | {"within": each.claim.within, "here": each.here, "values": each.values}
+        | {"verdict": each.verdict(preset, _changes(overrides))}
+        for each in rows
+    ]
+    for run in _runs(folder):
+        path, _ = _checkpoint(preset, run)
+        model, summary = trained.load(path, "cpu", trust=True), read_summary(run)
+        kept: dict[str, Any] = {"name": preset.name, "weights": model.weights, "claims": claims}
+        kept |= {"machine": machine(), "seconds": summary.seconds if summary else None}
+        with contextlib.suppress(OSError, ValueError):
+            if json.loads((run / RESULT).read_text()) == kept:
+                continue
+        write_json(run / RESULT, kept)
+        recording.in_wandb(path, model.weights, _mode(overrides).partition("=")[2], model.config)
 
 
 def machine() -> str:
@@ -218,48 +232,3 @@ def machine() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def _list(found: list[tuple[Preset, list[Found]]]) -> list[str]:
-    """Name, what it claims, source, how long, and what was found so far."""
-    lines = []
-    for preset, rows in found:
-        claims = "; ".join(f"{each.claim.name} {each.claim.text(each.claim.value)}" for each in rows)
-        lines += [f"{preset.name}  (about {preset.minutes:g} minutes on one core)", f"    {preset.about}"]
-        lines += [f"    claims   {claims}", f"    source   {preset.source}", f"    differs  {preset.differs}"]
-        lines += [f"    here     {'; '.join(each.verdict(_shortened(preset, [])) for each in rows)}", ""]
-    return [*lines, "vae-reproduce NAME ... trains, evaluates and compares; all is every one that needs no days."]
-
-
-def _table(found: list[tuple[Preset, list[Found]]], overrides: list[str]) -> list[str]:
-    lines = [f"{'':24}{'':24}{'claim':>10}{'within':>9}{'here':>18}   verdict"]
-    for preset, rows in found:
-        for each in rows:
-            claim, here = each.claim, _here(each)
-            cells = f"{claim.text(claim.value):>10}{claim.within:>9g}{here:>18}"
-            lines.append(f"{preset.name:24}{claim.name:24}{cells}   {each.verdict(_shortened(preset, overrides))}")
-    return lines
-
-
-def _here(each: Found) -> str:
-    if each.here is None:
-        return "-"
-    spread = ""
-    if len(each.values) > 1:
-        import statistics
-
-        spread = f" ± {each.claim.text(statistics.stdev(each.values))}"
-    return each.claim.text(each.here) + spread
-
-
-def markdown(found: list[tuple[Preset, list[Found]]], overrides: list[str]) -> list[str]:
-    """The table of the README."""
-    lines = ["| preset | number | claim | here | verdict |", "|---|---|---|---|---|"]
-    for preset, rows in found:
-        for each in rows:
-            claim, verdict = each.claim, each.verdict(_shortened(preset, overrides))
-            if verdict == NOT_RUN:
-                verdict += f" (needs {preset.needs or f'{preset.minutes:g} minutes'})"
-            claimed = f"{claim.text(claim.value)} ± {claim.within:g}"
-            lines.append(f"| `{preset.name}` | {claim.name} | {claimed} | {_here(each)} | {printable(verdict)} |")
-    return lines

@@ -1,22 +1,25 @@
 """Published figures that presets claim: conf/experiment/published/*.yaml, read without torch, and their verdicts."""
 
 import json
+import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from vae_exp.config.check import CONF_DIR
-from vae_exp.config.messages import compose
+from vae_exp.comparing.runs import SEEDS
+from vae_exp.config.check import CONF_DIR, check, flatten
+from vae_exp.config.messages import compose, readable, without_hydra
 from vae_exp.errors import UserError
-from vae_exp.run.folder import METRICS, read_summary
+from vae_exp.run.agreeing import LENGTH, contradictions
+from vae_exp.run.folder import METRICS, read_config, read_summary
 
 PUBLISHED = "published"
 EVALUATED = "evaluate/"  # a claim of what vae-evaluate measures; others are of what a run logs
-REPRODUCED, SHORTENED, NOT_RUN = "reproduced", "shortened", "not run here"
+REPRODUCED, NOT_RUN = "reproduced", "not run here"
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Preset:
     minutes: float
     differs: str
     claims: list[Claim]
-    is_sweep: bool
+    runs: int | None  # of a sweep how many; None is one run
     has_root: bool  # its data lie in a folder, dataset.root
     evaluate: dict[str, Any] | None = None  # keys of vae-evaluate; None where nothing but the run is claimed
     shortened: str | None = None  # it is not the whole protocol
@@ -64,19 +67,28 @@ class Found:
     """A claim beside what was found here."""
 
     claim: Claim
-    values: list[float] = field(default_factory=list)  # one, or one for each seed; empty: not run
+    values: list[float] = field(default_factory=list)  # one, or one for each seed; empty: not run to the end
 
     @property
     def here(self) -> float | None:
         return statistics.mean(self.values) if self.values else None
 
-    def verdict(self, shortened: Sequence[str]) -> str:
-        """reproduced, or by how much it is missed; of a run that was not the whole protocol only how far off it is."""
+    def text(self) -> str:
+        """What was found, with its standard deviation over seeds."""
         if self.here is None:
-            return NOT_RUN
+            return "-"
+        spread = f" ± {self.claim.text(statistics.stdev(self.values))}" if len(self.values) > 1 else ""
+        return self.claim.text(self.here) + spread
+
+    def verdict(self, preset: Preset, changes: Sequence[str] = ()) -> str:
+        """reproduced, or by how much it is missed; of what is not the whole protocol only how far off it is."""
+        if self.here is None:
+            return f"{NOT_RUN} (needs {preset.needs or f'{preset.minutes:g} minutes'})"
         off = self.here - self.claim.value
-        if shortened:
-            return f"{SHORTENED} ({'; '.join(shortened)}), off by {self.claim.text(off)}"
+        if changes:
+            return f"other protocol ({' '.join(changes)}), off by {off:+.2f}"
+        if preset.shortened:
+            return f"shortened ({preset.shortened}), off by {off:+.2f}"
         return REPRODUCED if abs(off) <= self.claim.within else f"missed by {off:+.2f}"
 
 
@@ -95,20 +107,54 @@ def read(name: str) -> Preset:
         claims = [Claim(**claim) for claim in said.pop("claims")]
         if not claims:
             raise ValueError("no claims")
-        return Preset(
-            name=name, claims=claims, is_sweep=cfg.hydra.mode is not None, has_root="root" in cfg.dataset, **said
-        )
+        return Preset(name=name, claims=claims, runs=_runs(cfg), has_root="root" in cfg.dataset, **said)
     except (AssertionError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"conf/experiment/{PUBLISHED}/{name}.yaml: its claims are not complete ({error}).") from error
 
 
+def _runs(cfg: DictConfig) -> int | None:
+    """How many runs a preset that is a sweep has."""
+    if cfg.hydra.mode is None:
+        return None
+    return math.prod(len(str(values).split(",")) for values in cfg.hydra.sweeper.params.values())
+
+
+def finished(preset: Preset, overrides: Sequence[str], folders: Iterable[Path]) -> list[Path]:
+    """The runs of a preset that are finished; none where some of a sweep are not.
+
+    Raises UserError for a run in its place that was trained by another protocol.
+    """
+    now = check(without_hydra(compose("config", readable([preset.config, *overrides]))))
+    done = []
+    for folder in folders:
+        summary, before = read_summary(folder), read_config(folder)
+        if summary is None or before is None or not summary.finished:
+            continue
+        mine, theirs = ({k: v for k, v in flatten(config).items() if k not in SEEDS} for config in (now, before))
+        wrong = contradictions(theirs, mine)
+        wrong += [f"{key}={mine[key]}: it has {theirs.get(key)}" for key in LENGTH if mine[key] != theirs.get(key)]
+        if wrong:
+            raise UserError(f"{folder}: no run of {preset.name}; take it away, or move it.\n" + "\n".join(wrong))
+        done.append(folder)
+    return done if len(done) == (preset.runs or 1) else []
+
+
 def logged(folder: Path, claim: Claim) -> float | None:
-    """What the run in a folder logged of a claim; None where it has not."""
+    """What the run in a folder logged of a claim; None where it has not, or no number."""
     if claim.after_epoch is None:
         summary = read_summary(folder)
-        return summary.results.get(claim.what) if summary else None
-    for line in (folder / METRICS).read_text().splitlines() if (folder / METRICS).is_file() else ():
-        row = json.loads(line)
-        if row.get("epoch") == claim.after_epoch and claim.what in row:
-            return float(row[claim.what])
+        return number(summary.results.get(claim.what)) if summary else None
+    for line in (folder / METRICS).read_text(errors="replace").splitlines() if (folder / METRICS).is_file() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:  # the last line of a killed run may not be whole
+            continue
+        if isinstance(row, dict) and row.get("epoch") == claim.after_epoch and claim.what in row:
+            return number(row[claim.what])
     return None
+
+
+def number(value: Any) -> float | None:
+    """The value where it is a finite number."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if is_number else None

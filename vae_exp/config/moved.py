@@ -23,7 +23,10 @@ ADDED: dict[str, Any] = {  # with the value that changes nothing
     "scores_every_epochs": None,
     "amortize": {"beta": None, "z_dim": None, "confirm": 0},
 }
-ADDED_TO = {"vae_exp.datasets.image_folder": {"factors": None, "label": None}}  # the same, of a group's function
+ADDED_TO: dict[str, dict[str, Any]] = {  # the same, of a group's function
+    "vae_exp.datasets.image_folder": {"factors": None, "label": None},
+    **{f"vae_exp.networks.{name}": {"init": "pytorch"} for name in ("mlp", "conv", "resnet", "burgess", "locatello")},
+}
 
 
 def renamed(config: Mapping[str, Any]) -> dict[str, Any]:

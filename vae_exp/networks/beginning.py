@@ -9,6 +9,7 @@ from torch import Tensor, nn
 IMAGES = 10_000  # whose mean the output's bias begins at
 LAYERS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 CLIPPED = 0.001  # a mean pixel of 0 or 1 would be an infinite logit
+WIDEST, HALVINGS = 1024.0, 40  # of the outputs that are tried: logits for that mean lie far inside
 
 
 def mean_image(images: Tensor) -> Tensor:
@@ -33,5 +34,14 @@ def glorot(encoder: nn.Module, decoder: nn.Module, likelihood: Callable[[Tensor]
         return
     pixels = mean.flatten() if len(bias) == mean.numel() else mean.mean((1, 2))
     if len(bias) == len(pixels):
-        of_logits = (likelihood(torch.zeros(1, *mean.shape)).mean == 0.5).all()
-        bias.copy_(pixels.clamp(CLIPPED, 1 - CLIPPED).logit() if of_logits else pixels)
+        bias.copy_(_output_with(pixels.clamp(CLIPPED, 1 - CLIPPED), likelihood))
+
+
+def _output_with(mean: Tensor, likelihood: Callable[[Tensor], Any]) -> Tensor:
+    """The outputs [D] at which the mean of p(x|z), which rises with them, is this: by bisection."""
+    low, high = torch.full_like(mean, -WIDEST), torch.full_like(mean, WIDEST)
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        is_below = likelihood(middle.view(1, -1, 1, 1)).mean.flatten() < mean
+        low, high = torch.where(is_below, middle, low), torch.where(is_below, high, middle)
+    return (low + high) / 2

@@ -8,7 +8,19 @@ import shutil
 from pathlib import Path
 
 from vae_exp.errors import UserError
-from vae_exp.run.folder import BEST, IMAGES, LAST, LOG, MAP, METRICS, PREVIOUS, SUMMARY, read_summary
+from vae_exp.run.folder import (
+    BEST,
+    CONFIRMED,
+    IMAGES,
+    LAST,
+    LOG,
+    MAP,
+    METRICS,
+    PREVIOUS,
+    RESULT,
+    SUMMARY,
+    read_summary,
+)
 from vae_exp.run.writing import write, writing
 
 log = logging.getLogger(__name__)
@@ -43,7 +55,8 @@ def clear(folder: Path, old_log_bytes: int) -> None:
     """Take away all that an earlier run left in the folder of a new one, and the first so many bytes of train.log."""
     measured = [file for name in CHECKPOINTS for file in _measured(folder, name)]
     unfinished = [folder / f"{name}.partial" for name in CHECKPOINTS]  # of a process that was killed
-    old = [folder / name for name in (IMAGES, GENERATED, EARLIER, MAP, METRICS, *CHECKPOINTS, SUMMARY)]
+    old = [folder / name for name in (IMAGES, GENERATED, EARLIER, MAP, CONFIRMED, RESULT, METRICS, *CHECKPOINTS)]
+    old.append(folder / SUMMARY)  # last: what is there until then is a run
     for path in [*old, *measured, *unfinished]:
         with writing(path):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
