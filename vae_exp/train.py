@@ -210,7 +210,8 @@ def _test(training: Training, saves: Saves, splits: dict[str, Split], tracker: T
     scores = of_factors(measured, test_split, training.config["scores"], "test")
     tracker.summarise(best.summary() | measured.scalars("test") | scores)
     if maps := mapping.maps(training, splits):
-        tracker.image(*during_training.of_map(maps["test"], "test", best.epoch), step)
+        for picture in during_training.of_maps(maps, best.epoch):
+            tracker.image(*picture, step)
         tracker.write(MAP, maps)
     if training.config["wandb"]["log_checkpoints"]:
         tracker.upload_checkpoints(best_is_last=best.step == step)

@@ -30,11 +30,17 @@ class Pictures:
     def after_epoch(
         self, training: Training, shown: VAE, split: Split, held_out: str, measured: Evaluation, is_last: bool
     ) -> Iterator[Picture]:
-        """Pictures of the held-out split's images and of samples, and figures=[...]. Whoever takes one writes it."""
+        """Pictures of held-out images and of samples, figures=[...], and the map of a run for many settings.
+
+        Whoever takes one writes it. After the last epoch the map is drawn with that of the test images.
+        """
+        epoch = training.stands.epoch
         for due, drawn in ((self.usual, _usual), (self.further, _further)):
-            if is_last or due.after(training.stands.epoch):
+            if is_last or due.after(epoch):
                 with due.spending():
                     yield from drawn(training, shown, split, held_out, measured)
+                    if drawn is _further and not is_last:
+                        yield from of_maps(mapping.maps(training, {held_out: split}), epoch)
 
 
 def _usual(training: Training, model: VAE, split: Split, held_out: str, _: Evaluation) -> Iterator[Picture]:
@@ -55,8 +61,6 @@ def _further(training: Training, model: VAE, split: Split, held_out: str, measur
     names = training.config["figures"]
     if names is None:
         names = ["manifold", "latents"] if model.z_dim == 2 and model.stochastic else []
-    for places in mapping.maps(training, {held_out: split}).values():
-        yield of_map(places, held_out, training.stands.epoch)
     for name in names:
         pixels = _figure(name, model, split, measured, training.data.class_names)
         yield name, pixels, f"epoch {training.stands.epoch}: {name}, {held_out} images"
@@ -68,12 +72,13 @@ def of_test(model: VAE, split: Split, seed: int, epoch: int) -> Picture:
     return "test_reconstructions", pixels, f"epoch {epoch}: test images, reconstructions below"
 
 
-def of_map(places: list[Place], split: str, epoch: int) -> Picture:
-    """The map of a run for many settings."""
-    from vae_exp.comparing import rate_distortion  # here, because matplotlib takes half a second to import
+def of_maps(maps: dict[str, list[Place]], epoch: int) -> Iterator[Picture]:
+    """The map of each split of a run for many settings; nothing of another run."""
+    for split, places in maps.items():
+        from vae_exp.comparing import rate_distortion  # here, because matplotlib takes half a second to import
 
-    title = f"epoch {epoch}: settings of the one network, up to {mapping.IMAGES:,} {split} images"
-    return "test_map" if split == "test" else "map", sheets.pixels(rate_distortion.draw(places, title)), title
+        title = f"epoch {epoch}: settings of the one network, up to {mapping.IMAGES:,} {split} images"
+        yield "test_map" if split == "test" else "map", sheets.pixels(rate_distortion.draw(places, title)), title
 
 
 @torch.no_grad()
