@@ -19,6 +19,7 @@ from torch import nn
 
 from vae_exp.config import check as checks
 from vae_exp.config.check import check_values, flatten, rules_for
+from vae_exp.config.combinations import source_problems
 from vae_exp.config.keys import Config, widest
 from vae_exp.config.rules import RULES
 from vae_exp.datasets import Data, Split, prepare
@@ -259,7 +260,7 @@ def check_dataset(config: Mapping[str, Any]) -> None:
     """Raises UserError for settings of a checkpoint's dataset that it does not take, or training would have refused."""
     kept, target = flatten({"dataset": config["dataset"]}), config["dataset"]["_target_"]
     rules = {key: rule for key, rule in rules_for(kept).items() if key in kept}
-    if problems := check_values({key: kept[key] for key in rules}, rules) + checks.source_problems(kept):
+    if problems := check_values({key: kept[key] for key in rules}, rules) + source_problems(kept):
         raise UserError("checkpoint: " + "\n".join(problems))
     own, given = inspect.signature(resolve("dataset", target)), set(config["dataset"]) - {"_target_"}
     try:

@@ -1,0 +1,118 @@
+"""What is wrong between keys that are each right by themselves: of different groups, or of another option."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from vae_exp.config.rules import RULES
+
+# Why these objectives are not for a deterministic autoencoder.
+NEED_SPREAD = {
+    "vae_exp.objectives.capacity": "holds the KL at a value, and an autoencoder has none",
+    "vae_exp.objectives.iwae": "weighs several draws of z, and an autoencoder's code is always the same",
+    "vae_exp.objectives.beta_tc": "takes the KL apart, and an autoencoder has none",
+    "vae_exp.objectives.dip_vae": "takes the covariance of q(z), and an autoencoder's codes have no density",
+}
+
+
+def check_combinations(flat: Mapping[str, Any]) -> list[str]:
+    """What is wrong between keys of different groups."""
+    problems = []
+    if flat.get("model.conditional") is True and flat.get("dataset.n_classes") == 0:
+        problems.append(
+            f"model.conditional=true: dataset={flat.get('dataset.name')} has no labels (dataset.n_classes=0). "
+            "Use model=vanilla or model=beta, or data with labels."
+        )
+    if flat.get("resume") is not None and flat.get("replace") is True:
+        problems.append(f"resume={flat['resume']} and replace=true: one goes on with a run, the other takes it away.")
+    if flat.get("scores_every_epochs") and flat.get("scores") == []:
+        problems.append(
+            f"scores_every_epochs={flat['scores_every_epochs']} and scores=[]: there is nothing to measure. Name "
+            "scores, such as scores=[mig], or use scores_every_epochs=null."
+        )
+    problems += _check_objective(flat)
+    problems += _check_amortized(flat)
+    if flat.get("early_stopping.patience") and flat.get("dataset.val_size") == 0:
+        problems.append(
+            f"early_stopping.patience={flat['early_stopping.patience']}: there are no validation images to watch "
+            "(dataset.val_size=0). Use early_stopping.patience=null, or keep some."
+        )
+    return problems
+
+
+def _check_objective(flat: Mapping[str, Any]) -> list[str]:
+    """What an objective cannot do with the model or the likelihood, and warm-ups of two lengths or of none."""
+    problems = []
+    target = str(flat.get("objective._target_"))
+    name = target.rsplit(".", 1)[-1]
+    if target in NEED_SPREAD and flat.get("model.stochastic") is False:
+        problems.append(f"objective={name}: it {NEED_SPREAD[target]}. Use objective=elbo.")
+    sigma = flat.get("likelihood.sigma") if is_ours(flat, "likelihood") else None
+    if target == "vae_exp.objectives.iwae" and sigma == "optimal":
+        problems.append(
+            "objective=iwae: the draws of z must be weighed under one sigma, and likelihood.sigma=optimal fits one to "
+            "each. Use likelihood.sigma=learned."
+        )
+    if target == "vae_exp.objectives.dip_vae" and flat.get("batch_size") == 1:
+        problems.append(
+            "objective=dip_vae and batch_size=1: it takes the covariance of the codes of a batch, and one image has "
+            "none. Use batch_size=2 or more."
+        )
+    if not is_ours(flat, "objective"):
+        return problems
+    lengths = [f"objective.warmup_{unit}" for unit in ("epochs", "steps", "fraction")]
+    given = [f"{key}={flat[key]}" for key in lengths if flat.get(key)]
+    if len(given) > 1:
+        problems.append(f"{' and '.join(given)}: a warm-up has one length; set the other to 0.")
+    shape = flat.get("objective.warmup")
+    if shape in ("cosine", "cyclical") and not given:
+        length = "objective.warmup_epochs=5" if shape == "cosine" else "objective.warmup_fraction=1"
+        problems.append(f"objective.warmup={shape}: say how long it lasts, such as {length}.")
+    return problems
+
+
+def _check_amortized(flat: Mapping[str, Any]) -> list[str]:
+    """What stands in the way of one run for many settings: each must be an ordinary model's, and the run's own one."""
+    names = ("amortize.beta", "amortize.z_dim", "model.beta", "model.z_dim")
+    if not all(name in flat and RULES[name].allows(flat[name]) for name in names):  # which is told already
+        return []
+    betas, z_dims, beta, z_dim = (flat[name] for name in names)
+    given = " and ".join(name for name in names[:2] if flat[name] is not None)
+    if not given:
+        confirm = flat.get("amortize.confirm")
+        alone = f"amortize.confirm={confirm}: there is no map to confirm without amortize.beta or z_dim."
+        return [alone] if confirm else []
+    problems = []
+    if betas and not betas[0] <= beta <= betas[1]:
+        problems.append(f"model.beta={beta:g}: the run is measured at it, and it is not in amortize.beta={betas}.")
+    if z_dims and z_dim not in z_dims:
+        problems.append(f"model.z_dim={z_dim}: the run is measured at it, and it is not in amortize.z_dim={z_dims}.")
+    if is_ours(flat, "objective") and flat.get("objective._target_") != "vae_exp.objectives.elbo":
+        problems.append(f"{given}: of objective=elbo alone, whose loss is a mean over images, each at its own setting.")
+    for key in ("likelihood.sigma", "likelihood.scale"):
+        if isinstance(fitted := flat.get(key), str) and is_ours(flat, "likelihood"):
+            problems.append(
+                f"{key}={fitted}: would be one for all settings of {given}. Use a number, such as {key}=0.1."
+            )
+    if betas and flat.get("model.stochastic") is False:
+        problems.append(f"amortize.beta={betas}: an autoencoder has no KL to weigh.")
+    return problems
+
+
+def source_problems(flat: Mapping[str, Any]) -> list[str]:
+    """What is wrong where dataset.source is not of the chosen dataset, as EMNIST alone has parts to choose from, and
+    where dataset.factors is a file and the dataset has factors of its own.
+    """
+    table, target = flat.get("dataset.factors"), flat.get("dataset._target_")
+    if is_ours(flat, "dataset") and isinstance(table, str) and table and target != "vae_exp.datasets.image_folder":
+        return [f"dataset.factors={table}: it takes values by factor names, such as {{shape:[0],x:8}}."]
+    source, split = flat.get("dataset.source"), flat.get("dataset.split")
+    if flat.get("dataset._target_") != "vae_exp.datasets.torchvision_images" or (source == "emnist") == bool(split):
+        return []
+    if source == "emnist":
+        return ["dataset.source=emnist: it needs dataset.split, which dataset=emnist has. Use dataset=emnist."]
+    return [f"dataset.source={source}: dataset.split={split} is of emnist alone. Use dataset={source}."]
+
+
+def is_ours(flat: Mapping[str, Any], group: str) -> bool:
+    """Whether the group's function is vae_exp's or torch's, so that its keys mean what vae_exp says."""
+    return str(flat.get(f"{group}._target_")).startswith(("vae_exp.", "torch."))
