@@ -24,7 +24,7 @@ def terms(logged: Logged) -> list[Any]:
     ]
 
 
-def parallel(logged: Logged, **layout: int) -> list[Any]:
+def parallel(logged: Logged) -> list[Any]:
     """Parallel coordinates over what was swept, to what the runs are compared by."""
     keys = [key for key in logged.keys if not any(isinstance(value, list | dict) for value in logged.values[key])]
     if not keys or logged.metric not in logged.summary:
@@ -35,12 +35,12 @@ def parallel(logged: Logged, **layout: int) -> list[Any]:
     ]
     columns.append(wr.ParallelCoordinatesPlotColumn(wr.SummaryMetric(logged.metric), display_name=logged.metric))
     title = f"what was swept, and {logged.metric} (lower is better)"
-    return [wr.ParallelCoordinatesPlot(columns=columns, title=title, layout=wr.Layout(**(layout or {"w": WHOLE})))]
+    return [wr.ParallelCoordinatesPlot(columns=columns, title=title, layout=wr.Layout(w=WHOLE))]
 
 
-def scatter(logged: Logged, **layout: int) -> list[Any]:
+def scatter(logged: Logged) -> list[Any]:
     """Two swept numbers against each other, coloured by what the runs are compared by."""
-    numeric = [key for key in logged.keys if logged.values[key] and all(map(is_number, logged.values[key]))]
+    numeric = _numeric(logged)
     if len(logged.keys) != 2 or len(numeric) != 2 or logged.metric not in logged.summary:
         return []
     x, y = numeric
@@ -52,9 +52,14 @@ def scatter(logged: Logged, **layout: int) -> list[Any]:
             z=wr.SummaryMetric(logged.metric),
             log_x=is_wide(logged.values[x]) or None,
             log_y=is_wide(logged.values[y]) or None,
-            layout=wr.Layout(**(layout or {"w": HALF})),
+            layout=wr.Layout(w=HALF),
         )
     ]
+
+
+def _numeric(logged: Logged) -> list[str]:
+    """The swept keys whose values are numbers."""
+    return [key for key in logged.keys if logged.values[key] and all(map(is_number, logged.values[key]))]
 
 
 def pictures(logged: Logged, width: int = THIRD) -> list[Any]:
@@ -88,18 +93,18 @@ def scores(logged: Logged) -> list[Any]:
     return [wr.BarPlot(title=name, metrics=[name], layout=wr.Layout(w=THIRD)) for name in logged.scores]
 
 
-def trade_off(logged: Logged, **layout: int) -> list[Any]:
+def trade_off(logged: Logged) -> list[Any]:
     """Scores of disentanglement: each over the reconstruction that it costs, and over steps where it was logged."""
     if COST not in logged.summary:
         return []
-    swept = [key for key in logged.keys if logged.values[key] and all(map(is_number, logged.values[key]))]
+    numeric = _numeric(logged)
     plots = [
         wr.ScatterPlot(
             title=f"{name} (higher is better) over {COST}",
             x=wr.SummaryMetric(COST),
             y=wr.SummaryMetric(name),
-            z=wr.Config(swept[0]) if swept else None,
-            layout=wr.Layout(**(layout or {"w": HALF})),
+            z=wr.Config(numeric[0]) if numeric else None,
+            layout=wr.Layout(w=HALF),
         )
         for name in SCORES
         if name in logged.summary
