@@ -124,11 +124,14 @@ def finished(preset: Preset, overrides: Sequence[str], folders: Iterable[Path]) 
 
     Raises UserError for a run in its place that was trained by another protocol.
     """
+    ended = [folder for folder in folders if (summary := read_summary(folder)) is not None and summary.finished]
+    if not ended:
+        return []
     now = check(without_hydra(compose("config", readable([preset.config, *overrides]))))
     done = []
-    for folder in folders:
-        summary, before = read_summary(folder), read_config(folder)
-        if summary is None or before is None or not summary.finished:
+    for folder in ended:
+        before = read_config(folder)
+        if before is None:
             continue
         mine, theirs = ({k: v for k, v in flatten(config).items() if k not in SEEDS} for config in (now, before))
         wrong = contradictions(theirs, mine)
