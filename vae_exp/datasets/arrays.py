@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vae_exp.datasets.factors import Factors
-from vae_exp.datasets.image_folder import with_test
+from vae_exp.datasets.prepare import with_test
 from vae_exp.datasets.splits import Source, Split, Streamed
 from vae_exp.datasets.torchvision import last_line
 from vae_exp.errors import UserError, printable

@@ -11,7 +11,7 @@ from vae_exp.datasets.factor_table import read_factors
 from vae_exp.datasets.factors import Factors
 from vae_exp.datasets.image_cache import cached, left_out_lines
 from vae_exp.datasets.image_files import Unusable, class_folder, decode, list_images
-from vae_exp.datasets.prepare import count
+from vae_exp.datasets.prepare import with_test
 from vae_exp.datasets.splits import Source, Split, Streamed
 from vae_exp.errors import UserError
 
@@ -81,21 +81,6 @@ def _class_folders(listed: dict[str, list[str]]) -> tuple[dict[str, list[int]], 
 def _below(folder: Path, part: Path, files: list[str]) -> list[str]:
     """Files of a part of the folder, relative to the folder."""
     return [(part.relative_to(folder) / file).as_posix() for file in files]
-
-
-def with_test(split: Split, test_size: int | float, of: str) -> tuple[Split, Split]:
-    """The images to train on, and test_size of them set aside, the same for every seed.
-
-    Raises UserError where nothing is left to train on.
-    """
-    rows = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
-    n_test = count(test_size, len(split))
-    if n_test >= len(split):
-        raise UserError(
-            f"dataset.test_size={test_size}: {of} has {len(split):,} usable image{'s' * (len(split) > 1)}; "
-            "training and testing need at least one each."
-        )
-    return split[rows[n_test:].sort().values], split[rows[:n_test].sort().values]
 
 
 def read_images(path: str | Path, x_shape: tuple[int, int, int], crop: int | None = None) -> tuple[Tensor, list[str]]:

@@ -116,6 +116,26 @@ def count(size: int | float, of: int) -> int:
     return size if isinstance(size, int) else max(1, round(size * of)) if size else 0
 
 
+def with_test(split: Split, test_size: int | float, of: str) -> tuple[Split, Split]:
+    """The images to train on, and test_size of them set aside, the same for every seed.
+
+    Raises UserError where nothing is left to train on.
+    """
+    n_test = count(test_size, len(split))
+    if n_test >= len(split):
+        raise UserError(
+            f"dataset.test_size={test_size}: {of} has {len(split):,} usable image{'s' * (len(split) > 1)}; "
+            "training and testing need at least one each."
+        )
+    return set_aside(split, n_test)
+
+
+def set_aside(split: Split, n: int) -> tuple[Split, Split]:
+    """The other images, and n that are drawn once for all."""
+    rows = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
+    return split[rows[n:].sort().values], split[rows[:n].sort().values]
+
+
 def _kept_labels(source: Source, labels: list[int | str] | None) -> list[int]:
     """The labels to keep, given by their names or numbers, in the data's own order."""
     if labels is None:
