@@ -28,7 +28,8 @@ FLOORS = [
     ["amortized"],
     ["objectives", "config"],
     ["vae", "datasets", "networks", "scores", "samplers"],
-    ["distributions", "likelihoods", "schedules", "version", "errors"],
+    ["distributions", "likelihoods", "schedules"],
+    ["together", "version", "errors"],
 ]
 HEIGHT = {part: -number for number, floor in enumerate(FLOORS) for part in floor}
 LONGEST = 300  # lines: a file that is longer has a second subject

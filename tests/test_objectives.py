@@ -27,6 +27,7 @@ from vae_exp.objectives import (
     log_shares,
     more_draws,
 )
+from vae_exp.together import Share
 
 TERMS = Terms(torch.tensor([90.0, 110.0]), torch.tensor([[0.0, 1.0, 5.0], [0.2, 0.0, 7.0]]))
 START = Progress(step=0, steps_per_epoch=10, epochs=20, train_size=100)
@@ -82,7 +83,7 @@ def some_batch(*overrides, n=5):
     x, y = torch.rand(n, 1, 8, 8, dtype=torch.float64, generator=noise), torch.arange(n) % 10
     q = model.encode(x, y)
     z = q.rsample(noise)
-    return model, x, y, elbo_terms(x, q, model.decode(z, y), z, partial(more_draws, model, x, y, q, noise))
+    return model, x, y, elbo_terms(x, q, model.decode(z, y), z, partial(more_draws, model, x, y, q, Share((len(x),)), noise))
 
 
 def gradients(model, loss):

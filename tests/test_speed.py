@@ -119,7 +119,7 @@ def test_no_subnormal_numbers_slow_the_optimizer_down():
 def compiling():
     """How many graphs have been compiled since."""
     counters = pytest.importorskip("torch._dynamo.utils").counters
-    if reason := speed.missing_for_compiling():
+    if reason := speed.missing_for_compiling(torch.device("cpu")):
         pytest.skip(f"no {reason}")
     counters.clear()
     return lambda: counters["stats"]["unique_graphs"]

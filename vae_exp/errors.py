@@ -19,6 +19,10 @@ class Diverged(UserError):
     """A loss, a term or a weight that is no longer a finite number."""
 
 
+class Lost(UserError):
+    """Another process of a run that several compute has ended, or cannot be reached."""
+
+
 def printable(text: object) -> str:
     """Text of somebody else's on one line: wide spaces are shown plain, what a terminal would obey is shown escaped."""
     return "".join(letter if letter.isprintable() else _escaped(letter) for letter in str(text))

@@ -11,12 +11,14 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from vae_exp import together
 from vae_exp.datasets.factors import Factors
 from vae_exp.datasets.splits import Split, batches
 from vae_exp.distributions import LOG_2PI, DiagonalGaussian, Point, log_prior
 from vae_exp.errors import UserError
 from vae_exp.run.speed import exact_products
 from vae_exp.scores.repeats import Spread, spread, usual_size
+from vae_exp.together import Share
 from vae_exp.vae import VAE
 
 EVAL_BATCH_SIZE = 500  # for speed and memory alone: what is computed of 1,000 MNIST images leaves the cache
@@ -73,19 +75,35 @@ def standard_error(per_image: Tensor) -> float | None:
 @torch.no_grad()
 @exact_products()
 def evaluate(
-    model: VAE, split: Split, noise: torch.Generator, repeats: int = 1, batch_size: int = EVAL_BATCH_SIZE
+    model: VAE,
+    split: Split,
+    noise: torch.Generator,
+    repeats: int = 1,
+    batch_size: int = EVAL_BATCH_SIZE,
+    shared: bool = False,
 ) -> Evaluation:
-    """The negative ELBO and its two terms with z sampled from q, as in training; the KL's weight is 1."""
+    """The negative ELBO and its two terms with z sampled from q, as in training; the KL's weight is 1.
+
+    Where it is shared, each process of the run computes some of the batches, and all of them get every number.
+    """
     shape = (len(split), model.z_dim)
+    batch_size = min(batch_size, math.ceil(len(split) / together.size())) if shared else batch_size
     eps = [torch.randn(shape, generator=noise, device=noise.device).split(batch_size) for _ in range(repeats)]
-    parts, draws = [], []
+    n_batches = len(eps[0])
+    share = together.share(n_batches) if shared and n_batches >= together.size() else Share((n_batches,))
+    rows, parts, draws = share.rows, [], []
     with model.evaluating():
-        for (x, y), *noises in zip(batches(split, batch_size), *eps, strict=True):
+        mine = batches(split, batch_size, skip=rows.start, stop=rows.stop)
+        for (x, y), *noises in zip(mine, *(drawn[rows] for drawn in eps), strict=True):
             q = model.encode(x, y)
             parts.append(q)
             draws.append(torch.stack([-model.decode(q.rsample(e), y).log_prob(x) for e in noises]))
-    q = _joined(parts)
-    return Evaluation(q, torch.cat(draws, dim=1).cpu().double(), q.kl_to_prior().cpu().double())
+    q, reconstruction = _joined(parts), torch.cat(draws, dim=1)
+    if len(share.sizes) > 1:
+        images = Share(tuple(len(split.y[batch_size * part.start : batch_size * part.stop]) for part in share.parts))
+        q = type(q)(**{name: images.whole(values) for name, values in vars(q).items()})
+        reconstruction = images.whole(reconstruction, dim=1)
+    return Evaluation(q, reconstruction.cpu().double(), q.kl_to_prior().cpu().double())
 
 
 @torch.no_grad()

@@ -10,10 +10,12 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vae_exp import together
 from vae_exp.distributions import DiagonalGaussian, Point, log_prior
+from vae_exp.together import Share
 from vae_exp.vae import VAE
 
 RISING = 0.5  # the part of each cycle in which the KL weight rises (Fu et al. 2019)
@@ -65,12 +67,20 @@ def elbo_terms(
 
 
 def more_draws(
-    model: VAE, x: Tensor, y: Tensor, q: DiagonalGaussian | Point, noise: torch.Generator, samples: int, at_once: int
+    model: VAE,
+    x: Tensor,
+    y: Tensor,
+    q: DiagonalGaussian | Point,
+    share: Share,
+    noise: torch.Generator,
+    samples: int,
+    at_once: int,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Further draws z ~ q(z|x, y) [k, B, Z] with log p(x|z, y) [k, B] nats, at most at_once in a chunk.
 
     Of a chunk only z is kept until the backward pass, which decodes it again: the memory does not grow with samples.
-    The draws are the same however they are chunked.
+    The draws are the same however they are chunked. x, y and q are this process's share of the batch; what is
+    returned is of all of it.
     """
 
     def log_likelihood(z: Tensor) -> Tensor:
@@ -81,8 +91,25 @@ def more_draws(
     if isinstance(q, Point):
         raise TypeError("an autoencoder's code is always the same: there are no more draws of it")
     many = DiagonalGaussian(q.mean.expand(samples, -1, -1), q.log_var.expand(samples, -1, -1))
-    for z in many.rsample(noise).split(at_once) if samples else ():
-        yield z, log_likelihood(z) if samples <= at_once else checkpoint(log_likelihood, z, use_reentrant=False)
+    eps = torch.randn(samples, sum(share.sizes), model.z_dim, generator=noise, device=noise.device)
+    # Decoding again needs the random numbers of the first time only where the decoder draws some itself.
+    keeps = any(isinstance(layer, nn.modules.dropout._DropoutNd) for layer in model.decoder.modules())
+    for z in many.rsample(share.mine(eps, dim=1)).split(at_once) if samples else ():
+        if samples <= at_once:
+            log_p = log_likelihood(z)
+        else:
+            log_p = checkpoint(log_likelihood, z, use_reentrant=False, preserve_rng_state=keeps)
+        yield share.whole(z, dim=1), share.whole(log_p, dim=1)
+
+
+def of_whole_batch(terms: Terms, share: Share) -> Terms:
+    """The terms of all processes' shares of a batch, so that an objective is the same function of them everywhere."""
+    if len(share.sizes) == 1 or terms.q is None or terms.z is None:
+        return terms
+    of_q = vars(terms.q)
+    parts = [terms.reconstruction[:, None], terms.kl, terms.z, *of_q.values()]
+    reconstruction, kl, z, *q = share.whole(torch.cat(parts, 1)).split([part.shape[1] for part in parts], 1)
+    return Terms(reconstruction[:, 0], kl, type(terms.q)(**dict(zip(of_q, q, strict=True))), z, terms.draw_more)
 
 
 def one_draw(
@@ -98,12 +125,15 @@ def one_draw(
     """The loss at one draw z ~ q(z|x, y) for each image, from noise eps [B, Z], and what is logged of it.
 
     Images x are [B, C, H, W] in [0, 1], labels y [B]. Objectives that ask for more draws take them from `noise`. A
-    model of many settings gets each image's, [B, 2].
+    model of many settings gets each image's, [B, 2]. Where several processes compute a run, each takes its share of
+    the images here, and the loss is of all of them.
     """
-    q = model.encode(x, y, *setting)
+    share = together.share(len(x))
+    x, y, eps, *own = (share.mine(part) for part in (x, y, eps, *setting))
+    q = model.encode(x, y, *own)
     z = q.rsample(eps)
-    p = model.decode(z, y, *setting)
-    terms = elbo_terms(x, q, p, z, draw_more=partial(more_draws, model, x, y, q, noise))
+    p = model.decode(z, y, *own)
+    terms = of_whole_batch(elbo_terms(x, q, p, z, partial(more_draws, model, x, y, q, share, noise)), share)
     loss, logged = at_each_beta(objective, terms, now, setting[0][:, 0]) if setting else objective(terms, now)
     means = {"loss": loss, "reconstruction": terms.reconstruction.mean(), "kl": terms.kl.sum(1).mean(), **logged}
     return loss, {name: mean.detach() if isinstance(mean, Tensor) else mean for name, mean in means.items()}
@@ -215,7 +245,7 @@ def decompose(q: DiagonalGaussian, z: Tensor, train_size: int, sampling: str) ->
     batch's images lie near z, so log q(z) comes out too low and I(x; z) too high: 10.9 nats where it is 9.0.
     """
     pairs = DiagonalGaussian(q.mean[None], q.log_var[None]).log_prob(z[:, None])  # [B, B, Z]: log q(z_i|x_j)
-    log_share = log_shares(len(z), train_size, sampling).to(z.device)
+    log_share = log_shares(len(z), train_size, sampling, z.device)
     log_q_given_x = q.log_prob(z).sum(1)
     log_q = (pairs.sum(2) + log_share).logsumexp(1)
     log_q_per_dim = (pairs + log_share[:, :, None]).logsumexp(1).sum(1)
@@ -226,7 +256,7 @@ def decompose(q: DiagonalGaussian, z: Tensor, train_size: int, sampling: str) ->
     }
 
 
-def log_shares(n: int, train_size: int, sampling: str) -> Tensor:
+def log_shares(n: int, train_size: int, sampling: str, device: torch.device | str = "cpu") -> Tensor:
     """What q(.|x_j) counts in the estimate of q(z_i) from a batch of n images, by its logarithm, [n, n].
 
     stratified: x_i itself is one of the train_size images, and the others of the batch stand for all the others, so
@@ -235,9 +265,9 @@ def log_shares(n: int, train_size: int, sampling: str) -> Tensor:
     biased estimate of their eq. 5; the three terms are then off by constants, but still sum to the KL.
     """
     if sampling == "weighted":
-        return torch.full((n, n), -math.log(n * train_size))
+        return torch.full((n, n), -math.log(n * train_size), device=device)
     others = (train_size - 1) / (train_size * max(n - 1, 1))
-    return torch.full((n, n), others).fill_diagonal_(1 / train_size).log()
+    return torch.full((n, n), others, device=device).fill_diagonal_(1 / train_size).log()
 
 
 def _part(now: Progress, epochs: float, steps: int, fraction: float) -> float:

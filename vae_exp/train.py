@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from vae_exp import amortized, mapping
+from vae_exp import amortized, mapping, together
 from vae_exp.config import build
 from vae_exp.config.keys import Config, images_per_step
 from vae_exp.datasets import Split, batches
@@ -39,30 +39,39 @@ def train(cfg: DictConfig, run_dir: str | Path, judge: Judge | None = None) -> d
     With cfg.resume it goes on from the last checkpoint in run_dir; with cfg.replace a run that lies there goes. A run
     that `judge` ends early is pruned. Every number is in nats per image. Raises UserError before anything is read or
     opened where cfg asks for something impossible, where run_dir holds a run, belongs to another process or cannot be
-    written, the disk is full or the memory too small, and Diverged where a number stops being finite.
+    written, the disk is full or the memory too small, and Diverged where a number stops being finite. In each of the
+    processes that torchrun starts for a run it is called alike; what the first of them is given counts.
     """
-    config, run_dir = build.check(cfg), Path(run_dir)
-    speed.check(config["precision"], config["compile"], build.device(config["device"]))
-    if not config["resume"]:
-        earlier.require_unused(run_dir, config["replace"])
-    require_writable(run_dir)
-    with memory.explained(config), speed.without_subnormals(), threads.kept():
-        return _train(config, run_dir, judge)
+    with together.joined():
+        config, run_dir = together.from_first(lambda: (build.check(cfg), Path(run_dir)))
+        config["devices"] = together.require_asked(config["devices"])
+        device = build.device(config["device"])
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        speed.check(config["precision"], config["compile"], device)
+        if together.is_first():
+            if not config["resume"]:
+                earlier.require_unused(run_dir, config["replace"])
+            require_writable(run_dir)
+        if together.size() > 1:
+            threads.share(together.here()[1], "processes")
+        with memory.explained(config), speed.without_subnormals(), speed.repeatable(device), threads.kept():
+            return _train(config, run_dir, device, judge)
 
 
-def _train(config: Config, run_dir: Path, judge: Judge | None) -> dict[str, Any]:
+def _train(config: Config, run_dir: Path, device: torch.device, judge: Judge | None) -> dict[str, Any]:
     seed, epochs, batch_size = config["seed"], config["epochs"], config["batch_size"]
     step_size, clip_norm = images_per_step(config), config["gradient_clip_norm"]
     scores_every = config["scores_every_epochs"]
-    device = build.device(config["device"])
-    before = resume.load(run_dir, config) if config["resume"] else None
+    before = together.from_first(lambda: resume.load(run_dir, config) if config["resume"] else None)
     began = before.goes_on.facts if before and before.goes_on else None
     old_log_bytes = earlier.log_bytes(run_dir)  # of a run whose place this one takes
-    wandb_mode = choose_mode(config["wandb"]["mode"])
+    wandb_mode = together.of_first(choose_mode, config["wandb"]["mode"])
 
     # Data: as bytes, whole on the training device where it is small enough. Without a validation split the test
     # split is watched, as in the tutorial; then no epoch is chosen as the best, and best.pt is the last.
-    data = build.dataset(config)
+    with together.first_goes_first():
+        data = build.dataset(config)
     held_out, chooses = ("val", True) if len(data.val) else ("test", False)
     train_split, held_out_split = data.train.to(device), data.split(held_out).to(device)
     suiting.check(config, data, held_out, held_out_split)
@@ -75,7 +84,8 @@ def _train(config: Config, run_dir: Path, judge: Judge | None) -> dict[str, Any]
     optimizer, average = build.optimizer(config, model), Averaging(model, config["ema"])
     objective, schedule = build.partial(config, "objective"), build.partial(config, "scheduler")
     operations = threads.PASSES * batch_size * trial.check(config, model, objective, train_split)
-    threads.choose(config["threads"], began.threads if began else None, operations, device)
+    same_processes = before is not None and before.config["devices"] == config["devices"]
+    threads.choose(config["threads"], began.threads if began and same_processes else None, operations, device)
     precision = speed.autocast(config["precision"], device)
 
     def loss_of(now: Progress, x: Tensor, y: Tensor, eps: Tensor, *setting: Tensor) -> tuple[Tensor, Logged]:
@@ -91,17 +101,19 @@ def _train(config: Config, run_dir: Path, judge: Judge | None) -> dict[str, Any]
         Standing([0.0] * config["model"]["z_dim"], streams.order.get_state()),
         Health(config, facts.train_size),
     )
-    pictures = during_training.Pictures(config["figure_every_epochs"])
+    pictures = together.of_first(during_training.Pictures, config["figure_every_epochs"])
     training = Training(config, data, facts, model, average.model, optimizer, streams, means, stands)
     if before:
         restoring.restore(before, training)
+    together.seed_layers(seed + stands.step)
     console.introduce(config, facts, run_dir, grey=training.shown().support == "binary" and data.train.is_grey())
+    of_first, last_step = together.of_first, min(epochs * steps_per_epoch, config["max_steps"] or 2**31)
     with (
-        only_process(run_dir),
+        of_first(only_process, run_dir),
         watch,
-        Tracker(config, run_dir, wandb_mode, facts, before, old_log_bytes) as tracker,
-        Saves(run_dir, training, watch, tracker.position, tracker.to_disk, before) as saves,
-        console.progress_bar(min(epochs * steps_per_epoch, config["max_steps"] or 2**31), stands.step) as bar,
+        of_first(Tracker, config, run_dir, wandb_mode, facts, before, old_log_bytes) as tracker,
+        of_first(Saves, run_dir, training, watch, tracker.position, tracker.to_disk, before) as saves,
+        of_first(console.progress_bar, last_step, stands.step) as bar,
     ):
         why_over = None  # the reason to end before the last epoch
         for epoch in range(stands.epoch + 1 if before else min(1, epochs), epochs + 1):  # 0: the model as it is built
@@ -125,6 +137,7 @@ def _train(config: Config, run_dir: Path, judge: Judge | None) -> dict[str, Any]
                     loss, terms = (fast if size == batch_size else loss_of)(now, *batch)
                     loss.backward(torch.full_like(loss, size / len(x)))  # the gradients of several batches add up
                     seen.append((size, terms))
+                together.add_up(model)
                 stands.step += 1
                 last_of_epoch = stands.step % steps_per_epoch == 0
                 logs = last_of_epoch or stands.step % config["log_every_steps"] == 0
@@ -157,9 +170,9 @@ def _train(config: Config, run_dir: Path, judge: Judge | None) -> dict[str, Any]
             if epoch:
                 row |= means.read_epoch("train_epoch") | watch.times(len(train_split))
             shown = training.shown()
-            measured = evaluate(shown, held_out_split, build.generator(seed, "evaluation"))
+            measured = evaluate(shown, held_out_split, build.generator(seed, "evaluation"), shared=True)
             row |= measured.scalars(held_out)
-            if scores_every and epoch % scores_every == 0:
+            if together.is_first() and scores_every and epoch % scores_every == 0:
                 row |= of_factors(measured, held_out_split, config["scores"], held_out)
             require_finite(measured.scalars(held_out), f"after step {stands.step}", run_dir)
             tracker.log(row | {f"{held_out}/kl_per_dim": measured.kl_per_dim}, stands.step)
@@ -196,16 +209,18 @@ def _train(config: Config, run_dir: Path, judge: Judge | None) -> dict[str, Any]
         splits = {held_out: held_out_split} | ({"test": data.read_test().to(device)} if chooses else {})
         _test(training, saves, splits, tracker)
         tracker.summary.reason = why_over
-    return tracker.summary.as_dict()
+    return together.from_first(tracker.summary.as_dict)
 
 
 def _test(training: Training, saves: Saves, splits: dict[str, Split], tracker: Tracker) -> None:
     """Measure and picture the test split with the weights of the best epoch; upload them where that is asked for."""
     seed, step, test_split = training.config["seed"], training.stands.step, splits["test"]
-    weights, best = saves.best()
+    weights, best = together.from_first(saves.best)
     training.averaged.load_state_dict(weights)
     shown = training.shown()
-    measured = evaluate(shown, test_split, build.generator(seed, "evaluation"))
+    measured = evaluate(shown, test_split, build.generator(seed, "evaluation"), shared=True)
+    if not together.is_first():
+        return
     tracker.image(*during_training.of_test(shown, test_split, seed, best.epoch), step)
     scores = of_factors(measured, test_split, training.config["scores"], "test")
     tracker.summarise(best.summary() | measured.scalars("test") | scores)

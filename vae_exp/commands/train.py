@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from vae_exp.commands import confirming, shared
+from vae_exp.commands import confirming, launching, shared
 from vae_exp.commands.closing import closing, how_to_go_on
 from vae_exp.commands.help import print_help, with_own_options
 from vae_exp.config import check
@@ -52,6 +52,8 @@ def main() -> None:
 
 
 def _main(arguments: list[str]) -> int:
+    if launching.follows():
+        return launching.follow(arguments)
     if {"--help", "-h"} & set(arguments):
         print_help(arguments)
         return 0
@@ -72,6 +74,7 @@ def _main(arguments: list[str]) -> int:
     _require_hydras_own(cfg)
     HydraConfig.instance().set_config(cfg)  # so that ${hydra:runtime.cwd} can be checked
     if len(typed) < len(arguments) or cfg.hydra.mode == RunMode.MULTIRUN:
+        launching.require_one_process(cfg)
         return _sweep(typed, cfg)
     if first != typed:
         compose("config", typed)  # which is refused: a sweep without -m
@@ -87,6 +90,8 @@ def _main(arguments: list[str]) -> int:
     if not any(word.startswith("hydra.run.dir=") for word in sys.argv):  # else Hydra's clock names another folder
         sys.argv.append(f"hydra.run.dir={quoted(run_dir)}")
     with _before_it_begins(run_dir, typed):
+        if cfg.devices > 1 and launching.started() == 1:
+            return launching.launch(cfg.devices, sys.argv[1:], run_dir)
         _job()
     return 0
 

@@ -66,6 +66,7 @@ class Config(TypedDict):
     ema: float | None
     seed: int
     device: str
+    devices: int
     threads: int | str
     precision: str
     compile: bool | str

@@ -21,6 +21,7 @@ ADDED: dict[str, Any] = {  # with the value that changes nothing
     "max_steps": None,
     "scores": [],
     "scores_every_epochs": None,
+    "devices": 1,
     "amortize": {"beta": None, "z_dim": None, "confirm": 0},
 }
 ADDED_TO: dict[str, dict[str, Any]] = {  # the same, of a group's function

@@ -1,5 +1,7 @@
 """What each key of a configuration may be."""
 
+import re
+
 from vae_exp.config.kinds import (
     ANY_PATH,
     AS_LONG,
@@ -31,6 +33,10 @@ SAMPLE_SCORES = ("frechet", "kid", "precision", "recall", "density", "coverage",
 FACTOR_SCORES = ("mig", "dci", "infomec", "factor_vae", "beta_vae", "sap", "modularity", "explicitness")
 COUNT = whole(1)
 SCORES = different(*FACTOR_SCORES)
+DEVICE = Rule(
+    lambda v: isinstance(v, str) and re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?|mps", v) is not None,
+    "auto, cpu, cuda, cuda:N or mps",
+)
 FARTHEST = 1000  # standard deviations of the prior: beyond a few tens of them no decoder has learned anything
 FIGURES = ("interpolations", "traversals", "manifold", "latents")
 
@@ -41,7 +47,8 @@ RULES = {
     "gradient_clip_norm": or_null(number(0, above=True)),
     "ema": or_null(Rule(lambda v: is_number(v) and 0 < v < 1, "a decay above 0 and below 1, such as 0.999")),
     "seed": whole(0, 2**32 - 1),
-    "device": one_of("auto", "cpu", "cuda", "mps"),
+    "device": DEVICE,
+    "devices": whole(1, 1024),
     "threads": or_word(whole(1, 1024), "auto"),
     "precision": one_of("fp32", "tf32", "bf16"),
     "compile": Rule(lambda v: v == "auto" or isinstance(v, bool), "auto, true or false"),
@@ -194,7 +201,7 @@ EVALUATE_RULES = {
     "features": one_of("classifier", "inception", "pixels"),
     "batch_size": whole(1),
     "seed": whole(0, 2**32 - 1),
-    "device": RULES["device"],
+    "device": DEVICE,
     "trust": FLAG,
     "dataset.root": or_null(ROOT),
     "wandb.mode": RULES["wandb.mode"],
@@ -221,7 +228,7 @@ GENERATE_RULES = {
     "output": or_null(PATH),
     "split": one_of("test", "val", "train"),
     "seed": whole(0, 2**32 - 1),
-    "device": RULES["device"],
+    "device": DEVICE,
     "trust": FLAG,
     "dataset.root": or_null(ROOT),
 }

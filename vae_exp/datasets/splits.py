@@ -116,20 +116,25 @@ def batches(
     order: torch.Generator | None = None,
     draws: torch.Generator | None = None,
     skip: int = 0,
+    stop: int | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """x [B, C, H, W] in [0, 1] and y [B], over all of the split, the last partial batch included.
 
     With `order` the images come in a new random order; it lives on the CPU, so that every device sees the same
     one. With `draws`, which lives on the labels' device, images are flipped and binarised anew where the split
     says so; without it they are not flipped, and what is drawn is the same every time. The first `skip` batches
-    are left out without being read: a run that goes on inside an epoch has seen them.
+    are left out without being read: a run that goes on inside an epoch has seen them. Without an order so are those
+    from `stop` on.
     """
     device = split.y.device
     binary = draws or torch.Generator(device).manual_seed(0)
     rows: Sequence[Any]  # slices or tensors of row numbers, a batch each
     on_device: Sequence[Any]
     if order is None:  # slices, which copy nothing
-        rows = on_device = [slice(at, at + batch_size) for at in range(skip * batch_size, len(split), batch_size)]
+        all_rows = [slice(at, at + batch_size) for at in range(0, len(split), batch_size)]
+        rows = on_device = all_rows[skip:stop]
+        for left_out in all_rows[:skip] if split.dynamic and draws is None else ():
+            torch.bernoulli(torch.zeros(len(split.y[left_out]), *split.x_shape, device=device), generator=binary)
     else:
         shuffled = torch.randperm(len(split), generator=order)[skip * batch_size :]
         if not len(shuffled):  # split would make one empty batch of nothing

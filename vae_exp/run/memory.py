@@ -49,24 +49,25 @@ def check_model(config: Config, x_shape: tuple[int, int, int], n_classes: int, d
         if "overflow" not in str(error).lower() and "invalid combination" not in str(error).lower():
             raise
         raise UserError(f"model.z_dim={config['model']['z_dim']}: the model is too large; {too_large}.") from error
-    memory = _total(device)
-    copies = COPIES + (config["ema"] is not None)
+    memory = _free(device)
+    copies, free = COPIES + (config["ema"] is not None), " free" if device.type == "cuda" else ""
     if memory is not None and copies * weights > memory:
         raise UserError(
             f"model.z_dim={config['model']['z_dim']}: to train this model takes {copies * weights / 1e9:,.1f} GB for "
-            f"its weights alone, and {device} has {memory / 1e9:,.1f} GB; {too_large}."
+            f"its weights alone, and {device} has {memory / 1e9:,.1f} GB{free}; {too_large}."
         )
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
     text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in text or "out of memory" in text
+    signs = ("can't allocate memory", "out of memory", "_status_alloc_failed")  # the last of cuBLAS and cuDNN
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in text for sign in signs)
 
 
-def _total(device: torch.device) -> int | None:
-    """Bytes of memory that the device has in all, or this process may use of it; None where that is not known."""
+def _free(device: torch.device) -> int | None:
+    """Bytes of memory that a GPU has free, or else that this process may use in all; None where that is not known."""
     if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
+        return torch.cuda.mem_get_info(device)[0]
     known = []
     with contextlib.suppress(OSError, ValueError, AttributeError):
         known.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))

@@ -76,8 +76,11 @@ def _restore_streams(states: Mapping[str, Tensor], streams: Streams, step: int, 
                 stream.manual_seed(stream.initial_seed() + step)
                 log.warning(f"resumed on another kind of device: the random numbers for {name} are a new stream")
         torch.set_rng_state(states["torch"])
-        if "cuda" in states and torch.cuda.is_available():
-            torch.cuda.set_rng_state(states["cuda"])
+        device = streams.noise.device
+        if device.type == "cuda" and "cuda" in states:
+            torch.cuda.set_rng_state(states["cuda"], device)
+        elif device.type == "mps" and "mps" in states:
+            torch.mps.set_rng_state(states["mps"])
     except (RuntimeError, TypeError) as error:  # PyTorch's answers to a state of another size or kind
         raise _damaged(f"its random numbers are no state of a generator ({str(error).splitlines()[0]})") from error
 

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,7 +139,8 @@ def load(folder: Path, config: Config, quiet: bool = False) -> "Checkpoint":
     if wrong := contradictions(before.config, config):
         raise UserError(_refusal(folder, wrong))
     if before.best is not None:
-        saving.best_of(folder, before)
+        best, _ = saving.best_of(folder, before)
+        before = replace(before, best=best.best)  # best.pt may be ahead of last.pt
     if not quiet:
         for reason in reasons:
             log.warning(reason)

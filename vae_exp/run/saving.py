@@ -45,7 +45,6 @@ class Saves:
         if before is not None and before.best is not None:
             self._best, self._best_is_written = best_of(run_dir, before)
             self._on_disk[BEST] = _position(self._best)
-            training.stands.best = self._best.best  # best.pt may be ahead of last.pt
 
     def __enter__(self) -> "Saves":
         return self

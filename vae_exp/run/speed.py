@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import importlib.util
 import logging
 import math
 import os
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 
-from vae_exp import amortized
+from vae_exp import amortized, together
 from vae_exp.config.keys import Config
 from vae_exp.datasets import Split
 from vae_exp.errors import UserError
@@ -36,7 +37,12 @@ def check(precision: str, compiles: bool | str, device: torch.device) -> None:
     """Raises UserError for a precision that the device does not have, or a step that nothing here can compile."""
     if precision == "tf32" and device.type != "cuda":
         raise UserError(f"precision=tf32: a format of NVIDIA's GPUs, and this run is on {device}. Use fp32 or bf16.")
-    if compiles is True and (missing := missing_for_compiling()):
+    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UserError(
+            f"precision=bf16: {torch.cuda.get_device_name(device)} has no bfloat16 of its own, and emulates it slowly. "
+            "Use fp32."
+        )
+    if compiles is True and (missing := missing_for_compiling(device)):
         raise UserError(f"compile=true: PyTorch needs {missing}, which is not there. Use compile=false.")
 
 
@@ -46,25 +52,47 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     fp32 is float32 throughout; tf32 rounds what matrix products and convolutions multiply to 10 bits; bf16 computes
     them in bfloat16. Weights, densities, the KL and, by exact_products, every measured number stay float32.
     """
-    _allow_tf32(precision == "tf32")
+    _allow_tf32(precision == "tf32", precision == "tf32")
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 @contextlib.contextmanager
 def exact_products() -> Iterator[None]:
     """Float32 products in float32, whatever was set before: numbers that are compared must not depend on precision."""
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    _allow_tf32(False)
+    before = [kind.fp32_precision == "tf32" for kind in (torch.backends.cuda.matmul, torch.backends.cudnn.conv)]
+    _allow_tf32(False, False)
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
+        _allow_tf32(*before)
 
 
-def _allow_tf32(allowed: bool) -> None:
-    torch.set_float32_matmul_precision("high" if allowed else "highest")
-    torch.backends.cudnn.allow_tf32 = allowed  # PyTorch allows it to convolutions even where not asked
+def _allow_tf32(products: bool, convolutions: bool) -> None:
+    """PyTorch allows it to convolutions even where not asked.
+
+    The old switches come first, where they are still there: PyTorch's compiler reads them, and where only the new keys
+    were set it refuses to.
+    """
+    if hasattr(torch, "set_float32_matmul_precision"):
+        torch.set_float32_matmul_precision("high" if products else "highest")
+        torch.backends.cudnn.allow_tf32 = convolutions
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if products else "ieee"
+    torch.backends.cudnn.conv.fp32_precision = "tf32" if convolutions else "ieee"
+
+
+@contextlib.contextmanager
+def repeatable(device: torch.device) -> Iterator[None]:
+    """cuDNN's algorithms that give the same bits each time: what a resumed run promises. By default some do not."""
+    if device.type != "cuda":
+        yield
+        return
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = before
 
 
 @contextlib.contextmanager
@@ -101,13 +129,16 @@ def faster(
     asked, size = config["compile"], config["batch_size"]
     steps_per_epoch = math.ceil(len(train) / size)
     steps = config["epochs"] * steps_per_epoch
+    if asked == "auto" and together.size() > 1:
+        log.info("not compiled: compile=true does it where several processes compute a run")
+        return loss_of
     measures = asked == "auto" and was_compiled is None
     if measures and (train.y.device.type != "cpu" or steps < PAYS_FROM_STEPS):
         log.info(f"not compiled: that pays on a CPU from {PAYS_FROM_STEPS:,} steps on ({steps:,} here)")
         return loss_of
     if asked is False or (asked == "auto" and was_compiled is False):
         return loss_of
-    if missing := missing_for_compiling():
+    if missing := missing_for_compiling(train.y.device):
         log.info(f"not compiled, for want of {missing}")
         return loss_of
     log.info("the first step compiles: up to a minute, and a few seconds where it has been done before on this machine")
@@ -180,8 +211,10 @@ def _without_trace(model: VAE, noise: torch.Generator) -> Iterator[None]:
         noise.set_state(state)
 
 
-def missing_for_compiling() -> str | None:
-    """What PyTorch needs for compiling and does not find: a C++ compiler or Python's headers."""
+def missing_for_compiling(device: torch.device) -> str | None:
+    """What PyTorch needs for compiling and does not find: Triton for a GPU, a C++ compiler or Python's headers."""
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        return "Triton (pip install triton)"
     usual = {"win32": "cl", "darwin": "clang++"}.get(sys.platform, "g++")
     compiler = (shlex.split(os.environ.get("CXX", "")) or [usual])[0]
     if not shutil.which(compiler):

@@ -103,7 +103,12 @@ class Streams:
         """The states of the generators, and of torch's own, which layers such as dropout draw from."""
         state = {name: stream.get_state() for name, stream in vars(self).items()}
         state["torch"] = torch.get_rng_state()
-        return state | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
+        device = self.noise.device  # asked of no other: that would start a GPU for a run on the CPU
+        if device.type == "cuda":
+            state["cuda"] = torch.cuda.get_rng_state(device)
+        elif device.type == "mps":
+            state["mps"] = torch.mps.get_rng_state()
+        return state
 
 
 @dataclass(frozen=True)

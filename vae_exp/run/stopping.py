@@ -1,4 +1,8 @@
-"""When a run saves, and why it ends before its last epoch: signals, the clock, patience."""
+"""When a run saves, and why it ends before its last epoch: signals, the clock, patience.
+
+Of several processes that compute a run each has signals and a clock of its own. They agree on them at good places, and
+act on what they agreed: if one stopped alone, the others would wait for it.
+"""
 
 import contextlib
 import os
@@ -7,8 +11,9 @@ import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
+from vae_exp import together
 from vae_exp.config.keys import Config
 from vae_exp.run.checkpoint import Checkpoint
 from vae_exp.run.due import Due
@@ -16,6 +21,17 @@ from vae_exp.run.standing import Best, Standing
 
 CHECKPOINTS_SHARE = 0.01  # of the time, with checkpoint_every_epochs=auto
 ECHO_SECONDS = 2.0  # `timeout`, make and others pass on a signal that the whole group has had already
+
+
+AGREE_EVERY_STEPS = 50  # a message between processes, so not after each step; torchrun kills 30 s after its signal
+
+
+class Seen(NamedTuple):
+    """What the signals and the clock say."""
+
+    signal: int | None
+    seconds: float  # of all parts of the run
+    since_saved: float  # seconds
 
 
 class Watch:
@@ -39,11 +55,13 @@ class Watch:
         self._signal: int | None = None
         self._signal_at = 0.0
         self._all_is_saved = False
+        self._agreed: Seen | None = None  # of several processes, at the last good place
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> "Watch":
         if threading.current_thread() is threading.main_thread():  # Python allows no handler elsewhere
             self._handlers = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        self._agree()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -59,17 +77,40 @@ class Watch:
         if self._all_is_saved:
             self.raise_if_caught()
 
+    def _agree(self) -> None:
+        """Of several processes a signal to any counts for all, and the first has the clock. All of them come here."""
+        if together.size() > 1:
+            of_all = together.of_all(self._own())
+            caught = next((seen.signal for seen in of_all if seen.signal is not None), None)
+            self._agreed = of_all[0]._replace(signal=caught)
+
+    def _own(self) -> Seen:
+        return Seen(self._signal, self.seconds, time.monotonic() - self._saved)
+
+    @property
+    def _seen(self) -> Seen:
+        return self._agreed or self._own()
+
+    @property
+    def _caught(self) -> int | None:
+        return self._agreed.signal if self._agreed else self._signal
+
     def raise_if_caught(self) -> None:
         """Raises KeyboardInterrupt where Ctrl-C was caught, SystemExit(143) where SIGTERM was."""
-        if self._signal == signal.SIGINT:
+        if self._caught == signal.SIGINT:
             raise KeyboardInterrupt
-        if self._signal is not None:
-            raise SystemExit(128 + self._signal)
+        if self._caught is not None:
+            raise SystemExit(128 + self._caught)
 
     def all_is_saved(self) -> None:
-        """From here on a signal ends the run at once: there is nothing to wait for."""
-        self._all_is_saved = True
-        self.raise_if_caught()
+        """From here on a signal ends the run at once: there is nothing to wait for.
+
+        Of several processes the first ends, and the others when they miss it.
+        """
+        self._agreed = None
+        self._all_is_saved = together.is_first()
+        if self._all_is_saved:
+            self.raise_if_caught()
 
     @property
     def seconds(self) -> float:
@@ -94,29 +135,31 @@ class Watch:
         with self.checkpoints.spending():
             yield
         self._saved = time.monotonic()
+        self._agreed = self._agreed and self._agreed._replace(since_saved=0.0)
 
     def must_save(self, step: int, last_of_epoch: bool) -> bool:
         """Whether to save after a step. After the last one of an epoch the end of the epoch does it."""
-        if self._signal is not None:
+        if last_of_epoch or step % AGREE_EVERY_STEPS == 0:
+            self._agree()
+        if self._caught is not None:
             return True
         return not last_of_epoch and (self._is_due(step) or self._is_over(step) is not None)
 
     def must_save_after(self, epoch: int, step: int) -> bool:
         """Whether to save at the end of an epoch."""
-        is_last = epoch == self.epochs or self._signal is not None
+        self._agree()
+        is_last = epoch == self.epochs or self._caught is not None
         return is_last or self.checkpoints.after(epoch) or self._is_due(step)
 
     def _is_due(self, step: int) -> bool:
         by_steps = self.every_steps is not None and step % self.every_steps == 0
-        return by_steps or (
-            self.every_minutes is not None and time.monotonic() - self._saved >= 60 * self.every_minutes
-        )
+        return by_steps or (self.every_minutes is not None and self._seen.since_saved >= 60 * self.every_minutes)
 
     def _is_over(self, step: int) -> str | None:
         """The reason to end after a step, wherever in an epoch it is."""
         if self.max_steps is not None and step >= self.max_steps:
             return f"max_steps={self.max_steps} are taken"
-        if self.max_minutes is not None and self.seconds >= 60 * self.max_minutes:
+        if self.max_minutes is not None and self._seen.seconds >= 60 * self.max_minutes:
             return f"max_minutes={self.max_minutes:g} are over"
         return None
 

@@ -18,13 +18,13 @@ log = logging.getLogger(__name__)
 TINY_STEP = 100e6
 PASSES = 3  # of a step: forward, and backward to the inputs and to the weights
 _bound = 1  # what OMP_NUM_THREADS, or who called, allows
-_part: tuple[int, int] | None = None  # of a job that runs beside others of its sweep: its cores, and how many such jobs
+_part: tuple[int, str] | None = None  # of a process beside others: its cores, and how many of what there are
 
 
-def share(jobs_at_once: int) -> None:
-    """Of jobs that run side by side in as many processes this is one: it has its part of the cores, and no other."""
+def share(at_once: int, what: str = "jobs") -> None:
+    """Of jobs or processes that run side by side this is one: it has its part of the cores, and no other."""
     global _part
-    _part = max(1, cores.allowed() // jobs_at_once), jobs_at_once
+    _part = max(1, cores.allowed() // at_once), f"{at_once} {what} at once"
 
 
 @contextlib.contextmanager
@@ -69,7 +69,7 @@ def _auto(operations: float) -> tuple[int, str]:
     allowed = cores.allowed()
     bounded = f"OMP_NUM_THREADS, or who called, allows no more of {allowed} cores"
     if _part is not None and _part[0] <= _bound:
-        return _part[0], f"its part of {allowed} cores, of {_part[1]} jobs at once"
+        return _part[0], f"its part of {allowed} cores, of {_part[1]}"
     if _part is not None:
         return _bound, bounded
     if min(allowed, _bound) == 1:

@@ -18,6 +18,7 @@ from vae_exp.datasets import Split
 from vae_exp.errors import UserError
 from vae_exp.objectives import Logged, Progress, Terms, elbo_terms, more_draws
 from vae_exp.run import reading_off
+from vae_exp.together import Share
 from vae_exp.vae import VAE
 
 IMAGES = 2
@@ -40,7 +41,7 @@ def check(config: Config, model: VAE, objective: Callable[..., tuple[Tensor, Log
             z = q.rsample(noise)
             p = model.decode(z, y, *setting)
             _check_likelihood(config, p, x)
-            terms = elbo_terms(x, q, p, z, partial(more_draws, model, x, y, q, noise))
+            terms = elbo_terms(x, q, p, z, partial(more_draws, model, x, y, q, Share((len(x),)), noise))
             now = Progress(0, 1, max(1, config["epochs"]), len(train))
             returned = _at_each_beta(config, objective, terms, now, setting) if setting else objective(terms, now)
             _check_objective(config, returned, of_images=bool(setting))

@@ -1,0 +1,92 @@
+"""One run in several processes: `vae-train devices=2` starts them as torchrun does, and the further ones follow."""
+
+import logging
+import os
+import signal
+import sys
+import time
+import warnings
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from vae_exp.commands.closing import how_to_go_on
+from vae_exp.errors import Lost, UserError
+from vae_exp.run.folder import read_summary
+
+LET_THE_FIRST_SPEAK = 3.0  # seconds: what is wrong in all processes is said by the first, which ends the others
+
+
+def started() -> int:
+    """As together.started, without importing torch."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+
+
+def follows() -> bool:
+    """Whether this is one of the further processes of a run."""
+    return started() > 1 and os.environ["RANK"] != "0"
+
+
+def require_one_process(cfg: DictConfig) -> None:
+    """Raises UserError for a sweep that was started in several processes, or is to be."""
+    if started() > 1 or cfg.devices != 1:
+        raise UserError(
+            f"devices={max(started(), cfg.devices)}: is of one run. In a sweep each job is one process on one device; "
+            "jobs side by side are spread over the GPUs (hydra/launcher=joblib)."
+        )
+
+
+def launch(devices: int, words: list[str], run_dir: Path) -> int:
+    """Start the processes with this command line and wait for their end; the exit code.
+
+    The first of them says what a run says. Only what none of them could say is said here.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    config = LaunchConfig(
+        1, 1, devices, run_id=run_dir.name, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0
+    )
+    sys.stdout.flush()
+    try:
+        elastic_launch(config, sys.executable)("-m", "vae_exp", *words)
+    except SignalException as stop:
+        return 128 + stop.sigval
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0 and _nobody_told(run_dir):
+            by = signal.Signals(-failure.exitcode).name
+            raise UserError(
+                f"process {rank} of {devices} was killed ({by}), and the run ends. What was saved is whole."
+                + how_to_go_on(run_dir)
+            ) from error
+        return failure.exitcode if failure.exitcode > 0 else 1
+    return 0
+
+
+def _nobody_told(run_dir: Path) -> bool:
+    """Whether the first process ended before it could write down how the run ended."""
+    summary = read_summary(run_dir)
+    return summary is None or summary.state == "running"
+
+
+def follow(arguments: list[str]) -> int:
+    """A further process of a run: what it computes is the first one's word, and so is all that is told."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # until the run begins there is nothing to save
+    if any(word.startswith("-") for word in arguments):  # of the first alone, which starts no run
+        return 0
+    warnings.simplefilter("ignore")
+    from vae_exp.train import train
+
+    try:
+        train(OmegaConf.create({}), "")
+    except Lost:
+        return 1  # whoever ended first is told of
+    except UserError as error:
+        time.sleep(LET_THE_FIRST_SPEAK)
+        raise UserError(f"process {os.environ['RANK']}: {error}") from error
+    except (KeyboardInterrupt, SystemExit):
+        return 1
+    return 0
