@@ -29,7 +29,8 @@ FLOORS = [
     ["objectives", "config"],
     ["vae", "datasets", "networks", "scores", "samplers"],
     ["distributions", "likelihoods", "schedules"],
-    ["together", "version", "errors"],
+    ["together"],
+    ["launched", "version", "errors"],
 ]
 HEIGHT = {part: -number for number, floor in enumerate(FLOORS) for part in floor}
 LONGEST = 300  # lines: a file that is longer has a second subject

@@ -83,7 +83,12 @@ def some_batch(*overrides, n=5):
     x, y = torch.rand(n, 1, 8, 8, dtype=torch.float64, generator=noise), torch.arange(n) % 10
     q = model.encode(x, y)
     z = q.rsample(noise)
-    return model, x, y, elbo_terms(x, q, model.decode(z, y), z, partial(more_draws, model, x, y, q, Share((len(x),)), noise))
+    return (
+        model,
+        x,
+        y,
+        elbo_terms(x, q, model.decode(z, y), z, partial(more_draws, model, x, y, q, Share((len(x),)), noise)),
+    )
 
 
 def gradients(model, loss):

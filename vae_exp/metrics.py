@@ -77,24 +77,28 @@ def standard_error(per_image: Tensor) -> float | None:
 def evaluate(
     model: VAE,
     split: Split,
-    noise: torch.Generator,
+    noise: torch.Generator | Tensor,
     repeats: int = 1,
     batch_size: int = EVAL_BATCH_SIZE,
     shared: bool = False,
 ) -> Evaluation:
     """The negative ELBO and its two terms with z sampled from q, as in training; the KL's weight is 1.
 
-    Where it is shared, each process of the run computes some of the batches, and all of them get every number.
+    The noise is drawn here, or given for one draw of each image, [N, Z]. Where it is shared, each process of the run
+    computes some of the batches, and all of them get every number.
     """
-    shape = (len(split), model.z_dim)
     batch_size = min(batch_size, math.ceil(len(split) / together.size())) if shared else batch_size
-    eps = [torch.randn(shape, generator=noise, device=noise.device).split(batch_size) for _ in range(repeats)]
+    if isinstance(noise, Tensor):
+        drawn = [noise]
+    else:
+        drawn = [_standard_normal(len(split), model.z_dim, noise) for _ in range(repeats)]
+    eps = [each.split(batch_size) for each in drawn]
     n_batches = len(eps[0])
     share = together.share(n_batches) if shared and n_batches >= together.size() else Share((n_batches,))
     rows, parts, draws = share.rows, [], []
     with model.evaluating():
         mine = batches(split, batch_size, skip=rows.start, stop=rows.stop)
-        for (x, y), *noises in zip(mine, *(drawn[rows] for drawn in eps), strict=True):
+        for (x, y), *noises in zip(mine, *(each[rows] for each in eps), strict=True):
             q = model.encode(x, y)
             parts.append(q)
             draws.append(torch.stack([-model.decode(q.rsample(e), y).log_prob(x) for e in noises]))
@@ -104,6 +108,15 @@ def evaluate(
         q = type(q)(**{name: images.whole(values) for name, values in vars(q).items()})
         reconstruction = images.whole(reconstruction, dim=1)
     return Evaluation(q, reconstruction.cpu().double(), q.kl_to_prior().cpu().double())
+
+
+def noise_of(split: Split, z_dim: int, noise: torch.Generator) -> Tensor:
+    """The noise of one draw z for each image, [N, Z] on the split's device: for what is measured after each epoch."""
+    return _standard_normal(len(split), z_dim, noise).to(split.y.device)
+
+
+def _standard_normal(n: int, z_dim: int, noise: torch.Generator) -> Tensor:
+    return torch.randn(n, z_dim, generator=noise, device=noise.device)
 
 
 @torch.no_grad()

@@ -8,7 +8,6 @@ no random state belongs to one process, and the numbers of a run do not depend o
 import contextlib
 import itertools
 import logging
-import os
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
@@ -18,28 +17,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from vae_exp.errors import Lost, UserError
+from vae_exp.launched import started
 
 # While the first process downloads data or draws, the others wait. One that is gone is noticed at once.
 PATIENCE = timedelta(hours=6)
 _rank, _size = 0, 1  # of this process, and of all of them; 1 outside `joined`
-P, T = ParamSpec("P"), TypeVar("T")
-
-
-def started() -> int:
-    """How many processes torchrun or a cluster's launcher has started for one run, this one among them."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
-
-
-def follows() -> bool:
-    """Whether this is one of the further processes of a run, which leave its files and all telling to the first."""
-    return started() > 1 and int(os.environ["RANK"]) > 0
-
-
-def here() -> tuple[int, int]:
-    """The number of this process among those of the run on its machine, and how many these are."""
-    if started() == 1:
-        return 0, 1
-    return int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", str(started())))
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def size() -> int:
@@ -94,7 +78,7 @@ def _reaching() -> Iterator[None]:
 
 
 def _lost(error: BaseException) -> Lost:
-    reason = str(error).strip().splitlines()[0].rpartition("] ")[2]
+    reason = str(error).strip().splitlines()[0].rpartition("] ")[2].partition(". ")[0]
     return Lost(f"another of the {started()} processes of this run has ended, or cannot be reached ({reason})")
 
 

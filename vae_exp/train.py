@@ -10,12 +10,12 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from vae_exp import amortized, mapping, together
-from vae_exp.config import build
+from vae_exp import amortized, launched, mapping, together
+from vae_exp.config import build, devices
 from vae_exp.config.keys import Config, images_per_step
 from vae_exp.datasets import Split, batches
 from vae_exp.figures import during_training
-from vae_exp.metrics import evaluate, of_factors
+from vae_exp.metrics import evaluate, noise_of, of_factors
 from vae_exp.objectives import Logged, Progress, one_draw
 from vae_exp.run import console, earlier, memory, restoring, resume, speed, suiting, threads, trial
 from vae_exp.run.averaging import Averaging
@@ -45,7 +45,7 @@ def train(cfg: DictConfig, run_dir: str | Path, judge: Judge | None = None) -> d
     with together.joined():
         config, run_dir = together.from_first(lambda: (build.check(cfg), Path(run_dir)))
         config["devices"] = together.require_asked(config["devices"])
-        device = build.device(config["device"])
+        device = devices.device(config["device"])
         if device.type == "cuda":
             torch.cuda.set_device(device)
         speed.check(config["precision"], config["compile"], device)
@@ -54,7 +54,7 @@ def train(cfg: DictConfig, run_dir: str | Path, judge: Judge | None = None) -> d
                 earlier.require_unused(run_dir, config["replace"])
             require_writable(run_dir)
         if together.size() > 1:
-            threads.share(together.here()[1], "processes")
+            threads.share(launched.here()[1], "processes")
         with memory.explained(config), speed.without_subnormals(), speed.repeatable(device), threads.kept():
             return _train(config, run_dir, device, judge)
 
@@ -101,6 +101,7 @@ def _train(config: Config, run_dir: Path, device: torch.device, judge: Judge | N
         Standing([0.0] * config["model"]["z_dim"], streams.order.get_state()),
         Health(config, facts.train_size),
     )
+    eval_noise = noise_of(held_out_split, config["model"]["z_dim"], build.generator(seed, "evaluation"))
     pictures = together.of_first(during_training.Pictures, config["figure_every_epochs"])
     training = Training(config, data, facts, model, average.model, optimizer, streams, means, stands)
     if before:
@@ -151,8 +152,7 @@ def _train(config: Config, run_dir: Path, device: torch.device, judge: Judge | N
                 bar.update()
                 means.add(seen, lr=lr)
                 if logs:
-                    point = means.read("train") | {"train/grad_norm": grad_norm.item()}
-                    point |= {f"train/{name}": value for name, value in model.scale().items()}
+                    point = means.read("train", grad_norm=grad_norm, **model.scale())
                     require_finite(point, means.span, run_dir)
                     bar.set_postfix_str(f"neg_elbo {point['train/neg_elbo']:.2f}", refresh=False)
                     point |= {"epoch": stands.step / steps_per_epoch, "images_seen": means.images_seen}
@@ -170,14 +170,14 @@ def _train(config: Config, run_dir: Path, device: torch.device, judge: Judge | N
             if epoch:
                 row |= means.read_epoch("train_epoch") | watch.times(len(train_split))
             shown = training.shown()
-            measured = evaluate(shown, held_out_split, build.generator(seed, "evaluation"), shared=True)
+            measured = evaluate(shown, held_out_split, eval_noise, shared=True)
             row |= measured.scalars(held_out)
             if together.is_first() and scores_every and epoch % scores_every == 0:
                 row |= of_factors(measured, held_out_split, config["scores"], held_out)
             require_finite(measured.scalars(held_out), f"after step {stands.step}", run_dir)
             tracker.log(row | {f"{held_out}/kl_per_dim": measured.kl_per_dim}, stands.step)
             scores = measured.scalars("val") if chooses else None
-            scale = average.model.scale()
+            scale = {name: value.item() for name, value in average.model.scale().items()}
             new_best = stands.end_epoch(epoch, measured.kl_per_dim, streams.order.get_state(), scores, scale)
             is_last = epoch == epochs or watch.why_over(stands) is not None
             for picture in pictures.after_epoch(training, shown, held_out_split, held_out, measured, is_last):

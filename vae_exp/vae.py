@@ -64,10 +64,10 @@ class VAE(nn.Module):
         return getattr(p, "support", "other")
 
     @torch.no_grad()
-    def scale(self) -> dict[str, float]:
-        """The sigma or scale of p(x|z) by its name, where one is learned or fitted; reading it waits for the device."""
+    def scale(self) -> dict[str, Tensor]:
+        """The sigma or scale of p(x|z) by its name, a scalar on the device, where one is learned or fitted."""
         name = getattr(self.likelihood, "scale_name", None)
-        return {} if name is None else {name: float(self.likelihood.scale)}  # type: ignore[attr-defined]
+        return {} if name is None else {name: torch.as_tensor(self.likelihood.scale)}  # type: ignore[attr-defined]
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:

@@ -69,11 +69,11 @@ def _evaluate_all(options: EvaluateOptions) -> None:
 def evaluate_checkpoint(path: Path, options: EvaluateOptions) -> dict[str, Any]:
     """All numbers of one checkpoint: printed, written beside it as NAME.SPLIT.json, added to W&B; returned."""
     from vae_exp import trained
-    from vae_exp.config import build
+    from vae_exp.config import devices
     from vae_exp.run import checkpoint
 
     kept = checkpoint.load(path)
-    model = trained.TrainedVAE(kept, build.device(options["device"]), options["trust"], path)
+    model = trained.TrainedVAE(kept, devices.device(options["device"]), options["trust"], path)
     measured, drawn = measuring.measure(model, options)
     result = {"checkpoint": str(path), "step": kept.step, "weights": model.weights, **measured}
     if wrong := evaluated.not_finite(result):

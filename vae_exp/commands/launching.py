@@ -12,19 +12,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from vae_exp.commands.closing import how_to_go_on
 from vae_exp.errors import Lost, UserError
+from vae_exp.launched import started
 from vae_exp.run.folder import read_summary
+from vae_exp.sweep.processes import LAUNCHED_BY
 
 LET_THE_FIRST_SPEAK = 3.0  # seconds: what is wrong in all processes is said by the first, which ends the others
-
-
-def started() -> int:
-    """As together.started, without importing torch."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
-
-
-def follows() -> bool:
-    """Whether this is one of the further processes of a run."""
-    return started() > 1 and os.environ["RANK"] != "0"
 
 
 def require_one_process(cfg: DictConfig) -> None:
@@ -45,10 +37,11 @@ def launch(devices: int, words: list[str], run_dir: Path) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    logging.disable(logging.CRITICAL)  # of torch's: this process says nothing else
     config = LaunchConfig(
         1, 1, devices, run_id=run_dir.name, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0
     )
+    os.environ[LAUNCHED_BY] = str(os.getpid())
     sys.stdout.flush()
     try:
         elastic_launch(config, sys.executable)("-m", "vae_exp", *words)
@@ -87,6 +80,4 @@ def follow(arguments: list[str]) -> int:
     except UserError as error:
         time.sleep(LET_THE_FIRST_SPEAK)
         raise UserError(f"process {os.environ['RANK']}: {error}") from error
-    except (KeyboardInterrupt, SystemExit):
-        return 1
     return 0

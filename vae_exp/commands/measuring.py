@@ -59,7 +59,8 @@ def measure(model: "TrainedVAE", options: EvaluateOptions) -> "tuple[dict[str, A
             "mutual_information_at_most": math.log(len(information)),
             "kl_aggregate": (measured.per_image["kl"][: len(information)] - information).mean().item(),
         }
-    result |= {"active_units": measured.active_units, "kl_per_dim": measured.kl_per_dim, **vae.scale()}
+    result |= {"active_units": measured.active_units, "kl_per_dim": measured.kl_per_dim}
+    result |= {name: value.item() for name, value in vae.scale().items()}
     if vae.n_classes and vae.stochastic and options["label_accuracy"]:
         result |= label_accuracy.label_accuracy(vae, judged()[0], data, split, noise("labels"))
     if names:

@@ -27,10 +27,10 @@ def evaluate(path: Path, options: EvaluateOptions) -> list[dict[str, Any]]:
     the run was not trained for, before anything is measured.
     """
     from vae_exp import trained
-    from vae_exp.config import build
+    from vae_exp.config import devices
     from vae_exp.run import checkpoint
 
-    device, split = build.device(options["device"]), options["split"]
+    device, split = devices.device(options["device"]), options["split"]
     whole = trained.TrainedVAE(checkpoint.load(path), device, options["trust"], path)
     asked = itertools.product(_values(options["z_dim"]), _values(options["beta"]))
     models = {}

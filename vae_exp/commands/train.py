@@ -17,6 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from vae_exp import launched
 from vae_exp.commands import confirming, launching, shared
 from vae_exp.commands.closing import closing, how_to_go_on
 from vae_exp.commands.help import print_help, with_own_options
@@ -24,7 +25,7 @@ from vae_exp.config import check
 from vae_exp.config.check import CONF_DIR
 from vae_exp.config.keys import Config
 from vae_exp.config.messages import HYDRA_VERSION, compose, parse, quoted, readable, without_hydra
-from vae_exp.errors import UserError
+from vae_exp.errors import Lost, UserError
 from vae_exp.run import confirmed, cores, earlier, resume
 from vae_exp.run.folder import OVERRIDES, read_overrides, require_no_owner, require_writable
 from vae_exp.sweep import composing, ending, jobs, plan, processes, search, study
@@ -52,7 +53,7 @@ def main() -> None:
 
 
 def _main(arguments: list[str]) -> int:
-    if launching.follows():
+    if launched.follows():
         return launching.follow(arguments)
     if {"--help", "-h"} & set(arguments):
         print_help(arguments)
@@ -90,7 +91,7 @@ def _main(arguments: list[str]) -> int:
     if not any(word.startswith("hydra.run.dir=") for word in sys.argv):  # else Hydra's clock names another folder
         sys.argv.append(f"hydra.run.dir={quoted(run_dir)}")
     with _before_it_begins(run_dir, typed):
-        if cfg.devices > 1 and launching.started() == 1:
+        if cfg.devices > 1 and launched.started() == 1:
             return launching.launch(cfg.devices, sys.argv[1:], run_dir)
         _job()
     return 0
@@ -210,7 +211,8 @@ def _job(cfg: DictConfig) -> float | None:
     from vae_exp.train import train
 
     try:
-        summary = train(cfg, run_dir)
+        with processes.ends_with_its_launcher():
+            summary = train(cfg, run_dir)
         log.info(closing(summary, run_dir, cfg.dataset["_target_"]))
         if cfg.amortize.confirm:
             log.info(confirming.confirm(cfg, run_dir))
@@ -222,7 +224,7 @@ def _job(cfg: DictConfig) -> float | None:
         raise
     except UserError as error:
         record_failure(cfg, run_dir, str(error))
-        log.error(f"vae-train: {error}")
+        log.error(f"vae-train: {error}{how_to_go_on(run_dir) if isinstance(error, Lost) else ''}")
         sys.exit(1)
     return None
 
@@ -267,7 +269,7 @@ def _check(cfg: DictConfig, of_sweep: bool = False) -> Config:
     check.check(cfg, combinations=not of_sweep)  # at once, before torch is imported for what only torch can tell
     if trains_here:
         cores.announce()  # now: a run that is started meanwhile takes its part of the cores, and no more
-    from vae_exp.config import build
+    from vae_exp.config import build, devices
     from vae_exp.run import speed
     from vae_exp.tracking import wandb_server
 
@@ -275,5 +277,5 @@ def _check(cfg: DictConfig, of_sweep: bool = False) -> Config:
     if cfg.wandb.mode == "online":
         wandb_server.api_key(cfg.wandb.mode)
     config = build.check(cfg, combinations=not of_sweep)
-    speed.check(config["precision"], config["compile"], build.device(config["device"]))
+    speed.check(config["precision"], config["compile"], devices.device(config["device"]))
     return config

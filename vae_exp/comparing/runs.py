@@ -37,7 +37,16 @@ NOT_COMPARED = ("wandb.", "sweep.", "resume", "replace")
 SEEDS = ("seed", "dataset.seed")
 # Nobody looks for these in a table: where a run was, how often it wrote, what it ran on.
 BOOKKEEPING = {
-    *("amortize.confirm", "log_every_steps", "figures", "figure_every_epochs", "device", "devices", "threads", "compile"),
+    *(
+        "amortize.confirm",
+        "log_every_steps",
+        "figures",
+        "figure_every_epochs",
+        "device",
+        "devices",
+        "threads",
+        "compile",
+    ),
     *(f"checkpoint_every_{clock}" for clock in ("epochs", "steps", "minutes")),
     *(f"dataset.{key}" for key in ("root", "name", "cache", "device_memory", "on_error")),
 }

@@ -17,8 +17,8 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from vae_exp import together
 from vae_exp.config import check as checks
+from vae_exp.config import devices
 from vae_exp.config.check import check_values, flatten, rules_for
 from vae_exp.config.combinations import source_problems
 from vae_exp.config.keys import Config, widest
@@ -79,7 +79,7 @@ def check(cfg: DictConfig, combinations: bool = True) -> Config:
     """
     config = checks.check(cfg, combinations)
     _check_calls(config)
-    device(config["device"])
+    devices.device(config["device"])
     return config
 
 
@@ -160,35 +160,6 @@ def _named(target: str) -> Any:
         return getattr(importlib.import_module(home), name)
     except (ImportError, AttributeError, ValueError):  # a name inside a class
         return pkgutil.resolve_name(target)
-
-
-def device(name: str) -> torch.device:
-    """auto is the fastest device there is. Raises UserError for one that is not there.
-
-    Of several processes that compute a run on GPUs each gets its own.
-    """
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    n_gpus = torch.cuda.device_count()
-    return torch.device(choose_device(name, available, n_gpus, *together.here()))
-
-
-def choose_device(name: str, available: Mapping[str, bool], n_gpus: int, process: int, processes: int) -> str:
-    """The device of a process among those of a run on one machine: cuda:1 of the second. Raises UserError as device."""
-    kind, _, number = name.partition(":")
-    if kind == "auto":
-        kind = next(kind for kind, is_there in available.items() if is_there)
-        kind = "cpu" if kind == "mps" and processes > 1 else kind
-    if not available[kind]:
-        raise UserError(f"device={name}: PyTorch {torch.__version__} finds no such device here. Use device=auto.")
-    if processes > 1 and (kind == "mps" or number):
-        raise UserError(f"device={name}: is one device, and {processes} processes need one each. Use cuda or cpu.")
-    if kind != "cuda":
-        return kind
-    if int(number or process) >= n_gpus:
-        if number:
-            raise UserError(f"device={name}: there are {n_gpus} GPUs here, cuda:0 to cuda:{n_gpus - 1}.")
-        raise UserError(f"devices={processes}: there are {n_gpus} GPUs here. Use devices={n_gpus}, or device=cpu.")
-    return f"cuda:{number or process}" if number or processes > 1 else kind
 
 
 def dataset(config: Mapping[str, Any]) -> Data:

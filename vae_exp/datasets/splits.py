@@ -131,9 +131,9 @@ def batches(
     rows: Sequence[Any]  # slices or tensors of row numbers, a batch each
     on_device: Sequence[Any]
     if order is None:  # slices, which copy nothing
-        all_rows = [slice(at, at + batch_size) for at in range(0, len(split), batch_size)]
-        rows = on_device = all_rows[skip:stop]
-        for left_out in all_rows[:skip] if split.dynamic and draws is None else ():
+        slices: list[Any] = [slice(at, at + batch_size) for at in range(0, len(split), batch_size)]
+        rows = on_device = slices[skip:stop]
+        for left_out in slices[:skip] if split.dynamic and draws is None else ():
             torch.bernoulli(torch.zeros(len(split.y[left_out]), *split.x_shape, device=device), generator=binary)
     else:
         shuffled = torch.randperm(len(split), generator=order)[skip * batch_size :]

@@ -50,27 +50,30 @@ class RunningMeans:
         self._read_the_unread()
         return _means(self.sums, prefix) if self.sums else {}
 
-    def read(self, prefix: str) -> dict[str, float]:
-        """The means since the last read, over the steps of `span`."""
-        self._read_the_unread()
+    def read(self, prefix: str, **of_now: Tensor) -> dict[str, float]:
+        """The means since the last read, over the steps of `span`, and scalars of this moment, in one look."""
+        now = self._read_the_unread(*of_now.values())
         sums, self.sums = self.sums, {}
         self.epoch_sums = {name: self.epoch_sums.get(name, 0.0) + value for name, value in sums.items()}
-        return _means(sums, prefix)
+        return _means(sums, prefix) | {f"{prefix}/{name}": value for name, value in zip(of_now, now, strict=True)}
 
     def read_epoch(self, prefix: str) -> dict[str, float]:
         """The means since the last read_epoch, from the sums that were read since."""
         sums, self.epoch_sums = self.epoch_sums, {}
         return _means(sums, prefix)
 
-    def _read_the_unread(self) -> None:
-        """Add them up step by step, so that a reading in between changes no digit."""
+    def _read_the_unread(self, *others: Tensor) -> list[float]:
+        """Add them up step by step, so that a reading in between changes no digit. Returns the others' values."""
         scalars = [mean for _, means in self._unread for mean in means.values() if isinstance(mean, Tensor)]
-        numbers = iter(torch.stack([mean.to(scalars[0]) for mean in scalars]).tolist() if scalars else [])
+        scalars += others
+        read = torch.stack([mean.to(scalars[0]) for mean in scalars]).tolist() if scalars else []
+        numbers = iter(read)
         for images, means in self._unread:
             for name, mean in {"images": 1, **means}.items():
                 number = next(numbers) if isinstance(mean, Tensor) else mean
                 self.sums[name] = self.sums.get(name, 0.0) + images * number
         self._unread = []
+        return read[len(read) - len(others) :]
 
     def state(self) -> Sums:
         """All of it, for a checkpoint; restore() takes it back."""

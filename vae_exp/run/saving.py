@@ -20,7 +20,7 @@ Position = tuple[int, int]  # a step, and the epochs that were over by then
 
 
 class Saves:
-    """Writes last.pt, and best.pt before it. Where both are of the same step they are the same bytes, made once.
+    """Writes last.pt, and best.pt before it. Where both are of the same step they are one file with two names.
 
     `position` tells how long metrics.jsonl is, and the id of the W&B run; `to_disk` brings to the disk what the run
     has told so far. `before` is the checkpoint that the run goes on from: the best epoch so far is then best.pt's.
@@ -66,9 +66,11 @@ class Saves:
             self._write_best(best)  # before last.pt, which says that it is there
             stands = self.training.stands
             is_best = self._best is not None and _position(self._best) == (stands.step, stands.epoch)
-            content = best if is_best and best is not None else checkpoint.content(self._state())
             self.to_disk()
-            self._put(LAST, content, (stands.step, stands.epoch))
+            if is_best and best is not None:
+                self._put(LAST, best, (stands.step, stands.epoch), same=self.run_dir / BEST)
+            else:
+                self._put(LAST, checkpoint.content(self._state()), (stands.step, stands.epoch))
 
     def write_best(self) -> None:
         """Write best.pt alone, unless it is there."""
@@ -84,12 +86,12 @@ class Saves:
             self._put(BEST, content, _position(self._best))
             self._best_is_written = True
 
-    def _put(self, name: str, content: memoryview, position: Position) -> None:
+    def _put(self, name: str, content: memoryview, position: Position, same: Path | None = None) -> None:
         """Write a checkpoint; what was measured of other weights under its name is set aside."""
         before = self._on_disk.get(name, position)
         if before != position:
             set_aside(self.run_dir, name, epoch=before[1])
-        checkpoint.save(self.run_dir / name, content)
+        checkpoint.save(self.run_dir / name, content, same)
         self._on_disk[name] = position
 
     def best(self) -> tuple[dict[str, Tensor], Best]:

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 PAYS_FROM_STEPS = 30_000
 WARM_UP, MEASURED = 4, 40  # steps of each kind
 Step = Callable[..., Any]
+_cudnn: Any = torch.backends.cudnn  # its types leave out what is set by operation
 
 
 def check(precision: str, compiles: bool | str, device: torch.device) -> None:
@@ -59,7 +60,7 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 @contextlib.contextmanager
 def exact_products() -> Iterator[None]:
     """Float32 products in float32, whatever was set before: numbers that are compared must not depend on precision."""
-    before = [kind.fp32_precision == "tf32" for kind in (torch.backends.cuda.matmul, torch.backends.cudnn.conv)]
+    before = [kind.fp32_precision == "tf32" for kind in (torch.backends.cuda.matmul, _cudnn.conv)]
     _allow_tf32(False, False)
     try:
         yield
@@ -75,9 +76,9 @@ def _allow_tf32(products: bool, convolutions: bool) -> None:
     """
     if hasattr(torch, "set_float32_matmul_precision"):
         torch.set_float32_matmul_precision("high" if products else "highest")
-        torch.backends.cudnn.allow_tf32 = convolutions
+        _cudnn.allow_tf32 = convolutions
     torch.backends.cuda.matmul.fp32_precision = "tf32" if products else "ieee"
-    torch.backends.cudnn.conv.fp32_precision = "tf32" if convolutions else "ieee"
+    _cudnn.conv.fp32_precision = "tf32" if convolutions else "ieee"
 
 
 @contextlib.contextmanager
@@ -86,13 +87,12 @@ def repeatable(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    cudnn = torch.backends.cudnn
-    before = cudnn.deterministic, cudnn.benchmark
-    cudnn.deterministic, cudnn.benchmark = True, False
+    before = _cudnn.deterministic, _cudnn.benchmark
+    _cudnn.deterministic, _cudnn.benchmark = True, False
     try:
         yield
     finally:
-        cudnn.deterministic, cudnn.benchmark = before
+        _cudnn.deterministic, _cudnn.benchmark = before
 
 
 @contextlib.contextmanager

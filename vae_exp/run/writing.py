@@ -47,6 +47,21 @@ def write(path: Path, content: bytes | memoryview, previous: Path | None = None)
         raise
 
 
+def write_same(path: Path, other: Path, content: bytes | memoryview, previous: Path | None = None) -> None:
+    """As write, of what has just been written to `other`: a second name of that file, where the system allows it."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.unlink(missing_ok=True)
+        os.link(other, partial)
+    except OSError:
+        write(path, content, previous)
+        return
+    with writing(path):
+        if previous is not None and path.exists():
+            path.replace(previous)
+        partial.replace(path)
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """As write does, for people to read."""
     write(path, (json.dumps(content, indent=2) + "\n").encode())

@@ -9,6 +9,7 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from vae_exp import launched
 from vae_exp.config.keys import SweepKeys
 from vae_exp.errors import UserError
 from vae_exp.run import resume
@@ -37,8 +38,21 @@ def run_job(cfg: DictConfig, run_dir: Path, job: Any) -> float | None:
     """
     if processes.is_worker():
         composing.composed_once_here()
-    with processes.ends_with_its_sweep():
+    if job.runtime.choices["hydra/launcher"].startswith("submitit"):
+        processes.join_tasks()
+    if launched.follows():
+        _follow(cfg)
+        return None
+    with processes.ends_with_its_launcher():
         return _run_job(cfg, run_dir, job)
+
+
+def _follow(cfg: DictConfig) -> None:
+    """A further process of a job: what it computes is the first one's word, which also tells how the job ends."""
+    from vae_exp.train import train
+
+    with contextlib.suppress(UserError):
+        train(cfg, "")
 
 
 def _run_job(cfg: DictConfig, run_dir: Path, job: Any) -> float | None:
@@ -67,8 +81,10 @@ def _run_job(cfg: DictConfig, run_dir: Path, job: Any) -> float | None:
     try:
         from vae_exp.train import train
 
-        _share_cores(cfg, job)
+        _share_machine(cfg, job)
         judge = _judge(cfg, swept, run_dir, job)
+        if judge and launched.started() > 1:
+            raise UserError("a search, or sweep.prune: judges jobs of one process each. Leave tasks_per_node out.")
         summary = train(cfg, run_dir, judge)
         value = study.value_of(summary, "val/neg_elbo")
         pruned = f"  pruned: {summary['reason']}" if summary["state"] == "pruned" else ""
@@ -108,8 +124,11 @@ def _shown(cfg: DictConfig, key: str) -> str:
     return "?"
 
 
-def _share_cores(cfg: DictConfig, job: Any) -> None:
-    """Give jobs that run side by side a part of the cores each; submitit starts all of a grid on this machine."""
+def _share_machine(cfg: DictConfig, job: Any) -> None:
+    """Give jobs that run side by side a part of the cores each, and the GPUs by turns; submitit starts all of a grid
+    on this machine.
+    """
+    from vae_exp.config import devices
     from vae_exp.run import threads
 
     at_once = processes.places(job)
@@ -117,6 +136,7 @@ def _share_cores(cfg: DictConfig, job: Any) -> None:
         at_once = job.sweeper.get("n_jobs", cfg.sweep.jobs) or 1
     if (at_once := min(at_once, cfg.sweep.jobs or at_once)) > 1:
         threads.share(at_once)
+        cfg.device = devices.of_job(cfg.device, job.job.num)
 
 
 def _progress(cfg: DictConfig, run_dir: Path, number: int) -> str:

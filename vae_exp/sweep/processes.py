@@ -15,7 +15,7 @@ from vae_exp.run.console import say
 from vae_exp.run.folder import LOCK, SUMMARY, Summary, read_summary, require_no_owner, runs_below
 from vae_exp.sweep.plan import Plan
 
-LAUNCHED_BY = "VAE_EXP_LAUNCHED_BY"  # in the environment of joblib's workers: the process that started them
+LAUNCHED_BY = "VAE_EXP_LAUNCHED_BY"  # in the environment of processes that another started for its jobs or its run
 POLL_SECONDS = 0.5
 
 
@@ -103,16 +103,16 @@ def is_worker() -> bool:
 
 
 def _launcher() -> int | None:
-    """The process that started this worker of joblib; None in any other process."""
+    """The process that started this one for its jobs or its run; None in any other process."""
     pid = os.environ.get(LAUNCHED_BY)
     return int(pid) if pid and int(pid) != os.getpid() else None
 
 
 @contextlib.contextmanager
-def ends_with_its_sweep() -> Iterator[None]:
-    """Around a job: where the process that started this worker is gone, the job saves as for SIGTERM, and it ends.
+def ends_with_its_launcher() -> Iterator[None]:
+    """Around a run: where the process that started this one is gone, the run saves as for SIGTERM, and it ends.
 
-    Joblib's workers would otherwise train on for nobody when their sweep is killed.
+    Joblib's workers would otherwise train on for nobody when their sweep is killed, and the processes of a run too.
     """
     launcher = _launcher()
     if launcher is None:
@@ -134,6 +134,16 @@ def ends_with_its_sweep() -> Iterator[None]:
         over.set()
         if os.getppid() != launcher:  # joblib would go on to the next job that it holds, or wait for one
             os._exit(128 + signal.SIGTERM)
+
+
+def join_tasks() -> None:
+    """Of a job that submitit runs in several tasks: what torchrun would have told each of them."""
+    with contextlib.suppress(ImportError, RuntimeError):  # not inside a job of submitit's
+        from submitit import JobEnvironment
+        from submitit.helpers import TorchDistributedEnvironment
+
+        if JobEnvironment().num_tasks > 1:
+            TorchDistributedEnvironment().export()
 
 
 def has_owner(folder: Path) -> bool:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from vae_exp.config import build
+from vae_exp.config import devices
 from vae_exp.run import checkpoint
 from vae_exp.trained.finding import find
 from vae_exp.trained.model import TrainedVAE
@@ -14,4 +14,4 @@ __all__ = ["TrainedVAE", "find", "load", "rebuild"]
 def load(path: str | Path, device: str = "auto", trust: bool = False) -> TrainedVAE:
     """The model of a checkpoint file or of a run folder; see vae_exp.load."""
     (path,) = find(str(path), only_one=True)
-    return TrainedVAE(checkpoint.load(path), build.device(device), trust, path)
+    return TrainedVAE(checkpoint.load(path), devices.device(device), trust, path)

@@ -1,0 +1,40 @@
+"""Runs of several processes, for tests: torchrun --nproc-per-node=2 -m tests.several NAME ... (see CASES).
+
+All of them in the same processes, because starting these takes longer than the runs.
+"""
+
+import sys
+
+from tests.conftest import quick_run
+from vae_exp import together
+
+# 1,297 digits in batches of 128: eleven steps an epoch, the last of 17 images.
+FIFTY_STEPS = ("epochs=5", "batch_size=128", "log_every_steps=1", "network.hidden_dims=[32]", "model.z_dim=4")
+CASES = {
+    "elbo": ("objective.warmup_epochs=2", "scheduler=cosine"),
+    "beta": ("model=beta", "likelihood=gaussian", "likelihood.sigma=learned", "dataset.val_size=0"),
+    "free_bits": ("objective=free_bits",),
+    "capacity": ("objective=capacity",),
+    "iwae": ("objective=iwae", "objective.samples=4", "objective.samples_at_once=1"),
+    "beta_tc": ("objective=beta_tc",),
+    "dip_vae": ("objective=dip_vae",),
+    "optimal": ("likelihood=gaussian", "likelihood.sigma=optimal"),
+    "autoencoder": ("model=autoencoder",),
+    "conditional": ("model=conditional", "dataset.flip=true", "dataset.binarize=dynamic"),
+    "amortized": ("amortize.beta=[0.5,2]", "amortize.z_dim=[2,4]"),
+    "steps": ("batch_size=50", "accumulate_steps=3", "gradient_clip_norm=20", "ema=0.9", "optimizer=adamw"),
+}
+
+
+def settings(name: str) -> tuple[str, ...]:
+    return (*FIFTY_STEPS, *CASES[name])
+
+
+def main(names: list[str]) -> None:
+    with together.joined():
+        for name in names:
+            quick_run(*settings(name), folder=f"several/{name}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

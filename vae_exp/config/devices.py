@@ -1,0 +1,43 @@
+"""The device that a run, a process of it or a job of a sweep is computed on."""
+
+from collections.abc import Mapping
+
+import torch
+
+from vae_exp import launched
+from vae_exp.errors import UserError
+
+
+def device(name: str) -> torch.device:
+    """auto is the fastest device there is. Raises UserError for one that is not there.
+
+    Of several processes that compute a run on GPUs each gets its own.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    n_gpus = torch.cuda.device_count()
+    return torch.device(choose(name, available, n_gpus, *launched.here()))
+
+
+def choose(name: str, available: Mapping[str, bool], n_gpus: int, process: int, processes: int) -> str:
+    """The device of a process among those of a run on one machine: cuda:1 of the second. Raises UserError as device."""
+    kind, _, number = name.partition(":")
+    if kind == "auto":
+        kind = next(kind for kind, is_there in available.items() if is_there)
+        kind = "cpu" if kind == "mps" and processes > 1 else kind
+    if not available[kind]:
+        raise UserError(f"device={name}: PyTorch {torch.__version__} finds no such device here. Use device=auto.")
+    if processes > 1 and (kind == "mps" or number):
+        raise UserError(f"device={name}: is one device, and {processes} processes need one each. Use cuda or cpu.")
+    if kind != "cuda":
+        return kind
+    if int(number or process) >= n_gpus:
+        if number:
+            raise UserError(f"device={name}: there are {n_gpus} GPUs here, cuda:0 to cuda:{n_gpus - 1}.")
+        raise UserError(f"devices={processes}: there are {n_gpus} GPUs here. Use devices={n_gpus}, or device=cpu.")
+    return f"cuda:{number or process}" if number or processes > 1 else kind
+
+
+def of_job(name: str, number: int, n_gpus: int | None = None) -> str:
+    """The device of one of the jobs that run side by side on this machine: the GPUs take turns."""
+    n_gpus = torch.cuda.device_count() if n_gpus is None else n_gpus
+    return f"cuda:{number % n_gpus}" if name in ("auto", "cuda") and n_gpus > 1 else name
