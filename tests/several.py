@@ -9,7 +9,7 @@ from tests.conftest import quick_run
 from vae_exp import together
 
 # 1,297 digits in batches of 128: eleven steps an epoch, the last of 17 images.
-FIFTY_STEPS = ("epochs=5", "batch_size=128", "log_every_steps=1", "network.hidden_dims=[32]", "model.z_dim=4")
+FIFTY_STEPS = ("epochs=5", "batch_size=128", "log_every_steps=1", "model.z_dim=4")
 CASES = {
     "elbo": ("objective.warmup_epochs=2", "scheduler=cosine"),
     "beta": ("model=beta", "likelihood=gaussian", "likelihood.sigma=learned", "dataset.val_size=0"),
@@ -24,10 +24,22 @@ CASES = {
     "amortized": ("amortize.beta=[0.5,2]", "amortize.z_dim=[2,4]"),
     "steps": ("batch_size=50", "accumulate_steps=3", "gradient_clip_norm=20", "ema=0.9", "optimizer=adamw"),
 }
+AGAIN = "conditional"  # which "again" repeats
+OTHERS = {
+    "again": CASES[AGAIN],
+    "from_one": (*CASES["steps"], "resume=several/from_one"),
+    "to_one": (*CASES["steps"], "max_steps=25"),
+    "two_left": (
+        "batch_size=259",
+        "network=conv",
+        "network.channels=4",
+    ),  # 1,297 images are five batches and two images
+}
 
 
 def settings(name: str) -> tuple[str, ...]:
-    return (*FIFTY_STEPS, *CASES[name])
+    case = (CASES | OTHERS)[name]
+    return (*FIFTY_STEPS, *(() if "network=conv" in case else ("network.hidden_dims=[32]",)), *case)
 
 
 def main(names: list[str]) -> None:

@@ -3,6 +3,7 @@
 A setting is [B, 2], a beta and a z_dim for each image. A run without amortize=... has none, and costs nothing for it.
 """
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -36,8 +37,15 @@ def draw(config: Mapping[str, Any], n: int, noise: torch.Generator) -> tuple[Ten
         low, high = map(math.log, betas)
         setting[:, 0] = torch.exp(low + (high - low) * _even(n, noise))
     if z_dims is not None:
-        setting[:, 1] = setting.new_tensor(z_dims)[(_even(n, noise) * len(z_dims)).long().clamp(max=len(z_dims) - 1)]
+        chosen = (_even(n, noise) * len(z_dims)).long().clamp(max=len(z_dims) - 1)
+        setting[:, 1] = _table(tuple(z_dims), noise.device)[chosen]
     return (setting,)
+
+
+@functools.cache
+def _table(values: tuple[int, ...], device: torch.device) -> Tensor:
+    """On the device once: a copy in each step would wait for it."""
+    return torch.tensor(values, dtype=torch.float32, device=device)
 
 
 def _even(n: int, noise: torch.Generator) -> Tensor:
@@ -48,7 +56,7 @@ def _even(n: int, noise: torch.Generator) -> Tensor:
 
 def of(beta: float, z_dim: int, n: int, device: torch.device | str = "cpu") -> Tensor:
     """The same setting for n images, [n, 2]."""
-    return torch.tensor([[beta, float(z_dim)]], device=device).repeat(n, 1)
+    return torch.stack([torch.full((n,), float(value), device=device) for value in (beta, z_dim)], 1)
 
 
 def own(config: Mapping[str, Any], n: int, device: torch.device | str) -> tuple[Tensor, ...]:

@@ -207,12 +207,18 @@ def _job(cfg: DictConfig) -> float | None:
     if job.mode == RunMode.MULTIRUN:
         return jobs.run_job(cfg, run_dir, job)
 
+    with processes.ends_with_its_launcher():
+        _one_run(cfg, run_dir)
+    return None
+
+
+def _one_run(cfg: DictConfig, run_dir: Path) -> None:
+    """A run that is no job of a sweep, and what is said of its end."""
     from vae_exp.tracking.tracker import record_failure
     from vae_exp.train import train
 
     try:
-        with processes.ends_with_its_launcher():
-            summary = train(cfg, run_dir)
+        summary = train(cfg, run_dir)
         log.info(closing(summary, run_dir, cfg.dataset["_target_"]))
         if cfg.amortize.confirm:
             log.info(confirming.confirm(cfg, run_dir))
@@ -226,7 +232,6 @@ def _job(cfg: DictConfig) -> float | None:
         record_failure(cfg, run_dir, str(error))
         log.error(f"vae-train: {error}{how_to_go_on(run_dir) if isinstance(error, Lost) else ''}")
         sys.exit(1)
-    return None
 
 
 def _to_resume(typed: list[str], cfg: DictConfig) -> tuple[list[str], Path]:
@@ -277,5 +282,7 @@ def _check(cfg: DictConfig, of_sweep: bool = False) -> Config:
     if cfg.wandb.mode == "online":
         wandb_server.api_key(cfg.wandb.mode)
     config = build.check(cfg, combinations=not of_sweep)
+    if launched.started() == 1:
+        devices.require(config["device"], config["devices"])
     speed.check(config["precision"], config["compile"], devices.device(config["device"]))
     return config

@@ -29,12 +29,31 @@ def check_combinations(flat: Mapping[str, Any]) -> list[str]:
             f"scores_every_epochs={flat['scores_every_epochs']} and scores=[]: there is nothing to measure. Name "
             "scores, such as scores=[mig], or use scores_every_epochs=null."
         )
+    problems += _check_devices(flat)
     problems += _check_objective(flat)
     problems += _check_amortized(flat)
     if flat.get("early_stopping.patience") and flat.get("dataset.val_size") == 0:
         problems.append(
             f"early_stopping.patience={flat['early_stopping.patience']}: there are no validation images to watch "
             "(dataset.val_size=0). Use early_stopping.patience=null, or keep some."
+        )
+    return problems
+
+
+def _check_devices(flat: Mapping[str, Any]) -> list[str]:
+    """What several processes cannot share."""
+    if not all(key in flat and RULES[key].allows(flat[key]) for key in ("devices", "batch_size")):  # told already
+        return []
+    devices, batch_size, confirm = flat["devices"], flat["batch_size"], flat.get("amortize.confirm")
+    if devices == 1:
+        return []
+    problems = []
+    if devices > batch_size:
+        problems.append(f"devices={devices} and batch_size={batch_size}: each process needs an image of a batch.")
+    if confirm:
+        problems.append(
+            f"devices={devices} and amortize.confirm={confirm}: settings are confirmed one after the other, in one "
+            "process. Leave amortize.confirm out."
         )
     return problems
 

@@ -13,9 +13,16 @@ def device(name: str) -> torch.device:
 
     Of several processes that compute a run on GPUs each gets its own.
     """
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    n_gpus = torch.cuda.device_count()
-    return torch.device(choose(name, available, n_gpus, *launched.here()))
+    return torch.device(choose(name, _available(), torch.cuda.device_count(), *launched.here()))
+
+
+def require(name: str, processes: int) -> None:
+    """Raises UserError where so many processes on this machine could not have a device each."""
+    choose(name, _available(), torch.cuda.device_count(), processes - 1, processes)
+
+
+def _available() -> dict[str, bool]:
+    return {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
 
 
 def choose(name: str, available: Mapping[str, bool], n_gpus: int, process: int, processes: int) -> str:

@@ -74,7 +74,7 @@ class Modulated(nn.Module):
             low, high = map(math.log, self.betas)
             features.append((2 * setting[:, :1].log() - low - high) / (high - low))
         if self.z_dims is not None:
-            features.append((setting[:, 1:] == setting.new_tensor(self.z_dims)).to(setting.dtype))
+            features += [(setting[:, 1:] == z_dim).to(setting.dtype) for z_dim in self.z_dims]
         return torch.cat(features, dim=1)
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -132,7 +133,8 @@ def ends_with_its_launcher() -> Iterator[None]:
             yield
     finally:
         over.set()
-        if os.getppid() != launcher:  # joblib would go on to the next job that it holds, or wait for one
+        if os.getppid() != launcher:
+            sys.stdout.flush()  # joblib would go on to the next job that it holds, or wait for one
             os._exit(128 + signal.SIGTERM)
 
 
