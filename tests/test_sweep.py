@@ -214,6 +214,7 @@ def test_ctrl_c_closes_the_running_job_and_tells_how_to_go_on():
 LAUNCHERS = {
     "joblib": ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2"),
     "submitit": ("hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5"),
+    "submitit, two processes a job": ("hydra/launcher=submitit_local", "hydra.launcher.tasks_per_node=2"),
     "ray": ("hydra/launcher=ray", "+hydra.launcher.ray.init.num_cpus=2"),
 }
 
@@ -221,8 +222,9 @@ LAUNCHERS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LAUNCHERS)
 def test_every_launcher_gives_the_same_results(name, vae_train, tmp_path, monkeypatch):
-    if find_spec("hydra_plugins") is None or find_spec(f"hydra_plugins.hydra_{name}_launcher") is None:
-        pytest.skip(f"not installed: pip install 'vae_exp[{name}]'")
+    extra = name.partition(",")[0]
+    if find_spec("hydra_plugins") is None or find_spec(f"hydra_plugins.hydra_{extra}_launcher") is None:
+        pytest.skip(f"not installed: pip install 'vae_exp[{extra}]'")
     jobs = (*QUICK, "optimizer.lr=1e-3,1e10")
     assert vae_train(*jobs)[0] == 1
     basic = table(only_sweep())
@@ -232,7 +234,12 @@ def test_every_launcher_gives_the_same_results(name, vae_train, tmp_path, monkey
     said, _ = running.communicate(timeout=150)
     assert running.returncode == 1, said
     assert "1 of 2 jobs finished" in said
-    assert table(only_sweep()) == basic
+    assert rounded(table(only_sweep())) == rounded(basic) if "two" in name else table(only_sweep()) == basic
+
+
+def rounded(rows):
+    """Two processes add up in another order than one."""
+    return [{key: f"{float(v):.4f}" if v[:1].isdigit() else v for key, v in row.items()} for row in rows]
 
 
 def test_a_launcher_that_does_not_exist_says_which_do(vae_train):

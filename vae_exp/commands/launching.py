@@ -11,11 +11,16 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from vae_exp.commands.closing import how_to_go_on
+from vae_exp.config.messages import quoted
 from vae_exp.errors import Lost, UserError
 from vae_exp.launched import started
 from vae_exp.run.folder import read_summary
 from vae_exp.sweep.processes import LAUNCHED_BY
 
+START_NOTHING = (
+    "-h", "--help", "--version", "-c", "--cfg", "-i", "--info", "--hydra-help", "-sc", "--shell-completion", "-m",
+    "--multirun",
+)  # fmt: skip
 LET_THE_FIRST_SPEAK = 3.0  # seconds: what is wrong in all processes is said by the first, which ends the others
 
 
@@ -28,8 +33,8 @@ def require_one_process(cfg: DictConfig) -> None:
         )
 
 
-def launch(devices: int, words: list[str], run_dir: Path) -> int:
-    """Start the processes with this command line and wait for their end; the exit code.
+def launch(devices: int, words: list[str], run_dir: Path) -> None:
+    """Start the processes of a run with this command line, and end as they end.
 
     The first of them says what a run says. Only what none of them could say is said here.
     """
@@ -39,14 +44,23 @@ def launch(devices: int, words: list[str], run_dir: Path) -> int:
 
     logging.disable(logging.CRITICAL)  # of torch's: this process says nothing else
     config = LaunchConfig(
-        1, 1, devices, run_id=run_dir.name, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0
+        1,
+        1,
+        devices,
+        run_id="vae_exp",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="localhost",  # by its name a machine may not find itself
+        max_restarts=0,
     )
+    named = any(word.startswith("hydra.run.dir=") for word in words)
+    in_folder = [] if named else [f"hydra.run.dir={quoted(run_dir)}"]
     os.environ[LAUNCHED_BY] = str(os.getpid())
     sys.stdout.flush()
     try:
-        elastic_launch(config, sys.executable)("-m", "vae_exp", *words)
+        elastic_launch(config, sys.executable)("-m", "vae_exp", *words, *in_folder)
     except SignalException as stop:
-        return 128 + stop.sigval
+        sys.exit(128 + stop.sigval)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0 and _nobody_told(run_dir):
@@ -55,8 +69,7 @@ def launch(devices: int, words: list[str], run_dir: Path) -> int:
                 f"process {rank} of {devices} was killed ({by}), and the run ends. What was saved is whole."
                 + how_to_go_on(run_dir)
             ) from error
-        return failure.exitcode if failure.exitcode > 0 else 1
-    return 0
+        sys.exit(failure.exitcode if failure.exitcode > 0 else 1)
 
 
 def _nobody_told(run_dir: Path) -> bool:
@@ -68,8 +81,8 @@ def _nobody_told(run_dir: Path) -> bool:
 def follow(arguments: list[str]) -> int:
     """A further process of a run: what it computes is the first one's word, and so is all that is told."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # until the run begins there is nothing to save
-    if any(word.startswith("-") for word in arguments):  # of the first alone, which starts no run
-        return 0
+    if any(word.partition("=")[0] in START_NOTHING for word in arguments):
+        return 0  # the first does it alone
     warnings.simplefilter("ignore")
     from vae_exp.train import train
 

@@ -91,8 +91,6 @@ def _main(arguments: list[str]) -> int:
     if not any(word.startswith("hydra.run.dir=") for word in sys.argv):  # else Hydra's clock names another folder
         sys.argv.append(f"hydra.run.dir={quoted(run_dir)}")
     with _before_it_begins(run_dir, typed):
-        if cfg.devices > 1 and launched.started() == 1:
-            return launching.launch(cfg.devices, sys.argv[1:], run_dir)
         _job()
     return 0
 
@@ -214,6 +212,9 @@ def _job(cfg: DictConfig) -> float | None:
 
 def _one_run(cfg: DictConfig, run_dir: Path) -> None:
     """A run that is no job of a sweep, and what is said of its end."""
+    if cfg.devices > 1 and launched.started() == 1:
+        launching.launch(cfg.devices, sys.argv[1:], run_dir)
+        return
     from vae_exp.tracking.tracker import record_failure
     from vae_exp.train import train
 
