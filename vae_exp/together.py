@@ -154,6 +154,15 @@ def add_up(model: nn.Module) -> None:
             weights.grad = part.view_as(weights)
 
 
+def take_buffers(model: nn.Module) -> None:
+    """What layers count in training, such as a batch norm's averages, becomes what the first process has of it."""
+    if _size == 1:
+        return
+    for buffer in model.buffers():
+        with _reaching():
+            dist.broadcast(buffer, 0)
+
+
 def mean(values: Tensor) -> Tensor:
     """The mean over the values of all processes, a scalar; no gradient goes through it."""
     if _size == 1:

@@ -169,6 +169,7 @@ def _train(config: Config, run_dir: Path, device: torch.device, judge: Judge | N
             row: dict[str, Any] = {"epoch": epoch}
             if epoch:
                 row |= means.read_epoch("train_epoch") | watch.times(len(train_split))
+            together.take_buffers(average.model)
             shown = training.shown()
             measured = evaluate(shown, held_out_split, eval_noise, shared=True)
             row |= measured.scalars(held_out)
