@@ -6,7 +6,6 @@ All of them in the same processes, because starting these takes longer than the 
 import sys
 
 from tests.conftest import quick_run
-from vae_exp import together
 
 # 1,297 digits in batches of 128: eleven steps an epoch, the last of 17 images.
 FIFTY_STEPS = ("epochs=5", "batch_size=128", "log_every_steps=1", "model.z_dim=4")
@@ -29,6 +28,7 @@ OTHERS = {
     "again": CASES[AGAIN],
     "from_one": (*CASES["steps"], "resume=several/from_one"),
     "to_one": (*CASES["steps"], "max_steps=25"),
+    "ends_early": ("early_stopping.patience=1", "optimizer.lr=0.3", "compile=true"),
     "two_left": (
         "batch_size=259",
         "network=conv",
@@ -43,9 +43,8 @@ def settings(name: str) -> tuple[str, ...]:
 
 
 def main(names: list[str]) -> None:
-    with together.joined():
-        for name in names:
-            quick_run(*settings(name), folder=f"several/{name}")
+    for name in names:
+        quick_run(*settings(name), folder=f"several/{name}")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ FLOORS = [
     ["objectives", "config"],
     ["vae", "datasets", "networks", "scores", "samplers"],
     ["distributions", "likelihoods", "schedules"],
+    ["shares"],
     ["together"],
     ["launched", "version", "errors"],
 ]

@@ -27,7 +27,7 @@ from vae_exp.objectives import (
     log_shares,
     more_draws,
 )
-from vae_exp.together import Share
+from vae_exp.shares import Share
 
 TERMS = Terms(torch.tensor([90.0, 110.0]), torch.tensor([[0.0, 1.0, 5.0], [0.2, 0.0, 7.0]]))
 START = Progress(step=0, steps_per_epoch=10, epochs=20, train_size=100)
@@ -110,6 +110,28 @@ def test_iwae_is_the_papers_bound_and_chunks_change_neither_it_nor_its_gradient(
     bound = (torch.stack(log_weights).exp().mean(0)).log().mean()
     torch.testing.assert_close(loss, -bound)
     torch.testing.assert_close(chunked, gradients(model, -bound))
+
+
+class Noisy(torch.nn.Module):
+    """A decoder as a user may write it: it draws random numbers of its own, and no layer of PyTorch's says so."""
+
+    def __init__(self, decoder):
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, z, context):
+        return torch.nn.functional.dropout(self.decoder(z, context), 0.5, training=True)
+
+
+def test_a_decoder_that_draws_itself_is_decoded_again_with_the_same_numbers():
+    found = []
+    for at_once in (6, 1):  # all at once keeps everything; one at a time decodes anew in the backward pass
+        model, _, _, terms = some_batch()
+        model.decoder = Noisy(model.decoder)
+        torch.manual_seed(3)
+        loss, _ = iwae(terms, START, beta=1.0, samples=7, samples_at_once=at_once)
+        found.append((loss.detach(), gradients(model, loss)))
+    torch.testing.assert_close(found[0], found[1])
 
 
 def test_iwae_keeps_no_more_for_the_backward_pass_with_more_samples():

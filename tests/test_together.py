@@ -1,5 +1,6 @@
 """One run in several processes: the numbers of one process, whoever is killed, and one voice."""
 
+import contextlib
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from vae_exp.config import devices
 from vae_exp.errors import UserError
 from vae_exp.run.folder import read_summary
 
+NORMED = ("~network", "+network._target_=tests.networks_of_users.net", "+network.kind=batch norm")
 LONG = (*QUICK, "epochs=2000", "wandb.mode=disabled", "hydra.run.dir=run", "checkpoint_every_epochs=1", "devices=2")
 
 
@@ -35,7 +37,8 @@ def pair(tmp_path_factory):
     """The folder in which two processes have made every run of tests.several, and gone on with a run of one."""
     folder = tmp_path_factory.mktemp("pair")
     quick_run(*several.settings("steps"), "max_steps=25", folder=folder / "several" / "from_one")
-    code, said = torchrun(2, "tests.several", *several.CASES, "again", "from_one", "to_one", folder=folder)
+    others = ("again", "from_one", "to_one", "ends_early")
+    code, said = torchrun(2, "tests.several", *several.CASES, *others, folder=folder)
     assert code == 0, said
     return folder / "several"
 
@@ -82,6 +85,14 @@ def test_a_run_goes_on_with_another_number_of_processes(pair):
     assert_equal_but_for_rounding(pair / "to_one", pair / "steps")
 
 
+def test_a_run_ends_early_in_all_processes(pair):
+    """Compiled, too: the two measure the same and stop after the same epoch."""
+    quick_run(*several.settings("ends_early"))
+    assert_equal_but_for_rounding(pair / "ends_early", Path("run"))
+    assert metrics("run")[-1]["epoch"] < 5
+    assert read_summary(pair / "ends_early").reason == read_summary(Path("run")).reason
+
+
 def test_a_launcher_that_starts_one_process_changes_nothing(monkeypatch):
     quick_run(folder="plain")
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
@@ -103,14 +114,33 @@ def test_three_processes_share_batches_that_do_not_divide(tmp_path):
 
 def running(process):
     """The processes of a run by their rank, once it has saved."""
+    deadline = time.monotonic() + 120
     while not Path("run/last.pt").exists():
         assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
         time.sleep(0.1)
     ranks = {}
     for pid in subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split():
         if found := re.search(r"\0RANK=(\d+)\0", Path(f"/proc/{pid}/environ").read_text()):
             ranks[int(found[1])] = int(pid)
     return ranks
+
+
+@pytest.fixture
+def started():
+    """A run in several processes, which leaves none of them behind."""
+    runs = []
+
+    def start(*words):
+        runs.append(command(*words))
+        return runs[-1]
+
+    yield start
+    for run in runs:
+        found = subprocess.run(["pgrep", "-P", str(run.pid)], capture_output=True, text=True).stdout.split()
+        for pid in [run.pid, *map(int, found)]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def is_alive(pid):
@@ -124,7 +154,8 @@ def is_alive(pid):
 KILLS = {  # who is sent what; the exit code, the run's state and what is said of it
     "the second killed": (1, signal.SIGKILL, 1, "failed", "another of the 2 processes of this run has ended"),
     "the first killed": (0, signal.SIGKILL, 1, "running", "process 0 of 2 was killed (SIGKILL)"),
-    "one asked to stop": (1, signal.SIGTERM, 143, "interrupted", "Stopped by SIGTERM"),
+    "the first asked to stop": (0, signal.SIGTERM, 143, "interrupted", "Stopped by SIGTERM"),
+    "the second asked to stop": (1, signal.SIGTERM, 143, "interrupted", "Stopped by SIGTERM"),
     "all asked to stop": (None, signal.SIGTERM, 143, "interrupted", "Stopped by SIGTERM"),
     "Ctrl-C": (None, signal.SIGINT, 130, "interrupted", "Stopped by Ctrl-C"),
     "the launcher killed": (None, signal.SIGKILL, -9, "interrupted", "Stopped by SIGTERM"),
@@ -135,9 +166,9 @@ KILLS = {  # who is sent what; the exit code, the run's state and what is said o
 @pytest.mark.parametrize(
     "name", [name if name == "the second killed" else pytest.param(name, marks=pytest.mark.slow) for name in KILLS]
 )
-def test_whoever_is_killed_the_run_ends_with_one_message_and_goes_on(name):
+def test_whoever_is_killed_the_run_ends_with_one_message_and_goes_on(name, started):
     rank, number, code, state, said = KILLS[name]
-    process = command(*LONG)
+    process = started(*LONG)
     ranks = running(process)
     assert ranks.keys() == {0, 1}
     began = time.monotonic()
@@ -159,15 +190,28 @@ def test_whoever_is_killed_the_run_ends_with_one_message_and_goes_on(name):
 
 
 @pytest.mark.slow
+def test_what_two_processes_cannot_do_is_refused_under_torchrun_too():
+    """Where devices=2 is not typed: settings would be confirmed by the first process alone, and a batch norm has no
+    whole batch."""
+    amortized = ("amortize.beta=[0.5,2]", "amortize.confirm=1")
+    code, said = torchrun(2, "vae_exp", *QUICK, "wandb.mode=disabled", *amortized)
+    assert code == 1
+    assert said.count("devices=2 and amortize.confirm=1") == 1, said
+    code, said = torchrun(2, "vae_exp", *QUICK, "wandb.mode=disabled", *NORMED)
+    assert code == 1
+    assert said.count("devices=2: network._target_=tests.networks_of_users.net has a batch norm") == 1, said
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["devices=2", "torchrun"])
-def test_a_mistake_that_only_a_run_can_see_is_told_once(launcher):
+def test_a_mistake_that_only_a_run_can_see_is_told_once(launcher, started):
     """By the first process: an objective of one's own that returns no loss is found in each of them."""
     Path("spare.py").write_text("def objective(terms, now):\n    return terms.kl.sum(1), {}\n")
     words = (*QUICK, "wandb.mode=disabled", "~objective", "+objective._target_=spare.objective")
     if launcher == "torchrun":
         code, said = torchrun(2, "vae_exp", *words)
     else:
-        process = command(*words, launcher)
+        process = started(*words, launcher)
         said, code = process.communicate()[0], process.returncode
     assert code == 1
     assert said.count("objective._target_=spare.objective: the loss must be one number") == 1, said
@@ -220,6 +264,7 @@ NO_GPU = {"cuda": False, "mps": False, "cpu": True}
         ("auto", THERE, 2, 1, 2, "cuda:1"),
         ("cuda", THERE, 4, 3, 4, "cuda:3"),
         ("cuda:1", THERE, 2, 0, 1, "cuda:1"),
+        ("cuda:001", THERE, 2, 0, 1, "cuda:1"),
         ("cpu", THERE, 2, 1, 2, "cpu"),
         ("auto", {"cuda": False, "mps": True, "cpu": True}, 0, 0, 1, "mps"),
         ("auto", {"cuda": False, "mps": True, "cpu": True}, 0, 1, 2, "cpu"),
@@ -233,9 +278,9 @@ def test_each_process_has_a_device_of_its_own(name, available, gpus, process, pr
     ("name", "available", "gpus", "process", "processes", "message"),
     [
         ("cuda", NO_GPU, 0, 0, 1, "finds no such device"),
-        ("cuda:2", THERE, 2, 0, 1, "there are 2 GPUs here, cuda:0 to cuda:1"),
+        ("cuda:2", THERE, 2, 0, 1, "the GPUs here are cuda:0 to cuda:1"),
         ("cuda:0", THERE, 2, 1, 2, "2 processes need one each"),
-        ("auto", THERE, 2, 2, 3, "devices=3: there are 2 GPUs here"),
+        ("auto", THERE, 2, 2, 3, "devices=3: the GPUs here are 2"),
     ],
 )
 def test_a_device_that_is_not_there_is_refused(name, available, gpus, process, processes, message):

@@ -17,4 +17,6 @@ def here() -> tuple[int, int]:
     """The number of this process among those of the run on its machine, and how many these are."""
     if started() == 1:
         return 0, 1
-    return int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", str(started())))
+    return int(os.environ.get("LOCAL_RANK", os.environ["RANK"])), int(
+        os.environ.get("LOCAL_WORLD_SIZE", str(started()))
+    )

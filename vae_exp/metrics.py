@@ -11,14 +11,14 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from vae_exp import together
+from vae_exp import shares, together
 from vae_exp.datasets.factors import Factors
 from vae_exp.datasets.splits import Split, batches
 from vae_exp.distributions import LOG_2PI, DiagonalGaussian, Point, log_prior
 from vae_exp.errors import UserError
 from vae_exp.run.speed import exact_products
 from vae_exp.scores.repeats import Spread, spread, usual_size
-from vae_exp.together import Share
+from vae_exp.shares import Share
 from vae_exp.vae import VAE
 
 EVAL_BATCH_SIZE = 500  # for speed and memory alone: what is computed of 1,000 MNIST images leaves the cache
@@ -94,7 +94,7 @@ def evaluate(
         drawn = [_standard_normal(len(split), model.z_dim, noise) for _ in range(repeats)]
     eps = [each.split(batch_size) for each in drawn]
     n_batches = len(eps[0])
-    share = together.share(n_batches) if shared and n_batches >= together.size() else Share((n_batches,))
+    share = shares.share(n_batches) if shared and n_batches >= together.size() else Share((n_batches,))
     rows, parts, draws = share.rows, [], []
     with model.evaluating():
         mine = batches(split, batch_size, skip=rows.start, stop=rows.stop)
@@ -127,8 +127,8 @@ def posterior(model: VAE, split: Split, batch_size: int = EVAL_BATCH_SIZE) -> Di
 
 def _joined(parts: list[DiagonalGaussian | Point]) -> DiagonalGaussian | Point:
     """One posterior over all the images of the parts."""
-    together = {name: torch.cat([getattr(q, name) for q in parts]) for name in vars(parts[0])}
-    return type(parts[0])(**together)
+    of_all = {name: torch.cat([getattr(q, name) for q in parts]) for name in vars(parts[0])}
+    return type(parts[0])(**of_all)
 
 
 def log_likelihood(model: VAE, split: Split, z: Tensor, batch_size: int) -> Tensor:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vae_exp import together
+from vae_exp import shares
 from vae_exp.distributions import DiagonalGaussian, Point, log_prior
-from vae_exp.together import Share
+from vae_exp.shares import Share
 from vae_exp.vae import VAE
 
 RISING = 0.5  # the part of each cycle in which the KL weight rises (Fu et al. 2019)
@@ -91,15 +91,21 @@ def more_draws(
     if isinstance(q, Point):
         raise TypeError("an autoencoder's code is always the same: there are no more draws of it")
     many = DiagonalGaussian(q.mean.expand(samples, -1, -1), q.log_var.expand(samples, -1, -1))
-    eps = torch.randn(samples, sum(share.sizes), model.z_dim, generator=noise, device=noise.device)
-    # Decoding again needs the random numbers of the first time only where the decoder draws some itself.
-    keeps = any(isinstance(layer, nn.modules.dropout._DropoutNd) for layer in model.decoder.modules())
+    shape = (samples, sum(share.sizes), model.z_dim)
+    eps = torch.randn(shape, generator=noise, device=noise.device, dtype=q.mean.dtype)
+    keeps = not all(map(_draws_nothing, model.decoder.modules()))
     for z in many.rsample(share.mine(eps, dim=1)).split(at_once) if samples else ():
         if samples <= at_once:
             log_p = log_likelihood(z)
         else:
             log_p = checkpoint(log_likelihood, z, use_reentrant=False, preserve_rng_state=keeps)
         yield share.whole(z, dim=1), share.whole(log_p, dim=1)
+
+
+def _draws_nothing(layer: nn.Module) -> bool:
+    """Of layers of vae_exp's and PyTorch's it is known; only others may need their random numbers a second time."""
+    is_known = type(layer).__module__.startswith(("vae_exp.", "torch.nn.modules."))
+    return is_known and not (isinstance(layer, nn.modules.dropout._DropoutNd | nn.RReLU) or hasattr(layer, "dropout"))
 
 
 def of_whole_batch(terms: Terms, share: Share) -> Terms:
@@ -128,7 +134,7 @@ def one_draw(
     model of many settings gets each image's, [B, 2]. Where several processes compute a run, each takes its share of
     the images here, and the loss is of all of them.
     """
-    share = together.share(len(x))
+    share = shares.share(len(x))
     x, y, eps, *own = (share.mine(part) for part in (x, y, eps, *setting))
     q = model.encode(x, y, *own)
     z = q.rsample(eps)

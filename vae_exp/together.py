@@ -1,29 +1,36 @@
-"""One run in several processes, a device each: every batch is shared out, and all of them take the same step.
+"""One run in several processes, a device each: how they find each other, and what the first of them decides for all.
 
-torch.distributed does the work between them, and torchrun starts them. A process alone has all of a batch, and nothing
-here costs it anything. Random numbers are drawn for the whole batch in every process, and each takes its rows of them:
-no random state belongs to one process, and the numbers of a run do not depend on how many there are.
+torch.distributed does the work between them, and torchrun starts them. The run's folder, its W&B run, the pictures and
+the terminal belong to the first. A process alone is the first of one, and nothing here costs it anything.
 """
 
+import atexit
 import contextlib
-import itertools
 import logging
+import os
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
 
 from vae_exp.errors import Lost, UserError
 from vae_exp.launched import started
 
-# While the first process downloads data or draws, the others wait. One that is gone is noticed at once.
-PATIENCE = timedelta(hours=6)
+FINDING = timedelta(minutes=5)  # for all processes to come
+PATIENCE = timedelta(hours=6)  # with one that is at work: the first downloads data and draws while the others wait
+ENDING = timedelta(seconds=10)  # in which what is wrong in all processes is found by all
 _rank, _size = 0, 1  # of this process, and of all of them; 1 outside `joined`
+_store: dist.Store | None = None  # where they leave word for each other beside their common work
+_times_joined = 0
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+def rank() -> int:
+    """The number of this process."""
+    return _rank
 
 
 def size() -> int:
@@ -38,34 +45,81 @@ def is_first() -> bool:
 
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
-    """Inside, the processes that were started for this run work together. Raises Lost where they do not find another.
+    """Inside, the processes that were started for this run work together.
 
-    A process group that is there already is used.
+    Raises Lost where another does not come or is gone, and UserError where what a launcher says is not enough to find
+    the others. A process group that is there already is used. An error is told by the first process, in which the
+    others find it too: they wait for its end, and raise Lost.
     """
-    global _rank, _size
+    global _rank, _size, _times_joined
     if started() == 1 or _size > 1:
         yield
         return
-    is_ours = not dist.is_initialized()
-    if is_ours:
-        with _reaching():
-            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
-    _rank, _size = dist.get_rank(), dist.get_world_size()
+    if not dist.is_initialized():
+        _find_each_other()
+    _rank, _size, _times_joined = dist.get_rank(), dist.get_world_size(), _times_joined + 1
     package = logging.getLogger("vae_exp")
     level = package.level
     if _rank:
         package.setLevel(logging.ERROR)
     try:
         yield
-        if is_ours:  # after an error the others may be gone, or wait elsewhere: the group ends with the process
-            dist.destroy_process_group()
+    except Lost:
+        raise
+    except BaseException as error:
+        if _rank == 0:
+            _leave_word()
+        elif _first_ends_too():
+            raise Lost("the first process of this run has ended") from error
+        raise
     finally:
         _rank, _size = 0, 1
         package.setLevel(level)
 
 
+def _find_each_other() -> None:
+    global _store
+    cuda = torch.cuda.is_available() and dist.is_nccl_available()
+    try:
+        with reaching():
+            _store, rank, size = next(dist.rendezvous("env://", timeout=FINDING))
+            _store.set(f"vae_exp/{rank}", "here")
+            _store.wait([f"vae_exp/{other}" for other in range(size)], FINDING)
+            backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+            dist.init_process_group(
+                backend, store=dist.PrefixStore("run", _store), rank=rank, world_size=size, timeout=PATIENCE
+            )
+    except ValueError as error:
+        raise UserError(
+            f"RANK={os.environ['RANK']} and WORLD_SIZE={os.environ['WORLD_SIZE']} are set, so this is one of several "
+            f"processes of a run, and: {error}. torchrun sets all that is needed; without these two it is a run alone."
+        ) from error
+    atexit.register(dist.destroy_process_group)  # kept until then, for a next run of the same processes
+
+
+def _leave_word() -> None:
+    with contextlib.suppress(RuntimeError):  # the store may have gone with its process
+        if _store is not None:
+            _store.set(f"vae_exp/ends/{_times_joined}", "")
+
+
+def _first_ends_too() -> bool:
+    """Whether the first process ends for the same reason, or is gone; returns when it has."""
+    if _store is None:
+        return False
+    try:
+        _store.wait([f"vae_exp/ends/{_times_joined}"], ENDING)
+    except dist.DistStoreError:
+        return False
+    except RuntimeError:
+        return True
+    with contextlib.suppress(Lost):
+        from_first(lambda: None)  # which it does not send: its end is noticed
+    return True
+
+
 @contextlib.contextmanager
-def _reaching() -> Iterator[None]:
+def reaching() -> Iterator[None]:
     """Raises Lost where another process does not answer."""
     try:
         yield
@@ -82,103 +136,12 @@ def _lost(error: BaseException) -> Lost:
     return Lost(f"another of the {started()} processes of this run has ended, or cannot be reached ({reason})")
 
 
-class Share(NamedTuple):
-    """The rows of a batch that each process computes; alone, all of them."""
-
-    sizes: tuple[int, ...]
-
-    @property
-    def parts(self) -> list[slice]:
-        """The rows of every process."""
-        ends = list(itertools.accumulate(self.sizes))
-        return [slice(end - rows, end) for end, rows in zip(ends, self.sizes, strict=True)]
-
-    @property
-    def rows(self) -> slice:
-        """The rows of this process."""
-        return self.parts[_rank if len(self.sizes) > 1 else 0]
-
-    def mine(self, whole: Tensor, dim: int = 0) -> Tensor:
-        """The rows of this process, of a tensor with all of them."""
-        if len(self.sizes) == 1:
-            return whole
-        return whole.narrow(dim, self.rows.start, self.sizes[_rank])
-
-    def whole(self, mine: Tensor, dim: int = 0) -> Tensor:
-        """The rows of all processes, in order; the gradient of each row goes back to its own process.
-
-        Whatever is computed from them is the same in every process. The gradients of the weights are then a part of
-        the whole in each, and add_up adds the parts.
-        """
-        if len(self.sizes) == 1:
-            return mine
-        return cast("Tensor", _Gather.apply(mine.movedim(dim, 0), self.sizes)).movedim(0, dim)
-
-
-def share(n: int) -> Share:
-    """Of a batch of n images, as even as can be."""
-    if _size == 1:
-        return Share((n,))
-    return Share(tuple(n * (rank + 1) // _size - n * rank // _size for rank in range(_size)))
-
-
-class _Gather(torch.autograd.Function):
-    """Rows [b, ...] of each process, together [B, ...]."""
-
-    @staticmethod
-    def forward(ctx: Any, mine: Tensor, sizes: tuple[int, ...]) -> Tensor:
-        ctx.sizes = sizes
-        padded = mine.new_zeros(max(sizes), *mine.shape[1:])
-        padded[: len(mine)] = mine
-        parts = [torch.empty_like(padded) for _ in sizes]
-        with _reaching():
-            dist.all_gather(parts, padded)
-        return torch.cat([part[:rows] for part, rows in zip(parts, sizes, strict=True)])
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return Share(ctx.sizes).mine(gradients[0]), None
-
-
-def add_up(model: nn.Module) -> None:
-    """The gradient of each weight becomes the sum of what the processes have of it."""
-    if _size == 1:
-        return
-    having = [weights for weights in model.parameters() if weights.grad is not None]
-    for dtype in {weights.dtype for weights in having}:
-        of_type = [weights for weights in having if weights.dtype == dtype]
-        flat = torch.cat([cast("Tensor", weights.grad).flatten() for weights in of_type])
-        with _reaching():
-            dist.all_reduce(flat)
-        for weights, part in zip(of_type, flat.split([weights.numel() for weights in of_type]), strict=True):
-            weights.grad = part.view_as(weights)
-
-
-def take_buffers(model: nn.Module) -> None:
-    """What layers count in training, such as a batch norm's averages, becomes what the first process has of it."""
-    if _size == 1:
-        return
-    for buffer in model.buffers():
-        with _reaching():
-            dist.broadcast(buffer, 0)
-
-
-def mean(values: Tensor) -> Tensor:
-    """The mean over the values of all processes, a scalar; no gradient goes through it."""
-    if _size == 1:
-        return values.mean()
-    both = torch.stack([values.sum(), values.new_tensor(float(values.numel()))])
-    with _reaching():
-        dist.all_reduce(both)
-    return both[0] / both[1]
-
-
 def from_first(make: Callable[[], T]) -> T:
     """What the first process makes, in every process."""
     if _size == 1:
         return make()
     carried: list[Any] = [make() if _rank == 0 else None]
-    with _reaching():
+    with reaching():
         dist.broadcast_object_list(carried)
     return cast("T", carried[0])
 
@@ -188,7 +151,7 @@ def of_all(value: T) -> list[T]:
     if _size == 1:
         return [value]
     found: list[Any] = [None] * _size
-    with _reaching():
+    with reaching():
         dist.all_gather_object(found, value)
     return found
 
@@ -231,15 +194,3 @@ def seed_layers(seed: int) -> None:
 def of_first(make: Callable[P, T], *arguments: P.args, **settings: P.kwargs) -> T:
     """What is made with these arguments, in the first process; in the others something silent in its place."""
     return make(*arguments, **settings) if _rank == 0 else cast("T", Silent())
-
-
-def require_asked(devices: int) -> int:
-    """How many processes the run has. Raises UserError where as many were not started as devices=N says."""
-    if devices == _size or devices == 1:  # torchrun's word needs no second one
-        return _size
-    if _size == 1:
-        raise UserError(
-            f"devices={devices}: this is one process. vae-train devices={devices} starts so many, torchrun "
-            f"--nproc-per-node={devices} does for a program of your own."
-        )
-    raise UserError(f"devices={devices}: {_size} processes were started for this run. Leave it out, or say {_size}.")

@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,14 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from vae_exp import amortized, launched, mapping, together
+from vae_exp import amortized, mapping, shares, together
 from vae_exp.config import build, devices
 from vae_exp.config.keys import Config, images_per_step
 from vae_exp.datasets import Split, batches
 from vae_exp.figures import during_training
 from vae_exp.metrics import evaluate, noise_of, of_factors
 from vae_exp.objectives import Logged, Progress, one_draw
-from vae_exp.run import console, earlier, memory, restoring, resume, speed, suiting, threads, trial
+from vae_exp.run import console, cores, earlier, memory, restoring, resume, speed, suiting, threads, trial
 from vae_exp.run.averaging import Averaging
 from vae_exp.run.divergence import clip_gradient, gradient_norm, require_finite
 from vae_exp.run.folder import MAP, only_process, require_writable
@@ -44,7 +45,7 @@ def train(cfg: DictConfig, run_dir: str | Path, judge: Judge | None = None) -> d
     """
     with together.joined():
         config, run_dir = together.from_first(lambda: (build.check(cfg), Path(run_dir)))
-        config["devices"] = together.require_asked(config["devices"])
+        config["devices"] = devices.agreed(config)
         device = devices.device(config["device"])
         if device.type == "cuda":
             torch.cuda.set_device(device)
@@ -54,12 +55,12 @@ def train(cfg: DictConfig, run_dir: str | Path, judge: Judge | None = None) -> d
                 earlier.require_unused(run_dir, config["replace"])
             require_writable(run_dir)
         if together.size() > 1:
-            threads.share(launched.here()[1], "processes")
+            threads.share(together.of_all(cores.place()).count(cores.place()), "processes")
         with memory.explained(config), speed.without_subnormals(), speed.repeatable(device), threads.kept():
-            return _train(config, run_dir, device, judge)
+            return _train(config, run_dir, device, judge or (lambda epoch, scores: None))
 
 
-def _train(config: Config, run_dir: Path, device: torch.device, judge: Judge | None) -> dict[str, Any]:
+def _train(config: Config, run_dir: Path, device: torch.device, judge: Judge) -> dict[str, Any]:
     seed, epochs, batch_size = config["seed"], config["epochs"], config["batch_size"]
     step_size, clip_norm = images_per_step(config), config["gradient_clip_norm"]
     scores_every = config["scores_every_epochs"]
@@ -95,7 +96,7 @@ def _train(config: Config, run_dir: Path, device: torch.device, judge: Judge | N
     # Where the run stands: at its beginning, or where its last checkpoint left it.
     streams, watch = Streams.of(seed, device), Watch(config, before)
     was_compiled = began.compiled if began else None
-    fast = speed.faster(loss_of, config, was_compiled, model, streams.noise, train_split, watch.raise_if_caught)
+    fast = speed.faster(loss_of, config, was_compiled, model, streams.noise, train_split, watch.raise_if_told)
     means, facts = RunningMeans(), Facts.of(model, data, device, compiled=fast is not loss_of)
     stands, health = (
         Standing([0.0] * config["model"]["z_dim"], streams.order.get_state()),
@@ -106,15 +107,16 @@ def _train(config: Config, run_dir: Path, device: torch.device, judge: Judge | N
     training = Training(config, data, facts, model, average.model, optimizer, streams, means, stands)
     if before:
         restoring.restore(before, training)
+    shares.take_weights(model, average.model)
     together.seed_layers(seed + stands.step)
     console.introduce(config, facts, run_dir, grey=training.shown().support == "binary" and data.train.is_grey())
-    of_first, last_step = together.of_first, min(epochs * steps_per_epoch, config["max_steps"] or 2**31)
+    last_step = min(epochs * steps_per_epoch, config["max_steps"] or 2**31)
     with (
-        of_first(only_process, run_dir),
+        together.of_first(only_process, run_dir),
         watch,
-        of_first(Tracker, config, run_dir, wandb_mode, facts, before, old_log_bytes) as tracker,
-        of_first(Saves, run_dir, training, watch, tracker.position, tracker.to_disk, before) as saves,
-        of_first(console.progress_bar, last_step, stands.step) as bar,
+        together.of_first(Tracker, config, run_dir, wandb_mode, facts, before, old_log_bytes) as tracker,
+        together.of_first(Saves, run_dir, training, watch, tracker.position, tracker.to_disk, before) as saves,
+        together.of_first(console.progress_bar, last_step, stands.step) as bar,
     ):
         why_over = None  # the reason to end before the last epoch
         for epoch in range(stands.epoch + 1 if before else min(1, epochs), epochs + 1):  # 0: the model as it is built
@@ -138,7 +140,7 @@ def _train(config: Config, run_dir: Path, device: torch.device, judge: Judge | N
                     loss, terms = (fast if size == batch_size else loss_of)(now, *batch)
                     loss.backward(torch.full_like(loss, size / len(x)))  # the gradients of several batches add up
                     seen.append((size, terms))
-                together.add_up(model)
+                shares.add_up(model)
                 stands.step += 1
                 last_of_epoch = stands.step % steps_per_epoch == 0
                 logs = last_of_epoch or stands.step % config["log_every_steps"] == 0
@@ -169,7 +171,6 @@ def _train(config: Config, run_dir: Path, device: torch.device, judge: Judge | N
             row: dict[str, Any] = {"epoch": epoch}
             if epoch:
                 row |= means.read_epoch("train_epoch") | watch.times(len(train_split))
-            together.take_buffers(average.model)
             shown = training.shown()
             measured = evaluate(shown, held_out_split, eval_noise, shared=True)
             row |= measured.scalars(held_out)
@@ -194,7 +195,7 @@ def _train(config: Config, run_dir: Path, device: torch.device, judge: Judge | N
             if watch.must_save_after(epoch, stands.step):
                 saves.write()
                 watch.raise_if_caught()
-            if judge and scores and (why_over := judge(epoch, scores)):
+            if scores and (why_over := together.from_first(partial(judge, epoch, scores))):
                 tracker.ends_as = "pruned"
                 break
 

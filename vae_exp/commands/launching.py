@@ -14,14 +14,14 @@ from vae_exp.commands.closing import how_to_go_on
 from vae_exp.config.messages import quoted
 from vae_exp.errors import Lost, UserError
 from vae_exp.launched import started
-from vae_exp.run.folder import read_summary
+from vae_exp.run import cores
+from vae_exp.run.folder import SUMMARY, read_summary
 from vae_exp.sweep.processes import LAUNCHED_BY
 
 START_NOTHING = (
     "-h", "--help", "--version", "-c", "--cfg", "-i", "--info", "--hydra-help", "-sc", "--shell-completion", "-m",
     "--multirun",
 )  # fmt: skip
-LET_THE_FIRST_SPEAK = 3.0  # seconds: what is wrong in all processes is said by the first, which ends the others
 
 
 def require_one_process(cfg: DictConfig) -> None:
@@ -56,26 +56,31 @@ def launch(devices: int, words: list[str], run_dir: Path) -> None:
     named = any(word.startswith("hydra.run.dir=") for word in words)
     in_folder = [] if named else [f"hydra.run.dir={quoted(run_dir)}"]
     os.environ[LAUNCHED_BY] = str(os.getpid())
+    cores.withdraw()  # this process computes nothing
+    began = time.time()
     sys.stdout.flush()
     try:
         elastic_launch(config, sys.executable)("-m", "vae_exp", *words, *in_folder)
     except SignalException as stop:
         sys.exit(128 + stop.sigval)
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        if failure.exitcode < 0 and _nobody_told(run_dir):
-            by = signal.Signals(-failure.exitcode).name
+        codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
+        killed = {rank: signal.Signals(-code).name for rank, code in codes.items() if code < 0}
+        if killed and not _is_told(run_dir, began):
+            rank, by = next(iter(killed.items()))
             raise UserError(
                 f"process {rank} of {devices} was killed ({by}), and the run ends. What was saved is whole."
                 + how_to_go_on(run_dir)
             ) from error
-        sys.exit(failure.exitcode if failure.exitcode > 0 else 1)
+        sys.exit(max(1, codes.get(0, 1)))
 
 
-def _nobody_told(run_dir: Path) -> bool:
-    """Whether the first process ended before it could write down how the run ended."""
+def _is_told(run_dir: Path, began: float) -> bool:
+    """Whether the first process could write down, and say, how the run that began then has ended."""
     summary = read_summary(run_dir)
-    return summary is None or summary.state == "running"
+    if summary is None or summary.state == "running":
+        return False
+    return (run_dir / SUMMARY).stat().st_mtime >= began
 
 
 def follow(arguments: list[str]) -> int:
@@ -91,6 +96,5 @@ def follow(arguments: list[str]) -> int:
     except Lost:
         return 1  # whoever ended first is told of
     except UserError as error:
-        time.sleep(LET_THE_FIRST_SPEAK)
         raise UserError(f"process {os.environ['RANK']}: {error}") from error
     return 0

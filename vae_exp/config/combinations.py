@@ -29,7 +29,7 @@ def check_combinations(flat: Mapping[str, Any]) -> list[str]:
             f"scores_every_epochs={flat['scores_every_epochs']} and scores=[]: there is nothing to measure. Name "
             "scores, such as scores=[mig], or use scores_every_epochs=null."
         )
-    problems += _check_devices(flat)
+    problems += check_devices(flat)
     problems += _check_objective(flat)
     problems += _check_amortized(flat)
     if flat.get("early_stopping.patience") and flat.get("dataset.val_size") == 0:
@@ -40,7 +40,7 @@ def check_combinations(flat: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def _check_devices(flat: Mapping[str, Any]) -> list[str]:
+def check_devices(flat: Mapping[str, Any]) -> list[str]:
     """What several processes cannot share."""
     if not all(key in flat and RULES[key].allows(flat[key]) for key in ("devices", "batch_size")):  # told already
         return []

@@ -1,10 +1,13 @@
 """The device that a run, a process of it or a job of a sweep is computed on."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
-from vae_exp import launched
+from vae_exp import launched, together
+from vae_exp.config.check import flatten
+from vae_exp.config.combinations import check_devices
 from vae_exp.errors import UserError
 
 
@@ -14,6 +17,24 @@ def device(name: str) -> torch.device:
     Of several processes that compute a run on GPUs each gets its own.
     """
     return torch.device(choose(name, _available(), torch.cuda.device_count(), *launched.here()))
+
+
+def agreed(config: Mapping[str, Any]) -> int:
+    """How many processes the run has: those that were started, of which devices=N need not tell.
+
+    Raises UserError where N others were asked for, and where these cannot do what the run is to do.
+    """
+    asked, there = config["devices"], together.size()
+    if asked not in (1, there) and there == 1:
+        raise UserError(
+            f"devices={asked}: this is one process. vae-train devices={asked} starts so many, torchrun "
+            f"--nproc-per-node={asked} does for a program of your own."
+        )
+    if asked not in (1, there):
+        raise UserError(f"devices={asked}: {there} processes were started for this run. Leave it out, or say {there}.")
+    if problems := check_devices(flatten({**config, "devices": there})):
+        raise UserError("\n".join(problems))
+    return there
 
 
 def require(name: str, processes: int) -> None:
@@ -37,11 +58,12 @@ def choose(name: str, available: Mapping[str, bool], n_gpus: int, process: int, 
         raise UserError(f"device={name}: is one device, and {processes} processes need one each. Use cuda or cpu.")
     if kind != "cuda":
         return kind
-    if int(number or process) >= n_gpus:
-        if number:
-            raise UserError(f"device={name}: there are {n_gpus} GPUs here, cuda:0 to cuda:{n_gpus - 1}.")
-        raise UserError(f"devices={processes}: there are {n_gpus} GPUs here. Use devices={n_gpus}, or device=cpu.")
-    return f"cuda:{number or process}" if number or processes > 1 else kind
+    index = int(number or process)
+    if index >= n_gpus and number:
+        raise UserError(f"device={name}: the GPUs here are cuda:0 to cuda:{n_gpus - 1}.")
+    if index >= n_gpus:
+        raise UserError(f"devices={processes}: the GPUs here are {n_gpus}. Use devices={n_gpus}, or device=cpu.")
+    return f"cuda:{index}" if number or processes > 1 else kind
 
 
 def of_job(name: str, number: int, n_gpus: int | None = None) -> str:

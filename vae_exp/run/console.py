@@ -47,11 +47,12 @@ def introduce(config: Config, facts: "Facts", run_dir: Path, grey: bool) -> None
     """What is trained on what, where its files will be, and in which unit its numbers are."""
     shape = "x".join(map(str, facts.x_shape))
     held_out = f"{facts.val_size:,} for validation" if facts.val_size else "the test split is watched"
-    stochastic = config["model"]["stochastic"]
+    stochastic, n = config["model"]["stochastic"], config["devices"]
+    in_processes = f", in {n} processes" if n > 1 else ""
     log.info(
         f"{config['model']['name']}{' VAE' if stochastic else ''} on {printable(config['dataset']['name'])}: "
         f"{facts.parameters:,} parameters, {facts.train_size:,} images of {shape}, {held_out}; "
-        f"on {facts.trained_on}"
+        f"on {facts.trained_on}{in_processes}"
     )
     log.info(f"run folder {printable(run_dir)}\nneg_elbo = reconstruction + KL, in nats per image")
     if not stochastic:

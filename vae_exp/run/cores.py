@@ -7,6 +7,7 @@ alone would not tell of a run that has been started just now. Nothing here impor
 import atexit
 import contextlib
 import os
+import platform
 import tempfile
 import time
 from pathlib import Path
@@ -34,6 +35,12 @@ def allowed() -> int:
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limit = quota()
     return affinity if limit is None else max(1, min(affinity, int(limit)))
+
+
+def place() -> tuple[str, list[int]]:
+    """The machine and the cores of this process, which may be those of others too."""
+    affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    return platform.node(), sorted(affinity)
 
 
 def quota(cgroups: Path = CGROUPS, membership: Path = Path("/proc/self/cgroup")) -> float | None:

@@ -67,7 +67,8 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 def _free(device: torch.device) -> int | None:
     """Bytes of memory that a GPU has free, or else that this process may use in all; None where that is not known."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by PyTorch, for what comes
+        return torch.cuda.mem_get_info(device)[0] + kept
     known = []
     with contextlib.suppress(OSError, ValueError, AttributeError):
         known.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))

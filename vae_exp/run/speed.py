@@ -61,11 +61,16 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 def exact_products() -> Iterator[None]:
     """Float32 products in float32, whatever was set before: numbers that are compared must not depend on precision."""
     before = [kind.fp32_precision == "tf32" for kind in (torch.backends.cuda.matmul, _cudnn.conv)]
+    old = None
+    with contextlib.suppress(RuntimeError, AttributeError):  # set by the new keys alone, or gone
+        old = torch.get_float32_matmul_precision()
     _allow_tf32(False, False)
     try:
         yield
     finally:
         _allow_tf32(*before)
+        if old == "medium":  # which the new keys do not tell from "high"
+            torch.set_float32_matmul_precision(old)
 
 
 def _allow_tf32(products: bool, convolutions: bool) -> None:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from vae_exp import together
 from vae_exp.config.keys import Config
+from vae_exp.errors import Lost
 from vae_exp.run.checkpoint import Checkpoint
 from vae_exp.run.due import Due
 from vae_exp.run.standing import Best, Standing
@@ -23,7 +24,8 @@ CHECKPOINTS_SHARE = 0.01  # of the time, with checkpoint_every_epochs=auto
 ECHO_SECONDS = 2.0  # `timeout`, make and others pass on a signal that the whole group has had already
 
 
-AGREE_EVERY_STEPS = 50  # a message between processes, so not after each step; torchrun kills 30 s after its signal
+# Processes agree by a message, so not after each step, but soon: torchrun kills 30 s after its signal.
+AGREE_SECONDS, AGREE_STEPS = 2.0, 50  # whichever is less
 
 
 class Seen(NamedTuple):
@@ -56,6 +58,7 @@ class Watch:
         self._signal_at = 0.0
         self._all_is_saved = False
         self._agreed: Seen | None = None  # of several processes, at the last good place
+        self._agreed_at = self._agree_at = 0  # steps
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> "Watch":
@@ -64,9 +67,10 @@ class Watch:
         self._agree()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+            # Whoever started the processes ends the others when one is gone; first it is told what happened.
+            signal.signal(number, signal.SIG_IGN if isinstance(error, Lost) else handler)
 
     def _note(self, number: int, _: FrameType | None) -> None:
         if self._signal is not None:
@@ -77,12 +81,16 @@ class Watch:
         if self._all_is_saved:
             self.raise_if_caught()
 
-    def _agree(self) -> None:
+    def _agree(self, step: int | None = None) -> None:
         """Of several processes a signal to any counts for all, and the first has the clock. All of them come here."""
-        if together.size() > 1:
-            of_all = together.of_all(self._own())
-            caught = next((seen.signal for seen in of_all if seen.signal is not None), None)
-            self._agreed = of_all[0]._replace(signal=caught)
+        if together.size() == 1:
+            return
+        before, of_all = self._agreed, together.of_all(self._own())
+        caught = next((seen.signal for seen in of_all if seen.signal is not None), None)
+        self._agreed = of_all[0]._replace(signal=caught)
+        if step is not None and before is not None:
+            a_step = (self._agreed.seconds - before.seconds) / max(1, step - self._agreed_at)  # the same in all of them
+            self._agreed_at, self._agree_at = step, step + min(AGREE_STEPS, 1 + int(AGREE_SECONDS / max(a_step, 1e-6)))
 
     def _own(self) -> Seen:
         return Seen(self._signal, self.seconds, time.monotonic() - self._saved)
@@ -97,10 +105,11 @@ class Watch:
 
     def raise_if_caught(self) -> None:
         """Raises KeyboardInterrupt where Ctrl-C was caught, SystemExit(143) where SIGTERM was."""
-        if self._caught == signal.SIGINT:
-            raise KeyboardInterrupt
-        if self._caught is not None:
-            raise SystemExit(128 + self._caught)
+        _raise_for(self._caught)
+
+    def raise_if_told(self) -> None:
+        """The same for what this process was told alone: where it cannot go on."""
+        _raise_for(self._signal)
 
     def all_is_saved(self) -> None:
         """From here on a signal ends the run at once: there is nothing to wait for.
@@ -139,8 +148,8 @@ class Watch:
 
     def must_save(self, step: int, last_of_epoch: bool) -> bool:
         """Whether to save after a step. After the last one of an epoch the end of the epoch does it."""
-        if last_of_epoch or step % AGREE_EVERY_STEPS == 0:
-            self._agree()
+        if last_of_epoch or step >= self._agree_at:
+            self._agree(step)
         if self._caught is not None:
             return True
         return not last_of_epoch and (self._is_due(step) or self._is_over(step) is not None)
@@ -166,6 +175,13 @@ class Watch:
     def why_over(self, stands: Standing) -> str | None:
         """The reason to end now, in words, or None."""
         return self._is_over(stands.step) or why_patience_is_over(self.patience, stands.epoch, stands.best)
+
+
+def _raise_for(number: int | None) -> None:
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    if number is not None:
+        raise SystemExit(128 + number)
 
 
 def why_patience_is_over(patience: int | None, epoch: int, best: Best | None) -> str | None:

@@ -22,15 +22,16 @@ _part: tuple[int, str] | None = None  # of a process beside others: its cores, a
 
 
 def share(at_once: int, what: str = "jobs") -> None:
-    """Of jobs or processes that run side by side this is one: it has its part of the cores, and no other."""
+    """Of jobs or processes that run side by side this is one: until its run is over it has its part of the cores."""
     global _part
-    _part = max(1, cores.allowed() // at_once), f"{at_once} {what} at once"
+    shared, beside = (cores.allowed(), "") if _part is None else (_part[0], f", of {_part[1]}")
+    _part = max(1, shared // at_once), f"{at_once} {what} at once{beside}"
 
 
 @contextlib.contextmanager
 def kept() -> Iterator[None]:
     """Around a run: one thread until it chooses; other runs know of it; its caller then has as many as before."""
-    global _bound
+    global _bound, _part
     _bound = torch.get_num_threads()
     cores.announce()
     torch.set_num_threads(1)
@@ -39,6 +40,7 @@ def kept() -> Iterator[None]:
     finally:
         cores.withdraw()
         torch.set_num_threads(_bound)
+        _part = None
 
 
 def choose(asked: int | str, before: int | None, operations: float, device: torch.device) -> None:

@@ -18,7 +18,7 @@ from vae_exp.datasets import Split
 from vae_exp.errors import UserError
 from vae_exp.objectives import Logged, Progress, Terms, elbo_terms, more_draws
 from vae_exp.run import reading_off
-from vae_exp.together import Share
+from vae_exp.shares import Share
 from vae_exp.vae import VAE
 
 IMAGES = 2
@@ -31,6 +31,11 @@ def check(config: Config, model: VAE, objective: Callable[..., tuple[Tensor, Log
     """
     first = train[:IMAGES]
     x, y = first.x.float() / 255, first.y
+    if config["devices"] > 1 and any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model.modules()):
+        raise UserError(
+            f"devices={config['devices']}: {_named(config, 'network')} has a batch norm, which would normalise by a "
+            "process's part of the batch. Use devices=1, or a group norm."
+        )
     with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []), model.evaluating():
         _check_network(config, model, x, y)
         reading_off.check(config, model, x, y)

@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vae_exp import launched
 from vae_exp.config.keys import SweepKeys
-from vae_exp.errors import UserError
+from vae_exp.errors import Lost, UserError
 from vae_exp.run import resume
 from vae_exp.run.console import say
 from vae_exp.run.folder import read_summary, runs_below
@@ -40,19 +40,25 @@ def run_job(cfg: DictConfig, run_dir: Path, job: Any) -> float | None:
         composing.composed_once_here()
     if job.runtime.choices["hydra/launcher"].startswith("submitit"):
         processes.join_tasks()
-    if launched.follows():
-        _follow(cfg)
-        return None
+    if launched.started() > 1:
+        return _run_together(cfg, run_dir, job)
     with processes.ends_with_its_launcher():
         return _run_job(cfg, run_dir, job)
 
 
-def _follow(cfg: DictConfig) -> None:
-    """A further process of a job: what it computes is the first one's word, which also tells how the job ends."""
+def _run_together(cfg: DictConfig, run_dir: Path, job: Any) -> float | None:
+    """A job in several processes: the first one says whether there is anything to train, and tells how the job ends."""
+    from vae_exp import together
     from vae_exp.train import train
 
-    with contextlib.suppress(UserError):
-        train(cfg, "")
+    with contextlib.suppress(Lost), together.joined():  # Lost is raised in the others when the first is done
+        if launched.follows():
+            with contextlib.suppress(Exception):
+                if together.from_first(lambda: False):
+                    train(cfg, "")
+            return None
+        return _run_job(cfg, run_dir, job)
+    return None
 
 
 def _run_job(cfg: DictConfig, run_dir: Path, job: Any) -> float | None:
@@ -66,6 +72,7 @@ def _run_job(cfg: DictConfig, run_dir: Path, job: Any) -> float | None:
         before = read_summary(run_dir)
         if before is not None and before.is_done and before.score is not None:
             tell(f"{title}  already {before.state}")
+            _let_train(False)
             if judge := _judge(cfg, swept, run_dir, job):  # the sweep may have been killed before it was told
                 judge.tell(before.as_dict())
             return before.score
@@ -83,8 +90,7 @@ def _run_job(cfg: DictConfig, run_dir: Path, job: Any) -> float | None:
 
         _share_machine(cfg, job)
         judge = _judge(cfg, swept, run_dir, job)
-        if judge and launched.started() > 1:
-            raise UserError("a search, or sweep.prune: judges jobs of one process each. Leave tasks_per_node out.")
+        _let_train(True)
         summary = train(cfg, run_dir, judge)
         value = study.value_of(summary, "val/neg_elbo")
         pruned = f"  pruned: {summary['reason']}" if summary["state"] == "pruned" else ""
@@ -93,7 +99,8 @@ def _run_job(cfg: DictConfig, run_dir: Path, job: Any) -> float | None:
             judge.tell(summary)
         return value
     except UserError as error:
-        if as_asked.sweep.resume and processes.has_owner(run_dir):  # another process was quicker to take it over
+        taken = as_asked.sweep.resume and launched.started() == 1 and processes.has_owner(run_dir)
+        if taken:  # another process was quicker to take it over
             return _run_job(as_asked, run_dir, job)
         reason = str(error)
     except Exception as error:  # out of memory, or a bug: the traceback is in the job's train.log
@@ -106,6 +113,14 @@ def _run_job(cfg: DictConfig, run_dir: Path, job: Any) -> float | None:
     if judge:
         judge.tell(None)
     return None
+
+
+def _let_train(it_does: bool) -> None:
+    """Of a job in several processes: say to the others whether this one trains."""
+    if launched.started() > 1:
+        from vae_exp import together
+
+        together.from_first(lambda: it_does)
 
 
 def _judge(cfg: DictConfig, swept: list[str], run_dir: Path, job: Any) -> study.Judge | None:
@@ -136,7 +151,8 @@ def _share_machine(cfg: DictConfig, job: Any) -> None:
         at_once = job.sweeper.get("n_jobs", cfg.sweep.jobs) or 1
     if (at_once := min(at_once, cfg.sweep.jobs or at_once)) > 1:
         threads.share(at_once)
-        cfg.device = devices.of_job(cfg.device, job.job.num)
+        if launched.started() == 1:
+            cfg.device = devices.of_job(cfg.device, job.job.num)
 
 
 def _progress(cfg: DictConfig, run_dir: Path, number: int) -> str:

@@ -140,12 +140,11 @@ def ends_with_its_launcher() -> Iterator[None]:
 
 def join_tasks() -> None:
     """Of a job that submitit runs in several tasks: what torchrun would have told each of them."""
-    with contextlib.suppress(ImportError, RuntimeError):  # not inside a job of submitit's
-        from submitit import JobEnvironment
-        from submitit.helpers import TorchDistributedEnvironment
+    from submitit import JobEnvironment
+    from submitit.helpers import TorchDistributedEnvironment
 
-        if JobEnvironment().num_tasks > 1:
-            TorchDistributedEnvironment().export()
+    if JobEnvironment().num_tasks > 1:  # each with all GPUs in sight, of which it takes its own
+        TorchDistributedEnvironment().export(overwrite=True, set_cuda_visible_devices=False)
 
 
 def has_owner(folder: Path) -> bool:

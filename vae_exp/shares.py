@@ -1,0 +1,107 @@
+"""Of a batch the part that this process computes, where several compute a run, and what makes a whole of the parts.
+
+Random numbers are drawn for the whole batch in every process, and each takes its rows of them: no random state belongs
+to one process, and the numbers of a run do not depend on how many there are. A process alone has all of a batch.
+"""
+
+import itertools
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from vae_exp.together import rank, reaching, size
+
+
+class Share(NamedTuple):
+    """The rows of a batch that each process computes; alone, all of them."""
+
+    sizes: tuple[int, ...]
+
+    @property
+    def parts(self) -> list[slice]:
+        """The rows of every process."""
+        ends = list(itertools.accumulate(self.sizes))
+        return [slice(end - rows, end) for end, rows in zip(ends, self.sizes, strict=True)]
+
+    @property
+    def rows(self) -> slice:
+        """The rows of this process."""
+        return self.parts[rank() if len(self.sizes) > 1 else 0]
+
+    def mine(self, whole: Tensor, dim: int = 0) -> Tensor:
+        """The rows of this process, of a tensor with all of them."""
+        if len(self.sizes) == 1:
+            return whole
+        return whole.narrow(dim, self.rows.start, self.sizes[rank()])
+
+    def whole(self, mine: Tensor, dim: int = 0) -> Tensor:
+        """The rows of all processes, in order; the gradient of each row goes back to its own process.
+
+        Whatever is computed from them is the same in every process. The gradients of the weights are then a part of
+        the whole in each, and add_up adds the parts.
+        """
+        if len(self.sizes) == 1:
+            return mine
+        return cast("Tensor", _Gather.apply(mine.movedim(dim, 0), self.sizes)).movedim(0, dim)
+
+
+def share(n: int) -> Share:
+    """Of a batch of n images, as even as can be."""
+    if size() == 1:
+        return Share((n,))
+    ends = [n * done // size() for done in range(size() + 1)]
+    return Share(tuple(end - begin for begin, end in itertools.pairwise(ends)))
+
+
+class _Gather(torch.autograd.Function):
+    """Rows [b, ...] of each process, together [B, ...]."""
+
+    @staticmethod
+    def forward(ctx: Any, mine: Tensor, sizes: tuple[int, ...]) -> Tensor:
+        ctx.sizes = sizes
+        padded = mine.new_zeros(max(sizes), *mine.shape[1:])
+        padded[: len(mine)] = mine
+        parts = [torch.empty_like(padded) for _ in sizes]
+        with reaching():
+            dist.all_gather(parts, padded)
+        return torch.cat([part[:rows] for part, rows in zip(parts, sizes, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return Share(ctx.sizes).mine(gradients[0]), None
+
+
+def add_up(model: nn.Module) -> None:
+    """The gradient of each weight becomes the sum of what the processes have of it."""
+    if size() == 1:
+        return
+    having = [weights for weights in model.parameters() if weights.grad is not None]
+    for dtype in sorted({weights.dtype for weights in having}, key=str):  # in one order everywhere
+        of_type = [weights for weights in having if weights.dtype == dtype]
+        flat = torch.cat([cast("Tensor", weights.grad).flatten() for weights in of_type])
+        with reaching():
+            dist.all_reduce(flat)
+        for weights, part in zip(of_type, flat.split([weights.numel() for weights in of_type]), strict=True):
+            weights.grad = part.view_as(weights)
+
+
+def mean(values: Tensor) -> Tensor:
+    """The mean over the values of all processes, a scalar; no gradient goes through it."""
+    if size() == 1:
+        return values.mean()
+    both = torch.stack([values.sum(), values.new_tensor(float(values.numel()))])
+    with reaching():
+        dist.all_reduce(both)
+    return both[0] / both[1]
+
+
+def take_weights(*models: nn.Module) -> None:
+    """Weights and buffers become those of the first process; they are the same already, unless somebody's own network
+    draws its first weights from elsewhere.
+    """
+    for values in {id(values): values for model in models for values in model.state_dict().values()}.values():
+        if size() > 1:
+            with reaching():
+                dist.broadcast(values, 0)
