@@ -47,7 +47,7 @@ def train(cfg: DictConfig, run_dir: str | Path, judge: Judge | None = None) -> d
         config, run_dir = together.from_first(lambda: (build.check(cfg), Path(run_dir)))
         config["devices"] = devices.agreed(config)
         device = devices.device(config["device"])
-        if device.type == "cuda":
+        if device.index is not None:  # one GPU of several: what is not told where to be is there too
             torch.cuda.set_device(device)
         speed.check(config["precision"], config["compile"], device)
         if together.is_first():
