@@ -25,7 +25,7 @@ import torch
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from tests import bench_sweep
+from tests import bench_devices, bench_sweep
 from tests.bench_scaling import STEPS, products_epoch, scaling
 from tests.peers import pythae_epoch, tutorial_epoch
 from tests.timing import Functions, timed
@@ -162,6 +162,7 @@ def main() -> None:
     parser.add_argument("--scaling", type=Path, metavar="PNG", help="draw speed over each size, nothing else")
     parser.add_argument("--compiled", action="store_true", help="compile=true as well")
     parser.add_argument("--sweep", action="store_true", help="the sweep experiment=sweep_z_lr, nothing else")
+    parser.add_argument("--devices", action="store_true", help="one run in two processes, nothing else")
     parser.add_argument("--cpu", action="store_true", help="of --sweep: processor time, on a machine with other work")
     asked = parser.parse_args()
     logging.disable(logging.WARNING)  # of a run's remarks
@@ -176,6 +177,11 @@ def main() -> None:
         )
         if asked.json:
             asked.json.write_text(json.dumps(taken, indent=2) + "\n")
+        return
+    if asked.devices:
+        medians = bench_devices.measure(asked.rounds)
+        if asked.json:
+            asked.json.write_text(json.dumps(medians, indent=2) + "\n")
         return
     device = torch.device("cuda" if asked.gpu else "cpu")
     print(f"{torch.get_num_threads()} threads, PyTorch {torch.__version__}, {device}\n")
