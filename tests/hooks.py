@@ -10,7 +10,7 @@ from typing import Any
 
 from vae_exp import datasets, objectives, schedules
 from vae_exp.datasets import Source
-from vae_exp.objectives import Progress, Terms
+from vae_exp.terms import Progress, Terms
 
 OWN_OBJECTIVE = "objective._target_=tests.hooks.elbo"
 OWN_SCHEDULE = "scheduler._target_=tests.hooks.constant"

@@ -18,9 +18,9 @@ from vae_exp.config import build
 from vae_exp.errors import UserError
 from vae_exp.metrics import evaluate
 from vae_exp.networks.modulated import Modulated
-from vae_exp.objectives import Progress, one_draw
 from vae_exp.run import reading_off
 from vae_exp.run.places import Place
+from vae_exp.terms import Progress, one_draw
 
 BOTH = ("amortize.beta=[0.25,8]", "amortize.z_dim=[2,4,8]", "model.z_dim=4", "network.hidden_dims=[32]")
 SHAPES = {"mlp": (1, 8, 8), "conv": (1, 12, 9), "resnet": (3, 8, 8), "burgess": (1, 32, 32)}

@@ -27,6 +27,7 @@ FLOORS = [
     ["run"],
     ["amortized"],
     ["objectives", "config"],
+    ["terms"],
     ["vae", "datasets", "networks", "scores", "samplers"],
     ["distributions", "likelihoods", "schedules"],
     ["shares"],

@@ -11,8 +11,9 @@ from vae_exp.config.check import check
 from vae_exp.distributions import DiagonalGaussian, Point
 from vae_exp.errors import UserError
 from vae_exp.likelihoods import Bernoulli
-from vae_exp.objectives import Progress, Terms, elbo, elbo_terms
+from vae_exp.objectives import elbo
 from vae_exp.schedules import cosine, milestones, step
+from vae_exp.terms import Progress, Terms, elbo_terms
 
 
 def at(epoch):

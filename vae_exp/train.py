@@ -17,7 +17,6 @@ from vae_exp.config.keys import Config, images_per_step
 from vae_exp.datasets import Split, batches
 from vae_exp.figures import during_training
 from vae_exp.metrics import evaluate, noise_of, of_factors
-from vae_exp.objectives import Logged, Progress, one_draw
 from vae_exp.run import console, cores, earlier, memory, restoring, resume, speed, suiting, threads, trial
 from vae_exp.run.averaging import Averaging
 from vae_exp.run.divergence import clip_gradient, gradient_norm, require_finite
@@ -27,6 +26,7 @@ from vae_exp.run.running_means import RunningMeans
 from vae_exp.run.saving import Saves
 from vae_exp.run.standing import Best, Facts, Standing, Streams, Training
 from vae_exp.run.stopping import Watch
+from vae_exp.terms import Logged, Progress, one_draw
 from vae_exp.tracking.tracker import Tracker
 from vae_exp.tracking.wandb_server import choose_mode
 

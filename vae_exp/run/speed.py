@@ -22,7 +22,7 @@ from vae_exp import amortized, together
 from vae_exp.config.keys import Config
 from vae_exp.datasets import Split
 from vae_exp.errors import UserError
-from vae_exp.objectives import Progress
+from vae_exp.terms import Progress
 from vae_exp.vae import VAE
 
 log = logging.getLogger(__name__)

@@ -16,9 +16,9 @@ from vae_exp import amortized
 from vae_exp.config.keys import Config
 from vae_exp.datasets import Split
 from vae_exp.errors import UserError
-from vae_exp.objectives import Logged, Progress, Terms, elbo_terms, more_draws
 from vae_exp.run import reading_off
 from vae_exp.shares import Share
+from vae_exp.terms import Logged, Progress, Terms, elbo_terms, more_draws
 from vae_exp.vae import VAE
 
 IMAGES = 2

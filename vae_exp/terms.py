@@ -1,0 +1,150 @@
+"""The terms of a batch: one draw z ~ q(z|x) of each image, the two sides of the negative ELBO, and further draws.
+
+Objectives are functions of them. Nothing here is reduced over images but what is logged.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vae_exp import shares
+from vae_exp.distributions import DiagonalGaussian, Point
+from vae_exp.shares import Share
+from vae_exp.vae import VAE
+
+Logged = dict[str, float | Tensor]
+DrawMore = Callable[[int, int], Iterator[tuple[Tensor, Tensor]]]  # (samples, at once): z [k, B, Z], log p(x|z) [k, B]
+
+
+class Progress(NamedTuple):
+    """How far a run has come when it takes its next step."""
+
+    step: int  # taken so far
+    steps_per_epoch: int
+    epochs: int  # of the whole run
+    train_size: int  # images
+
+    @property
+    def epoch(self) -> float:
+        """Fractional: 1.5 is halfway through the second."""
+        return self.step / self.steps_per_epoch
+
+
+class Terms(NamedTuple):
+    """The two sides of the negative ELBO, in nats per image and not yet reduced, and what they were made from."""
+
+    reconstruction: Tensor  # [B]: -log p(x|z), summed over pixels
+    kl: Tensor  # [B, Z]: KL(q(z|x) || p(z)) of each latent dimension
+    q: DiagonalGaussian | Point | None = None
+    z: Tensor | None = None  # [B, Z]: the draw of the reconstruction
+    draw_more: DrawMore | None = None  # more_draws of the same images
+
+    @property
+    def neg_elbo(self) -> Tensor:
+        """reconstruction + KL with weight 1, whatever is optimised, [B]."""
+        return self.reconstruction + self.kl.sum(1)
+
+    @property
+    def draw(self) -> tuple[DiagonalGaussian, Tensor]:
+        """q(z|x) and z ~ q. Raises TypeError for an autoencoder's single point, which has no density."""
+        if not isinstance(self.q, DiagonalGaussian) or self.z is None:
+            raise TypeError("this objective needs a density q(z|x) and a draw of it")
+        return self.q, self.z
+
+
+def elbo_terms(
+    x: Tensor, q: DiagonalGaussian | Point, p: Any, z: Tensor | None = None, draw_more: DrawMore | None = None
+) -> Terms:
+    """-log p(x|z) of one draw z ~ q, and the closed-form KL (Kingma & Welling 2014, eq. 10)."""
+    return Terms(-p.log_prob(x), q.kl_to_prior(), q, z, draw_more)
+
+
+def more_draws(
+    model: VAE,
+    x: Tensor,
+    y: Tensor,
+    q: DiagonalGaussian | Point,
+    share: Share,
+    noise: torch.Generator,
+    samples: int,
+    at_once: int,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Further draws z ~ q(z|x, y) [k, B, Z] with log p(x|z, y) [k, B] nats, at most at_once in a chunk.
+
+    Of a chunk only z is kept until the backward pass, which decodes it again: the memory does not grow with samples.
+    The draws are the same however they are chunked. x, y and q are this process's share of the batch; what is
+    returned is of all of it.
+    """
+
+    def log_likelihood(z: Tensor) -> Tensor:
+        k = len(z)
+        p = model.decode(z.flatten(0, 1), y.repeat(k))
+        return p.log_prob(x.repeat(k, 1, 1, 1)).view(k, -1)
+
+    if isinstance(q, Point):
+        raise TypeError("an autoencoder's code is always the same: there are no more draws of it")
+    many = DiagonalGaussian(q.mean.expand(samples, -1, -1), q.log_var.expand(samples, -1, -1))
+    shape = (samples, sum(share.sizes), model.z_dim)
+    eps = torch.randn(shape, generator=noise, device=noise.device, dtype=q.mean.dtype)
+    keeps = not all(map(_draws_nothing, model.decoder.modules()))
+    for z in many.rsample(share.mine(eps, dim=1)).split(at_once) if samples else ():
+        if samples <= at_once:
+            log_p = log_likelihood(z)
+        else:
+            log_p = checkpoint(log_likelihood, z, use_reentrant=False, preserve_rng_state=keeps)
+        yield share.whole(z, dim=1), share.whole(log_p, dim=1)
+
+
+def _draws_nothing(layer: nn.Module) -> bool:
+    """Of layers of vae_exp's and PyTorch's it is known; only others may need their random numbers a second time."""
+    is_known = type(layer).__module__.startswith(("vae_exp.", "torch.nn.modules."))
+    return is_known and not (isinstance(layer, nn.modules.dropout._DropoutNd | nn.RReLU) or hasattr(layer, "dropout"))
+
+
+def of_whole_batch(terms: Terms, share: Share) -> Terms:
+    """The terms of all processes' shares of a batch, so that an objective is the same function of them everywhere."""
+    if len(share.sizes) == 1 or terms.q is None or terms.z is None:
+        return terms
+    of_q = vars(terms.q)
+    parts = [terms.reconstruction[:, None], terms.kl, terms.z, *of_q.values()]
+    reconstruction, kl, z, *q = share.whole(torch.cat(parts, 1)).split([part.shape[1] for part in parts], 1)
+    return Terms(reconstruction[:, 0], kl, type(terms.q)(**dict(zip(of_q, q, strict=True))), z, terms.draw_more)
+
+
+def one_draw(
+    model: VAE,
+    objective: Callable[[Terms, Progress], tuple[Tensor, Logged]],
+    x: Tensor,
+    y: Tensor,
+    eps: Tensor,
+    now: Progress,
+    noise: torch.Generator,
+    *setting: Tensor,
+) -> tuple[Tensor, Logged]:
+    """The loss at one draw z ~ q(z|x, y) for each image, from noise eps [B, Z], and what is logged of it.
+
+    Images x are [B, C, H, W] in [0, 1], labels y [B]. Objectives that ask for more draws take them from `noise`. A
+    model of many settings gets each image's, [B, 2]. Where several processes compute a run, each takes its share of
+    the images here, and the loss is of all of them.
+    """
+    share = shares.share(len(x))
+    x, y, eps, *own = (share.mine(part) for part in (x, y, eps, *setting))
+    q = model.encode(x, y, *own)
+    z = q.rsample(eps)
+    p = model.decode(z, y, *own)
+    terms = of_whole_batch(elbo_terms(x, q, p, z, partial(more_draws, model, x, y, q, share, noise)), share)
+    loss, logged = at_each_beta(objective, terms, now, setting[0][:, 0]) if setting else objective(terms, now)
+    means = {"loss": loss, "reconstruction": terms.reconstruction.mean(), "kl": terms.kl.sum(1).mean(), **logged}
+    return loss, {name: mean.detach() if isinstance(mean, Tensor) else mean for name, mean in means.items()}
+
+
+def at_each_beta(
+    objective: Callable[..., tuple[Tensor, Logged]], terms: Terms, now: Progress, beta: Tensor
+) -> tuple[Tensor, Logged]:
+    """An objective that is a mean over images, such as elbo, with each image's own beta [B]."""
+    loss, logged = objective(terms, now, beta=beta)
+    return loss, {name: value.mean() if isinstance(value, Tensor) else value for name, value in logged.items()}
