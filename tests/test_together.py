@@ -221,6 +221,7 @@ def test_a_mistake_that_only_a_run_can_see_is_told_once(launcher, started):
     ("words", "message"),
     [
         (("-m", "devices=2", "seed=0,1"), "devices=2: is of one run"),
+        (("-m", "devices=1,2"), "devices=1,2: is of one run"),
         (("devices=0",), "devices=0: it takes a whole number from 1 to 1,024"),
         (("devices=2", "device=mps"), "device=mps"),
         (("devices=2", "device=cuda:0"), "device=cuda:0"),

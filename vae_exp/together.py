@@ -8,6 +8,7 @@ import atexit
 import contextlib
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, ParamSpec, TypeVar, cast
@@ -20,7 +21,7 @@ from vae_exp.launched import started
 
 FINDING = timedelta(minutes=5)  # for all processes to come
 PATIENCE = timedelta(hours=6)  # with one that is at work: the first downloads data and draws while the others wait
-ENDING = timedelta(seconds=10)  # in which what is wrong in all processes is found by all
+ENDING = 10.0  # seconds in which what is wrong in all processes is found by all
 _rank, _size = 0, 1  # of this process, and of all of them; 1 outside `joined`
 _store: dist.Store | None = None  # where they leave word for each other beside their common work
 _times_joined = 0
@@ -48,8 +49,7 @@ def joined() -> Iterator[None]:
     """Inside, the processes that were started for this run work together.
 
     Raises Lost where another does not come or is gone, and UserError where what a launcher says is not enough to find
-    the others. A process group that is there already is used. An error is told by the first process, in which the
-    others find it too: they wait for its end, and raise Lost.
+    the others. A process group that is there already is used.
     """
     global _rank, _size, _times_joined
     if started() == 1 or _size > 1:
@@ -64,13 +64,9 @@ def joined() -> Iterator[None]:
         package.setLevel(logging.ERROR)
     try:
         yield
-    except Lost:
-        raise
-    except BaseException as error:
+    except BaseException:
         if _rank == 0:
             _leave_word()
-        elif _first_ends_too():
-            raise Lost("the first process of this run has ended") from error
         raise
     finally:
         _rank, _size = 0, 1
@@ -103,18 +99,21 @@ def _leave_word() -> None:
             _store.set(f"vae_exp/ends/{_times_joined}", "")
 
 
-def _first_ends_too() -> bool:
-    """Whether the first process ends for the same reason, or is gone; returns when it has."""
+def ends_with_first(surely: bool) -> bool:
+    """Before a further process ends: whether the first one ends too, which then has told why; returns when it has.
+
+    What is wrong in all processes is wrong in the first too, within seconds. An end that was agreed comes surely.
+    """
     if _store is None:
         return False
-    try:
-        _store.wait([f"vae_exp/ends/{_times_joined}"], ENDING)
-    except dist.DistStoreError:
-        return False
-    except RuntimeError:
-        return True
-    with contextlib.suppress(Lost):
-        from_first(lambda: None)  # which it does not send: its end is noticed
+    deadline = time.monotonic() + ENDING
+    with contextlib.suppress(RuntimeError):  # the store, or the first process, is gone
+        while not surely and not _store.check([f"vae_exp/ends/{_times_joined}"]):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.1)
+        if dist.is_initialized():
+            dist.broadcast_object_list([None])  # which the first does not send: that it is gone is noticed
     return True
 
 

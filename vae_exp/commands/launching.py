@@ -24,12 +24,14 @@ START_NOTHING = (
 )  # fmt: skip
 
 
-def require_one_process(cfg: DictConfig) -> None:
-    """Raises UserError for a sweep that was started in several processes, or is to be."""
-    if started() > 1 or cfg.devices != 1:
+def require_one_process(cfg: DictConfig, typed: list[str]) -> None:
+    """Raises UserError for a sweep that was started in several processes, or whose jobs are to be."""
+    swept = [word for word in typed if word.startswith("devices=") and word != "devices=1"]
+    if started() > 1 or cfg.devices != 1 or swept:
+        asked = swept[0] if swept else f"devices={max(started(), cfg.devices)}"
         raise UserError(
-            f"devices={max(started(), cfg.devices)}: is of one run. In a sweep each job is one process on one device; "
-            "jobs side by side are spread over the GPUs (hydra/launcher=joblib)."
+            f"{asked}: is of one run. In a sweep each job is one process on one device; jobs side by side are spread "
+            "over the GPUs (hydra/launcher=joblib)."
         )
 
 
@@ -56,6 +58,7 @@ def launch(devices: int, words: list[str], run_dir: Path) -> None:
     named = any(word.startswith("hydra.run.dir=") for word in words)
     in_folder = [] if named else [f"hydra.run.dir={quoted(run_dir)}"]
     os.environ[LAUNCHED_BY] = str(os.getpid())
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings of a connection that is gone say no more
     cores.withdraw()  # this process computes nothing
     began = time.time()
     sys.stdout.flush()
@@ -66,21 +69,20 @@ def launch(devices: int, words: list[str], run_dir: Path) -> None:
     except ChildFailedError as error:
         codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
         killed = {rank: signal.Signals(-code).name for rank, code in codes.items() if code < 0}
-        if killed and not _is_told(run_dir, began):
-            rank, by = next(iter(killed.items()))
-            raise UserError(
-                f"process {rank} of {devices} was killed ({by}), and the run ends. What was saved is whole."
-                + how_to_go_on(run_dir)
-            ) from error
-        sys.exit(max(1, codes.get(0, 1)))
+        by_others = {rank: name for rank, name in killed.items() if name != "SIGTERM"}  # which torch sends to the rest
+        by_first = codes.get(0, 0) > 0 or (0 not in by_others and _is_told(run_dir, began))
+        if by_others and not by_first:
+            rank, name = next(iter(by_others.items()))
+            said = f"process {rank} of {devices} was killed ({name}), and the run ends. What was saved is whole."
+            print(f"vae-train: {said}{how_to_go_on(run_dir)}", file=sys.stderr)
+        told = [code for _, code in sorted(codes.items()) if code > 0]
+        sys.exit(told[0] if told else 1)
 
 
 def _is_told(run_dir: Path, began: float) -> bool:
-    """Whether the first process could write down, and say, how the run that began then has ended."""
-    summary = read_summary(run_dir)
-    if summary is None or summary.state == "running":
-        return False
-    return (run_dir / SUMMARY).stat().st_mtime >= began
+    """Whether the first process has written down how the run that began then has ended, and said so."""
+    summary, path = read_summary(run_dir), run_dir / SUMMARY
+    return summary is not None and summary.state != "running" and path.stat().st_mtime >= began
 
 
 def follow(arguments: list[str]) -> int:
@@ -89,12 +91,17 @@ def follow(arguments: list[str]) -> int:
     if any(word.partition("=")[0] in START_NOTHING for word in arguments):
         return 0  # the first does it alone
     warnings.simplefilter("ignore")
+    from vae_exp import together
     from vae_exp.train import train
 
     try:
         train(OmegaConf.create({}), "")
-    except Lost:
-        return 1  # whoever ended first is told of
-    except UserError as error:
-        raise UserError(f"process {os.environ['RANK']}: {error}") from error
+    except BaseException as error:
+        agreed = {KeyboardInterrupt: 130, SystemExit: getattr(error, "code", 1)}.get(type(error))
+        if isinstance(error, Lost) or together.ends_with_first(surely=agreed is not None):
+            sys.stderr.flush()
+            os._exit(agreed or 1)  # at once: what is left of the connections is in nobody's hands
+        if isinstance(error, UserError):
+            raise UserError(f"process {os.environ['RANK']}: {error}") from error
+        raise
     return 0

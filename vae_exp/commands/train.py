@@ -75,7 +75,7 @@ def _main(arguments: list[str]) -> int:
     _require_hydras_own(cfg)
     HydraConfig.instance().set_config(cfg)  # so that ${hydra:runtime.cwd} can be checked
     if len(typed) < len(arguments) or cfg.hydra.mode == RunMode.MULTIRUN:
-        launching.require_one_process(cfg)
+        launching.require_one_process(cfg, typed)
         return _sweep(typed, cfg)
     if first != typed:
         compose("config", typed)  # which is refused: a sweep without -m

@@ -134,12 +134,12 @@ def faster(
     asked, size = config["compile"], config["batch_size"]
     steps_per_epoch = math.ceil(len(train) / size)
     steps = config["epochs"] * steps_per_epoch
-    if asked == "auto" and together.size() > 1:
-        log.info("not compiled: compile=true does it where several processes compute a run")
-        return loss_of
     measures = asked == "auto" and was_compiled is None
     if measures and (train.y.device.type != "cpu" or steps < PAYS_FROM_STEPS):
         log.info(f"not compiled: that pays on a CPU from {PAYS_FROM_STEPS:,} steps on ({steps:,} here)")
+        return loss_of
+    if asked == "auto" and together.size() > 1:
+        log.info("not compiled: in several processes compile=true does it")
         return loss_of
     if asked is False or (asked == "auto" and was_compiled is False):
         return loss_of
