@@ -1,6 +1,7 @@
 """One run in several processes: the numbers of one process, whoever is killed, and one voice."""
 
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -34,12 +35,21 @@ def torchrun(processes, *arguments, folder=None):
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """The folder in which two processes have made every run of tests.several, and gone on with a run of one."""
-    folder = tmp_path_factory.mktemp("pair")
-    quick_run(*several.settings("steps"), "max_steps=25", folder=folder / "several" / "from_one")
-    others = ("again", "from_one", "to_one", "ends_early")
-    code, said = torchrun(2, "tests.several", *several.CASES, *others, folder=folder)
-    assert code == 0, said
+    """The folder in which two processes have made every run of tests.several, and gone on with a run of one.
+
+    Made once for all processes of pytest.
+    """
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    folder = root / "pair"
+    with (root / "pair.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "made").exists():
+            quick_run(*several.settings("steps"), "max_steps=25", folder=folder / "several" / "from_one")
+            others = ("again", "from_one", "to_one", "ends_early")
+            code, said = torchrun(2, "tests.several", *several.CASES, *others, folder=folder)
+            assert code == 0, said
+            (folder / "made").touch()
     return folder / "several"
 
 
