@@ -9,7 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from tests import hooks
 from tests.conftest import metrics, quick_run
-from vae_exp.run import speed
+from vae_exp.run import speed, writing
 from vae_exp.run.standing import Streams
 
 READS = ("item", "tolist", "numpy", "__float__", "__int__", "__bool__", "__index__", "__array__")
@@ -135,3 +135,12 @@ def test_the_best_epoch_that_is_the_last_is_one_file_with_two_names():
     quick_run("epochs=2", "resume=one", folder="one")
     assert Path("one/best.pt").samefile("one/last.pt")
     assert not Path("one/last.previous.pt").samefile("one/last.pt")
+
+
+def test_a_second_name_that_a_killed_process_left_is_not_written_through():
+    """Killed between naming best.pt a second time and renaming that to last.pt: the next one leaves best.pt whole."""
+    quick_run(folder="one")
+    best = Path("one/best.pt").read_bytes()
+    Path("one/last.pt.partial").hardlink_to("one/best.pt")
+    writing.write(Path("one/last.pt"), b"other weights")
+    assert Path("one/best.pt").read_bytes() == best

@@ -21,7 +21,7 @@ from vae_exp.run.folder import LAST, PREVIOUS
 from vae_exp.run.running_means import Sums
 from vae_exp.run.sound import Unsound, require_continuation, require_model
 from vae_exp.run.standing import Best, Facts
-from vae_exp.run.writing import write, write_same
+from vae_exp.run.writing import write
 
 FORMAT = 4  # of the files; .github/CONTRIBUTING.md says when it changes
 READABLE = (3, 4)  # 3: before functions and dataset.source had today's names
@@ -116,11 +116,7 @@ def save(path: Path, content: memoryview, same: Path | None = None) -> None:
     `same` is a file that has just been written with the same content. Raises UserError where the system refuses, such
     as for a full disk.
     """
-    previous = path.with_name(PREVIOUS) if path.name == LAST else None
-    if same is None:
-        write(path, content, previous)
-    else:
-        write_same(path, same, content, previous)
+    write(path, content, path.with_name(PREVIOUS) if path.name == LAST else None, same)
 
 
 def export(path: Path, checkpoint: Checkpoint) -> None:

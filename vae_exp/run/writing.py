@@ -25,19 +25,22 @@ def writing(path: Path, key: str = "hydra.run.dir", resume: str = "resume") -> I
         ) from error
 
 
-def write(path: Path, content: bytes | memoryview, previous: Path | None = None) -> None:
+def write(path: Path, content: bytes | memoryview, previous: Path | None = None, same: Path | None = None) -> None:
     """Write beside, flush to the disk, rename: a killed process leaves the old file or the new one.
 
-    With `previous` the file that was there until now is kept under that name. Raises Unwritable where the system
+    With `previous` the file that was there until now is kept under that name. Where `same` has just been written with
+    the same content, this is a second name of that file, if the system allows it. Raises Unwritable where the system
     refuses, such as for a full disk.
     """
     partial = path.with_name(path.name + ".partial")
     try:
         with writing(path):
-            with partial.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+            partial.unlink(missing_ok=True)  # of a process that was killed: it may be another name of a whole file
+            if same is None or not _linked(partial, same):
+                with partial.open("wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
             if previous is not None and path.exists():
                 path.replace(previous)
             partial.replace(path)
@@ -47,19 +50,13 @@ def write(path: Path, content: bytes | memoryview, previous: Path | None = None)
         raise
 
 
-def write_same(path: Path, other: Path, content: bytes | memoryview, previous: Path | None = None) -> None:
-    """As write, of what has just been written to `other`: a second name of that file, where the system allows it."""
-    partial = path.with_name(path.name + ".partial")
+def _linked(path: Path, other: Path) -> bool:
+    """Whether the system gives a file a second name."""
     try:
-        partial.unlink(missing_ok=True)
-        os.link(other, partial)
+        os.link(other, path)
     except OSError:
-        write(path, content, previous)
-        return
-    with writing(path):
-        if previous is not None and path.exists():
-            path.replace(previous)
-        partial.replace(path)
+        return False
+    return True
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
