@@ -88,10 +88,7 @@ def evaluate(
     computes some of the batches, and all of them get every number.
     """
     batch_size = min(batch_size, math.ceil(len(split) / together.size())) if shared else batch_size
-    if isinstance(noise, Tensor):
-        drawn = [noise]
-    else:
-        drawn = [_standard_normal(len(split), model.z_dim, noise) for _ in range(repeats)]
+    drawn = [noise] if isinstance(noise, Tensor) else [noise_of(split, model.z_dim, noise) for _ in range(repeats)]
     eps = [each.split(batch_size) for each in drawn]
     n_batches = len(eps[0])
     share = shares.share(n_batches) if shared and n_batches >= together.size() else Share((n_batches,))
@@ -111,12 +108,8 @@ def evaluate(
 
 
 def noise_of(split: Split, z_dim: int, noise: torch.Generator) -> Tensor:
-    """The noise of one draw z for each image, [N, Z] on the split's device: for what is measured after each epoch."""
-    return _standard_normal(len(split), z_dim, noise).to(split.y.device)
-
-
-def _standard_normal(n: int, z_dim: int, noise: torch.Generator) -> Tensor:
-    return torch.randn(n, z_dim, generator=noise, device=noise.device)
+    """The noise of one draw z for each image, [N, Z] on the split's device."""
+    return torch.randn(len(split), z_dim, generator=noise, device=noise.device).to(split.y.device)
 
 
 @torch.no_grad()

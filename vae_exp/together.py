@@ -122,10 +122,9 @@ def reaching() -> Iterator[None]:
     """Raises Lost where another process does not answer."""
     try:
         yield
-    except dist.DistError as error:
-        raise _lost(error) from error
-    except RuntimeError as error:  # gloo's
-        if not any(sign in str(error) for sign in ("gloo", "onnection", "imed out", "roken pipe")):
+    except RuntimeError as error:  # gloo's are of no kind of their own
+        of_gloo = any(sign in str(error) for sign in ("gloo", "onnection", "imed out", "roken pipe"))
+        if not of_gloo and not isinstance(error, dist.DistError):
             raise
         raise _lost(error) from error
 

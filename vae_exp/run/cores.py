@@ -32,15 +32,18 @@ def spin_briefly() -> None:
 
 def allowed() -> int:
     """Cores that this process may use: by its affinity, and by the quota of its container or service."""
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    limit = quota()
+    affinity, limit = len(_affinity()), quota()
     return affinity if limit is None else max(1, min(affinity, int(limit)))
 
 
 def place() -> tuple[str, list[int]]:
     """The machine and the cores of this process, which may be those of others too."""
-    affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    return platform.node(), sorted(affinity)
+    return platform.node(), _affinity()
+
+
+def _affinity() -> list[int]:
+    """The cores that the system gives this process, by their numbers."""
+    return sorted(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
 
 
 def quota(cgroups: Path = CGROUPS, membership: Path = Path("/proc/self/cgroup")) -> float | None:
