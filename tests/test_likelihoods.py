@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import distributions as oracle
 
 from tests.conftest import compose
@@ -52,6 +53,39 @@ def test_a_bernoulli_sums_to_one_and_is_that_of_torch():
     expected = oracle.Bernoulli(logits=logits).log_prob(x).flatten(1).sum(1)
     torch.testing.assert_close(Bernoulli(logits).log_prob(x), expected)
     torch.testing.assert_close(Bernoulli(logits).mean, torch.sigmoid(logits))
+
+
+def bernoulli_in_float64(logits, x):
+    """-log p(x|z) by its definition: the softplus of the logit that is against each pixel, [B] nats."""
+    logits, x = logits.double(), x.double()
+    return (x * F.softplus(-logits, threshold=800) + (1 - x) * F.softplus(logits, threshold=800)).flatten(1).sum(1)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 9, 7), (1, 28, 28), (3, 128, 128), (3, 256, 256)])
+@pytest.mark.parametrize("trains", [False, True])
+def test_a_bernoulli_is_exact_however_sure_the_decoder_is(shape, trains):
+    noise = torch.Generator().manual_seed(0)
+    random = torch.randn(shape, generator=noise)
+    sure = [torch.full(shape, t) for t in (-300.0, -50.0, -16.0, -10.0, -2.0, 0.0, 2.0, 10.0, 16.0, 50.0, 300.0)]
+    pixels = [torch.full(shape, byte / 255) for byte in (0, 1, 17, 128, 254, 255)]
+    pixels += [torch.rand(shape, generator=noise), torch.rand(shape, generator=noise).round()]
+    for logits in torch.stack([*sure, random, 10 * random, (100 * random).clamp(-300, 300)]).split(5):
+        for x in pixels:
+            x = x.expand_as(logits)
+            exact = bernoulli_in_float64(logits, x)
+            nats = -Bernoulli(logits.clone().requires_grad_(trains)).log_prob(x).detach()
+            assert ((nats.double() - exact).abs() <= 1e-6 * exact.clamp(min=1)).all()
+            assert (nats >= 0).all(), "no probability is above 1"
+
+
+def test_the_gradient_of_a_bernoulli_is_the_mean_minus_the_pixel():
+    logits, x = 5 * torch.randn(3, 1, 9, 8), torch.rand(3, 1, 9, 8)
+    logits.requires_grad_()
+    (gradient,) = torch.autograd.grad(-Bernoulli(logits).log_prob(x).sum(), logits)
+    torch.testing.assert_close(gradient, torch.sigmoid(logits.double()).sub(x).float(), atol=1e-6, rtol=0)
+    logits, x = (each.detach().double()[:1, :, :2, :3].clone().requires_grad_() for each in (logits, x))
+    for agrees in (torch.autograd.gradcheck, torch.autograd.gradgradcheck):
+        assert agrees(lambda t, x: Bernoulli(t).log_prob(x), (logits, x))
 
 
 def test_bernoulli_stays_finite_where_a_sigmoid_would_saturate():

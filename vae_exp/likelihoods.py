@@ -23,22 +23,37 @@ LARGEST_LOGIT = 16.0  # of the continuous Bernoulli: a probability of float32's 
 SMALLEST_SIGMA = math.exp(-6)  # of the optimal sigma, which would be 0 for a perfect batch; as in Rybkin et al.
 
 
-def _cross_entropy(logits: Tensor, x: Tensor) -> Tensor:
-    """sum_d log(1 + exp(t_d)) - t_d x_d of logits t and pixels x [B, D], [B] nats, where no gradient is asked for.
+class _CrossEntropy(torch.autograd.Function):
+    """sum_d log(1 + exp(t_d)) - t_d x_d of logits t and pixels x in [0, 1], both [B, D]; [B] nats.
 
-    log(1 + exp(t)) is max(t, 0) + log(1 + exp(-|t|)), and a sum of such logarithms the logarithm of a product: of 64
-    factors from 1 to 2 it is in the range of a 32-bit float. PyTorch's own takes log1p of each pixel, most of the time
-    of an evaluation of many draws.
+    It is a sum of |t| (x or 1 - x, the one that t is against) and log(1 + exp(-|t|)), neither of which is negative, so
+    nothing cancels however sure the decoder is: PyTorch's own loses the digits of black pixels that it is sure of. A
+    sum of logarithms is the logarithm of a product, and (1 + a)(1 + b) - 1 = a + b + ab keeps the digits of a small a
+    and b: up to 64 pixels share one logarithm, which takes most of the time otherwise.
     """
-    logits = logits.float() if logits.dtype == torch.float16 else logits  # whose range the product would leave
-    factors = logits.abs().neg_().exp_().add_(1)
-    for _ in range(6):
-        half, odd = divmod(factors.shape[1], 2)
-        if odd:
-            break
-        factors = factors[:, :half] * factors[:, half:]
-    linear = torch.bmm(x[:, None].to(logits.dtype), logits[:, :, None]).flatten()
-    return logits.clamp(min=0).sum(1) + factors.log_().sum(1) - linear
+
+    @staticmethod
+    def forward(t: Tensor, x: Tensor) -> Tensor:
+        odds = t.abs().neg_().exp_()
+        for _ in range(6):  # 2^64 is in the range of a 32-bit float
+            half, odd = divmod(odds.shape[1], 2)
+            if odd:
+                break
+            a, b = odds[:, :half], odds[:, half:]
+            odds = torch.addcmul(a + b, a, b)
+        against = (t > 0).to(t.dtype).sub_(x).mul_(t)
+        return against.sum(1) + odds.log1p_().sum(1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
+        t, x = ctx.saved_tensors
+        for_t, for_x = ctx.needs_input_grad
+        grad = grad[:, None]
+        return (torch.sigmoid(t) - x) * grad if for_t else None, -t * grad if for_x else None
 
 
 @dataclass
@@ -55,10 +70,9 @@ class Bernoulli:
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log p(x|z) summed over pixels, [B] nats. On grey pixels: minus the binary cross-entropy."""
-        if not self.logits.requires_grad:
-            return -_cross_entropy(self.logits.flatten(1), x.flatten(1))
-        cross_entropy = F.binary_cross_entropy_with_logits(self.logits, x, reduction="none")
-        return -cross_entropy.flatten(1).sum(1)
+        # Not in float16, whose range the product would leave.
+        logits = self.logits.float() if self.logits.dtype == torch.float16 else self.logits
+        return -_CrossEntropy.apply(logits.flatten(1), x.flatten(1).to(logits.dtype))
 
 
 @dataclass
