@@ -22,7 +22,7 @@ def sampled_digest(path: Path) -> str:
     It reads at most 256 KiB of any file, so that 60,000 images or 10 GB of arrays cost seconds. Raises OSError where
     the file cannot be read, and for what is no regular file: a named pipe would keep its reader waiting for ever.
     """
-    with path.open("rb", buffering=0, opener=_open_at_once) as file:
+    with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb", buffering=0) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise OSError(f"{path}: not a file")
@@ -36,8 +36,3 @@ def sampled_digest(path: Path) -> str:
                 file.seek(i * (size - BLOCK) // (blocks - 1))
                 digest.update(file.read(BLOCK))
     return digest.hexdigest()[:16]
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    """Open without waiting for a pipe's writer."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

@@ -49,7 +49,7 @@ class _CrossEntropy(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         t, x = ctx.saved_tensors
         for_t, for_x = ctx.needs_input_grad
         grad = grad[:, None]
