@@ -11,6 +11,7 @@ from sklearn.datasets import load_digits
 from vae_exp import scores
 from vae_exp.errors import UserError
 from vae_exp.scores.frechet import Moments, frechet_of
+from vae_exp.scores.neighbours import squared_distances
 
 NEIGHBOURS = [scores.precision, scores.recall, scores.density, scores.coverage]
 
@@ -87,6 +88,37 @@ def test_neighbour_scores_are_those_of_their_definitions():
     for score, value in expected.items():
         assert 0 < value != 1
         assert score(real, fake) == pytest.approx(value.item())
+
+
+def test_distances_that_are_small_beside_the_rows_lengths_are_kept():
+    """Two tight clusters far apart, against differences taken before they are squared: nothing cancels there."""
+    far = 10_000 * (torch.arange(200) % 2)[:, None]
+    real, fake = drawn(200, 2).double() + far, drawn(200, 2, seed=1).double() + far
+
+    def distances(x, y):
+        return (x[:, None] - y).square().sum(2).sqrt()
+
+    distance = distances(fake, real)
+    balls = distances(real, real).sort(1).values
+    inside = distance <= balls[:, 5]
+    assert scores.density(real, fake) == pytest.approx(inside.sum().item() / (5 * 200))
+    assert scores.coverage(real, fake) == inside.any(0).double().mean().item() < 1
+    assert scores.precision(real, fake) == (distance <= balls[:, 3]).any(1).double().mean().item() < 1
+    own = distances(fake, fake).sort(1).values[:, 3]
+    assert scores.recall(real, fake) == (distance <= own[:, None]).any(0).double().mean().item() < 1
+    torch.testing.assert_close(scores.nearest(fake, real, k=3)[0], distance.sort(1).values[:, :3], atol=1e-4, rtol=0)
+    uncentred = squared_distances(fake.float() + 3, real.float() + 3)  # as of training images, batch by batch
+    expected = distances(fake.float().double(), real.float().double()).square()
+    torch.testing.assert_close(uncentred, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_kid_of_features_that_lie_far_from_0_is_that_of_its_formula():
+    """The three sums nearly cancel: they are near a million each, and what is left of them is a tenth."""
+    x, y = drawn(40, 4, mean=10, scale=0.01), drawn(40, 4, seed=1, mean=10, scale=0.01)
+    others = 1 - np.eye(40)
+    k = [((a.numpy().astype(float) @ b.numpy().astype(float).T) / 4 + 1) ** 3 for a, b in ((x, x), (y, y), (x, y))]
+    expected = ((k[0] + k[1]) * others).sum() / (40 * 39) - 2 * k[2].mean()
+    assert scores.kid(x, y, subsets=1) == pytest.approx(expected, abs=1e-7)
 
 
 def test_noise_is_worse_than_blurred_digits_and_these_are_worse_than_other_digits():

@@ -12,7 +12,7 @@ from vae_exp.run import evaluated
 if TYPE_CHECKING:
     from vae_exp.trained import TrainedVAE
 
-SHOWN = ("mig", "dci_disentanglement", "infom")  # beside the other numbers of several checkpoints
+SHOWN = ("mig", "dci_disentanglement", "infom", "infom_published")  # beside the other numbers of several checkpoints
 MEANINGS = {
     "frechet": "0 is best; the fewer images, the higher",
     "kid": "0 is best",

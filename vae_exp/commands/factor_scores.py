@@ -69,7 +69,7 @@ def scored(
     assert split.factors is not None, "chosen has seen to it"
     factors, repeats = split.factors.varying(), options["score_repeats"]
     found = metrics.disentanglement(measured.q, factors, names, rows, repeats, options["seed"])
-    cautions = {key: SCORES[name].caution for name in names for key in SCORES[name].keys}
+    cautions = {key: SCORES[name].caution_of(key) for name in names for key in SCORES[name].keys}
     result: dict[str, Any] = {"rows": rows, "repeats": repeats, "seed": options["seed"], "factors": factors.names}
     for name, score in found.items():
         if math.isnan(score.mean):

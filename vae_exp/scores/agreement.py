@@ -19,9 +19,13 @@ def udr(codes: Sequence[Any], kl: Sequence[Any] | None = None, by: str = "spearm
 
     Two models agree as far as each informative latent of one is similar to one of the other alone: the mean over both
     models' latents of (largest similarity)^2 / (sum of similarities). Similarity is the size of Spearman's correlation,
-    or with by=lasso that of a Lasso's weights (alpha 0.1). Give each model's mean KL of its latents, [Z] in nats, and
-    those below 0.01 are left out; a latent that never changes always is. No factors are needed. Duan et al. (2020),
-    https://arxiv.org/abs/1905.12614. It ranks models with each other: codes that all are wrong in the same way agree.
+    or with by=lasso that of the weights of a Lasso (alpha 0.1) that predicts the latents of the model at hand from those
+    of the other. The two directions differ; this is the one of the authors' code, udr.py of
+    https://github.com/google-research/disentanglement_lib, which takes the median over the models that predict (and,
+    of models with different numbers of latents, the mean of both models' means). Give each model's mean KL of its
+    latents, [Z] in nats, and those below 0.01 are left out; a latent that never changes always is. No factors are
+    needed. Duan et al. (2020), https://arxiv.org/abs/1905.12614. It ranks models with each other: codes that all are
+    wrong in the same way agree.
 
     Raises UserError for fewer than two models, codes of different images, KL of other models, and another `by`.
     """
@@ -40,10 +44,10 @@ def udr(codes: Sequence[Any], kl: Sequence[Any] | None = None, by: str = "spearm
     kept = [_informative(z, None if kl is None else kl[model], model) for model, z in enumerate(tables)]
     similarity = _lasso if by == "lasso" else _spearman
     agreed = np.full((len(kept), len(kept)), np.nan)
-    for i, first in enumerate(kept):
-        for j, second in enumerate(kept):
+    for i, z in enumerate(kept):
+        for j, other in enumerate(kept):
             if i != j:
-                agreed[i, j] = _agreement(similarity(first, second)) if first.size and second.size else 0
+                agreed[i, j] = _agreement(similarity(other, z)) if other.size and z.size else 0
     return np.nanmedian(agreed, axis=1)
 
 

@@ -9,8 +9,8 @@ from vae_exp.errors import UserError
 
 
 def rows(name: str, features: Any) -> Tensor:
-    """Features [N, D] as float32. Raises UserError for another shape, no rows, or numbers that are not finite."""
-    found = torch.as_tensor(features).float()
+    """Features [N, D] as float64. Raises UserError for another shape, no rows, or numbers that are not finite."""
+    found = float64(torch.as_tensor(features))
     if found.ndim != 2 or not len(found):
         raise UserError(f"{name}: features are [N, D], a row per image; these are {list(found.shape)}.")
     if not found.isfinite().all():
@@ -24,3 +24,11 @@ def pair(real: Any, fake: Any) -> tuple[Tensor, Tensor]:
     if real.shape[1] != fake.shape[1]:
         raise UserError(f"real has {real.shape[1]:,} features and fake {fake.shape[1]:,}; both need the same.")
     return real, fake.to(real.device)
+
+
+def float64(features: Tensor) -> Tensor:
+    """As float64, on the CPU where their device has none.
+
+    What the scores sum nearly cancels: float32 takes distances below a thousandth of the rows' lengths for rounding.
+    """
+    return (features.cpu() if features.device.type == "mps" else features).double()

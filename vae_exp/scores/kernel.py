@@ -42,11 +42,9 @@ def _unbiased(x: Tensor, y: Tensor) -> Tensor:
     n = len(x)
 
     def total(a: Tensor, b: Tensor, but_itself: bool) -> Tensor:
-        """Of the kernels of all pairs, summed in float64: the three nearly cancel."""
+        """Of the kernels of all pairs: the three nearly cancel."""
         kernel = (a @ b.T).div_(a.shape[1]).add_(1).pow_(3)  # in place: new memory takes longer than the arithmetic
-        dtype = torch.float32 if kernel.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
-        every = kernel.sum(dtype=dtype) - (kernel.diagonal().sum(dtype=dtype) if but_itself else 0)
-        return every.cpu().double()
+        return (kernel.sum() - (kernel.diagonal().sum() if but_itself else 0)).cpu()
 
     inside = total(x, x, True) + total(y, y, True)
     return inside / (n * (n - 1)) - 2 * total(x, y, False) / n**2

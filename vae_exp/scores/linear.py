@@ -1,5 +1,6 @@
 """Scores from linear classifiers that predict a factor: SAP from one latent each, explicitness from all of them."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -34,12 +35,15 @@ def explicitness(codes: Any, factors: Any, seed: int = 0) -> float:
     """How well a logistic regression of all latents tells each value of a factor from the others: the mean AUC.
 
     Of codes [N, Z] and factors [N, F]; 1 is best and chance is 0.5. Ridgeway & Mozer (2018),
-    https://arxiv.org/abs/1802.05312; on held-out rows. seed chooses them. Raises UserError as sap.
+    https://arxiv.org/abs/1802.05312; on held-out rows, which seed chooses. The regression has a penalty, so it sees
+    codes with mean 0 and standard deviation 1, as that of Locatello et al. (2019) does: neither their scale nor an
+    offset matters. Raises UserError as sap.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
 
-    fit, test = fit_and_test_each_value(Known.of(codes, factors), seed)
+    known = Known.of(codes, factors)
+    fit, test = fit_and_test_each_value(replace(known, codes=known.standardised()), seed)
     means = []
     for labels, held_out in zip(fit.factors.T, test.factors.T, strict=True):
         with fitting():

@@ -1,6 +1,6 @@
 """Scores from nearest neighbours: improved precision and recall, density and coverage, and the neighbours themselves.
 
-Distances are Euclidean, computed block by block: memory grows with N + M, not with their product.
+Distances are Euclidean, in float64 and block by block: memory grows with N + M, not with their product.
 """
 
 from collections.abc import Collection
@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from vae_exp.errors import UserError
-from vae_exp.scores.arrays import pair
+from vae_exp.scores.arrays import float64, pair
 
 K_MANIFOLD = 3  # of precision and recall, as in Kynkäänniemi et al. (2019)
 K_DENSITY = 5  # of density and coverage, as in Naeem et al. (2020)
 BLOCK = 1000  # rows compared at a time
-ROUNDING = 4e-6  # of the squared lengths: what float32 leaves of the distance of two equal rows
 
 
 def precision(real: Any, fake: Any, k: int = K_MANIFOLD) -> float:
@@ -56,14 +55,12 @@ def neighbour_scores(
     real: Any, fake: Any, names: Collection[str], k_manifold: int = K_MANIFOLD, k_density: int = K_DENSITY
 ) -> dict[str, float]:
     """Those of precision, recall, density and coverage that are named, from one pass over all pairs of rows."""
-    real, fake = pair(real, fake)
+    real, fake = _centred(real, fake)
     by_density = {"density", "coverage"} & set(names)
     largest = max(k_manifold, k_density) if by_density else k_manifold
     for side, features in (("real", real), ("fake", fake)):
         if len(features) <= largest:
             raise UserError(f"{side}: {len(features)} rows; {largest + 1} or more are needed for {largest} neighbours.")
-    centre = real.mean(0)  # shorter rows: less is lost to rounding
-    real, fake = real - centre, fake - centre
     real_radii = _squared_radii(real, largest)
     ball, ball_of_density = real_radii[:, k_manifold - 1], real_radii[:, (k_density if by_density else k_manifold) - 1]
     fake_ball = _squared_radii(fake, k_manifold)[:, -1] if "recall" in names else None
@@ -90,7 +87,7 @@ def nearest(fake: Any, real: Any, k: int = 1) -> tuple[Tensor, Tensor]:
 
     Raises UserError for arrays of other shapes, with numbers that are not finite, or of fewer than k real rows.
     """
-    real, fake = pair(real, fake)
+    real, fake = _centred(real, fake)
     if len(real) < k:
         raise UserError(f"real: {len(real)} rows have no {k} nearest.")
     parts = [squared_distances(part, real).topk(k, dim=1, largest=False) for part in fake.split(BLOCK)]
@@ -98,10 +95,24 @@ def nearest(fake: Any, real: Any, k: int = 1) -> tuple[Tensor, Tensor]:
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    """[N, M] of rows [N, D] and [M, D]; what is no more than rounding is 0, so that equal rows are equal."""
-    lengths = x.square().sum(1)[:, None] + y.square().sum(1)
+    """[N, M] of rows [N, D] and [M, D], float64; what is no more than rounding is 0, so that equal rows are equal.
+
+    That are distances below a few hundred-millionths of the rows' lengths (2e-7 of 2048 features): rows that lie far
+    from 0 and near each other should be centred first.
+    """
+    x, y = float64(x), float64(y)
+    lengths = torch.linalg.vector_norm(x, dim=1).square()[:, None] + torch.linalg.vector_norm(y, dim=1).square()
     distance = torch.addmm(lengths, x, y.T, alpha=-2)
-    return torch.where(distance <= ROUNDING * lengths, 0, distance)
+    # Four times the most that was seen between equal rows of 8 to 200,000 features.
+    rounding = lengths.mul_((8 + x.shape[1] / 8) * torch.finfo(torch.float64).eps)
+    return distance.masked_fill_(distance <= rounding, 0)
+
+
+def _centred(real: Any, fake: Any) -> tuple[Tensor, Tensor]:
+    """Both less the mean of real: shorter rows, of which less is lost to rounding. Raises UserError as pair."""
+    real, fake = pair(real, fake)
+    centre = real.mean(0)
+    return real - centre, fake - centre
 
 
 def _squared_radii(x: Tensor, k: int) -> Tensor:

@@ -1,7 +1,7 @@
 """A score with its spread: measured several times, on random parts of the rows."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,9 +28,13 @@ class Spread:
 class Score:
     keys: tuple[str, ...]  # the numbers that it has
     measure: Callable[[np.ndarray, np.ndarray, int], tuple[float, ...]]  # of codes, factors and a seed
-    caution: str = ""  # what a reader of the number should know
+    caution: str = ""  # what a reader of its numbers should know
     fewest: int = 1  # factors that it needs
     check: Callable[[Known, int], object] = lambda known, seed: None  # of its own; raises Unsuited
+    cautions: Mapping[str, str] = field(default_factory=dict)  # of a single number, where they differ
+
+    def caution_of(self, key: str) -> str:
+        return self.cautions.get(key, self.caution)
 
 
 def _of_dci(codes: np.ndarray, factors: np.ndarray, seed: int) -> tuple[float, ...]:
@@ -40,7 +44,8 @@ def _of_dci(codes: np.ndarray, factors: np.ndarray, seed: int) -> tuple[float, .
 
 def _of_infomec(codes: np.ndarray, factors: np.ndarray, seed: int) -> tuple[float, ...]:
     found = infomec(codes, factors, seed=seed)
-    return found.modularity, found.compactness, found.explicitness
+    of_authors = found.modularity_published, found.compactness_published
+    return found.modularity, of_authors[0], found.compactness, of_authors[1], found.explicitness
 
 
 SCORES = {
@@ -48,7 +53,7 @@ SCORES = {
     "dci": Score(
         ("dci_disentanglement", "dci_completeness", "dci_informativeness"), _of_dci, "", 2, Known.fit_and_test
     ),
-    "infomec": Score(("infom", "infoc", "infoe"), _of_infomec, "", 2),
+    "infomec": Score(("infom", "infom_published", "infoc", "infoc_published", "infoe"), _of_infomec, "", 2),
     "factor_vae": Score(
         ("factor_vae",),
         lambda z, v, seed: (factor_vae(z, v, seed=seed),),
