@@ -149,21 +149,84 @@ def test_white_images_have_the_reconstruction_of_float64_in_every_number():
     assert all(row["val/reconstruction"] >= 0 for row in logged(folder) if "val/reconstruction" in row)
 
 
-def test_mutual_information_is_none_where_posteriors_are_alike_and_log_n_where_they_are_apart():
-    alike = DiagonalGaussian(torch.ones(50, 2), torch.zeros(50, 2))
-    apart = DiagonalGaussian(100 * torch.arange(50.0)[:, None].repeat(1, 2), torch.zeros(50, 2))
-    assert metrics.mutual_information(alike, torch.Generator()).mean().item() == pytest.approx(0, abs=1e-9)
-    assert metrics.mutual_information(apart, torch.Generator()).mean().item() == pytest.approx(math.log(50))
-    for seed in range(20):
-        noise = torch.Generator().manual_seed(seed)
-        q = DiagonalGaussian(3 * torch.randn(30, 4, generator=noise), torch.randn(30, 4, generator=noise))
-        gained = metrics.mutual_information(q, noise)
-        assert gained.max().item() <= math.log(30) + 1e-9
-        # By the plain formula, one pair at a time.
-        z = q.rsample(torch.Generator().manual_seed(seed))
-    pairs = torch.stack([q.log_prob(code).sum(1) for code in z.double()])
-    expected = pairs.diagonal() - pairs.logsumexp(1) + math.log(30)
-    torch.testing.assert_close(metrics.mutual_information(q, torch.Generator().manual_seed(seed)), expected.double())
+def divided(q, seed=0):
+    """The information of posteriors, as vae-evaluate takes it, by a seed."""
+    kl = q.kl_to_prior().double()
+    part, noise = (torch.Generator().manual_seed(100 * seed + i) for i in (0, 1))
+    found = metrics.information(metrics.Evaluation(q, torch.zeros(1, len(kl)), kl), part, noise)
+    assert found.mutual + found.aggregate == pytest.approx(found.kl, abs=1e-12)
+    return found
+
+
+def plain_information(q, seed):
+    """E log q(z|x) / q(z) by its definition, one pair at a time, with the noise that `divided` has for it."""
+    z = q.rsample(torch.Generator().manual_seed(100 * seed + 1)).double()
+    pairs = torch.stack([q.log_prob(code).sum(1) for code in z])
+    return pairs.diagonal() - pairs.logsumexp(1) + math.log(len(z))
+
+
+def test_information_is_none_where_posteriors_are_alike_all_where_they_are_the_prior_and_log_n_where_they_are_apart():
+    alike = divided(DiagonalGaussian(torch.ones(50, 2), torch.zeros(50, 2)))
+    assert (alike.mutual, alike.aggregate) == (pytest.approx(0, abs=1e-9), pytest.approx(1))
+    apart = divided(DiagonalGaussian(100 * torch.arange(50.0)[:, None].repeat(1, 2), torch.zeros(50, 2)))
+    assert apart.mutual == pytest.approx(math.log(50))
+    assert (apart.images, apart.kl) == (50, pytest.approx(100**2 * (49 * 50 * 99 / 6) / 50))
+
+
+@pytest.mark.parametrize("scale", [0.02, 0.3, 3.0])
+def test_information_is_that_of_the_definition_with_less_noise_and_never_below_nothing(scale):
+    """0.02 is a collapsed model, whose KL(q(z) || p(z)) was printed as -0.006: the noise of the plain estimate."""
+    draws = torch.Generator().manual_seed(1)
+    mean, log_var = (factor * torch.randn(100, 4, generator=draws) for factor in (scale, 0.3 * scale))
+    q = DiagonalGaussian(mean, log_var)
+    found = [divided(q, seed) for seed in range(60)]
+    plain = torch.stack([plain_information(q, seed).mean() for seed in range(100)])
+    error = plain.std().item() * math.sqrt(1 / 60 + 1 / 100)
+    assert np.mean([each.mutual for each in found]) == pytest.approx(plain.mean().item(), abs=4 * error)
+    assert all(0 <= each.mutual <= math.log(100) and each.aggregate >= 0 for each in found)
+    assert np.std([each.mutual for each in found]) < (0.5 if scale < 1 else 2) * plain.std().item()
+    assert np.std([each.aggregate for each in found]) < 1.5 * np.mean([each.aggregate_error for each in found])
+    if scale < 0.1:
+        assert plain.min() < 0, "else this tests nothing"
+        assert plain.max() > found[0].kl
+
+
+def test_information_of_a_part_is_that_of_a_random_one_and_its_rows_add_up(vae_command, monkeypatch):
+    """Of 600 images 200 near the prior come first in a split that is sorted by class; the part is of 300."""
+    monkeypatch.setattr(metrics, "MIXTURE", 300)
+    draws = torch.Generator().manual_seed(0)
+    mean = torch.cat([0.1 * torch.randn(200, 2, generator=draws), 4 * torch.randn(400, 2, generator=draws)])
+    shuffled = mean[torch.randperm(600, generator=draws)]
+    found = [divided(DiagonalGaussian(means, torch.full_like(means, -4.0))) for means in (mean, shuffled)]
+    assert found[0].images == found[1].images == 300
+    assert found[0].kl == pytest.approx(found[1].kl, abs=5 * 15 / math.sqrt(300))
+    assert found[0].mutual == pytest.approx(found[1].mutual, abs=4 * 2**0.5 * found[0].mutual_error)
+    first = DiagonalGaussian(mean[:300], torch.full_like(mean[:300], -4.0))
+    assert abs(divided(first).mutual - found[1].mutual) > 6 * found[0].mutual_error, "those of the first images"
+
+    monkeypatch.setattr(metrics, "MIXTURE", 100)
+    _, folder = quick_run("epochs=10", "network.hidden_dims=[32]")
+    code, said = vae_command("vae-evaluate", f"checkpoint={folder}", "repeats=1", "wandb.mode=disabled")
+    assert code == 0, said
+    shown = {name: float(re.search(rf"\n{re.escape(name)} +(-?[\d.]+)", said)[1]) for name in PARTS}
+    of_part, mutual, aggregate = shown.values()
+    assert mutual + aggregate == pytest.approx(of_part, abs=0.0011)
+    result = json.loads((folder / "best.test.json").read_text())
+    assert result["mutual_information"] + result["kl_aggregate"] == pytest.approx(result["mutual_information_kl"])
+    assert result["mutual_information_kl"] != result["kl"]
+    assert (result["mutual_information_images"], result["images"]) == (100, 300)
+    assert result["mutual_information_at_most"] == pytest.approx(math.log(100))
+
+
+PARTS = ("kl of 100 random images", "mutual information I(x; z)", "KL(q(z) || p(z))")
+
+
+def test_a_kl_that_rounding_leaves_below_nothing_is_nothing():
+    q = DiagonalGaussian(torch.zeros(50, 2), torch.full((50, 2), 3e-7))
+    measured = metrics.Evaluation(q, torch.zeros(1, 50), torch.full((50, 2), -3e-8).double())
+    assert measured.per_image["kl"].tolist() == [0.0] * 50
+    assert measured.kl_per_dim == [0.0, 0.0]
+    assert math.copysign(1, measured.kl_per_dim[0]) == 1
 
 
 def test_standard_errors_are_those_of_repeated_measurement(linear_gaussian):
@@ -183,6 +246,7 @@ def test_evaluate_prints_writes_and_tells_wandb(vae_command):
     assert result["nll"] < result["neg_elbo"]
     assert result["neg_elbo"] == pytest.approx(result["reconstruction"] + result["kl"])
     assert result["kl"] == pytest.approx(result["mutual_information"] + result["kl_aggregate"])
+    assert result["kl"] == result["mutual_information_kl"], "of so few images the part is all of them"
     assert result["label_accuracy"] > 0.9
     assert result["label_accuracy_real"] > 0.9
     assert result["label_accuracy_shuffled"] == pytest.approx(0.1, abs=0.03)

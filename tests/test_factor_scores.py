@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -15,11 +16,13 @@ import torch
 import vae_exp
 from tests.conftest import QUICK, compose, metrics, quick_run, recorded
 from tests.test_report import CHROMIUM, FLAGS, needs_browser
+from vae_exp import metrics as metrics_of
 from vae_exp import scores
 from vae_exp.commands import evaluation_table, factor_scores
 from vae_exp.comparing.runs import SCORES, read_run
 from vae_exp.config.rules import FACTOR_SCORES
 from vae_exp.datasets import Data, Factors, Split
+from vae_exp.distributions import DiagonalGaussian, Point
 from vae_exp.errors import UserError
 from vae_exp.figures import factors as figures
 from vae_exp.run import checkpoint, evaluated, suiting
@@ -36,6 +39,14 @@ def codes_and_factors(folder, split="test"):
     model = vae_exp.load(folder)
     split = model.read_data().split(split)
     return model.encode(split.x).mean.numpy(), split.factors.varying()
+
+
+def kl_of_latents(folder, split="test"):
+    """The mean KL of each latent, [Z] nats, in float64."""
+    model = vae_exp.load(folder)
+    q = model.encode(model.read_data().split(split).x)
+    mean, log_var = q.mean.double(), q.log_var.double()
+    return (0.5 * (mean.square() + log_var.expm1() - log_var)).mean(0).numpy()
 
 
 def test_the_words_of_the_rules_are_the_scores_that_there_are():
@@ -76,8 +87,9 @@ def test_evaluate_measures_prints_writes_draws_and_keeps_them(vae_command, monke
         assert f"\n{name} " in said
     assert "a factor of more than 20 values cannot reach 1" in said
     assert len(seen) == 2, "the matrix, and the traversals in its order"
+    told = np.minimum(above_chance(codes, factors.table), kl_of_latents("run")[:, None])  # a latent tells no more
     for information in seen:
-        np.testing.assert_allclose(information, above_chance(codes, factors.table), atol=1e-6)
+        np.testing.assert_allclose(information, told, atol=1e-6)
     drawn = [Path("run/generated/factors.png"), Path("run/generated/factors_traversals.png")]
     assert all(path.stat().st_size > 1000 for path in drawn)
     assert vae_command("vae-evaluate", "checkpoint=run", "scores=[]")[0] == 0
@@ -241,6 +253,109 @@ def test_the_last_lines_of_a_run_have_its_scores(vae_train):
     infom = f"infom {number}  infom_published {number}  "
     assert re.search(f"\nscores    mig {number}  {infom}{of_infoc}infoe {number}\n", said)
     assert "\nscores " not in vae_train(*QUICK, "wandb.mode=disabled")[1]
+
+
+def test_scores_of_a_collapsed_model_carry_a_warning(vae_command, vae_train, monkeypatch):
+    """Its means still tell how large a square is, by differences that the noise of q(z|x) covers."""
+    drawn, matrix = [], figures.matrix
+    monkeypatch.setattr(figures, "matrix", lambda found, *rest: (drawn.append(found), matrix(found, *rest))[1])
+    larger = "dataset.factors={shape:[0],scale:6,orientation:4,x:4,y:4}"
+    collapse = ("model=beta", "model.beta=1000", "epochs=3", "scores=[mig]", "scores_every_epochs=1", *QUICK[2:])
+    code, said = vae_train(*SMALL, larger, *collapse, "hydra.run.dir=run", "wandb.mode=disabled")
+    assert code == 0, said
+    assert said.count("scores: the means of q(z|x), which they read, tell more than z with its noise carries") == 1
+    assert "no latent is active" in said
+    code, said = vae_command("vae-evaluate", "checkpoint=run", "wandb.mode=disabled")
+    assert code == 0, said
+    found = json.loads(Path("run/best.test.json").read_text())
+    assert f"warning: {found['scores']['warning']}\n" in said
+    kl, (codes, factors) = kl_of_latents("run"), codes_and_factors("run")
+    told = above_chance(codes, factors.table)
+    worst = (told.max(1) - kl).argmax()
+    name = factors.names[told[worst].argmax()]
+    assert told[worst].max() > 5 * kl.sum(), "else this tests nothing"
+    assert f"z{worst} {told[worst].max():.2f} about {name}, KL {kl[worst]:.2f}" in found["scores"]["warning"]
+    assert (drawn[-1].max(1) <= kl * (1 + 1e-5)).all(), "the picture shows what latents carry"
+    before = found["scores"]
+    assert vae_command("vae-evaluate", "checkpoint=run", "scores=[]", "wandb.mode=disabled")[0] == 0
+    assert json.loads(Path("run/best.test.json").read_text())["scores"] == before
+    assert "warning" not in evaluated.scores({"scores": before})
+    assert evaluated.read(Path("run/best.test.json"))["scores"] == before
+
+
+def test_scores_of_what_latents_carry_have_no_warning_and_an_autoencoder_no_bound():
+    factors = Factors(torch.cartesian_prod(torch.arange(6), torch.arange(6)).repeat(10, 1), ["x", "y"], [6, 6])
+    mean = factors.table.float() - 2.5
+
+    def warning(q):
+        measured = metrics_of.Evaluation(q, torch.zeros(1, 360), q.kl_to_prior().double())
+        return metrics_of.scores_warning(measured, metrics_of.told_by_means(measured, factors), factors.names)
+
+    assert warning(DiagonalGaussian(mean, torch.full_like(mean, -4.0))) is None
+    assert warning(Point(0.001 * mean)) is None
+    found = warning(DiagonalGaussian(torch.stack([0.001 * mean[:, 0], mean[:, 1]], 1), torch.tensor([0.0, -4.0])))
+    # Of a perfect code the estimate has log 6, less the little that it finds of shuffled factors.
+    told = float(re.search(r"z0 (\d\.\d\d) about x, KL 0.00 nats \(1 of 2 latents\)$", found)[1])
+    assert math.log(6) - 0.1 < told < math.log(6)
+
+
+def arrays_of_shapes(path="shapes.npz", **others):
+    """64 images whose labels are their shape, under another numbering; the rest of their factors as given."""
+    rng = np.random.default_rng(0)
+    shape = np.arange(64) % 4
+    table = np.stack([shape, *others.values()], 1)
+    images = rng.integers(0, 256, (64, 8, 8), dtype=np.uint8)
+    halves = {"test_images": images, "test_labels": 30 - 10 * shape, "test_factors": table}
+    np.savez(path, images=images, labels=30 - 10 * shape, factors=table, factor_names=["shape", *others], **halves)
+
+
+ARRAYS = ("dataset=arrays", "dataset.root=shapes.npz", "dataset.val_size=16", "network.hidden_dims=[16]")
+
+
+def test_the_factor_that_a_conditional_model_is_given_is_left_out(vae_command, vae_train, monkeypatch):
+    drawn, matrix, traversals = [], figures.matrix, figures.traversals
+    monkeypatch.setattr(figures, "matrix", lambda found, names: (drawn.append(names), matrix(found, names))[1])
+    monkeypatch.setattr(
+        figures, "traversals", lambda model, found, names: (drawn.append(names), traversals(model, found, names))[1]
+    )
+    given = "left out  x of the scores: the model is given it as its label (model.conditional=true)"
+    typed = (*SMALL, "dataset.label=x", "scores=[mig]", "scores_every_epochs=1", "epochs=1", "device=cpu")
+    code, said = vae_train(*typed, "model=conditional", "model.z_dim=3", "hydra.run.dir=run", "wandb.mode=disabled")
+    assert code == 0, said
+    assert given in said
+    model = vae_exp.load("run")
+    split = model.read_data().split("test")
+    codes = model.encode(split.x, split.y).mean.numpy()
+    of_y = scores.mig(codes, split.factors.table[:, split.factors.names.index("y")][:, None])
+    assert json.loads(Path("run/summary.json").read_text())["test/mig"] == pytest.approx(of_y, abs=1e-6)
+    assert "val/mig" in metrics("run")[-1]
+    for asked in ("scores=null", "scores=[mig]"):
+        asked = (asked, "score_repeats=1", "label_accuracy=false")
+        code, said = vae_command("vae-evaluate", "checkpoint=run", *asked, "wandb.mode=disabled")
+        assert code == 0, said
+        assert said.count(given) == 1
+        assert "of y\n" in said
+        found = json.loads(Path("run/best.test.json").read_text())["scores"]
+        assert (found["factors"], drawn[-2:]) == (["y"], [["y"], ["y"]])
+        assert found["mig"]["mean"] == pytest.approx(of_y, abs=1e-6)
+    code, said = vae_train(*typed, "hydra.run.dir=other", "wandb.mode=disabled")
+    assert "left out" not in said, "a model that is not conditional is given nothing"
+
+
+def test_a_factor_is_given_by_labels_of_any_name_and_without_another_there_is_nothing_to_score(vae_command, vae_train):
+    arrays_of_shapes(size=np.arange(64) // 4 % 4)
+    code, said = vae_train(*ARRAYS, "model=conditional", "scores=[mig]", "hydra.run.dir=run", *QUICK[1:])
+    assert code == 0, said
+    assert "left out  shape of the scores" in said
+    arrays_of_shapes(still=np.zeros(64, int))
+    code, said = vae_train(*ARRAYS, "model=conditional", "scores=[mig]", "hydra.run.dir=no", *QUICK[1:])
+    assert code == 1
+    assert "does not suit mig (no factor varies but shape, which the model is given as its label)" in said
+    assert vae_train(*ARRAYS, "model=conditional", "hydra.run.dir=run2", *QUICK[1:])[0] == 0
+    code, said = vae_command("vae-evaluate", "checkpoint=run2", "label_accuracy=false", "wandb.mode=disabled")
+    assert code == 0, said
+    assert "left out  scores: the test split, 64 images, does not suit mig, dci, infomec (no factor varies but" in said
+    assert "scores" not in json.loads(Path("run2/best.test.json").read_text())
 
 
 def test_names_of_factors_reach_the_terminal_escaped(capsys):

@@ -178,6 +178,32 @@ def test_latents_are_drawn_and_written(vae_command, conditional):
     assert drawn(vae_command, where, "what=latents", "dims=[2,0]").name == "latents_dims-2-0.png"
 
 
+def test_latents_as_arrays_are_of_every_image_and_a_picture_says_of_how_many(vae_command, monkeypatch):
+    rng = np.random.default_rng(0)
+    test = rng.integers(0, 256, (5300, 8, 8), dtype=np.uint8)
+    labels = rng.integers(0, 3, 5300)
+    labels[:5200] = 0  # the first 5,000 images show one of three classes
+    np.savez("many.npz", images=test[:300], labels=labels[-300:], test_images=test, test_labels=labels)
+    data = ("dataset=arrays", "dataset.root=many.npz", "dataset.val_size=20")
+    _, folder = quick_run(*data, "model=conditional", "model.z_dim=3", "network.hidden_dims=[8]")
+    as_arrays = (f"checkpoint={folder}", "what=latents", "format=npz")
+    codes = np.load(drawn(vae_command, *as_arrays))
+    assert list(codes) == ["mean", "log_var", "y"]
+    np.testing.assert_array_equal(codes["y"], labels)
+    q = vae_exp.load(folder).encode(test[:, None], labels)
+    np.testing.assert_allclose(codes["mean"], q.mean, atol=1e-6)
+    np.testing.assert_allclose(codes["log_var"], q.log_var, atol=1e-6)
+    assert sorted(path.name for path in (folder / "generated").iterdir()) == ["latents.npz"]
+    few = np.load(drawn(vae_command, *as_arrays, "n=6", "output=few"))
+    assert (few["mean"].shape, sorted(few["y"])) == ((6, 3), [0, 0, 1, 1, 2, 2])
+
+    titles, pixels = [], figures.pixels
+    monkeypatch.setattr(figures, "pixels", lambda shown: (titles.append(shown.axes[0].get_title()), pixels(shown))[1])
+    for n in ("null", "5200", "6000"):
+        drawn(vae_command, f"checkpoint={folder}", "what=latents", f"n={n}")
+    assert titles == [f"posterior means of {shown}5,300 images" for shown in ("5,000 of the ", "5,200 of the ", "")]
+
+
 UNUSED = [
     ("what=classes label=3", "label=3: what=classes does not use it; it is for what=samples, what=reconstructions"),
     ("what=weights format=npz", "format=npz: what=weights does not use it"),

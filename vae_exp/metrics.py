@@ -4,10 +4,11 @@ Noise is drawn on the CPU for the whole split at once, so no number depends on t
 """
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from vae_exp.datasets.splits import Split, batches
 from vae_exp.distributions import LOG_2PI, DiagonalGaussian, Point, log_prior
 from vae_exp.errors import UserError
 from vae_exp.run.speed import exact_products
+from vae_exp.scores.mutual_information import above_chance
 from vae_exp.scores.repeats import Spread, spread, usual_size
 from vae_exp.shares import Share
 from vae_exp.vae import VAE
@@ -24,6 +26,8 @@ from vae_exp.vae import VAE
 EVAL_BATCH_SIZE = 500  # for speed and memory alone: what is computed of 1,000 MNIST images leaves the cache
 ACTIVE = 0.01  # a unit is active where its posterior mean varies more than this over the data (Burda et al. 2016)
 MIXTURE = 10_000  # images whose posteriors make up q(z): comparing all pairs costs its square
+BEYOND = 0.1  # nats that a mean may tell more than its latent carries: of few images chance finds as much
+NAMED = 3  # latents, in a warning
 
 
 @dataclass
@@ -40,7 +44,7 @@ class Evaluation:
     @cached_property
     def per_image(self) -> dict[str, Tensor]:
         """neg_elbo, reconstruction and KL of each image, means over the draws, [N]."""
-        reconstruction, kl = self.reconstruction_draws.mean(0), self.kl_terms.sum(1)
+        reconstruction, kl = self.reconstruction_draws.mean(0), self.kl_terms.sum(1).clamp(min=0)  # rounding
         return {"neg_elbo": reconstruction + kl, "reconstruction": reconstruction, "kl": kl}
 
     @property
@@ -49,8 +53,8 @@ class Evaluation:
 
     @property
     def kl_per_dim(self) -> list[float]:
-        """[Z]."""
-        return self.kl_terms.mean(0).tolist()
+        """[Z]; float32 may leave a little less than nothing of a collapsed latent."""
+        return self.kl_terms.mean(0).clamp(min=0).tolist()
 
     @property
     def active_units(self) -> int:
@@ -177,35 +181,111 @@ def disentanglement(
     return spread(q.mean.cpu().numpy(), factors.table.cpu().numpy(), names, rows, repeats, seed)
 
 
-def of_factors(measured: Evaluation, split: Split, names: Collection[str], prefix: str) -> dict[str, float]:
+def of_factors(
+    measured: Evaluation, split: Split, names: Collection[str], prefix: str, conditional: bool = False
+) -> dict[str, float]:
     """Scores of disentanglement as a run logs them, such as val/mig: of one repeat, so without their spread.
 
     A score that is no number here, such as InfoC of one active latent, is left out.
     """
     if split.factors is None or not names:
         return {}
-    found = disentanglement(measured.q, split.factors.varying(), names, usual_size(len(split), repeats=1))
+    factors = split.unknown_factors(conditional)
+    found = disentanglement(measured.q, factors, names, usual_size(len(split), repeats=1))
     return {f"{prefix}/{name}": score.mean for name, score in found.items() if not math.isnan(score.mean)}
 
 
-@torch.no_grad()
-def mutual_information(q: DiagonalGaussian | Point, noise: torch.Generator) -> Tensor:
-    """I(x; z) under q, what each image gives to it, [N] nats; q(z) is the mixture of at most MIXTURE posteriors.
+def told_by_means(measured: Evaluation, factors: Factors, seed: int = 0) -> np.ndarray:
+    """Return what the mean of each latent tells about each factor, above chance: [Z, F], nats."""
+    return above_chance(measured.q.mean.cpu(), factors.table.cpu(), seed=seed)
 
-    E log q(z|x) / q(z) at one z for each image (Hoffman & Johnson 2016). Its own posterior is part of the mixture,
-    so no image can give more than log N: at that value the estimate says "at least log N" and no more.
-    KL(q(z) || p(z)) is what is left of the mean KL.
+
+def carried(measured: Evaluation) -> np.ndarray:
+    """Return what each latent can tell about anything at most, its KL, as I(x; z_i) is no more: [Z], nats.
+
+    The codes of a deterministic autoencoder have no noise, and nothing bounds what they tell.
     """
+    kl = np.array(measured.kl_per_dim)
+    return kl if isinstance(measured.q, DiagonalGaussian) else np.full_like(kl, np.inf)
+
+
+def scores_warning(measured: Evaluation, told: np.ndarray, names: Sequence[str]) -> str | None:
+    """Return why the scores are not of what z carries: their means of q(z|x) tell more than z with its noise does.
+
+    Of `told_by_means` [Z, F] about the factors with these names. None where latents carry what they are said to tell.
+    """
+    bound, most = carried(measured), told.max(1)
+    worst_first = np.argsort(bound - most, kind="stable")
+    beyond = [int(latent) for latent in worst_first if most[latent] > bound[latent] + BEYOND]
+    inactive = not measured.active_units and bool(np.isfinite(bound).all())
+    if not beyond and not inactive:
+        return None
+    said = "the means of q(z|x), which they read, "
+    if beyond:
+        listed = (f"z{i} {most[i]:.2f} about {names[told[i].argmax()]}, KL {bound[i]:.2f}" for i in beyond[:NAMED])
+        said += (
+            f"tell more than z with its noise carries: {'; '.join(listed)} nats ({len(beyond)} of {len(bound)} latents)"
+        )
+    else:
+        said += "hardly vary"
+    return said + (f"; no latent is active, KL {sum(bound):.3f} nats in all" if inactive else "")
+
+
+@dataclass
+class Information:
+    """Where the KL of a part of the images goes, nats per image: kl = mutual + aggregate."""
+
+    images: int  # of the part
+    kl: float
+    mutual: float  # I(x; z) under q, from 0 to log of the images
+    mutual_error: float | None  # standard errors, over images and draws
+    aggregate: float  # KL(q(z) || p(z)), 0 or more
+    aggregate_error: float | None
+
+
+@torch.no_grad()
+def information(measured: Evaluation, part: torch.Generator, noise: torch.Generator) -> Information:
+    """Divide the KL into I(x; z) and KL(q(z) || p(z)), of at most MIXTURE images by chance, the same for both.
+
+    q(z) is the mixture of the posteriors of the part, and I(x; z) = E log q(z|x) / q(z) at one z for each image
+    (Hoffman & Johnson 2016). Its own posterior is part of the mixture, so no image can give more than the log of the
+    images: at that value the estimate says "at least" and no more. Of that expectation the part that goes with
+    log q(z|x) / p(z) is known, as the mean of that is the KL: as a control variate it takes most of the noise away,
+    also where nearly all of the KL is information, or nearly none. Raises UserError for a deterministic autoencoder.
+    """
+    q = measured.q
     if isinstance(q, Point):
         raise UserError("an autoencoder (model.stochastic=false) has codes without a spread: no I(x; z) is defined.")
+    rows = torch.randperm(len(q.mean), generator=part)[:MIXTURE].sort().values
+    kl = measured.per_image["kl"][rows]
     device = "cpu" if q.mean.device.type == "mps" else q.mean.device  # Apple's has no float64
-    q = DiagonalGaussian(q.mean[:MIXTURE].to(device), q.log_var[:MIXTURE].to(device))
-    n, z_dim = q.mean.shape
+    rows = rows.to(q.mean.device)
+    q = DiagonalGaussian(q.mean[rows].to(device), q.log_var[rows].to(device))
     z = q.rsample(noise).double()
-    mean, precision = q.mean.double(), torch.exp(-q.log_var.double())
+    q = DiagonalGaussian(q.mean.double(), q.log_var.double())
+    gained = _log_ratio_to_mixture(q, z).cpu()
+    known = (q.log_prob(z) - log_prior(z)).sum(1).cpu() - kl  # of mean 0 over draws
+    centred = known - known.mean()
+    slope = (centred * gained).mean() / centred.square().mean().clamp(min=torch.finfo(torch.double).tiny)
+    gained = gained - slope * known
+    bounded = max(0.0, min(gained.mean().item(), math.log(len(kl)), kl.mean().item()))
+    return Information(
+        images=len(kl),
+        kl=kl.mean().item(),
+        mutual=bounded,
+        mutual_error=standard_error(gained),
+        aggregate=kl.mean().item() - bounded,
+        aggregate_error=standard_error(kl - gained),
+    )
+
+
+def _log_ratio_to_mixture(q: DiagonalGaussian, z: Tensor) -> Tensor:
+    """log q(z_i|x_i) / q(z_i) of codes z [N, Z] under the mixture q(z) of all N posteriors, [N] nats, in float64."""
+    n, z_dim = q.mean.shape
+    precision = torch.exp(-q.log_var)
     # log q(z_i|x_j) for all pairs as matrix products, in float64: their large terms cancel.
-    weighted = mean * precision
-    constant = (mean * weighted + q.log_var.double()).sum(1) + z_dim * LOG_2PI
+    weighted = q.mean * precision
+    constant = (q.mean * weighted + q.log_var).sum(1) + z_dim * LOG_2PI
     gained = []
     for rows in torch.arange(n, device=z.device).split(500):
         pairs = -0.5 * (z[rows].square() @ precision.T - 2 * z[rows] @ weighted.T + constant)

@@ -16,7 +16,7 @@ from vae_exp.config import build, devices
 from vae_exp.config.keys import Config, images_per_step
 from vae_exp.datasets import Split, batches
 from vae_exp.figures import during_training
-from vae_exp.metrics import evaluate, noise_of, of_factors
+from vae_exp.metrics import evaluate, noise_of, of_factors, scores_warning, told_by_means
 from vae_exp.run import console, cores, earlier, memory, restoring, resume, speed, suiting, threads, trial
 from vae_exp.run.averaging import Averaging
 from vae_exp.run.divergence import clip_gradient, gradient_norm, require_finite
@@ -175,7 +175,7 @@ def _train(config: Config, run_dir: Path, device: torch.device, judge: Judge) ->
             measured = evaluate(shown, held_out_split, eval_noise, shared=True)
             row |= measured.scalars(held_out)
             if together.is_first() and scores_every and epoch % scores_every == 0:
-                row |= of_factors(measured, held_out_split, config["scores"], held_out)
+                row |= of_factors(measured, held_out_split, config["scores"], held_out, config["model"]["conditional"])
             require_finite(measured.scalars(held_out), f"after step {stands.step}", run_dir)
             tracker.log(row | {f"{held_out}/kl_per_dim": measured.kl_per_dim}, stands.step)
             scores = measured.scalars("val") if chooses else None
@@ -224,7 +224,12 @@ def _test(training: Training, saves: Saves, splits: dict[str, Split], tracker: T
     if not together.is_first():
         return
     tracker.image(*during_training.of_test(shown, test_split, seed, best.epoch), step)
-    scores = of_factors(measured, test_split, training.config["scores"], "test")
+    conditional = training.config["model"]["conditional"]
+    scores = of_factors(measured, test_split, training.config["scores"], "test", conditional)
+    if scores:
+        factors = test_split.unknown_factors(conditional)
+        if warning := scores_warning(measured, told_by_means(measured, factors), factors.names):
+            log.warning(f"scores: {warning}")
     tracker.summarise(best.summary() | measured.scalars("test") | scores)
     if maps := mapping.maps(training, splits):
         for picture in during_training.of_maps(maps, best.epoch):

@@ -2,10 +2,11 @@
 
 import contextlib
 import shutil
+import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -78,21 +79,39 @@ def _write_files(drawing: "Drawing", folder: Path, bar: Any) -> Path:
 
 
 def _write_npz(drawing: "Drawing", target: Path, bar: Any) -> Path:
-    """Arrays x [n, C, H, W] (uint8) and y [n] (int64), the former written as it is drawn."""
+    """Arrays x [n, C, H, W] (uint8) and y [n] (int64)."""
+    return write_arrays(target, drawing.n, ({"x": _bytes(x), "y": y.cpu().numpy()} for x, y in drawing.chunks), bar)
+
+
+def write_arrays(target: Path, n: int, chunks: Iterable[dict[str, np.ndarray]], bar: Any) -> Path:
+    """Write arrays of n rows to target.npz, chunk by chunk, so that memory does not grow with n; return its path.
+
+    An archive takes one array at a time: the first is written as it comes, the others by way of files without a name.
+    """
     path = target.with_name(f"{target.name}.npz")
-    labels: list[np.ndarray] = []
-    with whole(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
-        with archive.open("x.npy", "w", force_zip64=True) as x_file:
-            for x, y in drawing.chunks:
-                pixels = _bytes(x)
-                if not labels:
-                    header = {"descr": "|u1", "fortran_order": False, "shape": (drawing.n, *pixels.shape[1:])}
-                    np.lib.format.write_array_header_1_0(x_file, header)
-                x_file.write(pixels.tobytes())
-                labels.append(y.cpu().numpy())
-                bar.update(len(x))
-        with archive.open("y.npy", "w") as y_file:
-            np.lib.format.write_array(y_file, np.concatenate(labels))
+    with whole(path) as partial, zipfile.ZipFile(partial, "w") as archive, contextlib.ExitStack() as opened:
+
+        def member(name: str) -> IO[bytes]:
+            return archive.open(f"{name}.npy", "w", force_zip64=True)
+
+        def beside() -> IO[bytes]:
+            return tempfile.TemporaryFile(dir=path.parent)
+
+        files: dict[str, IO[bytes]] = {}
+        for chunk in chunks:
+            for name, rows in chunk.items():
+                if name not in files:
+                    files[name] = opened.enter_context(beside() if files else member(name))
+                    header = {"descr": rows.dtype.str, "fortran_order": False, "shape": (n, *rows.shape[1:])}
+                    np.lib.format.write_array_header_1_0(files[name], header)
+                files[name].write(rows.tobytes())
+            bar.update(len(rows))
+        first, *others = files
+        files[first].close()
+        for name in others:
+            files[name].seek(0)
+            with member(name) as whole_array:
+                shutil.copyfileobj(files[name], whole_array)
     return path
 
 

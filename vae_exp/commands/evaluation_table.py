@@ -29,14 +29,17 @@ def show(result: dict[str, Any], model: "TrainedVAE") -> None:
     print(f"{printable(model.name)}\n{result['split']} split, {result['images']:,} images, {draws} of z for each\n")
     print(f"{'nats per image':28}{'':>12}{'± images':>12}{'± noise':>12}")
     words = {"neg_elbo": "neg_elbo", "reconstruction": "reconstruction", "kl": "kl"}
-    words |= {"nll": f"nll, K = {result.get('importance_samples')}", "mutual_information": "mutual information I(x; z)"}
+    words["nll"] = f"nll, K = {result.get('importance_samples')}"
+    if (images := result.get("mutual_information_images", result["images"])) < result["images"]:
+        words["mutual_information_kl"] = f"kl of {images:,} random images"
+    words |= {"mutual_information": "mutual information I(x; z)", "kl_aggregate": "KL(q(z) || p(z))"}
+    notes = {"kl_aggregate": f"   the rest of {'that' if images < result['images'] else 'the'} kl"}
     for name in [name for name in words if name in result]:
         errors = [result.get(f"{name}_{kind}") for kind in ("error", "noise_error")]
         cells = "".join(f"{'-' if error is None else f'{error:.3f}':>12}" for error in errors)
-        print(f"{words[name]:28}{result[name]:12.3f}{cells}")
-    if "mutual_information" in result:
-        print(f"{'   of at most log N':28}{result['mutual_information_at_most']:12.3f}")
-        print(f"{'KL(q(z) || p(z))':28}{result['kl_aggregate']:12.3f}   the rest of the KL")
+        print(f"{words[name]:28}{result[name]:12.3f}{cells}{notes.get(name, '')}")
+        if name == "mutual_information":
+            print(f"{'   of at most log N':28}{result['mutual_information_at_most']:12.3f}")
     if "bits_per_dim" in result:
         print(f"{'bits per dimension':28}{result['bits_per_dim']:12.4f}")
     print(f"{'active units':28}{result['active_units']:12d}   of {len(result['kl_per_dim'])}")
@@ -93,6 +96,8 @@ def _show_scores(scores: dict[str, Any], result: dict[str, Any]) -> None:
     settings, split = result["scores"], result["split"]
     print(f"\n{'disentanglement':28}{'':>12}{'± rows':>12}   of {printable(', '.join(settings['factors']))}")
     print(f"   {settings['repeats']} times {settings['rows']:,} of the {split} images, means of q(z|x)")
+    if warning := settings.get(evaluated.WARNING):
+        print(f"   warning: {printable(warning)}")
     for name, score in scores.items():
         spread = "-" if score["std"] is None else f"{score['std']:.4f}"
         print(f"{name:28}{score['mean']:12.4f}{spread:>12}   {score['caution']}".rstrip())

@@ -11,9 +11,8 @@ from vae_exp.datasets import Data
 from vae_exp.datasets.splits import Split
 from vae_exp.errors import UserError, printable
 from vae_exp.figures import factors as figures
-from vae_exp.run import suiting
+from vae_exp.run import evaluated, suiting
 from vae_exp.scores import SCORES
-from vae_exp.scores.mutual_information import above_chance
 from vae_exp.scores.repeats import DEFAULT, usual_size
 from vae_exp.trained import TrainedVAE
 
@@ -35,13 +34,16 @@ def chosen(model: TrainedVAE, data: Data, split: Split, options: EvaluateOptions
     if rows is not None and rows > len(split):
         raise UserError(f"score_rows={rows}: the {part} split has {len(split):,} images.")
     rows = rows or usual_size(len(split), repeats)
-    found = suiting.unsuited(split, wanted, rows, repeats, seed)
+    conditional = model.config["model"]["conditional"]
+    found = suiting.unsuited(split, wanted, rows, repeats, seed, conditional=conditional)
+    if conditional and found.keys() != set(wanted) and (given := split.given_factors()):
+        say_once(f"left out  {suiting.given_as_label(given)}.")
     if not found:
         return wanted, rows
     why = f"the {part} split, {len(split):,} images, does not suit {suiting.told(found)}"
     helps = suiting.what_helps(found, part, model.config["dataset"])
     whole = usual_size(len(split), 1)
-    if rows < whole and not suiting.unsuited(split, list(found), whole, 1, seed):
+    if rows < whole and not suiting.unsuited(split, list(found), whole, 1, seed, conditional=conditional):
         without = "score_repeats=1" + (" without score_rows" if options["score_rows"] else "")
         helps = f"{without}, which takes {whole:,} images at once; or at training, {helps}"
     else:
@@ -66,18 +68,19 @@ def scored(
 
     A score that is no number here is left out, with a note.
     """
-    assert split.factors is not None, "chosen has seen to it"
-    factors, repeats = split.factors.varying(), options["score_repeats"]
+    factors, repeats = split.unknown_factors(model.config["model"]["conditional"]), options["score_repeats"]
     found = metrics.disentanglement(measured.q, factors, names, rows, repeats, options["seed"])
     cautions = {key: SCORES[name].caution_of(key) for name in names for key in SCORES[name].keys}
+    told = metrics.told_by_means(measured, factors, options["seed"])
     result: dict[str, Any] = {"rows": rows, "repeats": repeats, "seed": options["seed"], "factors": factors.names}
+    result[evaluated.WARNING] = metrics.scores_warning(measured, told, factors.names)
     for name, score in found.items():
         if math.isnan(score.mean):
             say_once(f"left out  {name}: it is no number here, as infoc is none where one latent is active.")
             continue
         std = score.std if repeats > 1 else None
         result[name] = {"mean": score.mean, "std": std, "caution": cautions[name]}
-    information = above_chance(measured.q.mean.cpu(), factors.table.cpu(), seed=options["seed"])
+    information = np.minimum(told, metrics.carried(measured)[:, None])
     drawn = {"factors": figures.matrix(information, factors.names)}
     if model.model.stochastic:
         drawn["factors_traversals"] = figures.traversals(model.model, information, factors.names)

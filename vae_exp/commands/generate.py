@@ -5,11 +5,10 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import yaml
 
 from vae_exp.commands import shared
-from vae_exp.commands.drawn_files import in_folder, whole, write
+from vae_exp.commands.drawn_files import in_folder, whole, write, write_arrays
 from vae_exp.config.check import CONF_DIR, flatten
 from vae_exp.config.keys import GenerateOptions
 from vae_exp.config.rules import GENERATE_RULES
@@ -101,7 +100,7 @@ def generate(options: GenerateOptions) -> Path:
             written = folder / f"{_name(options).replace('weights', source.stem, 1)}.safetensors"
             model.export(written)
         elif options["what"] == "latents":
-            written = _write_latents(model, options, n, target)
+            written = _write_latents(model, options, target)
         else:
             written = write(on_request.DRAW[options["what"]](model, options, n), options, target)
     print(f"{printable(model.name)}: {options['what']} written to {printable(written)}")
@@ -158,26 +157,29 @@ def _name(options: GenerateOptions) -> str:
     return "_".join(parts)
 
 
-def _write_latents(model: "TrainedVAE", options: GenerateOptions, n: int, target: Path) -> Path:
-    """The posterior means of a split: as a scatter, or with their variances as arrays."""
+def _write_latents(model: "TrainedVAE", options: GenerateOptions, target: Path) -> Path:
+    """The posterior means of a split: as a scatter of some images, or with their variances as arrays, of all."""
     from PIL import Image
+    from tqdm import tqdm
 
     from vae_exp import metrics
+    from vae_exp.datasets.splits import batches
     from vae_exp.figures import every_class, on_request, sheets
 
     on_request.check_dims(options["dims"] or [], model)
     data = model.read_data(options["dataset"]["root"])
-    split = data.split(options["split"])
-    split = split[every_class.rows(split.y, n)].to(model.device)
-    q = metrics.posterior(model.model, split)
-    if options["format"] == "npz":
-        written = target.with_name(f"{target.name}.npz")
-        codes = {name: values.cpu().numpy() for name, values in vars(q).items()}  # an autoencoder's have no log_var
-        with whole(written) as partial, partial.open("wb") as file:
-            np.savez(file, **codes, y=split.y.cpu().numpy())
-        return written
-    written = target.with_name(f"{target.name}.png")
-    picture = Image.fromarray(sheets.latents(q.mean, split.y, data.class_names, options["dims"]))
+    everything = data.split(options["split"]).to(model.device)
+    as_arrays = options["format"] == "npz"
+    n = options["n"] or (len(everything) if as_arrays else sheets.SIZES["latents"])
+    split = everything[every_class.rows(everything.y, n)] if n < len(everything) else everything
+    if as_arrays:
+        encoded = ((model.encode(x, y), y) for x, y in batches(split, metrics.EVAL_BATCH_SIZE))
+        codes = ({**vars(q), "y": y} for q, y in encoded)  # mean, log_var; an autoencoder's have no log_var
+        arrays = ({name: values.cpu().numpy() for name, values in chunk.items()} for chunk in codes)
+        with tqdm(total=len(split), unit="image", disable=None, leave=False) as bar:
+            return write_arrays(target, len(split), arrays, bar)
+    means, written = metrics.posterior(model.model, split).mean, target.with_name(f"{target.name}.png")
+    picture = sheets.latents(means, split.y, data.class_names, options["dims"], len(split), len(everything))
     with whole(written) as partial:
-        picture.save(partial, "PNG")
+        Image.fromarray(picture).save(partial, "PNG")
     return written

@@ -52,12 +52,15 @@ def measure(model: "TrainedVAE", options: EvaluateOptions) -> "tuple[dict[str, A
         nats = result.get("nll", result["neg_elbo"])
         result["bits_per_dim"] = nats / math.log(2) / math.prod(model.x_shape)
     if vae.stochastic:
-        information = metrics.mutual_information(measured.q, noise("information")).cpu()
+        found = metrics.information(measured, noise("part"), noise("information"))
         result |= {
-            "mutual_information": information.mean().item(),
-            "mutual_information_error": metrics.standard_error(information),
-            "mutual_information_at_most": math.log(len(information)),
-            "kl_aggregate": (measured.per_image["kl"][: len(information)] - information).mean().item(),
+            "mutual_information": found.mutual,
+            "mutual_information_error": found.mutual_error,
+            "mutual_information_at_most": math.log(found.images),
+            "mutual_information_images": found.images,
+            "mutual_information_kl": found.kl,
+            "kl_aggregate": found.aggregate,
+            "kl_aggregate_error": found.aggregate_error,
         }
     result |= {"active_units": measured.active_units, "kl_per_dim": measured.kl_per_dim}
     result |= {name: value.item() for name, value in vae.scale().items()}

@@ -1,6 +1,6 @@
 """The factors that images were made from: a table that travels with the images, and parts of a grid of factors."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,9 +28,10 @@ class Factors:
     def to(self, device: torch.device) -> "Factors":
         return replace(self, table=self.table.to(device))
 
-    def varying(self) -> "Factors":
-        """Without the factors that have one value in all of the images."""
-        kept = [i for i in range(len(self.names)) if len(self) and bool((self.table[:, i] != self.table[0, i]).any())]
+    def varying(self, without: Collection[str] = ()) -> "Factors":
+        """Without the factors that have one value in all of the images, and those with these names."""
+        varies = (self.table != self.table[:1]).any(0).tolist()
+        kept = [i for i, name in enumerate(self.names) if varies[i] and name not in without]
         return Factors(self.table[:, kept], [self.names[i] for i in kept], [self.sizes[i] for i in kept])
 
     def column(self, name: str) -> Tensor:

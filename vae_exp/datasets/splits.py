@@ -82,6 +82,23 @@ class Split:
         x = self[:256].x
         return not self.dynamic and bool(((x > 0) & (x < 255)).any())
 
+    def given_factors(self) -> list[str]:
+        """Return the names of the factors that vary and that the label says: a conditional model is given them.
+
+        Each label goes with one value of such a factor; labels that are met once or twice would by chance.
+        """
+        n_labels = len(self.y.unique())
+        if self.factors is None or 2 * n_labels > len(self):
+            return []
+        varying = self.factors.varying()
+        pairs = [torch.stack([self.y, column]).unique(dim=1).shape[1] for column in varying.table.T]
+        return [name for name, n in zip(varying.names, pairs, strict=True) if n == n_labels]
+
+    def unknown_factors(self, conditional: bool) -> Factors:
+        """Return the factors that scores are of: those that vary, but not those that a conditional model is given."""
+        assert self.factors is not None, "whoever scores has seen to it"
+        return self.factors.varying(without=self.given_factors() if conditional else ())
+
     def to(self, device: torch.device) -> "Split":
         """The split for a device. Streamed images stay where they are until their batch comes."""
         images = self.images if isinstance(self.images, Streamed) else self.images.to(device)

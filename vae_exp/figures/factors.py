@@ -1,6 +1,7 @@
 """What latents tell about known factors: the matrix of mutual information, and traversals in its order.
 
-The numbers are what is above that of shuffled factors, since the estimate finds information in noise too.
+The numbers are what is above that of shuffled factors, since the estimate finds information in noise too, and at most
+the KL of the latent, since z with its noise tells no more than that.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ LEAST_RANGE = 0.1  # nats of the colours: where no latent tells anything, all ar
 
 
 def matrix(information: np.ndarray, names: Sequence[str]) -> np.ndarray:
-    """I(z_i; v_j) [Z, F] in nats, above chance: a row per latent, a column per factor, as an array [H, W, 3]."""
+    """I(z_i; v_j) [Z, F] in nats, bounded as above: a row per latent, a column per factor, as an array [H, W, 3]."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -37,7 +38,7 @@ def matrix(information: np.ndarray, names: Sequence[str]) -> np.ndarray:
                 axes.text(
                     j, i, f"{value:.2f}", ha="center", va="center", color="white" if value < largest / 2 else "black"
                 )
-        axes.set_title("I(z; factor) above that of\nshuffled factors, nats", fontsize=10)
+        axes.set_title("I(z; factor) above that of\nshuffled factors, nats;\nat most the KL of the latent", fontsize=10)
         figure.colorbar(drawn)
         return sheets.pixels(figure)
 
@@ -53,6 +54,6 @@ def traversals(model: VAE, information: np.ndarray, names: Sequence[str]) -> np.
         images = walks.traversal(model, torch.zeros(model.z_dim, device=device), label, dims, values)
     rows = [f"{name}: z{dim}  {information[dim, j]:.2f}" for j, (name, dim) in enumerate(zip(names, dims, strict=True))]
     columns = [sheets.signed(value) for value in values.tolist()]
-    title = "the latent that tells most about each factor (nats above chance), around the prior's mean"
+    title = "the latent that tells most about each factor (nats above chance, at most its KL), around the prior's mean"
     grid = sheets.grid(images.flatten(0, 1), images.shape[1])
     return sheets.label_sheet(grid, title, fonts.drawable(rows), columns, "standard deviations of the prior")

@@ -118,14 +118,25 @@ def manifold(images: Tensor, values: Tensor, dims: list[int], note: str = "") ->
     return label_sheet(sheet, f"p(x|z) at equally likely z{note}", rows, words, f"z{dims[0]}")
 
 
-def latents(means: Tensor, y: Tensor, names: Sequence[str], dims: list[int] | None) -> np.ndarray:
-    """A scatter of posterior means [N, Z] with their labels [N]: two latents, or two principal components."""
+def latents(
+    means: Tensor,
+    y: Tensor,
+    names: Sequence[str],
+    dims: list[int] | None,
+    n: int = SIZES["latents"],
+    of: int | None = None,
+) -> np.ndarray:
+    """A scatter of n of the posterior means [N, Z] with their labels [N]: two latents, or two principal components.
+
+    The title says how many images there are: `of`, or N.
+    """
+    of = len(means) if of is None else of
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    pictured = every_class.rows(y, SIZES["latents"])
+    pictured = every_class.rows(y, n)
     means, y, names = means.detach().cpu().double()[pictured], y.cpu()[pictured], fonts.drawable(names)
     if dims is not None or means.shape[1] <= 2 or len(means) == 1:  # one image has no principal components
         dims = dims or list(range(means.shape[1]))[:2]
@@ -140,10 +151,11 @@ def latents(means: Tensor, y: Tensor, names: Sequence[str], dims: list[int] | No
         axis_names.append("order in the split")
 
     with plt.rc_context({"font.family": fonts.families(names)}):
-        return _scatter(points, y, names, axis_names)
+        shown = f"{len(points):,} of the {of:,}" if len(points) < of else f"{of:,}"
+        return _scatter(points, y, names, axis_names, f"posterior means of {shown} images")
 
 
-def _scatter(points: Tensor, y: Tensor, names: Sequence[str], axis_names: list[str]) -> np.ndarray:
+def _scatter(points: Tensor, y: Tensor, names: Sequence[str], axis_names: list[str], title: str) -> np.ndarray:
     """Points [N, 2] coloured by their labels [N], with a legend of the names where they are few."""
     import matplotlib.pyplot as plt
 
@@ -165,7 +177,7 @@ def _scatter(points: Tensor, y: Tensor, names: Sequence[str], axis_names: list[s
         shown = axes.scatter(points[:, 0], points[:, 1], s=6, alpha=0.7, linewidths=0, **coloured)
         if names:
             figure.colorbar(shown, label="label")
-    axes.set(xlabel=axis_names[0], ylabel=axis_names[1], title=f"posterior means of {len(points):,} images")
+    axes.set(xlabel=axis_names[0], ylabel=axis_names[1], title=title)
     axes.set_aspect("equal", adjustable="datalim")
     return pixels(figure)
 

@@ -9,9 +9,10 @@ from vae_exp.run import places
 
 TEXTS = ("checkpoint", "weights", "model", "split")
 SETTINGS = ("rows", "repeats", "seed", "factors")  # of scores of disentanglement: those of others do not compare
+WARNING = "warning"  # beside them: what a reader of all the scores should know, if anything
 SPREAD = "_std"  # behind the name of a score: over its repeats
 DRAWN_BY = ("n", "seed")  # samples: scores of other numbers of them do not compare
-NO_RESULTS = ("step", "seed", "importance_seed", "repeats", "images", "n")
+NO_RESULTS = ("step", "seed", "importance_seed", "repeats", "images", "mutual_information_images", "n")
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -35,7 +36,7 @@ def read_settings(path: Path, weights: str) -> dict[str, dict[str, Any]]:
 
 def scores(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The scores of disentanglement of an evaluation by their names: mean, std and caution."""
-    return {name: score for name, score in result.get("scores", {}).items() if name not in SETTINGS}
+    return {name: score for name, score in result.get("scores", {}).items() if name not in (*SETTINGS, WARNING)}
 
 
 def numbers(result: dict[str, Any]) -> dict[str, float]:
@@ -82,8 +83,9 @@ def _is_plain(name: str, value: Any) -> bool:
 def _are_scores(content: Any) -> bool:
     if not isinstance(content, dict) or not set(SETTINGS) <= content.keys():
         return False
-    parts = [score for name, score in content.items() if name not in SETTINGS]
-    return isinstance(content["factors"], list) and all(
+    parts = [score for name, score in content.items() if name not in (*SETTINGS, WARNING)]
+    can_be_read = isinstance(content["factors"], list) and isinstance(content.get(WARNING), str | None)
+    return can_be_read and all(
         isinstance(score, dict)
         and _is_finite(score.get("mean"))
         and "std" in score

@@ -1,13 +1,16 @@
 """Whether the data suit what is asked of them: known only when they are read, and told before a run is opened."""
 
-from collections.abc import Collection, Mapping
+import logging
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from vae_exp.config.keys import Config
 from vae_exp.datasets import Data, Split
-from vae_exp.errors import UserError
+from vae_exp.errors import UserError, printable
 from vae_exp.scores import repeats as scores
 from vae_exp.scores.codes import TooFewFactors, Unsuited
+
+log = logging.getLogger(__name__)
 
 HAVE_FACTORS = "sprites, dsprites, shapes3d and mpi3d have them"
 
@@ -22,6 +25,8 @@ def check(config: Config, data: Data, held_out: str, held_out_split: Split) -> N
             _require_suited(config, data.name, held_out, held_out_split)
         if held_out != "test":
             _require_suited(config, data.name, "test", data.read_test())
+        if config["model"]["conditional"] and (given := held_out_split.given_factors()):
+            log.info(f"left out  {given_as_label(given)}")
     if config["model"]["conditional"] and not data.n_classes:
         raise UserError(
             f"model.conditional=true: dataset={data.name} has no labels here. An image folder has them where every "
@@ -33,7 +38,8 @@ def _require_suited(config: Config, name: str, part: str, split: Split) -> None:
     typed = f"scores=[{','.join(config['scores'])}]"
     typed += f" scores_every_epochs={config['scores_every_epochs']}" if part == "val" else ""
     require_factors(typed, name, part, split)
-    if found := unsuited(split, config["scores"], scores.usual_size(len(split), 1)):
+    conditional = config["model"]["conditional"]
+    if found := unsuited(split, config["scores"], scores.usual_size(len(split), 1), conditional=conditional):
         raise UserError(
             f"{typed}: the {part} split, {len(split):,} images, does not suit {told(found)}. It needs "
             f"{what_helps(found, part, config['dataset'])}."
@@ -46,12 +52,20 @@ def require_factors(typed: str, name: str, part: str, split: Split) -> None:
         raise UserError(f"{typed}: the {part} split of dataset={name} has no known factors; {HAVE_FACTORS}.")
 
 
-def unsuited(split: Split, names: Collection[str], rows: int, repeats: int = 1, seed: int = 0) -> dict[str, Unsuited]:
+def given_as_label(names: Sequence[str]) -> str:
+    """Return why scores of a conditional model are not of these factors."""
+    return f"{printable(', '.join(names))} of the scores: the model is given it as its label (model.conditional=true)"
+
+
+def unsuited(
+    split: Split, names: Collection[str], rows: int, repeats: int = 1, seed: int = 0, *, conditional: bool
+) -> dict[str, Unsuited]:
     """The scores that cannot be measured of so many of a split's images at a time, each with what is wrong."""
-    assert split.factors is not None, "require_factors has seen to it"
-    varying = split.factors.varying()
+    varying = split.unknown_factors(conditional)
     if not varying.names:
-        return dict.fromkeys(names, TooFewFactors("no factor varies"))
+        given = split.given_factors() if conditional else []
+        but = f" but {', '.join(given)}, which the model is given as its label" if given else ""
+        return dict.fromkeys(names, TooFewFactors(f"no factor varies{but}"))
     return scores.unsuited(varying.table.cpu().numpy(), names, rows, repeats, seed, varying.names)
 
 
