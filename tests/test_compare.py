@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from tests.conftest import metrics, quick_run
+from vae_exp.commands import train as train_command
 from vae_exp.commands.shared import versions
 from vae_exp.comparing.comparable import best, bests
 from vae_exp.comparing.runs import RESULTS, UDR, Run, fold_seeds, usual_columns
@@ -216,6 +217,65 @@ def test_columns_of_one_value_stand_above_the_table(runs, vae_compare, tmp_path,
     assert f"test/kl {kl:.3f}" in above
     assert head.split() == ["run", "val/neg_elbo"]
     assert not vae_compare(runs / "z2-s0")[1].startswith("all: "), "one run has nothing in common with others"
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """A sweep whose best runs have the same learning rate, over keys that stand in no configuration, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("sweep"))
+        for name in ("one", "two"):
+            Path("own/experiment").mkdir(parents=True, exist_ok=True)
+            Path(f"own/experiment/{name}.yaml").write_text("# @package _global_\nbatch_size: 64\n")
+        typed = (
+            "-m --config-dir own dataset=digits wandb.mode=disabled device=cpu max_steps=20 epochs=1 hydra.sweep.dir=s"
+        )
+        swept = "experiment=one,two model.z_dim=2,4 network.hidden_dims=[2],[4] optimizer.lr=1e-4,1e-2"
+        zipped = "sweep.zip=[model.z_dim,network.hidden_dims]"
+        patch.setattr("sys.argv", ["vae-train", *typed.split(), *swept.split(), zipped])
+        with pytest.raises(SystemExit) as stop:
+            train_command.main()
+        assert stop.value.code == 0
+        return Path("s").resolve()
+
+
+SWEPT = ("experiment", "model.z_dim", "network.hidden_dims", "optimizer.lr")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("--top", "2"),
+        ("--top", "1"),
+        ("--filter", "optimizer.lr=1e-2"),
+        ("--filter", "experiment=one", "--fold-seeds", "--top", "2"),
+        ("--columns", "run,test/kl"),
+        ("--columns", "optimizer.lr,test/kl", "--fold-seeds", "--top", "2"),
+    ],
+)
+def test_a_swept_key_is_never_hidden(sweep, vae_compare, arguments, tmp_path):
+    code, said = vae_compare(sweep, *arguments, "--csv", tmp_path / "t.csv", "--html", tmp_path / "t.html")
+    assert code == 0, said
+    lines = [line for line in said.splitlines() if line.startswith(("all: ", "not shown: ", "      run", "run"))]
+    words = re.split(r"[ ,]+", " ".join(lines))
+    assert [key for key in SWEPT if key not in words] == []
+    chosen = arguments[arguments.index("--columns") + 1].split(",") if "--columns" in arguments else SWEPT
+    with (tmp_path / "t.csv").open() as file:
+        head = next(csv.reader(file))
+    assert set(chosen) <= set(head)
+    held = (tmp_path / "t.html").read_text().split('id="runs">')[1].split("</script>")[0]
+    (section,) = json.loads(held)["views"][0]["sections"]
+    assert set(SWEPT) <= {column["name"] for column in section["columns"]} | set(section["not_shown"])
+    assert set(chosen) & set(SWEPT) <= {column["name"] for column in section["columns"]}
+
+
+def test_the_table_of_a_sweep_has_all_that_was_swept(sweep):
+    with (sweep / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0])[1:5] == [*SWEPT]
+    assert sorted({row["experiment"] for row in rows}) == ["one", "two"]
+    assert {(row["model.z_dim"], row["network.hidden_dims"]) for row in rows} == {("2", "[2]"), ("4", "[4]")}
 
 
 @pytest.mark.parametrize("columns", [40, 60, 100, 400])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import recorded
+from tests.conftest import quick_run, recorded
 from tests.wandb_loopback import Loopback, serving
 
 pytest.importorskip("wandb_workspaces", reason="not installed: pip install 'vae_exp[workspaces]'")
@@ -116,6 +116,36 @@ def test_scores_of_disentanglement_have_panels_where_runs_have_them(vae_train, v
         assert {"summary:test/reconstruction", "config:model.value.beta"} <= asked["xAxis"] | asked["zAxis"]
         assert {"val/mig", "val/dci_disentanglement"} <= asked["metrics"] <= history
     assert {"sweep/trade_off"} <= asked["mediaKeys"] <= history
+
+
+def view_of(said):
+    """How the view that is sent groups the runs, by which column, and its columns."""
+    spec = json.loads(said)["view"]["spec"]
+    (runs,) = (json.loads(spec) if isinstance(spec, str) else spec)["section"]["runSets"]
+    return [(key["section"], key["name"]) for key in runs["grouping"]], runs["runFeed"]["columnOrder"]
+
+
+def test_runs_alone_are_grouped_by_their_settings_and_not_each_by_itself(vae_command):
+    for seed in (0, 1):
+        quick_run(f"seed={seed}", "max_steps=1", folder=f"runs/{seed}", wandb="offline")
+    code, said = vae_command("vae-compare", "runs", "--wandb", "me/mine", "--dry-run")
+    assert code == 0, said
+    assert view_of(said)[0] == []
+
+
+def test_the_view_names_what_was_swept_where_no_key_has_it(vae_train, vae_command):
+    for name in ("one", "two"):
+        Path("own/experiment").mkdir(parents=True, exist_ok=True)
+        Path(f"own/experiment/{name}.yaml").write_text("# @package _global_\nbatch_size: 64\n")
+    typed = ("dataset=digits", "device=cpu", "epochs=1", "max_steps=1", "wandb.mode=offline", "hydra.sweep.dir=s")
+    code, said = vae_train("-m", "--config-dir", "own", *typed, "experiment=one,two", "dataset.seed=0,1")
+    assert code == 0, said
+    code, said = vae_command("vae-compare", "s", "--wandb", "me/mine", "--wandb-report", "--dry-run")
+    assert code == 0, said
+    grouped, columns = view_of(said)
+    assert grouped == [("run", "group")]
+    assert {"config:sweep.value.over", "config:dataset.value.seed"} <= set(columns)
+    assert "| one |" in said, "the report's table has it by name"
 
 
 def compared(*typed, **environment):

@@ -107,7 +107,11 @@ def test_a_sweep_that_was_finished_can_grow_with_pruning(vae_train):
 
 def test_what_cannot_be_judged_is_refused(vae_train, tmp_path):
     for typed, message in (
-        (("dataset.val_size=0", "sweep.prune=asha"), "sweep.prune=asha: there are no validation images to judge by"),
+        (("dataset.val_size=0", "sweep.prune=asha"), "and sweep.prune=asha needs them"),
+        (("dataset.val_size=100,0", "sweep.prune=asha"), "sweep.metric=val/neg_elbo: there are no validation images"),
+        (("experiment=demo,tutorial", "sweep.prune=asha"), "(experiment=tutorial has dataset.val_size=0)"),
+        (("sweep.prune=asha", "sweep.metric=test/kl"), "sweep.prune=asha takes one of val/neg_elbo"),
+        (("sweep.prune=asha,median",), "sweep.prune=asha,median: is of the whole sweep, and takes one value"),
         (("sweep.prune=asa",), "sweep.prune=asa: it takes one of asha, hyperband, median, or null"),
         (("sweep.prune_factor=1",), "sweep.prune_factor=1: it takes a whole number, 2 or more"),
         (("sweep.metric=val/loss",), "sweep.metric=val/loss: it takes one of val/neg_elbo"),
@@ -121,10 +125,85 @@ def test_what_cannot_be_judged_is_refused(vae_train, tmp_path):
         (("hydra.sweeper.sampler=tpa",), "hydra.sweeper.sampler=tpa: it takes one of tpe, gp, cmaes, qmc, random"),
         (("sweep.zip=[model.z_dim,optimizer.lr]",), "is of a grid; a search chooses every value by itself"),
         (("optimizer.lr=interval(5,2)",), "optimizer.lr=interval(5,2): no interval to search in"),
+        (
+            ("dataset.val_size=0", "sweep.metric=val/kl"),
+            "sweep.metric=val/kl: there are no validation images to judge by",
+        ),
+        (("dataset.val_size=0",), "with one of test/neg_elbo, test/reconstruction, test/kl"),
+        (
+            ("dataset.val_size=int(interval(0,100))",),
+            "(dataset.val_size=0), and hydra/sweeper=optuna needs them",
+        ),
     ):
         code, said = vae_train(*SEARCH, *typed)
         assert (code, message in said) == (1, True), said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_validation_images_a_search_minimises_what_it_is_told(vae_train):
+    asked = (*SEARCH, "epochs=2", "dataset.val_size=0", "sweep.metric=test/kl", "hydra.sweeper.n_trials=3")
+    code, said = vae_train(*asked)
+    assert code == 0, said
+    for trial in studies.load(only_sweep()).get_trials():
+        summary = json.loads((only_sweep() / str(trial.number) / "summary.json").read_text())
+        assert trial.value == summary["test/kl"]
+        assert trial.value < summary["test/neg_elbo"]
+
+
+def test_jobs_without_validation_images_can_be_pruned_by_the_test_split(vae_train):
+    code, said = vae_train(*GRID, "epochs=4", "sweep.prune=asha", "dataset.val_size=0", "sweep.metric=test/neg_elbo")
+    assert code == 0, said
+    assert {"pruned", "finished"} == set(states(only_sweep()).values())
+
+
+def test_a_trial_that_ends_before_it_is_validated_has_no_value(vae_train):
+    code, said = vae_train(*SEARCH, "max_steps=1", "hydra.sweeper.n_trials=2")
+    assert code == 0, said
+    assert "no val/neg_elbo to be judged by: the run ended before its first epoch was over" in said
+    trials = studies.load(only_sweep()).get_trials()
+    assert [(state_of(trial), trial.value) for trial in trials] == [("FAIL", None)] * 2
+
+
+def test_options_that_differ_in_what_a_sweep_shares_are_refused(vae_train, tmp_path):
+    """Ranges, sweeper, launcher and sweep.* are taken from the first job alone."""
+    own = tmp_path / "own"
+    for name, text in {
+        "experiment/ranges": "hydra: {sweeper: {params: {seed: '5,6'}}}",
+        "experiment/batches": "hydra: {sweeper: {max_batch_size: 1}}",
+        "experiment/losing": "sweep: {prune: asha}",
+        "experiment/plain": "seed: 7",
+        "setting/ranges": "hydra: {sweeper: {params: {seed: '5,6'}}}",
+        "setting/plain": "seed: 7",
+    }.items():
+        path = own / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"# @package _global_\n{text}\n")
+    quick = ("-m", "--config-dir", str(own), "dataset=digits", "epochs=1", "max_steps=1", "wandb.mode=disabled")
+    for swept, key in (
+        ("experiment=sweep_z_lr,demo", "hydra.sweeper.params.model.z_dim"),
+        ("experiment=demo,sweep_z_lr", "hydra.sweeper.params.model.z_dim"),
+        ("experiment=sweep_z_lr,sweep_beta", "hydra.sweeper.params.model.beta"),
+        ("experiment=search,sweep_z_lr", "hydra.sweeper._target_"),
+        ("experiment=demo,published/tutorial_seeds", "hydra.sweeper.params.seed"),
+        ("experiment=plain,ranges", "hydra.sweeper.params.seed"),
+        ("experiment=plain,batches", "hydra.sweeper.max_batch_size"),
+        ("experiment=plain,losing", "sweep.prune"),
+        ("+setting=ranges,plain", "hydra.sweeper.params.seed"),
+    ):
+        code, said = vae_train(*quick, swept)
+        assert (code, len(said.splitlines())) == (1, 1), said
+        assert f"{swept}: all jobs of a sweep share its ranges" in said
+        assert key in said
+        assert "Start a sweep for each, such as: vae-train -m" in said
+    assert not Path("outputs").exists()
+    for swept in (
+        ("experiment=demo,plain",),
+        ("experiment=ranges,plain", "seed=3"),
+        ("+setting=ranges,plain", "seed=3"),
+    ):
+        code, said = vae_train(*quick, *swept, f"sweep.name={len(written('sweep.json'))}")
+        assert code == 0, said
+        assert "2 of 2 jobs finished" in said
 
 
 def test_keys_that_go_together(vae_train):

@@ -36,11 +36,14 @@ def table(folder):
 
 def test_a_sweep_is_one_group_of_closed_runs_and_a_summary(vae_train):
     swept = ("model.z_dim=2,3", "optimizer.lr=1e-3,3e-4", "objective.warmup_epochs=0,1")
-    code, said = vae_train("-m", "dataset=digits", "epochs=1", "wandb.mode=offline", "sweep.name=my sweep", *swept)
+    code, said = vae_train(
+        "-m", "dataset=digits", "epochs=1", "wandb.mode=offline", "sweep.name=my sweep", "wandb.tags=[a,b]", *swept
+    )
     assert code == 0
     records = [recorded(folder) for folder in Path("outputs/wandb").glob("offline-run-*")]
     assert all(len(record["exit"]) == 1 and not record["exit"][0].get("exit_code") for record in records)
     assert {record["run"][0]["run_group"] for record in records} == {"my sweep"}
+    assert {tuple(sorted(record["run"][0]["tags"])) for record in records} == {("a", "b", "digits", "vanilla")}
     jobs = {record["run"][0]["display_name"]: record for record in records}
     summary = jobs.pop("sweep-summary my sweep")
     expected = [
@@ -68,6 +71,39 @@ def test_a_sweep_is_one_group_of_closed_runs_and_a_summary(vae_train):
         kept = json.loads((folder / row["run"] / "summary.json").read_text())
         assert float(row["val/neg_elbo"]) == kept["best/val_neg_elbo"]
         assert float(row["test/kl"]) == kept["test/kl"]
+
+
+MIXED = {
+    "numbers and words": ("likelihood=gaussian", "likelihood.sigma=0.1,learned,optimal"),
+    "words, numbers and null": ("checkpoint_every_epochs=auto,1,null", "optimizer.lr=1e-3,1e-4"),
+    "lists": ("network.hidden_dims=[8],[8,8]",),
+    "truth values": ("dataset.flip=true,false", "figures=null,[latents]"),
+    "dictionaries": ("dataset=sprites", "dataset.factors={shape:[0],x:4},{x:4,y:[0,1]}", "dataset.val_size=8"),
+}
+
+
+@pytest.mark.parametrize("swept", MIXED.values(), ids=MIXED)
+def test_the_summary_of_a_sweep_is_written_whatever_its_values_are(vae_train, swept):
+    typed = [*swept] if "dataset=sprites" in swept else ["dataset=digits", *swept]
+    code, said = vae_train("-m", "epochs=1", "wandb.mode=offline", *typed)
+    assert code == 0, said
+    assert "Traceback" not in said
+    assert "W&B: the sweep's summary could not be logged" not in said
+    (folder,) = Path("outputs/wandb").glob("*run-*-sweep-summary-*")
+    records = recorded(folder)
+    assert not records["exit"][0].get("exit_code")
+    final = {}
+    for update in records["summary"]:
+        final |= update["update"]
+    rows = table(only_sweep())
+    assert (final["done"], final["jobs"]) == (len(rows), len(rows))
+    (path,) = (folder / "files" / "media" / "table" / "sweep").glob("*.json")
+    logged = json.loads(path.read_text())
+    assert len(logged["data"]) == len(rows)
+    for key in [name for name in logged["columns"] if name in rows[0] and "." in name and "/" not in name]:
+        shown = [row[logged["columns"].index(key)] for row in logged["data"]]
+        assert len({type(value) for value in shown if value is not None}) == 1, "one type a column, as W&B sorts it"
+        assert len(set(map(str, shown))) == len({row[key] for row in rows}), f"{key}: no value is lost"
 
 
 def test_jobs_that_fail_are_told_and_the_others_go_on(vae_train):

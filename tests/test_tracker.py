@@ -120,6 +120,34 @@ def test_wandbs_own_variables_are_honoured(tmp_path):
     assert {"a", "b"} <= set(run["tags"])
 
 
+def everything():
+    """What was recorded of each W&B run, the latest part last: (job type, project, group, tags)."""
+    folders = sorted(Path("outputs/wandb").glob("*run-*"), key=lambda folder: folder.stat().st_mtime)
+    runs = [recorded(folder)["run"][0] for folder in folders]
+    return [(run["job_type"], run["project"], run["run_group"], sorted(run["tags"])) for run in runs]
+
+
+def test_no_filter_finds_a_run_without_its_evaluation(vae_command):
+    quick_run("wandb.tags=[mine,8]", wandb="offline")
+    assert vae_command("vae-evaluate", "checkpoint=run", "device=cpu", "importance_samples=2")[0] == 0
+    name, tags = "vanilla-digits-z20-lr0.001-s0", ["8", "digits", "mine", "vanilla"]
+    assert everything() == [("train", "vae_exp", name, tags), ("evaluate", "vae_exp", name, tags)]
+
+
+def test_what_the_environment_said_of_a_run_holds_for_what_is_added_later(vae_command, monkeypatch):
+    for key, value in {"TAGS": "a,b", "RUN_GROUP": "g", "PROJECT": "p"}.items():
+        monkeypatch.setenv(f"WANDB_{key}", value)
+    quick_run(wandb="offline")
+    for key in ("TAGS", "RUN_GROUP", "PROJECT"):
+        monkeypatch.delenv(f"WANDB_{key}")
+    quick_run("resume=run", "epochs=2", wandb="offline")
+    assert vae_command("vae-evaluate", "checkpoint=run", "device=cpu", "importance_samples=2")[0] == 0
+    tags = ["a", "b", "digits", "vanilla"]
+    assert everything() == [(kind, "p", "g", tags) for kind in ("train", "train", "evaluate")]
+    quick_run("resume=run", "epochs=3", "wandb.tags=[c]", "wandb.group=h", wandb="offline")
+    assert everything()[-1] == ("train", "p", "h", ["c", "digits", "vanilla"])
+
+
 def test_wandb_mode_from_the_environment_gives_way_to_the_command_line(monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     assert quick_run(wandb="auto")[0]["wandb"]["mode"] == "disabled"

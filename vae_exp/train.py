@@ -31,7 +31,7 @@ from vae_exp.tracking.tracker import Tracker
 from vae_exp.tracking.wandb_server import choose_mode
 
 log = logging.getLogger(__name__)
-Judge = Callable[[int, dict[str, float]], str | None]  # after an epoch, with its val/*: the reason to end here, if any
+Judge = Callable[[int, dict[str, float]], str | None]  # after an epoch, with its val/* or test/*: the reason to end
 
 
 def train(cfg: DictConfig, run_dir: str | Path, judge: Judge | None = None) -> dict[str, Any]:
@@ -195,7 +195,7 @@ def _train(config: Config, run_dir: Path, device: torch.device, judge: Judge) ->
             if watch.must_save_after(epoch, stands.step):
                 saves.write()
                 watch.raise_if_caught()
-            if scores and (why_over := together.from_first(partial(judge, epoch, scores))):
+            if why_over := together.from_first(partial(judge, epoch, measured.scalars(held_out))):
                 tracker.ends_as = "pruned"
                 break
 

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vae_exp.config.check import resolve
 from vae_exp.run import confirmed, resume
-from vae_exp.run.folder import MAP
+from vae_exp.run.folder import MAP, read_summary
 from vae_exp.run.writing import write_json
 
 if TYPE_CHECKING:
@@ -44,11 +44,12 @@ def _alone(cfg: DictConfig, place: "Place", folder: Path) -> DictConfig:
     from vae_exp import amortized
 
     goes_on = resume.can_go_on(folder)
-    name = cfg.wandb.name
+    name, whole = cfg.wandb.name, read_summary(folder.parents[1])
+    group = cfg.wandb.group or (whole.wandb.group if whole else None)
     changes: dict[str, Any] = {
         "amortize": amortized.OFF,
         "model": {"beta": place["beta"], "z_dim": place["z_dim"]},
-        "wandb": {"name": f"{name} {folder.name}" if name else None},  # each is a run of its own there
+        "wandb": {"name": f"{name} {folder.name}" if name else None, "group": group},  # each is a run of its own there
         "resume": str(folder) if goes_on else None,
         "replace": not goes_on,
     }

@@ -30,7 +30,6 @@ from vae_exp.run import confirmed, cores, earlier, resume
 from vae_exp.run.folder import OVERRIDES, read_overrides, require_no_owner, require_writable
 from vae_exp.sweep import composing, ending, jobs, plan, processes, search, study
 from vae_exp.sweep.sweepers import Grid
-from vae_exp.sweep.values import values_of
 
 log = logging.getLogger(__name__)
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -153,7 +152,6 @@ def _sweep(typed: list[str], cfg: DictConfig) -> int:
     config = _check(cfg, of_sweep=True)
     if config["amortize"]["confirm"] or any(word.key_or_group == "amortize.confirm" for word in parse(typed)):
         raise UserError(f"amortize.confirm={config['amortize']['confirm']}: is of one run. Leave it out of a sweep.")
-    _require_options(typed)
     for kind in ("launcher", "sweeper"):
         if cfg.hydra[kind] is None:
             raise UserError(f"hydra.{kind}=null: a sweep needs one. Leave it out, or choose with hydra/{kind}=NAME.")
@@ -185,15 +183,6 @@ def _sweep(typed: list[str], cfg: DictConfig) -> int:
         (planned.folder / "error.log").write_text("".join(traceback.format_exception(error)))
         raise UserError(f"the sweep ended early: {error}\nThe traceback is in {planned.folder}/error.log") from error
     return stopped or code
-
-
-def _require_options(typed: list[str]) -> None:
-    """Raises what Hydra raises where a swept group has no such option: before the first job, not at its turn."""
-    for word in parse(typed):
-        if word.is_sweep_override() and check.options(word.key_or_group):
-            others = _without(plan.first_job(typed), {word.key_or_group})
-            for option in values_of(word):
-                compose("config", [*others, f"{word.get_key_element()}={option}"])
 
 
 @hydra.main(version_base=HYDRA_VERSION, config_path=str(CONF_DIR), config_name="config")

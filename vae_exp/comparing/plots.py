@@ -112,7 +112,8 @@ def _curves(folded: list[Run], runs: list[Run], key: str, metric: str) -> plt.Fi
             over_epochs.fill_between(ticks, values.min(0), values.max(0), color=color, alpha=0.2)
     over_epochs.set_xlabel("epoch")
     over_epochs.set_title("over training, band: all seeds")
-    over_epochs.legend()
+    if over_epochs.lines:  # there are none of runs that ended within their first epoch
+        over_epochs.legend()
     return figure
 
 

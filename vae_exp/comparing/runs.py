@@ -68,6 +68,7 @@ class Run:
     seeds: int = 1
     members: list["Run"] = field(default_factory=list)  # the runs that were folded into this one
     name: str = ""  # no other run that is shown beside it has the same
+    swept: list[str] = field(default_factory=list)  # the keys of config that its sweep gave several values
 
     def __post_init__(self) -> None:
         self.name = self.name or self.folder.name
@@ -137,7 +138,27 @@ def read_run(folder: Path) -> Run:
             wrong = f"in its {SUMMARY} {', '.join(not_numbers) or f'state is {summary.state}'}"
     if wrong or summary is None or config is None:
         raise UserError(f"{folder}: not a run of vae_exp, or a damaged one: {wrong}.")
-    return Run(folder, _short(flatten(config)), summary.state, summary.reason, metrics)
+    short = _short(flatten(config))
+    swept = _swept(config.get("sweep"), short)
+    return Run(folder, short, summary.state, summary.reason, metrics, swept=swept)
+
+
+def _swept(sweep: Any, config: dict[str, Any]) -> list[str]:
+    """The swept keys by their names in a run's flat configuration, which gets those that it has not.
+
+    A swept group, such as model, is model.name; of experiment=demo nothing else says which one it was.
+    """
+    over = sweep.get("over") if isinstance(sweep, dict) else None
+    names: list[str] = []
+    for word in over if isinstance(over, list) else ():
+        key, sign, value = str(word).partition("=")
+        key = key.lstrip("+")
+        found = [name for name in (f"{key}.name", key) if name in config][:1]
+        found = found or [name for name in config if name.startswith(f"{key}.")]  # a dictionary's
+        if not found and sign:
+            config[key], found = value, [key]
+        names += found
+    return list(dict.fromkeys(names))
 
 
 def _is_nan(value: Any) -> bool:
@@ -173,20 +194,33 @@ def _short(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def differing(runs: list[Run]) -> list[str]:
-    """The keys of the configuration that are not the same in all runs, and none twice under two names."""
-    keys = dict.fromkeys(key for run in runs for key in run.config)
+    """The keys of the configuration that are not the same in all runs, and none twice under two names, but for those
+    that were swept.
+    """
+    keys, swept = dict.fromkeys(key for run in runs for key in run.config), swept_keys(runs)
     columns: dict[str, list] = {}
-    for key in keys:
+    for key in [*swept, *keys]:
         values = [run.config.get(key) for run in runs]
-        if any(value != values[0] for value in values) and values not in columns.values():
+        if any(value != values[0] for value in values) and (key in swept or values not in columns.values()):
             columns[key] = values
-    return list(columns)
+    return [key for key in keys if key in columns]
+
+
+def swept_keys(runs: list[Run]) -> list[str]:
+    """The keys that a sweep of these runs gave several values, in its order, whether they differ here or not."""
+    keys = dict.fromkeys(key for run in runs for key in run.swept)
+    return [key for key in keys if any(key in run.config for run in runs)]
+
+
+def setting_columns(runs: list[Run]) -> list[str]:
+    """The keys that say which setting a run is: those that were swept, and whatever else differs."""
+    return list(dict.fromkeys([*swept_keys(runs), *differing(runs)]))
 
 
 def usual_columns(runs: list[Run]) -> list[str]:
-    """What a table of runs shows: the keys that differ, the results, and how they ended where not all finished."""
+    """What a table of runs shows: their settings, the results, and how they ended where not all finished."""
     results = [name for name in RESULTS if any(name in run.metrics for run in runs)]
-    return [*differing(runs), *results, *([STATE, REASON] if any(not run.finished for run in runs) else [])]
+    return [*setting_columns(runs), *results, *([STATE, REASON] if any(not run.finished for run in runs) else [])]
 
 
 def fold_seeds(runs: list[Run]) -> list[Run]:
@@ -220,7 +254,7 @@ def _fold(group: list[Run]) -> Run:
             metrics[name] = statistics.fmean(values)
         if len(values) > 1:
             spread[name] = statistics.stdev(values)
-    folded = Run(group[0].folder, config, state, reason, metrics, spread, len(done), done)
+    folded = Run(group[0].folder, config, state, reason, metrics, spread, len(done), done, swept=swept_keys(group))
     # z_dim-2_seed-0 and z_dim-2_seed-1 become z_dim-2
     alike = common_start([run.name for run in group])
     folded.name = re.sub(r"[_/-]*(dataset\.)?seed-?\d*$", "", alike) if len(group) > 1 else group[0].name

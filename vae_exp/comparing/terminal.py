@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Any
 
 from vae_exp.comparing.names import short, short_names
-from vae_exp.comparing.runs import NAME, REASON, RESULTS, STATE, Run, is_number
+from vae_exp.comparing.runs import NAME, REASON, RESULTS, STATE, Run, is_number, swept_keys
 from vae_exp.errors import printable
 
 GAP = "  "
@@ -27,10 +27,11 @@ def table(
 
     Where metric is given the columns are a choice that may change: those of one value for all go to a line above, the
     metric comes first where not all fit, with the columns that were asked for beside it, and what does not fit into two
-    blocks is named; rest says what has it.
+    blocks is named; rest says what has it. A key that was swept is never left out without being named.
     """
     width = max(NARROWEST, shutil.get_terminal_size((WHEN_UNKNOWN, 24)).columns)
     columns = [column for column in columns if column != NAME]
+    unasked = [key for key in swept_keys(runs) if key not in columns]
     cells = {column: [column, *(cell(run, column) for run in runs)] for column in columns}
     above: list[str] = []
     if metric and len(runs) > 1:
@@ -49,6 +50,7 @@ def table(
     blocks = _blocks(columns, shown, room)
     left_out = [column for block in blocks[BLOCKS:] for column in block] if metric else []
     below = [f"not shown: {', '.join(left_out)} ({rest} has all)"] if left_out else []
+    below += [f"not shown: {', '.join(unasked)} (swept, and not among --columns)"] if unasked else []
     drawn = [
         "\n".join(GAP.join(line).rstrip() for line in zip(*first, *(shown[column] for column in block), strict=True))
         for block in (blocks[:BLOCKS] if metric else blocks)

@@ -10,7 +10,7 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vae_exp.config.combinations import check_combinations, is_ours, source_problems
+from vae_exp.config.combinations import check_combinations, check_metric, is_ours, source_problems
 from vae_exp.config.keys import Config
 from vae_exp.config.kinds import RUN_PATH, Rule
 from vae_exp.config.moved import renamed
@@ -57,11 +57,10 @@ def check(cfg: DictConfig, combinations: bool = True) -> Config:
     if flat.get("dataset.binarize") == "larochelle" and flat.get("dataset.source") != "mnist":
         problems.append("dataset.binarize=larochelle: these files are MNIST's; use it with dataset=mnist.")
     problems += source_problems(flat)
-    if flat.get("sweep.prune") and flat.get("dataset.val_size") == 0:
-        problems.append(
-            f"sweep.prune={flat['sweep.prune']}: there are no validation images to judge by (dataset.val_size=0). "
-            "Use sweep.prune=null, or keep some."
-        )
+    if flat.get("sweep.prune"):
+        size = flat.get("dataset.val_size")
+        by, why = f"sweep.prune={flat['sweep.prune']}", f"dataset.val_size={size}"
+        problems += check_metric(by, str(flat.get("sweep.metric")), size != 0, why)
     if problems:
         raise UserError("\n".join(problems))
     return cast("Config", config)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from vae_exp.config.rules import RULES
+from vae_exp.config.rules import JUDGED_BY, RULES
 
 # Why these objectives are not for a deterministic autoencoder.
 NEED_SPREAD = {
@@ -38,6 +38,24 @@ def check_combinations(flat: Mapping[str, Any]) -> list[str]:
             "(dataset.val_size=0). Use early_stopping.patience=null, or keep some."
         )
     return problems
+
+
+def check_metric(by: str, metric: str, has_val: bool, why: str) -> list[str]:
+    """What is wrong where jobs are judged by sweep.metric: runs have val/* with validation images and test/* without.
+
+    by is what judges, such as hydra/sweeper=optuna, and why is what says whether there are any.
+    """
+    if metric not in (*JUDGED_BY["val"], *JUDGED_BY["test"]) or metric.startswith("val/") == has_val:
+        return []  # what is no metric is told already
+    if has_val:
+        return [
+            f"sweep.metric={metric}: where there are validation images ({why}) the test images are read once, at the "
+            f"end, and {by} takes one of {', '.join(JUDGED_BY['val'])}. Or use dataset.val_size=0."
+        ]
+    return [
+        f"sweep.metric={metric}: there are no validation images to judge by ({why}), and {by} needs them. Keep some, "
+        f"such as dataset.val_size=0.1, or judge by the test images, with one of {', '.join(JUDGED_BY['test'])}."
+    ]
 
 
 def check_devices(flat: Mapping[str, Any]) -> list[str]:

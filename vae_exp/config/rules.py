@@ -39,6 +39,7 @@ DEVICE = Rule(
 )
 FARTHEST = 1000  # standard deviations of the prior: beyond a few tens of them no decoder has learned anything
 FIGURES = ("interpolations", "traversals", "manifold", "latents")
+JUDGED_BY = {part: [f"{part}/{name}" for name in ("neg_elbo", "reconstruction", "kl")] for part in ("val", "test")}
 
 RULES = {
     "epochs": whole(0),
@@ -98,7 +99,7 @@ RULES = {
     "sweep.prune": or_null(one_of("asha", "hyperband", "median")),
     "sweep.prune_after": whole(1),
     "sweep.prune_factor": whole(2),
-    "sweep.metric": one_of("val/neg_elbo", "val/reconstruction", "val/kl"),
+    "sweep.metric": one_of(*JUDGED_BY["val"], *JUDGED_BY["test"]),
     "sweep.over": list_of(TEXT, "a list of keys, filled in by vae-train -m"),
     "sweep.jobs": or_null(whole(1)),
     "optimizer.lr": number(0, above=True),

@@ -28,12 +28,16 @@ UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAM
 
 @dataclass(frozen=True)
 class WandbRun:
-    """The W&B run that a run was logged to; no id where W&B was disabled."""
+    """The W&B run that a run was logged to, and where it is found there; no id where W&B was disabled."""
 
     mode: str = "disabled"
     id: str | None = None
     dir: str | None = None
     url: str | None = None
+    project: str | None = None
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] | None = None
 
 
 @dataclass

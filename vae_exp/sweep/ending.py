@@ -27,13 +27,13 @@ def finish(planned: Plan, wandb: WandbKeys, stopped: bool = False) -> int:
     done = sum(run.finished for run in runs) + pruned
     rare = (*results.SCORES, results.UDR)
     measured = [name for name in results.RESULTS if name not in rare or any(name in run.metrics for run in runs)]
-    columns = [*_columns(planned.keys, runs), "state", *measured]
+    columns = [*results.setting_columns(runs), "state", *measured]
     results.write_csv(planned.folder / "results.csv", runs, [*columns, "reason"], base=planned.folder)
 
     folded = results.fold_seeds(runs)
     metric = comparable.metric_of(runs)
     bests = comparable.bests(folded)
-    keys = _columns([key for key in planned.keys if key not in results.SEEDS], folded)
+    keys = results.setting_columns(folded)
     shown = [*keys, *(name for name in PRINTED_COLUMNS if any(name in run.metrics for run in runs))]
     shown += ["state"] if done - pruned < len(runs) else []
     shown += ["reason"] if done < len(runs) else []
@@ -60,7 +60,10 @@ def finish(planned: Plan, wandb: WandbKeys, stopped: bool = False) -> int:
             say(f"figure  {figure}")
         numbers = {f"best/{column}": bests[0].value(column) for column in shown} if len(bests) == 1 else {}
         lines = [[run.value(column) for column in shown] for run in folded]
-        publish_sweep(planned.name, wandb, shown, lines, figures, numbers | {"done": done, "jobs": planned.jobs})
+        folders = [run.folder for run in runs]
+        publish_sweep(
+            planned.name, wandb, folders, shown, lines, figures, numbers | {"done": done, "jobs": planned.jobs}
+        )
     return 0 if done >= planned.jobs or (planned.search and done) else 1
 
 
@@ -72,7 +75,8 @@ def _read_jobs(planned: Plan) -> list[Run]:
             runs.append(results.read_run(folder))
         except UserError as error:  # the other jobs are told of all the same
             say(f"left out: {error}")
-    return sorted(runs, key=lambda run: ([results.order(run.value(key)) for key in planned.keys], str(run.folder)))
+    keys = results.swept_keys(runs)
+    return sorted(runs, key=lambda run: ([results.order(run.value(key)) for key in keys], str(run.folder)))
 
 
 def _say_best(planned: Plan, best: Run) -> None:
@@ -82,9 +86,3 @@ def _say_best(planned: Plan, best: Run) -> None:
     if typed := read_overrides(one.folder):
         overrides = [word for word in typed if not word.startswith("sweep.")]
         say(f"again   vae-train {shlex.join(overrides + planned.single)}")
-
-
-def _columns(keys: list[str], runs: list[Run]) -> list[str]:
-    """The swept keys as columns of results, and whatever else differs (a swept group changes several keys)."""
-    swept = [key for key in keys if any(key in run.config for run in runs)]
-    return list(dict.fromkeys([*swept, *results.differing(runs)]))

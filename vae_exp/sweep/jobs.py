@@ -33,8 +33,8 @@ def start(planned: Plan) -> None:
 def run_job(cfg: DictConfig, run_dir: Path, job: Any) -> float | None:
     """One job. It never raises for a failed run, so that the others go on: the reason is in its files.
 
-    job is Hydra's own configuration. Returns the best validation neg_elbo, which another sweeper of Hydra's may want,
-    or None where it failed.
+    job is Hydra's own configuration. Returns its sweep.metric, which another sweeper of Hydra's may want, or None where
+    it failed or has none.
     """
     if processes.is_worker():
         composing.composed_once_here()
@@ -75,7 +75,7 @@ def _run_job(cfg: DictConfig, run_dir: Path, job: Any) -> float | None:
             _let_train(False)
             if judge := _judge(cfg, swept, run_dir, job):  # the sweep may have been killed before it was told
                 judge.tell(before.as_dict())
-            return before.score
+            return study.value_of(before.as_dict(), cfg.sweep.metric)
         goes_on = resume.can_go_on(run_dir)
         changes |= {"resume": str(run_dir) if goes_on else None, "replace": not goes_on}  # what failed is replaced
         title += "  goes on" if goes_on else ""
@@ -92,11 +92,14 @@ def _run_job(cfg: DictConfig, run_dir: Path, job: Any) -> float | None:
         judge = _judge(cfg, swept, run_dir, job)
         _let_train(True)
         summary = train(cfg, run_dir, judge)
-        value = study.value_of(summary, "val/neg_elbo")
+        value = study.value_of(summary, cfg.sweep.metric)
+        score = summary.get("best/val_neg_elbo", summary["test/neg_elbo"])
         pruned = f"  pruned: {summary['reason']}" if summary["state"] == "pruned" else ""
-        tell(f"      neg_elbo {value:.3f}  {time.time() - started:.1f} s{pruned}")
+        tell(f"      neg_elbo {score:.3f}  {time.time() - started:.1f} s{pruned}")
         if judge:
             judge.tell(summary)
+            if value is None:
+                tell(f"      no {cfg.sweep.metric} to be judged by: the run ended before its first epoch was over")
         return value
     except UserError as error:
         taken = as_asked.sweep.resume and launched.started() == 1 and processes.has_owner(run_dir)

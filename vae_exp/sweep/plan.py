@@ -12,8 +12,9 @@ from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from vae_exp.config.check import as_typed, path_of
-from vae_exp.config.messages import parse, quoted
+from vae_exp.config.check import as_typed, flatten, options, path_of
+from vae_exp.config.combinations import check_metric
+from vae_exp.config.messages import compose, parse, quoted
 from vae_exp.errors import UserError
 from vae_exp.run.folder import OUTPUTS, UNREADABLE, runs_below
 from vae_exp.run.writing import write_json, writing
@@ -29,6 +30,7 @@ HYDRAS_GRID = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 # Sweepers of ours, under the only package that Hydra takes one from.
 GRID, SEARCH = "hydra_plugins.vae_exp.Grid", "hydra_plugins.vae_exp.Search"
 DIR, SUBDIR = "hydra.sweep.dir", "hydra.sweep.subdir"
+OF_THE_WHOLE = ("sweeper", "launcher", "sweep", "callbacks")  # what Hydra takes from the first job for all of them
 HYDRAS_OWN_DIR = "multirun/"  # and the time: nobody has chosen it
 
 
@@ -77,8 +79,10 @@ def require_no_sweep(typed: list[str]) -> None:
 def plan(typed: list[str], cfg: DictConfig) -> Plan:
     """Lay out the sweep that the command line and an experiment's hydra.sweeper.params ask for.
 
-    Raises UserError where a swept key is there twice, where the folder that was chosen is taken, and where
-    sweep.resume names no sweep, or one that was started with other settings or with values that are gone.
+    Raises UserError where a swept key is there twice, where what is of the whole sweep is to differ between its jobs,
+    where jobs have nothing to be judged by, where the folder that was chosen is taken, and where sweep.resume names no
+    sweep, or one that was started with other settings or with values that are gone; and what Hydra raises where a
+    swept group has no such option.
     """
     _require_folders_of_ours(typed)
     arguments = [override for override in parse(typed) if not override.key_or_group.startswith(OF_A_SWEEP)]
@@ -88,6 +92,8 @@ def plan(typed: list[str], cfg: DictConfig) -> Plan:
     arguments += parse([f"{key}={value}" for key, value in preset.items() if str(key).lstrip("+~") not in replaced])
     arguments = distinct(arguments)
     swept = [override for override in arguments if override.is_sweep_override()]
+    chosen_options = _require_options(arguments, swept, cfg, typed)
+    _require_one_sweep(chosen_options, cfg, typed)
     settings = sorted(
         line(override)
         for override in arguments
@@ -95,13 +101,18 @@ def plan(typed: list[str], cfg: DictConfig) -> Plan:
     )
     keys = [override.get_key_element() for override in swept]
     is_search = cfg.hydra.sweeper.get("_target_") == SEARCH
+    is_grid = cfg.hydra.sweeper.get("_target_") in (HYDRAS_GRID, GRID)
+    if cfg.sweep.prune or not is_grid:
+        sweeper = f"hydra/sweeper={cfg.hydra.runtime.choices['hydra/sweeper']}"
+        judge = f"sweep.prune={cfg.sweep.prune}" if cfg.sweep.prune else sweeper
+        _require_metric(judge, cfg, chosen_options, swept)
     together = list(cfg.sweep.zip)
     if together and is_search:
         raise UserError(f"sweep.zip=[{','.join(together)}]: is of a grid; a search chooses every value by itself.")
     require_together(together, swept)
     counts = [len(values_of(override)) for override in swept if override.get_key_element() not in together[1:]]
     jobs = cfg.hydra.sweeper.n_trials if is_search else math.prod(counts)
-    subdir = NUMBER if is_search else job_folder(swept)  # a search may try a value again
+    subdir = NUMBER if is_search else job_folder(swept, cfg.hydra.runtime.choices)  # a search may try a value again
 
     of_keys = "-".join(key.rsplit(".", 1)[-1] for key in keys)
     label = re.sub(r"[^\w.-]", "-", str(cfg.sweep.name or of_keys or "sweep"))
@@ -144,6 +155,68 @@ def plan(typed: list[str], cfg: DictConfig) -> Plan:
     values = [line(override) for override in swept]
     has_study = is_search or bool(cfg.sweep.prune)
     return Plan(name, keys, jobs, is_search, has_study, settings, values, folder, overrides, single)
+
+
+def _require_options(
+    arguments: list[Override], swept: list[Override], cfg: DictConfig, typed: list[str]
+) -> list[tuple[Override, str, DictConfig]]:
+    """Each option of each swept group, with the configuration of a job that has it.
+
+    Raises what Hydra raises where there is no such option: before the first job, not at its turn.
+    """
+    first = first_job([line(override) for override in arguments])
+    of_a_sweep = [line(override) for override in parse(typed) if override.key_or_group.startswith(OF_A_SWEEP)]
+    found = []
+    for i, override in enumerate(arguments):
+        if override in swept and (override.key_or_group in cfg.hydra.runtime.choices or options(override.key_or_group)):
+            for option in values_of(override):
+                word = f"{override.get_key_element()}={option}"
+                found.append((override, option, compose("config", [*of_a_sweep, *first[:i], word, *first[i + 1 :]])))
+    return found
+
+
+def _require_one_sweep(chosen: list[tuple[Override, str, DictConfig]], cfg: DictConfig, typed: list[str]) -> None:
+    """Raises UserError where jobs are to have other ranges, another sweeper, launcher or folder, or another sweep.*."""
+    for override in parse(typed):
+        if override.is_sweep_override() and override.key_or_group.startswith((*OF_A_SWEEP, "hydra")):
+            raise UserError(f"{line(override)}: is of the whole sweep, and takes one value.")
+    of_first = _of_the_whole(cfg, typed)
+    for override, option, other in chosen:
+        now = _of_the_whole(other, typed)
+        if keys := [key for key in dict.fromkeys([*of_first, *now]) if of_first.get(key) != now.get(key)]:
+            key, named = override.key_or_group, ", ".join(keys[:4]) + (", ..." if len(keys) > 4 else "")
+            raise UserError(
+                f"{line(override)}: all jobs of a sweep share its ranges and how it is run, and {key}={option} has "
+                f"others than the first option ({named}). Start a sweep for each, such as: vae-train -m {key}={option}"
+            )
+
+
+def _of_the_whole(cfg: DictConfig, typed: list[str]) -> dict[str, Any]:
+    """What all jobs of a sweep share, flat; without the ranges of keys that are typed, which replace them."""
+    shared = {f"hydra.{name}": OmegaConf.to_container(cfg.hydra[name]) for name in OF_THE_WHOLE if cfg.hydra[name]}
+    shared["sweep"] = OmegaConf.to_container(cfg.sweep)
+    ranges = {f"hydra.sweeper.params.{override.key_or_group}" for override in parse(typed)}
+    return {
+        key: value
+        for key, value in flatten(shared).items()
+        if value not in (None, {}) and key.replace("params.+", "params.") not in ranges
+    }
+
+
+def _require_metric(
+    by: str, cfg: DictConfig, chosen: list[tuple[Override, str, DictConfig]], swept: list[Override]
+) -> None:
+    """Raises UserError where some job of the sweep has no sweep.metric to be judged by."""
+    sizes = [(f"dataset.val_size={cfg.dataset.val_size}", cfg.dataset.val_size)]
+    for override, option, other in chosen:
+        size = other.dataset.val_size
+        sizes.append((f"{override.key_or_group}={option} has dataset.val_size={size}", size))
+    for override in swept:
+        if override.key_or_group == "dataset.val_size":
+            sizes += [(line(override), parse([f"x={value}"])[0].value()) for value in values_of(override)]
+    for why, size in sizes:
+        if problems := check_metric(by, str(cfg.sweep.metric), size != 0, why):
+            raise UserError(problems[0])
 
 
 def _require_folders_of_ours(typed: list[str]) -> None:

@@ -5,6 +5,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vae_exp.config.combinations import check_metric
 from vae_exp.config.keys import SweepKeys
 from vae_exp.errors import UserError
 from vae_exp.run.writing import writing
@@ -84,15 +85,20 @@ class Judge:
         self.trial = optuna.Trial(study, kept._trial_id)
 
     def __call__(self, epoch: int, scores: dict[str, float]) -> str | None:
-        """The reason to end after this epoch, in words, or None. scores are of the validation split, nats per image."""
+        """The reason to end after this epoch, in words, or None. scores are val/*, or test/* without validation images,
+        nats per image. Raises UserError where sweep.metric is not among them.
+        """
+        metric = self.keys["metric"]
+        if metric not in scores:  # the plan looks at each option of a group, and not at every combination of them
+            raise UserError(check_metric("its sweep", metric, "val/neg_elbo" in scores, "in this job")[0])
         if not self.keys["prune"] or self.is_told:
             return None
-        value = scores[self.keys["metric"]]
+        value = scores[metric]
         if epoch not in self.reported:
             self.trial.report(value, epoch)
         if epoch >= self.epochs or not self.trial.should_prune():
             return None
-        return f"sweep.prune={self.keys['prune']}: {self.keys['metric']} {value:.2f} after epoch {epoch}"
+        return f"sweep.prune={self.keys['prune']}: {metric} {value:.2f} after epoch {epoch}"
 
     def tell(self, summary: dict[str, Any] | None) -> None:
         """How the job ended: its summary, or None where it failed. What is known already stays."""
@@ -104,14 +110,19 @@ class Judge:
             self.study.tell(self.number, state=TrialState.FAIL)
         elif summary["state"] == "pruned":
             self.study.tell(self.number, state=TrialState.PRUNED)
+        elif (value := value_of(summary, self.keys["metric"])) is None:
+            self.study.tell(self.number, state=TrialState.FAIL)
         else:
-            self.study.tell(self.number, value_of(summary, self.keys["metric"]))
+            self.study.tell(self.number, value)
 
 
-def value_of(summary: dict[str, Any], metric: str) -> float:
-    """What a search minimises: the metric at the best epoch, nats per image; the test's where nothing was held out."""
-    best = f"best/{metric.replace('/', '_')}"
-    return float(summary[best] if best in summary else summary["test/neg_elbo"])
+def value_of(summary: dict[str, Any], metric: str) -> float | None:
+    """What a search minimises: sweep.metric at the best epoch, or of the test split at the end; nats per image.
+
+    None where the run has none: val/* is measured after an epoch, and max_steps may end it before.
+    """
+    value = summary.get(f"best/{metric.replace('/', '_')}" if metric.startswith("val/") else metric)
+    return None if value is None else float(value)
 
 
 def _is_of(trial: "optuna.trial.FrozenTrial", run_dir: Path) -> bool:

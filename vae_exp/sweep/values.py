@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override, QuotedString
@@ -77,9 +78,10 @@ def _as_one(value: Any) -> str:
     return str(value)
 
 
-def job_folder(swept: list[Override]) -> str:
+def job_folder(swept: list[Override], groups: Collection[str]) -> str:
     """A job's folder, such as z_dim-10_lr-0.001: only characters that can be typed back on a command line.
 
+    groups are the config groups whose options Hydra knows, those of --config-dir too.
     It is the job's number where names would be too long, or could be the same for two jobs.
     """
     last = [override.key_or_group.rsplit(".", 1)[-1] for override in swept]
@@ -93,7 +95,7 @@ def job_folder(swept: list[Override]) -> str:
         named = {"none" if value == "null" else value.lower() for value in values}
         if len(named) < len(values) or any(f"_{other}-" in value for other in last for value in values):
             return NUMBER
-        is_group = bool(options(key))
+        is_group = key in groups
         parts.append(f"{name}-${{{f'hydra.runtime.choices.{key}' if is_group else key}}}")
         longest += len(name) + max(map(len, values)) + 2
     return "_".join(parts) if parts and longest <= LONGEST else NUMBER

@@ -22,7 +22,7 @@ from vae_exp.config.keys import Config
 from vae_exp.errors import UserError
 from vae_exp.run import earlier
 from vae_exp.run.checkpoint import Checkpoint
-from vae_exp.run.folder import BEST, CONFIG, IMAGES, LAST, METRICS, SUMMARY, Summary, WandbRun
+from vae_exp.run.folder import BEST, CONFIG, IMAGES, LAST, METRICS, SUMMARY, Summary, WandbRun, read_summary
 from vae_exp.run.standing import Facts
 from vae_exp.run.writing import write, write_json, writing
 from vae_exp.tracking import wandb_server
@@ -54,6 +54,8 @@ class Tracker:
         self.run_dir = run_dir
         self.started, self.wandb_id = time.monotonic(), None
         self.ends_as = "finished"  # the state of a run that ends without an error
+        summary = read_summary(run_dir) if before is not None else None
+        self._known_in_wandb = summary.wandb if summary is not None else WandbRun()
         self._wandb_step, self._wandb_values = 0, dict[str, Any]()  # not sent yet
         if before is not None and before.goes_on is not None:
             written = before.goes_on.written
@@ -79,7 +81,8 @@ class Tracker:
         import wandb
 
         try:
-            return wandb.init(mode=mode, **of_run(config, asdict(facts), self.summary.name, self.wandb_id))
+            options = of_run(config, asdict(facts), self.summary.name, self.wandb_id, self._known_in_wandb)
+            return wandb.init(mode=mode, **options)
         except Exception as error:  # whatever is wrong with W&B, it must not cost the run
             if mode == "offline":
                 log.warning("W&B could not be started (%s); the run folder has everything.", first_line(error))
@@ -243,7 +246,9 @@ def record_failure(cfg: DictConfig, run_dir: Path, reason: str) -> None:
 
 def _describe(run: Any, mode: str) -> WandbRun:
     folder = os.path.relpath(Path(run.dir).parent)
-    return WandbRun("offline", run.id, folder) if run.offline else WandbRun(mode, run.id, folder, run.url)
+    place = {"project": run.project, "entity": run.entity, "group": run.group, "tags": list(run.tags or ())}
+    place = {name: value or None for name, value in place.items()}
+    return WandbRun("offline" if run.offline else mode, run.id, folder, None if run.offline else run.url, **place)
 
 
 def _quietly(call: Callable[[], Any]) -> None:

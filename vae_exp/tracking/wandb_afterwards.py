@@ -5,12 +5,15 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from vae_exp.comparing.runs import is_number
+from vae_exp.config.check import as_typed
 from vae_exp.config.keys import Config, WandbKeys
 from vae_exp.run.folder import Summary, read_summary
-from vae_exp.tracking.wandb_options import as_id, common, first_line, new_id, text
+from vae_exp.tracking.wandb_options import as_id, common, first_line, group, new_id, tags, tags_of_sweep
 from vae_exp.tracking.wandb_server import choose_mode, from_environment
 
 log = logging.getLogger(__name__)
@@ -39,14 +42,15 @@ def record_evaluation(
         "id": _id_beside(summary, run_dir),
         "resume": "allow",
         "name": f"evaluate {summary.name}",
-        "group": text(keys["group"] or config.get("sweep", {}).get("name")) or summary.name,
+        "group": group(config, summary.name, summary.wandb),
+        "tags": tags(config, summary.wandb),
         "job_type": "evaluate",
         "config": config,
     }
     can_reopen = mode == "online" and summary.wandb.id and summary.wandb.url
     for options in [reopened, beside] if can_reopen else [beside]:
         try:
-            with wandb.init(mode=mode, **common(keys), **options) as run:
+            with wandb.init(mode=mode, **common(keys, summary.wandb), **options) as run:
                 run.summary.update(values)
                 if pictures:
                     run.log({name: wandb.Image(str(path)) for name, path in pictures.items()})
@@ -76,24 +80,43 @@ def _remove_earlier(folder: Path, run_id: str) -> None:
 
 
 def publish_sweep(
-    name: str, keys: WandbKeys, columns: list[str], rows: list[list[Any]], figures: list[Path], results: dict[str, Any]
+    name: str,
+    keys: WandbKeys,
+    folders: list[Path],
+    columns: list[str],
+    rows: list[list[Any]],
+    figures: list[Path],
+    results: dict[str, Any],
 ) -> None:
-    """The table and the figures of a sweep as one W&B run, sweep-summary, in the sweep's group."""
+    """The table and the figures of a sweep as one W&B run, sweep-summary, in the sweep's group, with its runs' tags."""
     mode = choose_mode(keys["mode"])
     if mode == "disabled":
         return
     import wandb
 
+    known = [summary.wandb for folder in folders if (summary := read_summary(folder)) is not None]
     options: dict[str, Any] = {
         "id": new_id(f"{SWEEP_SUMMARY}-{name}"),
         "name": f"{SWEEP_SUMMARY} {name}",
         "group": keys["group"] or name,
+        "tags": tags_of_sweep(keys, known),
         "job_type": SWEEP_SUMMARY,
     }
+    table = wandb.Table(columns=[*columns], data=[*zip(*map(_of_one_type, zip(*rows, strict=True)), strict=True)])
     try:
         with wandb.init(mode=mode, **common(keys), **options) as run:
-            run.log({"sweep/table": wandb.Table(columns=[*columns], data=rows)})
+            run.log({"sweep/table": table})
             run.log({f"sweep/{figure.stem}": wandb.Image(str(figure)) for figure in figures})
             run.summary.update(results)
     except Exception as error:  # see Tracker._open_wandb
         log.warning("W&B: the sweep's summary could not be logged (%s).", first_line(error))
+
+
+def _of_one_type(column: Sequence[Any]) -> list[Any]:
+    """A column as W&B's tables take it: numbers, texts or truth values, else all of it as it would be typed."""
+    for kind in (bool, str):
+        if all(value is None or isinstance(value, kind) for value in column):
+            return [*column]
+    if all(value is None or is_number(value) for value in column):
+        return [*column]
+    return [None if value is None else as_typed(value) for value in column]

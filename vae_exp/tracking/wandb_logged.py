@@ -16,6 +16,7 @@ from vae_exp.run import evaluated
 from vae_exp.run.folder import IMAGES, METRICS, Summary, read_config, read_summary
 
 MOST_KEYS = 8  # of runs that were not swept: more levels of groups, or axes side by side, tell nothing
+OVER = "sweep.over"
 NO_SCORES = ("step", "seed", "importance_seed", "importance_samples", "repeats", "images", "active_units")
 NO_PANEL = ("_error", "_real", evaluated.SPREAD)  # how far a number may be off, and what it is read beside
 EVALUATED = re.compile(r"(best|last)\.(test|val|train)\.json")
@@ -26,8 +27,9 @@ class Logged:
     """Names that W&B has of a set of runs. A panel of any other name would be empty."""
 
     ids: list[str]  # of the runs
-    groups: list[str]  # the sweeps that the runs are of
+    groups: list[str]  # the sweeps that the runs are of, and other groups that the user made
     keys: list[str]  # of the configuration: what was swept, or where nothing was what differs; no seeds
+    columns: list[str]  # the same, and swept seeds; sweep.over where something swept has no key of its own
     values: dict[str, list[Any]]  # of these keys, each value once
     config: frozenset[str]
     history: frozenset[str]  # numbers and histograms over steps
@@ -55,12 +57,14 @@ def read(runs: list[Run]) -> Logged:
             f"none of the {len(runs)} runs was logged to W&B (wandb.mode=disabled): there is nothing to show there."
         )
     logged = [each for _, each in known]
-    keys = _swept(logged) or _differing([run for run, _ in known], logged)
+    swept = _swept(logged)
+    keys = [key for key in swept if key not in (*SEEDS, OVER)] or _differing([run for run, _ in known], logged)
     summary = {name for each in logged for name, value in each.summary.results.items() if is_finite(value)}
     return Logged(
         ids=[str(each.summary.wandb.id) for each in logged],
-        groups=list(dict.fromkeys(name for each in logged if (name := group(each.config)))),
+        groups=list(dict.fromkeys(name for each in logged if (name := _group(each)))),
         keys=keys,
+        columns=list(dict.fromkeys([*keys, *swept])),
         values={key: _distinct(each.config.get(key) for each in logged) for key in keys},
         config=frozenset(key for each in logged for key in each.config),
         history=frozenset(name for each in logged for name in each.history),
@@ -78,10 +82,11 @@ def _read(folder: Path) -> _Files | None:
     return _Files(flatten(config), summary, _history(folder))
 
 
-def group(config: dict[str, Any]) -> str | None:
-    """The W&B group of a run, from its flat configuration."""
-    name = config.get("wandb.group") or config.get("sweep.name")
-    return None if name is None else str(name)
+def _group(files: _Files) -> str | None:
+    """The W&B group that a run shares with other runs, not with its evaluations alone."""
+    summary, config = files.summary, files.config
+    name = config.get("wandb.group") or config.get("sweep.name") or summary.wandb.group
+    return None if name is None or name == summary.name else str(name)
 
 
 def place(folders: Iterable[Path]) -> str | None:
@@ -96,21 +101,24 @@ def place(folders: Iterable[Path]) -> str | None:
 
 
 def _swept(logged: list[_Files]) -> list[str]:
-    """The swept keys by W&B's names for them: of a swept group, such as network, what stands for its option."""
+    """The swept keys by W&B's names for them: of a swept group, such as network, what stands for its option; where
+    nothing does, as for experiment, the list of all that was swept.
+    """
     keys: dict[str, None] = {}
     for each in logged:
-        over = each.config.get("sweep.over")
+        over = each.config.get(OVER)
         for word in over if isinstance(over, list) else ():
             key = str(word).partition("=")[0].lstrip("+")
             named = [name for name in (key, f"{key}.name", f"{key}._target_") if name in each.config]
-            keys |= dict.fromkeys(named[:1])
-    return [key for key in keys if key not in SEEDS]
+            keys |= dict.fromkeys(named[:1] or [OVER])
+    return list(keys)
 
 
 def _differing(runs: list[Run], logged: list[_Files]) -> list[str]:
     """What differs between runs that were not swept, as far as it is one number or word."""
     known = {key for each in logged for key in each.config}
-    named = [key if key in known else f"{key}._target_" for key in differing(runs) if key not in SEEDS]
+    keys = [key for key in differing(runs) if key not in SEEDS]
+    named = [name for key in keys for name in (key, f"{key}._target_") if name in known]
     plain = [key for key in named if all(_is_plain(each.config.get(key)) for each in logged)]
     return plain[:MOST_KEYS]
 

@@ -4,18 +4,20 @@ import logging
 import os
 import re
 import secrets
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from vae_exp.config.keys import Config, WandbKeys
 from vae_exp.errors import printable
-from vae_exp.run.folder import OUTPUTS
+from vae_exp.run.folder import OUTPUTS, WandbRun
 
 log = logging.getLogger(__name__)
 
 INIT_SECONDS = 8  # with wandb_server.PROBE_SECONDS: a server that does not answer may cost 15 s in all
 FINISH_SECONDS = 10  # of uploading at the end; what is not there by then stays in W&B's folder, to be synced
 LONGEST_TAG = 64
+UNKNOWN = WandbRun()
 SHORT = {"model.z_dim": "z", "optimizer.lr": "lr", "seed": "s"}
 IN_EVERY_NAME = ("model", "model.name", "dataset", "model.z_dim", "optimizer.lr", "seed")
 
@@ -32,20 +34,51 @@ def run_name(config: Config) -> str:
     return str(name)
 
 
-def of_run(config: Config, facts: dict[str, Any], name: str | None, wandb_id: str | None) -> dict[str, Any]:
-    """The options of wandb.init for a training run; wandb_id is that of the run that it goes on with, if it does."""
+def of_run(
+    config: Config, facts: dict[str, Any], name: str | None, wandb_id: str | None, known: WandbRun
+) -> dict[str, Any]:
+    """The options of wandb.init for a training run; wandb_id is that of the run that it goes on with, if it does, and
+    known is what summary.json has of that.
+    """
     keys = config["wandb"]
-    tags = keys["tags"] or [tag for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag.strip()]
-    return common(keys) | {
+    return common(keys, known) | {
         "config": {**config, **facts},
         "id": os.environ.get("WANDB_RUN_ID") or wandb_id or new_id(_for_the_list(config, str(name))),
         "resume": "allow" if wandb_id else None,
         "name": name,
-        "group": text(keys["group"] or config["sweep"]["name"]),
+        "group": group(config, name, known),
         "job_type": os.environ.get("WANDB_JOB_TYPE") or "train",
-        "tags": short([config["model"]["name"], config["dataset"]["name"], *map(str, tags)]),
+        "tags": tags(config, known),
         "notes": text(keys["notes"]),
     }
+
+
+def group(config: Mapping[str, Any], name: str | None, known: WandbRun) -> str | None:
+    """The W&B group of a run and of its evaluations: what is asked for, its sweep, or its own name.
+
+    known is what summary.json has of the run: the environment may be another one by now.
+    """
+    asked = (config.get("wandb") or {}).get("group") or (config.get("sweep") or {}).get("name")
+    return text(asked or known.group or os.environ.get("WANDB_RUN_GROUP") or name)
+
+
+def tags(config: Mapping[str, Any], known: WandbRun) -> list[str]:
+    """The W&B tags of a run and of its evaluations: its model, its dataset, and what the user says; known as above."""
+    own = (config.get("wandb") or {}).get("tags")
+    if not own and isinstance(known.tags, list):
+        return short([str(tag) for tag in known.tags])
+    names = [(config.get(part) or {}).get("name") for part in ("model", "dataset")]
+    return short([str(tag) for tag in (*names, *(own or _tags_of_environment())) if tag is not None])
+
+
+def tags_of_sweep(keys: WandbKeys, known: Iterable[WandbRun]) -> list[str]:
+    """All tags of its runs, or where none are known what the user says."""
+    of_runs = dict.fromkeys(tag for run in known if isinstance(run.tags, list) for tag in run.tags)
+    return short([str(tag) for tag in of_runs or keys["tags"] or _tags_of_environment()])
+
+
+def _tags_of_environment() -> list[str]:
+    return [tag for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag.strip()]
 
 
 def _for_the_list(config: Config, name: str) -> str:
@@ -63,8 +96,11 @@ def short(tags: list[str]) -> list[str]:
     return [tag for tag in tags if len(tag) <= LONGEST_TAG]
 
 
-def common(keys: WandbKeys) -> dict[str, Any]:
-    """The options of wandb.init that are the same for every run: of training, an evaluation, a sweep's summary."""
+def common(keys: WandbKeys, known: WandbRun = UNKNOWN) -> dict[str, Any]:
+    """The options of wandb.init that are the same for every run: of training, an evaluation, a sweep's summary.
+
+    known is what summary.json has of the run that is written to, or that is evaluated.
+    """
     import wandb
 
     # Absolute, because W&B's service keeps the working folder of its start.
@@ -72,8 +108,8 @@ def common(keys: WandbKeys) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     return {
         "dir": folder,
-        "project": str(keys["project"] or os.environ.get("WANDB_PROJECT") or "vae_exp"),
-        "entity": keys["entity"],
+        "project": str(keys["project"] or known.project or os.environ.get("WANDB_PROJECT") or "vae_exp"),
+        "entity": keys["entity"] or known.entity,
         "reinit": "finish_previous",  # a run that is still open must not swallow this one's points
         "settings": wandb.Settings(
             silent=True, init_timeout=INIT_SECONDS, finish_timeout=FINISH_SECONDS, finish_timeout_raises=True

@@ -7,7 +7,7 @@ import wandb_workspaces.expr as expr
 import wandb_workspaces.reports.v2 as wr
 
 from vae_exp.comparing import comparable
-from vae_exp.comparing.runs import RESULTS, Run, differing, fold_seeds, sort_runs
+from vae_exp.comparing.runs import RESULTS, Run, fold_seeds, setting_columns, sort_runs
 from vae_exp.comparing.terminal import cell
 from vae_exp.run.folder import read_summary
 from vae_exp.tracking import wandb_panels as panels
@@ -80,9 +80,9 @@ def _figures(runs: list[Run]) -> list[Any]:
 
 
 def _table(folded: list[Run], metric: str) -> str:
-    """The settings in Markdown, the best first; what they have in common is left out."""
+    """The settings in Markdown, the best first; what they have in common is left out, unless it was swept."""
     results = [name for name in RESULTS if any(name in run.metrics for run in folded)]
-    columns = [*differing(folded), metric, *(name for name in results if name != metric), "state"]
+    columns = [*setting_columns(folded), metric, *(name for name in results if name != metric), "state"]
     rows = [["run", *columns], ["---"] * (len(columns) + 1)]
     rows += [[run.name, *(cell(run, column) for column in columns)] for run in folded[:MOST_ROWS]]
     lines = ["| " + " | ".join(word.replace("|", "\\|") for word in row) + " |" for row in rows]

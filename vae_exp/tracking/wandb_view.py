@@ -39,7 +39,8 @@ def view(entity: str, project: str, logged: Logged) -> ws.Workspace:
         settings=ws.WorkspaceSettings(max_runs=MOST_RUNS),
         runset_settings=ws.RunsetSettings(
             filters=[ws.Metric("JobType") != SWEEP_SUMMARY],  # its table and figures are no run's
-            groupby=[ws.Metric("Group"), *(ws.Config(key) for key in logged.keys)],
+            # By group only where there are any: a run alone is one with its evaluations, and its seeds are others.
+            groupby=[*([ws.Metric("Group")] if logged.groups else []), *map(ws.Config, logged.keys)],
             order=[ws.Ordering(ws.Summary(logged.metric), ascending=True)],  # the lowest, so the best, first
             pinned_columns=columns(logged),
         ),
@@ -55,7 +56,7 @@ def view_id(entity: str, project: str) -> str:
 
 def columns(logged: Logged) -> list[str]:
     """Columns of the table of runs, by W&B's names: what is usually changed, what was swept, the results, the state."""
-    keys = [key for key in dict.fromkeys([*COLUMNS, *logged.keys]) if key in logged.config]
+    keys = [key for key in dict.fromkeys([*COLUMNS, *logged.columns]) if key in logged.config]
     results = [f"summary:{name}" for name in RESULTS if name in logged.summary]
     return ["run:displayName", *map(_config_column, keys), *results, f"summary:{STATE}"]
 

@@ -17,6 +17,7 @@ from vae_exp.comparing.runs import (
     is_finite,
     is_number,
     sort_runs,
+    swept_keys,
     usual_columns,
 )
 from vae_exp.comparing.terminal import setting
@@ -49,6 +50,7 @@ class Section:
     metric: str
     verdict: str
     columns: list[Column]
+    not_shown: list[str]  # keys that were swept and are no column
     axes: list[Axis]
     label_keys: list[str]  # a run is named by its values of these
     differing: list[str]
@@ -79,6 +81,7 @@ def _section(title: str | None, group: list[Run], columns: list[str] | None, bef
         metric=metric,
         verdict=verdict(group, metric),
         columns=[Column(name, _is_numeric(group, name), name in BOOKKEEPING and columns is None) for name in told],
+        not_shown=[key for key in swept_keys(group) if key not in told],
         axes=[_axis(key, measured) for key in keys],
         label_keys=[*(keys if len(measured) > 1 else swept(group)), *(key for key in differ if key in SEEDS)],
         differing=differ,

@@ -30,16 +30,18 @@ function table(section) {
     body.append(...sorted.map(id => rows.get(id)));
   }
 
-  const box = element("div", { class: section.runs.length > 15 ? "scroll tall" : "scroll" }, made);
+  const hidden = section.not_shown.join(", ");
+  const box = [element("div", { class: section.runs.length > 15 ? "scroll tall" : "scroll" }, made)];
+  if (hidden) box.push(element("p", { class: "note" }, `not shown: ${hidden} (swept, and not among --columns)`));
   const folded = section.columns.filter(column => column.is_folded);
-  if (!folded.length) return [box];
+  if (!folded.length) return box;
   const more = button(`${folded.length} more: ${folded.map(column => column.name).join(", ")}`, () => {
     const isOpen = made.classList.toggle("with-folded");
     more.setAttribute("aria-expanded", isOpen);
   });
   more.className = "quiet";
   more.setAttribute("aria-expanded", "false");
-  return [box, more];
+  return [...box, more];
 }
 
 const kinds = column => [column.is_number && "number", column.is_folded && "folded"].filter(Boolean).join(" ");
