@@ -32,6 +32,7 @@ FLOORS = [
     ["distributions", "likelihoods", "schedules"],
     ["shares"],
     ["together"],
+    ["files"],
     ["launched", "version", "errors"],
 ]
 HEIGHT = {part: -number for number, floor in enumerate(FLOORS) for part in floor}

@@ -4,7 +4,9 @@ import functools
 import gzip
 import hashlib
 import http.server
+import os
 import pickle
+import shutil
 import subprocess
 import sys
 import threading
@@ -297,6 +299,9 @@ def test_larochelles_files(tmp_path):
     assert (data.n_classes, data.x_shape) == (0, (1, 28, 28))
     for split, part in ((data.train, "train"), (data.val, "valid"), (data.read_test(), "test")):
         assert torch.equal(split.x.flatten(1), parts[part] * 255), "its own splits, whatever the seed"
+    amat(tmp_path / "binarized_mnist_test.amat", 1 - parts["test"])
+    changed = torchvision_images("mnist", "mnist", str(tmp_path), "larochelle").read_test()
+    assert torch.equal(changed.x.flatten(1), 255 - parts["test"] * 255), "a file that has changed meanwhile"
     (tmp_path / "other").mkdir()
     for part in parts:
         (tmp_path / "other" / f"binarized_mnist_{part}.amat").write_text("0 1 0\n")
@@ -385,25 +390,28 @@ print(len(test), int(test.x.sum()), test.y.tolist(), source.class_names[3], "tor
 
 
 def test_a_prepared_copy_needs_no_torchvision_and_notices_changed_files(tmp_path, monkeypatch):
-    """Read by other names of the same folder, or in a new process: this one keeps what it has read."""
+    """Also in the process that has read them before."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     raw = tmp_path / "data" / "MNIST" / "raw"
     write_idx(raw)
-    for name in ("other", "third", "fourth"):
-        (tmp_path / name).symlink_to("data")
     first = torchvision_images("mnist", "mnist", "data").read_test()
+    assert torchvision_images("mnist", "mnist", "data").read_test() is first, "the jobs of a sweep read it once"
     done = subprocess.run([sys.executable, "-c", READS], capture_output=True, text=True)
     assert done.stdout == f"6 {int(first.x.sum())} {[0, 1, 2, 3, 4, 5]} 3 False\n", done.stderr
     copies = list((tmp_path / "cache" / "vae_exp" / "prepared").iterdir())
     assert len(copies) == 2
     for copy in copies:
         copy.write_bytes(b"cut off")
-    assert torch.equal(torchvision_images("mnist", "mnist", "other").read_test().x, first.x)
+    shutil.copytree("data", "moved")  # with its times
+    assert torch.equal(torchvision_images("mnist", "mnist", "moved").read_test().x, first.x)
+    assert sorted((tmp_path / "cache" / "vae_exp" / "prepared").iterdir()) == sorted(copies), "the same content"
     images = raw / "t10k-images-idx3-ubyte"
-    images.write_bytes(images.read_bytes()[:-1] + b"\x63")  # as large as before
-    assert torchvision_images("mnist", "mnist", "third").read_test().x[-1, 0, -1, -1] == 0x63
+    before = images.stat()
+    images.write_bytes(images.read_bytes()[:-1] + b"\x63")  # as large as before, and as old
+    os.utime(images, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert torchvision_images("mnist", "mnist", "data").read_test().x[-1, 0, -1, -1] == 0x63
     images.write_bytes(b"cut off")
-    source = torchvision_images("mnist", "mnist", "fourth")
+    source = torchvision_images("mnist", "mnist", "data")
     with pytest.raises(UserError, match="cannot be read"):
         source.read_test()
 

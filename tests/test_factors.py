@@ -231,6 +231,7 @@ def publish(monkeypatch, source, folder, sizes, **arrays):
                 file.create_dataset(name, data=array, compression="gzip")
     md5 = hashlib.md5(path.read_bytes()).hexdigest()
     monkeypatch.setitem(factor_files.KNOWN, source, dataclasses.replace(known, sizes=sizes, md5=md5))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder.parent / "cache"))  # other tests publish the same file
     return path
 
 
@@ -256,6 +257,7 @@ def test_dsprites_as_published(tmp_path, monkeypatch):
     found, table = in_order(source)
     np.testing.assert_array_equal(found[:, 0], images * 255)
     assert table == np.indices((3, 2, 4, 2, 3)).reshape(5, -1).T.tolist()
+    assert list((tmp_path / "dsprites").iterdir()) == [path], "nothing is written beside it"
     path.unlink()  # what was unpacked is enough
     part, table = in_order(
         dsprites("dsprites", str(tmp_path), {"shape": [2], "orientation": 3}, label="y", test_size=5)
@@ -263,7 +265,12 @@ def test_dsprites_as_published(tmp_path, monkeypatch):
     expected = images.reshape(3, 2, 4, 2, 3, 64, 64)[2:, :, [0, 1, 2]].reshape(-1, 64, 64)
     np.testing.assert_array_equal(part[:, 0], expected * 255)
     assert table[-1] == [0, 1, 2, 1, 2], "numbered within the part"
-    assert sorted(file.name for file in (tmp_path / "dsprites").iterdir()) == [path.with_suffix(".uint8").name]
+    path.write_bytes(b"cut off")
+    dsprites("dsprites", str(tmp_path), test_size=5)  # found by the checksum that the file must have
+    with pytest.raises(UserError, match="is damaged"):
+        dsprites("dsprites", str(tmp_path), test_size=5, cache="another")
+    (unpacked,) = (tmp_path / "cache" / "vae_exp" / "unpacked").iterdir()
+    assert unpacked.stat().st_size == 144 * 64 * 64
 
 
 def test_other_files_than_the_published_are_refused(tmp_path, monkeypatch):
@@ -282,7 +289,8 @@ def test_other_files_than_the_published_are_refused(tmp_path, monkeypatch):
         monkeypatch.setitem(factor_files.KNOWN, "dsprites", dataclasses.replace(known, **change))
         with pytest.raises(UserError, match=says):
             dsprites("dsprites", str(tmp_path))
-    assert list((tmp_path / "dsprites").iterdir()) == [path], "nothing half written stays"
+    assert list((tmp_path / "dsprites").iterdir()) == [path]
+    assert list((tmp_path / "cache" / "vae_exp" / "unpacked").iterdir()) == [], "nothing half written stays"
 
 
 @pytest.mark.slow  # torchvision, which downloads, takes seconds to import

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+import vae_exp
 from tests import hooks
 from tests.conftest import compose
 from vae_exp.config import build
@@ -29,7 +32,8 @@ def flat(path, colour=RED, size=(12, 12), mode="RGB", **how):
 
 
 def folder(root, cache="cache", **changes):
-    own = {"image_size": 8, "channels": 3, "crop": None, "test_size": 0.2, "on_error": "skip", "cache": str(cache)}
+    own = {"image_size": 8, "channels": 3, "crop": None, "test_size": 0.2, "on_error": "skip", "white": None}
+    own["cache"] = None if cache is None else str(cache)
     shared = {key: changes.pop(key) for key in list(changes) if key not in own}
     return prepare(image_folder("image_folder", str(root), **own | changes), **({"val_size": 0.25, "seed": 0} | shared))
 
@@ -100,6 +104,73 @@ def test_train_val_and_test_folders_are_kept_apart(tmp_path):
     assert len(folder(tmp_path, val_size=0).val) == 0
 
 
+@pytest.mark.parametrize("name", ["valid", "validation", "dev"])
+def test_a_folder_of_validation_images_has_many_names(tmp_path, caplog, name):
+    for part, colour, n in (("train", RED, 7), (name, GREEN, 3), ("test", BLUE, 2), (".hidden", BLUE, 1)):
+        for i in range(n):
+            flat(tmp_path / part / f"{i}.png", colour)
+    data = folder(tmp_path)
+    assert [len(split) for split in (data.train, data.val, data.read_test())] == [7, 3, 2]
+    assert (data.val.x[:, 1] == 255).all()
+    assert caplog.text == "", "all is read"
+    flat(tmp_path / "val" / "0.png")
+    with pytest.raises(UserError, match=f"val/ and {name}/ beside train/: which are the validation images"):
+        folder(tmp_path)
+
+
+def test_images_that_nobody_reads_are_told(tmp_path, caplog):
+    for place, n in (("train", 7), ("extra/deep", 3), ("Test", 2), (".", 1), ("docs", 0)):
+        (tmp_path / place).mkdir(parents=True, exist_ok=True)
+        for i in range(n):
+            flat(tmp_path / place / f"{i}.png")
+    (tmp_path / "docs" / "notes.txt").write_text("none")
+    assert len(every(folder(tmp_path))) == 7
+    assert "images beside train/ that are not read: 2 in Test/, 3 in extra/, 1 in no folder" in caplog.text
+    assert "docs" not in caplog.text
+    caplog.clear()
+    (tmp_path / "train").rename(tmp_path / "Train")
+    folder(tmp_path)
+    assert "Test/, Train/ taken for classes, as there is no train/" in caplog.text
+
+
+def unreadable(path):
+    """A folder that no system call can list, not root's either: its path is longer than a path may be."""
+    path.mkdir()
+    here = os.open(path, os.O_RDONLY)
+    for _ in range(20):
+        os.mkdir("n" * 250, dir_fd=here)
+        deeper = os.open("n" * 250, os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = deeper
+    os.close(here)
+
+
+@pytest.mark.parametrize("how", ["too long", "no permission"])
+def test_a_folder_that_cannot_be_read_is_told_or_refused(tmp_path, caplog, how):
+    for name in ("red", "blue", "green"):
+        for i in range(4):
+            flat(tmp_path / "mine" / name / f"{i}.png")
+    place = tmp_path / "mine" / "red"
+    if how == "no permission":
+        if os.geteuid() == 0:
+            pytest.skip("root may read every folder")
+        place.chmod(0)
+    else:
+        unreadable(place / "deeper")
+    try:
+        data = folder(tmp_path / "mine")
+        assert "left out 1 folder in" in caplog.text
+        assert f"\n  red{'/deeper/nnn' if how == 'too long' else ': Permission denied'}" in caplog.text
+        assert ("red" in data.class_names) == (how == "too long")
+        with pytest.raises(UserError, match=r"mine: red.*dataset.on_error=skip leaves such folders out"):
+            folder(tmp_path / "mine", on_error="fail")
+        caplog.clear()
+        assert len(read_images(tmp_path / "mine", (3, 8, 8))[0]) == len(every(data))
+        assert "left out 1 folder in" in caplog.text
+    finally:
+        place.chmod(0o700)
+
+
 def test_a_conditional_model_needs_class_folders(tmp_path):
     for i in range(9):
         flat(tmp_path / "mine" / f"{i}.png")
@@ -142,6 +213,85 @@ def test_modes(tmp_path):
     assert (decoded(tmp_path / "bits.png") == 255).all()
     flat(tmp_path / "palette.gif", RED)
     assert decoded(tmp_path / "palette.gif")[:, 4, 4].tolist() == list(RED)
+
+
+DEEP = [  # the kind of pixels, the brightest, what says which is white, and that white
+    (np.uint16, 255, None, 65535),
+    (np.uint16, 260, None, 65535),
+    (np.uint16, 65535, None, 65535),
+    (np.uint16, 4095, 4095, 4095),
+    (np.uint16, 5000, 4095, 4095),
+    (np.int32, 40_000, None, 65535),
+    (np.int32, 1_000_000, 1_000_000, 1_000_000),
+    (np.float32, 0.3, None, 1),
+    (np.float32, 1, None, 1),
+    (np.float32, 1.01, 1, 1),
+    (np.float32, 200, 255, 255),
+]
+
+
+@pytest.mark.parametrize(("dtype", "brightest", "white", "taken"), DEEP)
+def test_what_is_white_in_a_deep_grey_is_never_guessed_from_the_image(tmp_path, dtype, brightest, white, taken):
+    """A ramp from black to the brightest pixel, whose right values are its own, divided by white."""
+    ramp = np.tile(np.linspace(0, brightest, 16), (16, 1)).astype(dtype)
+    right = np.minimum(ramp.astype(np.float64) / taken, 1) * 255
+    for i in range(4):
+        (tmp_path / "mine").mkdir(exist_ok=True)
+        Image.fromarray(ramp).save(tmp_path / "mine" / f"{i}.tif")
+    data = folder(tmp_path / "mine", image_size=16, channels=1, white=white)
+    assert np.abs(every(data).numpy() - right).max() <= 0.5
+    own = read_images(tmp_path / "mine" / "0.tif", (1, 16, 16), white=white)[0]
+    assert torch.equal(own[0], data.train.x[0]), "read for a trained model as for training"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "low", "high"),
+    [(np.float32, 0, 255), (np.float32, 0, 1.01), (np.float32, -1, 1), (np.int32, 0, 70_000), (np.int32, -5, 5)],
+)
+def test_deep_greys_outside_of_black_and_white_need_a_word(tmp_path, dtype, low, high):
+    """Also where files that cannot be used are left out: the scale would be wrong in all of them."""
+    (tmp_path / "mine").mkdir()
+    for i in range(4):
+        pixels = np.linspace(low if i == 3 else 0, high if i == 3 else 1, 256).reshape(16, 16).astype(dtype)
+        Image.fromarray(pixels).save(tmp_path / "mine" / f"{i}.tif")
+    with pytest.raises(UserError, match=f"3.tif: its pixels go from {low} to {high}.*such as dataset.white=255"):
+        folder(tmp_path / "mine", channels=1)
+    with pytest.raises(UserError, match=r"3.tif: its pixels go from"):
+        read_images(tmp_path / "mine", (1, 8, 8))
+    assert len(every(folder(tmp_path / "mine", channels=1, white=high))) == 4
+
+
+def test_white_is_the_trained_models_too_and_is_said_once(tmp_path, vae_command):
+    (tmp_path / "mine").mkdir()
+    for i in range(12):
+        Image.fromarray(np.full((8, 8), 341 * (i + 1), np.uint16)).save(tmp_path / "mine" / f"{i:02}.png")
+    typed = ("dataset=image_folder", "dataset.root=mine", "dataset.image_size=8", "dataset.channels=1")
+    typed += ("network.hidden_dims=[8]", "likelihood=gaussian", "epochs=1", "device=cpu", "wandb.mode=disabled")
+    code, said = vae_command("vae-train", *typed, "dataset.white=4095", "hydra.run.dir=run")
+    assert code == 0, said
+    assert "12 16-bit images: 4095 (dataset.white=4095)" in said
+    assert said.count("images: 4095") == 1
+    x = torch.full((1, 1, 8, 8), 85, dtype=torch.uint8)  # of the fourth: 1364 / 4095 is a third
+    assert any(torch.equal(image, x[0]) for image in every(vae_exp.load("run").read_data()))
+    asked = ("checkpoint=run", "what=reconstructions", "inputs=mine/03.png", "format=npz", "output=out")
+    assert vae_command("vae-generate", *asked)[0] == 0
+    (made,) = Path("out").iterdir()
+    expected = vae_exp.load("run").reconstruct(x).clamp(0, 1).mul(255).round().numpy()
+    np.testing.assert_allclose(np.load(made)["x"], expected, atol=1)
+    code, said = vae_command("vae-train", *typed, "hydra.run.dir=other")
+    assert "12 16-bit images: 65535 (dataset.white=null)" in said, "another cache"
+    for wrong in ("0", "-1", "a"):
+        code, said = vae_command("vae-train", *typed, f"dataset.white={wrong}")
+        assert code == 1
+        assert f"dataset.white={wrong}: it takes a number above 0" in said
+
+
+def test_white_without_deep_greys_is_told_to_change_nothing(tmp_path, caplog):
+    caplog.set_level("INFO")
+    for i in range(4):
+        flat(tmp_path / "mine" / f"{i}.png")
+    folder(tmp_path / "mine", white=4095)
+    assert "dataset.white=4095: changes nothing" in caplog.text
 
 
 def test_photos_stand_upright_and_their_middle_is_kept(tmp_path):
@@ -239,11 +389,11 @@ def test_too_few_images_are_a_clear_message(tmp_path, images, said):
         folder(tmp_path / "mine")
 
 
-def when_read(act):
-    """act(name) as an image file is opened for reading."""
+def when_read(act, ending=".png"):
+    """act(name) as an image file is opened for reading by Pillow; its key takes some of its bytes in another way."""
 
     def opened(event, arguments):
-        if event == "open" and str(arguments[0]).endswith(".png") and "r" in str(arguments[1]):
+        if event == "open" and str(arguments[0]).endswith(ending) and "r" in str(arguments[1]):
             act(Path(arguments[0]).name)
 
     return hooks.at_call(opened)
@@ -265,6 +415,102 @@ def test_a_second_run_decodes_nothing_and_a_changed_file_or_setting_does(tmp_pat
     flat(tmp_path / "mine" / "3.png", GREEN)
     os.utime(tmp_path / "mine" / "3.png", (1, 1))
     assert (every(folder(tmp_path / "mine"))[:, 1] == 255).any()
+
+
+def photos(place, grey, n=8):
+    """Images whose names, sizes and times of change are the same for every grey, as an archive unpacks them."""
+    for i in range(n):
+        flat(Path(place) / f"{i}.bmp", (grey, grey, i))
+        os.utime(Path(place) / f"{i}.bmp", ns=(10**18 + 5, 10**18 + 5))
+
+
+def test_a_cache_is_found_by_what_the_files_hold_wherever_they_lie():
+    photos("v1/photos", 255)
+    photos("v2/photos", 40)
+    assert (every(folder("v1/photos"))[:, 0] == 255).all()
+    second = every(folder("v2/photos"))
+    assert (second[:, 0] == 40).all(), "another folder of that name"
+    Path("v2/photos").rename("elsewhere")
+    with when_read(lambda name: pytest.fail(f"{name} is decoded again"), ".bmp"):
+        assert torch.equal(every(folder("elsewhere")), second)
+    assert len(list(Path("cache/image_cache").iterdir())) == 2
+    os.utime("elsewhere/3.bmp", ns=(10**18, 10**18 + 6))  # a nanosecond later
+    folder("elsewhere")
+    assert len(list(Path("cache/image_cache").iterdir())) == 3
+    photos("elsewhere", 41)  # in place, in the same session
+    assert (every(folder("elsewhere"))[:, 0] == 41).all()
+
+
+def test_the_cache_lies_in_the_users_cache_folder_and_is_named_once(tmp_path, monkeypatch, vae_train):
+    monkeypatch.setenv("VAE_EXP_DATA", str(tmp_path / "shared"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "own"))
+    (tmp_path / "shared").mkdir()
+    photos("mine", 7)
+    typed = ("dataset=image_folder", "dataset.root=mine", "dataset.image_size=8", "network.hidden_dims=[8]")
+    typed += ("likelihood=gaussian", "epochs=1", "device=cpu", "wandb.mode=disabled")
+    code, said = vae_train(*typed)
+    assert code == 0, said
+    cache = tmp_path / "own" / "vae_exp" / "image_cache"
+    assert said.count(str(cache)) == 1
+    assert f"decoded images are cached in {cache} (dataset.cache=FOLDER: elsewhere)" in said
+    assert len(list(cache.iterdir())) == 1
+    assert list((tmp_path / "shared").iterdir()) == []
+    code, said = vae_train(*typed, "dataset.cache=third")
+    assert "cached in third/image_cache" in said
+    assert len(list(Path("third/image_cache").iterdir())) == 1
+
+
+READ_WHEN_TOLD = """
+import sys, time
+from pathlib import Path
+from vae_exp.datasets import image_folder
+
+Path(f"ready{sys.argv[1]}").touch()
+while not Path("go").exists():
+    time.sleep(0.001)
+source = image_folder("mine", "mine", 8, 3, None, 10, "skip", "cache")
+print(int(source.train.x.sum()), len(source.train))
+"""
+
+
+@pytest.mark.slow  # two processes that import torch
+def test_two_processes_may_make_a_cache_at_once():
+    photos("mine", 100, n=200)
+    started = [
+        subprocess.Popen([sys.executable, "-c", READ_WHEN_TOLD, str(i)], stdout=subprocess.PIPE, text=True)
+        for i in range(2)
+    ]
+    deadline = time.time() + 60
+    while not all(Path(f"ready{i}").exists() for i in range(2)) and time.time() < deadline:
+        time.sleep(0.01)
+    Path("go").touch()
+    said = [process.communicate(timeout=60)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0]
+    assert said[0] == said[1]
+    assert said[0].split()[1] == "190"
+    (cache,) = Path("cache/image_cache").iterdir()
+    assert sorted(path.name for path in cache.iterdir()) == ["about.json", "images.uint8"]
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_another_process_that_was_quicker_is_no_error(tmp_path, damaged):
+    photos("mine", 100)
+    if damaged:
+        folder("mine")
+        (cache,) = Path("cache/image_cache").iterdir()
+        os.truncate(cache / "images.uint8", 7)
+    before = []
+
+    def quicker(name):
+        if name == "5.bmp" and not before:  # while it is decoded here, somebody else makes the whole cache
+            before.append(None)
+            before[0] = every(folder("mine"))
+
+    with when_read(quicker, ".bmp"):
+        slower = every(folder("mine"))
+    assert torch.equal(slower, before[0])
+    assert torch.equal(every(folder("mine")), before[0])
+    assert len(list(Path("cache/image_cache").iterdir())) == 1
 
 
 def test_a_cache_that_was_interrupted_is_not_used_and_leaves_nothing(tmp_path):

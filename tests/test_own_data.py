@@ -17,6 +17,7 @@ from vae_exp.datasets import arrays, image_folder, prepare
 from vae_exp.datasets.factor_table import read_factors
 from vae_exp.datasets.splits import Streamed
 from vae_exp.errors import UserError
+from vae_exp.train import train
 
 TINY = ("likelihood=gaussian", "network.hidden_dims=[8]", "model.z_dim=2", "batch_size=16")
 FOLDER = ("dataset=image_folder", "dataset.root=mine", "dataset.image_size=8", "dataset.cache=cache")
@@ -254,6 +255,7 @@ WRONG_ARRAYS = [
         r"images must be uint8, 0 to 255, and is float64 \[96, 8, 8\]. Floats from 0 to 1 become",
     ),
     ({"images": PIXELS.astype(int)}, r"images must be uint8, 0 to 255, and is int64 \[96, 8, 8\]\.$"),
+    ({"images": PIXELS.astype(np.uint16)}, r"and is uint16 \[96, 8, 8\]. Numbers from 0 to 65535 become that by"),
     ({"images": PIXELS[:, 0]}, r"images must be \[N, H, W\], .* and is \[96, 8\]"),
     ({"images": PIXELS.reshape(96, 2, 16, 2)}, r"images must be .* with C of 1 or 3, and is \[96, 2, 16, 2\]"),
     ({"images": PIXELS[:0]}, r"images must be .* and is \[0, 8, 8\]"),
@@ -386,3 +388,91 @@ def test_a_part_of_published_data_is_still_an_override():
         assert build.check(compose("dataset=sprites", typed))["dataset"]["label"] == "shape"
     with pytest.raises(UserError, match=r"dataset.factors.scale=0: it takes a whole number"):
         build.check(compose("dataset=sprites", "dataset.factors={scale:0}"))
+
+
+ODD = ["+1", "-1", "0", "007", "1", "1.0", "1e3", "2.0", "true", "null", "b (1)", "é"]
+LABELLED = ("dataset=image_folder", "dataset.image_size=8", "dataset.cache=cache", "device=cpu", "wandb.mode=disabled")
+
+
+@pytest.fixture(scope="module")
+def odd_classes(tmp_path_factory):
+    """A conditional model of classes whose names look like something else, and the folder of their images."""
+    where = tmp_path_factory.mktemp("odd")
+    for number, name in enumerate(ODD):
+        for i in range(6):
+            flat(where / "mine" / name / f"{i}.png", (20 * number, 40 * i, 0))
+    places = (f"dataset.root={where}/mine", f"dataset.cache={where}/cache")  # no test has a folder of its own yet
+    overrides = (*LABELLED, *TINY, *places, "model=conditional", "epochs=1")
+    train(compose(*overrides), where / "run")
+    return where
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_class_is_called_as_it_is_typed(vae_command, odd_classes, name):
+    """To draw it, and in a folder of own images; from Python too."""
+    model = vae_exp.load(odd_classes / "run")
+    where = f"checkpoint={odd_classes}/run"
+    assert sorted(model.class_names) == sorted(ODD)
+    code, said = vae_command("vae-generate", where, f"label={name}", "n=2", "format=npz", "output=out")
+    assert code == 0, said
+    (drawn,) = Path("out").iterdir()
+    assert [model.class_names[y] for y in np.load(drawn)["y"]] == [name, name]
+    number = model.class_names.index(name)
+    assert torch.equal(model.sample(2, label=name, seed=0), model.sample(2, label=torch.tensor(number), seed=0))
+    flat(Path("own") / name / "0.png")
+    asked = ("what=reconstructions", "inputs=own", "format=npz", "output=again")
+    assert vae_command("vae-generate", where, *asked)[0] == 0
+    (drawn,) = Path("again").iterdir()
+    assert np.load(drawn)["y"].tolist() == [number]
+
+
+def test_a_class_by_its_number_and_null_where_no_class_is_called_so(vae_command, odd_classes):
+    model = vae_exp.load(odd_classes / "run")
+    assert model.number(2.0) == model.class_names.index("2.0")
+    assert model.number(9) == model.number("9") == 9, "no class is called 9"
+    assert model.number(1) == model.class_names.index("1"), "a name comes before a number"
+    for wrong in ("+9", "9.0", "True", "1e0"):
+        code, said = vae_command("vae-generate", f"checkpoint={odd_classes}/run", f"label={wrong}", "output=out")
+        assert code == 1
+        assert f"label={wrong}: this model knows" in said
+    for i in range(12):
+        flat(Path("two") / "ab"[i % 2] / f"{i}.png")
+    assert (
+        vae_command("vae-train", *LABELLED, *TINY, "dataset.root=two", "model=conditional", "hydra.run.dir=r")[0] == 0
+    )
+    for what in ("samples", "classes"):
+        assert vae_command("vae-generate", "checkpoint=r", f"what={what}", "label=null", "output=out")[0] == 0
+    assert vae_command("vae-generate", "checkpoint=r", "label=null", "n=4", "format=npz", "output=npz")[0] == 0
+    assert np.load("npz/samples.npz")["y"].tolist() == [0, 1, 0, 1], "each in turn"
+
+
+def test_labels_are_kept_as_they_are_typed_in_runs_resumed_ones_and_sweeps(vae_train, odd_classes):
+    typed = (*LABELLED, *TINY, f"dataset.root={odd_classes}/mine", "dataset.test_size=0.5")
+
+    def classes(run):
+        trained = vae_exp.load(run)
+        data = trained.read_data()
+        first = sorted({ODD[int(x)] for x in data.read_train().x[:, 0, 0, 0].float().div(20).round()})
+        assert first == sorted(data.class_names), "the images are theirs"
+        return data.class_names
+
+    every = ",".join(ODD[::-1])
+    code, said = vae_train(*typed, f"dataset.labels=[{every}]", "epochs=1", "hydra.run.dir=all")
+    assert code == 0, said
+    assert sorted(classes("all")) == sorted(ODD)
+    code, said = vae_train(*typed, "dataset.labels=[+1,0]", "epochs=1", "hydra.run.dir=run")
+    assert classes("run") == ["+1", "0"]
+    code, said = vae_train("resume=run", "epochs=2")
+    assert code == 0, said
+    assert classes("run") == ["+1", "0"]
+    code, said = vae_train("resume=run", "epochs=3", "dataset.labels=[1,0]")
+    assert code == 1
+    assert "dataset.labels" in said
+    swept = "dataset.labels=choice([+1,0],[1,0],[true,null])"
+    code, said = vae_train("-m", *typed, swept, "epochs=1", "hydra.sweep.dir=sweep")
+    assert code == 0, said
+    found = sorted(classes(path.parent) for path in Path("sweep").glob("*/best.pt"))
+    assert found == sorted([["+1", "0"], ["0", "1"], ["null", "true"]])
+    code, said = vae_train(*typed, "dataset.labels=[null,x]")
+    assert code == 1
+    assert "dataset.labels: image_folder has no x" in said

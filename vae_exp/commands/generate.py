@@ -3,7 +3,7 @@
 import math
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import yaml
 
@@ -88,6 +88,8 @@ def generate(options: GenerateOptions) -> Path:
     model = trained.load(source, options["device"], options["trust"])
     if options["beta"] is not None or options["z_dim"] is not None:
         model = model.at(options["beta"], options["z_dim"], options["dataset"]["root"])
+    if options["label"] == "null" and "null" not in model.class_names:  # a class may be called so
+        options = cast("GenerateOptions", options | {"label": None})
     if options["label"] is not None:
         if not model.model.n_classes:
             raise UserError(f"label={options['label']}: {source} is not conditional; leave label away.")
@@ -131,7 +133,7 @@ def _check_used(options: GenerateOptions) -> None:
     chosen = flatten(options)
     what = {options["what"], *(f"{options['what']} {key}={options[key]}" for key in ("around", "sampler"))}
     for key, users in USED_BY.items():
-        if chosen[key] != usual[key] and not what & set(users):
+        if chosen[key] not in (usual[key], "null") and not what & set(users):
             shown = str(chosen[key]).lower() if isinstance(chosen[key], bool) else chosen[key]
             raise UserError(
                 f"{key}={shown}: what={options['what']} does not use it; it is for what={', what='.join(users)}."

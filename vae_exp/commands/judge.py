@@ -2,8 +2,6 @@
 
 import hashlib
 import math
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +11,7 @@ from torch import Tensor, nn
 
 from vae_exp.datasets.prepare import Data
 from vae_exp.datasets.splits import Split, batches
+from vae_exp.files import cache_folder
 from vae_exp.run import arrays
 
 STEPS, BATCH_SIZE, HIDDEN = 2000, 128, 512
@@ -22,11 +21,7 @@ READ_AT_ONCE = 10_000  # images, while their digest is computed
 
 def cache() -> Path:
     """Where judges and features of real images are kept: they are computed once for all runs on the same data."""
-    try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    except RuntimeError:  # a user without a home, as in some containers
-        folder = Path(tempfile.gettempdir())
-    return folder / "vae_exp" / "features"
+    return cache_folder("features")
 
 
 def digest(split: Split) -> str:

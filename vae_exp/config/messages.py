@@ -12,10 +12,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vae_exp.config.check import CONF_DIR, closest, flatten, groups, options, options_with
+from vae_exp.config.kinds import is_number
+from vae_exp.config.rules import DATASET_RULES, EVALUATE_RULES, GENERATE_RULES, RULES
 from vae_exp.errors import UserError, printable
 
 HYDRA_VERSION = "1.3"
 # What Hydra's plugins are called, and the extras of vae_exp that bring them.
+TEXT_OR_NOT = RULES | DATASET_RULES | EVALUATE_RULES | GENERATE_RULES  # not those of options, which may be a user's own
 PLUGINS = {"launcher": ["basic", "joblib", "ray", "submitit"], "sweeper": ["basic", "optuna"]}
 
 
@@ -30,12 +33,81 @@ def quoted(text: object) -> str:
 
 
 def readable(overrides: list[str]) -> list[str]:
-    """What was typed, with quotes around values that Hydra's grammar cannot read, such as a path with a space or an é.
+    """What was typed, with quotes around values that Hydra's grammar cannot read, such as a path with a space or an é,
+    and around text that it would take for a number or a truth value, such as a class +1 or true.
 
     The shell hands such a value over whole; nobody should have to quote it twice. Raises UserError for a word that is
     no KEY=VALUE.
     """
-    return [_readable(word) for word in overrides]
+    return [_readable(_with_text_quoted(word)) for word in overrides]
+
+
+def _with_text_quoted(word: str) -> str:
+    """Return the word with quotes around each text that Hydra would read as something else than was typed.
+
+    Numbers that are written as Python writes them stay numbers, as in configurations of older runs.
+    """
+    key, _, value = word.partition("=")
+    rule = TEXT_OR_NOT.get(key.lstrip("+"))
+    if rule is None or "${" in value:
+        return word
+    if rule.allows(["text"]):
+        lists = [part.strip() for part in _split(value)]
+        if not all(part.startswith("[") and part.endswith("]") for part in lists):
+            return _inside_of_choice(word)
+        return f"{key}={','.join(f'[{_texts(part[1:-1])}]' for part in lists)}"
+    if rule.allows("text"):
+        with contextlib.suppress(HydraException):  # what cannot be read is one text, its commas too
+            parse([word])
+            return (
+                _inside_of_choice(word) if SWEEP_OF.fullmatch(value) else f"{key}={_texts(value, null=key != 'label')}"
+            )
+    return word
+
+
+SWEEP_OF = re.compile(r"((?:choice|shuffle|sort)\()(.*)\)", re.DOTALL)
+
+
+def _inside_of_choice(word: str) -> str:
+    """Return a sweep such as choice(+1,0) with the texts in it quoted; any other word as it is."""
+    key, _, value = word.partition("=")
+    found = SWEEP_OF.fullmatch(value)
+    return f"{key}={found[1]}{_with_text_quoted(f'{key}={found[2]}').partition('=')[2]})" if found else word
+
+
+def _texts(value: str, null: bool = False) -> str:
+    """Return values between commas, quoted where Hydra would read another text; null says whether null is no text."""
+    return ",".join(_text(part, null) for part in _split(value))
+
+
+def _text(typed: str, null: bool) -> str:
+    text = typed.strip()
+    if not text or text[0] in "'\"[{" or re.fullmatch(r"\w+\(.*\)", text):  # quoted, no text, or a function of Hydra's
+        return typed
+    try:
+        read = parse([f"x={text}"])[0].value()
+    except HydraException:
+        return quoted(text)
+    is_as_typed = isinstance(read, str) or (is_number(read) and str(read) == text) or (read is None and null)
+    return typed if is_as_typed else quoted(text)
+
+
+def _split(values: str) -> list[str]:
+    """Return what stands between the commas that are in no quotes and no brackets."""
+    parts, depth, quote, before = [""], 0, "", ""
+    for letter in values:
+        if quote:
+            quote = "" if letter == quote and before != "\\" else quote
+        elif letter in "'\"":
+            quote = letter
+        else:
+            depth += (letter in "[{(") - (letter in ")}]")
+        if letter == "," and not quote and not depth:
+            parts.append("")
+        else:
+            parts[-1] += letter
+        before = letter
+    return parts
 
 
 def _readable(word: str) -> str:

@@ -25,7 +25,7 @@ ADDED: dict[str, Any] = {  # with the value that changes nothing
     "amortize": {"beta": None, "z_dim": None, "confirm": 0},
 }
 ADDED_TO: dict[str, dict[str, Any]] = {  # the same, of a group's function
-    "vae_exp.datasets.image_folder": {"factors": None, "label": None},
+    "vae_exp.datasets.image_folder": {"factors": None, "label": None, "white": None},
     **{f"vae_exp.networks.{name}": {"init": "pytorch"} for name in ("mlp", "conv", "resnet", "burgess", "locatello")},
 }
 

@@ -100,6 +100,8 @@ def _images(array: str, found: np.ndarray) -> Tensor:
     shape = list(found.shape)
     if found.dtype != np.uint8:
         hint = " Floats from 0 to 1 become that by (x * 255).round().astype('uint8')" if found.dtype.kind == "f" else ""
+        if found.dtype == np.uint16:
+            hint = " Numbers from 0 to 65535 become that by (x / 257).round().astype('uint8')"
         raise Refused(f"{array} must be uint8, 0 to 255, and is {found.dtype} {shape}{'.' * bool(hint)}{hint}")
     last, first = (len(shape) == 4 and shape[at] in (1, 3) for at in (3, 1))
     if 0 in shape or not (len(shape) == 3 or last or first):

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from vae_exp.datasets.image_cache import Decoding
 from vae_exp.datasets.image_folder import decoded, image_shape
 from vae_exp.datasets.splits import Source, Split
 from vae_exp.datasets.torchvision import open_torchvision
@@ -9,7 +10,13 @@ from vae_exp.errors import UserError
 
 
 def celeba(
-    name: str, root: str, image_size: int | list[int], crop: int | None, attribute: str | None, on_error: str
+    name: str,
+    root: str,
+    image_size: int | list[int],
+    crop: int | None,
+    attribute: str | None,
+    on_error: str,
+    cache: str | None = None,
 ) -> Source:
     """CelebA (Liu et al. 2015) with its own three splits. The label is one of its 40 attributes, 0 or 1, or none."""
     folder = Path(root).expanduser()
@@ -23,8 +30,8 @@ def celeba(
                 raise UserError(f"dataset.attribute={attribute}: it takes null or one of {', '.join(known)}.")
             labels = raw.attr[:, known.index(attribute)].tolist()
         images = folder / raw.base_folder / "img_align_celeba"
-        shape = image_shape(image_size, 3)
-        return decoded(name, images, raw.filename, labels, shape, crop, on_error, str(folder))
+        how = Decoding(image_shape(image_size, 3), crop, on_error=on_error, cache=cache)
+        return decoded(images, raw.filename, labels, how)
 
     class_names = [] if attribute is None else [f"not {attribute}", attribute]
     return Source(name, read("train"), lambda: read("test"), class_names, read("valid"))

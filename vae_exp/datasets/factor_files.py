@@ -23,6 +23,7 @@ from vae_exp.datasets.splits import Source, Streamed
 from vae_exp.datasets.sprites import SHAPES, SIZES, source_of
 from vae_exp.datasets.torchvision import DOWNLOAD_SECONDS, folder_for_a_while, last_line
 from vae_exp.errors import UserError
+from vae_exp.files import announce, cache_folder
 
 ROWS_AT_ONCE = 2048  # images in memory while a file is unpacked
 
@@ -84,22 +85,33 @@ KNOWN = {
 
 
 def dsprites(
-    name: str, root: str, factors: Parts = None, label: str | None = "shape", test_size: Size = 0.02
+    name: str,
+    root: str,
+    factors: Parts = None,
+    label: str | None = "shape",
+    test_size: Size = 0.02,
+    cache: str | None = None,
 ) -> Source:
     """dSprites (Matthey et al. 2017): black-and-white images [1, 64, 64], as published.
 
-    The file lies in root or is downloaded there, and is unpacked beside it once. factors says how many values of each
-    are kept, or which, numbered from 0; label is the factor that y holds, and None is no label. Raises UserError where
+    The file lies in root or is downloaded there, and is unpacked once into cache, None of which is the user's cache
+    folder. factors says how many values of each are kept, or which, numbered from 0; label is the factor that y holds,
+    and None is no label. Raises UserError where
     the file can neither be read nor downloaded, is damaged or cannot be unpacked, and as `sprites` does.
     """
-    return _source(name, "dsprites", root, factors, label, test_size)
+    return _source(name, "dsprites", root, factors, label, test_size, cache)
 
 
 def shapes3d(
-    name: str, root: str, factors: Parts = None, label: str | None = "shape", test_size: Size = 0.02
+    name: str,
+    root: str,
+    factors: Parts = None,
+    label: str | None = "shape",
+    test_size: Size = 0.02,
+    cache: str | None = None,
 ) -> Source:
     """Shapes3D (Burgess & Kim 2018): colour images [3, 64, 64] of a solid in a room. As dsprites; it needs h5py."""
-    return _source(name, "shapes3d", root, factors, label, test_size)
+    return _source(name, "shapes3d", root, factors, label, test_size, cache)
 
 
 def mpi3d(
@@ -109,18 +121,25 @@ def mpi3d(
     factors: Parts = None,
     label: str | None = "object_shape",
     test_size: Size = 0.02,
+    cache: str | None = None,
 ) -> Source:
     """MPI3D (Gondal et al. 2019): colour images [3, 64, 64] of a robot arm, toy, realistic or real. As dsprites."""
     if f"mpi3d_{version}" not in KNOWN:
         raise UserError(f"dataset.version={version}: it takes toy, realistic or real.")
-    return _source(name, f"mpi3d_{version}", root, factors, label, test_size)
+    return _source(name, f"mpi3d_{version}", root, factors, label, test_size, cache)
 
 
-def _source(name: str, source: str, root: str, factors: Parts, label: str | None, test_size: Size) -> Source:
+def _source(
+    name: str, source: str, root: str, factors: Parts, label: str | None, test_size: Size, cache: str | None
+) -> Source:
     known = KNOWN[source]
     chosen = chosen_values(known.sizes, factors or {}, known.round_about)
     kept = grid(list(known.sizes), [len(values) for values in chosen.values()])
-    raw = _unpacked(name, known, Path(root).expanduser() / source.partition("_")[0] / known.file)
+    folder = cache_folder("unpacked") if cache is None else Path(cache).expanduser() / "unpacked"
+    announce(folder, "unpacked images", "dataset.cache")
+    # By the checksum that is required of the file: whichever copy of it was unpacked, these are its images.
+    raw = folder / f"{source}-{known.md5[:16]}.uint8"
+    _unpack(name, known, Path(root).expanduser() / source.partition("_")[0] / known.file, raw)
     images = Streamed(raw, _shape(known), _rows(known, chosen, kept), is_binary=known.is_binary)
     named = chosen.get(label or "", [])
     class_names = [SHAPES[value] if source == "dsprites" and label == "shape" else str(value) for value in named]
@@ -139,12 +158,11 @@ def _rows(known: Published, chosen: dict[str, list[int]], kept: Factors) -> torc
     return rows
 
 
-def _unpacked(name: str, known: Published, path: Path) -> Path:
-    """A file of raw bytes of all of the images, beside the published one; it appears whole or not at all."""
+def _unpack(name: str, known: Published, path: Path, raw: Path) -> None:
+    """Write a file of raw bytes of all of the images, where it is not there; it appears whole or not at all."""
     shape = _shape(known)
-    raw = path.with_suffix(".uint8")
     if raw.is_file() and raw.stat().st_size == math.prod(shape):
-        return raw
+        return
     _fetch(name, known, path)
     partial = raw.with_name(f"{raw.name}.partial-{uuid.uuid4().hex}")
     try:
@@ -154,6 +172,7 @@ def _unpacked(name: str, known: Published, path: Path) -> Path:
                 "to have it downloaded again."
             )
         n = 0
+        raw.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as out:
             for images in _parts(name, known, path):
                 if images.dtype != np.uint8 or images.shape[1:] != shape[1:]:
@@ -167,11 +186,12 @@ def _unpacked(name: str, known: Published, path: Path) -> Path:
         raise UserError(f"dataset={name}: {path} cannot be read ({last_line(error)}).") from error
     except OSError as error:
         size = math.prod(shape) / 1e9
-        raise UserError(f"dataset={name}: {path} cannot be unpacked to {size:,.1f} GB there ({error}).") from error
+        raise UserError(
+            f"dataset={name}: {path} cannot be unpacked to {size:,.1f} GB in {raw.parent} ({error})."
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-    return raw
 
 
 def _md5(path: Path) -> str:

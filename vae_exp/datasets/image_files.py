@@ -1,52 +1,97 @@
 """Image files of any kind: listed, opened and decoded, in one place that knows what else may have such a name."""
 
+import logging
 import os
 import stat
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from vae_exp.errors import UserError
+from vae_exp.errors import UserError, printable
+
+log = logging.getLogger(__name__)
 
 # Pillow refuses images of more than 179 million pixels; its warning from 89 million on names no file.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+SHOWN = 5  # files or folders that were left out
+LONGEST_SHOWN = 200  # characters of a folder's path
 ENLARGED_AT_MOST = 4  # an image that would be enlarged more has nothing to show at this size
+
+
+WHITE = {"16-bit": 65535.0, "32-bit": 65535.0, "float": 1.0}  # of the deep greys, where dataset.white is null
 
 
 class Unusable(Exception):
     """A file that is no image, is damaged, or is too small."""
 
 
-def list_images(folder: Path) -> list[str]:
-    """The files below the folder whose ending is an image's, relative to it and in order. Hidden ones are left out.
+class Decoded(NamedTuple):
+    """An image as training takes it."""
+
+    pixels: np.ndarray  # uint8 [C, H, W]
+    depth: str | None  # of a deep grey, a key of WHITE; None of what has 8 bits, or is given 8 by Pillow
+
+
+def list_images(folder: Path, on_error: str = "skip") -> list[str]:
+    """Return the image files below the folder, relative to it and in order.
+
+    Raises UserError where there is none, and with on_error=fail for a folder that cannot be read; else a warning counts
+    these.
+    """
+    unread: list[OSError] = []
+    files = find_images(folder, unread=unread)
+    if unread:
+        places = [os.path.relpath(error.filename, folder)[:LONGEST_SHOWN] for error in unread]
+        lines = [printable(f"{place}: {error.strerror}") for place, error in zip(places, unread, strict=True)]
+        if on_error == "fail":
+            raise UserError(f"{folder}: {lines[0]}. dataset.on_error=skip leaves such folders out.")
+        count = f"{len(lines):,} folder{'s' * (len(lines) > 1)} in {printable(folder)} that cannot be read"
+        log.warning("\n  ".join([f"left out {count}, with all that is in them", *lines[:SHOWN]]))
+    if not files:
+        raise UserError(f"{folder}: no images in it, by the endings of the names (.png, .jpg, .webp, ...).")
+    return files
+
+
+def find_images(folder: Path, below: bool = True, unread: list[OSError] | None = None) -> list[str]:
+    """Return the files in the folder, and below it, whose ending is an image's, in order; no hidden ones.
 
     Links at the top are followed, but for those that lead back to the folder itself or to one that holds it: its
-    images would come twice, the second time as a class of the link's name. Raises UserError where there is none.
+    images would come twice, the second time as a class of the link's name. unread gets why folders below cannot be
+    read. Raises UserError where the folder itself cannot be.
     """
     Image.init()
     endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     files = []
     for top in (folder, *_linked(folder)):
-        for where, folders, names in os.walk(top):
-            folders[:] = [name for name in folders if not name.startswith(".")]
+        for where, folders, names in os.walk(top, onerror=None if unread is None else unread.append):
+            folders[:] = [name for name in folders if below and not name.startswith(".")]
             here = Path(where).relative_to(folder)
             images = (name for name in names if Path(name).suffix.lower() in endings and not name.startswith("."))
             files += [(here / name).as_posix() for name in images]
-    if not files:
-        raise UserError(f"{folder}: no images in it, by the endings of the names (.png, .jpg, .webp, ...).")
+        if not below:
+            break
     return sorted(files)
+
+
+def folders_in(folder: Path) -> list[str]:
+    """Return the names of the folders, and of links to such, in a folder, in order.
+
+    Raises UserError where it cannot be listed.
+    """
+    try:
+        return sorted(path.name for path in folder.iterdir() if path.is_dir())
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be listed ({error.strerror or error}).") from error
 
 
 def _linked(folder: Path) -> list[Path]:
     """The links in a folder that lead to folders elsewhere. Raises UserError where the folder cannot be listed."""
-    try:
-        links = [link for link in folder.iterdir() if link.is_symlink() and link.is_dir()]
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be listed ({error.strerror or error}).") from error
+    links = [folder / name for name in folders_in(folder) if not name.startswith(".") and (folder / name).is_symlink()]
     here = folder.resolve()
-    return [link for link in links if not link.name.startswith(".") and not here.is_relative_to(link.resolve())]
+    return [link for link in links if not here.is_relative_to(link.resolve())]
 
 
 def class_folder(file: str) -> str:
@@ -54,11 +99,12 @@ def class_folder(file: str) -> str:
     return file.split("/")[0] if "/" in file else ""
 
 
-def decode(path: Path, x_shape: tuple[int, int, int], crop: int | None = None) -> np.ndarray:
-    """The image, uint8 [C, H, W]: turned upright, its middle cut out, and resized so that it fills H x W.
+def decode(path: Path, x_shape: tuple[int, int, int], crop: int | None = None, white: float | None = None) -> Decoded:
+    """Return the image turned upright, its middle cut out, and resized so that it fills H x W.
 
-    Transparent parts become white; 16 bits become 8; more colours than C become grey, fewer are repeated.
-    crop is the side of the middle square that is used, in pixels of the file. Raises Unusable.
+    Transparent parts become white; more colours than C become grey, fewer are repeated. Greys of 16 or 32 bits and
+    floats go from 0 to white, or to WHITE where that is None. crop is the side of the middle square that is used, in
+    pixels of the file. Raises Unusable, and UserError for deep greys outside of that where white is None.
     """
     channels, height, width = x_shape
     _require_file(path)
@@ -66,11 +112,16 @@ def decode(path: Path, x_shape: tuple[int, int, int], crop: int | None = None) -
         with Image.open(path) as image:  # Pillow refuses decompression bombs here
             if crop is None:  # a JPEG's own smaller scales, still twice as large as is needed, save most of the time
                 image.draft(None, (2 * max(width, height),) * 2)
-            image = _eight_bits(ImageOps.exif_transpose(image))
+            depth = _depth(image)
+            image = ImageOps.exif_transpose(image)
+            if depth is not None:
+                image = _eight_bits(path, image, depth, white)
             if image.has_transparency_data:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
             image = image.convert("L" if channels == 1 else "RGB")
+    except UserError:
+        raise
     except Exception as error:  # a damaged file makes Pillow's readers raise almost anything
         unknown = isinstance(error, UnidentifiedImageError)
         raise Unusable("not an image that Pillow can read" if unknown else str(error) or repr(error)) from error
@@ -81,7 +132,7 @@ def decode(path: Path, x_shape: tuple[int, int, int], crop: int | None = None) -
     if max(width / image.width, height / image.height) > ENLARGED_AT_MOST:
         raise Unusable(f"{image.width}x{image.height} pixels are too few for {width}x{height} (dataset.image_size)")
     pixels = np.asarray(ImageOps.fit(image, (width, height)))
-    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+    return Decoded(pixels[None] if channels == 1 else pixels.transpose(2, 0, 1), depth)
 
 
 def _require_file(path: Path) -> None:
@@ -96,12 +147,29 @@ def _require_file(path: Path) -> None:
         raise Unusable(f"{kinds.get(stat.S_IFMT(mode), 'a device')}, not a file")
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Pillow clips deep greys at 255 where it converts them, which leaves white: scale them instead."""
-    if not image.mode.startswith(("I", "F")):
-        return image
+def _depth(image: Image.Image) -> str | None:
+    """Return the kind of a deep grey, a key of WHITE; None of what Pillow gives 8 bits."""
+    if image.mode == "F":
+        return "float"
+    if image.mode == "I":  # of a PNG or a PGM it is Pillow's word for 16 bits
+        return "32-bit" if image.format == "TIFF" else "16-bit"
+    return "16-bit" if image.mode.startswith("I;16") else None
+
+
+def _eight_bits(path: Path, image: Image.Image, depth: str, white: float | None) -> Image.Image:
+    """Return a deep grey scaled so that white is 255, which Pillow would clip there instead.
+
+    The scale is never guessed from the pixels: one image would then be brighter than the next. Raises UserError where
+    white is None and the pixels are outside of what they usually are.
+    """
     deep = np.asarray(image, dtype=np.float64)
     if not np.isfinite(deep).all():
         raise ValueError("pixels that are not finite numbers")
-    top = 1.0 if image.mode == "F" and deep.max() <= 1 else 255.0 if deep.max() <= 255 else 65535.0
-    return Image.fromarray((deep / max(top, deep.max()) * 255).clip(0, 255).round().astype(np.uint8))
+    low, high, top = deep.min(), deep.max(), white or WHITE[depth]
+    if white is None and (low < 0 or high > top):
+        raise UserError(
+            f"{printable(path)}: its pixels go from {low:g} to {high:g}, and a {depth} grey from 0 (black) to {top:g} "
+            "(white). Say what white is, the same for all images, such as dataset.white=255; what lies outside is cut "
+            "off then."
+        )
+    return Image.fromarray((deep / top * 255).clip(0, 255).round().astype(np.uint8))

@@ -1,5 +1,6 @@
 """A folder of any images: its files are listed, given labels by their folders, and decoded once into a cache."""
 
+import contextlib
 import logging
 from pathlib import Path
 
@@ -9,13 +10,14 @@ from torch import Tensor
 
 from vae_exp.datasets.factor_table import read_factors
 from vae_exp.datasets.factors import Factors
-from vae_exp.datasets.image_cache import cached, left_out_lines
-from vae_exp.datasets.image_files import Unusable, class_folder, decode, list_images
+from vae_exp.datasets.image_cache import Decoding, cached, left_out_lines
+from vae_exp.datasets.image_files import Unusable, class_folder, decode, find_images, folders_in, list_images
 from vae_exp.datasets.prepare import with_test
 from vae_exp.datasets.splits import Source, Split, Streamed
-from vae_exp.errors import UserError
+from vae_exp.errors import UserError, printable
 
 log = logging.getLogger(__name__)
+VALIDATION = ("val", "valid", "validation", "dev")  # what people call the folder
 
 
 def image_folder(
@@ -26,25 +28,25 @@ def image_folder(
     crop: int | None,
     test_size: int | float,
     on_error: str,
-    cache: str,
+    cache: str | None = None,
     factors: str | None = None,
     label: str | None = None,
+    white: float | None = None,
 ) -> Source:
     """A folder of images, or of a folder per class, or of train/, val/ and test/ with either in them.
 
     Where there is no test/ the test split is test_size of the training images, the same for every seed. factors is a
-    CSV with a row for each image, and label the factor that y holds in place of the class folders. Raises UserError
-    where there are too few images that can be used, and where the table is none or is not of these images.
+    CSV with a row for each image, and label the factor that y holds in place of the class folders. white is the white
+    of greys of more than 8 bits, see decode. Raises UserError where there are too few images that can be used, where
+    a folder cannot be read and on_error=fail, and where the table is none or is not of these images.
     """
     folder = Path(root).expanduser()
     if not folder.is_dir():
         raise UserError(f"dataset.root={root}: there is no such folder.")
     if label is not None and factors is None:
         raise UserError(f"dataset.label={label}: it takes null where dataset.factors is null. A table has factors.")
-    parts = {part: folder / part for part in ("train", "val", "test") if (folder / part).is_dir()}
-    if "train" not in parts:
-        parts = {"train": folder}
-    listed = {part: list_images(path) for part, path in parts.items()}
+    parts = _parts(folder)
+    listed = {part: list_images(path, on_error) for part, path in parts.items()}
     classes, class_names = _class_folders(listed)
     known: dict[str, Factors] = {}
     if factors is not None:
@@ -56,9 +58,10 @@ def image_folder(
             classes = {part: of_part.column(str(label)).tolist() for part, of_part in known.items()}
             class_names = table.values[str(label)]
 
+    how = Decoding(image_shape(image_size, channels), crop, white, on_error, cache)
+
     def read(part: str) -> Split:
-        how = image_shape(image_size, channels), crop, on_error, cache
-        return decoded(name, parts[part], listed[part], classes[part], *how, known.get(part))
+        return decoded(parts[part], listed[part], classes[part], how, known.get(part))
 
     train = read("train")
     val = read("val") if "val" in parts else None
@@ -66,6 +69,48 @@ def image_folder(
         return Source(name, train, lambda: read("test"), class_names, val)
     train, test = with_test(train, test_size, str(folder))
     return Source(name, train, lambda: test, class_names, val)
+
+
+def _parts(folder: Path) -> dict[str, Path]:
+    """Return the folders of train, val and test; train alone, the folder itself, where there is no train/ in it.
+
+    Tells of all else that holds images and is not read, and of a test/ that is taken for a class. Raises UserError for
+    several folders of validation images.
+    """
+    beside = {name: folder / name for name in folders_in(folder) if not name.startswith(".")}
+    named = ", ".join(f"{name}/" for name in (*VALIDATION, "test"))
+    if "train" not in beside:
+        if misread := [f"{name}/" for name in beside if name.lower() in ("train", "training", "test", *VALIDATION)]:
+            log.warning(
+                f"{printable(folder)}: {printable(', '.join(misread))} taken for classes, as there is no train/; with "
+                f"one, {named} beside it are its other parts"
+            )
+        return {"train": folder}
+    held_out = [name for name in VALIDATION if name in beside]
+    if len(held_out) > 1:
+        raise UserError(
+            f"dataset.root={folder}: {' and '.join(f'{name}/' for name in held_out)} beside train/: which are the "
+            "validation images? Keep one of them."
+        )
+    parts = {"train": beside["train"]}
+    if held_out:
+        parts["val"] = beside[held_out[0]]
+    if "test" in beside:
+        parts["test"] = beside["test"]
+    unread = {f"in {name}/": _count(path) for name, path in beside.items() if path not in parts.values()}
+    unread["in no folder"] = len(find_images(folder, below=False))
+    if counted := ", ".join(f"{count:,} {where}" for where, count in unread.items() if count):
+        log.warning(
+            f"{printable(folder)}: images beside train/ that are not read: {printable(counted)}; {named} would be"
+        )
+    return parts
+
+
+def _count(folder: Path) -> int:
+    """Return how many images are below a folder; 0 of one that cannot be listed, such as lost+found."""
+    with contextlib.suppress(UserError):
+        return len(find_images(folder))
+    return 0
 
 
 def _class_folders(listed: dict[str, list[str]]) -> tuple[dict[str, list[int]], list[str]]:
@@ -83,7 +128,9 @@ def _below(folder: Path, part: Path, files: list[str]) -> list[str]:
     return [(part.relative_to(folder) / file).as_posix() for file in files]
 
 
-def read_images(path: str | Path, x_shape: tuple[int, int, int], crop: int | None = None) -> tuple[Tensor, list[str]]:
+def read_images(
+    path: str | Path, x_shape: tuple[int, int, int], crop: int | None = None, white: float | None = None
+) -> tuple[Tensor, list[str]]:
     """The image at path, or those of the folder ordered by name, as training sees them: uint8 [N, C, H, W].
 
     With them the class folder of each, empty where it lies in none. Files of a folder that cannot be used are left
@@ -96,14 +143,14 @@ def read_images(path: str | Path, x_shape: tuple[int, int, int], crop: int | Non
         raise UserError(f"{path}: images are read with 1 channel or 3, not with {x_shape[0]}.")
     if not path.is_dir():
         try:
-            return torch.from_numpy(decode(path, x_shape, crop).copy())[None], [""]
+            return torch.from_numpy(decode(path, x_shape, crop, white).pixels.copy())[None], [""]
         except Unusable as error:
             raise UserError(f"{path}: {error}.") from error
     images, left_out = {}, {}
     files = list_images(path)
     for file in files:
         try:
-            images[file] = decode(path / file, x_shape, crop)
+            images[file] = decode(path / file, x_shape, crop, white).pixels
         except Unusable as error:
             left_out[file] = str(error)
     if not images:
@@ -119,18 +166,8 @@ def image_shape(image_size: int | list[int], channels: int) -> tuple[int, int, i
     return channels, height, width
 
 
-def decoded(
-    name: str,
-    root: Path,
-    files: list[str],
-    labels: list[int],
-    shape: tuple,
-    crop: int | None,
-    on_error: str,
-    cache: str,
-    factors: Factors | None = None,
-) -> Split:
+def decoded(root: Path, files: list[str], labels: list[int], how: Decoding, factors: Factors | None = None) -> Split:
     """The files that can be used, with their labels and where there are any their factors, both of all of the files."""
-    path, usable = cached(name, root, files, shape, crop, on_error, Path(cache).expanduser())
-    images, rows = Streamed(path, (len(usable), *shape), torch.arange(len(usable))), torch.tensor(usable)
+    path, usable = cached(root, files, how)
+    images, rows = Streamed(path, (len(usable), *how.x_shape), torch.arange(len(usable))), torch.tensor(usable)
     return Split(images, torch.tensor(labels)[rows], factors=None if factors is None else factors[rows])

@@ -8,6 +8,7 @@ import torch
 
 from vae_exp.datasets.splits import Source, Split
 from vae_exp.errors import UserError
+from vae_exp.files import content_key
 
 
 def larochelle(name: str, folder: Path) -> Source:
@@ -21,12 +22,16 @@ def larochelle(name: str, folder: Path) -> Source:
             f"dataset.binarize=larochelle: not found in {folder}: {', '.join(missing)}. Put the three files there, or "
             "say where they are with dataset.root=PATH. dataset.binarize=static is a fixed draw that needs no files."
         )
-    train, val = _read_amat(parts["train"]), _read_amat(parts["valid"])
-    return Source(name, train, lambda: _read_amat(parts["test"]), [], val)
+    train, val = _read_part(parts["train"]), _read_part(parts["valid"])
+    return Source(name, train, lambda: _read_part(parts["test"]), [], val)
 
 
-@functools.lru_cache(maxsize=4)
-def _read_amat(path: Path) -> Split:
+def _read_part(path: Path) -> Split:
+    return _read_amat(path, content_key({path.name: path}))
+
+
+@functools.lru_cache(maxsize=4)  # the jobs of a sweep read their data once; key: until the file has changed
+def _read_amat(path: Path, key: str) -> Split:
     pixels = np.frombuffer(path.read_bytes(), np.uint8)
     pixels = pixels[(pixels != ord(" ")) & (pixels != ord("\n")) & (pixels != ord("\r"))] - ord("0")
     if pixels.size == 0 or pixels.size % 784 or pixels.max() > 1:

@@ -4,10 +4,10 @@ import contextlib
 import functools
 import hashlib
 import io
-import os
 import pickle
 import socket
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,9 +16,10 @@ import torch
 from vae_exp.datasets.larochelle import larochelle
 from vae_exp.datasets.splits import Source, Split
 from vae_exp.errors import UserError
+from vae_exp.files import announce, cache_folder, content_key
 
 DOWNLOAD_SECONDS = 15  # a mirror that hangs must not hang the run
-COPY_FORMAT = 1  # part of a copy's name: a copy of another format is not found
+COPY_FORMAT = 2  # part of a copy's name: a copy of another format is not found
 
 
 class Files(NamedTuple):
@@ -70,39 +71,42 @@ def torchvision_images(name: str, source: str, root: str, binarize: str = "none"
     folder = Path(root).expanduser()
     if binarize == "larochelle":
         return larochelle(name, folder)
-    train, class_names = _read_once(source, folder, True, split)
-    return Source(name, train, lambda: _read_once(source, folder, False, split)[0], class_names)
+    train, class_names = _read_part(source, folder, True, split)
+    return Source(name, train, lambda: _read_part(source, folder, False, split)[0], class_names)
+
+
+def _read_part(source: str, folder: Path, train: bool, split: str | None) -> tuple[Split, list[str]]:
+    """Return a split and its class names: read, copied, or still in memory from when the files were as they are."""
+    known = _files_of(source, split)
+    files = {file: folder / known.folder / file for file in known.names}
+    if not all(file.is_file() for file in files.values()):  # not all there yet
+        return _read(source, folder, train, split)
+    return _read_once(source, folder, train, split, content_key(files))
 
 
 @functools.lru_cache(maxsize=4)  # the jobs of a sweep read their data once
-def _read_once(source: str, folder: Path, train: bool, split: str | None) -> tuple[Split, list[str]]:
-    known = _files_of(source, split)
-    files = [folder / known.folder / file for file in known.names]
-    part = f"{source}{split or ''}-{'train' if train else 'test'}"
-    return _copy_or_read(part, files, lambda: _read(source, folder, train, split))
+def _read_once(source: str, folder: Path, train: bool, split: str | None, key: str) -> tuple[Split, list[str]]:
+    """Return what the files give, or a copy of what they gave when they had the content that key stands for.
 
-
-def _copy_or_read(name: str, files: list[Path], read: Callable[[], tuple[Split, list[str]]]) -> tuple[Split, list[str]]:
-    """What read() gives, or gave when the files had the sizes and times of change that they have now.
-
-    A copy needs no torchvision, whose import takes seconds. Where it cannot be read or written, read() answers.
+    A copy needs no torchvision, whose import takes seconds. Where it cannot be read or written, the files are read.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vae_exp" / "prepared"
-    try:
-        known = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    except OSError:  # not all there yet
-        return read()
-    copy = cache / f"{name}-{hashlib.sha256(repr((COPY_FORMAT, known)).encode()).hexdigest()[:16]}.pt"
+    cache = cache_folder("prepared")
+    announce(cache, "copies of what torchvision read")
+    copy = cache / f"{source}{split or ''}-{'train' if train else 'test'}-{COPY_FORMAT}-{key}.pt"
     with contextlib.suppress(OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError):
         held = torch.load(copy, weights_only=True)
         return Split(held["x"], held["y"]), held["class_names"]
-    split, class_names = read()
-    with contextlib.suppress(OSError, RuntimeError):
-        cache.mkdir(parents=True, exist_ok=True)
-        partial = copy.with_suffix(f".{os.getpid()}.partial")
-        torch.save({"x": split.images, "y": split.y, "class_names": class_names}, partial)
-        partial.replace(copy)
-    return split, class_names
+    images, class_names = _read(source, folder, train, split)
+    partial = copy.with_suffix(f".{uuid.uuid4().hex}.partial")
+    try:
+        with contextlib.suppress(OSError, RuntimeError):
+            cache.mkdir(parents=True, exist_ok=True)
+            torch.save({"x": images.images, "y": images.y, "class_names": class_names}, partial)
+            partial.replace(copy)
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+    return images, class_names
 
 
 def _files_of(source: str, split: str | None) -> Files:

@@ -192,7 +192,8 @@ def _images(model: TrainedVAE, options: GenerateOptions, n: int | None) -> tuple
     Held-out images of several classes take turns, so that few of them show many classes.
     """
     if options["inputs"] is not None:
-        x, folders = read_images(options["inputs"], model.x_shape, model.config["dataset"].get("crop"))
+        settings = model.config["dataset"]
+        x, folders = read_images(options["inputs"], model.x_shape, settings.get("crop"), settings.get("white"))
         return x[:n], _labels_of_inputs(model, options, folders[:n]), "given images"
     data = model.read_data(options["dataset"]["root"])
     split = data.split(options["split"])

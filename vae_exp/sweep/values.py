@@ -61,8 +61,8 @@ def texts(override: Override) -> dict[str, str]:
 
 def _as_one(value: Any) -> str:
     """The same text for the same value, however it was typed: 1, 1.0 and '1'; 1e-3 and 0.001; true and True."""
-    if isinstance(value, QuotedString):
-        value = value.text
+    if isinstance(value, QuotedString):  # text, such as a class +1 beside a class 1
+        return value.text.lower() if value.text.lower() in ("null", "true", "false") else value.text
     if isinstance(value, list):
         return f"[{','.join(map(_as_one, value))}]"
     if isinstance(value, dict):

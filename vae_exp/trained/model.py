@@ -24,7 +24,7 @@ from vae_exp.run.checkpoint import Checkpoint
 from vae_exp.trained import fitted
 from vae_exp.trained.rebuilding import rebuild, settled
 
-Labels = int | str | Sequence[int] | Tensor | None  # a class for all images, or a number for each
+Labels = int | float | str | Sequence[int] | Tensor | None  # a class for all images, or a number for each
 Sampler = Callable[[Tensor, torch.Generator, float], Tensor]  # labels [N], noise, temperature -> codes [N, Z]
 CHUNK = 1000  # images drawn at a time, always whole: the first images are the same for every n
 
@@ -229,7 +229,7 @@ class TrainedVAE:
     def labels(self, label: Labels, n: int) -> Tensor:
         """[n] labels on the model's device. Raises UserError where a conditional model is given none, or wrong ones."""
         n_classes = self.model.n_classes
-        if isinstance(label, str | int) and not n_classes:
+        if isinstance(label, str | int | float) and not n_classes:
             raise UserError(f"label={label}: this model is not conditional; leave label away.")
         if not n_classes:
             return torch.zeros(n, dtype=torch.long, device=self.device)
@@ -237,7 +237,7 @@ class TrainedVAE:
             raise UserError(
                 f"label: this model is conditional; give one of {', '.join(map(printable, self.class_names))}."
             )
-        if isinstance(label, str | int):
+        if isinstance(label, str | int | float):  # a class may be called 2.0
             label = self.number(label)
         y = _tensor("label", label).to(self.device)
         if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool or y.shape not in ((), (n,)):
@@ -252,7 +252,7 @@ class TrainedVAE:
             )
         return y
 
-    def number(self, label: int | str) -> int:
+    def number(self, label: int | float | str) -> int:
         """The number of a class, given by its name or its number; a class named 7 is meant before the seventh.
 
         Raises UserError for a class that the model does not know.
