@@ -17,7 +17,19 @@ from vae_exp.config.keys import Config, images_per_step
 from vae_exp.datasets import Split, batches
 from vae_exp.figures import during_training
 from vae_exp.metrics import evaluate, noise_of, of_factors, scores_warning, told_by_means
-from vae_exp.run import console, cores, earlier, memory, restoring, resume, speed, suiting, threads, trial
+from vae_exp.run import (
+    console,
+    cores,
+    earlier,
+    memory,
+    restoring,
+    resume,
+    speed,
+    stored_data,
+    suiting,
+    threads,
+    trial,
+)
 from vae_exp.run.averaging import Averaging
 from vae_exp.run.divergence import clip_gradient, gradient_norm, require_finite
 from vae_exp.run.folder import MAP, only_process, require_writable
@@ -72,7 +84,7 @@ def _train(config: Config, run_dir: Path, device: torch.device, judge: Judge) ->
     # Data: as bytes, whole on the training device where it is small enough. Without a validation split the test
     # split is watched, as in the tutorial; then no epoch is chosen as the best, and best.pt is the last.
     with together.first_goes_first():
-        data = build.dataset(config)
+        data = stored_data.read_to_resume(before, run_dir, config["dataset"]) if before else build.dataset(config)
     held_out, chooses = ("val", True) if len(data.val) else ("test", False)
     train_split, held_out_split = data.train.to(device), data.split(held_out).to(device)
     suiting.check(config, data, held_out, held_out_split)

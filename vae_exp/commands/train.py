@@ -1,6 +1,7 @@
 """`vae-train`: one run or a sweep. Nothing here imports torch until a run starts: help and errors are instant."""
 
 import contextlib
+import functools
 import logging
 import os
 import shutil
@@ -156,16 +157,23 @@ def _sweep(typed: list[str], cfg: DictConfig) -> int:
         if cfg.hydra[kind] is None:
             raise UserError(f"hydra.{kind}=null: a sweep needs one. Leave it out, or choose with hydra/{kind}=NAME.")
     Plugins.instance().class_name_to_class |= {plan.GRID: Grid, plan.SEARCH: search.Search}
-    planned = plan.plan(typed, cfg)
+    launcher = cfg.hydra.runtime.choices["hydra/launcher"]
+
+    @functools.cache  # so that jobs side by side do not all download it; kept for those of this process
+    def data_digest() -> str | None:
+        if launcher not in ON_THIS_MACHINE:
+            return None
+        from vae_exp.config import build
+
+        found = build.dataset(config).fingerprint
+        return None if found is None else found.digest()
+
+    planned = plan.plan(typed, cfg, data_digest)
     if planned.search:
         search.check(cfg, planned.values)
     elif cfg.sweep.prune:
         study.require_optuna(f"sweep.prune={cfg.sweep.prune}")
-    launcher = cfg.hydra.runtime.choices["hydra/launcher"]
-    if launcher in ON_THIS_MACHINE:
-        from vae_exp.config import build
-
-        build.dataset(config)  # so that jobs side by side do not all download it; kept for those of this process
+    data_digest()
     jobs.start(planned)
     sys.argv[1:] = ["--multirun", *planned.overrides]
     stopped, error = 0, None
@@ -243,6 +251,7 @@ def _to_resume(typed: list[str], cfg: DictConfig) -> tuple[list[str], Path]:
         if before is None:
             print(f"resume={folder}: {OVERRIDES} cannot be read there: type all that the run was started with again.")
         typed = [*_without(before or [], {"replace", *(word.key_or_group for word in words)}), *typed]
+        typed = resume.with_its_data(folder, typed, {word.key_or_group for word in words})
     typed = [*_without(typed, {"resume", "hydra.run.dir"}), f"resume={quoted(folder)}"]
     config = _check(compose("config", typed))
     require_no_owner(folder)

@@ -14,14 +14,15 @@ OTHER_THAN_IMAGES = {
 FITTED = ("learned", "optimal")  # a sigma or scale that is no setting: those runs compare
 
 OWN_IMAGES = ("image_folder", "arrays")  # datasets that are whatever lies at dataset.root
+ROOT, DATA = "dataset.root", "data"  # and a digest of what lay there, which no key of a configuration is
 
 
 def _measured(run: Run) -> dict[str, Any]:
     """What the numbers of a run are of: the images, their splits, the likelihood, and whether there is a KL."""
-    kept = {}
+    kept: dict[str, Any] = {} if run.data is None else {DATA: run.data}
     for key, value in run.config.items():
         group = key.split(".")[0]
-        if key == "dataset.root":  # the same data in another place, but for one's own images
+        if key == ROOT:  # the same data in another place, but for one's own images
             is_own = run.config.get("dataset") in OWN_IMAGES
             value = str(Path(str(value)).expanduser().resolve()) if is_own else None
         if group == "likelihood" and value in FITTED:
@@ -35,9 +36,16 @@ def _measured(run: Run) -> dict[str, Any]:
 def groups(runs: list[Run]) -> list[list[Run]]:
     """The runs that compare with each other, together."""
     alike: dict[str, list[Run]] = {}
-    for run in runs:
-        alike.setdefault(json.dumps(_measured(run), sort_keys=True, default=str), []).append(run)
-    return list(alike.values())
+    measured = [_measured(run) for run in runs]
+    for run, of_run in zip(runs, measured, strict=True):
+        if DATA not in of_run:  # of an older version: its data are taken to be those of the other runs from there
+            known = {other[DATA] for other in measured if other == of_run | {DATA: other.get(DATA)}} - {None}
+            of_run = of_run | ({DATA: known.pop()} if len(known) == 1 else {})
+        if DATA in of_run:  # the same data may lie elsewhere
+            of_run = {key: value for key, value in of_run.items() if key != ROOT}
+        alike.setdefault(json.dumps(of_run, sort_keys=True, default=str), []).append(run)
+    # First in a group is a run whose data are known: it tells groups apart.
+    return [sorted(group, key=lambda run: run.data is None) for group in alike.values()]
 
 
 def titles(alike: list[list[Run]]) -> list[str]:
@@ -84,7 +92,9 @@ def keys_apart(runs: list[Run]) -> str:
 def _differing(settings: list[dict[str, Any]]) -> list[str]:
     """The keys whose values are not the same in all."""
     keys = dict.fromkeys(key for each in settings for key in each)
-    return [key for key in keys if any(each.get(key) != settings[0].get(key) for each in settings)]
+    found = [key for key in keys if any(each.get(key) != settings[0].get(key) for each in settings)]
+    # A digest tells people less than a key that says why the data are others.
+    return [key for key in found if key != DATA or not any(key.startswith("dataset") for key in found)]
 
 
 def _listed(words: list[str]) -> str:

@@ -33,7 +33,7 @@ RESULTS = {
     "seconds": "seconds",
 }
 # Of a run's configuration these say how it was logged, not what it was.
-NOT_COMPARED = ("wandb.", "sweep.", "resume", "replace")
+NOT_COMPARED = ("wandb.", "sweep.", "resume", "replace", "dataset.cache")
 SEEDS = ("seed", "dataset.seed")
 # Nobody looks for these in a table: where a run was, how often it wrote, what it ran on.
 BOOKKEEPING = {
@@ -69,6 +69,7 @@ class Run:
     members: list["Run"] = field(default_factory=list)  # the runs that were folded into this one
     name: str = ""  # no other run that is shown beside it has the same
     swept: list[str] = field(default_factory=list)  # the keys of config that its sweep gave several values
+    data: str | None = None  # a digest of its images; None of an older version, and of a run that failed early
 
     def __post_init__(self) -> None:
         self.name = self.name or self.folder.name
@@ -140,7 +141,9 @@ def read_run(folder: Path) -> Run:
         raise UserError(f"{folder}: not a run of vae_exp, or a damaged one: {wrong}.")
     short = _short(flatten(config))
     swept = _swept(config.get("sweep"), short)
-    return Run(folder, short, summary.state, summary.reason, metrics, swept=swept)
+    digest = summary.results.get("data_digest")
+    data = digest if isinstance(digest, str) else None
+    return Run(folder, short, summary.state, summary.reason, metrics, swept=swept, data=data)
 
 
 def _swept(sweep: Any, config: dict[str, Any]) -> list[str]:
@@ -231,6 +234,8 @@ def fold_seeds(runs: list[Run]) -> list[Run]:
     groups: dict[str, list[Run]] = {}
     for run in runs:
         config = {key: value for key, value in run.config.items() if key not in SEEDS}
+        if run.data is not None and "dataset.root" in config:  # the same data may lie elsewhere, and other data there
+            config["dataset.root"] = run.data
         groups.setdefault(json.dumps(config, sort_keys=True, default=str), []).append(run)
     folded = [_fold(group) for group in groups.values()]
     known = Counter(run.name for run in folded)
@@ -254,7 +259,8 @@ def _fold(group: list[Run]) -> Run:
             metrics[name] = statistics.fmean(values)
         if len(values) > 1:
             spread[name] = statistics.stdev(values)
-    folded = Run(group[0].folder, config, state, reason, metrics, spread, len(done), done, swept=swept_keys(group))
+    folded = Run(group[0].folder, config, state, reason, metrics, spread, len(done), done)
+    folded.swept, folded.data = swept_keys(group), group[0].data
     # z_dim-2_seed-0 and z_dim-2_seed-1 become z_dim-2
     alike = common_start([run.name for run in group])
     folded.name = re.sub(r"[_/-]*(dataset\.)?seed-?\d*$", "", alike) if len(group) > 1 else group[0].name

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import os
 import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vae_exp.config.combinations import check_combinations, check_metric, is_ours, source_problems
 from vae_exp.config.keys import Config
-from vae_exp.config.kinds import RUN_PATH, Rule
+from vae_exp.config.kinds import RUN_PATH, Rule, is_path
 from vae_exp.config.moved import renamed
 from vae_exp.config.rules import DATASET_RULES, OPTION_RULES, RULES
 from vae_exp.errors import UserError
@@ -25,6 +26,7 @@ LONGEST_SHOWN = 500  # characters of a value in a message
 EVERY_RULE = RULES | OPTION_RULES | DATASET_RULES
 # A dictionary given for these is refused whole; what has keys of its own is not one of them.
 LEAVES = {key for key in EVERY_RULE if not any(other.startswith(f"{key}.") for other in EVERY_RULE)}
+DATA_PATHS = ("root", "cache")  # of a dataset
 CALLS = ("network", "likelihood", "objective", "dataset", "optimizer", "scheduler")  # groups with a _target_
 
 
@@ -39,8 +41,8 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
 def check(cfg: DictConfig, combinations: bool = True) -> Config:
     """Check every value against its rule, and their combinations, and return the resolved configuration.
 
-    A sweep checks the values of its first job alone: other jobs may combine them better.
-    Raises UserError naming each wrong key, its value and what is allowed.
+    Its paths mean the same from any folder. A sweep checks the values of its first job alone: other jobs may combine
+    them better. Raises UserError naming each wrong key, its value and what is allowed.
     """
     config = renamed(resolve(cfg))
     config.pop("published", None)  # what a preset claims is no setting: vae-reproduce reads it
@@ -63,7 +65,30 @@ def check(cfg: DictConfig, combinations: bool = True) -> Config:
         problems += check_metric(by, str(flat.get("sweep.metric")), size != 0, why)
     if problems:
         raise UserError("\n".join(problems))
-    return cast("Config", config)
+    return cast("Config", from_anywhere(config))
+
+
+def from_anywhere(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration with absolute paths of its data, which were meant from the current folder.
+
+    ~ stays: it means the same everywhere. What a dataset of a user's own calls so is a path where one lies there.
+    """
+    dataset = config.get("dataset")
+    if not isinstance(dataset, dict):
+        return config
+    ours = is_ours({"dataset._target_": dataset.get("_target_")}, "dataset")
+    paths = {key: dataset[key] for key in DATA_PATHS if is_path(dataset.get(key))}
+    placed = {key: absolute(path) for key, path in paths.items() if ours or Path(path).exists()}
+    return config | {"dataset": dataset | placed}
+
+
+def absolute(path: str, folder: Path | None = None) -> str:
+    """Return the path as one that means the same from any folder; a relative one begins in `folder`, or the current."""
+    if path.startswith("~"):
+        return path
+    whole = str((folder or Path.cwd()) / path)
+    plain = os.path.normpath(whole)
+    return plain if os.path.realpath(plain) == os.path.realpath(whole) else whole  # a link makes a/../b another place
 
 
 def path_of(key: str, value: Any) -> Path:

@@ -35,7 +35,7 @@ def arrays(name: str, root: str, label: str | None = None, test_size: int | floa
     order, over both splits. Raises UserError for a file and for arrays that are none of this; nothing pickled is read.
     """
     try:
-        held = _read(Path(root).expanduser())
+        held, digests = _read(Path(root).expanduser())
         images = {array: _images(array, held[array]) for array in ("images", f"{TEST}images") if array in held}
         lengths = {array.removesuffix("images"): len(found) for array, found in images.items()}
         if stray := [array for array in held if array.startswith(TEST) and TEST not in lengths]:
@@ -59,11 +59,14 @@ def arrays(name: str, root: str, label: str | None = None, test_size: int | floa
         splits.append(Split(streamed, y[rows], factors=None if known is None else known[rows]))
         at += len(x)
     train, test = splits if TEST in lengths else with_test(splits[0], test_size, root)
-    return Source(name, train, lambda: test, class_names)
+    return Source(name, train, lambda: test, class_names, files=digests)
 
 
-def _read(path: Path) -> Held:
-    """The arrays of the file that mean something here. Others are not touched, pickled ones among them."""
+def _read(path: Path) -> tuple[Held, dict[str, str]]:
+    """The arrays of the file that mean something here, and the size and the checksum that the file has of each.
+
+    Others are not touched, pickled ones among them.
+    """
     try:
         if not path.is_file():
             raise Refused("there is no such file. dataset=arrays takes an .npz file, as numpy.savez writes it")
@@ -72,12 +75,14 @@ def _read(path: Path) -> Held:
                 raise Refused("it is damaged or no .npz file, as numpy.savez writes it")
         with np.load(path, allow_pickle=False) as archive:
             held = {array: _array(archive, array) for array in EVERY_ARRAY if array in archive.files}
+            entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.zip.infolist()}
+            digests = {array: f"{entries[array].file_size} {entries[array].CRC:08x}" for array in held}
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise Refused(f"it cannot be read ({last_line(error)})") from error
     if "images" not in held:
         there = ", ".join(map(printable, archive.files)) or "nothing"
         raise Refused(f"it holds no array images; it holds {there}")
-    return held
+    return held, digests
 
 
 def _array(archive: Any, array: str) -> np.ndarray:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from vae_exp.datasets.factors import Factors, chosen_values, grid
+from vae_exp.datasets.fingerprint import of_files
 from vae_exp.datasets.splits import Source, Streamed
 from vae_exp.datasets.sprites import SHAPES, SIZES, source_of
 from vae_exp.datasets.torchvision import DOWNLOAD_SECONDS, folder_for_a_while, last_line
@@ -143,7 +144,7 @@ def _source(
     images = Streamed(raw, _shape(known), _rows(known, chosen, kept), is_binary=known.is_binary)
     named = chosen.get(label or "", [])
     class_names = [SHAPES[value] if source == "dsprites" and label == "shape" else str(value) for value in named]
-    return source_of(name, images, kept, label, test_size, class_names)
+    return source_of(name, images, kept, label, test_size, class_names, of_files({raw.name: raw}))
 
 
 def _shape(known: Published) -> tuple[int, ...]:

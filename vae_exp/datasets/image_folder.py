@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vae_exp.datasets.factor_table import read_factors
 from vae_exp.datasets.factors import Factors
+from vae_exp.datasets.fingerprint import of_files
 from vae_exp.datasets.image_cache import Decoding, cached, left_out_lines
 from vae_exp.datasets.image_files import Unusable, class_folder, decode, find_images, folders_in, list_images
 from vae_exp.datasets.prepare import with_test
@@ -65,10 +66,13 @@ def image_folder(
 
     train = read("train")
     val = read("val") if "val" in parts else None
+    read_from = {file: folder / file for part, files in listed.items() for file in _below(folder, parts[part], files)}
+    read_from |= {} if factors is None else {"dataset.factors": folder / Path(factors).expanduser()}
+    digests = of_files(read_from)
     if "test" in parts:
-        return Source(name, train, lambda: read("test"), class_names, val)
+        return Source(name, train, lambda: read("test"), class_names, val, files=digests)
     train, test = with_test(train, test_size, str(folder))
-    return Source(name, train, lambda: test, class_names, val)
+    return Source(name, train, lambda: test, class_names, val, files=digests)
 
 
 def _parts(folder: Path) -> dict[str, Path]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from vae_exp.datasets.fingerprint import of_files
 from vae_exp.datasets.splits import Source, Split
 from vae_exp.errors import UserError
 from vae_exp.files import content_key
@@ -23,7 +24,8 @@ def larochelle(name: str, folder: Path) -> Source:
             "say where they are with dataset.root=PATH. dataset.binarize=static is a fixed draw that needs no files."
         )
     train, val = _read_part(parts["train"]), _read_part(parts["valid"])
-    return Source(name, train, lambda: _read_part(parts["test"]), [], val)
+    files = of_files({path.name: path for path in parts.values()})
+    return Source(name, train, lambda: _read_part(parts["test"]), [], val, files=files)
 
 
 def _read_part(path: Path) -> Split:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from vae_exp.datasets.fingerprint import Fingerprint, fingerprint
 from vae_exp.datasets.splits import Source, Split, Streamed, size_in_bytes
 from vae_exp.errors import UserError, printable
 
@@ -21,6 +22,7 @@ class Data:
     n_classes: int  # 0 where there are no labels
     class_names: list[str]
     read_train: Callable[[], Split]  # with the images that were split off for validation, or left out by train_size
+    fingerprint: Fingerprint | None = None  # of all of the dataset, whatever part of it was chosen
 
     def split(self, name: str) -> Split:
         """train, val or test. Raises UserError for a validation split that is empty."""
@@ -108,6 +110,7 @@ def prepare(
         n_classes=len(names) if n_classes is None else n_classes,
         class_names=[] if n_classes == 0 else names,
         read_train=lambda: chosen(source.train, before),
+        fingerprint=fingerprint(source),
     )
 
 

@@ -125,6 +125,7 @@ class Source:
     class_names: list[str]  # of the labels 0, 1, ...; empty where there are none
     val: Split | None = None  # where the data comes with a validation split of its own
     test_is_at_hand: bool = False  # to look at its labels costs nothing, before it is measured
+    files: dict[str, str] | None = None  # what all images are read from, by names below the root: fingerprint.of_files
 
 
 def batches(

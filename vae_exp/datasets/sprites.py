@@ -46,7 +46,13 @@ def sprites(
 
 
 def source_of(
-    name: str, images: Tensor | Streamed, known: Factors, label: str | None, test_size: int | float, names: list[str]
+    name: str,
+    images: Tensor | Streamed,
+    known: Factors,
+    label: str | None,
+    test_size: int | float,
+    names: list[str],
+    files: dict[str, str] | None = None,
 ) -> Source:
     """A Source of images with known factors, whose label is one of them; a part drawn once for all is the test split.
 
@@ -59,7 +65,7 @@ def source_of(
             f"dataset.test_size={test_size}: there are {len(known):,} images; training and testing need some each."
         )
     train, test = set_aside(Split(images, y, factors=known), n_test)
-    return Source(name, train, lambda: test, names, test_is_at_hand=True)
+    return Source(name, train, lambda: test, names, test_is_at_hand=True, files=files)
 
 
 def _names(label: str | None, chosen: dict[str, list[int]]) -> list[str]:

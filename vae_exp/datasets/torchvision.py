@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from vae_exp.datasets.fingerprint import of_files
 from vae_exp.datasets.larochelle import larochelle
 from vae_exp.datasets.splits import Source, Split
 from vae_exp.errors import UserError
@@ -72,7 +73,9 @@ def torchvision_images(name: str, source: str, root: str, binarize: str = "none"
     if binarize == "larochelle":
         return larochelle(name, folder)
     train, class_names = _read_part(source, folder, True, split)
-    return Source(name, train, lambda: _read_part(source, folder, False, split)[0], class_names)
+    known = _files_of(source, split)
+    files = of_files({file: folder / known.folder / file for file in known.names})
+    return Source(name, train, lambda: _read_part(source, folder, False, split)[0], class_names, files=files)
 
 
 def _read_part(source: str, folder: Path, train: bool, split: str | None) -> tuple[Split, list[str]]:

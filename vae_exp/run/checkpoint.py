@@ -18,6 +18,7 @@ from vae_exp.config.keys import Config
 from vae_exp.config.moved import renamed
 from vae_exp.errors import UserError
 from vae_exp.run.folder import LAST, PREVIOUS
+from vae_exp.run.origin import Origin
 from vae_exp.run.running_means import Sums
 from vae_exp.run.sound import Unsound, require_continuation, require_model
 from vae_exp.run.standing import Best, Facts
@@ -65,12 +66,14 @@ class Checkpoint:
     model: dict[str, Tensor]
     optimizer: dict[str, Any] | None = None
     goes_on: Continuation | None = None
+    origin: Origin | None = None  # None of a version that wrote none
 
     def about(self) -> dict[str, Any]:
         """All but the tensors and what only a resumed run needs, as it is stored."""
         values = {name: getattr(self, name) for name in ABOUT if name not in ("format", "best")}
         best = self.best.summary() if self.best else {}
-        return {"format": FORMAT, **values, "x_shape": list(self.x_shape), "best": best}
+        origin = {} if self.origin is None else {"origin": asdict(self.origin)}
+        return {"format": FORMAT, **values, "x_shape": list(self.x_shape), "best": best, **origin}
 
 
 def content(checkpoint: Checkpoint) -> memoryview:
@@ -193,6 +196,7 @@ def _from_stored(stored: dict[str, Any]) -> Checkpoint:
     about = {name: stored[name] for name in ABOUT if name != "format"}
     about |= {"config": cast("Config", renamed(stored["config"])), "x_shape": tuple(stored["x_shape"])}
     about["best"] = Best.from_summary(stored["best"])
+    about["origin"] = Origin(**stored["origin"]) if "origin" in stored else None
     if "resume" not in stored:
         return Checkpoint(**about, model=stored["model"])
     kept = stored["resume"]

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from vae_exp.config.check import flatten, path_of
 from vae_exp.config.keys import Config
+from vae_exp.config.kinds import is_path
+from vae_exp.config.messages import parse, quoted
 from vae_exp.errors import UserError
 from vae_exp.run import confirmed
 from vae_exp.run.agreeing import LENGTH, contradictions
@@ -24,6 +26,7 @@ from vae_exp.run.folder import (
     require_no_owner,
     runs_below,
 )
+from vae_exp.run.origin import OWN_IMAGES, in_reach
 
 if TYPE_CHECKING:  # the command line asks before torch is imported
     from vae_exp.run.checkpoint import Checkpoint
@@ -78,9 +81,14 @@ def find_unfinished(config: Config, run_dir: Path) -> Path | None:
 
 
 def _of_another_run(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """As contradictions; for resume=auto a run of another length is another run too."""
+    """As contradictions; for resume=auto a run of another length, or of one's own images elsewhere, is another too."""
     other_length = [f"epochs={now['epochs']}: the run has epochs={before.get('epochs')}"]
-    return contradictions(before, now) + (other_length if before.get("epochs") != now["epochs"] else [])
+    wrong = contradictions(before, now) + (other_length if before.get("epochs") != now["epochs"] else [])
+    if now["dataset"]["_target_"] in OWN_IMAGES and not wrong:
+        was, root = (Path(each["dataset"]["root"]).expanduser() for each in (before, now))
+        if was.exists() and was.resolve() != root.resolve():
+            wrong.append(f"dataset.root={root}: the run has dataset.root={was}")
+    return wrong
 
 
 def require_unfinished(folder: Path, config: Config) -> None:
@@ -93,6 +101,25 @@ def require_unfinished(folder: Path, config: Config) -> None:
     if all(flatten(before).get(key) == flatten(config).get(key) for key in LENGTH):
         done = f"({summary.reason})" if summary.reason else f"after epoch {before.get('epochs')}"
         raise UserError(f"resume={folder}: the run is finished {done}. epochs=... with a larger number trains on.")
+
+
+def with_its_data(folder: Path, overrides: list[str], typed_now: set[str]) -> list[str]:
+    """The overrides of the run in a folder, with the paths of its data as they are now, but for those typed now.
+
+    What was typed then was meant from the folder of then. Raises UserError where the data are nowhere to be found.
+    """
+    config = read_config(folder)
+    dataset = config.get("dataset") if config else None
+    if not isinstance(dataset, dict) or {"dataset", "experiment"} & typed_now:
+        return overrides
+    now: dict[str, str | None] = {}
+    if "dataset.root" not in typed_now and (there := in_reach(dataset, None, folder)):
+        now["dataset.root"] = there[0]
+    cache = dataset.get("cache")
+    if "dataset.cache" not in typed_now and is_path(cache):
+        now["dataset.cache"] = cache if Path(str(cache)).expanduser().is_dir() else None  # as usual where it is gone
+    kept = [str(word.input_line) for word in parse(overrides) if word.key_or_group not in now]
+    return kept + [f"++{key}={quoted(path)}" for key, path in now.items() if path is not None]
 
 
 def can_go_on(folder: Path) -> bool:

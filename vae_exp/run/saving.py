@@ -1,6 +1,8 @@
 """The two checkpoints of a run: last.pt as it stands, and best.pt, which waits in memory until last.pt is written."""
 
 import contextlib
+import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from vae_exp.run.checkpoint import Checkpoint, Continuation, Written
 from vae_exp.run.divergence import require_finite, require_finite_weights
 from vae_exp.run.earlier import set_aside
 from vae_exp.run.folder import BEST, LAST
+from vae_exp.run.origin import Origin
 from vae_exp.run.standing import Best, Training
 from vae_exp.run.stopping import Watch
 
@@ -121,7 +124,19 @@ class Saves:
             run.averaged.state_dict(),
             run.optimizer.state_dict(),
             Continuation(run.facts, streams, run.means.state(), written, weights),
+            self._origin,
         )
+
+    @functools.cached_property
+    def _origin(self) -> Origin | None:
+        """Where the data lie and what they are, so that whoever reads the checkpoint later finds and knows them."""
+        data = self.training.data.fingerprint
+        root = os.path.expanduser(str(self.training.config["dataset"].get("root")))  # noqa: PTH111  (it never raises)
+        if data is None:
+            return None
+        if not Path(root).is_absolute():  # there is none, or what a dataset of a user's own calls so is no path
+            return Origin(None, None, data.record())
+        return Origin(root, os.path.relpath(root, self.run_dir), data.record())
 
 
 def _position(kept: Checkpoint) -> Position:

@@ -47,6 +47,7 @@ def require_model(stored: Mapping[str, Any]) -> None:
     kl_per_dim = stored["kl_per_dim"]
     _require(isinstance(kl_per_dim, list) and all(map(_is_number, kl_per_dim)), "kl_per_dim")
     _require(_is_named(stored["model"], Tensor), "model")
+    _require("origin" not in stored or _is_origin(stored["origin"]), "origin")
 
 
 def require_continuation(stored: Mapping[str, Any]) -> None:
@@ -61,6 +62,7 @@ def require_continuation(stored: Mapping[str, Any]) -> None:
     threads = facts.get("threads", 1)
     _require(_is_count(threads) and 1 <= threads <= MOST_THREADS, "resume, facts, threads")
     _require(isinstance(facts.get("compiled", False), bool), "resume, facts, compiled")
+    _require(isinstance(facts.get("data_digest"), str | None), "resume, facts, data_digest")
     _require(_is_named(streams, Tensor) and set(STREAMS) <= set(streams), "resume, streams")
     for name, state in streams.items():
         _require(_is_whole(state) and state.dtype == torch.uint8 and state.dim() == 1, f"resume, streams, {name}")
@@ -171,6 +173,26 @@ def _is_plain(value: Any, depth: int = 0) -> bool:
     else:
         return value is None or type(value) in (bool, int, float, str)
     return depth < DEEPEST and all(_is_plain(item, depth + 1) for item in inner)
+
+
+def _is_origin(origin: Any) -> bool:
+    """Two paths, and the record that Fingerprint.record makes."""
+    if not isinstance(origin, dict) or set(origin) != {"root", "from_run", "data"}:
+        return False
+    data = origin["data"]
+    if not all(isinstance(origin[name], str | None) for name in ("root", "from_run")):
+        return False
+    if not isinstance(data, dict) or set(data) != {"images", "class_names", "labels", "files"}:
+        return False
+    names, files = data["class_names"], data["files"]
+    return (
+        _is_named(data["images"], int)
+        and _is_named(data["labels"], str)
+        and isinstance(names, list)
+        and all(isinstance(name, str) for name in names)
+        and isinstance(files, list)
+        and all(isinstance(part, list) and list(map(type, part)) == [str, str, int, str] for part in files)
+    )
 
 
 def _is_best(best: Any, step: int, epoch: int) -> bool:

@@ -27,12 +27,14 @@ class Facts:
     trained_on: str
     threads: int | None = None  # of PyTorch on the CPU; None, here and below: of a version that did not write it
     compiled: bool | None = None
+    data_digest: str | None = None  # of the images, whatever their labels are
 
     @classmethod
     def of(cls, model: VAE, data: Data, device: torch.device, compiled: bool = False) -> "Facts":
         parameters = sum(weights.numel() for weights in model.parameters())
         sizes = len(data.train), len(data.val), list(data.x_shape)
-        return cls(parameters, *sizes, str(device), torch.get_num_threads(), compiled)
+        digest = data.fingerprint.digest() if data.fingerprint else None
+        return cls(parameters, *sizes, str(device), torch.get_num_threads(), compiled, digest)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """A sweep that goes on with more values than before: what it has must stay, and its jobs keep their folders."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,32 +8,53 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vae_exp.config.check import as_typed, flatten, options
-from vae_exp.config.messages import parse
+from vae_exp.config.check import DATA_PATHS, absolute, as_typed, flatten, options
+from vae_exp.config.messages import parse, quoted
 from vae_exp.errors import UserError
 from vae_exp.run.folder import UNREADABLE, read_config, runs_below
 from vae_exp.sweep.values import NUMBER, texts
 
+PATHS = [f"dataset.{key}" for key in DATA_PATHS]
 
-def require_grown(before: Mapping[str, Any], settings: list[str], swept: list[Override], together: list[str]) -> bool:
+
+def has_same_data(before: Mapping[str, Any], data_digest: Callable[[], str | None]) -> bool:
+    """Whether the data of a sweep are known to be those of before, wherever they lie; raises UserError for others.
+
+    It is not known of a sweep of an older version, nor where the jobs run on other machines.
+    """
+    if before["data"] is None or (now := data_digest()) is None:
+        return False
+    if now != before["data"]:
+        raise UserError(
+            "the data have changed since the sweep began, so its jobs would not compare. Bring them back as they were, "
+            "say where they are with dataset.root=PATH, or start a new sweep."
+        )
+    return True
+
+
+def require_grown(
+    before: Mapping[str, Any], settings: list[str], swept: list[Override], together: list[str], same_data: bool
+) -> bool:
     """Whether a sweep that was recorded as `before` is now asked for more: more values of a key, or a key more.
 
-    Keys that go together, those of sweep.zip, must have the values that they had.
+    Keys that go together, those of sweep.zip, must have the values that they had. Paths of data are compared as they
+    were meant from the folders in which they were typed, unless the data are known to be the same.
 
     Raises UserError where the settings are others, or where a value is gone.
     """
     values = [str(override.input_line) for override in swept]
-    if before["settings"] == settings and before["values"] == values:
+    old_settings, old_values = (_as_meant(before[kind], before["cwd"], same_data) for kind in ("settings", "values"))
+    new_settings, new_values = (_as_meant(words, None, same_data) for words in (settings, values))
+    if (old_settings, old_values) == (new_settings, new_values):
         return False
-    now = {override.key_or_group: override for override in swept}
-    old_values = {override.key_or_group: override for override in parse(before["values"])}
+    old, new = ({word.key_or_group: word for word in parse(words)} for words in (old_values, new_values))
     # A key that is swept from now on was a setting, or stood at its default.
-    old_settings = [word for word in before["settings"] if parse([word])[0].key_or_group not in now.keys() - old_values]
+    old_settings = [word for word in old_settings if parse([word])[0].key_or_group not in new.keys() - old]
     kept = all(
-        key in now and _has_all(now[key], old) and (key not in together or now[key].input_line == old.input_line)
-        for key, old in old_values.items()
+        key in new and _has_all(new[key], was) and (key not in together or new[key].input_line == was.input_line)
+        for key, was in old.items()
     )
-    if old_settings != settings or not kept:
+    if old_settings != new_settings or not kept:
         was, typed = (
             " ".join(before["settings"] + before["values"]),
             " ".join(settings + values),
@@ -43,6 +64,19 @@ def require_grown(before: Mapping[str, Any], settings: list[str], swept: list[Ov
             "values; it may have more values, and more swept keys."
         )
     return True
+
+
+def _as_meant(words: list[str], cwd: str | None, same_data: bool) -> list[str]:
+    """Overrides with absolute paths of data, in the order in which they were; without any where the data are known."""
+    found = []
+    for word in parse(words):
+        values = list(texts(word)) if word.is_sweep_override() else [word.value()]
+        if word.key_or_group not in PATHS or not all(isinstance(value, str) for value in values):
+            found.append(str(word.input_line))
+        elif not same_data:
+            paths = [quoted(absolute(str(value), Path(cwd) if cwd else None)) for value in values]
+            found.append(f"{word.get_key_element()}={','.join(paths)}")
+    return found
 
 
 def _has_all(now: Override, old: Override) -> bool:
@@ -72,6 +106,9 @@ def _moves(folder: Path, template: str, swept: list[Override]) -> Iterator[tuple
         flat = flatten(config)
         for override in swept:
             key = override.key_or_group
+            if key in PATHS:  # by the text that names the folder
+                typed = {absolute(text): text for text in texts(override)}
+                config["dataset"][key.partition(".")[2]] = flat[key] = typed.get(absolute(str(flat[key])), flat[key])
             if not options(key) and key in flat and as_typed(flat[key]) not in _values(override):
                 raise UserError(f"its jobs have {key}={as_typed(flat[key])}, which is not among {override.input_line}.")
         try:

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -24,7 +25,7 @@ from vae_exp.sweep.values import LONGEST, NUMBER, distinct, job_folder, values_o
 
 SWEEPS = OUTPUTS / "sweeps"
 SWEEP = "sweep.json"
-RECORDED = ("name", "keys", "jobs", "settings", "values")  # in it
+RECORDED = ("name", "keys", "jobs", "settings", "values", "cwd", "data")  # in it
 OF_A_SWEEP = ("sweep.", "hydra.sweep.")
 HYDRAS_GRID = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 # Sweepers of ours, under the only package that Hydra takes one from.
@@ -48,6 +49,8 @@ class Plan:
     folder: Path
     overrides: list[str]  # all that Hydra is to be given
     single: list[str]  # what turns the same command into one run
+    cwd: str  # where it was typed: relative paths in settings and values begin there
+    data: str | None  # a digest of the images of all jobs; None where they differ, or lie on other machines
 
     def write(self) -> None:
         """sweep.json in the sweep's folder. Raises Unwritable where the system refuses."""
@@ -76,8 +79,10 @@ def require_no_sweep(typed: list[str]) -> None:
             raise UserError(f"{line(override)}: is of a sweep; add -m.")
 
 
-def plan(typed: list[str], cfg: DictConfig) -> Plan:
+def plan(typed: list[str], cfg: DictConfig, data_digest: Callable[[], str | None]) -> Plan:
     """Lay out the sweep that the command line and an experiment's hydra.sweeper.params ask for.
+
+    data_digest reads the data of the first job, which are those of all where no key of the dataset is swept.
 
     Raises UserError where a swept key is there twice, where what is of the whole sweep is to differ between its jobs,
     where jobs have nothing to be judged by, where the folder that was chosen is taken, and where sweep.resume names no
@@ -117,6 +122,7 @@ def plan(typed: list[str], cfg: DictConfig) -> Plan:
     of_keys = "-".join(key.rsplit(".", 1)[-1] for key in keys)
     label = re.sub(r"[^\w.-]", "-", str(cfg.sweep.name or of_keys or "sweep"))
     label = label.encode()[:LONGEST].decode(errors="ignore")  # file systems count bytes
+    of_data = any(override.key_or_group.split(".")[0] in ("dataset", "experiment") for override in swept)
     chosen = _chosen_folder(cfg)
     folder = chosen or SWEEPS / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}_{label}"
     name = str(cfg.sweep.name or folder.name)
@@ -126,7 +132,8 @@ def plan(typed: list[str], cfg: DictConfig) -> Plan:
         if chosen and chosen.resolve() != folder.resolve():
             raise UserError(f"{DIR}={chosen}: a sweep goes on in its own folder, {folder}; leave {DIR} out.")
         try:
-            if growing.require_grown(before, settings, swept, together):
+            same_data = not of_data and growing.has_same_data(before, data_digest)
+            if growing.require_grown(before, settings, swept, together, same_data):
                 growing.rename(folder, subdir, swept)
         except UserError as error:
             raise UserError(f"sweep.resume={cfg.sweep.resume}: {error}") from error
@@ -154,7 +161,8 @@ def plan(typed: list[str], cfg: DictConfig) -> Plan:
     single += [line(override) for override in arguments if override.key_or_group == "hydra.searchpath"]
     values = [line(override) for override in swept]
     has_study = is_search or bool(cfg.sweep.prune)
-    return Plan(name, keys, jobs, is_search, has_study, settings, values, folder, overrides, single)
+    data, cwd = None if of_data else data_digest(), str(Path.cwd())
+    return Plan(name, keys, jobs, is_search, has_study, settings, values, folder, overrides, single, cwd, data)
 
 
 def _require_options(
@@ -249,6 +257,7 @@ def _to_resume(path_or_latest: str) -> tuple[Path, dict]:
         folder = Path(path_or_latest)
     try:
         record = json.loads((folder / SWEEP).read_text())
-        return folder, {key: record[key] for key in ("name", "settings", "values")}
+        before = {key: record[key] for key in ("name", "settings", "values")}
+        return folder, before | {key: record.get(key) for key in ("cwd", "data")}
     except UNREADABLE as error:
         raise UserError(f"sweep.resume={path_or_latest}: no sweep was started there (no readable {SWEEP}).") from error

@@ -17,7 +17,7 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from vae_exp.config.check import resolve
+from vae_exp.config.check import from_anywhere, resolve
 from vae_exp.config.keys import Config
 from vae_exp.errors import UserError
 from vae_exp.run import earlier
@@ -237,7 +237,7 @@ def record_failure(cfg: DictConfig, run_dir: Path, reason: str) -> None:
     """Leave a summary.json of a run that failed before it was tracked; what is there of a run tells more."""
     if not (run_dir / SUMMARY).exists() and not earlier.holds_run(run_dir):
         with contextlib.suppress(UserError):  # an interpolation that leads nowhere may be what failed
-            cfg = OmegaConf.create(resolve(cfg))
+            cfg = OmegaConf.create(from_anywhere(resolve(cfg)))
         with contextlib.suppress(OSError, UserError):  # a full disk may be what failed
             run_dir.mkdir(parents=True, exist_ok=True)
             OmegaConf.save(cfg, run_dir / CONFIG)

@@ -3,7 +3,9 @@
 import contextlib
 import functools
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from vae_exp.config.rules import COUNT, GENERATE_RULES, RULES
 from vae_exp.datasets import Data, Split
 from vae_exp.distributions import DiagonalGaussian, Point
 from vae_exp.errors import UserError, printable
-from vae_exp.run import checkpoint
+from vae_exp.run import checkpoint, stored_data
 from vae_exp.run.checkpoint import Checkpoint
 from vae_exp.trained import fitted
 from vae_exp.trained.rebuilding import rebuild, settled
@@ -182,19 +184,15 @@ class TrainedVAE:
     def read_data(self, root: str | None = None) -> Data:
         """The dataset it was trained on, split as then; root says where it lies now.
 
-        Raises UserError where it cannot be read, is code of a stranger's that is not trusted, or has changed.
+        Raises UserError where it is nowhere to be found, cannot be read or is code of a stranger's that is not trusted,
+        and where it has changed: split anew, images that were trained on would be among the test images.
         """
-        settings = self.config["dataset"]
-        if root is not None:
-            if "root" not in settings:
-                name = settings.get("name")
-                raise UserError(
-                    f"dataset.root={root}: the model was trained on {name}, which has no root. Leave it out."
-                )
-            settings = settings | {"root": root}
+        if root is not None and "root" not in self.config["dataset"]:
+            name = self.config["dataset"].get("name")
+            raise UserError(f"dataset.root={root}: the model was trained on {name}, which has no root. Leave it out.")
         build.check_foreign(self.config, "dataset", self.trust)
         build.check_dataset(self.config)
-        data = build.dataset({"dataset": settings})
+        data = stored_data.read(self._checkpoint, self.path and self.path.parent, root)
         if data.x_shape != self.x_shape:
             raise UserError(f"dataset: its images are {data.x_shape}, and the model was trained on {self.x_shape}.")
         return data
@@ -205,8 +203,12 @@ class TrainedVAE:
         Raises UserError where the system refuses, such as for a full disk; nothing half written stays.
         """
         path = Path(path)
+        kept, origin = self._checkpoint, self._checkpoint.origin
+        if origin is not None and origin.from_run is not None and self.path is not None:
+            from_here = os.path.relpath(self.path.parent / origin.from_run, path.parent)
+            kept = replace(kept, origin=replace(origin, from_run=from_here))
         try:
-            checkpoint.export(path, self._checkpoint)
+            checkpoint.export(path, kept)
         except (OSError, SafetensorError) as error:  # safetensors tells of a full disk in an error of its own
             with contextlib.suppress(OSError):
                 path.with_name(f"{path.name}.partial").unlink()
