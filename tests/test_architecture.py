@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 
 import vae_exp
 from vae_exp.config import keys
-from vae_exp.config.build import PUBLIC
 from vae_exp.config.check import CONF_DIR, options
+from vae_exp.config.foreign import PUBLIC
 
 ROOT = Path(vae_exp.__file__).parent
 # From the top. A part is a wing, which is a folder, or a file beside the wings; __init__ is the package's own.

@@ -1,5 +1,6 @@
 """Where codes are drawn from, and how good the samples are: vae-evaluate samples=[...] and sampler=."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -235,6 +236,29 @@ def test_weights_that_cannot_be_downloaded_are_told_of(monkeypatch, tmp_path):
         features.Inception()
 
 
+class Touches:
+    """What leaves a file `ran` where it is unpickled."""
+
+    def __reduce__(self):
+        return Path.touch, (Path("ran"),)
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_weights_that_are_not_the_published_ones_are_not_unpickled(monkeypatch, tmp_path, published):
+    """Nor are those that have its hash, should that ever be another file."""
+    fidelity = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    there = tmp_path / "hub/checkpoints" / Path(fidelity.URL_INCEPTION_V3).name
+    there.parent.mkdir(parents=True)
+    torch.save({"fc.weight": Touches()}, there)
+    assert features.INCEPTION_SHA256.startswith(there.stem.rpartition("-")[2])
+    if published:
+        monkeypatch.setattr(features, "INCEPTION_SHA256", hashlib.sha256(there.read_bytes()).hexdigest())
+    with pytest.raises(UserError, match=r"features=inception: .*weights-inception.*pth"):
+        features.Inception()
+    assert not Path("ran").exists()
+
+
 @pytest.mark.slow
 def test_inception_takes_grey_and_coloured_images_of_any_size(monkeypatch, tmp_path):
     """With weights by chance: the published ones are a download of 95 MB. What they are is torch-fidelity's affair."""
@@ -247,6 +271,7 @@ def test_inception_takes_grey_and_coloured_images_of_any_size(monkeypatch, tmp_p
         patch.setattr(fidelity.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
         empty = fidelity.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
     torch.save(empty.state_dict(), there)
+    monkeypatch.setattr(features, "INCEPTION_SHA256", hashlib.sha256(there.read_bytes()).hexdigest())
     inception = features.Inception()
     grey = torch.rand(3, 1, 28, 28)
     found = inception(grey)

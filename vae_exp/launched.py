@@ -1,6 +1,7 @@
 """What torchrun, or a cluster's launcher, has told this process of its place among those of a run. No torch here."""
 
 import os
+import sys
 
 
 def started() -> int:
@@ -20,3 +21,8 @@ def here() -> tuple[int, int]:
     return int(os.environ.get("LOCAL_RANK", os.environ["RANK"])), int(
         os.environ.get("LOCAL_WORLD_SIZE", str(started()))
     )
+
+
+def safe_path() -> dict[str, str]:
+    """Return what keeps `python -m vae_exp` from importing modules of the current folder, unless this process does."""
+    return {} if sys.path[0] in ("", os.getcwd()) else {"PYTHONSAFEPATH": "1"}  # noqa: PTH109

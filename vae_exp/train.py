@@ -12,7 +12,8 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from vae_exp import amortized, mapping, shares, together
-from vae_exp.config import build, devices
+from vae_exp.config import build, devices, own_code
+from vae_exp.config.check import CALLS
 from vae_exp.config.keys import Config, images_per_step
 from vae_exp.datasets import Split, batches
 from vae_exp.figures import during_training
@@ -78,6 +79,11 @@ def _train(config: Config, run_dir: Path, device: torch.device, judge: Judge) ->
     scores_every = config["scores_every_epochs"]
     before = together.from_first(lambda: resume.load(run_dir, config) if config["resume"] else None)
     began = before.goes_on.facts if before and before.goes_on else None
+    if before:  # each process has its own modules
+        if config["trust"]:
+            own_code.find(config, CALLS, before.code)
+        else:
+            own_code.compare(config, before.code)
     old_log_bytes = earlier.log_bytes(run_dir)  # of a run whose place this one takes
     wandb_mode = together.of_first(choose_mode, config["wandb"]["mode"])
 

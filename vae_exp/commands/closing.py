@@ -1,31 +1,33 @@
 """The last lines of a run: its numbers, where everything is, and what to type next."""
 
 import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
-from vae_exp.run.folder import BEST, IMAGES, LAST, METRICS, SUMMARY
+from vae_exp.run.folder import BEST, IMAGES, LAST, METRICS, SUMMARY, on_checkpoint, on_resume
 
 TERMS = ("neg_elbo", "reconstruction", "kl")
 
 
 def how_to_go_on(run_dir: Path) -> str:
     """The command that resumes a run, on a line of its own; nothing where there is no checkpoint."""
-    return f"\ngo on     vae-train resume={run_dir}" if (run_dir / LAST).exists() else ""
+    return f"\ngo on     {on_resume(run_dir)}" if (run_dir / LAST).exists() else ""
 
 
 def closing(summary: dict[str, Any], run_dir: Path, dataset: str) -> str:
     """Where everything is, and what to type next."""
 
     def program(name: str) -> str:
-        return name if shutil.which(name) else os.path.relpath(Path(sys.executable).with_name(name))
+        return name if shutil.which(name) else shlex.quote(os.path.relpath(Path(sys.executable).with_name(name)))
 
     of_test = {key.removeprefix("test/"): value for key, value in summary.items() if key.startswith("test/")}
     scores = {name: value for name, value in of_test.items() if name not in (*TERMS, "active_units")}
     test = "   ".join(f"{name} {of_test[name]:.3f}" for name in TERMS)
     run = summary["wandb"]
+    beside = shlex.quote(str(Path(run["dir"] or "").parent))
     lines = {
         "test": f"{test}   ({of_test['active_units']} active units)",
         "scores": "  ".join(f"{name} {value:.3f}" for name, value in scores.items()),
@@ -33,12 +35,11 @@ def closing(summary: dict[str, Any], run_dir: Path, dataset: str) -> str:
         "numbers": f"{run_dir}/{METRICS}, {SUMMARY}",
         "weights": f"{run_dir}/{BEST}",
         "W&B": run["url"],
-        "look": run["dir"]
-        and f"{program('wandb')} leet {Path(run['dir']).parent}    (all runs, here, without an account)",
+        "look": run["dir"] and f"{program('wandb')} leet {beside}    (all runs, here, without an account)",
         "upload": run["mode"] == "offline" and f"{program('wandb')} sync {_parts(Path(run['dir']), run['id'])}",
-        "evaluate": f"{program('vae-evaluate')} checkpoint={run_dir}",
-        "generate": f"{program('vae-generate')} checkpoint={run_dir}",
-        "compare": f"{program('vae-compare')} {run_dir.parent}",
+        "evaluate": on_checkpoint(program("vae-evaluate"), run_dir),
+        "generate": on_checkpoint(program("vae-generate"), run_dir),
+        "compare": f"{program('vae-compare')} {shlex.quote(str(run_dir.parent))}",
         "MNIST": dataset == "vae_exp.datasets.digits"
         and f"{program('vae-train')} experiment=tutorial    (downloads it once)",
     }
@@ -48,4 +49,5 @@ def closing(summary: dict[str, Any], run_dir: Path, dataset: str) -> str:
 def _parts(folder: Path, run_id: str) -> str:
     """The folder of an offline run, or a pattern for the folders of its parts: each resume leaves one."""
     parts = f"offline-run-*-{run_id}"
-    return str(folder.with_name(parts) if len(list(folder.parent.glob(parts))) > 1 else folder)
+    several = len(list(folder.parent.glob(parts))) > 1
+    return f"{shlex.quote(str(folder.parent))}/{parts}" if several else shlex.quote(str(folder))

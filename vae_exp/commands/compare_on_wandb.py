@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 import sys
 from typing import Any
 
@@ -115,8 +116,10 @@ def _complain(place: str, missing: int, runs: list[Run], all_of_them: bool) -> N
     """Raises UserError where the project has none of the runs: the view would be empty. Some are a note."""
     offline = [summary.wandb.dir for run in runs if (summary := read_summary(run.folder)) and summary.wandb.dir]
     if len(offline) > MOST_FOLDERS:
-        offline = sorted({f"{folder.rpartition('/')[0]}/*run-*" for folder in offline})
-    sync = f"wandb sync {' '.join(offline)}" if offline else "wandb sync"
+        folders = sorted({f"{shlex.quote(folder.rpartition('/')[0])}/*run-*" for folder in offline})
+    else:
+        folders = [shlex.quote(folder) for folder in offline]
+    sync = f"wandb sync {' '.join(folders)}" if offline else "wandb sync"
     if all_of_them:
         raise UserError(f"{place} has none of these {missing} runs, so its view would be empty. First: {sync}")
     print(f"{place} does not have {missing} of these runs yet: {sync}", file=sys.stderr)

@@ -33,7 +33,7 @@ def confirm(cfg: DictConfig, run_dir: Path) -> str:
         log.info(f"\nconfirm {number}/{len(best)}  {folder.name}" + ("  already finished" if is_done else ""))
         if not is_done:
             train(_alone(cfg, place, folder), folder)
-        rows.append({"setting": folder.name, "map": place, "alone": _measure(folder, place, split)})
+        rows.append({"setting": folder.name, "map": place, "alone": _measure(cfg, folder, place, split)})
     maps = json.loads((run_dir / MAP).read_text())
     write_json(run_dir / MAP, maps | {"confirmed": {"split": split, "settings": rows}})
     return _table(rows, split)
@@ -58,11 +58,12 @@ def _alone(cfg: DictConfig, place: "Place", folder: Path) -> DictConfig:
     return merged
 
 
-def _measure(folder: Path, place: "Place", split: str) -> "Place":
+def _measure(cfg: DictConfig, folder: Path, place: "Place", split: str) -> "Place":
     """The run's own model on the images of the map, with the map's noise."""
     from vae_exp import mapping, trained
 
-    model = trained.load(folder, "cpu", trust=True)
+    # What lies there may be finished already, and a stranger's: it may name what the run with the map names.
+    model = trained.load(folder, "cpu", trust=cfg.trust or resolve(cfg))
     return mapping.measure_one(model.model, model.read_data().split(split), place["beta"], place["z_dim"])
 
 

@@ -7,8 +7,7 @@ from string import Template
 from omegaconf import OmegaConf
 
 from vae_exp.config import check
-from vae_exp.config.check import CONF_DIR, path_of
-from vae_exp.config.messages import quoted
+from vae_exp.config.check import CONF_DIR, path_of, quoted
 from vae_exp.errors import UserError
 
 

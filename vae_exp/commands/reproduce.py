@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import os
 import platform
 import re
 import subprocess
@@ -29,6 +30,7 @@ from vae_exp.comparing.runs import BOOKKEEPING
 from vae_exp.config.check import resolve
 from vae_exp.config.messages import compose, readable
 from vae_exp.errors import UserError
+from vae_exp.launched import safe_path
 from vae_exp.run import evaluated
 from vae_exp.run.folder import BEST, LAST, OUTPUTS, PREVIOUS, RESULT, SUMMARY, read_summary, runs_below
 from vae_exp.run.writing import write_json
@@ -36,6 +38,7 @@ from vae_exp.run.writing import write_json
 ABOUT = """Published figures: train, or go on with, the presets that claim them, evaluate them by their protocol, and
 print claim, here and verdict. Without a name: the list. Exit code 1 where a figure is missed or could not be had."""
 ROOT = "dataset.root"
+HANDED_ON = (f"{ROOT}=", "device=", "trust=")  # to vae-evaluate
 NOT_TYPED = ("resume", "replace", "sweep.", "hydra.")  # what this command says itself
 
 
@@ -140,7 +143,7 @@ def _training(preset: Preset, folder: Path, overrides: list[str]) -> list[str]:
 
 def _run(command: list[str]) -> int:
     """The exit code of a command that writes to this terminal; what stops this program stops it too, in order."""
-    with subprocess.Popen(command) as process, _stopped_together(process):
+    with subprocess.Popen(command, env=os.environ | safe_path()) as process, _stopped_together(process):
         return process.wait()
 
 
@@ -165,7 +168,7 @@ def _evaluate(preset: Preset, run: Path, overrides: list[str]) -> None:
     from vae_exp.commands.evaluate import evaluate_checkpoint
 
     path, keys = _checkpoint(preset, run)
-    handed_on = [word.lstrip("+") for word in overrides if word.lstrip("+").startswith((f"{ROOT}=", "device="))]
+    handed_on = [word.lstrip("+") for word in overrides if word.lstrip("+").startswith(HANDED_ON)]
     typed = [f"checkpoint={path}", *(f"{key}={value}" for key, value in keys.items()), *handed_on, _mode(overrides)]
     evaluate_checkpoint(path, resolve(compose("evaluate", readable(typed))))  # type: ignore[arg-type]
 
@@ -207,6 +210,7 @@ def _keep(preset: Preset, folder: Path, rows: list[Found], overrides: list[str])
     """reproduced.json beside each run, and in W&B where it is new."""
     from vae_exp import trained
 
+    trust = compose("config", readable(overrides)).trust is True
     claims = [
         {"what": each.claim.what, "after_epoch": each.claim.after_epoch, "value": each.claim.value}
         | {"within": each.claim.within, "here": each.here, "values": each.values}
@@ -215,7 +219,7 @@ def _keep(preset: Preset, folder: Path, rows: list[Found], overrides: list[str])
     ]
     for run in _runs(folder):
         path, _ = _checkpoint(preset, run)
-        model, summary = trained.load(path, "cpu", trust=True), read_summary(run)
+        model, summary = trained.load(path, "cpu", trust), read_summary(run)
         kept: dict[str, Any] = {"name": preset.name, "weights": model.weights, "claims": claims}
         kept |= {"machine": machine(), "seconds": summary.seconds if summary else None}
         with contextlib.suppress(OSError, ValueError):

@@ -23,9 +23,9 @@ from vae_exp.commands import confirming, launching, shared
 from vae_exp.commands.closing import closing, how_to_go_on
 from vae_exp.commands.help import print_help, with_own_options
 from vae_exp.config import check
-from vae_exp.config.check import CONF_DIR
+from vae_exp.config.check import CONF_DIR, quoted
 from vae_exp.config.keys import Config
-from vae_exp.config.messages import HYDRA_VERSION, compose, parse, quoted, readable, without_hydra
+from vae_exp.config.messages import HYDRA_VERSION, compose, parse, readable, without_hydra
 from vae_exp.errors import Lost, UserError
 from vae_exp.run import confirmed, cores, earlier, resume
 from vae_exp.run.folder import OVERRIDES, read_overrides, require_no_owner, require_writable
@@ -37,7 +37,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 RUN_HAS_BEGUN: list[bool] = []  # empty while Hydra is at work alone
 HYDRA_FLAGS = (
     "-m", "--multirun", "-r", "--run", "-c", "--cfg", "--resolve", "-p", "--package", "-i", "--info", "--hydra-help",
-    "-sc", "--shell-completion", "-cp", "--config-path", "-cn", "--config-name", "--experimental-rerun",
+    "-sc", "--shell-completion", "-cp", "--config-path", "-cn", "--config-name",
 )  # fmt: skip
 ON_THIS_MACHINE = ("basic", "joblib", "submitit_local")  # launchers
 
@@ -247,10 +247,13 @@ def _to_resume(typed: list[str], cfg: DictConfig) -> tuple[list[str], Path]:
     else:
         folder = resume.find(str(cfg.resume))
         words = parse(typed)
-        before = read_overrides(folder)
+        before = read_overrides(folder, typed=typed)
         if before is None:
             print(f"resume={folder}: {OVERRIDES} cannot be read there: type all that the run was started with again.")
-        typed = [*_without(before or [], {"replace", *(word.key_or_group for word in words)}), *typed]
+        stored = _without(before or [], {"resume", "replace", *(word.key_or_group for word in words)})
+        typed = _without(typed, {"resume"})
+        resume.require_known(folder, stored, typed, cfg.trust is True)
+        typed = [*stored, *typed]
         typed = resume.with_its_data(folder, typed, {word.key_or_group for word in words})
     typed = [*_without(typed, {"resume", "hydra.run.dir"}), f"resume={quoted(folder)}"]
     config = _check(compose("config", typed))

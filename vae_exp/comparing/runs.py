@@ -33,12 +33,13 @@ RESULTS = {
     "seconds": "seconds",
 }
 # Of a run's configuration these say how it was logged, not what it was.
-NOT_COMPARED = ("wandb.", "sweep.", "resume", "replace", "dataset.cache")
+NOT_COMPARED = ("wandb.", "sweep.", "resume", "replace", "trust", "dataset.cache")
 SEEDS = ("seed", "dataset.seed")
 # Nobody looks for these in a table: where a run was, how often it wrote, what it ran on.
 BOOKKEEPING = {
     *(
         "amortize.confirm",
+        "trust",
         "log_every_steps",
         "figures",
         "figure_every_epochs",

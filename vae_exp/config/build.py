@@ -4,12 +4,9 @@ import copy
 import functools
 import hashlib
 import importlib
-import importlib.util
 import inspect
 import math
-import os
 import pkgutil
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -18,7 +15,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from vae_exp.config import check as checks
-from vae_exp.config import devices
+from vae_exp.config import devices, own_code
 from vae_exp.config.check import check_values, flatten, rules_for
 from vae_exp.config.combinations import source_problems
 from vae_exp.config.keys import Config, widest
@@ -38,21 +35,6 @@ CALLED_WITH = {
     "dataset": (0, ()),
     "optimizer": (1, ()),
     "scheduler": (2, ()),
-}
-# What a checkpoint, which may be a stranger's, may name. These names stay when files move: see config/moved.py.
-PUBLIC = {
-    "network": {f"vae_exp.networks.{name}" for name in ("mlp", "conv", "resnet", "burgess", "locatello")},
-    "likelihood": {
-        f"vae_exp.likelihoods.{name}"
-        for name in ("bernoulli", "continuous_bernoulli", "gaussian", "laplace", "discretized_logistic")
-    },
-    "dataset": {
-        f"vae_exp.datasets.{name}"
-        for name in (
-            *("torchvision_images", "digits", "image_folder", "arrays", "celeba"),
-            *("sprites", "dsprites", "shapes3d", "mpi3d"),
-        )
-    },
 }
 # The options of every dataset, and those that it cannot do without.
 SHARED = {
@@ -142,10 +124,8 @@ def resolve(group: str, target: str) -> Callable[..., Any]:
 
     A module that is not installed is looked for where the user stands: last, so that no file there hides another.
     """
-    here, module = os.getcwd(), target.partition(".")[0]  # noqa: PTH109
     try:
-        if module not in sys.modules and here not in sys.path and importlib.util.find_spec(module) is None:
-            sys.path.append(here)
+        own_code.look_here_too(target.partition(".")[0])
         found = _named(target)
         inspect.signature(found)
     except (ImportError, AttributeError, TypeError, ValueError, SyntaxError) as error:
@@ -219,24 +199,6 @@ def generator(seed: int, stream: str, device: torch.device | str = "cpu") -> tor
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:6], "big"))
 
 
-def check_foreign(config: Mapping[str, Any], group: str, trust: bool = False) -> None:
-    """Raises UserError for a _target_ of a checkpoint that is not one of vae_exp's public functions, unless trusted."""
-    settings = config.get(group)
-    # Hydra would obey a _recursive_ here, and then call what is named deeper down.
-    if not isinstance(settings, dict) or any(
-        (key.startswith("_") and key != "_target_") or not _is_plain(value) for key, value in settings.items()
-    ):
-        raise UserError(f"checkpoint: its {group} is not a _target_ with plain values.")
-    target = str(settings.get("_target_"))
-    if trust:
-        resolve(group, target)
-    elif target not in PUBLIC[group]:
-        raise UserError(
-            f"{group}._target_={target}: the checkpoint names code that is not vae_exp's, and using it would run that "
-            "code. Where you know both, say trust=true, or vae_exp.load(..., trust=True), in the folder of that code."
-        )
-
-
 def check_known_values(config: Mapping[str, Any]) -> None:
     """Raises UserError for values in a checkpoint that training would have refused."""
     kept = flatten({group: config.get(group) for group in ("model", "amortize", "network", "likelihood")})
@@ -259,11 +221,3 @@ def check_dataset(config: Mapping[str, Any]) -> None:
         inspect.signature(prepare).bind(None, **dict.fromkeys(given & {*SHARED}))
     except TypeError as error:
         raise UserError(f"checkpoint: its dataset's settings are not those of {target} ({error}).") from error
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
-    if isinstance(value, dict):
-        return all(isinstance(key, str) and not key.startswith("_") and _is_plain(item) for key, item in value.items())
-    return value is None or isinstance(value, bool | int | float | str)

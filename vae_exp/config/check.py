@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import os
 import re
+import shlex
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -138,6 +139,21 @@ def as_typed(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ",".join(f"{key}:{as_typed(item)}" for key, item in value.items()) + "}"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def quoted(text: object, mark: str = "'") -> str:
+    """Text as Hydra's command line takes it, whatever is in it."""
+    return mark + str(text).replace("\\", "\\\\").replace(mark, f"\\{mark}") + mark
+
+
+def as_argument(key: str, path: object) -> str:
+    """Return KEY=PATH as it is typed in a shell, in whatever quotes the shell and Hydra need; shlex reads it back."""
+    text, is_number = str(path), False
+    with contextlib.suppress(ValueError):
+        is_number = isinstance(float(text), float)
+    if is_number or text.lower() in ("null", "true", "false") or not re.fullmatch(r"[\w./+-]+( [\w./+-]+)*", text):
+        text = quoted(text, '"')
+    return shlex.quote(f"{key}={text}")
 
 
 def _sweep_hint(key: str, value: Any, rule: Rule) -> str:

@@ -71,6 +71,7 @@ class Config(TypedDict):
     precision: str
     compile: bool | str
     resume: str | None
+    trust: bool
     replace: bool
     checkpoint_every_epochs: int | str | None
     checkpoint_every_steps: int | None

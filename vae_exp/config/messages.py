@@ -11,7 +11,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vae_exp.config.check import CONF_DIR, closest, flatten, groups, options, options_with
+from vae_exp.config.check import CONF_DIR, closest, flatten, groups, options, options_with, quoted
 from vae_exp.config.kinds import is_number
 from vae_exp.config.rules import DATASET_RULES, EVALUATE_RULES, GENERATE_RULES, RULES
 from vae_exp.errors import UserError, printable
@@ -25,11 +25,6 @@ PLUGINS = {"launcher": ["basic", "joblib", "ray", "submitit"], "sweeper": ["basi
 def parse(overrides: list[str]) -> list[Override]:
     """Overrides as Hydra's grammar reads them."""
     return OverridesParser.create().parse_overrides(overrides)
-
-
-def quoted(text: object) -> str:
-    """Text as Hydra's command line takes it, whatever is in it."""
-    return "'" + str(text).replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def readable(overrides: list[str]) -> list[str]:

@@ -22,6 +22,7 @@ ADDED: dict[str, Any] = {  # with the value that changes nothing
     "scores": [],
     "scores_every_epochs": None,
     "devices": 1,
+    "trust": False,
     "amortize": {"beta": None, "z_dim": None, "confirm": 0},
 }
 ADDED_TO: dict[str, dict[str, Any]] = {  # the same, of a group's function

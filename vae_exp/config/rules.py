@@ -54,6 +54,7 @@ RULES = {
     "precision": one_of("fp32", "tf32", "bf16"),
     "compile": Rule(lambda v: v == "auto" or isinstance(v, bool), "auto, true or false"),
     "resume": or_null(RUN_PATH),
+    "trust": FLAG,
     "replace": FLAG,
     "checkpoint_every_epochs": or_null(or_word(whole(1), "auto")),
     "checkpoint_every_steps": or_null(whole(1)),

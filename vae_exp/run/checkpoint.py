@@ -5,7 +5,7 @@ import io
 import json
 import pickle
 import zipfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -67,13 +67,15 @@ class Checkpoint:
     optimizer: dict[str, Any] | None = None
     goes_on: Continuation | None = None
     origin: Origin | None = None  # None of a version that wrote none
+    code: dict[str, str] = field(default_factory=dict)  # the files of own modules that config names, by module
 
     def about(self) -> dict[str, Any]:
         """All but the tensors and what only a resumed run needs, as it is stored."""
         values = {name: getattr(self, name) for name in ABOUT if name not in ("format", "best")}
         best = self.best.summary() if self.best else {}
         origin = {} if self.origin is None else {"origin": asdict(self.origin)}
-        return {"format": FORMAT, **values, "x_shape": list(self.x_shape), "best": best, **origin}
+        code = {"code": self.code} if self.code else {}
+        return {"format": FORMAT, **values, "x_shape": list(self.x_shape), "best": best, **origin, **code}
 
 
 def content(checkpoint: Checkpoint) -> memoryview:
@@ -195,7 +197,7 @@ def _from_stored(stored: dict[str, Any]) -> Checkpoint:
     """The one reader of the layout that `content` writes."""
     about = {name: stored[name] for name in ABOUT if name != "format"}
     about |= {"config": cast("Config", renamed(stored["config"])), "x_shape": tuple(stored["x_shape"])}
-    about["best"] = Best.from_summary(stored["best"])
+    about |= {"best": Best.from_summary(stored["best"]), "code": stored.get("code", {})}
     about["origin"] = Origin(**stored["origin"]) if "origin" in stored else None
     if "resume" not in stored:
         return Checkpoint(**about, model=stored["model"])

@@ -8,7 +8,7 @@ from typing import Any
 from vae_exp.config.check import flatten
 from vae_exp.run.agreeing import LENGTH
 from vae_exp.run.folder import CONFIRMED, MAP, UNREADABLE, read_config, read_summary
-from vae_exp.run.places import Place, named
+from vae_exp.run.places import Place, named, sound
 
 
 def best(config: Mapping[str, Any], run_dir: Path) -> tuple[str, list[tuple[Place, Path]]]:
@@ -17,7 +17,7 @@ def best(config: Mapping[str, Any], run_dir: Path) -> tuple[str, list[tuple[Plac
     """
     maps = json.loads((run_dir / MAP).read_text())
     split = "val" if "val" in maps else "test"
-    lowest = sorted(maps[split], key=lambda place: place["neg_elbo"])[: config["amortize"]["confirm"]]
+    lowest = sorted(map(sound, maps[split]), key=lambda place: place["neg_elbo"])[: config["amortize"]["confirm"]]
     return split, [(place, run_dir / CONFIRMED / named(place)) for place in lowest]
 
 

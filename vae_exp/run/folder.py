@@ -3,25 +3,29 @@
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+import shlex
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TextIO
 
 import yaml
 
+from vae_exp.config.check import CALLS, as_argument, shortened
+from vae_exp.config.foreign import own_words, trusting
 from vae_exp.config.moved import renamed
-from vae_exp.errors import UserError
+from vae_exp.errors import UserError, printable
 from vae_exp.run.writing import write_json, writing
 
 OUTPUTS = Path("outputs")
 BEST, LAST, PREVIOUS = "best.pt", "last.pt", "last.previous.pt"
 SUMMARY, CONFIG, METRICS, IMAGES, LOCK = "summary.json", "config.yaml", "metrics.jsonl", "images", "lock"
 LOG, MAP = "train.log", "map.json"
+MODEL = ("network", "likelihood", "dataset")  # the groups that are built to use a trained model
 RESULT = "reproduced.json"  # of vae-reproduce: what is claimed of this run, and what was found
 CONFIRMED = "confirmed"  # in the folder of a run with a map: a run's folder for each of its best settings
 FIRST_FILES_BYTES = 2**14  # of .hydra/, config.yaml and summary.json together
-OVERRIDES = Path(".hydra", "overrides.yaml")
+OVERRIDES, OF_HYDRA = Path(".hydra", "overrides.yaml"), Path(".hydra", "hydra.yaml")
 MULTIRUN = "multirun.yaml"  # in a sweep's folder: what was typed for all of its jobs
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError)
 
@@ -106,12 +110,62 @@ def read_config(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def read_overrides(folder: Path) -> list[str] | None:
-    """What was typed for the run in a folder, as Hydra kept it; None where that cannot be read."""
+def read_hydra(folder: Path) -> dict[str, Any]:
+    """Return Hydra's own part of the configuration of the run in a folder, or of its sweep, as it lies there."""
+    for path in (folder / OF_HYDRA, folder / MULTIRUN):
+        with contextlib.suppress(*UNREADABLE):
+            return dict(yaml.safe_load(_text(path))["hydra"])
+    return {}
+
+
+def read_choices(folder: Path) -> dict[str, str]:
+    """Return the options of groups that the run in a folder has, by group."""
+    runtime = read_hydra(folder).get("runtime")
+    choices = runtime.get("choices") if isinstance(runtime, dict) else None
+    return {str(group): str(option) for group, option in choices.items()} if isinstance(choices, dict) else {}
+
+
+def config_dir(folder: Path) -> list[str]:
+    """Return --config-dir with its folder, as it was typed for the run or the sweep in a folder, or nothing."""
+    path = read_hydra(folder).get("searchpath")
+    only = str(path[0]) if isinstance(path, list) and len(path) == 1 else ""
+    return ["--config-dir", only.removeprefix("file://")] if only.startswith("file://") else []
+
+
+def on_resume(folder: Path, *more: str) -> str:
+    """Return the command that goes on with the run in a folder, as a shell takes it."""
+    words = [*map(shlex.quote, config_dir(folder)), as_argument("resume", folder), *_trust(folder, CALLS), *more]
+    return " ".join(["vae-train", *words])
+
+
+def on_checkpoint(program: str, folder: Path) -> str:
+    """Return the command of a program that takes the run's best.pt, as a shell takes it."""
+    return " ".join([program, as_argument("checkpoint", folder), *_trust(folder, MODEL)])
+
+
+def _trust(folder: Path, groups: Iterable[str]) -> list[str]:
+    return trusting(read_config(folder) or {}, groups)
+
+
+def read_overrides(folder: Path, of_sweep: bool = False, typed: Collection[str] = ()) -> list[str] | None:
+    """Return what was typed for the run, or for the sweep, in a folder, as Hydra kept it; None where it is unreadable.
+
+    The folder may be a stranger's: what a stranger may not say is left out, with a line that says so, unless it is
+    also `typed` now.
+    """
+    from vae_exp.run.console import say
+
+    path = folder / (MULTIRUN if of_sweep else OVERRIDES)
     try:
-        return [str(word) for word in yaml.safe_load(_text(folder / OVERRIDES))]
+        stored = yaml.safe_load(_text(path))
+        lists = [stored["hydra"]["overrides"][kind] for kind in ("hydra", "task")] if of_sweep else [stored]
+        kept, dropped = own_words([str(word) for words in lists for word in words], typed)
     except UNREADABLE:
         return None
+    if dropped:
+        left_out = " ".join(map(printable, dropped))
+        say(f"not taken from {printable(path)}: {shortened(left_out)}. Type it again where you want it.")
+    return kept
 
 
 def runs_below(folder: Path, *having: str) -> list[Path]:

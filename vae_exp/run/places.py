@@ -28,7 +28,7 @@ def named(place: Mapping[str, Any]) -> str:
 def read(path: Path) -> list[Place]:
     """Of the test images. Raises UserError for a damaged file."""
     try:
-        places = [_sound(place) for place in json.loads(path.read_text())["test"]]
+        places = [sound(place) for place in json.loads(path.read_text())["test"]]
         if not places:
             raise ValueError("it has no settings")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -36,7 +36,7 @@ def read(path: Path) -> list[Place]:
     return places
 
 
-def _sound(found: Mapping[str, Any]) -> Place:
+def sound(found: Mapping[str, Any]) -> Place:
     """Raises ValueError for what is no number, no beta or no z_dim."""
     place = {name: found[name] for name in Place.__annotations__}
     if not all(type(value) in (int, float) and math.isfinite(value) for value in place.values()):

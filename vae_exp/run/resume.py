@@ -5,12 +5,16 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from vae_exp.config.check import flatten, path_of
+from omegaconf import OmegaConf
+
+from vae_exp.config import foreign, own_code
+from vae_exp.config.check import CALLS, flatten, path_of, quoted, resolve
 from vae_exp.config.keys import Config
 from vae_exp.config.kinds import is_path
-from vae_exp.config.messages import parse, quoted
+from vae_exp.config.messages import compose, parse, without_hydra
+from vae_exp.config.moved import renamed
 from vae_exp.errors import UserError
 from vae_exp.run import confirmed
 from vae_exp.run.agreeing import LENGTH, contradictions
@@ -80,6 +84,23 @@ def find_unfinished(config: Config, run_dir: Path) -> Path | None:
     return None
 
 
+def require_known(folder: Path, stored: list[str], typed: list[str], trust: bool) -> None:
+    """Raise UserError where words that lay in a run's folder name code that is neither typed nor trusted.
+
+    An option of a group that lay there is a file of vae_exp's, or of the --config-dir that was typed, so what it names
+    counts as typed. With trust the run's own code is imported from where it lay when the run was trained.
+    """
+    config = renamed(resolve(without_hydra(compose("config", [*stored, *typed]))))
+    known: foreign.Trust = trust
+    if not trust and foreign.trusting(config):
+        options = [word for word in stored if foreign.is_group(parse([word])[0].key_or_group)]
+        named = OmegaConf.to_container(without_hydra(compose("config", [*options, *typed])), resolve=False)
+        known = renamed(cast("dict[str, Any]", named))
+    foreign.check_foreign(config, *CALLS, trust=known, where=f"the run in {folder}")
+    if trust:
+        own_code.find(config, CALLS, _code_of(folder))
+
+
 def _of_another_run(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """As contradictions; for resume=auto a run of another length, or of one's own images elsewhere, is another too."""
     other_length = [f"epochs={now['epochs']}: the run has epochs={before.get('epochs')}"]
@@ -101,6 +122,12 @@ def require_unfinished(folder: Path, config: Config) -> None:
     if all(flatten(before).get(key) == flatten(config).get(key) for key in LENGTH):
         done = f"({summary.reason})" if summary.reason else f"after epoch {before.get('epochs')}"
         raise UserError(f"resume={folder}: the run is finished {done}. epochs=... with a larger number trains on.")
+
+
+def _code_of(folder: Path) -> dict[str, str]:
+    """Return where the own modules of the run in a folder lay, by their names; nothing where that cannot be read."""
+    _, before, _ = _newest(folder)
+    return before.code if before else {}
 
 
 def with_its_data(folder: Path, overrides: list[str], typed_now: set[str]) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from vae_exp.config import own_code
 from vae_exp.errors import UserError
 from vae_exp.run import checkpoint
 from vae_exp.run.agreeing import contradictions
@@ -125,6 +126,7 @@ class Saves:
             run.optimizer.state_dict(),
             Continuation(run.facts, streams, run.means.state(), written, weights),
             self._origin,
+            own_code.files_of(run.config),
         )
 
     @functools.cached_property

@@ -48,6 +48,8 @@ def require_model(stored: Mapping[str, Any]) -> None:
     _require(isinstance(kl_per_dim, list) and all(map(_is_number, kl_per_dim)), "kl_per_dim")
     _require(_is_named(stored["model"], Tensor), "model")
     _require("origin" not in stored or _is_origin(stored["origin"]), "origin")
+    code = stored.get("code", {})
+    _require(_is_named(code, str) and all(map(str.isidentifier, code)), "code")
 
 
 def require_continuation(stored: Mapping[str, Any]) -> None:

@@ -1,7 +1,9 @@
 """What turns images into the features [N, D] that scores compare."""
 
-import contextlib
+import hashlib
 import io
+import pickle
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +12,8 @@ from torch import Tensor
 from vae_exp.errors import UserError
 
 AT_ONCE = 50  # images of 299x299 in Inception's memory
+# Of the weights that torch-fidelity publishes; their name has its first digits.
+INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 PACKAGE = "features=inception: the network is torch-fidelity's; pip install 'vae_exp[fidelity]'."
 
 
@@ -18,11 +22,43 @@ def pixels(x: Tensor) -> Tensor:
     return x.flatten(1)
 
 
+def _published_weights(url: str) -> io.BytesIO:
+    """Return a file of Inception's weights, in memory, in which nothing is left that could run.
+
+    torch-fidelity unpickles whatever it is given. So what lies on the disk is first compared with the published hash,
+    then read as weights alone, and written anew. Raises UserError where it is not there, and where it is another file.
+    """
+    path = Path(torch.hub.get_dir(), "checkpoints", url.rsplit("/", 1)[-1])
+    try:
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), INCEPTION_SHA256, progress=False)
+        content = path.read_bytes()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"features=inception: its weights cannot be had ({str(error).splitlines()[0]}). Without a network, put "
+            f"{path.name} of {url} into {path.parent}."
+        ) from error
+    if (found := hashlib.sha256(content).hexdigest()) != INCEPTION_SHA256:
+        raise UserError(
+            f"features=inception: {path} is not the published file (its sha256 is {found}, and {INCEPTION_SHA256} was "
+            "published). Take it away, and the published one is downloaded."
+        )
+    kept = io.BytesIO()
+    try:
+        torch.save(torch.load(io.BytesIO(content), weights_only=True), kept)
+    except (RuntimeError, pickle.UnpicklingError) as error:
+        raise UserError(f"features=inception: {path} holds more than weights ({type(error).__name__}).") from error
+    kept.seek(0)
+    return kept
+
+
 class Inception:
     """The last pooled features of the Inception network that the FID is defined by (Heusel et al. 2017), [N, 2048].
 
     Its weights and its resizing are torch-fidelity's, https://github.com/toshas/torch-fidelity: TensorFlow's own. They
-    are downloaded when first used. Raises UserError where the package is not installed, or the weights are not there.
+    are downloaded when first used, and are the published ones to the byte. Raises UserError where the package is not
+    installed, and where the weights are not there or are others.
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
@@ -30,15 +66,10 @@ class Inception:
             from torch_fidelity import feature_extractor_inceptionv3 as fidelity
         except ImportError as error:
             raise UserError(PACKAGE) from error
-        try:
-            with contextlib.redirect_stderr(io.StringIO()):  # a progress bar of another style
-                network = fidelity.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
-        except (OSError, RuntimeError, ValueError) as error:
-            name = fidelity.URL_INCEPTION_V3.rsplit("/", 1)[-1]
-            raise UserError(
-                f"features=inception: its weights cannot be had ({str(error).splitlines()[0]}). Without a network, put "
-                f"{name} of {fidelity.URL_INCEPTION_V3} into {torch.hub.get_dir()}/checkpoints."
-            ) from error
+        weights = _published_weights(fidelity.URL_INCEPTION_V3)
+        network = fidelity.FeatureExtractorInceptionV3(
+            "inception-v3-compat", ["2048"], feature_extractor_weights_path=weights
+        )
         self._network: Any = network.to(device)
         self._device = device
 

@@ -6,10 +6,11 @@ from vae_exp.comparing import comparable
 from vae_exp.comparing import runs as results
 from vae_exp.comparing.runs import PRUNED, Run
 from vae_exp.comparing.terminal import table, wrapped
+from vae_exp.config.check import as_argument
 from vae_exp.config.keys import WandbKeys
 from vae_exp.errors import UserError
 from vae_exp.run.console import say
-from vae_exp.run.folder import BEST, read_overrides, runs_below
+from vae_exp.run.folder import BEST, config_dir, read_overrides, runs_below
 from vae_exp.sweep.plan import Plan
 from vae_exp.tracking import wandb_logged
 
@@ -44,13 +45,14 @@ def finish(planned: Plan, wandb: WandbKeys, stopped: bool = False) -> int:
     told = f", {pruned} of them pruned" if pruned else ""
     say(f"{done} of {planned.jobs} jobs finished{told}; table {planned.folder}/results.csv")
     if done < planned.jobs and (stopped or not planned.search):
-        say(f"go on   the same command with sweep.resume={planned.folder}")
+        say(f"go on   the same command with {as_argument('sweep.resume', planned.folder)}")
     for best in bests[:MOST_BESTS]:
         _say_best(planned, best)
     if bests:
-        say(f"compare vae-compare {planned.folder} --html report.html")
+        place_of = shlex.quote(str(planned.folder))
+        say(f"compare vae-compare {place_of} --html report.html")
         if place := wandb_logged.place(run.folder for run in runs):
-            say(f"in W&B  vae-compare {planned.folder} --wandb {shlex.quote(place)} --wandb-report")
+            say(f"in W&B  vae-compare {place_of} --wandb {shlex.quote(place)} --wandb-report")
     if bests and not stopped:
         from vae_exp.comparing import plots
         from vae_exp.tracking.wandb_afterwards import publish_sweep
@@ -83,6 +85,7 @@ def _say_best(planned: Plan, best: Run) -> None:
     """Where the best run is, and what to type next."""
     one = comparable.best(best.members, comparable.metric_of(best.members)) or best  # of these settings the best seed
     say(f"best    {one.folder}/{BEST}")
-    if typed := read_overrides(one.folder):
+    if typed := read_overrides(one.folder, typed=planned.overrides):
         overrides = [word for word in typed if not word.startswith("sweep.")]
-        say(f"again   vae-train {shlex.join(overrides + planned.single)}")
+        again = [*config_dir(one.folder), *overrides, *planned.single]
+        say(f"again   vae-train {shlex.join(again)}")

@@ -1,20 +1,20 @@
 """A sweep that goes on with more values than before: what it has must stay, and its jobs keep their folders."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import IntervalSweep, Override
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from vae_exp.config.check import DATA_PATHS, absolute, as_typed, flatten, options
 from vae_exp.config.messages import parse, quoted
 from vae_exp.errors import UserError
-from vae_exp.run.folder import UNREADABLE, read_config, runs_below
+from vae_exp.run.folder import read_choices, read_config, runs_below
 from vae_exp.sweep.values import NUMBER, texts
 
 PATHS = [f"dataset.{key}" for key in DATA_PATHS]
+KEYS = re.compile(r"\$\{(.*?)\}")  # in the name of a job's folder
 
 
 def has_same_data(before: Mapping[str, Any], data_digest: Callable[[], str | None]) -> bool:
@@ -108,15 +108,12 @@ def _moves(folder: Path, template: str, swept: list[Override]) -> Iterator[tuple
             key = override.key_or_group
             if key in PATHS:  # by the text that names the folder
                 typed = {absolute(text): text for text in texts(override)}
-                config["dataset"][key.partition(".")[2]] = flat[key] = typed.get(absolute(str(flat[key])), flat[key])
+                flat[key] = typed.get(absolute(str(flat[key])), flat[key])
             if not options(key) and key in flat and as_typed(flat[key]) not in _values(override):
                 raise UserError(f"its jobs have {key}={as_typed(flat[key])}, which is not among {override.input_line}.")
-        try:
-            of_hydra = OmegaConf.load(job / ".hydra" / "hydra.yaml")
-            named = OmegaConf.merge(of_hydra, config, {"name_of_the_job": template})
-            yield job, folder / str(OmegaConf.select(named, "name_of_the_job"))
-        except (OmegaConfBaseException, *UNREADABLE):
-            yield job, job
+        known = flat | {f"hydra.runtime.choices.{group}": option for group, option in read_choices(job).items()}
+        name = "".join(part if i % 2 == 0 else str(known.get(part, "/")) for i, part in enumerate(KEYS.split(template)))
+        yield job, folder / name if re.fullmatch(r"[\w.+-]+", name) and name.strip(".") else job
 
 
 def _values(override: Override) -> set[str]:

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any, cast
 
 from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from vae_exp.config.check import as_typed, flatten, options, path_of
+from vae_exp.config.check import as_typed, flatten, options, path_of, quoted
 from vae_exp.config.combinations import check_metric
-from vae_exp.config.messages import compose, parse, quoted
+from vae_exp.config.kinds import TEXT
+from vae_exp.config.messages import compose, parse
 from vae_exp.errors import UserError
 from vae_exp.run.folder import OUTPUTS, UNREADABLE, runs_below
 from vae_exp.run.writing import write_json, writing
@@ -158,7 +160,6 @@ def plan(typed: list[str], cfg: DictConfig, data_digest: Callable[[], str | None
     if cfg.hydra.sweeper.get("_target_") == HYDRAS_GRID:
         overrides.append(f"hydra.sweeper._target_={GRID}")
     single = ["hydra.mode=RUN"] if cfg.hydra.mode == RunMode.MULTIRUN else []
-    single += [line(override) for override in arguments if override.key_or_group == "hydra.searchpath"]
     values = [line(override) for override in swept]
     has_study = is_search or bool(cfg.sweep.prune)
     data, cwd = None if of_data else data_digest(), str(Path.cwd())
@@ -257,7 +258,10 @@ def _to_resume(path_or_latest: str) -> tuple[Path, dict]:
         folder = Path(path_or_latest)
     try:
         record = json.loads((folder / SWEEP).read_text())
+        if not TEXT.allows(record["name"]) or "${" in record["name"]:  # a name is no interpolation any more
+            raise ValueError(record["name"])
+        parse([*record["settings"], *record["values"]])
         before = {key: record[key] for key in ("name", "settings", "values")}
         return folder, before | {key: record.get(key) for key in ("cwd", "data")}
-    except UNREADABLE as error:
+    except (HydraException, *UNREADABLE) as error:
         raise UserError(f"sweep.resume={path_or_latest}: no sweep was started there (no readable {SWEEP}).") from error

@@ -57,7 +57,7 @@ class Search(SweepsJobs):
         at_once = self.n_jobs or processes.places(self.asked.hydra)
         study = studies.load(self.folder)
         running = [trial for trial in study.get_trials(deepcopy=False) if not trial.state.is_finished()]
-        for trial in [trial for trial in running if trial.params.keys() != space.keys()]:  # killed while it was chosen
+        for trial in [trial for trial in running if not _is_in(space, trial.params)]:  # killed while it was chosen
             study.tell(trial.number, state=TrialState.FAIL)
             running.remove(trial)
         # The launcher counts jobs from the first: only neighbours can be handed to it together.
@@ -71,6 +71,17 @@ class Search(SweepsJobs):
                 study.sampler = sampler(self.sampler, self.seed, number)
                 jobs.append(_typed(study.ask(space).params))
             yield begun, jobs
+
+
+def _is_in(space: dict[str, Any], params: dict[str, Any]) -> bool:
+    """Whether these are the swept keys, each with one of its values: a journal may be a stranger's."""
+
+    def has(key: str, value: Any) -> bool:
+        if choices := getattr(space[key], "choices", None):
+            return value in choices
+        return isinstance(value, int | float) and space[key].low <= value <= space[key].high
+
+    return params.keys() == space.keys() and all(has(key, value) for key, value in params.items())
 
 
 def _typed(values: dict[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from vae_exp.config import devices
+from vae_exp.config.foreign import Trust
 from vae_exp.run import checkpoint
 from vae_exp.trained.finding import find
 from vae_exp.trained.model import TrainedVAE
@@ -11,7 +12,7 @@ from vae_exp.trained.rebuilding import rebuild
 __all__ = ["TrainedVAE", "find", "load", "rebuild"]
 
 
-def load(path: str | Path, device: str = "auto", trust: bool = False) -> TrainedVAE:
+def load(path: str | Path, device: str = "auto", trust: Trust = False) -> TrainedVAE:
     """The model of a checkpoint file or of a run folder; see vae_exp.load."""
     (path,) = find(str(path), only_one=True)
     return TrainedVAE(checkpoint.load(path), devices.device(device), trust, path)

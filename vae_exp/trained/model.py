@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vae_exp import metrics
 from vae_exp.config import build
+from vae_exp.config.foreign import Trust
 from vae_exp.config.kinds import Rule
 from vae_exp.config.rules import COUNT, GENERATE_RULES, RULES
 from vae_exp.datasets import Data, Split
@@ -24,7 +25,7 @@ from vae_exp.errors import UserError, printable
 from vae_exp.run import checkpoint, stored_data
 from vae_exp.run.checkpoint import Checkpoint
 from vae_exp.trained import fitted
-from vae_exp.trained.rebuilding import rebuild, settled
+from vae_exp.trained.rebuilding import rebuild, require_known, settled
 
 Labels = int | float | str | Sequence[int] | Tensor | None  # a class for all images, or a number for each
 Sampler = Callable[[Tensor, torch.Generator, float], Tensor]  # labels [N], noise, temperature -> codes [N, Z]
@@ -40,7 +41,7 @@ class TrainedVAE:
     it is the model at one of them, at first the run's own; `at` gives the others.
     """
 
-    def __init__(self, kept: Checkpoint, device: torch.device, trust: bool = False, path: Path | None = None) -> None:
+    def __init__(self, kept: Checkpoint, device: torch.device, trust: Trust = False, path: Path | None = None) -> None:
         self._whole, kept = kept, settled(kept, trust)
         self.model = rebuild(kept, trust).to(device).eval().requires_grad_(False)
         self.device, self.trust, self.path, self._checkpoint = device, trust, path, kept
@@ -190,7 +191,7 @@ class TrainedVAE:
         if root is not None and "root" not in self.config["dataset"]:
             name = self.config["dataset"].get("name")
             raise UserError(f"dataset.root={root}: the model was trained on {name}, which has no root. Leave it out.")
-        build.check_foreign(self.config, "dataset", self.trust)
+        require_known(self._checkpoint, "dataset", trust=self.trust)
         build.check_dataset(self.config)
         data = stored_data.read(self._checkpoint, self.path and self.path.parent, root)
         if data.x_shape != self.x_shape:

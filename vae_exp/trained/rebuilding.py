@@ -6,7 +6,8 @@ from typing import cast
 import torch
 
 from vae_exp import amortized
-from vae_exp.config import build
+from vae_exp.config import build, own_code
+from vae_exp.config.foreign import Trust, check_foreign
 from vae_exp.config.keys import Config
 from vae_exp.errors import UserError
 from vae_exp.run import sound
@@ -14,14 +15,13 @@ from vae_exp.run.checkpoint import Checkpoint
 from vae_exp.vae import VAE
 
 
-def rebuild(kept: Checkpoint, trust: bool = False) -> VAE:
+def rebuild(kept: Checkpoint, trust: Trust = False) -> VAE:
     """A checkpoint's model with its weights, built after its sizes were compared with theirs, which costs nothing.
 
     Raises UserError for a _target_ that is not vae_exp's own, unless the file and what it names are trusted, and where
     the weights are not those of the config.
     """
-    for group in ("network", "likelihood"):
-        build.check_foreign(kept.config, group, trust)
+    require_known(kept, "network", "likelihood", trust=trust)
     build.check_known_values(kept.config)
     try:
         with torch.device("meta"):  # shapes without numbers: a small file may ask for a huge model
@@ -38,7 +38,17 @@ def rebuild(kept: Checkpoint, trust: bool = False) -> VAE:
     return model
 
 
-def settled(kept: Checkpoint, trust: bool = False, beta: float | None = None, z_dim: int | None = None) -> Checkpoint:
+def require_known(kept: Checkpoint, *groups: str, trust: Trust) -> None:
+    """Let a checkpoint name code that is not vae_exp's only where it is trusted, and find that code where it lay.
+
+    Raises UserError for a _target_ that is not trusted, before anything of it is imported, and for one that is gone.
+    """
+    check_foreign(kept.config, *groups, trust=trust)
+    if trust is True:
+        own_code.find(kept.config, groups, kept.code)
+
+
+def settled(kept: Checkpoint, trust: Trust = False, beta: float | None = None, z_dim: int | None = None) -> Checkpoint:
     """The checkpoint of the ordinary model at one setting of a run for many (amortize=...), or a plain one as it is.
 
     Raises UserError where rebuild does, and for a setting that the run was not trained for.

@@ -1,7 +1,6 @@
 """Runs as the page's script reads them: a plain record of each, of what its files hold."""
 
 import json
-import shlex
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,7 +12,7 @@ from vae_exp.comparing.report.sections import Section, sections
 from vae_exp.comparing.report.verdict import label
 from vae_exp.comparing.runs import RESULTS, STATE, Run, is_finite
 from vae_exp.comparing.terminal import cell, setting
-from vae_exp.run.folder import BEST, LAST
+from vae_exp.run.folder import BEST, LAST, on_checkpoint, on_resume
 
 MOST_BYTES = 19_000_000  # of a page, which is to stay below 20 MB
 MOST_PICTURES = 14_000_000
@@ -141,12 +140,10 @@ def _commands(run: Run) -> dict[str, str]:
     """What to type next, of what the run's folder has a checkpoint for."""
     said = {}
     if (run.folder / LAST).is_file():
-        resume = ["vae-train", f"resume={run.folder}"]
         epochs = run.config.get("epochs")
-        if run.finished and isinstance(epochs, int):  # it is over: it goes on only with more of them
-            resume.append(f"epochs={2 * epochs}")
-        said["resume"] = shlex.join(resume)
+        more = [f"epochs={2 * epochs}"] if run.finished and isinstance(epochs, int) else []  # it is over without more
+        said["resume"] = on_resume(run.folder, *more)
     if (run.folder / BEST).is_file():
-        said["evaluate"] = shlex.join(["vae-evaluate", f"checkpoint={run.folder}"])
-        said["generate"] = shlex.join(["vae-generate", f"checkpoint={run.folder}"])
+        said["evaluate"] = on_checkpoint("vae-evaluate", run.folder)
+        said["generate"] = on_checkpoint("vae-generate", run.folder)
     return said

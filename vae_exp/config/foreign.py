@@ -1,0 +1,148 @@
+"""What a stranger's files may name: the functions in a run folder or a checkpoint, and the overrides kept there.
+
+Nothing here imports what is named, nor torch.
+"""
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from vae_exp.config.check import CALLS, groups
+from vae_exp.config.rules import RULES
+from vae_exp.errors import UserError
+
+# True: whatever is named may run. A configuration: what it names, which was typed.
+Trust = bool | Mapping[str, Any]
+
+
+def _named(module: str, *names: str) -> set[str]:
+    return {f"vae_exp.{module}.{name}" for name in names}
+
+
+# These names stay when files move: see config/moved.py.
+PUBLIC = {
+    "network": _named("networks", "mlp", "conv", "resnet", "burgess", "locatello"),
+    "likelihood": _named(
+        "likelihoods", "bernoulli", "continuous_bernoulli", "gaussian", "laplace", "discretized_logistic"
+    ),
+    "objective": _named("objectives", "elbo", "beta_tc", "capacity", "dip_vae", "free_bits", "iwae"),
+    "dataset": _named(
+        "datasets",
+        *("torchvision_images", "digits", "image_folder", "arrays", "celeba"),
+        *("sprites", "dsprites", "shapes3d", "mpi3d"),
+    ),
+    "scheduler": _named("schedules", "constant", "cosine", "milestones", "step"),
+}
+OPTIMIZER = re.compile(r"torch\.optim\.[A-Z]\w*")  # all that torch.optim has under such a name are its classes
+
+OWN = {key.split(".")[0] for key in RULES} | {*CALLS, "experiment"}
+NEVER = ("trust",)  # of ours, which only counts where it is typed
+LAUNCHERS = ("basic", "joblib", "ray", "submitit_local", "submitit_slurm")
+SWEEPERS = ("basic", "optuna")
+OF_SWEEPER = ("n_trials", "n_jobs", "sampler", "seed")
+OF_LAUNCHER = (
+    *("n_jobs", "partition", "account", "qos", "nodes", "gpus_per_node", "tasks_per_node", "cpus_per_task"),
+    *("mem_gb", "timeout_min", "array_parallelism"),
+)
+PARAMS = "hydra.sweeper.params."
+# A sweep adds these itself, each time anew.
+PLANNED = ("hydra.mode=", "hydra.sweep.dir=", "hydra.sweep.subdir=", "hydra.sweeper._target_=", "hydra.sweeper.params=")
+
+
+def is_published(group: str, target: Any) -> bool:
+    """Return whether a _target_ of a group is one of vae_exp's public functions, or an optimizer of torch's."""
+    if group == "optimizer":
+        return OPTIMIZER.fullmatch(str(target)) is not None
+    return target in PUBLIC[group] if isinstance(target, str) else False
+
+
+def check_foreign(config: Mapping[str, Any], *names: str, trust: Trust = False, where: str = "the checkpoint") -> None:
+    """Raise UserError for a group whose _target_ is neither published nor trusted: before anything of it is imported.
+
+    Every _target_ that was not typed, but lay in a run folder, a checkpoint, an export or an artifact, comes through
+    here. Deeper down, and beside plain values, no _target_ is allowed without trust: code of one's own may call it.
+    """
+    for group in names:
+        settings, typed = config.get(group), trust.get(group, {}) if isinstance(trust, Mapping) else {}
+        if not isinstance(settings, dict):
+            raise UserError(f"checkpoint: its {group} is not a _target_ with plain values.")
+        if trust is True:
+            continue
+        stored = {key: value for key, value in settings.items() if key != "_target_" and typed.get(key) != value}
+        if any(str(key).startswith("_") or not _is_plain(value) for key, value in stored.items()):
+            raise UserError(f"checkpoint: its {group} is not a _target_ with plain values.")
+        target = settings.get("_target_")
+        if not is_published(group, target) and target != typed.get("_target_", object()):
+            raise UserError(
+                f"{group}._target_={target}: {where} names code that is not vae_exp's, and using it would run that "
+                "code. Where you know both, say trust=true, or vae_exp.load(..., trust=True)."
+            )
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and not key.startswith("_") and _is_plain(item) for key, item in value.items())
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def trusting(config: Mapping[str, Any], names: Iterable[str] = CALLS) -> list[str]:
+    """Return what a command has to say to use these groups of a run: trust=true, or nothing."""
+    targets = {group: config[group].get("_target_") for group in names if isinstance(config.get(group), Mapping)}
+    return [] if all(is_published(group, target) for group, target in targets.items()) else ["trust=true"]
+
+
+def own_words(stored: Iterable[str], typed: Collection[str] = ()) -> tuple[list[str], list[str]]:
+    """Divide overrides that lay on a disk into those that are taken, and those that are not.
+
+    Taken are vae_exp's own keys, and of Hydra's a launcher and a sweeper with their numbers; nothing that reads the
+    environment, calls a resolver or names a file outside the folders of options. Those that were `typed` are taken.
+    """
+    kept: list[str] = []
+    dropped: list[str] = []
+    for word in stored:
+        if word.startswith(PLANNED) and word not in typed:
+            continue
+        (kept if word in typed or _is_own(word) else dropped).append(word)
+    return kept, dropped
+
+
+def _is_own(line: str) -> bool:
+    from hydra.errors import HydraException  # here: vae-compare does without Hydra
+
+    from vae_exp.config.messages import parse
+
+    try:
+        (word,) = parse([line])
+    except HydraException:
+        return False
+    key, value = word.key_or_group, str(word.input_line).partition("=")[2]
+    if key.startswith(PARAMS) and value:
+        return word.package is None and _is_own(f"{key.removeprefix(PARAMS)}={value}")
+    if word.is_hydra_override():
+        return not line.startswith("~") and _is_of_launcher_or_sweeper(key, value)
+    references = re.findall(r"\$\{(\w+)[\w.]*\}", line)
+    if len(references) != line.count("${") or not OWN.issuperset(references):
+        return False
+    if word.package is not None or re.split("[./]", key)[0] not in OWN - {*NEVER}:
+        return False
+    return not (is_group(key) and _leads_out(value))
+
+
+def is_group(key: str) -> bool:
+    """Return whether a key of an override chooses an option of a group, which is a file, and sets no value."""
+    return "/" in key or key in groups()
+
+
+def _leads_out(value: str) -> bool:
+    """Whether what stands for an option of a group is no name of one, but a path to some other file, or values."""
+    names = re.split(r"[^\w./\\{-]+", value)
+    return any(".." in name or "\\" in name or "{" in name or name.startswith("/") for name in names)
+
+
+def _is_of_launcher_or_sweeper(key: str, value: str) -> bool:
+    if key in ("hydra/launcher", "hydra/sweeper"):
+        return value in (LAUNCHERS if key == "hydra/launcher" else SWEEPERS)
+    known = {f"hydra.sweeper.{name}" for name in OF_SWEEPER} | {f"hydra.launcher.{name}" for name in OF_LAUNCHER}
+    return key in known and re.fullmatch(r"[\w.+-]+", value) is not None
