@@ -1,8 +1,10 @@
 """Fixtures: a run in a folder of its own, the command line in this process, and a reader of W&B's files."""
 
+import contextlib
 import functools
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -84,6 +86,17 @@ def command(*arguments, **environment):
         env=os.environ | environment,
         start_new_session=True,
     )
+
+
+@contextlib.contextmanager
+def full_disk(room=0):
+    """No file may grow beyond so many bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def written(name, where="outputs"):

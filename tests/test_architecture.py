@@ -32,8 +32,8 @@ FLOORS = [
     ["distributions", "likelihoods", "schedules"],
     ["shares"],
     ["together"],
-    ["files"],
-    ["launched", "version", "errors"],
+    ["launched", "version", "files"],
+    ["errors"],
 ]
 HEIGHT = {part: -number for number, floor in enumerate(FLOORS) for part in floor}
 LONGEST = 300  # lines: a file that is longer has a second subject

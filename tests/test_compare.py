@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import itertools
 import json
 import os
 import re
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.conftest import metrics, quick_run
+from tests.conftest import full_disk, metrics, quick_run
 from vae_exp.commands import train as train_command
 from vae_exp.commands.shared import versions
 from vae_exp.comparing.comparable import best, bests
@@ -145,7 +146,24 @@ DAMAGE = {
     "text for a number": lambda folder: set_in_summary(folder, **{"test/kl": "3"}),
     "no config": lambda folder: (folder / "config.yaml").unlink(),
     "config of text": lambda folder: (folder / "config.yaml").write_text("text"),
+    "deep": lambda folder: (folder / "summary.json").write_text("[" * 200_000),
+    "deep but sound": lambda folder: (folder / "summary.json").write_text(f'{{"a": {"[" * 900}{"]" * 900}}}'),
+    "deep config": lambda folder: (folder / "config.yaml").write_text("[" * 200_000),
+    "config in itself": lambda folder: (folder / "config.yaml").write_text("a: &a\n  b: *a\n"),
+    "bomb": lambda folder: (folder / "config.yaml").write_text(BOMB),
+    "month 13": lambda folder: (folder / "config.yaml").write_text("a: 2026-13-01"),
+    "pipe": lambda folder: in_place(folder / "summary.json", os.mkfifo),
+    "endless": lambda folder: in_place(folder / "config.yaml", lambda path: path.symlink_to("/dev/zero")),
+    "large": lambda folder: in_place(folder / "summary.json", lambda path: os.truncate(path.open("w").name, 2**30)),
 }
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{to}: &{to} [{', '.join([f'*{of}'] * 9)}]\n" for of, to in itertools.pairwise("abcdefghijk")
+)
+
+
+def in_place(path, make):
+    path.unlink()
+    make(path)
 
 
 def set_in_summary(folder, **values):
@@ -167,6 +185,37 @@ def test_a_damaged_run_is_named_and_the_others_are_compared(runs, vae_compare, t
     assert code == 1
     assert "bad: not a run of vae_exp, or a damaged one" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("where", ["metrics.jsonl", "images/samples_0000011.png"])
+def test_a_pipe_in_the_place_of_a_runs_file_keeps_nobody_waiting(runs, vae_compare, tmp_path, where):
+    shutil.copytree(runs / "z2-s0", tmp_path / "a")
+    (tmp_path / "a" / where).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / "a" / where)
+    assert vae_compare(tmp_path / "a", "--html", tmp_path / "report.html")[0] == 0
+    (tmp_path / "a" / where).unlink()
+    (tmp_path / "a" / where).write_text('{"epoch": 1, "val/kl": 2.0}\n' + "[" * 200_000)
+    assert vae_compare(tmp_path / "a", "--html", tmp_path / "report.html")[0] == 0
+
+
+@pytest.mark.parametrize("option", ["--csv", "--html"])
+def test_on_a_full_disk_the_file_that_was_there_stays(runs, vae_compare, tmp_path, option):
+    path = tmp_path / "there"
+    assert vae_compare(runs, option, path)[0] == 0
+    before = path.read_bytes()
+    with full_disk(len(before) // 2):
+        code, said = vae_compare(runs, "--filter", "state=finished", option, path)
+    assert (code, said.splitlines()[-1:]) == (1, [said]), said
+    assert f"{path}: cannot be written (File too large)" in said
+    assert [(each.name, each.read_bytes()) for each in tmp_path.iterdir()] == [("there", before)]
+
+
+def test_a_table_can_go_to_a_pipe(runs, vae_compare):
+    reader, writer = os.pipe()
+    assert vae_compare(runs, "--csv", f"/dev/fd/{writer}")[0] == 0
+    os.close(writer)
+    with os.fdopen(reader) as file:
+        assert len(list(csv.DictReader(file))) == 5
 
 
 def rows_of(said):

@@ -9,7 +9,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from tests import hooks
 from tests.conftest import metrics, quick_run
-from vae_exp.run import speed, writing
+from vae_exp import files
+from vae_exp.run import speed
 from vae_exp.run.standing import Streams
 
 READS = ("item", "tolist", "numpy", "__float__", "__int__", "__bool__", "__index__", "__array__")
@@ -142,5 +143,5 @@ def test_a_second_name_that_a_killed_process_left_is_not_written_through():
     quick_run(folder="one")
     best = Path("one/best.pt").read_bytes()
     Path("one/last.pt.partial").hardlink_to("one/best.pt")
-    writing.write(Path("one/last.pt"), b"other weights")
+    files.write(Path("one/last.pt"), b"other weights")
     assert Path("one/best.pt").read_bytes() == best

@@ -17,7 +17,7 @@ from torch.distributions import MultivariateNormal
 
 import vae_exp
 from tests import hooks
-from tests.conftest import MNIST, needs_mnist, quick_run, recorded
+from tests.conftest import MNIST, full_disk, needs_mnist, quick_run, recorded
 from tests.conftest import metrics as logged
 from vae_exp import metrics, trained
 from vae_exp.commands import label_accuracy as readback
@@ -377,6 +377,19 @@ def test_an_autoencoder_reconstructs_and_has_nothing_to_sample_from():
     assert model.reconstruct(torch.zeros(3, 1, 8, 8)).shape == (3, 1, 8, 8)
     with pytest.raises(UserError, match="an autoencoder has no prior"):
         model.sample(2)
+
+
+def test_an_evaluation_that_cannot_be_written_leaves_the_one_before(vae_command):
+    quick_run(folder="run")
+    typed = ("vae-evaluate", "checkpoint=run", "device=cpu", "wandb.mode=disabled")
+    assert vae_command(*typed, "repeats=1")[0] == 0
+    before = Path("run/best.test.json").read_bytes()
+    with full_disk(500):
+        code, said = vae_command(*typed, "repeats=2")
+    assert code == 1
+    assert "run/best.test.json: cannot be written (File too large)" in said
+    assert Path("run/best.test.json").read_bytes() == before
+    assert not list(Path("run").glob("*.partial"))
 
 
 def test_weights_leave_as_safetensors_and_come_back():

@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -25,15 +24,17 @@ from hydra.errors import ConfigCompositionException
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from tests import hooks
-from tests.conftest import A_FEW_SECONDS, QUICK, command, metrics, quick_run, stored, written
+from tests.conftest import A_FEW_SECONDS, QUICK, command, full_disk, metrics, quick_run, stored, written
 from tests.test_data import write_idx
-from vae_exp import trained
+from vae_exp import files, trained
 from vae_exp.commands import shared
 from vae_exp.datasets.image_folder import read_images
 from vae_exp.datasets.torchvision import torchvision_images
-from vae_exp.errors import Diverged, UserError, printable
+from vae_exp.errors import Diverged, Unwritable, UserError, printable
 from vae_exp.run import checkpoint
 
 SMALL = ("network.hidden_dims=[16]", "model.z_dim=3")
@@ -43,14 +44,12 @@ RUN = (*QUICK, *SMALL, "wandb.mode=disabled", "hydra.run.dir=run")
 def test_a_full_disk_is_one_message_and_the_last_good_checkpoint_stays(vae_train):
     assert vae_train(*RUN)[0] == 0
     before = {path: path.read_bytes() for path in Path("run").glob("*.pt")}
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (min(map(len, before.values())) - 100, hard))
+    with full_disk(min(map(len, before.values())) - 100):
         code, said = vae_train("resume=run", "epochs=2")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert code == 1
     assert "run/best.pt: cannot be written (File too large)" in said
+    assert "vae-train resume=run" in said, "what was saved before is whole"
+    assert not list(Path("run").glob("*.partial"))
     assert "Traceback" not in said
     assert {path: path.read_bytes() for path in Path("run").glob("*.pt")} == before
     assert json.loads(Path("run/summary.json").read_text())["state"] == "failed"
@@ -109,6 +108,100 @@ def test_a_nan_is_found_at_the_next_read_or_checkpoint_and_saved_nowhere(place):
     kept = checkpoint.load(Path("run/last.pt"))
     assert kept.step == 12
     assert all(weights.isfinite().all() for weights in kept.model.values())
+
+
+def test_two_writers_of_one_file_do_not_meet_and_one_that_fails_leaves_nothing():
+    path = Path("results.csv")
+    for left, age in (("results.csv.1.partial", 7200), ("results.csv.2.partial", 60)):
+        Path(left).touch()
+        os.utime(left, (time.time() - age,) * 2)
+    with files.atomic_write(path) as one, files.atomic_write(path) as other:
+        one.write(b"one")
+        other.write(b"other")
+    assert path.read_bytes() == b"one", "the last that is done"
+    with pytest.raises(Unwritable, match=r"results.csv: cannot be written \(File too large\)"), full_disk(3):
+        files.write(path, "longer")
+    with pytest.raises(ZeroDivisionError), files.atomic_write(path) as file:
+        file.write(b"half")
+        raise ZeroDivisionError
+    assert sorted(each.name for each in Path().iterdir()) == ["results.csv", "results.csv.2.partial"]
+    assert path.read_bytes() == b"one"
+
+
+def test_files_have_the_mode_that_the_umask_leaves(vae_command):
+    before = os.umask(0o027)
+    try:
+        assert vae_command("vae-train", *RUN)[0] == 0
+        assert vae_command("vae-evaluate", "checkpoint=run", "repeats=1", "device=cpu")[0] == 0
+        assert vae_command("vae-generate", "checkpoint=run", "what=weights", "device=cpu")[0] == 0
+        assert vae_command("vae-generate", "checkpoint=run", "device=cpu")[0] == 0
+        assert vae_command("vae-compare", "run", "--csv", "run/t.csv")[0] == 0
+    finally:
+        os.umask(before)
+    made = {path.name: path.stat().st_mode & 0o777 for path in Path("run").rglob("*") if path.is_file()}
+    assert {"best.pt", "best.test.json", "best.safetensors", "samples.png", "t.csv", "summary.json"} <= made.keys()
+    assert set(made.values()) == {0o640}, made
+
+
+# Who reads what is printed may have gone, and may know few letters.
+
+
+class Escapes(io.TextIOWrapper):
+    """Standard output of a terminal that has no ±, on a file of a number of its own."""
+
+    def __init__(self, number):
+        super().__init__(os.fdopen(number, "wb"), encoding="ascii", errors="strict")
+
+
+def without_a_reader():
+    reader, number = os.pipe()
+    os.close(reader)
+    return number
+
+
+READERS = {
+    "gone": without_a_reader,
+    "full": lambda: os.open("/dev/full", os.O_WRONLY),
+    "ascii": lambda: os.open("said", os.O_WRONLY | os.O_CREAT | os.O_APPEND),
+}
+
+
+@pytest.mark.parametrize("reader", [*READERS, "closed"])
+def test_a_measurement_is_written_before_it_is_printed(vae_command, monkeypatch, reader):
+    assert vae_command("vae-train", *RUN)[0] == 0
+    monkeypatch.setattr(sys, "stdout", Escapes(READERS[reader]()) if reader in READERS else None)
+    code, said = vae_command("vae-evaluate", "checkpoint=run", "wandb.mode=disabled", "repeats=1", "device=cpu")
+    assert code == (1 if reader in ("gone", "full") else 0)
+    assert "Traceback" not in said
+    assert ("standard output: cannot be written (No space left on device)" in said) == (reader == "full")
+    assert json.loads(Path("run/best.test.json").read_text())["neg_elbo"] > 0
+    monkeypatch.setattr(sys, "stdout", Escapes(READERS[reader]()) if reader in READERS else None)
+    assert vae_command("vae-compare", "run", "--csv", "t.csv")[0] == code
+    assert "test/neg_elbo" in Path("t.csv").read_text()
+    if reader == "ascii":
+        sys.stdout.flush()
+        assert r"\xb1 images" in Path("said").read_text()
+
+
+def test_a_sweep_ends_whole_where_nobody_can_read_its_table(vae_train, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", Escapes(READERS["ascii"]()))
+    typed = ("-m", "dataset=digits", "epochs=0", *SMALL, "wandb.mode=offline", "seed=1,2", "hydra.sweep.dir=sweep")
+    assert vae_train(*typed)[0] == 0
+    sys.stdout.flush()
+    assert r" \xb1 " in Path("said").read_text()
+    assert Path("sweep/results.csv").read_text().count("\n") == 3
+    assert list(Path("outputs/wandb").glob("offline-run-*-sweep-summary-*"))
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-"])
+def test_a_run_needs_no_terminal_and_no_letters_but_ascii(closed):
+    script = f"{sys.executable} -m vae_exp {' '.join((*QUICK, *SMALL))} wandb.mode=disabled hydra.run.dir=é {closed}"
+    started = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, env=started)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(Path("é/summary.json").read_text())["state"] == "finished"
+    assert (r"run folder \xe9" in done.stdout) == (closed == "2>&-")
+    assert "run folder é" in Path("é/train.log").read_text()
 
 
 # A stranger's checkpoint.
@@ -281,6 +374,31 @@ def test_an_entry_that_calls_itself_a_folder_is_refused(whole):
 @given(damage=DAMAGE)
 def test_a_damaged_checkpoint_is_read_right_or_refused(whole, damage):
     check_damaged_checkpoint(whole, damage)
+
+
+def test_damaged_safetensors_are_read_right_or_refused(whole):
+    content, folder = whole
+    (folder / "x.pt").write_bytes(content)
+    model = trained.load(folder / "x.pt", "cpu")
+    model.export(folder / "x.safetensors")
+    exported = (folder / "x.safetensors").read_bytes()
+    for part in range(200):
+        (folder / "y.safetensors").write_bytes(damaged(exported, ("flip", part / 200, part % 8)))
+        with pytest.raises(UserError, match="damaged, or not a checkpoint"):
+            checkpoint.load(folder / "y.safetensors")
+    assert torch.equal(trained.load(folder / "x.safetensors", "cpu").sample(4, seed=0), model.sample(4, seed=0))
+
+
+def test_safetensors_of_before_there_was_a_checksum_are_read_with_a_note(whole, caplog):
+    content, folder = whole
+    (folder / "x.pt").write_bytes(content)
+    model = trained.load(folder / "x.pt", "cpu")
+    model.export(folder / "x.safetensors")
+    with safe_open(folder / "x.safetensors", "pt") as file:
+        about = {name: value for name, value in file.metadata().items() if name != "sha256"}
+    save_file(model.model.state_dict(), folder / "old.safetensors", about)
+    assert torch.equal(trained.load(folder / "old.safetensors", "cpu").sample(4, seed=0), model.sample(4, seed=0))
+    assert "old.safetensors: of an older version, without a checksum" in caplog.text
 
 
 def check_damaged_idx(folder, file, damage):

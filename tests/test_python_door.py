@@ -91,6 +91,13 @@ def test_weights_that_are_no_numbers_are_refused(models, tmp_path, vae_command):
     assert not list(tmp_path.rglob("*.png"))[3:], "nothing but the run's own pictures"
 
 
+@pytest.mark.parametrize("name", ["model", "model.onnx", "model.pt", "beta-0.5"])
+def test_an_export_has_the_ending_by_which_it_is_read(models, tmp_path, name):
+    with pytest.raises(UserError, match=rf"{name}: .* its name must end in \.safetensors"):
+        models["vanilla"].export(name)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_export_that_cannot_be_written_leaves_nothing(models, tmp_path):
     with pytest.raises(UserError, match=r"model.safetensors: cannot be written"):
         models["vanilla"].export("/dev/full/model.safetensors")

@@ -3,6 +3,7 @@
 import copy
 import math
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from tests import hooks
 from tests.conftest import QUICK, compose, quick_run, stored
 from tests.hooks import Crash
+from tests.test_factor_scores import SMALL as WITH_FACTORS
 from vae_exp import trained
 from vae_exp.config import build
 from vae_exp.errors import UserError
@@ -137,6 +139,69 @@ def test_a_checkpoint_with_an_entry_altered_is_used_or_refused(run):
 @pytest.mark.slow
 def test_a_checkpoint_with_any_entry_altered_is_used_or_refused(run):
     check(run, every=1)
+
+
+LINKS = ["lock", "train.log", "metrics.jsonl", "summary.json", ".hydra/config.yaml", "last.previous.pt"]
+LINKS += ["images", "earlier", "generated", ".hydra", "earlier/epoch-1", "images/samples_0000012.png"]
+
+
+@pytest.mark.parametrize("name", LINKS)
+@pytest.mark.parametrize("begins", ["resume=run", "hydra.run.dir=run replace=true"])
+def test_a_link_in_a_strangers_folder_is_refused_before_anything_is_touched(vae_train, run, tmp_path, name, begins):
+    shutil.copytree(run[0], tmp_path / "run")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "samples_9999999.png").write_text("mine")
+    link = tmp_path / "run" / name
+    shutil.rmtree(link) if link.is_dir() else link.unlink(missing_ok=True)
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(tmp_path / "mine" / ("samples_9999999.png" if link.suffix or name == "lock" else ""))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    code, said = vae_train(*begins.split(), *QUICK, *SETTINGS, "wandb.mode=disabled")
+    assert code == 1
+    assert said.splitlines()[-1].startswith(f"vae-train: run/{name}: a link, to {tmp_path}/mine"), said
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "summary.json"])
+def test_a_strangers_run_among_others_does_not_stop_them(vae_train, run, name):
+    shutil.copytree(run[0], "outputs/mine")
+    shutil.copytree(run[0], "outputs/theirs")
+    Path("outputs/theirs", name).write_text("[" * 200_000)
+    code, said = vae_train("resume=auto", *QUICK, *SETTINGS, "wandb.mode=disabled", "checkpoint_every_minutes=1")
+    assert code == 0, said
+    assert "run folder outputs/" in said
+
+
+def test_the_folder_of_a_run_may_be_a_link_itself(vae_train, run, tmp_path):
+    shutil.copytree(run[0], tmp_path / "elsewhere" / "run")
+    Path("run").symlink_to("elsewhere/run")
+    assert vae_train("resume=run", *QUICK, *SETTINGS, "wandb.mode=disabled")[0] == 0
+    assert (tmp_path / "elsewhere" / "run" / "train.log").is_file()
+
+
+@pytest.mark.parametrize("program", ["vae-evaluate scores=[mig] score_repeats=1", "vae-generate format=files"])
+def test_pictures_beside_a_checkpoint_follow_no_link(vae_command, tmp_path, program):
+    quick_run(*WITH_FACTORS)
+    (tmp_path / "mine" / "samples").mkdir(parents=True)
+    (tmp_path / "mine" / "samples" / "1.png").write_text("mine")
+    (tmp_path / "run" / "generated").symlink_to(tmp_path / "mine")
+    code, said = vae_command(*program.split(), "checkpoint=run", "device=cpu")
+    assert (code, len(said.splitlines())) == (1, 1), said
+    assert "run/generated: a link, to " in said
+    assert [path.name for path in (tmp_path / "mine").rglob("*")] == ["samples", "1.png"]
+
+
+def test_a_link_to_a_jobs_log_is_refused_before_a_sweep_goes_on(vae_train, tmp_path):
+    typed = ("-m", *QUICK[:2], "network.hidden_dims=[8]", "wandb.mode=disabled", "model.z_dim=2,3")
+    assert vae_train(*typed, "hydra.sweep.dir=sweep")[0] == 0
+    log = Path("sweep/z_dim-2/train.log")
+    log.unlink()
+    Path("mine").write_text("mine")
+    log.symlink_to(tmp_path / "mine")
+    code, said = vae_train(*typed, "sweep.resume=sweep")
+    assert (code, len(said.splitlines())) == (1, 1)
+    assert "sweep/z_dim-2/train.log: a link, to " in said
+    assert Path("mine").read_text() == "mine"
 
 
 LOST = [

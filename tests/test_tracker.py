@@ -188,6 +188,13 @@ def test_a_tag_that_is_too_long_for_wandb_is_left_out_with_one_warning(monkeypat
     assert len([record for record in caplog.records if "left out" in record.message]) == 1
 
 
+def test_one_tag_that_is_too_long_costs_no_run(monkeypatch):
+    """W&B refuses a run whose WANDB_TAGS is there and empty."""
+    monkeypatch.setenv("WANDB_TAGS", "x" * 65)
+    assert quick_run(wandb="auto")[0]["wandb"]["mode"] == "offline"
+    assert set(recorded(only_run())["run"][0]["tags"]) == {"vanilla", "digits"}
+
+
 def test_the_clock_may_jump(monkeypatch):
     monkeypatch.setattr(time, "time", iter(range(10**9, 0, -86_400)).__next__)
     assert 0 < quick_run()[0]["seconds"] < 600

@@ -38,8 +38,8 @@ def load(checkpoint: str | Path, device: str = "auto", trust: bool = False) -> T
 
     checkpoint is a .pt or .safetensors file, or a run folder (its best.pt); device is auto, cpu, cuda or mps,
     whatever the model was trained on. Nothing inside the file is run. With trust the network, likelihood and dataset
-    that it names may be code that is not vae_exp's, and that code is run, from where it lay at training. Raises vae_exp.UserError where there is
-    no such checkpoint, or not one of ours.
+    that it names may be code that is not vae_exp's, and that code is run, from where it lay at training. Raises
+    vae_exp.UserError where there is no such checkpoint, or not one of ours.
     """
     from vae_exp import trained  # here, so that the command line answers without importing torch
 

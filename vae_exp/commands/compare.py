@@ -1,15 +1,14 @@
 """`vae-compare`: runs side by side, from their folders alone, whether W&B was online, offline or disabled."""
 
 import argparse
+import io
 import operator
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import yaml
-
-from vae_exp.commands import compare_on_wandb
+from vae_exp.commands import compare_on_wandb, shared
 from vae_exp.comparing import comparable
 from vae_exp.comparing.runs import (
     LATEST,
@@ -19,15 +18,16 @@ from vae_exp.comparing.runs import (
     STATE,
     UDR,
     Run,
+    as_csv,
     fold_seeds,
     read_runs,
     sort_runs,
     usual_columns,
-    write_csv,
 )
 from vae_exp.comparing.terminal import table, wrapped
 from vae_exp.config.check import closest, shortened
 from vae_exp.errors import UserError
+from vae_exp.files import Unreadable, parse_yaml, write, writing
 
 OPERATORS: dict[str, Callable] = {
     "<=": operator.le,
@@ -38,23 +38,16 @@ OPERATORS: dict[str, Callable] = {
     "<": operator.lt,
     ">": operator.gt,
 }
+STREAMS = ("/dev", "/dev/fd", "/proc/self/fd")  # folders whose names stand for what is open already
 
 
 def main() -> None:
     """Exit code 0, or 1 with one message."""
     if "--version" in sys.argv[1:]:
-        from vae_exp.commands.shared import versions  # here, because it imports Hydra
-
-        print(versions())
+        print(shared.versions())
         return
-    try:
+    with shared.exits("vae-compare", "config"):
         compare(_arguments().parse_args())
-    except UserError as error:
-        sys.exit(f"vae-compare: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:  # vae-compare ... | head
-        sys.stderr.close()
 
 
 def _arguments() -> argparse.ArgumentParser:
@@ -142,23 +135,29 @@ def compare(options: argparse.Namespace) -> None:
     columns = chosen or usual_columns(runs)
     marked = comparable.bests(runs) if len(runs) > 1 else []
     asked = [UDR] if options.udr else []
-    print(table(runs, columns, marked, None if options.columns else metric, asked=asked))
+    lines = [table(runs, columns, marked, None if options.columns else metric, asked=asked)]
     if why := comparable.why_several(runs):
-        print("\n".join(wrapped([why])))
+        lines += wrapped([why])
+    # All is written before it is printed: whoever reads that may have gone.
     if options.csv:
-        _write(options.csv, lambda path: write_csv(path, runs, columns))
+        lines.append(_write(options.csv, as_csv(runs, columns)))
     if options.map:
         from vae_exp.comparing import maps
 
-        _write(options.map, maps.draw(single).savefig)
+        drawn = io.BytesIO()
+        maps.draw(single).savefig(drawn, format=options.map.suffix[1:])
+        lines.append(_write(options.map, drawn.getvalue()))
     if options.html:
         from vae_exp.comparing.report.page import page
 
         others = sort_runs(single if options.fold_seeds else fold_seeds(single), column, options.descending)
-        drawn = page([runs, others] if len(others) != len(runs) else [runs], len(single), chosen)
-        _write(options.html, lambda path: path.write_text(drawn, encoding="utf-8"))
-    if options.wandb is not None:
-        compare_on_wandb.send(options, single)
+        shown = [runs, others] if len(others) != len(runs) else [runs]
+        lines.append(_write(options.html, page(shown, len(single), chosen)))
+    try:
+        if options.wandb is not None:
+            lines += compare_on_wandb.send(options, single)
+    finally:
+        print("\n".join(lines))
 
 
 def _filter(runs: list[Run], test: str) -> list[Run]:
@@ -169,8 +168,8 @@ def _filter(runs: list[Run], test: str) -> list[Run]:
     key, sign, text = found.groups()
     _known(key, [*dict.fromkeys(k for run in runs for k in run.config), *RESULTS, NAME, STATE])
     try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, AttributeError, TypeError, KeyError, RecursionError):  # such as a month 13
+        value = parse_yaml(text)
+    except Unreadable:  # such as a month 13
         value = text
     if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
         value = float(value)  # YAML reads 1e-3 as text
@@ -193,10 +192,14 @@ def _known(column: str, known: list[str]) -> str:
     return column
 
 
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    try:
+def _write(path: Path, content: str | bytes) -> str:
+    """Write a file that an option names, or to a device such as /dev/stdout. Returns the line that says so."""
+    content = content.encode(errors="backslashreplace") if isinstance(content, str) else content
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}).") from error
-    print(f"wrote {path}")
+        is_stream = str(path.absolute().parent) in STREAMS or (path.exists() and not path.is_file())
+        if is_stream:
+            path.write_bytes(content)
+    if not is_stream:
+        write(path, content)
+    return f"wrote {path}"

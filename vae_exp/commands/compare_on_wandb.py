@@ -44,8 +44,8 @@ def check(options: argparse.Namespace) -> None:
         wandb_saving.require_account()
 
 
-def send(options: argparse.Namespace, runs: list[Run]) -> None:
-    """Save the view, and the report if it is asked for; a dry run prints them as JSON.
+def send(options: argparse.Namespace, runs: list[Run]) -> list[str]:
+    """Save the view, and the report if it is asked for; a dry run prints them as JSON. Returns lines to print.
 
     Raises UserError where the project is unknown, has none of the runs, or where W&B refuses.
     """
@@ -60,18 +60,19 @@ def send(options: argparse.Namespace, runs: list[Run]) -> None:
         if sweep is not None:
             sent["report"] = _report(entity, project, sweep, logged, runs, ask_server=False)._to_model()
         print(json.dumps({name: _as_json(model) for name, model in sent.items()}, indent=2))
-        return
+        return []
     if missing := wandb_saving.missing_runs(entity, project, logged):
         _complain(f"{entity}/{project}", missing, runs, all_of_them=missing == len(set(logged.ids)))
     url, before = wandb_saving.save_view(view)
-    print(f"{'updated' if before else 'made'} the view {printable(url)}")
+    lines = [f"{'updated' if before else 'made'} the view {printable(url)}"]
     if sweep is not None:
         try:
             made = _report(entity, project, sweep, logged, runs, ask_server=True)
         except ValueError as error:
             raise UserError(f"--wandb-report: {error}") from error
         url, before = wandb_saving.save_report(made)
-        print(f"{'updated' if before else 'made'} the report {printable(url)}")
+        lines.append(f"{'updated' if before else 'made'} the report {printable(url)}")
+    return lines
 
 
 def _place(asked: str, runs: list[Run]) -> str:

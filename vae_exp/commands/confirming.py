@@ -1,6 +1,5 @@
 """How far the map of a run for many settings is off: its best settings, each trained for itself alone."""
 
-import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from vae_exp.config.check import resolve
+from vae_exp.files import read_json, write_json
 from vae_exp.run import confirmed, resume
 from vae_exp.run.folder import MAP, read_summary
-from vae_exp.run.writing import write_json
 
 if TYPE_CHECKING:
     from vae_exp.run.places import Place
@@ -34,7 +33,7 @@ def confirm(cfg: DictConfig, run_dir: Path) -> str:
         if not is_done:
             train(_alone(cfg, place, folder), folder)
         rows.append({"setting": folder.name, "map": place, "alone": _measure(cfg, folder, place, split)})
-    maps = json.loads((run_dir / MAP).read_text())
+    maps = read_json(run_dir / MAP)
     write_json(run_dir / MAP, maps | {"confirmed": {"split": split, "settings": rows}})
     return _table(rows, split)
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from vae_exp.config.keys import GenerateOptions
 from vae_exp.errors import UserError
+from vae_exp.files import atomic_write, partial_of, require_no_links
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,8 +38,8 @@ def _write_film(drawing: "Drawing", target: Path) -> Path:
     written = target.with_name(f"{target.name}.gif")
     assert drawing.frames is not None, "_check lets only walks be animated"
     first, *others = map(Image.fromarray, drawing.frames())
-    with whole(written) as partial:
-        first.save(partial, "GIF", save_all=True, append_images=others, duration=FRAME_MILLISECONDS, loop=0)
+    with atomic_write(written) as file:
+        first.save(file, "GIF", save_all=True, append_images=others, duration=FRAME_MILLISECONDS, loop=0)
     return written
 
 
@@ -48,8 +49,8 @@ def _write_sheet(drawing: "Drawing", target: Path) -> Path:
 
     written = target.with_name(f"{target.name}.png")
     picture = Image.fromarray(drawing.sheet(torch.cat([x.cpu() for x, _ in drawing.chunks])))
-    with whole(written) as partial:
-        picture.save(partial, "PNG")
+    with atomic_write(written) as file:
+        picture.save(file, "PNG")
     return written
 
 
@@ -58,8 +59,8 @@ def _write_files(drawing: "Drawing", folder: Path, bar: Any) -> Path:
     from PIL import Image
 
     digits, number = len(str(drawing.n - 1)), 0
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a killed process
+    require_no_links(folder.parent, [folder.name])
+    partial = partial_of(folder)
     try:
         partial.mkdir()
         for x, _ in drawing.chunks:
@@ -89,7 +90,7 @@ def write_arrays(target: Path, n: int, chunks: Iterable[dict[str, np.ndarray]], 
     An archive takes one array at a time: the first is written as it comes, the others by way of files without a name.
     """
     path = target.with_name(f"{target.name}.npz")
-    with whole(path) as partial, zipfile.ZipFile(partial, "w") as archive, contextlib.ExitStack() as opened:
+    with atomic_write(path) as file, zipfile.ZipFile(file, "w") as archive, contextlib.ExitStack() as opened:
 
         def member(name: str) -> IO[bytes]:
             return archive.open(f"{name}.npy", "w", force_zip64=True)
@@ -131,19 +132,6 @@ def in_folder(folder: Path) -> Iterator[None]:
                 path.rmdir()
         if isinstance(error, OSError):
             raise UserError(f"output={folder}: cannot be written ({error.strerror or error}).") from error
-        raise
-
-
-@contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A file to write beside, renamed at the end: what was there before stays where this fails, and nothing else."""
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        yield partial
-        partial.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            partial.unlink()
         raise
 
 

@@ -1,13 +1,18 @@
 """`vae-evaluate`: held-out numbers of a trained model, printed, written beside its checkpoint, added to its W&B run."""
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vae_exp.commands import evaluation_table, measuring, recording, settings, shared
 from vae_exp.config.keys import EvaluateOptions
 from vae_exp.config.rules import EVALUATE_RULES
 from vae_exp.errors import UserError, printable
 from vae_exp.run import evaluated
+
+if TYPE_CHECKING:
+    from vae_exp.trained import TrainedVAE
 
 ABOUT = """vae-evaluate: held-out numbers of a trained model, in nats per image.
 
@@ -54,7 +59,8 @@ def _evaluate_all(options: EvaluateOptions) -> None:
             if settings.are_asked(options):
                 settings.evaluate(path, options)
             else:
-                rows[path] = evaluate_checkpoint(path, options)
+                rows[path], show = evaluate_checkpoint(path, options)
+                show()
         except UserError as error:
             if len(paths) == 1:
                 raise
@@ -66,8 +72,10 @@ def _evaluate_all(options: EvaluateOptions) -> None:
         raise UserError(f"{failed} of {len(paths)} checkpoints could not be evaluated; the reasons stand above.")
 
 
-def evaluate_checkpoint(path: Path, options: EvaluateOptions) -> dict[str, Any]:
-    """All numbers of one checkpoint: printed, written beside it as NAME.SPLIT.json, added to W&B; returned."""
+def evaluate_checkpoint(path: Path, options: EvaluateOptions) -> tuple[dict[str, Any], Callable[[], None]]:
+    """All numbers of one checkpoint, written beside it as NAME.SPLIT.json and added to W&B; returned, and what prints
+    them: whatever reads what is printed may have gone, and nothing is lost by it.
+    """
     from vae_exp import trained
     from vae_exp.config import devices
     from vae_exp.run import checkpoint
@@ -79,10 +87,14 @@ def evaluate_checkpoint(path: Path, options: EvaluateOptions) -> dict[str, Any]:
     if wrong := evaluated.not_finite(result):
         raise UserError(f"{path}: {', '.join(wrong)}; the model's weights or its data are not sound.")
     result = _with_what_was_kept(result, evaluated.read(recording.file_of(path, options["split"])))
+    lines = recording.write(path, options["split"], model.weights, result, drawn)
+    lines += recording.in_wandb(path, model.weights, options["wandb"]["mode"], model.config)
+    return result, functools.partial(_show, result, model, lines)
+
+
+def _show(result: dict[str, Any], model: "TrainedVAE", lines: list[str]) -> None:
     evaluation_table.show(result, model)
-    recording.write(path, options["split"], model.weights, result, drawn)
-    recording.in_wandb(path, model.weights, options["wandb"]["mode"], model.config)
-    return result
+    print("", *lines, "", sep="\n")
 
 
 def _with_what_was_kept(result: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, cast
 import yaml
 
 from vae_exp.commands import shared
-from vae_exp.commands.drawn_files import in_folder, whole, write, write_arrays
+from vae_exp.commands.drawn_files import in_folder, write, write_arrays
 from vae_exp.config.check import CONF_DIR, flatten
 from vae_exp.config.keys import GenerateOptions
 from vae_exp.config.rules import GENERATE_RULES
 from vae_exp.errors import UserError, printable
+from vae_exp.files import atomic_write, require_no_links
+from vae_exp.run.folder import GENERATED
 
 if TYPE_CHECKING:
     from vae_exp.trained import TrainedVAE
@@ -95,7 +97,9 @@ def generate(options: GenerateOptions) -> Path:
             raise UserError(f"label={options['label']}: {source} is not conditional; leave label away.")
         model.labels(options["label"], 1)
     n = options["n"] or sheets.SIZES.get(options["what"], 1)
-    folder = Path(options["output"] or source.parent / "generated")
+    folder = Path(options["output"] or source.parent / GENERATED)
+    if not options["output"]:
+        require_no_links(source.parent, [GENERATED])
     target = folder / _name(options)
     with in_folder(folder):
         if options["what"] == "weights":
@@ -182,6 +186,6 @@ def _write_latents(model: "TrainedVAE", options: GenerateOptions, target: Path) 
             return write_arrays(target, len(split), arrays, bar)
     means, written = metrics.posterior(model.model, split).mean, target.with_name(f"{target.name}.png")
     picture = sheets.latents(means, split.y, data.class_names, options["dims"], len(split), len(everything))
-    with whole(written) as partial:
-        Image.fromarray(picture).save(partial, "PNG")
+    with atomic_write(written) as file:
+        Image.fromarray(picture).save(file, "PNG")
     return written

@@ -1,16 +1,13 @@
 """What an evaluation leaves: files beside the checkpoint, and all that was measured of the same weights in W&B."""
 
 import contextlib
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vae_exp.commands.drawn_files import whole
-from vae_exp.errors import Unwritable, UserError, printable
+from vae_exp.errors import printable
+from vae_exp.files import atomic_write, open_regular, read_json, require_no_links, write_json, writing
 from vae_exp.run import evaluated
-from vae_exp.run.earlier import GENERATED
-from vae_exp.run.folder import BEST, RESULT
-from vae_exp.run.writing import write_json
+from vae_exp.run.folder import BEST, GENERATED, RESULT
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,43 +21,46 @@ def file_of(path: Path, split: str, settings: bool = False) -> Path:
     return path.with_name(f"{path.stem}.{split}{'.settings' if settings else ''}.json")
 
 
-def write(path: Path, split: str, weights: str, result: dict[str, Any], drawn: "dict[str, np.ndarray]") -> None:
-    """The numbers and the pictures of an evaluation; they are named. Raises UserError where that is refused."""
+def write(path: Path, split: str, weights: str, result: dict[str, Any], drawn: "dict[str, np.ndarray]") -> list[str]:
+    """Write the numbers and the pictures of an evaluation, and return a line to print for each file.
+
+    Raises UserError where that is refused.
+    """
     written = file_of(path, split, settings="rows" in result)
-    try:
-        write_json(written, result)
-    except Unwritable as error:  # which advises on a run
-        raise UserError(f"{written}: cannot be written ({getattr(error.__cause__, 'strerror', error)}).") from error
-    print(f"\nwritten   {printable(written)}")
-    _write_pictures(path, split, weights, drawn)
+    write_json(written, result)
+    return [f"written   {printable(written)}", *_write_pictures(path, split, weights, drawn)]
 
 
-def in_wandb(path: Path, weights: str, mode: str, config: Any) -> None:
-    """Log what was measured of these weights, now and before: a run in W&B that is written anew has all of it."""
+def in_wandb(path: Path, weights: str, mode: str, config: Any) -> list[str]:
+    """Log what was measured of these weights, now and before: a run in W&B that is written anew has all of it.
+
+    Returns the line to print, if W&B took it.
+    """
     from vae_exp.tracking import wandb_afterwards
 
     numbers, pictures = _numbers(path, weights), _pictures(path, weights)
-    if where := wandb_afterwards.record_evaluation(mode, path.parent, config, numbers, pictures):
-        print(f"W&B       {where}")
-    print()
+    where = wandb_afterwards.record_evaluation(mode, path.parent, config, numbers, pictures)
+    return [f"W&B       {where}"] if where else []
 
 
-def _write_pictures(path: Path, split: str, weights: str, drawn: "dict[str, np.ndarray]") -> None:
+def _write_pictures(path: Path, split: str, weights: str, drawn: "dict[str, np.ndarray]") -> list[str]:
     """In generated/ beside the checkpoint; each says of which weights it is. Raises UserError where it is refused."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
     of = "" if (path.name, split) == (BEST, "test") else f"{path.stem}_{split}_"
+    if drawn:
+        require_no_links(path.parent, [GENERATED])
+    lines = []
     for name, pixels in drawn.items():
         target, says = path.with_name(GENERATED) / f"{of}{name}.png", PngInfo()
         says.add_text(WEIGHTS, weights)
-        try:
+        with writing(target):
             target.parent.mkdir(exist_ok=True)
-            with whole(target) as partial:
-                Image.fromarray(pixels).save(partial, "PNG", pnginfo=says)
-        except OSError as error:
-            raise UserError(f"{target}: cannot be written ({error.strerror or error}).") from error
-        print(f"picture   {printable(target)}")
+        with atomic_write(target) as file:
+            Image.fromarray(pixels).save(file, "PNG", pnginfo=says)
+        lines.append(f"picture   {printable(target)}")
+    return lines
 
 
 def _pictures(path: Path, weights: str) -> dict[str, Path]:
@@ -69,7 +69,8 @@ def _pictures(path: Path, weights: str) -> dict[str, Path]:
 
     found = {}
     for picture in sorted(path.with_name(GENERATED).glob("*.png")):
-        with contextlib.suppress(OSError, ValueError, SyntaxError), Image.open(picture) as opened:
+        refusals = contextlib.suppress(OSError, ValueError, SyntaxError)
+        with refusals, open_regular(picture) as file, Image.open(file) as opened:
             if opened.info.get(WEIGHTS) == weights:
                 found[f"evaluate/{picture.stem}"] = picture
     return found
@@ -92,7 +93,7 @@ def _claims(path: Path, weights: str) -> dict[str, float]:
     """Published figures, and what vae-reproduce found of them with these weights."""
     found: dict[str, float] = {}
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        kept = json.loads(path.read_text())
+        kept = read_json(path)
         for claim in kept["claims"] if kept["weights"] == weights else ():
             epoch = "" if claim["after_epoch"] is None else f"/epoch_{int(claim['after_epoch'])}"
             if claim["here"] is not None:

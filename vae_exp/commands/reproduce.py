@@ -2,13 +2,12 @@
 
 import argparse
 import contextlib
-import json
 import os
 import platform
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +29,10 @@ from vae_exp.comparing.runs import BOOKKEEPING
 from vae_exp.config.check import resolve
 from vae_exp.config.messages import compose, readable
 from vae_exp.errors import UserError
+from vae_exp.files import read_json, write_json
 from vae_exp.launched import safe_path
 from vae_exp.run import evaluated
 from vae_exp.run.folder import BEST, LAST, OUTPUTS, PREVIOUS, RESULT, SUMMARY, read_summary, runs_below
-from vae_exp.run.writing import write_json
 
 ABOUT = """Published figures: train, or go on with, the presets that claim them, evaluate them by their protocol, and
 print claim, here and verdict. Without a name: the list. Exit code 1 where a figure is missed or could not be had."""
@@ -103,13 +102,16 @@ def _reproduced(preset: Preset, overrides: list[str]) -> bool:
         command = _training(preset, folder, overrides)
         if command and (code := _run(command)):
             raise UserError(f"vae-train ended with {code}; the reason stands above")
-        for run in _runs(folder):
-            _evaluate(preset, run, overrides)
+        evaluations = [_evaluate(preset, run, overrides) for run in _runs(folder)]
     except UserError as error:  # the other presets are tried all the same
         print(f"{preset.name}: {NOT_RUN} ({error})")
         return False
     rows, changes = _found(preset, overrides), _changes(overrides)
-    _keep(preset, folder, rows, overrides)
+    lines = _keep(preset, folder, rows, overrides)
+    for show in evaluations:
+        show()
+    for line in lines:
+        print(line)
     return not any(each.verdict(preset, changes).startswith(("missed", NOT_RUN)) for each in rows)
 
 
@@ -160,17 +162,18 @@ def _stopped_together(process: subprocess.Popen) -> Iterator[None]:
         raise
 
 
-def _evaluate(preset: Preset, run: Path, overrides: list[str]) -> None:
-    """vae-evaluate by the preset's protocol, unless it was done already."""
+def _evaluate(preset: Preset, run: Path, overrides: list[str]) -> Callable[[], object]:
+    """vae-evaluate by the preset's protocol, unless it was done already; returns what prints it."""
     claimed = [claim for claim in preset.claims if claim.what.startswith(EVALUATED)]
     if all(_measured(preset, run, claim) is not None for claim in claimed):
-        return
+        return lambda: None
     from vae_exp.commands.evaluate import evaluate_checkpoint
 
     path, keys = _checkpoint(preset, run)
     handed_on = [word.lstrip("+") for word in overrides if word.lstrip("+").startswith(HANDED_ON)]
     typed = [f"checkpoint={path}", *(f"{key}={value}" for key, value in keys.items()), *handed_on, _mode(overrides)]
-    evaluate_checkpoint(path, resolve(compose("evaluate", readable(typed))))  # type: ignore[arg-type]
+    _, show = evaluate_checkpoint(path, resolve(compose("evaluate", readable(typed))))  # type: ignore[arg-type]
+    return show
 
 
 def _mode(overrides: list[str]) -> str:
@@ -206,8 +209,8 @@ def _found(preset: Preset, overrides: list[str]) -> list[Found]:
     return rows
 
 
-def _keep(preset: Preset, folder: Path, rows: list[Found], overrides: list[str]) -> None:
-    """reproduced.json beside each run, and in W&B where it is new."""
+def _keep(preset: Preset, folder: Path, rows: list[Found], overrides: list[str]) -> list[str]:
+    """Write reproduced.json beside each run, and in W&B where it is new; returns lines to print."""
     from vae_exp import trained
 
     trust = compose("config", readable(overrides)).trust is True
@@ -217,16 +220,18 @@ def _keep(preset: Preset, folder: Path, rows: list[Found], overrides: list[str])
         | {"verdict": each.verdict(preset, _changes(overrides))}
         for each in rows
     ]
+    lines = []
     for run in _runs(folder):
         path, _ = _checkpoint(preset, run)
         model, summary = trained.load(path, "cpu", trust), read_summary(run)
         kept: dict[str, Any] = {"name": preset.name, "weights": model.weights, "claims": claims}
         kept |= {"machine": machine(), "seconds": summary.seconds if summary else None}
         with contextlib.suppress(OSError, ValueError):
-            if json.loads((run / RESULT).read_text()) == kept:
+            if read_json(run / RESULT) == kept:
                 continue
         write_json(run / RESULT, kept)
-        recording.in_wandb(path, model.weights, _mode(overrides).partition("=")[2], model.config)
+        lines += recording.in_wandb(path, model.weights, _mode(overrides).partition("=")[2], model.config)
+    return lines
 
 
 def machine() -> str:

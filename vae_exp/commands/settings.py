@@ -1,5 +1,6 @@
 """`vae-evaluate beta=... z_dim=...`: the ordinary models that one run for many settings holds, measured one by one."""
 
+import contextlib
 import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -44,7 +45,14 @@ def evaluate(path: Path, options: EvaluateOptions) -> list[dict[str, Any]]:
         if wrong := evaluated.not_finite(result):
             raise UserError(f"{path}: {', '.join(wrong)}; the model's weights or its data are not sound.")
         if len(models) > 1:
-            print(f"{number}/{len(models)}  {setting}  neg_elbo {result['neg_elbo']:.3f}", flush=True)
+            with contextlib.suppress(OSError):  # a reader that has gone must not cost what is measured
+                print(f"{number}/{len(models)}  {setting}  neg_elbo {result['neg_elbo']:.3f}", flush=True)
+    before = evaluated.read_settings(recording.file_of(path, split, settings=True), whole.weights)
+    every = sorted({**before, **rows}.values(), key=lambda row: (row["z_dim"], row["beta"]))
+    written = {"checkpoint": str(path), "weights": whole.weights, "split": split, "rows": every}
+    pictures = _drawn([*rows.values()], f"{whole.name}: {split} images") if len(rows) > 1 else {}
+    lines = recording.write(path, split, whole.weights, written, pictures)
+    lines += recording.in_wandb(path, whole.weights, options["wandb"]["mode"], whole.config)
     print()
     if len(rows) == 1:
         ((setting, row),) = rows.items()
@@ -52,12 +60,7 @@ def evaluate(path: Path, options: EvaluateOptions) -> list[dict[str, Any]]:
         evaluation_table.show(row, models[setting])
     else:
         evaluation_table.show_settings(whole.name, [*rows.values()])
-    before = evaluated.read_settings(recording.file_of(path, split, settings=True), whole.weights)
-    every = sorted({**before, **rows}.values(), key=lambda row: (row["z_dim"], row["beta"]))
-    written = {"checkpoint": str(path), "weights": whole.weights, "split": split, "rows": every}
-    pictures = _drawn([*rows.values()], f"{whole.name}: {split} images") if len(rows) > 1 else {}
-    recording.write(path, split, whole.weights, written, pictures)
-    recording.in_wandb(path, whole.weights, options["wandb"]["mode"], whole.config)
+    print("", *lines, "", sep="\n")
     return [*rows.values()]
 
 

@@ -20,6 +20,7 @@ from vae_exp.config.check import CONF_DIR, check_values, flatten, resolve, short
 from vae_exp.config.kinds import Rule
 from vae_exp.config.messages import compose, explain, parse, readable
 from vae_exp.errors import UserError, printable
+from vae_exp.run import console
 from vae_exp.version import __version__
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
@@ -31,36 +32,50 @@ def exits(program: str, config_name: str) -> Iterator[None]:
     # Collect garbage more rarely, to the end: looking for it among what is imported takes half a second of the start.
     gc.set_threshold(10_000)
     logging.raiseExceptions = False  # a log that cannot be written is no reason to stop, or to fill stderr
+    console.open_streams()
     signal.signal(signal.SIGTERM, _exit_on_sigterm)
+    ending: Any = None
     try:
         try:
             yield
-            sys.stdout.flush()  # here, where a reader that has gone can be told from a bug
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(explain(error, program, config_name)) from error
-    except SystemExit:
-        raise
     except BaseException as error:
-        sys.exit(_code_or_message(error, program))
+        ending = _code_or_message(error, program)
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):  # what is left is W&B's own ending; nothing to tell of it
             signal.signal(number, signal.SIG_DFL)
+    if refusal := _print_what_is_held():
+        ending = ending or _code_or_message(refusal, program)
+    if ending:
+        sys.exit(ending)
 
 
-def _code_or_message(error: BaseException, program: str) -> int | str:
-    """What the program ends with. Raises the error itself where it is a bug of ours."""
+def _code_or_message(error: BaseException, program: str) -> Any:
+    """Return what the program ends with. Raises the error itself where it is a bug of ours."""
+    if isinstance(error, SystemExit):
+        return error.code
     if _comes_of_ctrl_c(error):
         return 130
     if isinstance(error, UserError):
         return f"{program}: {error}"
-    if isinstance(error, BrokenPipeError):  # `vae-train --help | head`: Python would complain once more when it ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):  # `vae-train --help | head`
         return 1
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return f"{program}: {shortened(printable(error.filename))}: this name is too long for the file system."
     if isinstance(error, OSError) and error.errno in UNWRITABLE:
-        return f"{program}: {error.filename or 'a file'}: cannot be written ({error.strerror})."
+        return f"{program}: {error.filename or 'standard output'}: cannot be written ({error.strerror})."
     raise error
+
+
+def _print_what_is_held() -> OSError | None:
+    """Bring what was printed to its reader, or return why that fails: then it is dropped, or Python would complain."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return error
+    return None
 
 
 def _comes_of_ctrl_c(error: BaseException | None) -> bool:

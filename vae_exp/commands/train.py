@@ -26,7 +26,8 @@ from vae_exp.config import check
 from vae_exp.config.check import CONF_DIR, quoted
 from vae_exp.config.keys import Config
 from vae_exp.config.messages import HYDRA_VERSION, compose, parse, readable, without_hydra
-from vae_exp.errors import Lost, UserError
+from vae_exp.errors import Lost, Unwritable, UserError
+from vae_exp.files import write
 from vae_exp.run import confirmed, cores, earlier, resume
 from vae_exp.run.folder import OVERRIDES, read_overrides, require_no_owner, require_writable
 from vae_exp.sweep import composing, ending, jobs, plan, processes, search, study
@@ -188,7 +189,7 @@ def _sweep(typed: list[str], cfg: DictConfig) -> int:
         error = raised
     code = ending.finish(planned, config["wandb"], stopped=bool(stopped))
     if error is not None and code:
-        (planned.folder / "error.log").write_text("".join(traceback.format_exception(error)))
+        write(planned.folder / "error.log", "".join(traceback.format_exception(error)))
         raise UserError(f"the sweep ended early: {error}\nThe traceback is in {planned.folder}/error.log") from error
     return stopped or code
 
@@ -228,7 +229,7 @@ def _one_run(cfg: DictConfig, run_dir: Path) -> None:
         raise
     except UserError as error:
         record_failure(cfg, run_dir, str(error))
-        log.error(f"vae-train: {error}{how_to_go_on(run_dir) if isinstance(error, Lost) else ''}")
+        log.error(f"vae-train: {error}{how_to_go_on(run_dir) if isinstance(error, Lost | Unwritable) else ''}")
         sys.exit(1)
 
 

@@ -1,6 +1,5 @@
 """Published figures that presets claim: conf/experiment/published/*.yaml, read without torch, and their verdicts."""
 
-import json
 import math
 import statistics
 from collections.abc import Iterable, Sequence
@@ -14,6 +13,7 @@ from vae_exp.comparing.runs import SEEDS
 from vae_exp.config.check import CONF_DIR, check, flatten
 from vae_exp.config.messages import compose, readable, without_hydra
 from vae_exp.errors import UserError
+from vae_exp.files import read_json_lines
 from vae_exp.run.agreeing import LENGTH, contradictions
 from vae_exp.run.folder import METRICS, read_config, read_summary
 
@@ -147,12 +147,8 @@ def logged(folder: Path, claim: Claim) -> float | None:
     if claim.after_epoch is None:
         summary = read_summary(folder)
         return number(summary.results.get(claim.what)) if summary else None
-    for line in (folder / METRICS).read_text(errors="replace").splitlines() if (folder / METRICS).is_file() else ():
-        try:
-            row = json.loads(line)
-        except ValueError:  # the last line of a killed run may not be whole
-            continue
-        if isinstance(row, dict) and row.get("epoch") == claim.after_epoch and claim.what in row:
+    for row in read_json_lines(folder / METRICS):
+        if row.get("epoch") == claim.after_epoch and claim.what in row:
             return number(row[claim.what])
     return None
 

@@ -12,6 +12,7 @@ import numpy as np
 from vae_exp.comparing import comparable
 from vae_exp.comparing.axes import is_logarithmic
 from vae_exp.comparing.runs import PRUNED, SCORES, Run
+from vae_exp.files import atomic_write
 
 
 def of_sweep(folded: list[Run], runs: list[Run], keys: list[str], metric: str, folder: Path) -> list[Path]:
@@ -161,6 +162,7 @@ def _is_number(value: object) -> bool:
 
 
 def _save(figure: plt.Figure, path: Path) -> Path:
-    figure.savefig(path, dpi=110)
+    with atomic_write(path) as file:
+        figure.savefig(file, dpi=110)
     plt.close(figure)
     return path

@@ -1,7 +1,7 @@
 """Finished runs, read from their folders and laid side by side. No torch and no W&B: only the files."""
 
-import contextlib
 import csv
+import io
 import json
 import math
 import os
@@ -16,6 +16,7 @@ from typing import Any
 from vae_exp.comparing.names import common_start
 from vae_exp.config.check import flatten, path_of
 from vae_exp.errors import UserError
+from vae_exp.files import read_json_lines
 from vae_exp.run.folder import CONFIG, METRICS, OUTPUTS, SUMMARY, confirms, read_config, read_summary, runs_below
 
 # Of data with known factors, where a run was asked for them: the only results of which more is better.
@@ -87,12 +88,7 @@ class Run:
 
     def logged(self) -> Iterator[dict[str, Any]]:
         """The lines of metrics.jsonl that have an epoch; none for a run that failed before it logged any."""
-        path = self.folder / METRICS
-        for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
-            with contextlib.suppress(ValueError, RecursionError):  # the last line of a killed run may not be whole
-                row = json.loads(line)
-                if isinstance(row, dict) and is_finite(row.get("epoch")):
-                    yield row
+        return (row for row in read_json_lines(self.folder / METRICS) if is_finite(row.get("epoch")))
 
     def history(self, name: str) -> list[tuple[float, float]]:
         """(epoch, value) of a logged number, over the run."""
@@ -291,15 +287,16 @@ def is_finite(value: Any) -> bool:
         return False
 
 
-def write_csv(path: Path, runs: list[Run], columns: list[str], base: Path | None = None) -> None:
-    """One row a run, with full precision; folders relative to base. Runs folded over seeds get their spread too."""
+def as_csv(runs: list[Run], columns: list[str], base: Path | None = None) -> str:
+    """Return one row a run, with full precision; folders relative to base. Folded runs get their spread too."""
     columns = [column for column in columns if column != NAME]  # the first one names the folder
     spread = [column for column in columns if any(column in run.spread for run in runs)]
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["run", *columns, *(f"{column} std" for column in spread), *(["seeds"] if spread else [])])
-        for run in runs:
-            folder = run.folder.relative_to(base) if base else run.folder
-            values = [run.value(column) for column in columns] + [run.spread.get(column) for column in spread]
-            values += [run.seeds] if spread else []
-            writer.writerow([folder, *("" if value is None else value for value in values)])
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["run", *columns, *(f"{column} std" for column in spread), *(["seeds"] if spread else [])])
+    for run in runs:
+        folder = run.folder.relative_to(base) if base else run.folder
+        values = [run.value(column) for column in columns] + [run.spread.get(column) for column in spread]
+        values += [run.seeds] if spread else []
+        writer.writerow([folder, *("" if value is None else value for value in values)])
+    return text.getvalue()

@@ -8,7 +8,6 @@ import hashlib
 import io
 import math
 import socket
-import uuid
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,8 +22,8 @@ from vae_exp.datasets.fingerprint import of_files
 from vae_exp.datasets.splits import Source, Streamed
 from vae_exp.datasets.sprites import SHAPES, SIZES, source_of
 from vae_exp.datasets.torchvision import DOWNLOAD_SECONDS, folder_for_a_while, last_line
-from vae_exp.errors import UserError
-from vae_exp.files import announce, cache_folder
+from vae_exp.errors import Unwritable, UserError
+from vae_exp.files import announce, atomic_write, cache_folder
 
 ROWS_AT_ONCE = 2048  # images in memory while a file is unpacked
 
@@ -165,7 +164,6 @@ def _unpack(name: str, known: Published, path: Path, raw: Path) -> None:
     if raw.is_file() and raw.stat().st_size == math.prod(shape):
         return
     _fetch(name, known, path)
-    partial = raw.with_name(f"{raw.name}.partial-{uuid.uuid4().hex}")
     try:
         if _md5(path) != known.md5:
             raise UserError(
@@ -174,25 +172,21 @@ def _unpack(name: str, known: Published, path: Path, raw: Path) -> None:
             )
         n = 0
         raw.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as out:
+        with atomic_write(raw) as out:
             for images in _parts(name, known, path):
                 if images.dtype != np.uint8 or images.shape[1:] != shape[1:]:
                     raise ValueError(f"images of {images.dtype} {list(images.shape[1:])}")
                 out.write(np.ascontiguousarray(images * np.uint8(255) if known.is_binary else images).data)
                 n += len(images)
-        if n != shape[0]:
-            raise ValueError(f"{n:,} images, not {shape[0]:,}")
-        partial.replace(raw)
+            if n != shape[0]:
+                raise ValueError(f"{n:,} images, not {shape[0]:,}")
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"dataset={name}: {path} cannot be read ({last_line(error)}).") from error
-    except OSError as error:
+    except (OSError, Unwritable) as error:
         size = math.prod(shape) / 1e9
         raise UserError(
             f"dataset={name}: {path} cannot be unpacked to {size:,.1f} GB in {raw.parent} ({error})."
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 def _md5(path: Path) -> str:

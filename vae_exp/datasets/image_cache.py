@@ -18,8 +18,8 @@ import numpy as np
 from tqdm import tqdm
 
 from vae_exp.datasets.image_files import SHOWN, WHITE, Decoded, Unusable, decode
-from vae_exp.errors import UserError, printable
-from vae_exp.files import announce, cache_folder, content_key
+from vae_exp.errors import Unwritable, UserError, printable
+from vae_exp.files import announce, cache_folder, content_key, read_json, write
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def _about(cache: Path, files: int, x_shape: tuple[int, int, int]) -> About | No
     Its images are as many bytes as they must be, but are not read: that would cost as much as decoding saves.
     """
     try:
-        kept = json.loads((cache / "about.json").read_text())
+        kept = read_json(cache / "about.json")
         unusable = {int(row): str(reason) for row, reason in kept["unusable"].items()}
         depths = {str(depth): int(count) for depth, count in kept["depths"].items()}
         size = (cache / "images.uint8").stat().st_size
@@ -120,10 +120,8 @@ def _tell(cache: Path, root: Path, left_out: dict[str, str], of: int) -> None:
     """Name the files left out: all in a file of the cache, the first ones in a warning, once in a process."""
     lines, named = left_out_lines(left_out), cache / "left_out.txt"
     if not named.is_file():  # it appears whole: another process may be reading the cache
-        partial = named.with_name(f"left_out.{uuid.uuid4().hex}")
-        with contextlib.suppress(OSError):  # a cache that only others may write to
-            partial.write_text("\n".join([*lines, ""]), encoding="utf-8")
-            partial.replace(named)
+        with contextlib.suppress(Unwritable):  # a cache that only others may write to
+            write(named, "\n".join([*lines, ""]), sync=False)
     shown = [] if (cache, "left out") in _told else lines[:SHOWN]
     _told.add((cache, "left out"))
     where = f"; all of them are named in {named}" if named.is_file() and len(shown) < len(lines) else ""

@@ -6,7 +6,6 @@ import hashlib
 import io
 import pickle
 import socket
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,8 +15,8 @@ import torch
 from vae_exp.datasets.fingerprint import of_files
 from vae_exp.datasets.larochelle import larochelle
 from vae_exp.datasets.splits import Source, Split
-from vae_exp.errors import UserError
-from vae_exp.files import announce, cache_folder, content_key
+from vae_exp.errors import Unwritable, UserError
+from vae_exp.files import announce, atomic_write, cache_folder, content_key
 
 DOWNLOAD_SECONDS = 15  # a mirror that hangs must not hang the run
 COPY_FORMAT = 2  # part of a copy's name: a copy of another format is not found
@@ -100,15 +99,10 @@ def _read_once(source: str, folder: Path, train: bool, split: str | None, key: s
         held = torch.load(copy, weights_only=True)
         return Split(held["x"], held["y"]), held["class_names"]
     images, class_names = _read(source, folder, train, split)
-    partial = copy.with_suffix(f".{uuid.uuid4().hex}.partial")
-    try:
-        with contextlib.suppress(OSError, RuntimeError):
-            cache.mkdir(parents=True, exist_ok=True)
-            torch.save({"x": images.images, "y": images.y, "class_names": class_names}, partial)
-            partial.replace(copy)
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+    with contextlib.suppress(OSError, RuntimeError, Unwritable):
+        cache.mkdir(parents=True, exist_ok=True)
+        with atomic_write(copy, sync=False) as file:
+            torch.save({"x": images.images, "y": images.y, "class_names": class_names}, file)
     return images, class_names
 
 

@@ -1,8 +1,10 @@
 """Checkpoints: plain values and tensors, written whole or not at all, safe to load from a stranger."""
 
 import copy
+import hashlib
 import io
 import json
+import logging
 import pickle
 import zipfile
 from dataclasses import asdict, dataclass, field, replace
@@ -11,21 +13,24 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from vae_exp.config.keys import Config
 from vae_exp.config.moved import renamed
 from vae_exp.errors import UserError
+from vae_exp.files import parse_json, write
 from vae_exp.run.folder import LAST, PREVIOUS
 from vae_exp.run.origin import Origin
 from vae_exp.run.running_means import Sums
 from vae_exp.run.sound import Unsound, require_continuation, require_model
 from vae_exp.run.standing import Best, Facts
-from vae_exp.run.writing import write
 
+log = logging.getLogger(__name__)
 FORMAT = 4  # of the files; .github/CONTRIBUTING.md says when it changes
 READABLE = (3, 4)  # 3: before functions and dataset.source had today's names
+SAFETENSORS = ".safetensors"
+ABOUT_KEY, CHECKSUM_KEY = "vae_exp", "sha256"  # in its metadata, beside the library's own key
 # With the weights, all that makes a model.
 ABOUT = ("format", "config", "x_shape", "n_classes", "class_names", "step", "epoch", "best", "kl_per_dim")
 
@@ -125,11 +130,25 @@ def save(path: Path, content: memoryview, same: Path | None = None) -> None:
 
 
 def export(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint's weights as safetensors; what rebuilds the model goes into its metadata as JSON."""
-    partial = path.with_name(path.name + ".partial")
+    """Write a checkpoint's weights as safetensors; what rebuilds the model goes into its metadata as JSON.
+
+    Raises UserError for a name with another ending, which would not be read again, and Unwritable.
+    """
+    if path.suffix != SAFETENSORS:
+        raise UserError(f"{path}: weights are written as safetensors, so its name must end in {SAFETENSORS}.")
     weights = {name: tensor.contiguous() for name, tensor in checkpoint.model.items()}
-    save_file(weights, partial, metadata={"vae_exp": json.dumps(checkpoint.about()), "format": "pt"})
-    partial.replace(path)
+    about = json.dumps(checkpoint.about())
+    metadata = {ABOUT_KEY: about, "format": "pt", CHECKSUM_KEY: _checksum(weights, about)}
+    write(path, safetensors_bytes(weights, metadata))
+
+
+def _checksum(weights: dict[str, Tensor], about: str) -> str:
+    """Return a hash of all that a safetensors file means: names, types, shapes and bytes, and what rebuilds them."""
+    digest = hashlib.sha256(about.encode())
+    for name, tensor in sorted(weights.items()):
+        digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
+        digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
@@ -140,7 +159,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
     if path.exists() and not path.is_file():  # a named pipe would keep its reader waiting for ever
         raise UserError(f"checkpoint={path}: not a file.")
     try:
-        stored = _read_safetensors(path, device) if path.suffix == ".safetensors" else _read_pt(path, device)
+        stored = _read_safetensors(path, device) if path.suffix == SAFETENSORS else _read_pt(path, device)
     except FileNotFoundError as error:
         raise UserError(f"checkpoint={path}: there is no such file.") from error
     except (
@@ -175,9 +194,19 @@ def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
 
 
 def _read_safetensors(path: Path, device: torch.device | str) -> dict[str, Any]:
+    """Raises ValueError where the file's checksum is not that of what it holds; older files have none."""
     with safe_open(path, "pt", device=str(device)) as file:
-        about = json.loads((file.metadata() or {}).get("vae_exp", "{}"))
-        return {**about, "model": {name: file.get_tensor(name) for name in file.keys()}}  # noqa: SIM118
+        metadata = file.metadata() or {}
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    about = metadata.pop(ABOUT_KEY, "{}")
+    checksum = metadata.pop(CHECKSUM_KEY, None)
+    if metadata != {"format": "pt"} or checksum not in (None, _checksum(weights, about)):
+        raise ValueError("a checksum is wrong")
+    if checksum is None:
+        log.warning(
+            "checkpoint=%s: of an older version, without a checksum: nothing tells whether it is damaged.", path
+        )
+    return {**parse_json(about), "model": weights}
 
 
 def _read_pt(path: Path, device: torch.device | str) -> Any:

@@ -1,11 +1,11 @@
 """The best settings of a run's map, which are trained for themselves alone: where they lie, and which are missing."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from vae_exp.config.check import flatten
+from vae_exp.files import read_json
 from vae_exp.run.agreeing import LENGTH
 from vae_exp.run.folder import CONFIRMED, MAP, UNREADABLE, read_config, read_summary
 from vae_exp.run.places import Place, named, sound
@@ -15,7 +15,7 @@ def best(config: Mapping[str, Any], run_dir: Path) -> tuple[str, list[tuple[Plac
     """The settings with the lowest neg_elbo, as many as amortize.confirm says, each with its folder; before them the
     split that they were chosen by: the validation images, or the test images where there are none.
     """
-    maps = json.loads((run_dir / MAP).read_text())
+    maps = read_json(run_dir / MAP)
     split = "val" if "val" in maps else "test"
     lowest = sorted(map(sound, maps[split]), key=lambda place: place["neg_elbo"])[: config["amortize"]["confirm"]]
     return split, [(place, run_dir / CONFIRMED / named(place)) for place in lowest]

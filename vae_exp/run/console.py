@@ -1,7 +1,9 @@
 """What a run prints: its first lines, a line an epoch, and its last lines; all of it above the progress bar."""
 
 import contextlib
+import io
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,24 @@ BETWEEN = (
     "dataset.binarize=static or dynamic."
 )
 _told: set[str] = set()  # notes that this process has given: the jobs of a sweep need not repeat them
+
+
+def open_streams() -> None:
+    """Make standard output and error such that printing does not fail where they are closed or know few letters.
+
+    What a stream cannot encode, such as ± in ASCII, is escaped. Where one was closed (`2>&-`) a file that is opened
+    later would take its number, and be written to by whatever prints there.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # it takes the lowest number that is free
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
+        elif isinstance(stream := getattr(sys, name), io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 class ConsoleHandler(logging.StreamHandler):

@@ -1,16 +1,19 @@
 """What an earlier run, or earlier weights of the same run, left in a folder: kept apart, cut back or taken away."""
 
 import contextlib
-import json
 import logging
 import os
 import shutil
 from pathlib import Path
 
 from vae_exp.errors import UserError
+from vae_exp.files import Unreadable, parse_json, write, writing
 from vae_exp.run.folder import (
     BEST,
+    CONFIG,
     CONFIRMED,
+    EARLIER,
+    GENERATED,
     IMAGES,
     LAST,
     LOG,
@@ -21,10 +24,8 @@ from vae_exp.run.folder import (
     SUMMARY,
     read_summary,
 )
-from vae_exp.run.writing import write, writing
 
 log = logging.getLogger(__name__)
-EARLIER, GENERATED = "earlier", "generated"
 CHECKPOINTS = (LAST, PREVIOUS, BEST)
 
 
@@ -54,10 +55,9 @@ def log_bytes(folder: Path) -> int:
 def clear(folder: Path, old_log_bytes: int) -> None:
     """Take away all that an earlier run left in the folder of a new one, and the first so many bytes of train.log."""
     measured = [file for name in CHECKPOINTS for file in _measured(folder, name)]
-    unfinished = [folder / f"{name}.partial" for name in CHECKPOINTS]  # of a process that was killed
     old = [folder / name for name in (IMAGES, GENERATED, EARLIER, MAP, CONFIRMED, RESULT, METRICS, *CHECKPOINTS)]
     old.append(folder / SUMMARY)  # last: what is there until then is a run
-    for path in [*old, *measured, *unfinished]:
+    for path in [*old, *measured, *_partials(folder)]:
         with writing(path):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     log = folder / LOG
@@ -73,6 +73,8 @@ def cut_back(folder: Path, step: int, metrics_bytes: int) -> None:
     """Take away what a run wrote down after its checkpoint; it will be written again, the same."""
     metrics = folder / METRICS
     with writing(metrics):
+        for partial in _partials(folder):
+            partial.unlink()
         whole = metrics.read_bytes()[:metrics_bytes] if metrics.is_file() else b""
         if len(whole) < metrics_bytes or not _is_of_rows(whole):
             log.warning(f"{metrics}: rows from before step {step:,} are lost or damaged; the weights are not.")
@@ -83,10 +85,15 @@ def cut_back(folder: Path, step: int, metrics_bytes: int) -> None:
                 picture.unlink()
 
 
+def _partials(folder: Path) -> list[Path]:
+    """Return what killed processes left of the files that only the folder's one process writes."""
+    return [path for name in (*CHECKPOINTS, SUMMARY, CONFIG, METRICS, MAP) for path in folder.glob(f"{name}*.partial")]
+
+
 def _is_of_rows(content: bytes) -> bool:
     try:
-        return all(isinstance(json.loads(row), dict) for row in content.splitlines())
-    except ValueError:
+        return all(isinstance(parse_json(row.decode()), dict) for row in content.splitlines())
+    except (Unreadable, UnicodeDecodeError):
         return False
 
 

@@ -1,10 +1,10 @@
 """What vae-evaluate wrote of a checkpoint, NAME.SPLIT.json: read again, as far as it is what it writes."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
+from vae_exp.files import read_json
 from vae_exp.run import places
 
 TEXTS = ("checkpoint", "weights", "model", "split")
@@ -18,8 +18,8 @@ NO_RESULTS = ("step", "seed", "importance_seed", "repeats", "images", "mutual_in
 def read(path: Path) -> dict[str, Any]:
     """Nothing where there is no such file or it cannot be read; without what is not as it was written."""
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
+        content = read_json(path)
+    except OSError:
         return {}
     return _sound(content) if isinstance(content, dict) else {}
 
@@ -27,10 +27,10 @@ def read(path: Path) -> dict[str, Any]:
 def read_settings(path: Path, weights: str) -> dict[str, dict[str, Any]]:
     """The rows of a NAME.SPLIT.settings.json by their names, beta-4_z_dim-10, where it is of these weights."""
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
         rows = content["rows"] if content["weights"] == weights else []
         return {places.named(row): _sound(row) for row in rows}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 

@@ -1,7 +1,6 @@
 """What is in a run's folder, and who may write there. Everything here answers without importing torch."""
 
 import contextlib
-import json
 import os
 import shlex
 from collections.abc import Collection, Iterable, Iterator
@@ -9,25 +8,29 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TextIO
 
-import yaml
-
 from vae_exp.config.check import CALLS, as_argument, shortened
 from vae_exp.config.foreign import own_words, trusting
 from vae_exp.config.moved import renamed
 from vae_exp.errors import UserError, printable
-from vae_exp.run.writing import write_json, writing
+from vae_exp.files import no_links, partial_of, read_json, read_yaml, require_no_links, write_json, writing
 
 OUTPUTS = Path("outputs")
 BEST, LAST, PREVIOUS = "best.pt", "last.pt", "last.previous.pt"
 SUMMARY, CONFIG, METRICS, IMAGES, LOCK = "summary.json", "config.yaml", "metrics.jsonl", "images", "lock"
 LOG, MAP = "train.log", "map.json"
 MODEL = ("network", "likelihood", "dataset")  # the groups that are built to use a trained model
+EARLIER, GENERATED = "earlier", "generated"
 RESULT = "reproduced.json"  # of vae-reproduce: what is claimed of this run, and what was found
 CONFIRMED = "confirmed"  # in the folder of a run with a map: a run's folder for each of its best settings
 FIRST_FILES_BYTES = 2**14  # of .hydra/, config.yaml and summary.json together
 OVERRIDES, OF_HYDRA = Path(".hydra", "overrides.yaml"), Path(".hydra", "hydra.yaml")
+# What a run writes, moves or takes away, and what its evaluations and pictures are.
+OF_A_RUN = (
+    *(BEST, LAST, PREVIOUS, SUMMARY, CONFIG, METRICS, LOG, LOCK, MAP, RESULT),
+    *(".hydra", IMAGES, EARLIER, GENERATED, CONFIRMED),
+)
 MULTIRUN = "multirun.yaml"  # in a sweep's folder: what was typed for all of its jobs
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError)
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)  # a file of ours, or what it holds
 
 
 @dataclass(frozen=True)
@@ -82,18 +85,11 @@ class Summary:
 def read_summary(folder: Path) -> Summary | None:
     """The summary of the run in a folder; None where there is none, or none that can be read."""
     try:
-        content = json.loads(_text(folder / SUMMARY))
+        content = read_json(folder / SUMMARY)
         known = {name: content.pop(name) for name in ("state", "reason", "name", "seconds") if name in content}
         return Summary(**known, wandb=_wandb_run(content.pop("wandb", None)), results=content)
     except UNREADABLE:
         return None
-
-
-def _text(path: Path) -> str:
-    """Raises OSError where it is no file: a named pipe would keep its reader waiting for ever."""
-    if not path.is_file():
-        raise FileNotFoundError(path)
-    return path.read_text()
 
 
 def _wandb_run(stored: Any) -> WandbRun:
@@ -105,7 +101,7 @@ def _wandb_run(stored: Any) -> WandbRun:
 def read_config(folder: Path) -> dict[str, Any] | None:
     """The configuration of the run in a folder, by today's names; None where there is none that can be read."""
     try:
-        return renamed(yaml.safe_load(_text(folder / CONFIG)))
+        return renamed(read_yaml(folder / CONFIG))
     except UNREADABLE:
         return None
 
@@ -114,7 +110,7 @@ def read_hydra(folder: Path) -> dict[str, Any]:
     """Return Hydra's own part of the configuration of the run in a folder, or of its sweep, as it lies there."""
     for path in (folder / OF_HYDRA, folder / MULTIRUN):
         with contextlib.suppress(*UNREADABLE):
-            return dict(yaml.safe_load(_text(path))["hydra"])
+            return dict(read_yaml(path)["hydra"])
     return {}
 
 
@@ -157,7 +153,7 @@ def read_overrides(folder: Path, of_sweep: bool = False, typed: Collection[str] 
 
     path = folder / (MULTIRUN if of_sweep else OVERRIDES)
     try:
-        stored = yaml.safe_load(_text(path))
+        stored = read_yaml(path)
         lists = [stored["hydra"]["overrides"][kind] for kind in ("hydra", "task")] if of_sweep else [stored]
         kept, dropped = own_words([str(word) for words in lists for word in words], typed)
     except UNREADABLE:
@@ -201,7 +197,7 @@ def only_process(folder: Path) -> Iterator[None]:
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / LOCK).open("a+")
+        lock = open(folder / LOCK, "a+", opener=no_links)  # noqa: SIM115
     with lock:
         if not _locked(lock):
             raise _taken(folder, lock)
@@ -213,15 +209,17 @@ def only_process(folder: Path) -> Iterator[None]:
 
 
 def require_writable(folder: Path) -> None:
-    """Raises Unwritable where a run could not write its first files in a folder. It leaves nothing there itself.
+    """Raise Unwritable where a run could not write its first files in a folder, leaving nothing there itself.
 
-    Asked before Hydra writes there, whose own complaint would be a traceback.
+    Asked before Hydra writes there, whose own complaint would be a traceback, and which follows links. Raises UserError
+    where one of the run's files or folders is a link.
     """
+    require_no_links(folder, OF_A_RUN)
     for name in (BEST, LAST, PREVIOUS, SUMMARY, CONFIG, METRICS, LOG):
         if (folder / name).exists() and not (folder / name).is_file():
             raise UserError(f"{folder / name}: not a file, and a run writes one of this name. Take it away first.")
     missing = [place for place in (folder, *folder.parents) if not place.exists()]
-    trial = folder / f"{LOG}.partial"
+    trial = partial_of(folder / LOG)
     try:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -239,7 +237,7 @@ def require_writable(folder: Path) -> None:
 
 def require_no_owner(folder: Path) -> None:
     """Raises UserError where another process holds the folder; it holds nothing itself."""
-    with contextlib.suppress(OSError), (folder / LOCK).open("r+") as lock:
+    with contextlib.suppress(OSError), open(folder / LOCK, "r+", opener=no_links) as lock:
         if not _locked(lock):
             raise _taken(folder, lock)
 

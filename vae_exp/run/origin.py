@@ -6,13 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vae_exp.errors import UserError
 from vae_exp.files import cache_folder
-from vae_exp.run.folder import UNREADABLE
+from vae_exp.run.folder import UNREADABLE, read_hydra
 
-HYDRA = Path(".hydra", "hydra.yaml")
 OWN_IMAGES = ("vae_exp.datasets.image_folder", "vae_exp.datasets.arrays")  # whatever lies at dataset.root
 
 
@@ -72,7 +69,7 @@ def data_folder() -> Path:
 def _as_hydra_has_it(run_dir: Path | None) -> tuple[Path | None, Path | None]:
     """The folder in which a run was started, and its own then; None where Hydra left no record that can be read."""
     try:
-        runtime = yaml.safe_load(((run_dir or Path()) / HYDRA).read_text())["hydra"]["runtime"]
+        runtime = read_hydra(run_dir or Path())["runtime"]
         cwd, output_dir = Path(runtime["cwd"]), Path(runtime["output_dir"])
     except UNREADABLE:
         return None, None

@@ -1,12 +1,12 @@
 """The map of a run for many settings, as map.json holds it."""
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
 from vae_exp.errors import UserError
+from vae_exp.files import read_json
 
 
 class Place(TypedDict):
@@ -28,10 +28,10 @@ def named(place: Mapping[str, Any]) -> str:
 def read(path: Path) -> list[Place]:
     """Of the test images. Raises UserError for a damaged file."""
     try:
-        places = [sound(place) for place in json.loads(path.read_text())["test"]]
+        places = [sound(place) for place in read_json(path)["test"]]
         if not places:
             raise ValueError("it has no settings")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: damaged, or not the map of a run ({type(error).__name__}).") from error
     return places
 

@@ -10,7 +10,7 @@ from vae_exp.config import build
 from vae_exp.datasets import Data
 from vae_exp.errors import UserError
 from vae_exp.run.checkpoint import Checkpoint
-from vae_exp.run.origin import data_folder, in_reach, places
+from vae_exp.run.origin import in_reach, places
 
 log = logging.getLogger(__name__)
 _told: set[str] = set()  # the places of data of which this process has said that it does not know them
@@ -26,7 +26,7 @@ def read(stored: Checkpoint, run_dir: Path | None, root: str | None = None) -> D
     settings = stored.config["dataset"]
     cache = str(settings.get("cache"))
     if settings["_target_"] == "vae_exp.datasets.image_folder" and not Path(cache).expanduser().is_dir():
-        settings = settings | {"cache": str(data_folder())}  # it was another machine's, or is cleared
+        settings = settings | {"cache": None}  # it was another machine's, or is cleared
     return _read(stored, run_dir, settings, root)
 
 

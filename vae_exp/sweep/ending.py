@@ -1,6 +1,7 @@
 """The end of a sweep: its table, results.csv, its figures, and what to type next."""
 
 import shlex
+from pathlib import Path
 
 from vae_exp.comparing import comparable
 from vae_exp.comparing import runs as results
@@ -9,6 +10,7 @@ from vae_exp.comparing.terminal import table, wrapped
 from vae_exp.config.check import as_argument
 from vae_exp.config.keys import WandbKeys
 from vae_exp.errors import UserError
+from vae_exp.files import write
 from vae_exp.run.console import say
 from vae_exp.run.folder import BEST, config_dir, read_overrides, runs_below
 from vae_exp.sweep.plan import Plan
@@ -29,7 +31,7 @@ def finish(planned: Plan, wandb: WandbKeys, stopped: bool = False) -> int:
     rare = (*results.SCORES, results.UDR)
     measured = [name for name in results.RESULTS if name not in rare or any(name in run.metrics for run in runs)]
     columns = [*results.setting_columns(runs), "state", *measured]
-    results.write_csv(planned.folder / "results.csv", runs, [*columns, "reason"], base=planned.folder)
+    write(planned.folder / "results.csv", results.as_csv(runs, [*columns, "reason"], base=planned.folder))
 
     folded = results.fold_seeds(runs)
     metric = comparable.metric_of(runs)
@@ -38,6 +40,17 @@ def finish(planned: Plan, wandb: WandbKeys, stopped: bool = False) -> int:
     shown = [*keys, *(name for name in PRINTED_COLUMNS if any(name in run.metrics for run in runs))]
     shown += ["state"] if done - pruned < len(runs) else []
     shown += ["reason"] if done < len(runs) else []
+    figures: list[Path] = []
+    if bests and not stopped:  # before anything is printed: whoever reads it may have gone
+        from vae_exp.comparing import plots
+        from vae_exp.tracking.wandb_afterwards import publish_sweep
+
+        figures = plots.of_sweep(folded, runs, keys, metric, planned.folder)
+        numbers = {f"best/{column}": bests[0].value(column) for column in shown} if len(bests) == 1 else {}
+        lines = [[run.value(column) for column in shown] for run in folded]
+        folders = [run.folder for run in runs]
+        numbers |= {"done": done, "jobs": planned.jobs}
+        publish_sweep(planned.name, wandb, folders, shown, lines, figures, numbers)
     if runs:
         rows = results.sort_runs(folded, metric)
         say("\n" + table(rows, shown, bests, metric, f"{planned.folder}/results.csv"))
@@ -53,19 +66,8 @@ def finish(planned: Plan, wandb: WandbKeys, stopped: bool = False) -> int:
         say(f"compare vae-compare {place_of} --html report.html")
         if place := wandb_logged.place(run.folder for run in runs):
             say(f"in W&B  vae-compare {place_of} --wandb {shlex.quote(place)} --wandb-report")
-    if bests and not stopped:
-        from vae_exp.comparing import plots
-        from vae_exp.tracking.wandb_afterwards import publish_sweep
-
-        figures = plots.of_sweep(folded, runs, keys, metric, planned.folder)
-        for figure in figures:
-            say(f"figure  {figure}")
-        numbers = {f"best/{column}": bests[0].value(column) for column in shown} if len(bests) == 1 else {}
-        lines = [[run.value(column) for column in shown] for run in folded]
-        folders = [run.folder for run in runs]
-        publish_sweep(
-            planned.name, wandb, folders, shown, lines, figures, numbers | {"done": done, "jobs": planned.jobs}
-        )
+    for figure in figures:
+        say(f"figure  {figure}")
     return 0 if done >= planned.jobs or (planned.search and done) else 1
 
 

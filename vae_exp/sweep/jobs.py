@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vae_exp import launched
 from vae_exp.config.keys import SweepKeys
 from vae_exp.errors import Lost, UserError
-from vae_exp.run import resume
+from vae_exp.run import console, resume
 from vae_exp.run.console import say
 from vae_exp.run.folder import read_summary, runs_below
 from vae_exp.sweep import composing, processes, study
@@ -38,6 +38,7 @@ def run_job(cfg: DictConfig, run_dir: Path, job: Any) -> float | None:
     """
     if processes.is_worker():
         composing.composed_once_here()
+        console.open_streams()
     if job.runtime.choices["hydra/launcher"].startswith("submitit"):
         processes.join_tasks()
     if launched.started() > 1:

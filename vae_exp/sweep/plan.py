@@ -1,6 +1,5 @@
 """What the command line of a sweep becomes: its jobs, its folders and what Hydra is to be given."""
 
-import json
 import math
 import re
 from collections.abc import Callable
@@ -19,9 +18,10 @@ from vae_exp.config.combinations import check_metric
 from vae_exp.config.kinds import TEXT
 from vae_exp.config.messages import compose, parse
 from vae_exp.errors import UserError
+from vae_exp.files import read_json, require_no_links, write_json, writing
 from vae_exp.run.folder import OUTPUTS, UNREADABLE, runs_below
-from vae_exp.run.writing import write_json, writing
 from vae_exp.sweep import growing
+from vae_exp.sweep.study import JOURNAL
 from vae_exp.sweep.sweepers import require_together
 from vae_exp.sweep.values import LONGEST, NUMBER, distinct, job_folder, values_of
 
@@ -56,7 +56,7 @@ class Plan:
 
     def write(self) -> None:
         """sweep.json in the sweep's folder. Raises Unwritable where the system refuses."""
-        with writing(self.folder, DIR, "sweep.resume"):
+        with writing(self.folder, DIR):
             self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / SWEEP, {name: getattr(self, name) for name in RECORDED})
 
@@ -131,6 +131,7 @@ def plan(typed: list[str], cfg: DictConfig, data_digest: Callable[[], str | None
     if cfg.sweep.resume is not None:
         folder, before = _to_resume(str(cfg.sweep.resume))
         name = before["name"]
+        _require_no_links(folder)
         if chosen and chosen.resolve() != folder.resolve():
             raise UserError(f"{DIR}={chosen}: a sweep goes on in its own folder, {folder}; leave {DIR} out.")
         try:
@@ -144,6 +145,8 @@ def plan(typed: list[str], cfg: DictConfig, data_digest: Callable[[], str | None
             f"{DIR}={chosen}: a sweep or runs are there already. Choose a new folder, or go on with a sweep: "
             "sweep.resume=FOLDER"
         )
+    elif chosen:
+        _require_no_links(chosen)
     resume = "null" if cfg.sweep.resume is None else quoted(folder)
     kept = {key: cfg.sweep[key] for key in ("zip", "prune", "prune_after", "prune_factor", "metric")}
     overrides = [
@@ -239,6 +242,16 @@ def _require_folders_of_ours(typed: list[str]) -> None:
             raise UserError(f"{line(override)}: is of one run. The folder of a sweep is {DIR}=FOLDER.")
 
 
+def _require_no_links(folder: Path) -> None:
+    """Raise UserError where something below a sweep's folder is a link: Hydra itself opens the log of each job.
+
+    W&B, which may have been told to write there, makes links of its own, and Optuna's lock is one.
+    """
+    if folder.is_dir():
+        theirs = ("wandb", f"{JOURNAL}.lock")
+        require_no_links(folder, [each.name for each in folder.iterdir() if not each.name.startswith(theirs)])
+
+
 def _chosen_folder(cfg: DictConfig) -> Path | None:
     """The folder that hydra.sweep.dir asks for, on the command line or in a preset; None where nobody does."""
     written = cast("dict[str, Any]", OmegaConf.to_container(cfg.hydra.sweep, resolve=False))
@@ -257,7 +270,7 @@ def _to_resume(path_or_latest: str) -> tuple[Path, dict]:
     else:
         folder = Path(path_or_latest)
     try:
-        record = json.loads((folder / SWEEP).read_text())
+        record = read_json(folder / SWEEP)
         if not TEXT.allows(record["name"]) or "${" in record["name"]:  # a name is no interpolation any more
             raise ValueError(record["name"])
         parse([*record["settings"], *record["values"]])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vae_exp.errors import UserError
+from vae_exp.files import read_text
 from vae_exp.run import cores
 from vae_exp.run.console import say
 from vae_exp.run.folder import LOCK, SUMMARY, Summary, read_summary, require_no_owner, runs_below
@@ -162,7 +163,7 @@ def wait_for_owner(folder: Path) -> None:
     while has_owner(folder):
         if not told:
             with contextlib.suppress(OSError):
-                pid = (folder / LOCK).read_text().strip() or "?"
+                pid = read_text(folder / LOCK).strip() or "?"
                 say(f"waits for process {pid}, which trains in {folder}")
                 told = True
         time.sleep(POLL_SECONDS)

@@ -4,9 +4,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vae_exp.config.check import CONF_DIR, as_typed
+from vae_exp.files import read_yaml
 from vae_exp.run.folder import config_dir, read_overrides
 
 # Added by the plan of a sweep to what was typed.
@@ -18,7 +17,7 @@ def command(folder: Path) -> str | None:
     typed = read_overrides(folder, of_sweep=True)
     if typed is None:
         return None
-    defaults: dict[str, Any] = yaml.safe_load((CONF_DIR / "config.yaml").read_text())["sweep"]
+    defaults: dict[str, Any] = read_yaml(CONF_DIR / "config.yaml")["sweep"]
     unchanged = {f"sweep.{key}={as_typed(value)}" for key, value in defaults.items()}
     kept = [word for word in typed if word not in unchanged and not word.startswith(PLANNED)]
     return shlex.join(["vae-train", "-m", *config_dir(folder), *kept])

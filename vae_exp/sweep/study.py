@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vae_exp.config.combinations import check_metric
 from vae_exp.config.keys import SweepKeys
 from vae_exp.errors import UserError
-from vae_exp.run.writing import writing
+from vae_exp.files import write, writing
 
 if TYPE_CHECKING:
     import optuna
@@ -36,7 +36,7 @@ def start(folder: Path, name: str) -> None:
     with writing(journal):
         if journal.is_file():
             whole = journal.read_bytes()
-            journal.write_bytes(whole[: whole.rfind(b"\n") + 1])  # a line that was cut off would spoil the next one
+            write(journal, whole[: whole.rfind(b"\n") + 1])  # a line that was cut off would spoil the next one
         (folder / f"{JOURNAL}.lock").unlink(missing_ok=True)  # nobody holds it: no job is at work
         optuna.create_study(study_name=name, storage=_storage(folder), load_if_exists=True)
 

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from vae_exp.config.messages import parse
 from vae_exp.errors import UserError
+from vae_exp.files import write
 from vae_exp.run.folder import MULTIRUN
 from vae_exp.sweep.values import values_of
 
@@ -34,7 +35,7 @@ class SweepsJobs(Sweeper):
         """Raises what a job or the launcher raised; a run that fails does not."""
         overrides = parse(arguments)
         fixed = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
-        OmegaConf.save(self.config, self.folder / MULTIRUN)
+        write(self.folder / MULTIRUN, OmegaConf.to_yaml(self.config))
         for first, jobs in self.batches([override for override in overrides if override.is_sweep_override()]):
             for job in self.launcher.launch([[*fixed, *job] for job in jobs], initial_job_idx=first):
                 _ = job.return_value

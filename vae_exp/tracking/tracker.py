@@ -20,11 +20,11 @@ from PIL import Image
 from vae_exp.config.check import from_anywhere, resolve
 from vae_exp.config.keys import Config
 from vae_exp.errors import UserError
+from vae_exp.files import atomic_write, no_links, write, write_json, writing
 from vae_exp.run import earlier
 from vae_exp.run.checkpoint import Checkpoint
 from vae_exp.run.folder import BEST, CONFIG, IMAGES, LAST, METRICS, SUMMARY, Summary, WandbRun, read_summary
 from vae_exp.run.standing import Facts
-from vae_exp.run.writing import write, write_json, writing
 from vae_exp.tracking import wandb_server
 from vae_exp.tracking.wandb_options import FINISH_SECONDS, as_id, first_line, of_run, run_name
 from vae_exp.tracking.wandb_server import Mode
@@ -64,9 +64,9 @@ class Tracker:
         else:
             earlier.require_unused(run_dir, config["replace"])  # again: another process may have been quicker
             earlier.clear(run_dir, old_log_bytes)
-        write(run_dir / CONFIG, OmegaConf.to_yaml(OmegaConf.create(dict(config))).encode())
+        write(run_dir / CONFIG, OmegaConf.to_yaml(OmegaConf.create(dict(config))))
         with writing(run_dir / METRICS):
-            self.metrics = (run_dir / METRICS).open("a")
+            self.metrics = open(run_dir / METRICS, "a", opener=no_links)  # noqa: SIM115
         best = before.best.summary() if before is not None and before.best is not None else {}
         self.summary = Summary("running", name=run_name(config), results=asdict(facts) | best)
         self.wandb = None if wandb_mode == "disabled" else self._open_wandb(config, wandb_mode, facts)
@@ -105,7 +105,8 @@ class Tracker:
         path = self.run_dir / IMAGES / f"{name}_{step:07d}.png"
         with writing(path):
             path.parent.mkdir(exist_ok=True)
-            Image.fromarray(pixels).save(path)
+        with atomic_write(path, sync=False) as file:
+            Image.fromarray(pixels).save(file, "PNG")
         if self.wandb is not None:
             import wandb
 
@@ -240,7 +241,7 @@ def record_failure(cfg: DictConfig, run_dir: Path, reason: str) -> None:
             cfg = OmegaConf.create(from_anywhere(resolve(cfg)))
         with contextlib.suppress(OSError, UserError):  # a full disk may be what failed
             run_dir.mkdir(parents=True, exist_ok=True)
-            OmegaConf.save(cfg, run_dir / CONFIG)
+            write(run_dir / CONFIG, OmegaConf.to_yaml(cfg))
             Summary("failed", reason).write(run_dir)
 
 

@@ -1,7 +1,5 @@
 """What runs logged to W&B, by the names that it has there: read from their own files, so that no account is needed."""
 
-import contextlib
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -12,6 +10,7 @@ from urllib.parse import unquote, urlparse
 from vae_exp.comparing.runs import RESULTS, SEEDS, Run, differing, is_finite
 from vae_exp.config.check import flatten
 from vae_exp.errors import UserError
+from vae_exp.files import read_json_lines
 from vae_exp.run import evaluated
 from vae_exp.run.folder import IMAGES, METRICS, Summary, read_config, read_summary
 
@@ -137,13 +136,9 @@ def _distinct(values: Iterable[Any]) -> list[Any]:
 
 def _history(folder: Path) -> set[str]:
     """The names of metrics.jsonl: of its numbers, and of its lists, which are histograms in W&B."""
-    path = folder / METRICS
     names: set[str] = set()
-    for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
-        with contextlib.suppress(ValueError):  # the last line of a killed run may not be whole
-            row = json.loads(line)
-            if isinstance(row, dict):
-                names |= {name for name, value in row.items() if is_finite(value) or isinstance(value, list)}
+    for row in read_json_lines(folder / METRICS):
+        names |= {name for name, value in row.items() if is_finite(value) or isinstance(value, list)}
     return names - {"step"}
 
 

@@ -96,6 +96,8 @@ def _mend_environment() -> None:
         del os.environ["WANDB_RUN_ID"]
     if tags := os.environ.get("WANDB_TAGS"):
         os.environ["WANDB_TAGS"] = ",".join(short([tag for tag in tags.split(",") if tag.strip()]))
+    if os.environ.get("WANDB_TAGS") == "":
+        del os.environ["WANDB_TAGS"]
 
 
 def _key_in_netrc(server: str) -> str | None:

@@ -1,6 +1,5 @@
 """A trained model as its users want it: images and labels in whatever form they have, no gradients."""
 
-import contextlib
 import functools
 import hashlib
 import os
@@ -11,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from vae_exp import metrics
@@ -199,21 +197,17 @@ class TrainedVAE:
         return data
 
     def export(self, path: str | Path) -> None:
-        """Write the weights as safetensors, with all that vae_exp.load needs to rebuild the model from them.
+        """Write the weights as PATH.safetensors, with all that vae_exp.load needs to rebuild the model from them.
 
-        Raises UserError where the system refuses, such as for a full disk; nothing half written stays.
+        Raises UserError for another ending, and where the system refuses, such as for a full disk; nothing half
+        written stays.
         """
         path = Path(path)
         kept, origin = self._checkpoint, self._checkpoint.origin
         if origin is not None and origin.from_run is not None and self.path is not None:
             from_here = os.path.relpath(self.path.parent / origin.from_run, path.parent)
             kept = replace(kept, origin=replace(origin, from_run=from_here))
-        try:
-            checkpoint.export(path, kept)
-        except (OSError, SafetensorError) as error:  # safetensors tells of a full disk in an error of its own
-            with contextlib.suppress(OSError):
-                path.with_name(f"{path.name}.partial").unlink()
-            raise UserError(f"{path}: cannot be written ({getattr(error, 'strerror', None) or error}).") from error
+        checkpoint.export(path, kept)
 
     def images(self, x: Tensor | np.ndarray) -> Tensor:
         """[N, C, H, W] floats in [0, 1] on the model's device. Raises UserError for another shape or range."""

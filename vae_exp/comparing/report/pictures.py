@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vae_exp.files import open_regular
 from vae_exp.run.folder import IMAGES
 
 FIRST = ("test_reconstructions", "samples")  # what the sheet of all runs shows
@@ -100,7 +101,7 @@ def _coarse_to_fine(count: int) -> Iterator[tuple[int, int]]:
 def _is_png(path: Path) -> bool:
     """Whether a browser can be given it: not a folder, a link that leads nowhere, or a file that was cut off."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return file.read(8) == b"\x89PNG\r\n\x1a\n" and file.seek(0, 2) > 24
     except OSError:
         return False
