@@ -321,13 +321,15 @@ def test_a_dataset_of_ones_own_is_known_by_some_of_its_rows(monkeypatch, now, sa
     sys.modules.pop("mydata", None)
 
 
-def without_origin(run):
+def without_origin(run, files="*.pt"):
     """As an older version left it: what was typed, and no record of the data."""
-    for path in Path(run).glob("*.pt"):
+    for path in Path(run).glob(files):
         state = stored(path)
         state.pop("origin", None)  # a second name of the same file has lost it
         state["config"]["dataset"]["root"] = "imgs"
         torch.save(state, path)
+    if files != "*.pt":
+        return
     path = Path(run, "config.yaml")
     config = yaml.safe_load(path.read_text())
     config["dataset"]["root"] = "imgs"
@@ -348,9 +350,13 @@ def test_an_older_run_finds_its_data_by_hydras_record_and_says_that_it_cannot_kn
     assert caplog.text.count("whether they have changed since cannot be told") == 1
     code, said = vae_train("resume=../A/run", "epochs=2")
     assert code == 0, said
-    assert yaml.safe_load(Path("../A/run/config.yaml").read_text())["dataset"]["root"] == str(
-        Path("../A/imgs").resolve()
-    )
+    root = yaml.safe_load(Path("../A/run/config.yaml").read_text())["dataset"]["root"]
+    assert root == str(Path("../A/imgs").resolve())
+    without_origin("../A/run", "best.pt")  # as where no later epoch is better
+    assert are_equal(before, seen(vae_exp.load("../A/run").read_data()))
+    draw("../A/imgs", n=44)
+    with pytest.raises(UserError, match=r"\d+ training images, and were \d+"):
+        vae_exp.load("../A/run").read_data()
 
 
 @pytest.mark.parametrize(

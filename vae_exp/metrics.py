@@ -16,7 +16,7 @@ from vae_exp import shares, together
 from vae_exp.datasets.factors import Factors
 from vae_exp.datasets.splits import Split, batches
 from vae_exp.distributions import LOG_2PI, DiagonalGaussian, Point, log_prior
-from vae_exp.errors import UserError
+from vae_exp.errors import UserError, printable
 from vae_exp.run.speed import exact_products
 from vae_exp.scores.mutual_information import above_chance
 from vae_exp.scores.repeats import Spread, spread, usual_size
@@ -222,7 +222,8 @@ def scores_warning(measured: Evaluation, told: np.ndarray, names: Sequence[str])
         return None
     said = "the means of q(z|x), which they read, "
     if beyond:
-        listed = (f"z{i} {most[i]:.2f} about {names[told[i].argmax()]}, KL {bound[i]:.2f}" for i in beyond[:NAMED])
+        best = {i: printable(names[told[i].argmax()]) for i in beyond[:NAMED]}
+        listed = (f"z{i} {most[i]:.2f} about {name}, KL {bound[i]:.2f}" for i, name in best.items())
         said += (
             f"tell more than z with its noise carries: {'; '.join(listed)} nats ({len(beyond)} of {len(bound)} latents)"
         )
@@ -265,7 +266,7 @@ def information(measured: Evaluation, part: torch.Generator, noise: torch.Genera
     q = DiagonalGaussian(q.mean.double(), q.log_var.double())
     gained = _log_ratio_to_mixture(q, z).cpu()
     known = (q.log_prob(z) - log_prior(z)).sum(1).cpu() - kl  # of mean 0 over draws
-    centred = known - known.mean()
+    centred = known - known.mean()  # the slope of least squares leaves the least noise
     slope = (centred * gained).mean() / centred.square().mean().clamp(min=torch.finfo(torch.double).tiny)
     gained = gained - slope * known
     bounded = max(0.0, min(gained.mean().item(), math.log(len(kl)), kl.mean().item()))

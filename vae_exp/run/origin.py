@@ -8,7 +8,7 @@ from typing import Any
 
 from vae_exp.errors import UserError
 from vae_exp.files import cache_folder
-from vae_exp.run.folder import UNREADABLE, read_hydra
+from vae_exp.run.folder import UNREADABLE, read_config, read_hydra
 
 OWN_IMAGES = ("vae_exp.datasets.image_folder", "vae_exp.datasets.arrays")  # whatever lies at dataset.root
 
@@ -52,6 +52,7 @@ def places(dataset: Mapping[str, Any], origin: Origin | None, run_dir: Path | No
         found, from_run = [root, *([origin.root] if origin.root else [])], origin.from_run
     else:
         cwd, run_dir_then = _as_hydra_has_it(run_dir)
+        root = _resumed_with(run_dir) or root
         found = [str((cwd or Path()) / os.path.expanduser(root))]  # noqa: PTH111
         from_run = os.path.relpath(found[0], run_dir_then) if run_dir_then else None
     if run_dir is not None and from_run is not None:
@@ -64,6 +65,13 @@ def places(dataset: Mapping[str, Any], origin: Origin | None, run_dir: Path | No
 def data_folder() -> Path:
     """Return where downloaded data and decoded images lie, as conf/dataset/*.yaml say."""
     return Path(os.environ.get("VAE_EXP_DATA") or cache_folder("").parent)
+
+
+def _resumed_with(run_dir: Path | None) -> str | None:
+    """The absolute root in a run's config.yaml: where it went on since, best.pt may still be of an older version."""
+    dataset = ((read_config(run_dir) if run_dir else None) or {}).get("dataset")
+    root = dataset.get("root") if isinstance(dataset, dict) else None
+    return root if isinstance(root, str) and Path(root).is_absolute() else None
 
 
 def _as_hydra_has_it(run_dir: Path | None) -> tuple[Path | None, Path | None]:

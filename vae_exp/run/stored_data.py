@@ -34,7 +34,10 @@ def read_to_resume(stored: Checkpoint, run_dir: Path, settings: Mapping[str, Any
     """As `read`, for a run that goes on with these settings of its dataset; a root that is another is meant alone."""
     root = settings.get("root")
     own = places(stored.config["dataset"], stored.origin, run_dir)
-    return _read(stored, run_dir, settings, None if root in own else root)
+    try:
+        return _read(stored, run_dir, settings, None if root in own else root)
+    except UserError as error:
+        raise UserError(f"{error} resume=null starts a new run.") from error
 
 
 def _read(stored: Checkpoint, run_dir: Path | None, settings: Mapping[str, Any], root: str | None) -> Data:
