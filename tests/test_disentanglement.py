@@ -1,5 +1,6 @@
 """Disentanglement of codes whose score is known: by a closed form, a second computation, or what must not matter."""
 
+import re
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests import cautions
 from vae_exp import scores
 from vae_exp.errors import UserError
 from vae_exp.scores import repeats
@@ -504,6 +506,26 @@ def test_a_second_implementation_agrees():
     for ours, name in ((boosted.disentanglement, "disentanglement"), (boosted.completeness, "completeness"),
                        (boosted.informativeness, "informativeness_test")):  # fmt: skip
         assert ours == pytest.approx(of_theirs[f"dci.{name}"], abs=0.02), name
+
+
+SLOW = pytest.mark.slow
+RANGES = [  # a score, a number of it, the codes, and which range of its caution that is
+    ("modularity", "modularity", "noise", 0),
+    ("modularity", "modularity", "rotated", 1),
+    pytest.param("factor_vae", "factor_vae", "rotated", 0, marks=SLOW),
+    pytest.param("beta_vae", "beta_vae", "rotated", 0, marks=SLOW),
+    pytest.param("sap", "sap", "perfect", 0, marks=SLOW),
+    pytest.param("infomec", "infom", "rotated", 0, marks=SLOW),
+    pytest.param("infomec", "infom_published", "noise", 0, marks=SLOW),
+    pytest.param("infomec", "infoc", "rotated", 0, marks=SLOW),
+    pytest.param("infomec", "infoc_published", "noise", 0, marks=SLOW),
+]
+
+
+@pytest.mark.parametrize(("name", "key", "case", "place"), RANGES)
+def test_cautions_name_the_ranges_that_are_measured(name, key, case, place):
+    said = re.findall(r"(\d\.\d\d) to (\d\.\d\d) \(mean (\d\.\d\d)\)", scores.SCORES[name].caution_of(key))[place]
+    assert [float(number) for number in said] == pytest.approx(cautions.measured(name, case)[key], abs=0.011)
 
 
 @pytest.mark.slow

@@ -19,8 +19,8 @@ def udr(codes: Sequence[Any], kl: Sequence[Any] | None = None, by: str = "spearm
 
     Two models agree as far as each informative latent of one is similar to one of the other alone: the mean over both
     models' latents of (largest similarity)^2 / (sum of similarities). Similarity is the size of Spearman's correlation,
-    or with by=lasso that of the weights of a Lasso (alpha 0.1) that predicts the latents of the model at hand from the
-    other's. The two directions differ; this is the one of the authors' code, udr.py of
+    or with by=lasso that of the weights of a Lasso (alpha 0.1) that predicts the latents of the model at hand from
+    those of the other. The two directions differ; this is the one of the authors' code, udr.py of
     https://github.com/google-research/disentanglement_lib, which takes the median over the models that predict (and,
     of models with different numbers of latents, the mean of both models' means). Give each model's mean KL of its
     latents, [Z] in nats, and those below 0.01 are left out; a latent that never changes always is. No factors are
