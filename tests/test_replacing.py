@@ -13,7 +13,7 @@ from tests.hooks import Crash
 from vae_exp.errors import UserError
 from vae_exp.train import train
 
-SMALL = ("network.hidden_dims=[16]", "model.z_dim=3", hooks.OWN_OBJECTIVE)
+SMALL = ("network.hidden_dims=[16]", "model.z_dim=3", hooks.OWN_OBJECTIVE)  # its name lies in the folder: trust=true
 RUN = (*QUICK, *SMALL, "wandb.mode=disabled", "hydra.run.dir=run")
 STANDS_STILL = ("scheduler=milestones", "scheduler.at_epochs=[1]", "scheduler.gamma=1e-30")  # after its first epoch
 
@@ -63,7 +63,7 @@ def test_replace_takes_everything_of_the_old_run_away(vae_train, vae_command):
     for name in ("best.pt", "last.pt", "last.previous.pt"):
         evaluate(vae_command, f"run/{name}")
     generate(vae_command, "run")
-    assert vae_train("resume=run", "epochs=3")[0] == 0
+    assert vae_train("resume=run", "trust=true", "epochs=3")[0] == 0
     assert Path("run/earlier").is_dir()
     Path("run/reproduced.json").write_text("{}")
     Path("run/confirmed/beta-1_z_dim-2").mkdir(parents=True)  # of another run's map
@@ -97,9 +97,9 @@ def test_a_folder_whose_run_failed_before_it_began_is_used_again(vae_train):
 
 def test_replace_and_resume_are_two_wishes_and_replace_is_not_inherited(vae_train):
     assert vae_train(*RUN, "replace=true")[0] == 0
-    code, said = vae_train("resume=run", "epochs=2", "replace=true")
+    code, said = vae_train("resume=run", "trust=true", "epochs=2", "replace=true")
     assert (code, "resume=run and replace=true" in said) == (1, True)
-    assert vae_train("resume=run", "epochs=2")[0] == 0
+    assert vae_train("resume=run", "trust=true", "epochs=2")[0] == 0
     assert [row["epoch"] for row in metrics("run") if "val/kl" in row] == [1, 2]
 
 
@@ -130,7 +130,7 @@ def test_what_was_measured_of_other_weights_is_set_aside(vae_train, vae_command)
         evaluate(vae_command, f"run/{name}")
     generate(vae_command, "run")
     moved = {path: Path("run", path).read_bytes() for path in ("best.test.json", "last.test.json")}
-    assert vae_train("resume=run", "epochs=3")[0] == 0
+    assert vae_train("resume=run", "trust=true", "epochs=3")[0] == 0
     assert stored("run/best.pt")["epoch"] == 3
     assert not list(Path("run").glob("*.test.json"))
     assert not Path("run/generated").exists()
@@ -144,7 +144,7 @@ def test_what_was_measured_of_the_same_weights_stays(vae_train, vae_command):
         evaluate(vae_command, f"run/{name}")
     generate(vae_command, "run")
     kept = content("run/generated") | {Path("run/best.test.json"): content("run")[Path("run/best.test.json")]}
-    assert vae_train("resume=run", "epochs=3")[0] == 0
+    assert vae_train("resume=run", "trust=true", "epochs=3")[0] == 0
     assert stored("run/best.pt")["epoch"] == 1
     assert {path: content("run")[path] for path in kept} == kept
     assert not Path("run/last.test.json").exists()
@@ -179,7 +179,7 @@ def test_what_stands_in_the_place_of_a_file_is_named(vae_train, name, kind):
     Path("run", name).unlink(missing_ok=True)
     Path("run", name).mkdir() if kind == "folder" else os.mkfifo(Path("run", name))
     before = content("run")
-    code, said = vae_train("resume=run", "epochs=2")
+    code, said = vae_train("resume=run", "trust=true", "epochs=2")
     assert (code, len(said.splitlines())) == (1, 1), said
     assert f"run/{name}: not a file" in said or f"checkpoint=run/{name}" in said
     assert content("run") == before

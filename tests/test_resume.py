@@ -35,7 +35,7 @@ KINDS = {
     "accumulated": ("batch_size=32", "accumulate_steps=4", "dataset.flip=true"),
 }
 EVERY_EPOCH = ("checkpoint_every_epochs=1", "figure_every_epochs=1")  # not by the clock, which no two runs share
-SMALL = ("network.hidden_dims=[16]", "model.z_dim=3", hooks.OWN_OBJECTIVE, *EVERY_EPOCH)
+SMALL = ("network.hidden_dims=[16]", "model.z_dim=3", hooks.OWN_OBJECTIVE, *EVERY_EPOCH)  # own: trust=true
 RUN = (*QUICK, *SMALL, "wandb.mode=disabled")
 
 
@@ -261,7 +261,7 @@ def test_without_the_weights_of_its_best_epoch_a_run_is_refused_before_it_trains
 
     before = content()
     for _ in range(2):
-        code, said = vae_train("resume=run", "epochs=3")
+        code, said = vae_train("resume=run", "trust=true", "epochs=3")
         assert code == 1
         assert re.match(r"vae-train: resume=run: .*best epoch.* lost. checkpoint=run/best.pt: ", said)
         assert len(said.splitlines()) == 1
@@ -319,16 +319,16 @@ def test_max_minutes_ends_a_run_cleanly_also_inside_its_first_epoch(step):
 def test_the_command_goes_on_in_the_same_folder_with_what_was_typed_before(vae_train):
     assert vae_train(*RUN, "model=beta")[0] == 0
     (folder,) = Path("outputs").glob("*/*beta*")
-    assert vae_train("resume=latest", "epochs=2")[0] == 0
-    assert vae_train(f"resume={folder}/last.pt", "epochs=3", "log_every_steps=2")[0] == 0
+    assert vae_train("resume=latest", "trust=true", "epochs=2")[0] == 0
+    assert vae_train(f"resume={folder}/last.pt", "trust=true", "epochs=3", "log_every_steps=2")[0] == 0
     assert [path.parent for path in Path("outputs").rglob("summary.json")] == [folder]
     assert [row["epoch"] for row in metrics(folder) if "val/kl" in row] == [1, 2, 3]
     kept = OmegaConf.load(folder / "config.yaml")
     assert (kept.model.name, kept.model.z_dim, kept.epochs, kept.log_every_steps) == ("beta", 3, 3, 2)
     before = everything(folder)
-    code, said = vae_train("resume=latest")
+    code, said = vae_train("resume=latest", "trust=true")
     assert (code, "the run is finished after epoch 3" in said) == (1, True)
-    code, said = vae_train(f"resume={folder}", "model=vanilla", "epochs=5")
+    code, said = vae_train(f"resume={folder}", "trust=true", "model=vanilla", "epochs=5")
     assert (code, "model.beta=1.0: the run has model.beta=4.0" in said) == (1, True)
     code, said = vae_train("resume=nowhere")
     assert (code, "resume=nowhere: no last.pt there" in said) == (1, True)
@@ -436,7 +436,7 @@ def test_latest_is_the_newest_run_that_has_what_is_needed(vae_train, vae_command
     touch("outputs/a/best.pt", 1_000_001)
     assert "outputs/a/best.test.json" in vae_command("vae-evaluate", "checkpoint=latest", "device=cpu")[1]
     touch("outputs/b/last.pt", 1_000_002)
-    assert vae_train("resume=latest", "epochs=2")[0] == 0
+    assert vae_train("resume=latest", "trust=true", "epochs=2")[0] == 0
     assert stored("outputs/b/last.pt")["epoch"] == 2
 
 
@@ -453,7 +453,7 @@ def test_a_checkpoint_of_an_earlier_version_may_lack_what_is_not_needed():
 def test_what_was_typed_for_a_run_and_cannot_be_read_is_named(vae_train):
     assert vae_train(*RUN, *SMALL, "hydra.run.dir=run")[0] == 0
     Path("run/.hydra/overrides.yaml").write_text("[")
-    code, said = vae_train("resume=run", "epochs=5")
+    code, said = vae_train("resume=run", "trust=true", "epochs=5")
     assert code == 1, said
     assert "resume=run: .hydra/overrides.yaml cannot be read there" in said
     assert "the configuration contradicts the run" in said
@@ -467,7 +467,11 @@ def test_a_folder_belongs_to_one_process(vae_train):
         while not Path("run/last.pt").exists():
             time.sleep(0.05)
             assert running.poll() is None, running.stdout.read()
-        for arguments in ((*RUN, "hydra.run.dir=run"), ("resume=run", "epochs=5"), (*RUN, "epochs=5", "resume=auto")):
+        for arguments in (
+            (*RUN, "hydra.run.dir=run"),
+            ("resume=run", "trust=true", "epochs=5"),
+            (*RUN, "epochs=5", "resume=auto"),
+        ):
             code, said = vae_train(*arguments, "hydra.run.dir=run")
             assert (code, f"process {running.pid} is training" in said) == (1, True), said
             assert "Traceback" not in said

@@ -146,7 +146,7 @@ def test_a_job_of_a_preset_sweep_goes_on_as_one_run(vae_train):
     preset = ("experiment=sweep_z_lr", "epochs=1", "wandb.mode=disabled", "network.hidden_dims=[8]")
     assert vae_train(*preset, "model.z_dim=2", "optimizer.lr=1e-3", "seed=0,1")[0] == 0
     job = sorted(only_sweep().glob("*/last.pt"))[0].parent
-    code, said = vae_train(f"resume={job}", "epochs=2")
+    code, said = vae_train(f"resume={job}", "trust=true", "epochs=2")
     assert code == 0, said
     assert json.loads((job / "summary.json").read_text())["best/epoch"] == 2
     assert not Path("multirun").exists()
