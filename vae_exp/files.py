@@ -3,6 +3,7 @@
 import contextlib
 import glob
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -300,7 +301,7 @@ def require_no_links(folder: Path, names: Iterable[str]) -> None:
     """Raise UserError where a file or folder of these names in a folder is a link, or where one lies below it."""
     for path in (folder / name for name in names):
         below = (Path(at, name) for at, folders, files in os.walk(path) for name in (*folders, *files))
-        for each in (path, *below) if not path.is_symlink() else (path,):
+        for each in itertools.chain([path], below):
             if each.is_symlink():
                 raise UserError(
                     f"{each}: a link, to {each.readlink()}. What is written, moved or deleted in {folder} must lie "
