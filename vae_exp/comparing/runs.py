@@ -20,7 +20,9 @@ from vae_exp.files import read_json_lines
 from vae_exp.run.folder import CONFIG, METRICS, OUTPUTS, SUMMARY, confirms, read_config, read_summary, runs_below
 
 # Of data with known factors, where a run was asked for them: the only results of which more is better.
-SCORES = ("test/mig", "test/dci_disentanglement", "test/infom", "test/infoc")
+SCORES = tuple(
+    f"test/{name}" for name in ("mig", "dci_disentanglement", "infom", "infoc", "infom_published", "infoc_published")
+)
 UDR = "udr"  # no run has it by itself: vae-compare --udr measures it of several
 # Results as columns: their names, and where summary.json has them.
 RESULTS = {
