@@ -388,7 +388,7 @@ def test_the_folder_of_a_sweep_can_be_chosen(vae_train):
         (("-m", "seed=0,1", "hydra.sweep.subdir=a"), "hydra.sweep.subdir=a: the folders of jobs are named by their"),
         (("-m", "seed=0,1", "hydra.sweep.dir=''"), "hydra.sweep.dir=: it takes the path of a folder"),
         (("-m", "seed=0,1", f"hydra.sweep.dir={'x' * 300}"), "x: it takes the path of a folder (names up to 255 bytes"),
-        (("-m", "seed=0,1", "hydra.sweep.dir=/dev/null/x"), "choose another place, such as hydra.sweep.dir=PATH;"),
+        (("-m", "seed=0,1", "hydra.sweep.dir=/dev/null/x"), "choose another place, such as hydra.sweep.dir=PATH."),
         (("-m", "seed=0,1", "sweep.resume=1"), "sweep.resume=1: no sweep was started there"),
         (("-m", "seed=0,1", "sweep.resume=0"), "sweep.resume=0: no sweep was started there"),
         (("-m", "model.beta=range(1,3,0)"), "model.beta=range(1,3,0): range() arg 3 must not be zero."),
