@@ -47,6 +47,12 @@ def say_neg_elbo(run="run"):
     return json.loads(Path(run, "best.test.json").read_text())["neg_elbo"]
 
 
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch):
+    """Where a run's own cache is gone, images are decoded into the user's."""
+    monkeypatch.delenv("VAE_EXP_DATA", raising=False)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A folder with images, factors of them, and a run on them; none of it lies where it lay in training any more."""

@@ -60,9 +60,10 @@ class Fingerprint:
         """Return which files are new, gone or changed, or between which names; a range goes up to the next one."""
         starts = [first for first, *_ in ranges]
         now: list[list[str]] = [[] for _ in ranges]
-        for name in sorted(self.files):
-            now[max(0, bisect_right(starts, name) - 1)].append(name)
         found: dict[str, list[str]] = {"new": [], "gone": [], "changed": [], "among": []}
+        for name in sorted(self.files):
+            at = bisect_right(starts, name)
+            (now[at - 1] if at else found["new"]).append(name)
         for (first, last, n, digest), names in zip(ranges, now, strict=True):
             if _hashed(self._lines(names)) == digest:
                 continue
