@@ -316,6 +316,7 @@ def shell(line):
     return subprocess.run(line, shell=True, capture_output=True, text=True, env=environment, timeout=120)
 
 
+@pytest.mark.slow
 def test_what_is_printed_as_the_next_command_works_as_it_stands(vae_train, vae_command, own):
     """A run with code of its own, options in a folder that was typed, and a path with what shells and Hydra read."""
     place = "out put/it's, [a] run"
@@ -418,6 +419,7 @@ def test_a_setting_that_was_confirmed_by_a_stranger_is_not_called(vae_train, run
     assert not Path("ran").exists()
 
 
+@pytest.mark.slow
 def test_a_published_run_that_lies_there_is_not_called(vae_command, run):
     """vae-reproduce finds it finished, by all that its configuration says."""
     code, said = vae_command("vae-reproduce", "linear_gaussian", "wandb.mode=disabled", "device=cpu", "epochs=1")
@@ -432,6 +434,7 @@ def test_a_published_run_that_lies_there_is_not_called(vae_command, run):
     assert not Path("ran").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="an older Python cannot leave out the current folder")
 def test_processes_of_a_run_import_nothing_of_the_current_folder(run):
     """Of a stranger's folder, where one stands, no file takes the place of an installed module."""
