@@ -36,7 +36,6 @@ FLOORS = [
     ["errors"],
 ]
 HEIGHT = {part: -number for number, floor in enumerate(FLOORS) for part in floor}
-LONGEST = 300  # lines: a file that is longer has a second subject
 
 
 def files():
@@ -105,11 +104,6 @@ def test_wandb_stays_in_its_wing():
     users = {file for file in FILES if any(name.split(".")[0] == "wandb" for name in IMPORTED[file])}
     assert users
     assert {part(file) for file in users} == {"tracking"}, users
-
-
-def test_no_file_is_too_long():
-    long = {file: lines for file, path in FILES.items() if (lines := len(path.read_text().splitlines())) > LONGEST}
-    assert not long
 
 
 KINDS = [
