@@ -282,9 +282,7 @@ def sweep(tmp_path_factory):
         swept = "experiment=one,two model.z_dim=2,4 network.hidden_dims=[2],[4] optimizer.lr=1e-4,1e-2"
         zipped = "sweep.zip=[model.z_dim,network.hidden_dims]"
         patch.setattr("sys.argv", ["vae-train", *typed.split(), *swept.split(), zipped])
-        with pytest.raises(SystemExit) as stop:
-            train_command.main()
-        assert stop.value.code == 0
+        train_command.main()
         return Path("s").resolve()
 
 

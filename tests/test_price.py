@@ -36,7 +36,7 @@ def clock(monkeypatch):
         if event == "os.rename" and str(os.fsdecode(arguments[1])).endswith("last.pt"):
             Clock.now += WRITE
             Clock.written.append(Clock.now)
-        elif event == "open" and str(arguments[0]).endswith(".png") and "w" in str(arguments[1]):
+        elif event == "os.rename" and str(os.fsdecode(arguments[1])).endswith(".png"):
             Clock.now += DRAW
 
     def step(*_):

@@ -101,16 +101,12 @@ def sampled_digest(path: Path) -> str:
 
 def open_regular(path: Path, buffering: int = -1) -> BinaryIO:
     """Open a file to be read, without waiting. Raises OSError where it cannot be, and for what is no regular file."""
-    file = open(path, "rb", buffering, opener=_open_at_once)  # noqa: SIM115
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # no waiting for a pipe's writer
+    file = os.fdopen(os.open(path, flags), "rb", buffering)
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         raise Unreadable(f"{path}: not a file")
     return cast("BinaryIO", file)
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    """Open without waiting for a pipe's writer."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def read_text(path: Path, max_bytes: int = MAX_BYTES) -> str:

@@ -8,6 +8,7 @@ import shutil
 import sys
 import traceback
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import hydra
@@ -174,7 +175,8 @@ def _sweep(typed: list[str], cfg: DictConfig) -> int:
         search.check(cfg, planned.values)
     elif cfg.sweep.prune:
         study.require_optuna(f"sweep.prune={cfg.sweep.prune}")
-    data_digest()
+    digest = data_digest()  # read last: what else may be refused needs no data
+    planned = replace(planned, data=digest if planned.has_one_dataset else None)
     jobs.start(planned)
     sys.argv[1:] = ["--multirun", *planned.overrides]
     stopped, error = 0, None

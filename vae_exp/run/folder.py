@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shlex
+import sys
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -158,9 +159,11 @@ def read_overrides(folder: Path, of_sweep: bool = False, typed: Collection[str] 
         kept, dropped = own_words([str(word) for words in lists for word in words], typed)
     except UNREADABLE:
         return None
+    if of_sweep and config_dir(folder):  # which commands have in its place
+        dropped = [word for word in dropped if not word.startswith("hydra.searchpath=")]
     if dropped:
         left_out = " ".join(map(printable, dropped))
-        say(f"not taken from {printable(path)}: {shortened(left_out)}. Type it again where you want it.")
+        say(f"not taken from {printable(path)}: {shortened(left_out)}. Type it again where you want it.", sys.stderr)
     return kept
 
 

@@ -70,10 +70,10 @@ def _as_meant(words: list[str], cwd: str | None, same_data: bool) -> list[str]:
     """Overrides with absolute paths of data, in the order in which they were; without any where the data are known."""
     found = []
     for word in parse(words):
-        values = list(texts(word)) if word.is_sweep_override() else [word.value()]
-        if word.key_or_group not in PATHS or not all(isinstance(value, str) for value in values):
+        if word.key_or_group not in PATHS:
             found.append(str(word.input_line))
         elif not same_data:
+            values = texts(word) if word.is_sweep_override() else [word.value()]
             paths = [quoted(absolute(str(value), Path(cwd) if cwd else None)) for value in values]
             found.append(f"{word.get_key_element()}={','.join(paths)}")
     return found

@@ -52,7 +52,8 @@ class Plan:
     overrides: list[str]  # all that Hydra is to be given
     single: list[str]  # what turns the same command into one run
     cwd: str  # where it was typed: relative paths in settings and values begin there
-    data: str | None  # a digest of the images of all jobs; None where they differ, or lie on other machines
+    has_one_dataset: bool  # no key of the data is swept
+    data: str | None = None  # a digest of the images of all jobs; None where they differ, or lie on other machines
 
     def write(self) -> None:
         """sweep.json in the sweep's folder. Raises Unwritable where the system refuses."""
@@ -165,8 +166,20 @@ def plan(typed: list[str], cfg: DictConfig, data_digest: Callable[[], str | None
     single = ["hydra.mode=RUN"] if cfg.hydra.mode == RunMode.MULTIRUN else []
     values = [line(override) for override in swept]
     has_study = is_search or bool(cfg.sweep.prune)
-    data, cwd = None if of_data else data_digest(), str(Path.cwd())
-    return Plan(name, keys, jobs, is_search, has_study, settings, values, folder, overrides, single, cwd, data)
+    return Plan(
+        name,
+        keys,
+        jobs,
+        is_search,
+        has_study,
+        settings,
+        values,
+        folder,
+        overrides,
+        single,
+        str(Path.cwd()),
+        not of_data,
+    )
 
 
 def _require_options(
