@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -181,6 +182,28 @@ def test_a_measurement_is_written_before_it_is_printed(vae_command, monkeypatch,
     if reader == "ascii":
         sys.stdout.flush()
         assert r"\xb1 images" in Path("said").read_text()
+
+
+def test_a_reader_that_has_gone_stops_no_evaluation_of_several_runs(vae_command, monkeypatch):
+    assert vae_command("vae-train", *RUN)[0] == 0
+    shutil.copytree("run", "runs/a")
+    shutil.move("run", "runs/b")
+    at_once = io.TextIOWrapper(os.fdopen(READERS["full"](), "wb", buffering=0), write_through=True)
+    monkeypatch.setattr(sys, "stdout", at_once)
+    typed = ("wandb.mode=disabled", "repeats=1", "device=cpu")
+    code, said = vae_command("vae-evaluate", "checkpoint=runs", *typed)
+    assert (code, "standard output: cannot be written (No space left on device)" in said) == (1, True), said
+    assert {path.parent.name for path in Path("runs").rglob("best.test.json")} == {"a", "b"}
+
+
+def test_an_evaluation_of_a_run_whose_summary_is_damaged_is_told_to_its_end(vae_command):
+    assert vae_command("vae-train", *RUN)[0] == 0
+    summary = json.loads(Path("run/summary.json").read_text())
+    summary["wandb"] |= {"id": 5, "project": [], "group": {}, "tags": [None]}
+    Path("run/summary.json").write_text(json.dumps(summary))
+    code, said = vae_command("vae-evaluate", "checkpoint=run", "wandb.mode=offline", "repeats=1", "device=cpu")
+    assert code == 0, said
+    assert "written   run/best.test.json" in said
 
 
 def test_a_sweep_ends_whole_where_nobody_can_read_its_table(vae_train, monkeypatch):

@@ -1,6 +1,7 @@
 """A run folder of a stranger's: nothing that it names is imported or obeyed, whatever the command, unless trusted."""
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -355,7 +356,8 @@ def test_the_name_of_a_sweep_is_no_interpolation(vae_train, run, monkeypatch):
     monkeypatch.setenv("SECRET", "told")
     folder = swept(vae_train, "seed=0,1")
     record = json.loads((folder / "sweep.json").read_text())
-    for wrong in ({"name": "${oc.env:SECRET}"}, {"settings": 3}, {"values": ["seed=["]}, {"name": None}):
+    wrongs = ({"name": "${oc.env:SECRET}"}, {"settings": 3}, {"values": ["seed=["]}, {"name": None}, {"cwd": 5})
+    for wrong in wrongs:
         (folder / "sweep.json").write_text(json.dumps(record | wrong))
         code, said = vae_train("-m", *SMALL, "epochs=0", "seed=0,1", f"sweep.resume={folder}")
         assert (code, "no readable sweep.json" in said, "told" in said) == (1, True, False), said
@@ -368,10 +370,25 @@ def test_jobs_of_a_sweep_that_grows_stay_in_its_folder(vae_train, run):
     kept = yaml.safe_load(hydra.read_text())
     kept["hydra"]["runtime"]["choices"]["scheduler"] = "x/../../outside"
     hydra.write_text(yaml.safe_dump(kept))
+    for place in (folder, folder / "scheduler-constant" / "confirmed" / "one"):  # runs that are no jobs
+        place.mkdir(parents=True, exist_ok=True)
+        for name in ("summary.json", "config.yaml"):
+            shutil.copy(folder / "scheduler-constant" / name, place)
     code, said = vae_train("-m", *SMALL, "epochs=0", "scheduler=constant,cosine,milestones", f"sweep.resume={folder}")
     assert code == 0, said
     assert {path.name for path in folder.parent.iterdir()} == {folder.name}
     assert hydra.is_file()
+    assert (folder / "scheduler-constant" / "confirmed" / "one" / "summary.json").is_file()
+
+
+def test_workers_of_a_sweep_import_nothing_of_the_current_folder(vae_train):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="not installed: pip install 'vae_exp[joblib]'")
+    Path("joblib.py").write_text("open('ran', 'w')\n")
+    joblib = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    code, said = vae_train("-m", *SMALL, "epochs=0", "wandb.mode=disabled", "seed=0,1", *joblib)
+    assert not Path("ran").exists()
+    assert code == 0, said
+    assert "PYTHONSAFEPATH" not in os.environ
 
 
 def test_trials_in_the_journal_of_a_search_have_values_that_were_typed(vae_train, run, tmp_path):

@@ -2,11 +2,13 @@
 
 import copy
 import math
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from tests import hooks
 from tests.conftest import QUICK, compose, quick_run, stored
@@ -160,6 +162,47 @@ def test_a_link_in_a_strangers_folder_is_refused_before_anything_is_touched(vae_
     assert code == 1
     assert said.splitlines()[-1].startswith(f"vae-train: run/{name}: a link, to {tmp_path}/mine"), said
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("name", [".hydra/config.yaml", "train.log", "images/pipe"])
+def test_a_pipe_in_a_strangers_folder_keeps_nobody_waiting(vae_train, run, tmp_path, name):
+    shutil.copytree(run[0], tmp_path / "run")
+    (tmp_path / "run" / name).unlink(missing_ok=True)
+    (tmp_path / "run" / name).parent.mkdir(exist_ok=True)
+    os.mkfifo(tmp_path / "run" / name)
+    # Whoever opens a pipe to write waits for a reader, which is there, or the test would wait too.
+    reader = os.open(tmp_path / "run" / name, os.O_RDONLY | os.O_NONBLOCK)
+    code, said = vae_train("resume=run", *QUICK, *SETTINGS, "wandb.mode=disabled")
+    assert os.read(reader, 10) == b"", "nobody has written to it"
+    os.close(reader)
+    assert code == 1
+    assert said.splitlines()[-1].startswith(f"vae-train: run/{name}: neither a file nor a folder."), said
+
+
+def test_a_strangers_paths_read_nothing_of_the_environment(vae_train, run, tmp_path, monkeypatch):
+    monkeypatch.setenv("MY_SECRET", "hush")
+    shutil.copytree(run[0], tmp_path / "run")
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    config["dataset"] |= {"_target_": "theirs.images", "root": "at/${oc.env:MY_SECRET}"}
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config))
+    code, said = vae_train("resume=run", *QUICK, *SETTINGS, "wandb.mode=disabled", "~dataset.name")
+    assert code == 1
+    assert "hush" not in said
+    shutil.copytree(run[0], tmp_path / "outputs" / "${oc.env:MY_SECRET}")
+    code, said = vae_train("resume=latest", *QUICK, *SETTINGS, "wandb.mode=disabled")
+    assert (code, "hush" in said) == (1, False), said
+    assert said.splitlines()[-1] == "vae-train: outputs/${oc.env:MY_SECRET}: a run's folder may have no ${ in its name."
+    assert not Path("outputs/hush").exists()
+
+
+def test_a_small_file_of_huge_weights_is_refused_before_they_fill_the_memory(run, tmp_path):
+    state = copy.deepcopy(run[1])
+    state["config"]["network"]["hidden_dims"] = [2**16]
+    of_width = {name: [2**16 if side == 8 else side for side in t.shape] for name, t in state["model"].items()}
+    state["model"] = {name: torch.zeros(()).expand(sides) for name, sides in of_width.items()}
+    torch.save(state, tmp_path / "best.pt")
+    with pytest.raises(UserError, match=r"its weights \S+ are not plain numbers"):
+        trained.load(tmp_path / "best.pt")
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "summary.json"])

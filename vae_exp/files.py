@@ -30,6 +30,7 @@ MAX_BYTES = 2**24  # of a text file: the largest of ours have kilobytes
 MAX_YAML_BYTES = 2**17  # PyYAML takes a second for so many
 MAX_LINE_BYTES = 2**20
 MAX_DEPTH = 50  # levels of lists and groups
+MAX_BITS = 10_000  # of a whole number: Python refuses to print one of 4300 digits
 ABANDONED_SECONDS = 3600  # what nobody has written to for so long was left by a process that was killed
 
 
@@ -181,10 +182,16 @@ class _WithoutAliases(yaml.SafeLoader):
 
 
 def _shallow(value: Any) -> Any:
-    """Return the value. Raises Unreadable where lists and groups are nested deeper than MAX_DEPTH."""
+    """Return the value. Raises Unreadable where it is deeper than MAX_DEPTH, or has a number of over MAX_BITS."""
     level = [value]
     for _ in range(MAX_DEPTH + 1):
-        nested = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list)]
+        if any(isinstance(item, int) and item.bit_length() > MAX_BITS for item in level):
+            raise Unreadable("a number without end")
+        nested = [
+            [*item, *item.values()] if isinstance(item, dict) else item
+            for item in level
+            if isinstance(item, dict | list)
+        ]
         if not nested:
             return value
         level = [item for items in nested for item in items]
@@ -294,7 +301,7 @@ def no_links(path: str, flags: int) -> int:
 
 
 def require_no_links(folder: Path, names: Iterable[str]) -> None:
-    """Raise UserError where a file or folder of these names in a folder is a link, or where one lies below it."""
+    """Raise UserError where one of these names in a folder is a link, a pipe or a device, or one lies below it."""
     for path in (folder / name for name in names):
         below = (Path(at, name) for at, folders, files in os.walk(path) for name in (*folders, *files))
         for each in itertools.chain([path], below):
@@ -303,3 +310,5 @@ def require_no_links(folder: Path, names: Iterable[str]) -> None:
                     f"{each}: a link, to {each.readlink()}. What is written, moved or deleted in {folder} must lie "
                     "there: put the file or folder itself in its place, or take the link away."
                 )
+            if each.exists() and not each.is_file() and not each.is_dir():  # whoever opens a pipe waits for ever
+                raise UserError(f"{each}: neither a file nor a folder. Take it away.")

@@ -10,6 +10,7 @@ from vae_exp.config.keys import EvaluateOptions
 from vae_exp.config.rules import EVALUATE_RULES
 from vae_exp.errors import UserError, printable
 from vae_exp.run import evaluated
+from vae_exp.run.console import say
 
 if TYPE_CHECKING:
     from vae_exp.trained import TrainedVAE
@@ -39,7 +40,7 @@ def main() -> None:
 
 
 def _evaluate_all(options: EvaluateOptions) -> None:
-    """Every checkpoint that the path means; one that fails does not stop the others."""
+    """Every checkpoint that the path means; one that fails, or a reader that has gone, does not stop the others."""
     from vae_exp import trained
     from vae_exp.commands import factor_scores, sample_scores
     from vae_exp.tracking import wandb_server
@@ -50,22 +51,27 @@ def _evaluate_all(options: EvaluateOptions) -> None:
         wandb_server.api_key("online")
     paths = trained.find(options["checkpoint"])
     if len(paths) > 1:
-        print(f"{len(paths)} checkpoints in {printable(options['checkpoint'])}")
+        say(f"{len(paths)} checkpoints in {printable(options['checkpoint'])}")
     rows, failed = {}, 0
+    refused: OSError | None = None  # where what was printed has no reader any more
     for number, path in enumerate(paths, 1):
         if len(paths) > 1:
-            print(f"{number}/{len(paths)}")
+            say(f"{number}/{len(paths)}")
         try:
             if settings.are_asked(options):
                 settings.evaluate(path, options)
             else:
                 rows[path], show = evaluate_checkpoint(path, options)
                 show()
+        except OSError as error:
+            refused = refused or error
         except UserError as error:
             if len(paths) == 1:
                 raise
             failed += 1
-            print(f"{printable(path)}: failed: {error}\n")
+            say(f"{printable(path)}: failed: {error}\n")
+    if refused is not None:
+        raise refused
     if len(rows) > 1:
         evaluation_table.show_side_by_side(rows, options)
     if failed:

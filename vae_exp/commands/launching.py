@@ -11,7 +11,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from vae_exp.commands.closing import how_to_go_on
-from vae_exp.config.check import quoted
+from vae_exp.config.check import literal
 from vae_exp.errors import Lost, UserError
 from vae_exp.launched import safe_path, started
 from vae_exp.run import cores
@@ -56,7 +56,7 @@ def launch(devices: int, words: list[str], run_dir: Path) -> None:
         max_restarts=0,
     )
     named = any(word.startswith("hydra.run.dir=") for word in words)
-    in_folder = [] if named else [f"hydra.run.dir={quoted(run_dir)}"]
+    in_folder = [] if named else [f"hydra.run.dir={literal(run_dir)}"]
     os.environ.update({LAUNCHED_BY: str(os.getpid())} | safe_path())
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings of a connection that is gone say no more
     cores.withdraw()  # this process computes nothing

@@ -26,7 +26,7 @@ from vae_exp.comparing.claims import (
     read,
 )
 from vae_exp.comparing.runs import BOOKKEEPING
-from vae_exp.config.check import resolve
+from vae_exp.config.check import literal, resolve
 from vae_exp.config.messages import compose, readable
 from vae_exp.errors import UserError
 from vae_exp.files import read_json, write_json
@@ -171,7 +171,12 @@ def _evaluate(preset: Preset, run: Path, overrides: list[str]) -> Callable[[], o
 
     path, keys = _checkpoint(preset, run)
     handed_on = [word.lstrip("+") for word in overrides if word.lstrip("+").startswith(HANDED_ON)]
-    typed = [f"checkpoint={path}", *(f"{key}={value}" for key, value in keys.items()), *handed_on, _mode(overrides)]
+    typed = [
+        f"checkpoint={literal(path)}",
+        *(f"{key}={value}" for key, value in keys.items()),
+        *handed_on,
+        _mode(overrides),
+    ]
     _, show = evaluate_checkpoint(path, resolve(compose("evaluate", readable(typed))))  # type: ignore[arg-type]
     return show
 

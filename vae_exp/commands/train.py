@@ -24,7 +24,7 @@ from vae_exp.commands import confirming, launching, shared
 from vae_exp.commands.closing import closing, how_to_go_on
 from vae_exp.commands.help import print_help, with_own_options
 from vae_exp.config import check
-from vae_exp.config.check import CONF_DIR, quoted
+from vae_exp.config.check import CONF_DIR, literal
 from vae_exp.config.keys import Config
 from vae_exp.config.messages import HYDRA_VERSION, compose, parse, readable, without_hydra
 from vae_exp.errors import Lost, Unwritable, UserError
@@ -91,7 +91,7 @@ def _main(arguments: list[str]) -> int:
         earlier.require_unused(run_dir, cfg.replace)
         sys.argv[1:] = typed
     if not any(word.startswith("hydra.run.dir=") for word in sys.argv):  # else Hydra's clock names another folder
-        sys.argv.append(f"hydra.run.dir={quoted(run_dir)}")
+        sys.argv.append(f"hydra.run.dir={literal(run_dir)}")
     with _before_it_begins(run_dir, typed):
         _job()
     return 0
@@ -258,14 +258,14 @@ def _to_resume(typed: list[str], cfg: DictConfig) -> tuple[list[str], Path]:
         resume.require_known(folder, stored, typed, cfg.trust is True)
         typed = [*stored, *typed]
         typed = resume.with_its_data(folder, typed, {word.key_or_group for word in words})
-    typed = [*_without(typed, {"resume", "hydra.run.dir"}), f"resume={quoted(folder)}"]
+    typed = [*_without(typed, {"resume", "hydra.run.dir"}), f"resume={literal(folder)}"]
     config = _check(compose("config", typed))
     require_no_owner(folder)
     if not confirmed.are_missing(config, folder):
         resume.require_unfinished(folder, config)
     resume.load(folder, config, quiet=True)
     # One run, also where it was a job of a preset that is a sweep.
-    return [*typed, f"hydra.run.dir={quoted(folder)}", "hydra.mode=RUN"], folder
+    return [*typed, f"hydra.run.dir={literal(folder)}", "hydra.mode=RUN"], folder
 
 
 def _without(overrides: list[str], keys: set[str]) -> list[str]:

@@ -146,13 +146,18 @@ def quoted(text: object, mark: str = "'") -> str:
     return mark + str(text).replace("\\", "\\\\").replace(mark, f"\\{mark}") + mark
 
 
+def literal(path: object, mark: str = "'") -> str:
+    """Return a path as Hydra's command line takes it: a folder called ${oc.env:HOME} is no reference to anything."""
+    return quoted(path, mark).replace("${", "\\${")
+
+
 def as_argument(key: str, path: object) -> str:
     """Return KEY=PATH as it is typed in a shell, in whatever quotes the shell and Hydra need; shlex reads it back."""
     text, is_number = str(path), False
     with contextlib.suppress(ValueError):
         is_number = isinstance(float(text), float)
     if is_number or text.lower() in ("null", "true", "false") or not re.fullmatch(r"[\w./+-]+( [\w./+-]+)*", text):
-        text = quoted(text, '"')
+        text = literal(text, '"')
     return shlex.quote(f"{key}={text}")
 
 

@@ -1,6 +1,7 @@
 """Arrays that can be computed again, kept in a file: whole or not there, and no code when they are read."""
 
 import logging
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +17,8 @@ def read(path: Path) -> dict[str, np.ndarray] | None:
     """The arrays by their names; None where the file is not there, not whole, or holds more than plain arrays."""
     try:
         with open_regular(path) as file, np.load(file, allow_pickle=False) as kept:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in kept.zip.infolist()):
+                return None  # as write leaves none: what is packed may be of any size
             return {name: kept[name] for name in kept.files}
     except Exception:  # a damaged file may raise nearly anything: zlib's, zipfile's, tokenize's errors, no memory
         return None

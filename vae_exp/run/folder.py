@@ -88,6 +88,8 @@ def read_summary(folder: Path) -> Summary | None:
     try:
         content = read_json(folder / SUMMARY)
         known = {name: content.pop(name) for name in ("state", "reason", "name", "seconds") if name in content}
+        if not all(isinstance(known.get(name), str | None) for name in ("reason", "name")):
+            raise TypeError("its reason and its name are texts")
         return Summary(**known, wandb=_wandb_run(content.pop("wandb", None)), results=content)
     except UNREADABLE:
         return None
@@ -96,7 +98,10 @@ def read_summary(folder: Path) -> Summary | None:
 def _wandb_run(stored: Any) -> WandbRun:
     """What is known of a W&B run; another version may have written more of it, or less."""
     known = stored if isinstance(stored, dict) else {}
-    return WandbRun(**{each.name: known[each.name] for each in fields(WandbRun) if each.name in known})
+    sound: dict[str, Any] = {name: value for name, value in known.items() if name != "tags" and isinstance(value, str)}
+    if isinstance(tags := known.get("tags"), list) and all(isinstance(tag, str) for tag in tags):
+        sound["tags"] = tags
+    return WandbRun(**{each.name: sound[each.name] for each in fields(WandbRun) if each.name in sound})
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:
@@ -217,6 +222,8 @@ def require_writable(folder: Path) -> None:
     Asked before Hydra writes there, whose own complaint would be a traceback, and which follows links. Raises UserError
     where one of the run's files or folders is a link.
     """
+    if "${" in str(folder):  # Hydra would look for what it refers to
+        raise UserError(f"{folder}: a run's folder may have no ${{ in its name.")
     require_no_links(folder, OF_A_RUN)
     for name in (BEST, LAST, PREVIOUS, SUMMARY, CONFIG, METRICS, LOG):
         if (folder / name).exists() and not (folder / name).is_file():

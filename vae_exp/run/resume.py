@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from omegaconf import OmegaConf
 
 from vae_exp.config import foreign, own_code
-from vae_exp.config.check import CALLS, flatten, path_of, quoted, resolve
+from vae_exp.config.check import CALLS, flatten, literal, path_of, resolve
 from vae_exp.config.keys import Config
 from vae_exp.config.kinds import is_path
 from vae_exp.config.messages import compose, parse, without_hydra
@@ -146,7 +146,7 @@ def with_its_data(folder: Path, overrides: list[str], typed_now: set[str]) -> li
     if "dataset.cache" not in typed_now and is_path(cache):
         now["dataset.cache"] = cache if Path(str(cache)).expanduser().is_dir() else None  # as usual where it is gone
     kept = [str(word.input_line) for word in parse(overrides) if word.key_or_group not in now]
-    return kept + [f"++{key}={quoted(path)}" for key, path in now.items() if path is not None]
+    return kept + [f"++{key}={literal(path)}" for key, path in now.items() if path is not None]
 
 
 def can_go_on(folder: Path) -> bool:

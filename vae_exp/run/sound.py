@@ -9,6 +9,7 @@ from torch import Tensor
 GROUPS = ("model", "network", "likelihood", "dataset")  # of the config: without them there is no model
 KEYS = ("wandb", "sweep", "early_stopping")  # groups that an older version may not have had
 LARGEST_SIDE, LARGEST_COUNT = 2**16, 2**53
+REPEATED_BYTES = 2**20  # a tensor may be so large of fewer numbers, each in several places
 LARGEST_NUMBER = 1e308  # no infinity, no NaN, and no whole number that no float can hold
 MOST_THREADS = 1024
 DEEPEST = 20  # levels of lists and groups in a config
@@ -164,7 +165,10 @@ def _is_named(values: Any, kind: Any) -> bool:
 
 def _is_whole(tensor: Tensor) -> bool:
     """Whether a tensor has a number for each place: not sparse, quantized, or without numbers at all."""
-    return tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta and not tensor.is_nested
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta or tensor.is_nested:
+        return False
+    there = max(tensor.untyped_storage().nbytes(), REPEATED_BYTES)  # else a file of a few bytes may fill the memory
+    return tensor.numel() * tensor.element_size() <= there
 
 
 def _is_plain(value: Any, depth: int = 0) -> bool:

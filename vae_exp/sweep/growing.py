@@ -101,7 +101,7 @@ def rename(folder: Path, template: str, swept: list[Override]) -> None:
 def _moves(folder: Path, template: str, swept: list[Override]) -> Iterator[tuple[Path, Path]]:
     for job in runs_below(folder):
         config = read_config(job)
-        if config is None:
+        if config is None or job.parent != folder:  # a run inside a job's folder is a part of it
             continue
         flat = flatten(config)
         for override in swept:

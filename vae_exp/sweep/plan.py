@@ -286,8 +286,13 @@ def _to_resume(path_or_latest: str) -> tuple[Path, dict]:
         record = read_json(folder / SWEEP)
         if not TEXT.allows(record["name"]) or "${" in record["name"]:  # a name is no interpolation any more
             raise ValueError(record["name"])
+        if "${" in str(folder):  # Hydra would look for what it refers to
+            raise UserError(f"sweep.resume={path_or_latest}: a sweep's folder may have no ${{ in its name.")
         parse([*record["settings"], *record["values"]])
         before = {key: record[key] for key in ("name", "settings", "values")}
-        return folder, before | {key: record.get(key) for key in ("cwd", "data")}
+        of_place = {key: record.get(key) for key in ("cwd", "data")}
+        if not all(isinstance(value, str | None) for value in of_place.values()):
+            raise TypeError(of_place)
+        return folder, before | of_place
     except (HydraException, *UNREADABLE) as error:
         raise UserError(f"sweep.resume={path_or_latest}: no sweep was started there (no readable {SWEEP}).") from error

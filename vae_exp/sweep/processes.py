@@ -12,6 +12,7 @@ from typing import Any
 
 from vae_exp.errors import UserError
 from vae_exp.files import read_text
+from vae_exp.launched import safe_path
 from vae_exp.run import cores
 from vae_exp.run.console import say
 from vae_exp.run.folder import LOCK, SUMMARY, Summary, read_summary, require_no_owner, runs_below
@@ -27,11 +28,11 @@ def told_of(planned: Plan, launcher: str, n_jobs: int | None) -> Iterator[None]:
     if launcher == "basic" or (launcher == "joblib" and n_jobs == 1):  # jobs in this process speak for themselves
         yield
         return
-    added = {}
+    added = {name: value for name, value in safe_path().items() if name not in os.environ}
     if launcher == "joblib":
         # Joblib sets what is not set of these, and to 1 also where there are few jobs.
         most = os.environ.get("OMP_NUM_THREADS", str(cores.allowed()))
-        added = {name: most for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if name not in os.environ}
+        added |= {name: most for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if name not in os.environ}
         added[LAUNCHED_BY] = str(os.getpid())
     os.environ.update(added)
     over = threading.Event()
