@@ -367,6 +367,13 @@ def test_runs_of_the_same_data_and_likelihood_compare(config, compare):
     assert [run.name for run in bests(runs)] == (["a"] if compare else ["a", "b"])
 
 
+@pytest.mark.parametrize("key", ["dataset__label", "dataset__attribute"])
+@pytest.mark.parametrize(("labels", "compare"), [(None, True), ([0], False)])
+def test_what_the_labels_are_matters_where_they_choose_the_images(key, labels, compare):
+    runs = [finished(value, 1.0, dataset__labels=labels, **{key: value}) for value in ("one", "other")]
+    assert len(bests(runs)) == (1 if compare else 2)
+
+
 @pytest.mark.parametrize(
     ("one", "other", "compare"),
     [(0.1, 0.2, False), (0.1, "learned", False), ("learned", "optimal", True), (0.1, 0.1, True)],

@@ -138,6 +138,15 @@ def test_a_moved_run_goes_on_with_the_data_beside_it(vae_train, monkeypatch):
     assert "B/imgs: the data of the run are not there" in said
 
 
+def test_a_run_below_a_home_goes_on_below_another(vae_train, monkeypatch):
+    monkeypatch.setenv("HOME", str(Path("one").absolute()))
+    draw("one/imgs")
+    assert vae_train(*SMALL, "dataset.root=~/imgs", "hydra.run.dir=run")[0] == 0
+    monkeypatch.setenv("HOME", str(Path("other").absolute()))
+    code, said = vae_train("resume=run", "epochs=2")
+    assert code == 0, said
+
+
 def edit(table, old, new):
     text = table.read_text()
     assert old in text
@@ -194,7 +203,10 @@ def test_a_table_of_factors_elsewhere_moves_with_its_images(vae_train):
     typed = (*SMALL, "dataset.root=A/imgs", f"dataset.factors={Path.cwd()}/A/tables/sizes.csv")
     assert vae_train(*typed, "hydra.run.dir=A/run")[0] == 0
     before = vae_exp.load("A/run").read_data().train.factors.table
-    Path("A").rename("B")
+    shutil.copytree("A", "B")
+    edit(Path("A/tables/sizes.csv"), "cat/000.png,0", "cat/000.png,1")
+    assert torch.equal(before, vae_exp.load("B/run").read_data().train.factors.table)
+    shutil.rmtree("A")
     assert torch.equal(before, vae_exp.load("B/run").read_data().train.factors.table)
     code, said = vae_train("resume=B/run", "epochs=2")
     assert code == 0, said
@@ -292,20 +304,22 @@ from vae_exp.datasets import Source, Split
 def mine(name, root):
     x = torch.arange(40 * 64).view(40, 1, 8, 8).mul({factor}).to(torch.uint8)
     split = Split(x, torch.arange(40) % {classes})
-    return Source(name, split, lambda: split[:10], [str(i) for i in range({classes})])
+    return Source(name, split[10:], lambda: split[{test}], [str(i) for i in range({classes})])
 """
 
 
 @pytest.mark.parametrize(
     ("now", "says"),
     [
-        ({"factor": 3, "classes": 2}, "changed images of train"),
-        ({"factor": 1, "classes": 4}, "the classes are 0, 1, 2 and 1 more, and were 0, 1"),
+        ({"factor": 3}, "changed images of test, images of train"),
+        ({"test": "5:15"}, "changed images of test"),
+        ({"classes": 4}, "the classes are 0, 1, 2 and 1 more, and were 0, 1"),
     ],
 )
 def test_a_dataset_of_ones_own_is_known_by_some_of_its_rows(monkeypatch, now, says):
+    then = {"factor": 1, "classes": 2, "test": ":10"}
     monkeypatch.syspath_prepend(Path.cwd())
-    Path("mydata.py").write_text(OWN.format(factor=1, classes=2))
+    Path("mydata.py").write_text(OWN.format(**then))
     Path("here").mkdir()
     own = (
         "~dataset",
@@ -318,7 +332,7 @@ def test_a_dataset_of_ones_own_is_known_by_some_of_its_rows(monkeypatch, now, sa
     assert vae_exp.load("run").config["dataset"]["root"] == str(Path("here").absolute())
     before = seen(vae_exp.load("run", trust=True).read_data())
     assert are_equal(before, seen(vae_exp.load("run", trust=True).read_data()))
-    Path("mydata.py").write_text(OWN.format(**now))
+    Path("mydata.py").write_text(OWN.format(**then | now))
     with contextlib.suppress(KeyError):
         del sys.modules["mydata"]
     shutil.rmtree("__pycache__", ignore_errors=True)

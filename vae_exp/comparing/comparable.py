@@ -11,6 +11,7 @@ OTHER_THAN_IMAGES = {
     f"dataset.{key}"
     for key in ("name", "cache", "device_memory", "seed", "flip", "n_classes", "attribute", "label", "on_error")
 }
+LABELLED_BY = ("dataset.attribute", "dataset.label")  # but where dataset.labels chooses images by their labels
 FITTED = ("learned", "optimal")  # a sigma or scale that is no setting: those runs compare
 
 OWN_IMAGES = ("image_folder", "arrays")  # datasets that are whatever lies at dataset.root
@@ -20,6 +21,7 @@ ROOT, DATA = "dataset.root", "data"  # and a digest of what lay there, which no 
 def _measured(run: Run) -> dict[str, Any]:
     """What the numbers of a run are of: the images, their splits, the likelihood, and whether there is a KL."""
     kept: dict[str, Any] = {} if run.data is None else {DATA: run.data}
+    by_label = LABELLED_BY if run.config.get("dataset.labels") is not None else ()
     for key, value in run.config.items():
         group = key.split(".")[0]
         if key == ROOT:  # the same data in another place, but for one's own images
@@ -27,7 +29,8 @@ def _measured(run: Run) -> dict[str, Any]:
             value = str(Path(str(value)).expanduser().resolve()) if is_own else None
         if group == "likelihood" and value in FITTED:
             value = "fitted"
-        is_of_it = (group in ("dataset", "likelihood") and key not in OTHER_THAN_IMAGES) or key == "model.stochastic"
+        is_setting = group in ("dataset", "likelihood") and (key not in OTHER_THAN_IMAGES or key in by_label)
+        is_of_it = is_setting or key == "model.stochastic"
         if is_of_it and value is not None:
             kept[key] = value
     return kept

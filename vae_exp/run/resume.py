@@ -140,13 +140,24 @@ def with_its_data(folder: Path, overrides: list[str], typed_now: set[str]) -> li
     if not isinstance(dataset, dict) or {"dataset", "experiment"} & typed_now:
         return overrides
     now: dict[str, str | None] = {}
-    if "dataset.root" not in typed_now and (there := in_reach(dataset, None, folder)):
+    if "dataset.root" not in typed_now and (there := _in_reach(dataset, folder)):
         now["dataset.root"] = there[0]
     cache = dataset.get("cache")
     if "dataset.cache" not in typed_now and is_path(cache):
         now["dataset.cache"] = cache if Path(str(cache)).expanduser().is_dir() else None  # as usual where it is gone
     kept = [str(word.input_line) for word in parse(overrides) if word.key_or_group not in now]
     return kept + [f"++{key}={literal(path)}" for key, path in now.items() if path is not None]
+
+
+def _in_reach(dataset: Mapping[str, Any], folder: Path) -> list[str]:
+    """Where the data of a run lie, by Hydra's record, or else by its checkpoint: ~ may be another folder by now."""
+    try:
+        return in_reach(dataset, None, folder)
+    except UserError:
+        _, before, _ = _newest(folder)
+        if before is None or before.origin is None:
+            raise
+        return in_reach(dataset, before.origin, folder)
 
 
 def can_go_on(folder: Path) -> bool:

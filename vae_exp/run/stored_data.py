@@ -55,11 +55,12 @@ def _read(stored: Checkpoint, run_dir: Path | None, settings: Mapping[str, Any],
 
 
 def _at(place: str, settings: Mapping[str, Any], stored: Checkpoint) -> dict[str, Any]:
-    """The settings for data at a place; a table of factors that is gone is looked for as far from it as it was."""
+    """The settings for data at a place; a table of factors is looked for as far from it as it was, and else there."""
     then, table = stored.origin and stored.origin.root, settings.get("factors")
-    if then and isinstance(table, str) and Path(table).is_absolute() and not Path(table).exists():
-        table = os.path.normpath(Path(place) / os.path.relpath(table, then))
-        return {**settings, "root": place, "factors": table}
+    if then and isinstance(table, str) and Path(table).is_absolute():
+        moved = os.path.normpath(Path(place) / os.path.relpath(table, then))
+        if os.path.exists(moved) or not os.path.exists(table):  # noqa: PTH110  (it never raises)
+            return {**settings, "root": place, "factors": moved}
     return {**settings, "root": place}
 
 
