@@ -283,13 +283,27 @@ def test_scores_of_a_collapsed_model_carry_a_warning(vae_command, vae_train, mon
     assert evaluated.read(Path("run/best.test.json"))["scores"] == before
 
 
+def test_what_chance_finds_of_few_images_is_no_warning():
+    rng = np.random.default_rng(0)
+    for images in (30, 60, 200):
+        for _ in range(5):
+            table = np.stack([rng.integers(0, n, images) for n in (3, 4, 5)], axis=1)
+            factors = Factors(torch.tensor(table), ["shape", "scale", "x"], [3, 4, 5])
+            inactive = 0.01 * rng.standard_normal((images, 5))  # of a KL of 0.00, beside latents that carry all
+            mean = torch.tensor(np.concatenate([table - table.mean(0), inactive], axis=1))
+            q = DiagonalGaussian(mean, torch.tensor([-6.0] * 3 + [0.0] * 5).expand(images, -1))
+            measured = metrics_of.Evaluation(q, torch.zeros(1, images), q.kl_to_prior())
+            told = metrics_of.told_by_means(measured, factors)
+            assert metrics_of.scores_warning(measured, told, factors) is None
+
+
 def test_scores_of_what_latents_carry_have_no_warning_and_an_autoencoder_no_bound():
     factors = Factors(torch.cartesian_prod(torch.arange(6), torch.arange(6)).repeat(10, 1), ["x", "y"], [6, 6])
     mean = factors.table.float() - 2.5
 
     def warning(q):
         measured = metrics_of.Evaluation(q, torch.zeros(1, 360), q.kl_to_prior().double())
-        return metrics_of.scores_warning(measured, metrics_of.told_by_means(measured, factors), factors.names)
+        return metrics_of.scores_warning(measured, metrics_of.told_by_means(measured, factors), factors)
 
     assert warning(DiagonalGaussian(mean, torch.full_like(mean, -4.0))) is None
     assert warning(Point(0.001 * mean)) is None

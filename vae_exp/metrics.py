@@ -4,7 +4,7 @@ Noise is drawn on the CPU for the whole split at once, so no number depends on t
 """
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,7 +18,7 @@ from vae_exp.datasets.splits import Split, batches
 from vae_exp.distributions import LOG_2PI, DiagonalGaussian, Point, log_prior
 from vae_exp.errors import UserError, printable
 from vae_exp.run.speed import exact_products
-from vae_exp.scores.mutual_information import above_chance
+from vae_exp.scores.mutual_information import BINS, above_chance
 from vae_exp.scores.repeats import Spread, spread, usual_size
 from vae_exp.shares import Share
 from vae_exp.vae import VAE
@@ -26,7 +26,8 @@ from vae_exp.vae import VAE
 EVAL_BATCH_SIZE = 500  # for speed and memory alone: what is computed of 1,000 MNIST images leaves the cache
 ACTIVE = 0.01  # a unit is active where its posterior mean varies more than this over the data (Burda et al. 2016)
 MIXTURE = 10_000  # images whose posteriors make up q(z): comparing all pairs costs its square
-BEYOND = 0.1  # nats that a mean may tell more than its latent carries: of few images chance finds as much
+BEYOND = 0.1  # nats that a mean may tell more than its latent carries
+FAR = 4  # standard deviations of what chance finds, where that is more: of all latents and factors one lies far out
 NAMED = 3  # latents, in a warning
 
 
@@ -209,14 +210,18 @@ def carried(measured: Evaluation) -> np.ndarray:
     return kl if isinstance(measured.q, DiagonalGaussian) else np.full_like(kl, np.inf)
 
 
-def scores_warning(measured: Evaluation, told: np.ndarray, names: Sequence[str]) -> str | None:
+def scores_warning(measured: Evaluation, told: np.ndarray, factors: Factors) -> str | None:
     """Return why the scores are not of what z carries: their means of q(z|x) tell more than z with its noise does.
 
-    Of `told_by_means` [Z, F] about the factors with these names. None where latents carry what they are said to tell.
+    Of `told_by_means` [Z, F] about these factors. None where latents carry what they are said to tell.
     """
-    bound, most = carried(measured), told.max(1)
+    bound, most, names = carried(measured), told.max(1), factors.names
+    n_values = np.array([len(column.unique()) for column in factors.table.T])
+    # 2 N times the estimate of nothing is chi-squared: of few images and many values chance finds much.
+    chance = np.sqrt((BINS - 1) * (n_values - 1) / 2) / len(factors)
+    found = (told - np.maximum(FAR * chance, BEYOND)).max(1)
     worst_first = np.argsort(bound - most, kind="stable")
-    beyond = [int(latent) for latent in worst_first if most[latent] > bound[latent] + BEYOND]
+    beyond = [int(latent) for latent in worst_first if found[latent] > bound[latent]]
     inactive = not measured.active_units and bool(np.isfinite(bound).all())
     if not beyond and not inactive:
         return None

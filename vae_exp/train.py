@@ -246,7 +246,7 @@ def _test(training: Training, saves: Saves, splits: dict[str, Split], tracker: T
     scores = of_factors(measured, test_split, training.config["scores"], "test", conditional)
     if scores:
         factors = test_split.unknown_factors(conditional)
-        if warning := scores_warning(measured, told_by_means(measured, factors), factors.names):
+        if warning := scores_warning(measured, told_by_means(measured, factors), factors):
             log.warning(f"scores: {warning}")
     tracker.summarise(best.summary() | measured.scalars("test") | scores)
     if maps := mapping.maps(training, splits):

@@ -73,7 +73,7 @@ def scored(
     cautions = {key: SCORES[name].caution_of(key) for name in names for key in SCORES[name].keys}
     told = metrics.told_by_means(measured, factors, options["seed"])
     result: dict[str, Any] = {"rows": rows, "repeats": repeats, "seed": options["seed"], "factors": factors.names}
-    result[evaluated.WARNING] = metrics.scores_warning(measured, told, factors.names)
+    result[evaluated.WARNING] = metrics.scores_warning(measured, told, factors)
     for name, score in found.items():
         if math.isnan(score.mean):
             say_once(f"left out  {name}: it is no number here, as infoc is none where one latent is active.")
