@@ -136,8 +136,11 @@ def plan(typed: list[str], cfg: DictConfig, data_digest: Callable[[], str | None
         if chosen and chosen.resolve() != folder.resolve():
             raise UserError(f"{DIR}={chosen}: a sweep goes on in its own folder, {folder}; leave {DIR} out.")
         try:
-            same_data = not of_data and growing.has_same_data(before, data_digest)
-            if growing.require_grown(before, settings, swept, together, same_data):
+            # What is no path of the data is compared first: other settings may mean other data, which are not read.
+            has_grown = growing.require_grown(before, settings, swept, together, same_data=True)
+            if of_data or not growing.has_same_data(before, data_digest):
+                has_grown = growing.require_grown(before, settings, swept, together, same_data=False)
+            if has_grown:
                 growing.rename(folder, subdir, swept)
         except UserError as error:
             raise UserError(f"sweep.resume={cfg.sweep.resume}: {error}") from error
