@@ -304,20 +304,19 @@ from vae_exp.datasets import Source, Split
 def mine(name, root):
     x = torch.arange(40 * 64).view(40, 1, 8, 8).mul({factor}).to(torch.uint8)
     split = Split(x, torch.arange(40) % {classes})
-    return Source(name, split[10:], lambda: split[{test}], [str(i) for i in range({classes})])
+    return Source(name, split[10:], lambda: split[:10], [str(i) for i in range({classes})])
 """
 
 
 @pytest.mark.parametrize(
     ("now", "says"),
     [
-        ({"factor": 3}, "changed images of test, images of train"),
-        ({"test": "5:15"}, "changed images of test"),
+        ({"factor": 3}, "changed images of train"),
         ({"classes": 4}, "the classes are 0, 1, 2 and 1 more, and were 0, 1"),
     ],
 )
 def test_a_dataset_of_ones_own_is_known_by_some_of_its_rows(monkeypatch, now, says):
-    then = {"factor": 1, "classes": 2, "test": ":10"}
+    then = {"factor": 1, "classes": 2}
     monkeypatch.syspath_prepend(Path.cwd())
     Path("mydata.py").write_text(OWN.format(**then))
     Path("here").mkdir()
@@ -443,7 +442,8 @@ def test_runs_on_the_same_data_compare_wherever_these_lie(vae_command, monkeypat
     _, said = vae_command("vae-compare", "runs/A", "runs/B", "--fold-seeds")
     assert " ± " in said, "one line of both"
     _, said = vae_command("vae-compare", "runs")
-    assert "runs of different data or likelihood do not compare: a best of each (dataset.root" in said
+    unwrapped = " ".join(said.split())
+    assert "runs of different data or likelihood do not compare: a best of each (dataset.root" in unwrapped
 
 
 def own(root, data, number=1.0, **config):

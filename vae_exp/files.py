@@ -311,4 +311,4 @@ def require_no_links(folder: Path, names: Iterable[str]) -> None:
                     "there: put the file or folder itself in its place, or take the link away."
                 )
             if each.exists() and not each.is_file() and not each.is_dir():  # whoever opens a pipe waits for ever
-                raise UserError(f"{each}: neither a file nor a folder. Take it away.")
+                raise UserError(f"{each}: not a file or folder. Take it away first.")

@@ -88,12 +88,11 @@ class Fingerprint:
 def fingerprint(source: Source) -> Fingerprint:
     """Return the fingerprint of a dataset: by the digests of its files, or of some images of each split.
 
-    Where files are known, a test split that is not at hand is not read for it: that may take long. Without them
-    nothing else would tell of images of training that are in the test split later.
+    A test split that is not at hand is not read for it: it is read once, at the end of training.
     """
     splits = {"train": source.train} | ({} if source.val is None else {"val": source.val})
     images = {part: len(split) for part, split in splits.items()}
-    if source.test_is_at_hand or source.files is None:
+    if source.test_is_at_hand:
         splits["test"] = source.read_test()
     labels = {f"labels of {part}": _of_tensor(split.y) for part, split in splits.items()}
     for part, split in splits.items():
