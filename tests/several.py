@@ -22,7 +22,6 @@ CASES = {
     "optimal": ("likelihood=gaussian", "likelihood.sigma=optimal"),
     "autoencoder": ("model=autoencoder",),
     "conditional": ("model=conditional", "dataset.flip=true", "dataset.binarize=dynamic"),
-    "amortized": ("amortize.beta=[0.5,2]", "amortize.z_dim=[2,4]"),
     "steps": ("batch_size=50", "accumulate_steps=3", "gradient_clip_norm=20", "ema=0.9", "optimizer=adamw"),
 }
 AGAIN = "conditional"  # which "again" repeats

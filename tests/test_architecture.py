@@ -21,11 +21,10 @@ FLOORS = [
     ["sweep"],
     ["train"],
     ["figures"],
-    ["trained", "mapping"],
+    ["trained"],
     ["tracking", "metrics"],
     ["comparing"],
     ["run"],
-    ["amortized"],
     ["objectives", "config"],
     ["terms"],
     ["vae", "datasets", "networks", "scores", "samplers"],
@@ -108,7 +107,6 @@ def test_wandb_stays_in_its_wing():
 
 KINDS = [
     (keys.Config, "config.yaml", None),
-    (keys.AmortizeKeys, "config.yaml", "amortize"),
     (keys.EarlyStoppingKeys, "config.yaml", "early_stopping"),
     (keys.WandbKeys, "config.yaml", "wandb"),
     (keys.SweepKeys, "config.yaml", "sweep"),

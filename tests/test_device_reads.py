@@ -63,7 +63,6 @@ VARIANTS = {
         "batch_size=64",
     ),
     "drawn anew": ("model=conditional", "dataset.flip=true", "dataset.binarize=dynamic"),
-    "many settings": ("amortize.beta=[0.5,2]", "amortize.z_dim=[2,4]"),
     "sgd": ("optimizer=sgd", "scheduler=cosine"),
 }
 

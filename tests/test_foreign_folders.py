@@ -423,19 +423,6 @@ def test_the_command_that_repeats_a_sweep_has_our_own_keys_alone(vae_train, vae_
     assert {"hydra/launcher=joblib", "hydra.launcher.n_jobs=1", "seed=0,1", "log_every_steps=7"} <= set(line.split())
 
 
-def test_a_setting_that_was_confirmed_by_a_stranger_is_not_called(vae_train, run):
-    many = ("amortize.beta=[0.5,2]", "network.hidden_dims=[16]", "epochs=1", "hydra.run.dir=map")
-    code, said = vae_train("dataset=digits", "wandb.mode=disabled", "device=cpu", *many, "amortize.confirm=1")
-    assert code == 0, said
-    (done,) = Path("map/confirmed").iterdir()
-    state = stored(done / "best.pt")
-    torch.save(state | {"config": state["config"] | {"likelihood": {"_target_": "evil.f"}}}, done / "best.pt")
-    code, said = vae_train("resume=map", "amortize.confirm=2")
-    assert code == 1
-    assert "likelihood._target_=evil.f" in said
-    assert not Path("ran").exists()
-
-
 @pytest.mark.slow
 def test_a_published_run_that_lies_there_is_not_called(vae_command, run):
     """vae-reproduce finds it finished, by all that its configuration says."""

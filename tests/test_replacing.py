@@ -66,7 +66,6 @@ def test_replace_takes_everything_of_the_old_run_away(vae_train, vae_command):
     assert vae_train("resume=run", "trust=true", "epochs=3")[0] == 0
     assert Path("run/earlier").is_dir()
     Path("run/reproduced.json").write_text("{}")
-    Path("run/confirmed/beta-1_z_dim-2").mkdir(parents=True)  # of another run's map
     assert vae_train(*RUN, "replace=true", "seed=1")[0] == 0
     assert vae_train(*RUN, "seed=1", "hydra.run.dir=fresh")[0] == 0
     assert names("run") == names("fresh")

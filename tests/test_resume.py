@@ -31,7 +31,6 @@ KINDS = {
     "buffer": ("likelihood=gaussian", "likelihood.sigma=optimal", "dataset.device_memory=0"),
     "no validation": ("dataset.val_size=0",),
     "averaged": ("ema=0.9", "gradient_clip_norm=5", "likelihood=gaussian", "likelihood.sigma=optimal"),
-    "amortized": ("amortize.beta=[0.5,4]", "amortize.z_dim=[2,3]"),
     "accumulated": ("batch_size=32", "accumulate_steps=4", "dataset.flip=true"),
 }
 EVERY_EPOCH = ("checkpoint_every_epochs=1", "figure_every_epochs=1")  # not by the clock, which no two runs share

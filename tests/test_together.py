@@ -20,7 +20,7 @@ from vae_exp.config import devices
 from vae_exp.errors import UserError
 from vae_exp.run.folder import read_summary
 
-NORMED = ("~network", "+network._target_=tests.networks_of_users.net", "+network.kind=batch norm")
+NORMED = ("~network", "+network._target_=tests.networks_of_users.net")
 LONG = (*QUICK, "epochs=2000", "wandb.mode=disabled", "hydra.run.dir=run", "checkpoint_every_epochs=1", "devices=2")
 
 
@@ -201,12 +201,7 @@ def test_whoever_is_killed_the_run_ends_with_one_message_and_goes_on(name, start
 
 @pytest.mark.slow
 def test_what_two_processes_cannot_do_is_refused_under_torchrun_too():
-    """Where devices=2 is not typed: settings would be confirmed by the first process alone, and a batch norm has no
-    whole batch."""
-    amortized = ("amortize.beta=[0.5,2]", "amortize.confirm=1")
-    code, said = torchrun(2, "vae_exp", *QUICK, "wandb.mode=disabled", *amortized)
-    assert code == 1
-    assert said.count("devices=2 and amortize.confirm=1") == 1, said
+    """Where devices=2 is not typed: a batch norm has no whole batch."""
     code, said = torchrun(2, "vae_exp", *QUICK, "wandb.mode=disabled", *NORMED)
     assert code == 1
     assert said.count("devices=2: network._target_=tests.networks_of_users.net has a batch norm") == 1, said
@@ -236,7 +231,6 @@ def test_a_mistake_that_only_a_run_can_see_is_told_once(launcher, started):
         (("devices=2", "device=mps"), "device=mps"),
         (("devices=2", "device=cuda:0"), "device=cuda:0"),
         (("devices=256",), "devices=256 and batch_size=128"),
-        (("devices=2", "amortize.beta=[0.5,2]", "amortize.confirm=1"), "devices=2 and amortize.confirm=1"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_starts(words, message, vae_train):

@@ -19,7 +19,7 @@ def elbo(
     terms: Terms,
     now: Progress,
     *,
-    beta: float | Tensor,
+    beta: float,
     warmup: str = "linear",
     warmup_epochs: float = 0,
     warmup_steps: int = 0,

@@ -123,28 +123,18 @@ def one_draw(
     eps: Tensor,
     now: Progress,
     noise: torch.Generator,
-    *setting: Tensor,
 ) -> tuple[Tensor, Logged]:
     """The loss at one draw z ~ q(z|x, y) for each image, from noise eps [B, Z], and what is logged of it.
 
-    Images x are [B, C, H, W] in [0, 1], labels y [B]. Objectives that ask for more draws take them from `noise`. A
-    model of many settings gets each image's, [B, 2]. Where several processes compute a run, each takes its share of
-    the images here, and the loss is of all of them.
+    Images x are [B, C, H, W] in [0, 1], labels y [B]. Objectives that ask for more draws take them from `noise`. Where
+    several processes compute a run, each takes its share of the images here, and the loss is of all of them.
     """
     share = shares.share(len(x))
-    x, y, eps, *own = (share.mine(part) for part in (x, y, eps, *setting))
-    q = model.encode(x, y, *own)
+    x, y, eps = (share.mine(part) for part in (x, y, eps))
+    q = model.encode(x, y)
     z = q.rsample(eps)
-    p = model.decode(z, y, *own)
+    p = model.decode(z, y)
     terms = of_whole_batch(elbo_terms(x, q, p, z, partial(more_draws, model, x, y, q, share, noise)), share)
-    loss, logged = at_each_beta(objective, terms, now, setting[0][:, 0]) if setting else objective(terms, now)
+    loss, logged = objective(terms, now)
     means = {"loss": loss, "reconstruction": terms.reconstruction.mean(), "kl": terms.kl.sum(1).mean(), **logged}
     return loss, {name: mean.detach() if isinstance(mean, Tensor) else mean for name, mean in means.items()}
-
-
-def at_each_beta(
-    objective: Callable[..., tuple[Tensor, Logged]], terms: Terms, now: Progress, beta: Tensor
-) -> tuple[Tensor, Logged]:
-    """An objective that is a mean over images, such as elbo, with each image's own beta [B]."""
-    loss, logged = objective(terms, now, beta=beta)
-    return loss, {name: value.mean() if isinstance(value, Tensor) else value for name, value in logged.items()}

@@ -11,7 +11,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from vae_exp import amortized, mapping, shares, together
+from vae_exp import shares, together
 from vae_exp.config import build, devices, own_code
 from vae_exp.config.check import CALLS
 from vae_exp.config.keys import Config, images_per_step
@@ -33,7 +33,7 @@ from vae_exp.run import (
 )
 from vae_exp.run.averaging import Averaging
 from vae_exp.run.divergence import clip_gradient, gradient_norm, require_finite
-from vae_exp.run.folder import MAP, only_process, require_writable
+from vae_exp.run.folder import only_process, require_writable
 from vae_exp.run.health import Health
 from vae_exp.run.running_means import RunningMeans
 from vae_exp.run.saving import Saves
@@ -107,9 +107,9 @@ def _train(config: Config, run_dir: Path, device: torch.device, judge: Judge) ->
     threads.choose(config["threads"], began.threads if began and same_processes else None, operations, device)
     precision = speed.autocast(config["precision"], device)
 
-    def loss_of(now: Progress, x: Tensor, y: Tensor, eps: Tensor, *setting: Tensor) -> tuple[Tensor, Logged]:
+    def loss_of(now: Progress, x: Tensor, y: Tensor, eps: Tensor) -> tuple[Tensor, Logged]:
         with precision:
-            return one_draw(model, objective, x, y, eps, now, streams.noise, *setting)
+            return one_draw(model, objective, x, y, eps, now, streams.noise)
 
     # Where the run stands: at its beginning, or where its last checkpoint left it.
     streams, watch = Streams.of(seed, device), Watch(config, before)
@@ -127,7 +127,7 @@ def _train(config: Config, run_dir: Path, device: torch.device, judge: Judge) ->
         restoring.restore(before, training)
     shares.take_weights(model, average.model)
     together.seed_layers(seed + stands.step)
-    console.introduce(config, facts, run_dir, grey=training.shown().support == "binary" and data.train.is_grey())
+    console.introduce(config, facts, run_dir, grey=average.model.support == "binary" and data.train.is_grey())
     last_step = min(epochs * steps_per_epoch, config["max_steps"] or 2**31)
     with (
         together.of_first(only_process, run_dir),
@@ -151,8 +151,7 @@ def _train(config: Config, run_dir: Path, device: torch.device, judge: Judge) ->
                 eps = torch.randn(len(x), model.z_dim, generator=streams.noise, device=device)
                 model.zero_grad()
                 seen = []
-                step = [x, y, eps, *amortized.draw(config, len(x), streams.noise)]
-                for batch in zip(*[part.split(batch_size) for part in step], strict=True):
+                for batch in zip(*[part.split(batch_size) for part in (x, y, eps)], strict=True):
                     size = len(batch[0])
                     # The last batch of an epoch is smaller: compiling it too would cost as much again.
                     loss, terms = (fast if size == batch_size else loss_of)(now, *batch)
@@ -189,8 +188,7 @@ def _train(config: Config, run_dir: Path, device: torch.device, judge: Judge) ->
             row: dict[str, Any] = {"epoch": epoch}
             if epoch:
                 row |= means.read_epoch("train_epoch") | watch.times(len(train_split))
-            shown = training.shown()
-            measured = evaluate(shown, held_out_split, eval_noise, shared=True)
+            measured = evaluate(average.model, held_out_split, eval_noise, shared=True)
             row |= measured.scalars(held_out)
             if together.is_first() and scores_every and epoch % scores_every == 0:
                 row |= of_factors(measured, held_out_split, config["scores"], held_out, config["model"]["conditional"])
@@ -200,7 +198,7 @@ def _train(config: Config, run_dir: Path, device: torch.device, judge: Judge) ->
             scale = {name: value.item() for name, value in average.model.scale().items()}
             new_best = stands.end_epoch(epoch, measured.kl_per_dim, streams.order.get_state(), scores, scale)
             is_last = epoch == epochs or watch.why_over(stands) is not None
-            for picture in pictures.after_epoch(training, shown, held_out_split, held_out, measured, is_last):
+            for picture in pictures.after_epoch(training, held_out_split, held_out, measured, is_last):
                 tracker.image(*picture, stands.step)
             watch.epoch_begins()
             if new_best:
@@ -226,22 +224,20 @@ def _train(config: Config, run_dir: Path, device: torch.device, judge: Judge) ->
             saves.hold_best()
         saves.write_best()
         watch.all_is_saved()
-        splits = {held_out: held_out_split} | ({"test": data.read_test().to(device)} if chooses else {})
-        _test(training, saves, splits, tracker)
+        _test(training, saves, data.read_test().to(device) if chooses else held_out_split, tracker)
         tracker.summary.reason = why_over
     return together.from_first(tracker.summary.as_dict)
 
 
-def _test(training: Training, saves: Saves, splits: dict[str, Split], tracker: Tracker) -> None:
+def _test(training: Training, saves: Saves, test_split: Split, tracker: Tracker) -> None:
     """Measure and picture the test split with the weights of the best epoch; upload them where that is asked for."""
-    seed, step, test_split = training.config["seed"], training.stands.step, splits["test"]
+    seed, step, model = training.config["seed"], training.stands.step, training.averaged
     weights, best = together.from_first(saves.best)
-    training.averaged.load_state_dict(weights)
-    shown = training.shown()
-    measured = evaluate(shown, test_split, build.generator(seed, "evaluation"), shared=True)
+    model.load_state_dict(weights)
+    measured = evaluate(model, test_split, build.generator(seed, "evaluation"), shared=True)
     if not together.is_first():
         return
-    tracker.image(*during_training.of_test(shown, test_split, seed, best.epoch), step)
+    tracker.image(*during_training.of_test(model, test_split, seed, best.epoch), step)
     conditional = training.config["model"]["conditional"]
     scores = of_factors(measured, test_split, training.config["scores"], "test", conditional)
     if scores:
@@ -249,9 +245,5 @@ def _test(training: Training, saves: Saves, splits: dict[str, Split], tracker: T
         if warning := scores_warning(measured, told_by_means(measured, factors), factors):
             log.warning(f"scores: {warning}")
     tracker.summarise(best.summary() | measured.scalars("test") | scores)
-    if maps := mapping.maps(training, splits):
-        for picture in during_training.of_maps(maps, best.epoch):
-            tracker.image(*picture, step)
-        tracker.write(MAP, maps)
     if training.config["wandb"]["log_checkpoints"]:
         tracker.upload_checkpoints(best_is_last=best.step == step)

@@ -41,18 +41,14 @@ class VAE(nn.Module):
             return torch.empty(len(y), 0, device=y.device)
         return F.one_hot(y, self.n_classes).float()
 
-    def encode(self, x: Tensor, y: Tensor, *setting: Tensor) -> DiagonalGaussian | Point:
-        """The approximate posterior q(z|x, y) of images x [B, C, H, W] in [0, 1] with labels y [B].
-
-        A model of many settings (networks.modulated) also takes each image's, [B, 2].
-        """
-        mean, log_var = _full(self.encoder(x, self.context(y), *setting)).chunk(2, dim=1)
-        mean, log_var = _within(mean, *setting), _within(log_var, *setting)  # latents beyond z_dim are the prior's
+    def encode(self, x: Tensor, y: Tensor) -> DiagonalGaussian | Point:
+        """The approximate posterior q(z|x, y) of images x [B, C, H, W] in [0, 1] with labels y [B]."""
+        mean, log_var = _full(self.encoder(x, self.context(y))).chunk(2, dim=1)
         return DiagonalGaussian(mean, log_var) if self.stochastic else Point(mean)
 
-    def decode(self, z: Tensor, y: Tensor, *setting: Tensor) -> Any:
+    def decode(self, z: Tensor, y: Tensor) -> Any:
         """The likelihood p(x|z, y) of codes z [B, Z] with labels y [B]; its mean is an image."""
-        return self.likelihood(_full(self.decoder(_within(z, *setting), self.context(y), *setting)))
+        return self.likelihood(_full(self.decoder(z, self.context(y))))
 
     @property
     @torch.no_grad()
@@ -86,13 +82,6 @@ class VAE(nn.Module):
         device = next(self.parameters()).device
         drawn_on = device if generator is None else generator.device  # one on the CPU gives every device the same
         return torch.randn(n, self.z_dim, generator=generator, device=drawn_on).to(device)
-
-
-def _within(latents: Tensor, *setting: Tensor) -> Tensor:
-    """Latents [B, Z], each image's 0 from its own z_dim on where it has a setting [B, 2]."""
-    for beta_and_z_dim in setting:
-        latents = latents * (torch.arange(latents.shape[1], device=latents.device) < beta_and_z_dim[:, 1:])
-    return latents
 
 
 def _full(outputs: Tensor) -> Tensor:

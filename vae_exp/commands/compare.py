@@ -1,7 +1,6 @@
 """`vae-compare`: runs side by side, from their folders alone, whether W&B was online, offline or disabled."""
 
 import argparse
-import io
 import operator
 import re
 import sys
@@ -79,20 +78,8 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--html", type=Path, metavar="FILE", help="write one self-contained page: table, curves, pictures"
     )
-    parser.add_argument(
-        "--map",
-        type=_picture,
-        metavar="FILE",
-        help="draw the map of a run with amortize=..., other runs as points on it: .png, .pdf or .svg",
-    )
     compare_on_wandb.add_options(parser)
     return parser
-
-
-def _picture(text: str) -> Path:
-    if Path(text).suffix not in (".png", ".pdf", ".svg"):
-        raise argparse.ArgumentTypeError(f"{text}: a picture is a .png, a .pdf or an .svg")
-    return Path(text)
 
 
 def _count(text: str) -> int:
@@ -141,12 +128,6 @@ def compare(options: argparse.Namespace) -> None:
     # All is written before it is printed: whoever reads that may have gone.
     if options.csv:
         lines.append(_write(options.csv, as_csv(runs, columns)))
-    if options.map:
-        from vae_exp.comparing import maps
-
-        drawn = io.BytesIO()
-        maps.draw(single).savefig(drawn, format=options.map.suffix[1:])
-        lines.append(_write(options.map, drawn.getvalue()))
     if options.html:
         from vae_exp.comparing.report.page import page
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vae_exp.commands import evaluation_table, measuring, recording, settings, shared
+from vae_exp.commands import evaluation_table, measuring, recording, shared
 from vae_exp.config.keys import EvaluateOptions
 from vae_exp.config.rules import EVALUATE_RULES
 from vae_exp.errors import UserError, printable
@@ -23,7 +23,6 @@ usage: vae-evaluate checkpoint=PATH [KEY=VALUE ...]
   vae-evaluate checkpoint=outputs/.../best.pt importance_samples=100
   vae-evaluate checkpoint=outputs/.../best.pt scores=[mig,dci,infomec]   where the factors behind the images are known
   vae-evaluate checkpoint=latest samples=[frechet,precision,recall,nearest] sampler=gmm
-  vae-evaluate checkpoint=latest beta=[0.25,0.5,1,2,4,8] z_dim=[5,20]    of a run with amortize=...: every setting
   vae-evaluate checkpoint=outputs/sweeps/... split=val            every run of a sweep, a table at the end"""
 
 
@@ -58,11 +57,8 @@ def _evaluate_all(options: EvaluateOptions) -> None:
         if len(paths) > 1:
             say(f"{number}/{len(paths)}")
         try:
-            if settings.are_asked(options):
-                settings.evaluate(path, options)
-            else:
-                rows[path], show = evaluate_checkpoint(path, options)
-                show()
+            rows[path], show = evaluate_checkpoint(path, options)
+            show()
         except OSError as error:
             refused = refused or error
         except UserError as error:

@@ -75,22 +75,6 @@ def show_side_by_side(rows: dict[Path, dict[str, Any]], options: EvaluateOptions
         print("  ".join(cells) + f"  {printable(path)}")
 
 
-def show_settings(name: str, rows: list[dict[str, Any]]) -> None:
-    """The settings of one run for many, in the order that they were asked for."""
-    print(printable(name))
-    flat = [row | {n: score["mean"] for n, score in evaluated.scores(row).items()} for row in rows]
-    for row, every in zip(flat, rows, strict=True):
-        for drawn in every.get("samples", {}).values():
-            row |= drawn
-    wanted = ("neg_elbo", "reconstruction", "kl", "nll", "active_units", *SAMPLE_SCORES, *evaluated.scores(rows[0]))
-    names = [n for n in wanted if all(n in row for row in flat)]
-    width = {n: max(9, len(n)) for n in names}
-    print(f"{'beta':>8}{'z_dim':>7}  " + "  ".join(f"{n:>{width[n]}}" for n in names))
-    for row in flat:
-        cells = (f"{row[n]:{width[n]}.3f}" if isinstance(row[n], float) else f"{row[n]:>{width[n]}}" for n in names)
-        print(f"{row['beta']:8g}{row['z_dim']:7d}  " + "  ".join(cells))
-
-
 def _show_scores(scores: dict[str, Any], result: dict[str, Any]) -> None:
     """The scores of disentanglement, with what a reader of each should know."""
     settings, split = result["scores"], result["split"]

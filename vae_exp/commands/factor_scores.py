@@ -16,7 +16,7 @@ from vae_exp.scores import SCORES
 from vae_exp.scores.repeats import DEFAULT, usual_size
 from vae_exp.trained import TrainedVAE
 
-SAID: set[str] = set()  # the notes of this command: of a run for many settings, or of a sweep, they are the same
+SAID: set[str] = set()  # the notes of this command: of a sweep they are the same
 
 
 def chosen(model: TrainedVAE, data: Data, split: Split, options: EvaluateOptions) -> tuple[list[str], int]:

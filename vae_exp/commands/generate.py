@@ -28,7 +28,6 @@ usage: vae-generate checkpoint=PATH [KEY=VALUE ...]
   vae-generate checkpoint=latest sampler=gmm                            from where the codes are
   vae-generate checkpoint=latest n=100000 format=npz
   vae-generate checkpoint=latest what=traversals animate=true
-  vae-generate checkpoint=latest what=reconstructions beta=8 z_dim=10   of a run with amortize=...: one of its models
   vae-generate checkpoint=latest what=reconstructions inputs=FOLDER     your own images"""
 
 ANIMATED = ("interpolations", "traversals")
@@ -37,8 +36,6 @@ OF_IMAGES = ("reconstructions", "interpolations", "traversals around=image")
 DRAWN = ("samples", "classes", "reconstructions", "interpolations", "traversals", "manifold", "latents")
 # What each key is for. The others, such as output and device, are for all of them.
 USED_BY = {
-    "beta": (*DRAWN, "weights"),
-    "z_dim": (*DRAWN, "weights"),
     "n": DRAWN,
     "label": ("samples", "reconstructions", "interpolations", "traversals", "manifold"),
     "temperature": ("samples", "classes"),
@@ -56,8 +53,6 @@ USED_BY = {
     "dataset.root": ("samples sampler=gmm", "samples sampler=aggregate", *OF_IMAGES, "latents"),
 }
 IN_THE_NAME = (
-    "beta",
-    "z_dim",
     "label",
     "temperature",
     "sampler",
@@ -88,8 +83,6 @@ def generate(options: GenerateOptions) -> Path:
 
     (source,) = trained.find(options["checkpoint"], only_one=True)
     model = trained.load(source, options["device"], options["trust"])
-    if options["beta"] is not None or options["z_dim"] is not None:
-        model = model.at(options["beta"], options["z_dim"], options["dataset"]["root"])
     if options["label"] == "null" and "null" not in model.class_names:  # a class may be called so
         options = cast("GenerateOptions", options | {"label": None})
     if options["label"] is not None:

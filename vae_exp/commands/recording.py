@@ -16,9 +16,9 @@ SPLITS = ("test", "val", "train")
 WEIGHTS = "weights"  # in a picture: those that it is of
 
 
-def file_of(path: Path, split: str, settings: bool = False) -> Path:
-    """best.test.json beside best.pt; of the settings of a run for many best.test.settings.json."""
-    return path.with_name(f"{path.stem}.{split}{'.settings' if settings else ''}.json")
+def file_of(path: Path, split: str) -> Path:
+    """best.test.json beside best.pt."""
+    return path.with_name(f"{path.stem}.{split}.json")
 
 
 def write(path: Path, split: str, weights: str, result: dict[str, Any], drawn: "dict[str, np.ndarray]") -> list[str]:
@@ -26,7 +26,7 @@ def write(path: Path, split: str, weights: str, result: dict[str, Any], drawn: "
 
     Raises UserError where that is refused.
     """
-    written = file_of(path, split, settings="rows" in result)
+    written = file_of(path, split)
     write_json(written, result)
     return [f"written   {printable(written)}", *_write_pictures(path, split, weights, drawn)]
 
@@ -77,15 +77,12 @@ def _pictures(path: Path, weights: str) -> dict[str, Path]:
 
 
 def _numbers(path: Path, weights: str) -> dict[str, Any]:
-    """The numbers of all splits, and of all settings, that were measured of these weights."""
+    """The numbers of all splits that were measured of these weights."""
     prefixed: dict[str, Any] = {}
     for split in SPLITS:
         written = evaluated.read(file_of(path, split))
         if written.get("weights") == weights:
             prefixed |= {f"evaluate/{split}/{name}": value for name, value in evaluated.numbers(written).items()}
-        for setting, row in evaluated.read_settings(file_of(path, split, settings=True), weights).items():
-            named = f"evaluate/{split}/{setting}"
-            prefixed |= {f"{named}/{name}": value for name, value in evaluated.numbers(row).items()}
     return prefixed | _claims(path.with_name(RESULT), weights)
 
 

@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from vae_exp import launched
-from vae_exp.commands import confirming, launching, shared
+from vae_exp.commands import launching, shared
 from vae_exp.commands.closing import closing, how_to_go_on
 from vae_exp.commands.help import print_help, with_own_options
 from vae_exp.config import check
@@ -29,7 +29,7 @@ from vae_exp.config.keys import Config
 from vae_exp.config.messages import HYDRA_VERSION, compose, parse, readable, without_hydra
 from vae_exp.errors import Lost, Unwritable, UserError
 from vae_exp.files import write
-from vae_exp.run import confirmed, cores, earlier, resume
+from vae_exp.run import cores, earlier, resume
 from vae_exp.run.folder import OVERRIDES, read_overrides, require_no_owner, require_writable
 from vae_exp.sweep import composing, ending, jobs, plan, processes, search, study
 from vae_exp.sweep.sweepers import Grid
@@ -153,8 +153,6 @@ def _sweep(typed: list[str], cfg: DictConfig) -> int:
     if cfg.resume is not None:
         raise UserError(f"resume={cfg.resume}: is of one run. A sweep goes on with sweep.resume={cfg.resume}.")
     config = _check(cfg, of_sweep=True)
-    if config["amortize"]["confirm"] or any(word.key_or_group == "amortize.confirm" for word in parse(typed)):
-        raise UserError(f"amortize.confirm={config['amortize']['confirm']}: is of one run. Leave it out of a sweep.")
     for kind in ("launcher", "sweeper"):
         if cfg.hydra[kind] is None:
             raise UserError(f"hydra.{kind}=null: a sweep needs one. Leave it out, or choose with hydra/{kind}=NAME.")
@@ -221,8 +219,6 @@ def _one_run(cfg: DictConfig, run_dir: Path) -> None:
     try:
         summary = train(cfg, run_dir)
         log.info(closing(summary, run_dir, cfg.dataset["_target_"]))
-        if cfg.amortize.confirm:
-            log.info(confirming.confirm(cfg, run_dir))
     except KeyboardInterrupt:
         log.info(f"Stopped by Ctrl-C. What was finished until then is in {run_dir}{how_to_go_on(run_dir)}")
         raise
@@ -261,8 +257,7 @@ def _to_resume(typed: list[str], cfg: DictConfig) -> tuple[list[str], Path]:
     typed = [*_without(typed, {"resume", "hydra.run.dir"}), f"resume={literal(folder)}"]
     config = _check(compose("config", typed))
     require_no_owner(folder)
-    if not confirmed.are_missing(config, folder):
-        resume.require_unfinished(folder, config)
+    resume.require_unfinished(folder, config)
     resume.load(folder, config, quiet=True)
     # One run, also where it was a job of a preset that is a sweep.
     return [*typed, f"hydra.run.dir={literal(folder)}", "hydra.mode=RUN"], folder
@@ -283,7 +278,7 @@ def _check(cfg: DictConfig, of_sweep: bool = False) -> Config:
     from vae_exp.run import speed
     from vae_exp.tracking import wandb_server
 
-    wandb_server.check_environment(cfg.wandb.mode, several_runs=of_sweep or bool(cfg.amortize.confirm))
+    wandb_server.check_environment(cfg.wandb.mode, several_runs=of_sweep)
     if cfg.wandb.mode == "online":
         wandb_server.api_key(cfg.wandb.mode)
     config = build.check(cfg, combinations=not of_sweep)

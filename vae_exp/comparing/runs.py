@@ -17,7 +17,7 @@ from vae_exp.comparing.names import common_start
 from vae_exp.config.check import flatten, path_of
 from vae_exp.errors import UserError
 from vae_exp.files import read_json_lines
-from vae_exp.run.folder import CONFIG, METRICS, OUTPUTS, SUMMARY, confirms, read_config, read_summary, runs_below
+from vae_exp.run.folder import CONFIG, METRICS, OUTPUTS, SUMMARY, read_config, read_summary, runs_below
 
 # Of data with known factors, where a run was asked for them: the only results of which more is better.
 SCORES = tuple(
@@ -41,7 +41,6 @@ SEEDS = ("seed", "dataset.seed")
 # Nobody looks for these in a table: where a run was, how often it wrote, what it ran on.
 BOOKKEEPING = {
     *(
-        "amortize.confirm",
         "trust",
         "log_every_steps",
         "figures",
@@ -171,7 +170,7 @@ def newest() -> Path:
     """What `latest` means: the folder of the newest run that has results, or of its sweep. Raises UserError."""
     for folder in runs_below(OUTPUTS):
         summary, config = read_summary(folder), read_config(folder)
-        if summary is not None and isinstance(config, dict) and is_finite(summary.score) and not confirms(folder):
+        if summary is not None and isinstance(config, dict) and is_finite(summary.score):
             sweep = config.get("sweep")
             return folder.parent if isinstance(sweep, dict) and sweep.get("jobs") else folder
     raise UserError(f"{LATEST}: no run in {OUTPUTS} has results.")

@@ -18,13 +18,12 @@ from vae_exp.config import check as checks
 from vae_exp.config import devices, own_code
 from vae_exp.config.check import check_values, flatten, rules_for
 from vae_exp.config.combinations import source_problems
-from vae_exp.config.keys import Config, widest
+from vae_exp.config.keys import Config
 from vae_exp.config.rules import RULES
 from vae_exp.datasets import Data, Split, prepare
 from vae_exp.datasets.sound import require_source
 from vae_exp.errors import UserError
 from vae_exp.networks import beginning
-from vae_exp.networks.modulated import Modulated
 from vae_exp.vae import VAE
 
 # How the code calls each _target_: so many arguments by place, and these by name. The rest is the config's.
@@ -160,7 +159,7 @@ def model(config: Mapping[str, Any], x_shape: tuple[int, int, int], n_classes: i
 
     With network.init=glorot the outputs begin at the mean of the first training images.
     """
-    z_dim, width = widest(config), n_classes if config["model"]["conditional"] else 0
+    z_dim, width = config["model"]["z_dim"], n_classes if config["model"]["conditional"] else 0
     own = {"network": {key: value for key, value in config["network"].items() if key not in OF_ALL["network"]}}
     networks = partial(own, "network")(x_shape=x_shape, z_dim=z_dim, context_dim=width)
     encoder, decoder = _two_modules(networks, config["network"]["_target_"])
@@ -171,9 +170,6 @@ def model(config: Mapping[str, Any], x_shape: tuple[int, int, int], n_classes: i
     if config["network"].get("init", "pytorch") == "glorot":
         mean = None if train is None else beginning.mean_image(train[: beginning.IMAGES].x)
         beginning.glorot(encoder, decoder, likelihood, mean)
-    betas, z_dims = config["amortize"]["beta"], config["amortize"]["z_dim"]
-    if betas or z_dims:
-        encoder, decoder = Modulated(encoder, betas, z_dims), Modulated(decoder, betas, z_dims, z_dim)
     return VAE(encoder, decoder, likelihood, z_dim, width, config["model"]["stochastic"])
 
 
@@ -201,9 +197,9 @@ def generator(seed: int, stream: str, device: torch.device | str = "cpu") -> tor
 
 def check_known_values(config: Mapping[str, Any]) -> None:
     """Raises UserError for values in a checkpoint that training would have refused."""
-    kept = flatten({group: config.get(group) for group in ("model", "amortize", "network", "likelihood")})
+    kept = flatten({group: config.get(group) for group in ("model", "network", "likelihood")})
     rules = rules_for(kept)
-    needed = [key for key in RULES if key.startswith(("model.", "amortize."))]
+    needed = [key for key in RULES if key.startswith("model.")]
     flat = {key: value for key, value in kept.items() if key in rules}
     if problems := check_values(flat, {key: rules[key] for key in [*flat, *needed]}):
         raise UserError("checkpoint: " + "\n".join(problems))

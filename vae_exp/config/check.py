@@ -216,8 +216,6 @@ def closest(word: str, known: Collection[str]) -> str:
     Keys are compared whole and by their last part, since people write z_dim=10 for model.z_dim=10.
     """
     last = word.rsplit(".", 1)[-1]
-    if "." not in word:  # z_dim alone is the model's, not amortize.z_dim
-        known = [key for key in known if key != f"amortize.{word}"]
     near = difflib.get_close_matches(word, known, n=3, cutoff=0.7)
     near += [key for key in known if key.rsplit(".", 1)[-1] == last]
     near += [key for key in known if difflib.get_close_matches(last, [key.rsplit(".", 1)[-1]], cutoff=0.75)]

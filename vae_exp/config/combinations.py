@@ -31,7 +31,6 @@ def check_combinations(flat: Mapping[str, Any]) -> list[str]:
         )
     problems += check_devices(flat)
     problems += _check_objective(flat)
-    problems += _check_amortized(flat)
     if flat.get("early_stopping.patience") and flat.get("dataset.val_size") == 0:
         problems.append(
             f"early_stopping.patience={flat['early_stopping.patience']}: there are no validation images to watch "
@@ -62,17 +61,12 @@ def check_devices(flat: Mapping[str, Any]) -> list[str]:
     """What several processes cannot share."""
     if not all(key in flat and RULES[key].allows(flat[key]) for key in ("devices", "batch_size")):  # told already
         return []
-    devices, batch_size, confirm = flat["devices"], flat["batch_size"], flat.get("amortize.confirm")
+    devices, batch_size = flat["devices"], flat["batch_size"]
     if devices == 1:
         return []
     problems = []
     if devices > batch_size:
         problems.append(f"devices={devices} and batch_size={batch_size}: each process needs an image of a batch.")
-    if confirm:
-        problems.append(
-            f"devices={devices} and amortize.confirm={confirm}: settings are confirmed one after the other, in one "
-            "process. Leave amortize.confirm out."
-        )
     return problems
 
 
@@ -104,34 +98,6 @@ def _check_objective(flat: Mapping[str, Any]) -> list[str]:
     if shape in ("cosine", "cyclical") and not given:
         length = "objective.warmup_epochs=5" if shape == "cosine" else "objective.warmup_fraction=1"
         problems.append(f"objective.warmup={shape}: say how long it lasts, such as {length}.")
-    return problems
-
-
-def _check_amortized(flat: Mapping[str, Any]) -> list[str]:
-    """What stands in the way of one run for many settings: each must be an ordinary model's, and the run's own one."""
-    names = ("amortize.beta", "amortize.z_dim", "model.beta", "model.z_dim")
-    if not all(name in flat and RULES[name].allows(flat[name]) for name in names):  # which is told already
-        return []
-    betas, z_dims, beta, z_dim = (flat[name] for name in names)
-    given = " and ".join(name for name in names[:2] if flat[name] is not None)
-    if not given:
-        confirm = flat.get("amortize.confirm")
-        alone = f"amortize.confirm={confirm}: there is no map to confirm without amortize.beta or z_dim."
-        return [alone] if confirm else []
-    problems = []
-    if betas and not betas[0] <= beta <= betas[1]:
-        problems.append(f"model.beta={beta:g}: the run is measured at it, and it is not in amortize.beta={betas}.")
-    if z_dims and z_dim not in z_dims:
-        problems.append(f"model.z_dim={z_dim}: the run is measured at it, and it is not in amortize.z_dim={z_dims}.")
-    if is_ours(flat, "objective") and flat.get("objective._target_") != "vae_exp.objectives.elbo":
-        problems.append(f"{given}: of objective=elbo alone, whose loss is a mean over images, each at its own setting.")
-    for key in ("likelihood.sigma", "likelihood.scale"):
-        if isinstance(fitted := flat.get(key), str) and is_ours(flat, "likelihood"):
-            problems.append(
-                f"{key}={fitted}: would be one for all settings of {given}. Use a number, such as {key}=0.1."
-            )
-    if betas and flat.get("model.stochastic") is False:
-        problems.append(f"amortize.beta={betas}: an autoencoder has no KL to weigh.")
     return problems
 
 

@@ -1,6 +1,5 @@
 """The keys of a checked configuration and their types; conf/*.yaml says what they mean."""
 
-from collections.abc import Mapping
 from typing import Any, TypedDict
 
 Group = dict[str, Any]  # a _target_ and its settings, which only the function it names knows
@@ -12,12 +11,6 @@ class ModelKeys(TypedDict):
     beta: float
     conditional: bool
     stochastic: bool
-
-
-class AmortizeKeys(TypedDict):
-    beta: list[float] | None
-    z_dim: list[int] | None
-    confirm: int
 
 
 class EarlyStoppingKeys(TypedDict):
@@ -52,7 +45,6 @@ class Config(TypedDict):
     """What vae-train takes: conf/config.yaml with a choice of each group."""
 
     model: ModelKeys
-    amortize: AmortizeKeys
     network: Group
     likelihood: Group
     objective: Group
@@ -88,11 +80,6 @@ class Config(TypedDict):
     sweep: SweepKeys
 
 
-def widest(config: Mapping[str, Any]) -> int:
-    """The latents that a model's networks have: the most that any of its settings asks for."""
-    return max(config["amortize"]["z_dim"] or [config["model"]["z_dim"]])
-
-
 def images_per_step(config: Config) -> int:
     """Of one step of the optimizer: batch_size of them at once, accumulate_steps times."""
     return config["batch_size"] * config["accumulate_steps"]
@@ -111,8 +98,6 @@ class EvaluateOptions(TypedDict):
 
     checkpoint: str
     split: str
-    beta: float | list[float] | None
-    z_dim: int | list[int] | None
     repeats: int
     importance_samples: int
     label_accuracy: bool
@@ -136,8 +121,6 @@ class GenerateOptions(TypedDict):
 
     checkpoint: str
     what: str
-    beta: float | None
-    z_dim: int | None
     n: int | None
     label: int | str | None
     temperature: float

@@ -8,7 +8,6 @@ from vae_exp.config.kinds import (
     FLAG,
     FRACTION,
     LABEL,
-    LARGEST,
     NAME,
     PATH,
     PROJECT,
@@ -72,19 +71,6 @@ RULES = {
     "model.beta": number(0),
     "model.conditional": FLAG,
     "model.stochastic": FLAG,
-    "amortize.beta": or_null(
-        Rule(
-            lambda v: isinstance(v, list) and len(v) == 2 and all(map(is_number, v)) and 0 < v[0] < v[1] <= LARGEST,
-            "the lowest and the highest of a range above 0, such as [0.1,10]",
-        )
-    ),
-    "amortize.z_dim": or_null(
-        Rule(
-            lambda v: list_of(COUNT, "", at_least=2).allows(v) and len(set(v)) == len(v),
-            "a list of different whole numbers, 1 or more, such as [2,5,10,20]",
-        )
-    ),
-    "amortize.confirm": whole(0, 100),
     "wandb.mode": one_of("auto", "online", "offline", "disabled"),
     "wandb.project": or_null(PROJECT),
     "wandb.entity": or_null(PROJECT),
@@ -190,8 +176,6 @@ OPTION_RULES = {
 EVALUATE_RULES = {
     "checkpoint": ANY_PATH,
     "split": one_of("test", "val", "train"),
-    "beta": or_null(either(number(0), list_of(number(0), "a list such as [0.5,1,2]", at_least=1))),
-    "z_dim": or_null(either(COUNT, list_of(COUNT, "a list such as [5,10]", at_least=1))),
     "repeats": COUNT,
     "importance_samples": whole(0),
     "label_accuracy": FLAG,
@@ -214,8 +198,6 @@ GENERATE_RULES = {
     "what": one_of(
         "samples", "classes", "reconstructions", "interpolations", "traversals", "manifold", "latents", "weights"
     ),
-    "beta": or_null(number(0)),
-    "z_dim": or_null(COUNT),
     "n": or_null(COUNT),
     "label": or_null(LABEL),
     "temperature": number(0, FARTHEST),

@@ -5,14 +5,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from vae_exp import mapping
 from vae_exp.config import build
 from vae_exp.datasets import Split
 from vae_exp.figures import every_class, fonts, sheets, walks
 from vae_exp.figures.sheets import SIZES
 from vae_exp.metrics import Evaluation
 from vae_exp.run.due import Due
-from vae_exp.run.places import Place
 from vae_exp.run.standing import Training
 from vae_exp.vae import VAE
 
@@ -28,19 +26,14 @@ class Pictures:
         self.usual, self.further = Due(every_epochs, SHARE), Due(every_epochs, SHARE, price=FIGURE_SECONDS)
 
     def after_epoch(
-        self, training: Training, shown: VAE, split: Split, held_out: str, measured: Evaluation, is_last: bool
+        self, training: Training, split: Split, held_out: str, measured: Evaluation, is_last: bool
     ) -> Iterator[Picture]:
-        """Pictures of held-out images and of samples, figures=[...], and the map of a run for many settings.
-
-        Whoever takes one writes it. After the last epoch the map is drawn with that of the test images.
-        """
+        """Pictures of held-out images and of samples, and figures=[...]. Whoever takes one writes it."""
         epoch = training.stands.epoch
         for due, drawn in ((self.usual, _usual), (self.further, _further)):
             if is_last or due.after(epoch):
                 with due.spending():
-                    yield from drawn(training, shown, split, held_out, measured)
-                    if drawn is _further and not is_last:
-                        yield from of_maps(mapping.maps(training, {held_out: split}), epoch)
+                    yield from drawn(training, training.averaged, split, held_out, measured)
 
 
 def _usual(training: Training, model: VAE, split: Split, held_out: str, _: Evaluation) -> Iterator[Picture]:
@@ -70,15 +63,6 @@ def of_test(model: VAE, split: Split, seed: int, epoch: int) -> Picture:
     """Reconstructions of the test split, at the end, with the weights of the best epoch."""
     pixels = reconstructions(model, split, build.generator(seed, "pictures"))
     return "test_reconstructions", pixels, f"epoch {epoch}: test images, reconstructions below"
-
-
-def of_maps(maps: dict[str, list[Place]], epoch: int) -> Iterator[Picture]:
-    """The map of each split of a run for many settings; nothing of another run."""
-    for split, places in maps.items():
-        from vae_exp.comparing import rate_distortion  # here, because matplotlib takes half a second to import
-
-        title = f"epoch {epoch}: settings of the one network, up to {mapping.IMAGES:,} {split} images"
-        yield "test_map" if split == "test" else "map", sheets.pixels(rate_distortion.draw(places, title)), title
 
 
 @torch.no_grad()

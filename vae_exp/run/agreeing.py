@@ -7,7 +7,7 @@ from vae_exp.config.check import flatten
 
 # What a run may change on its way; a key that ends in a dot stands for its whole group.
 MAY_CHANGE = (
-    "amortize.confirm", "epochs", "max_steps", "max_minutes", "early_stopping.", "resume", "trust", "replace",
+    "epochs", "max_steps", "max_minutes", "early_stopping.", "resume", "trust", "replace",
     "device", "devices", "threads", "precision", "compile",
     "wandb.", "sweep.",
     "log_every_steps", "figures", "figure_every_epochs", "scores", "scores_every_epochs",

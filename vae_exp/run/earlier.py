@@ -11,13 +11,11 @@ from vae_exp.files import Unreadable, parse_json, write, writing
 from vae_exp.run.folder import (
     BEST,
     CONFIG,
-    CONFIRMED,
     EARLIER,
     GENERATED,
     IMAGES,
     LAST,
     LOG,
-    MAP,
     METRICS,
     PREVIOUS,
     RESULT,
@@ -55,7 +53,7 @@ def log_bytes(folder: Path) -> int:
 def clear(folder: Path, old_log_bytes: int) -> None:
     """Take away all that an earlier run left in the folder of a new one, and the first so many bytes of train.log."""
     measured = [file for name in CHECKPOINTS for file in _measured(folder, name)]
-    old = [folder / name for name in (IMAGES, GENERATED, EARLIER, MAP, CONFIRMED, RESULT, METRICS, *CHECKPOINTS)]
+    old = [folder / name for name in (IMAGES, GENERATED, EARLIER, RESULT, METRICS, *CHECKPOINTS)]
     old.append(folder / SUMMARY)  # last: what is there until then is a run
     for path in [*old, *measured, *_partials(folder)]:
         with writing(path):
@@ -87,7 +85,7 @@ def cut_back(folder: Path, step: int, metrics_bytes: int) -> None:
 
 def _partials(folder: Path) -> list[Path]:
     """Return what killed processes left of the files that only the folder's one process writes."""
-    return [path for name in (*CHECKPOINTS, SUMMARY, CONFIG, METRICS, MAP) for path in folder.glob(f"{name}*.partial")]
+    return [path for name in (*CHECKPOINTS, SUMMARY, CONFIG, METRICS) for path in folder.glob(f"{name}*.partial")]
 
 
 def _is_of_rows(content: bytes) -> bool:

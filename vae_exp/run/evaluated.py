@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from vae_exp.files import read_json
-from vae_exp.run import places
 
 TEXTS = ("checkpoint", "weights", "model", "split")
 SETTINGS = ("rows", "repeats", "seed", "factors")  # of scores of disentanglement: those of others do not compare
@@ -22,16 +21,6 @@ def read(path: Path) -> dict[str, Any]:
     except OSError:
         return {}
     return _sound(content) if isinstance(content, dict) else {}
-
-
-def read_settings(path: Path, weights: str) -> dict[str, dict[str, Any]]:
-    """The rows of a NAME.SPLIT.settings.json by their names, beta-4_z_dim-10, where it is of these weights."""
-    try:
-        content = read_json(path)
-        rows = content["rows"] if content["weights"] == weights else []
-        return {places.named(row): _sound(row) for row in rows}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
 
 
 def scores(result: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -18,17 +18,16 @@ from vae_exp.files import no_links, partial_of, read_json, read_yaml, require_no
 OUTPUTS = Path("outputs")
 BEST, LAST, PREVIOUS = "best.pt", "last.pt", "last.previous.pt"
 SUMMARY, CONFIG, METRICS, IMAGES, LOCK = "summary.json", "config.yaml", "metrics.jsonl", "images", "lock"
-LOG, MAP = "train.log", "map.json"
+LOG = "train.log"
 MODEL = ("network", "likelihood", "dataset")  # the groups that are built to use a trained model
 EARLIER, GENERATED = "earlier", "generated"
 RESULT = "reproduced.json"  # of vae-reproduce: what is claimed of this run, and what was found
-CONFIRMED = "confirmed"  # in the folder of a run with a map: a run's folder for each of its best settings
 FIRST_FILES_BYTES = 2**14  # of .hydra/, config.yaml and summary.json together
 OVERRIDES, OF_HYDRA = Path(".hydra", "overrides.yaml"), Path(".hydra", "hydra.yaml")
 # What a run writes, moves or takes away, and what its evaluations and pictures are.
 OF_A_RUN = (
-    *(BEST, LAST, PREVIOUS, SUMMARY, CONFIG, METRICS, LOG, LOCK, MAP, RESULT),
-    *(".hydra", IMAGES, EARLIER, GENERATED, CONFIRMED),
+    *(BEST, LAST, PREVIOUS, SUMMARY, CONFIG, METRICS, LOG, LOCK, RESULT),
+    *(".hydra", IMAGES, EARLIER, GENERATED),
 )
 MULTIRUN = "multirun.yaml"  # in a sweep's folder: what was typed for all of its jobs
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)  # a file of ours, or what it holds
@@ -185,16 +184,10 @@ def runs_below(folder: Path, *having: str) -> list[Path]:
 def newest(*having: str) -> Path | None:
     """What `latest` means: of the runs in outputs that have a file of these names that with the newest, or None.
 
-    Copies of W&B's artifacts lie in outputs too and are no runs: they have no summary. Runs that confirm the map of
-    another run are parts of that one.
+    Copies of W&B's artifacts lie in outputs too and are no runs: they have no summary.
     """
-    runs = (run for run in runs_below(OUTPUTS, *having) if (run / SUMMARY).is_file() and not confirms(run))
+    runs = (run for run in runs_below(OUTPUTS, *having) if (run / SUMMARY).is_file())
     return next(runs, None)
-
-
-def confirms(folder: Path) -> bool:
-    """Whether the run in a folder confirms the map of the run that it lies in."""
-    return folder.parent.name == CONFIRMED and (folder.parent.parent / SUMMARY).is_file()
 
 
 @contextlib.contextmanager

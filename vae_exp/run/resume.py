@@ -16,14 +16,12 @@ from vae_exp.config.kinds import is_path
 from vae_exp.config.messages import compose, parse, without_hydra
 from vae_exp.config.moved import renamed
 from vae_exp.errors import UserError
-from vae_exp.run import confirmed
 from vae_exp.run.agreeing import LENGTH, contradictions
 from vae_exp.run.folder import (
     LAST,
     OUTPUTS,
     PREVIOUS,
     SUMMARY,
-    confirms,
     newest,
     read_config,
     read_summary,
@@ -63,7 +61,7 @@ def find_unfinished(config: Config, run_dir: Path) -> Path | None:
         before, summary = read_config(run_dir), read_summary(run_dir)
         if before is not None and (wrong := _of_another_run(before, config)):
             raise UserError(_refusal(run_dir, wrong))
-        if summary is not None and summary.finished and not confirmed.are_missing(config, run_dir):
+        if summary is not None and summary.finished:
             raise UserError(f"resume=auto: the run in {run_dir} is finished. resume={run_dir} epochs=... trains on.")
         path, _, reasons = _newest(run_dir)
         if reasons and path is None:
@@ -71,8 +69,7 @@ def find_unfinished(config: Config, run_dir: Path) -> Path | None:
         return run_dir if path else None
     for folder in runs_below(OUTPUTS):
         before, summary = read_config(folder), read_summary(folder)
-        is_finished = summary is not None and summary.finished and not confirmed.are_missing(config, folder)
-        if before is None or is_finished or confirms(folder) or flatten(before).get("sweep.jobs"):
+        if before is None or (summary is not None and summary.finished) or flatten(before).get("sweep.jobs"):
             continue
         if _of_another_run(before, config):
             continue

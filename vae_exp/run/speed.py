@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from vae_exp import amortized, together
+from vae_exp import together
 from vae_exp.config.keys import Config
 from vae_exp.datasets import Split
 from vae_exp.errors import UserError
@@ -153,12 +153,9 @@ def faster(
 
     first = train[:size]
     x, y, eps = first.x.float() / 255, first.y, torch.zeros(len(first), model.z_dim)
-    setting = amortized.own(config, len(first), first.y.device)
     with _without_trace(model, noise):
         moments = [Progress(step, steps_per_epoch, config["epochs"], len(train)) for step in range(WARM_UP + MEASURED)]
-        plain, fast = _milliseconds(
-            lambda step, now: step(now, x, y, eps, *setting)[0].backward(), moments, loss_of, compiled
-        )
+        plain, fast = _milliseconds(lambda step, now: step(now, x, y, eps)[0].backward(), moments, loss_of, compiled)
     if not compiled.works:
         return loss_of
     verdict = "compiled" if fast < plain else "not compiled"

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from vae_exp import amortized
 from vae_exp.config import build
 from vae_exp.config.keys import Config
 from vae_exp.datasets import Data
@@ -126,7 +125,3 @@ class Training:
     streams: Streams
     means: RunningMeans
     stands: Standing
-
-    def shown(self) -> VAE:
-        """What is measured and drawn: the saved model, and of one for many settings the ordinary one at its own."""
-        return amortized.settled(self.averaged, self.config, self.data.x_shape)

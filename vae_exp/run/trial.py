@@ -12,13 +12,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from vae_exp import amortized
 from vae_exp.config.keys import Config
 from vae_exp.datasets import Split
 from vae_exp.errors import UserError
-from vae_exp.run import reading_off
 from vae_exp.shares import Share
-from vae_exp.terms import Logged, Progress, Terms, elbo_terms, more_draws
+from vae_exp.terms import Logged, Progress, elbo_terms, more_draws
 from vae_exp.vae import VAE
 
 IMAGES = 2
@@ -38,18 +36,15 @@ def check(config: Config, model: VAE, objective: Callable[..., tuple[Tensor, Log
         )
     with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []), model.evaluating():
         _check_network(config, model, x, y)
-        reading_off.check(config, model, x, y)
         noise = torch.Generator(x.device).manual_seed(0)
-        setting = amortized.own(config, len(x), x.device)
         with _counting(model) as operations:
-            q = model.encode(x, y, *setting)
+            q = model.encode(x, y)
             z = q.rsample(noise)
-            p = model.decode(z, y, *setting)
+            p = model.decode(z, y)
             _check_likelihood(config, p, x)
             terms = elbo_terms(x, q, p, z, partial(more_draws, model, x, y, q, Share((len(x),)), noise))
             now = Progress(0, 1, max(1, config["epochs"]), len(train))
-            returned = _at_each_beta(config, objective, terms, now, setting) if setting else objective(terms, now)
-            _check_objective(config, returned, of_images=bool(setting))
+            _check_objective(config, objective(terms, now))
     return sum(operations) / len(x)
 
 
@@ -80,12 +75,11 @@ def _counting(model: VAE) -> Iterator[list[float]]:
 
 def _check_network(config: Config, model: VAE, x: Tensor, y: Tensor) -> None:
     n, z_dim, context = len(x), model.z_dim, model.context(y)
-    setting = amortized.own(config, n, x.device)
-    encoded = model.encoder(x, context, *setting)
+    encoded = model.encoder(x, context)
     if not _has_shape(encoded, n, 2 * z_dim):
         must = f"its encoder must return [B, 2 model.z_dim], means beside log-variances: [{n}, {2 * z_dim}] here"
         raise _refusal(config, "network", must, encoded)
-    decoded = model.decoder(encoded[:, :z_dim], context, *setting)
+    decoded = model.decoder(encoded[:, :z_dim], context)
     if not _has_shape(decoded, *x.shape):
         must = f"its decoder must return a number for each pixel, [B, C, H, W]: {list(x.shape)} here"
         raise _refusal(config, "network", must, decoded)
@@ -102,23 +96,7 @@ def _check_likelihood(config: Config, p: Any, x: Tensor) -> None:
         raise _refusal(config, "likelihood", f"mean must be an image, [B, C, H, W]: {list(x.shape)} here", p.mean)
 
 
-def _at_each_beta(
-    config: Config, objective: Callable[..., Any], terms: Terms, now: Progress, setting: tuple[Tensor, ...]
-) -> Any:
-    """What the objective returns for images with a beta each. Raises UserError for one of a user's that takes none."""
-    try:
-        return objective(terms, now, beta=setting[0][:, 0])
-    except (TypeError, ValueError, RuntimeError) as error:
-        if config["objective"]["_target_"].startswith("vae_exp."):
-            raise
-        raise UserError(
-            f"{_named(config, 'objective')}: with amortize it must take beta, a tensor with each image's own, [B], and "
-            f"average over images last ({type(error).__name__}: {str(error).splitlines()[0]})."
-        ) from error
-
-
-def _check_objective(config: Config, returned: Any, of_images: bool) -> None:
-    """What it logs may be of each image where each has its own setting; the mean is taken of it."""
+def _check_objective(config: Config, returned: Any) -> None:
     must = "it must return the loss and a dict of what to log, such as (loss, {})"
     if not isinstance(returned, tuple | list) or len(returned) != 2 or not isinstance(returned[1], dict):
         raise _refusal(config, "objective", must, returned)
@@ -128,11 +106,7 @@ def _check_objective(config: Config, returned: Any, of_images: bool) -> None:
     if not loss.requires_grad:
         raise UserError(f"{_named(config, 'objective')}: no gradient leads from the loss to the weights.")
     for name, value in logged.items():
-        if (
-            not isinstance(value, int | float)
-            and not _has_shape(value)
-            and not (of_images and _has_shape(value, IMAGES))
-        ):
+        if not isinstance(value, int | float) and not _has_shape(value):
             must = f"what it logs as {name} must be one number, such as a mean"
             raise _refusal(config, "objective", must, value)
 

@@ -84,10 +84,7 @@ def check_environment(wanted: str, several_runs: bool = False) -> None:
             f"WANDB_RUN_ID={run_id}: W&B takes no id with spaces around it or any of {' '.join(REFUSED_IN_IDS)} in it."
         )
     if run_id and several_runs:
-        raise UserError(
-            f"WANDB_RUN_ID={run_id}: is of one run, and each job of a sweep is a run of its own, as is each setting of "
-            "amortize.confirm. Unset it."
-        )
+        raise UserError(f"WANDB_RUN_ID={run_id}: is of one run, and each job of a sweep is a run of its own. Unset it.")
 
 
 def _mend_environment() -> None:

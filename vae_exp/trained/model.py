@@ -16,14 +16,14 @@ from vae_exp import metrics
 from vae_exp.config import build
 from vae_exp.config.foreign import Trust
 from vae_exp.config.kinds import Rule
-from vae_exp.config.rules import COUNT, GENERATE_RULES, RULES
+from vae_exp.config.rules import COUNT, GENERATE_RULES
 from vae_exp.datasets import Data, Split
 from vae_exp.distributions import DiagonalGaussian, Point
 from vae_exp.errors import UserError, printable
 from vae_exp.run import checkpoint, stored_data
 from vae_exp.run.checkpoint import Checkpoint
 from vae_exp.trained import fitted
-from vae_exp.trained.rebuilding import rebuild, require_known, settled
+from vae_exp.trained.rebuilding import rebuild, require_known
 
 Labels = int | float | str | Sequence[int] | Tensor | None  # a class for all images, or a number for each
 Sampler = Callable[[Tensor, torch.Generator, float], Tensor]  # labels [N], noise, temperature -> codes [N, Z]
@@ -35,41 +35,14 @@ class TrainedVAE:
 
     A conditional model takes one label for all images, the name of a class or its number, or a list or tensor with
     the number of each image's; an unconditional one ignores what labels images have. `model` is the VAE itself, a
-    torch module; `config`, `epoch` and `kl_per_dim` say how it was trained. Of a run for many settings (amortize=...)
-    it is the model at one of them, at first the run's own; `at` gives the others.
+    torch module; `config`, `epoch` and `kl_per_dim` say how it was trained.
     """
 
     def __init__(self, kept: Checkpoint, device: torch.device, trust: Trust = False, path: Path | None = None) -> None:
-        self._whole, kept = kept, settled(kept, trust)
         self.model = rebuild(kept, trust).to(device).eval().requires_grad_(False)
         self.device, self.trust, self.path, self._checkpoint = device, trust, path, kept
-        self._root: str | None = None
         self.config, self.x_shape, self.epoch = kept.config, kept.x_shape, kept.epoch
-        self.class_names = kept.class_names
-
-    def at(self, beta: float | None = None, z_dim: int | None = None, root: str | None = None) -> "TrainedVAE":
-        """The ordinary model at one setting of a run for many (amortize=...); what is left out is the run's own.
-
-        root says where the training data lies now, should it be needed. Raises UserError for what is no beta or z_dim,
-        and for a setting that the run was not trained for.
-        """
-        beta = None if beta is None else float(_checked("beta", beta, RULES["model.beta"]))
-        z_dim = None if z_dim is None else int(_checked("z_dim", z_dim, RULES["model.z_dim"]))
-        found = TrainedVAE(settled(self._whole, self.trust, beta, z_dim), self.device, self.trust, self.path)
-        found._whole, found._root = self._whole, root
-        return found
-
-    @functools.cached_property
-    def kl_per_dim(self) -> list[float]:
-        """[Z] nats, of held-out images: as training kept it, or measured now of a setting that it did not measure.
-
-        Raises UserError where the data for that cannot be read.
-        """
-        if self._checkpoint.kl_per_dim:
-            return self._checkpoint.kl_per_dim
-        data = self.read_data(self._root)
-        held_out = data.split("val" if len(data.val) else "test").to(self.device)
-        return metrics.posterior(self.model, held_out).kl_to_prior().mean(0).tolist()
+        self.class_names, self.kl_per_dim = kept.class_names, kept.kl_per_dim
 
     @property
     def name(self) -> str:

@@ -1,14 +1,9 @@
 """From a checkpoint's names and numbers to the model, with nothing of a stranger's run on the way."""
 
-from dataclasses import replace
-from typing import cast
-
 import torch
 
-from vae_exp import amortized
 from vae_exp.config import build, own_code
 from vae_exp.config.foreign import Trust, check_foreign
-from vae_exp.config.keys import Config
 from vae_exp.errors import UserError
 from vae_exp.run import sound
 from vae_exp.run.checkpoint import Checkpoint
@@ -21,6 +16,8 @@ def rebuild(kept: Checkpoint, trust: Trust = False) -> VAE:
     Raises UserError for a _target_ that is not vae_exp's own, unless the file and what it names are trusted, and where
     the weights are not those of the config.
     """
+    if "amortize" in kept.config:
+        raise UserError("checkpoint: of a network for many settings (amortize=...), which this version does not read.")
     require_known(kept, "network", "likelihood", trust=trust)
     build.check_known_values(kept.config)
     try:
@@ -46,20 +43,3 @@ def require_known(kept: Checkpoint, *groups: str, trust: Trust) -> None:
     check_foreign(kept.config, *groups, trust=trust)
     if trust is True:
         own_code.find(kept.config, groups, kept.code)
-
-
-def settled(kept: Checkpoint, trust: Trust = False, beta: float | None = None, z_dim: int | None = None) -> Checkpoint:
-    """The checkpoint of the ordinary model at one setting of a run for many (amortize=...), or a plain one as it is.
-
-    Raises UserError where rebuild does, and for a setting that the run was not trained for.
-    """
-    build.check_known_values(kept.config)
-    if not amortized.is_amortized(kept.config):
-        amortized.chosen(kept.config, beta, z_dim)  # which refuses others
-        return kept
-    if not isinstance(kept.config.get("objective"), dict):
-        raise UserError(f"checkpoint: objective={kept.config.get('objective')} in its config is no group of keys.")
-    config = cast("Config", amortized.at(kept.config, beta, z_dim))
-    weights = amortized.settled(rebuild(kept, trust), kept.config, kept.x_shape, beta, z_dim).state_dict()
-    measured = kept.kl_per_dim if config["model"] == kept.config["model"] else []
-    return replace(kept, config=config, model=weights, kl_per_dim=measured, optimizer=None, goes_on=None)
