@@ -114,7 +114,7 @@ def _train(config: Config, run_dir: Path, device: torch.device, judge: Judge) ->
     # Where the run stands: at its beginning, or where its last checkpoint left it.
     streams, watch = Streams.of(seed, device), Watch(config, before)
     was_compiled = began.compiled if began else None
-    fast = speed.faster(loss_of, config, was_compiled, model, streams.noise, train_split, watch.raise_if_told)
+    fast = speed.compile_step(loss_of, config["compile"], was_compiled, device, watch.raise_if_told)
     means, facts = RunningMeans(), Facts.of(model, data, device, compiled=fast is not loss_of)
     stands, health = (
         Standing([0.0] * config["model"]["z_dim"], streams.order.get_state()),

@@ -1,35 +1,22 @@
-"""How the step is computed: in which precision, and compiled where that pays."""
+"""How the step is computed: in which precision, and whether compiled."""
 
 import contextlib
-import copy
 import importlib.util
 import logging
-import math
 import os
 import shlex
 import shutil
-import statistics
 import sys
 import sysconfig
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vae_exp import together
-from vae_exp.config.keys import Config
-from vae_exp.datasets import Split
 from vae_exp.errors import UserError
-from vae_exp.terms import Progress
-from vae_exp.vae import VAE
 
 log = logging.getLogger(__name__)
-# Steps of a whole run from which on compile=auto tries it on a CPU: compiling takes up to half a minute, and a step of
-# the tutorial is at best 1 ms shorter afterwards.
-PAYS_FROM_STEPS = 30_000
-WARM_UP, MEASURED = 4, 40  # steps of each kind
 Step = Callable[..., Any]
 _cudnn: Any = torch.backends.cudnn  # its types leave out what is set by operation
 
@@ -116,51 +103,21 @@ def without_subnormals() -> Iterator[None]:
         torch.set_flush_denormal(before)
 
 
-def faster(
-    loss_of: Step,
-    config: Config,
-    was_compiled: bool | None,
-    model: VAE,
-    noise: torch.Generator,
-    train: Split,
-    interrupted: Callable[[], None],
+def compile_step(
+    step: Step, asked: bool | str, was_compiled: bool | None, device: torch.device, interrupted: Callable[[], None]
 ) -> Step:
-    """loss_of, compiled where that is asked for or, with auto, where that is faster.
+    """Return the step, compiled with compile=true; with auto only where a run that goes on was compiled before.
 
-    auto measures both in a run that is long enough, on steps that leave no trace in the model and in the noise; a run
-    that goes on is compiled as it was. Raises UserError where the compiler fails, except with auto, which then goes on
-    without. `interrupted` is called first: it raises where it was Ctrl-C that made the compiler fail.
+    It raises UserError where the compiler fails; with auto it goes on without. `interrupted` is called first: it
+    raises where it was Ctrl-C that made the compiler fail.
     """
-    asked, size = config["compile"], config["batch_size"]
-    steps_per_epoch = math.ceil(len(train) / size)
-    steps = config["epochs"] * steps_per_epoch
-    measures = asked == "auto" and was_compiled is None
-    if measures and (train.y.device.type != "cpu" or steps < PAYS_FROM_STEPS):
-        log.info(f"not compiled: that pays on a CPU from {PAYS_FROM_STEPS:,} steps on ({steps:,} here)")
-        return loss_of
-    if asked == "auto" and together.size() > 1:
-        log.info("not compiled: in several processes compile=true does it")
-        return loss_of
-    if asked is False or (asked == "auto" and was_compiled is False):
-        return loss_of
-    if missing := missing_for_compiling(train.y.device):
-        log.info(f"not compiled, for want of {missing}")
-        return loss_of
+    if asked is False or (asked == "auto" and not was_compiled):
+        return step
+    if missing := missing_for_compiling(device):
+        log.warning(f"not compiled, for want of {missing}")
+        return step
     log.info("the first step compiles: up to a minute, and a few seconds where it has been done before on this machine")
-    compiled = Compiled(loss_of, asked is True, interrupted)
-    if not measures:
-        return compiled
-
-    first = train[:size]
-    x, y, eps = first.x.float() / 255, first.y, torch.zeros(len(first), model.z_dim)
-    with _without_trace(model, noise):
-        moments = [Progress(step, steps_per_epoch, config["epochs"], len(train)) for step in range(WARM_UP + MEASURED)]
-        plain, fast = _milliseconds(lambda step, now: step(now, x, y, eps)[0].backward(), moments, loss_of, compiled)
-    if not compiled.works:
-        return loss_of
-    verdict = "compiled" if fast < plain else "not compiled"
-    log.info(f"{verdict}: loss and gradients of a step take {fast:.2f} ms compiled, and {plain:.2f} ms as they are")
-    return compiled if fast < plain else loss_of
+    return Compiled(step, asked is True, interrupted)
 
 
 class Compiled:
@@ -187,30 +144,6 @@ class Compiled:
             log.warning(f"not compiled: {reason}")
             self.works = False
             return self.step(*arguments)
-
-
-def _milliseconds(call: Callable[[Step, Progress], Any], moments: list[Progress], *steps: Step) -> list[float]:
-    """The median time of each function, called in turn, because the speed of a machine drifts."""
-    took: list[list[float]] = [[] for _ in steps]
-    for now in moments:
-        for step, times in zip(steps, took, strict=True):
-            began = time.perf_counter()
-            call(step, now)
-            times.append(1e3 * (time.perf_counter() - began))
-    return [statistics.median(times[WARM_UP:]) for times in took]
-
-
-@contextlib.contextmanager
-def _without_trace(model: VAE, noise: torch.Generator) -> Iterator[None]:
-    """Steps inside change nothing: weights, what layers count and random numbers are afterwards as they were."""
-    weights, state = copy.deepcopy(model.state_dict()), noise.get_state()
-    try:
-        with torch.random.fork_rng([]):
-            yield
-    finally:
-        model.load_state_dict(weights)
-        model.zero_grad()
-        noise.set_state(state)
 
 
 def missing_for_compiling(device: torch.device) -> str | None:
