@@ -10,7 +10,7 @@ from tests.conftest import metrics, quick_run, stored
 from vae_exp.config import build
 from vae_exp.errors import UserError
 from vae_exp.metrics import evaluate
-from vae_exp.run.averaging import Averaging
+from vae_exp.run.ema import EMA
 
 SMALL = ("network.hidden_dims=[16]", "model.z_dim=3", "log_every_steps=1")
 
@@ -62,7 +62,7 @@ def test_a_gradient_that_is_short_enough_is_left_alone():
 
 def test_the_average_is_what_its_formula_says():
     trained = torch.nn.Linear(1, 1, bias=False)
-    average, decay, expected = Averaging(trained, 0.9), 0.9, trained.weight.item()
+    average, decay, expected = EMA(trained, 0.9), 0.9, trained.weight.item()
     for step in range(1, 200):
         trained.weight.data.fill_(float(step))
         average.after_step(step)

@@ -31,7 +31,7 @@ from vae_exp.run import (
     threads,
     trial,
 )
-from vae_exp.run.averaging import Averaging
+from vae_exp.run.ema import EMA
 from vae_exp.run.divergence import clip_gradient, gradient_norm, require_finite
 from vae_exp.run.folder import only_process, require_writable
 from vae_exp.run.health import Health
@@ -100,7 +100,7 @@ def _train(config: Config, run_dir: Path, device: torch.device, judge: Judge) ->
     memory.check_model(config, data.x_shape, data.n_classes, device)
     torch.manual_seed(seed)
     model = build.model(config, data.x_shape, data.n_classes, data.train).to(device)
-    optimizer, average = build.optimizer(config, model), Averaging(model, config["ema"])
+    optimizer, average = build.optimizer(config, model), EMA(model, config["ema"])
     objective, schedule = build.partial(config, "objective"), build.partial(config, "scheduler")
     operations = threads.PASSES * batch_size * trial.check(config, model, objective, train_split)
     same_processes = before is not None and before.config["devices"] == config["devices"]

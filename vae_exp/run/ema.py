@@ -7,7 +7,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from vae_exp.vae import VAE
 
 
-class Averaging:
+class EMA:
     """Keeps the exponential moving average of a model's weights in `model`, a copy of it (Polyak & Juditsky 1992).
 
     With decay None there is none, and `model` is the model itself.
