@@ -31,9 +31,9 @@ from tests.peers import pythae_epoch, tutorial_epoch
 from tests.timing import Functions, timed
 from vae_exp import compose, train
 from vae_exp.config.check import CONF_DIR, resolve
-from vae_exp.figures import during_training
-from vae_exp.run import running_means, saving
+from vae_exp.figures import training
 from vae_exp.tracking import tracker
+from vae_exp.training import checkpointer, meters
 
 ENVIRONMENT = os.environ | {"WANDB_SILENT": "true", "PYTHONPATH": str(CONF_DIR.parent)}
 THREADS = f"threads={torch.get_num_threads()}"  # as many as all that is measured beside it
@@ -41,10 +41,10 @@ OURS, COMPILED = "vae_exp, everything included", "vae_exp compile=true"
 # What is not the step itself: the functions of a run that are timed while it runs.
 BESIDE_THE_STEP: dict[str, Functions] = {
     "validation": [(train, "evaluate")],
-    "pictures": [(during_training, "reconstructions"), (during_training, "samples"), (tracker.Tracker, "image")],
-    "checkpoints": [(saving.Saves, "hold_best"), (saving.Saves, "write")],
+    "pictures": [(training, "reconstructions"), (training, "samples"), (tracker.Tracker, "image")],
+    "checkpoints": [(checkpointer.Checkpointer, "hold_best"), (checkpointer.Checkpointer, "write")],
     "tracker": [(tracker.Tracker, "log"), (tracker.Tracker, "summarise"), (tracker.Tracker, "to_disk")],
-    "running means": [(running_means.RunningMeans, "add"), (running_means.RunningMeans, "read")],
+    "running means": [(meters.Meters, "add"), (meters.Meters, "read")],
     "progress bar": [(tqdm, "update"), (tqdm, "set_postfix_str")],
 }
 

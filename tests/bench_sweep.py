@@ -19,15 +19,15 @@ from omegaconf import DictConfig
 
 from tests.timing import Clock, Functions, timed
 from vae_exp import compose, train
-from vae_exp.commands import train as command
+from vae_exp.cli import train as command
 from vae_exp.config import build
 from vae_exp.datasets import batches
-from vae_exp.figures import during_training
+from vae_exp.figures import training
 from vae_exp.metrics import evaluate
-from vae_exp.run import memory, saving, trial
-from vae_exp.run.speed import without_subnormals
-from vae_exp.sweep import ending
+from vae_exp.sweeps import summary
 from vae_exp.tracking.tracker import Tracker
+from vae_exp.training import checkpointer, dry_run, memory
+from vae_exp.training.speed import flush_denormals
 
 MODES = ("offline", "disabled")
 SWEPT = {"model.z_dim": (2, 4, 8, 16), "optimizer.lr": (3e-4, 1e-3, 3e-3), "seed": (0, 1)}  # as the experiment's file
@@ -36,16 +36,16 @@ PARTS: dict[str, Functions] = {
         (ConfigLoaderImpl, "load_sweep_config"), (command, "compose"), (build, "check"),
     ],
     "data, model and the trial of its parts": [
-        (build, "dataset"), (build, "model"), (build, "optimizer"), (memory, "check_model"), (trial, "check"),
+        (build, "dataset"), (build, "model"), (build, "optimizer"), (memory, "check_model"), (dry_run, "check"),
     ],
     "W&B's start": [(train, "choose_mode"), (Tracker, "_open_wandb")],
     "points, in metrics.jsonl and W&B": [(Tracker, "log")],
     "summary.json": [(Tracker, "_write_summary"), (Tracker, "summarise")],
-    "pictures": [*((during_training, f) for f in ("reconstructions", "samples", "_figure")), (Tracker, "image")],
-    "checkpoints": [(saving.Saves, name) for name in ("hold_best", "write", "write_best", "best")],
+    "pictures": [*((training, f) for f in ("reconstructions", "samples", "_figure")), (Tracker, "image")],
+    "checkpoints": [(checkpointer.Checkpointer, name) for name in ("hold_best", "write", "write_best", "best")],
     "the test split": [(train, "_test")],
     "W&B's finish": [(Tracker, "_close_wandb")],
-    "tables and figures at the end": [(ending, "finish")],
+    "tables and figures at the end": [(summary, "finish")],
 }  # fmt: skip
 
 
@@ -76,7 +76,7 @@ def bare_sweep(clock: Clock, *overrides: str) -> float:
         compose("experiment=sweep_z_lr", *(f"{key}={value}" for key, value in job.items()), *overrides) for job in every
     ]
     started = clock()
-    with without_subnormals():
+    with flush_denormals():
         for cfg in cfgs:
             bare_run(cfg)
     return clock() - started

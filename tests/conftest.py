@@ -17,8 +17,8 @@ import hydra
 import pytest
 import torch
 
-from vae_exp.commands import compare, evaluate, generate, reproduce
-from vae_exp.commands import train as cli
+from vae_exp.cli import compare, evaluate, generate, reproduce
+from vae_exp.cli import train as cli
 from vae_exp.config.check import CONF_DIR
 from vae_exp.train import train
 

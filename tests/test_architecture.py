@@ -17,21 +17,21 @@ ROOT = Path(vae_exp.__file__).parent
 # From the top. A part is a wing, which is a folder, or a file beside the wings; __init__ is the package's own.
 FLOORS = [
     ["__main__", "__init__"],
-    ["commands"],
-    ["sweep"],
+    ["cli"],
+    ["sweeps"],
     ["train"],
     ["figures"],
-    ["trained"],
+    ["inference"],
     ["tracking", "metrics"],
-    ["comparing"],
-    ["run"],
+    ["compare"],
+    ["training"],
     ["objectives", "config"],
     ["terms"],
     ["vae", "datasets", "networks", "scores", "samplers"],
     ["distributions", "likelihoods", "schedules"],
     ["shares"],
-    ["together"],
-    ["launched", "version", "files"],
+    ["distributed"],
+    ["torchrun_env", "version", "files"],
     ["errors"],
 ]
 HEIGHT = {part: -number for number, floor in enumerate(FLOORS) for part in floor}
@@ -47,7 +47,7 @@ def part(file):
 
 
 def file_of(module):
-    """The file of vae_exp.run.folder, and of a name inside a module that module's; None where it is not ours."""
+    """The file of vae_exp.training.folder, and of a name inside a module that module's; None where it is not ours."""
     words = module.split(".")
     if words[0] != "vae_exp":
         return None

@@ -14,11 +14,11 @@ import pytest
 import yaml
 
 from tests.conftest import full_disk, metrics, quick_run
-from vae_exp.commands import train as train_command
-from vae_exp.commands.shared import versions
-from vae_exp.comparing.comparable import best, bests
-from vae_exp.comparing.runs import RESULTS, UDR, Run, fold_seeds, usual_columns
-from vae_exp.comparing.terminal import table
+from vae_exp.cli import train as train_command
+from vae_exp.cli.shared import versions
+from vae_exp.compare.comparable import best, best_per_group
+from vae_exp.compare.runs import RESULTS, UDR, Run, fold_seeds, usual_columns
+from vae_exp.compare.terminal import table
 
 
 @pytest.fixture(scope="module")
@@ -364,14 +364,14 @@ def finished(name, number, **config):
 )
 def test_runs_of_the_same_data_and_likelihood_compare(config, compare):
     runs = [finished("a", 1.0), finished("b", 2.0, **config)]
-    assert [run.name for run in bests(runs)] == (["a"] if compare else ["a", "b"])
+    assert [run.name for run in best_per_group(runs)] == (["a"] if compare else ["a", "b"])
 
 
 @pytest.mark.parametrize("key", ["dataset__label", "dataset__attribute"])
 @pytest.mark.parametrize(("labels", "compare"), [(None, True), ([0], False)])
 def test_what_the_labels_are_matters_where_they_choose_the_images(key, labels, compare):
     runs = [finished(value, 1.0, dataset__labels=labels, **{key: value}) for value in ("one", "other")]
-    assert len(bests(runs)) == (1 if compare else 2)
+    assert len(best_per_group(runs)) == (1 if compare else 2)
 
 
 @pytest.mark.parametrize(
@@ -380,13 +380,13 @@ def test_what_the_labels_are_matters_where_they_choose_the_images(key, labels, c
 )
 def test_settings_of_a_likelihood_make_another_one(one, other, compare):
     runs = [finished(str(i), i, likelihood="gaussian", likelihood__sigma=sigma) for i, sigma in enumerate((one, other))]
-    assert len(bests(runs)) == (1 if compare else 2)
+    assert len(best_per_group(runs)) == (1 if compare else 2)
 
 
 @pytest.mark.parametrize("dataset", ["image_folder", "arrays"])
 def test_own_images_in_two_places_are_different_data(dataset):
     runs = [finished(root, 1.0, dataset=dataset, dataset__root=root) for root in ("cats", "dogs", "./cats")]
-    assert len(bests(runs)) == 2
+    assert len(best_per_group(runs)) == 2
 
 
 def test_of_runs_that_do_not_compare_there_is_a_best_of_each(runs, vae_compare, tmp_path):

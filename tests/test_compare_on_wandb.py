@@ -150,7 +150,7 @@ def test_the_view_names_what_was_swept_where_no_key_has_it(vae_train, vae_comman
 
 def compared(*typed, **environment):
     """vae-compare as a process of its own: W&B's library reads its variables once in a process."""
-    code = "from vae_exp.commands.compare import main; main()"
+    code = "from vae_exp.cli.compare import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, typed)], capture_output=True, text=True, env=os.environ | environment
     )

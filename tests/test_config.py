@@ -346,7 +346,7 @@ def test_help_is_for_a_person(vae_train):
 @pytest.mark.parametrize("arguments", [("--help",), ("--cfg", "job"), ("--info", "defaults"), ("model.zdim=3",)])
 def test_answers_come_without_torch_and_wandb(arguments):
     script = (
-        "import sys; from vae_exp.commands.train import main\n"
+        "import sys; from vae_exp.cli.train import main\n"
         f"sys.argv = ['vae-train', *{arguments!r}]\n"
         "try: main()\n"
         "finally: assert not {'torch', 'wandb', 'numpy'} & set(sys.modules)"

@@ -10,8 +10,8 @@ from torch.profiler import ProfilerActivity, profile
 from tests import hooks
 from tests.conftest import metrics, quick_run
 from vae_exp import files
-from vae_exp.run import speed
-from vae_exp.run.standing import Streams
+from vae_exp.training import speed
+from vae_exp.training.state import RngStreams
 
 READS = ("item", "tolist", "numpy", "__float__", "__int__", "__bool__", "__index__", "__array__")
 BUILDS = ("tensor", "from_numpy", "new_tensor")  # on the host, to be copied to the device; and, without a device:
@@ -107,7 +107,7 @@ def of_fused_adam(event):
 def test_a_run_on_the_cpu_asks_nothing_of_a_gpu(monkeypatch):
     """Its random state would be asked for by starting one, and there is none here to be started."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert Streams.of(0, torch.device("cpu")).state().keys() == {"order", "noise", "draws", "torch"}
+    assert RngStreams.of(0, torch.device("cpu")).state().keys() == {"order", "noise", "draws", "torch"}
 
 
 def test_what_a_user_has_set_of_tf32_is_no_obstacle():
@@ -117,7 +117,7 @@ def test_what_a_user_has_set_of_tf32_is_no_obstacle():
     try:
         for kind in kinds:
             kind.fp32_precision = "tf32"
-        with speed.exact_products():
+        with speed.full_precision():
             assert [kind.fp32_precision for kind in kinds] == ["ieee", "ieee"]
             assert torch.get_float32_matmul_precision() == "highest"  # as the compiler asks
         assert [kind.fp32_precision for kind in kinds] == ["tf32", "tf32"]

@@ -19,16 +19,16 @@ import vae_exp
 from tests import hooks
 from tests.conftest import MNIST, full_disk, needs_mnist, quick_run, recorded
 from tests.conftest import metrics as logged
-from vae_exp import metrics, trained
-from vae_exp.commands import label_accuracy as readback
-from vae_exp.commands.judge import train_classifier
+from vae_exp import inference, metrics
+from vae_exp.cli import label_accuracy as readback
+from vae_exp.cli.reference_classifier import train_classifier
 from vae_exp.config import build
 from vae_exp.config.check import CONF_DIR
 from vae_exp.datasets.splits import Split
 from vae_exp.distributions import DiagonalGaussian
 from vae_exp.errors import UserError
 from vae_exp.likelihoods import Gaussian
-from vae_exp.run import checkpoint
+from vae_exp.training import checkpoint
 from vae_exp.vae import VAE
 
 SIGMA = 0.3
@@ -121,7 +121,7 @@ def test_weights_written_down_by_hand_give_the_same_negative_elbo():
         eps = torch.randn(len(x), 3, generator=build.generator(0, "evaluation"))
         bce = F.binary_cross_entropy(decoder(mu + eps * torch.exp(0.5 * logvar)), x, reduction="sum")
         kld = -0.5 * torch.sum(1 + logvar - mu**2 - logvar.exp())
-    measured = metrics.evaluate(trained.rebuild(state), split, build.generator(0, "evaluation"))
+    measured = metrics.evaluate(inference.rebuild(state), split, build.generator(0, "evaluation"))
     assert measured.neg_elbo == pytest.approx(((bce + kld) / len(x)).item(), rel=1e-5)
 
 
@@ -142,7 +142,7 @@ def test_white_images_have_the_reconstruction_of_float64_in_every_number():
     test = model.read_data().read_test()
     with torch.no_grad():
         q = model.model.encode(test.x / 255, test.y)
-        z = q.rsample(metrics.noise_of(test, 2, build.generator(0, "evaluation")))
+        z = q.rsample(metrics.sample_eps(test, 2, build.generator(0, "evaluation")))
         exact = F.softplus(-model.model.decode(z, test.y).logits.double()).flatten(1).sum(1)
     assert summary["test/reconstruction"] == pytest.approx(exact.mean().item(), rel=1e-6)
     assert exact.min() < 1, "a hard case: a decoder that is sure"
@@ -314,7 +314,7 @@ def test_a_mistake_is_one_message(vae_command, tmp_path, arguments, message):
 def test_a_whole_disk_and_the_home_are_no_folder_of_runs(tmp_path, monkeypatch, place):
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(UserError, match="is a whole disk or your home"):
-        trained.find(place)
+        inference.find(place)
 
 
 @pytest.mark.parametrize("command", ["vae-evaluate", "vae-generate what=latents"])

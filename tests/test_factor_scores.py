@@ -18,17 +18,17 @@ from tests.conftest import QUICK, compose, metrics, quick_run, recorded
 from tests.test_report import CHROMIUM, FLAGS, needs_browser
 from vae_exp import metrics as metrics_of
 from vae_exp import scores
-from vae_exp.commands import evaluation_table, factor_scores
-from vae_exp.comparing.runs import SCORES, read_run
+from vae_exp.cli import evaluation_table, factor_scores
+from vae_exp.compare.runs import SCORES, read_run
 from vae_exp.config.rules import FACTOR_SCORES
 from vae_exp.datasets import Data, Factors, Split
 from vae_exp.distributions import DiagonalGaussian, Point
 from vae_exp.errors import UserError
 from vae_exp.figures import factors as figures
-from vae_exp.run import checkpoint, evaluated, suiting
 from vae_exp.scores import repeats
 from vae_exp.scores.mutual_information import above_chance
 from vae_exp.tracking import wandb_logged
+from vae_exp.training import checkpoint, stored_evaluation, suitability
 
 # 12 x 12 places of a square: 144 images, of which half are the test split.
 PLACES = ("dataset=sprites", "dataset.factors={shape:[0],scale:1,orientation:1,x:12,y:12}", "dataset.test_size=0.5")
@@ -189,7 +189,7 @@ def test_of_one_factor_the_scores_that_suit_are_measured(capsys):
     config = compose("dataset=sprites", "scores=[mig,sap,explicitness,factor_vae,beta_vae]")
     known = known_of(1)
     data = Data("sprites", known, known, lambda: known, 0, [], lambda: known)
-    suiting.check(config, data, "val", known)
+    suitability.check(config, data, "val", known)
     model = SimpleNamespace(config=config)
     options = {"scores": None, "split": "test", "score_repeats": 5, "score_rows": None, "seed": 0}
     assert factor_scores.chosen(model, data, known, options) == (["mig"], 10)
@@ -199,10 +199,10 @@ def test_of_one_factor_the_scores_that_suit_are_measured(capsys):
         factor_scores.chosen(model, data, known, options | {"scores": ["dci"]})
     config["scores"] = ["mig", "modularity"]
     with pytest.raises(UserError, match=r"does not suit modularity .* It needs more factors that vary"):
-        suiting.check(config, data, "val", known)
+        suitability.check(config, data, "val", known)
     still = known_of(0)
     with pytest.raises(UserError, match=r"does not suit mig, modularity .no factor varies"):
-        suiting.check(config, dataclasses.replace(data, read_test=lambda: still), "val", known)
+        suitability.check(config, dataclasses.replace(data, read_test=lambda: still), "val", known)
 
 
 def test_validation_images_are_no_matter_where_scores_are_of_the_test_split_alone():
@@ -216,8 +216,8 @@ def test_a_source_of_ones_own_needs_factors_in_its_test_split():
     config = compose("dataset=sprites", "scores=[mig]")
     data = Data("own", known, known, lambda: held_out, 0, [], lambda: known)
     with pytest.raises(UserError, match=r"scores=\[mig\]: the test split of dataset=own has no known factors"):
-        suiting.check(config, data, "val", known)
-    suiting.check(config, dataclasses.replace(data, read_test=lambda: known), "val", held_out)
+        suitability.check(config, data, "val", known)
+    suitability.check(config, dataclasses.replace(data, read_test=lambda: known), "val", held_out)
 
 
 def test_a_score_that_is_no_number_is_written_nowhere(vae_command, monkeypatch):
@@ -279,8 +279,8 @@ def test_scores_of_a_collapsed_model_carry_a_warning(vae_command, vae_train, mon
     before = found["scores"]
     assert vae_command("vae-evaluate", "checkpoint=run", "scores=[]", "wandb.mode=disabled")[0] == 0
     assert json.loads(Path("run/best.test.json").read_text())["scores"] == before
-    assert "warning" not in evaluated.scores({"scores": before})
-    assert evaluated.read(Path("run/best.test.json"))["scores"] == before
+    assert "warning" not in stored_evaluation.scores({"scores": before})
+    assert stored_evaluation.read(Path("run/best.test.json"))["scores"] == before
 
 
 def test_what_chance_finds_of_few_images_is_no_warning():
@@ -382,7 +382,7 @@ def test_the_spread_of_a_score_is_in_wandb_and_no_panel_of_its_own(tmp_path):
     score = {"mean": 0.5, "std": 0.1, "caution": ""}
     once = {"mean": 0.4, "std": None, "caution": ""}
     result = {"scores": {"rows": 4, "repeats": 2, "seed": 0, "factors": ["x"], "mig": score, "sap": once}}
-    assert evaluated.numbers(result) == {"mig": 0.5, "mig_std": 0.1, "sap": 0.4}
+    assert stored_evaluation.numbers(result) == {"mig": 0.5, "mig_std": 0.1, "sap": 0.4}
     (tmp_path / "best.test.json").write_text(json.dumps(result))
     assert wandb_logged._scores(tmp_path) == ["evaluate/test/mig", "evaluate/test/sap"]
 

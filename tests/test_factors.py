@@ -18,8 +18,8 @@ from tests.conftest import compose, quick_run
 from vae_exp.config import build, foreign
 from vae_exp.datasets import Factors, Source, Split, batches, dsprites, factor_files, mpi3d, prepare, shapes3d, sprites
 from vae_exp.datasets.factors import chosen_values, grid
-from vae_exp.datasets.sound import require_source
 from vae_exp.datasets.sprites import SIZES
+from vae_exp.datasets.validate import require_source
 from vae_exp.errors import UserError
 
 A = np.linspace(0, 2 * np.pi, 2001)

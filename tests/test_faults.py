@@ -31,12 +31,12 @@ from safetensors.torch import save_file
 from tests import hooks
 from tests.conftest import A_FEW_SECONDS, QUICK, command, full_disk, metrics, quick_run, stored, written
 from tests.test_data import write_idx
-from vae_exp import files, trained
-from vae_exp.commands import shared
+from vae_exp import files, inference
+from vae_exp.cli import shared
 from vae_exp.datasets.image_folder import read_images
 from vae_exp.datasets.torchvision import torchvision_images
 from vae_exp.errors import Diverged, Unwritable, UserError, printable
-from vae_exp.run import checkpoint
+from vae_exp.training import checkpoint
 
 SMALL = ("network.hidden_dims=[16]", "model.z_dim=3")
 RUN = (*QUICK, *SMALL, "wandb.mode=disabled", "hydra.run.dir=run")
@@ -265,10 +265,10 @@ ABSURD = [
 def test_a_strangers_checkpoint_is_checked_before_anything_is_built(tmp_path, keys, value, message):
     torch.save(changed(keys, value), tmp_path / "x.pt")
     if message is None:
-        trained.rebuild(checkpoint.load(tmp_path / "x.pt"))
+        inference.rebuild(checkpoint.load(tmp_path / "x.pt"))
         return
     with pytest.raises(UserError, match=message):
-        trained.rebuild(checkpoint.load(tmp_path / "x.pt"))
+        inference.rebuild(checkpoint.load(tmp_path / "x.pt"))
 
 
 def test_a_name_from_a_checkpoint_leads_nowhere(vae_command, tmp_path):
@@ -300,7 +300,7 @@ def test_what_training_writes_of_any_class_it_can_read(vae_command, tmp_path):
     typed = (*data, "model=conditional", *SMALL, "epochs=1", "device=cpu", "wandb.mode=disabled", "hydra.run.dir=run")
     code, said = vae_command("vae-train", *typed)
     assert code == 0, said
-    assert set(trained.load("run").class_names) == {printable(name) for name in STRANGE}
+    assert set(inference.load("run").class_names) == {printable(name) for name in STRANGE}
     assert vae_command("vae-train", "resume=run", "epochs=2")[0] == 0
     assert vae_command("vae-evaluate", "checkpoint=run", "device=cpu", "repeats=1")[0] == 0
     assert vae_command("vae-generate", "checkpoint=run", "what=classes", "device=cpu")[0] == 0
@@ -368,7 +368,7 @@ def check_damaged_checkpoint(whole, damage):
     (folder / "y.pt").write_bytes(content)
     try:
         read = checkpoint.load(folder / "x.pt")
-        trained.rebuild(read)
+        inference.rebuild(read)
     except UserError as error:
         assert "checkpoint" in str(error)
         return
@@ -402,25 +402,25 @@ def test_a_damaged_checkpoint_is_read_right_or_refused(whole, damage):
 def test_damaged_safetensors_are_read_right_or_refused(whole):
     content, folder = whole
     (folder / "x.pt").write_bytes(content)
-    model = trained.load(folder / "x.pt", "cpu")
+    model = inference.load(folder / "x.pt", "cpu")
     model.export(folder / "x.safetensors")
     exported = (folder / "x.safetensors").read_bytes()
     for part in range(200):
         (folder / "y.safetensors").write_bytes(damaged(exported, ("flip", part / 200, part % 8)))
         with pytest.raises(UserError, match="damaged, or not a checkpoint"):
             checkpoint.load(folder / "y.safetensors")
-    assert torch.equal(trained.load(folder / "x.safetensors", "cpu").sample(4, seed=0), model.sample(4, seed=0))
+    assert torch.equal(inference.load(folder / "x.safetensors", "cpu").sample(4, seed=0), model.sample(4, seed=0))
 
 
 def test_safetensors_of_before_there_was_a_checksum_are_read_with_a_note(whole, caplog):
     content, folder = whole
     (folder / "x.pt").write_bytes(content)
-    model = trained.load(folder / "x.pt", "cpu")
+    model = inference.load(folder / "x.pt", "cpu")
     model.export(folder / "x.safetensors")
     with safe_open(folder / "x.safetensors", "pt") as file:
         about = {name: value for name, value in file.metadata().items() if name != "sha256"}
     save_file(model.model.state_dict(), folder / "old.safetensors", about)
-    assert torch.equal(trained.load(folder / "old.safetensors", "cpu").sample(4, seed=0), model.sample(4, seed=0))
+    assert torch.equal(inference.load(folder / "old.safetensors", "cpu").sample(4, seed=0), model.sample(4, seed=0))
     assert "old.safetensors: of an older version, without a checksum" in caplog.text
 
 

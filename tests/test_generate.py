@@ -14,8 +14,8 @@ from PIL import Image
 import vae_exp
 from tests.conftest import metrics, quick_run, recorded
 from vae_exp.datasets.image_folder import read_images
-from vae_exp.figures import every_class, walks
-from vae_exp.figures import sheets as figures
+from vae_exp.figures import every_class, latent_walks
+from vae_exp.figures import grids as figures
 from vae_exp.vae import VAE
 
 CELL = 28  # 8x8 digits enlarged three times, with two pixels around
@@ -125,7 +125,7 @@ def test_interpolations_begin_and_end_at_reconstructions_and_share_a_label(vae_c
     decoded = []
     model.model.decode = lambda z, y: type("Keep", (), {"mean": decoded.append(z) or z[:, :, None, None]})
     for path in ("spherical", "linear"):
-        walks.interpolation(model.model, start, end, torch.tensor([0]), 3, path)
+        latent_walks.interpolation(model.model, start, end, torch.tensor([0]), 3, path)
     torch.testing.assert_close(decoded[0].norm(dim=1), torch.tensor([1.0, 2.0, 3.0]))
     torch.testing.assert_close(decoded[1], torch.tensor([[1.0, 0, 0], [0.5, 1.5, 0], [0, 3.0, 0]]))
 
@@ -139,7 +139,7 @@ def test_traversals_are_ordered_by_kl(vae_command, conditional):
     np.testing.assert_array_equal(rows[0, 3], rows[1, 3], "the middle is the prior's mean in every row")
     around = cells(drawn(vae_command, *arguments, "around=image", "dims=[1]"), 7, 1)
     assert np.abs(around[0, 3] - rows[0, 3]).mean() > 1
-    order = walks.most_kl(vae_exp.load(conditional).kl_per_dim)
+    order = latent_walks.most_kl(vae_exp.load(conditional).kl_per_dim)
     kl = vae_exp.load(conditional).kl_per_dim
     assert kl[order[0]] == max(kl)
 
@@ -158,7 +158,7 @@ def test_a_manifold_grows_to_the_right_and_up():
             return z[:, :, None, None]
 
     model = VAE(torch.nn.Identity(), ShowsItsCode(), lambda shown: SimpleNamespace(mean=shown), 3, 0)
-    images, values = walks.manifold(model, [2, 0], torch.tensor(0), 5)
+    images, values = latent_walks.manifold(model, [2, 0], torch.tensor(0), 5)
     z = images[..., 0, 0]
     torch.testing.assert_close(z[0, :, 2], values)
     torch.testing.assert_close(z[:, 0, 0], values.flip(0))
@@ -303,7 +303,7 @@ def test_a_single_image_has_a_scatter():
 
 
 def test_every_key_is_for_something_and_every_what_is_known():
-    from vae_exp.commands.generate import IN_THE_NAME, USED_BY
+    from vae_exp.cli.generate import IN_THE_NAME, USED_BY
     from vae_exp.config.rules import GENERATE_RULES
 
     for_all = {"checkpoint", "what", "output", "device", "trust"}
@@ -392,11 +392,11 @@ def test_more_classes_than_a_picture_has_room_for(vae_command, conditional):
     assert vae_command("vae-generate", where, "label=300")[0] == 1
     code, said = vae_command("vae-evaluate", where, "wandb.mode=disabled")
     assert code == 0, said
-    assert every_class.shown(70, [str(i) for i in range(70)]) == every_class.MOST_CLASSES < 70
+    assert every_class.shown_classes(70, [str(i) for i in range(70)]) == every_class.MOST_CLASSES < 70
 
 
 GENERATE = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000)); "
-GENERATE += "from vae_exp.commands.generate import main; main()"
+GENERATE += "from vae_exp.cli.generate import main; main()"
 
 
 @pytest.mark.parametrize(

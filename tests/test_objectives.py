@@ -15,7 +15,7 @@ from vae_exp.config.check import check
 from vae_exp.distributions import DiagonalGaussian
 from vae_exp.objectives import beta_tc, capacity, decompose, dip_vae, elbo, free_bits, iwae, log_shares
 from vae_exp.shares import Share
-from vae_exp.terms import Progress, Terms, elbo_terms, more_draws
+from vae_exp.terms import Progress, Terms, elbo_terms, extra_samples
 
 TERMS = Terms(torch.tensor([90.0, 110.0]), torch.tensor([[0.0, 1.0, 5.0], [0.2, 0.0, 7.0]]))
 START = Progress(step=0, steps_per_epoch=10, epochs=20, train_size=100)
@@ -75,7 +75,7 @@ def some_batch(*overrides, n=5):
         model,
         x,
         y,
-        elbo_terms(x, q, model.decode(z, y), z, partial(more_draws, model, x, y, q, Share((len(x),)), noise)),
+        elbo_terms(x, q, model.decode(z, y), z, partial(extra_samples, model, x, y, q, Share((len(x),)), noise)),
     )
 
 

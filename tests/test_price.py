@@ -14,11 +14,11 @@ from tests import hooks
 from tests.conftest import QUICK, metrics, quick_run, stored
 from tests.hooks import Crash
 from vae_exp.errors import UserError
-from vae_exp.figures import during_training
-from vae_exp.run import checkpoint
-from vae_exp.run.due import Due
-from vae_exp.run.stopping import CHECKPOINTS_SHARE
-from vae_exp.sweep import composing
+from vae_exp.figures import training
+from vae_exp.sweeps import config_cache
+from vae_exp.training import checkpoint
+from vae_exp.training.cadence import Cadence
+from vae_exp.training.stopper import CHECKPOINTS_SHARE
 
 STEP, WRITE, DRAW = 0.1, 0.05, 0.02  # seconds of the clock below
 EPOCH = 11 * STEP  # of the digits
@@ -55,7 +55,7 @@ def drawn_after(folder, name="samples"):
 
 def test_pictures_and_checkpoints_take_their_share_of_the_time_and_no_more(clock):
     _, folder = quick_run(*RUN, "epochs=40")
-    checkpoints_due, pictures_due = WRITE / CHECKPOINTS_SHARE, 2 * DRAW / during_training.SHARE
+    checkpoints_due, pictures_due = WRITE / CHECKPOINTS_SHARE, 2 * DRAW / training.SHARE
     gaps = [b - a for a, b in itertools.pairwise(clock.written)]
     assert len(clock.written) > 5
     assert all(gap <= checkpoints_due + EPOCH + 3 * DRAW + WRITE for gap in gaps), "a kill loses no more"
@@ -129,9 +129,9 @@ def test_other_words_than_auto_are_refused(key):
 
 
 def test_null_means_not_by_epochs_and_a_share_counts_from_the_end():
-    assert not Due(None, 0.01).after(1)
-    assert Due("auto", 0.5).after(1)
-    assert not Due("auto", 0.5, price=100.0).after(1)
+    assert not Cadence(None, 0.01).is_due(1)
+    assert Cadence("auto", 0.5).is_due(1)
+    assert not Cadence("auto", 0.5, price=100.0).is_due(1)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_null_means_not_by_epochs_and_a_share_counts_from_the_end():
     ],
 )
 def test_the_configurations_of_a_sweep_are_those_that_hydra_composes(vae_train, monkeypatch, swept):
-    of_hydra, quick, compared = ConfigLoaderImpl.load_sweep_config, composing.Composed.with_values, []
+    of_hydra, quick, compared = ConfigLoaderImpl.load_sweep_config, config_cache.Composed.with_values, []
 
     def composed(self, words):
         cfg = quick(self, words)
@@ -159,7 +159,7 @@ def test_the_configurations_of_a_sweep_are_those_that_hydra_composes(vae_train, 
         return of_hydra(self, master_config, sweep_overrides)
 
     compared_with = {}
-    monkeypatch.setattr(composing.Composed, "with_values", composed)
+    monkeypatch.setattr(config_cache.Composed, "with_values", composed)
     monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", noted)
     code, said = vae_train("-m", *QUICK[::2], "epochs=0", "wandb.mode=disabled", *swept)
     assert code == 0, said

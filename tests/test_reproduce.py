@@ -15,8 +15,8 @@ from omegaconf import OmegaConf
 
 import vae_exp
 from tests.conftest import quick_run, recorded, written
-from vae_exp.commands import reproduce
-from vae_exp.comparing import claims
+from vae_exp.cli import reproduce
+from vae_exp.compare import published
 from vae_exp.config import build
 from vae_exp.config.check import CONF_DIR
 from vae_exp.errors import UserError
@@ -25,9 +25,9 @@ TINY = ("epochs=2", "wandb.mode=disabled", "device=cpu")
 README = Path(__file__).parents[1] / "README.md"
 
 
-@pytest.mark.parametrize("name", claims.names())
+@pytest.mark.parametrize("name", published.names())
 def test_a_preset_composes_and_its_claims_are_complete(name):
-    preset = claims.read(name)
+    preset = published.read(name)
     build.check(vae_exp.compose(preset.config))
     assert preset.minutes > 0
     assert preset.source and preset.about and preset.differs
@@ -45,7 +45,7 @@ def test_the_claim_of_the_linear_model_is_its_closed_form():
     v, kept = config["likelihood"]["sigma"] ** 2, config["model"]["z_dim"]
     told = torch.where((variances > v) & (torch.arange(len(variances)) < kept), variances, v)
     exact = 0.5 * (told * 2 * torch.pi).log().sum() + 0.5 * (variances / told).sum()
-    for claim in claims.read("linear_gaussian").claims:
+    for claim in published.read("linear_gaussian").claims:
         assert claim.value == pytest.approx(exact.item(), abs=1e-3)
 
 
@@ -54,7 +54,7 @@ def own(monkeypatch, tmp_path):
     """A preset of two epochs on digits in a conf of its own; the function writes its claims."""
     conf = tmp_path / "conf"
     subprocess.run(["cp", "-r", str(CONF_DIR), str(conf)], check=True)
-    for module in ("vae_exp.config.check", "vae_exp.config.messages", "vae_exp.comparing.claims"):
+    for module in ("vae_exp.config.check", "vae_exp.config.messages", "vae_exp.compare.published"):
         if hasattr(sys.modules.get(module), "CONF_DIR"):
             monkeypatch.setattr(f"{module}.CONF_DIR", conf)
 
@@ -98,8 +98,8 @@ def test_a_run_is_trained_once_evaluated_and_compared(vae_command):
 
 def test_a_wrong_claim_is_missed_with_exit_code_1(own, vae_command):
     """The command reads the preset's own conf in this process; the run that it would train is there already."""
-    own(claims=[claimed(20.0), claimed(20.0, what="train_epoch/neg_elbo", after_epoch=1)])
-    preset = claims.read("tiny")
+    own(published=[claimed(20.0), claimed(20.0, what="train_epoch/neg_elbo", after_epoch=1)])
+    preset = published.read("tiny")
     assert [each.verdict(preset) for each in reproduce._found(preset, [])] == ["not run here (needs 0.1 minutes)"] * 2
     summary, _ = quick_run("network.hidden_dims=[16]", "epochs=2", folder=Path("outputs/published/tiny"))
     found = reproduce._found(preset, [])
@@ -108,15 +108,15 @@ def test_a_wrong_claim_is_missed_with_exit_code_1(own, vae_command):
     assert found[1].here > found[0].here
     code, said = vae_command("vae-reproduce", "tiny")
     assert (code, said.count("missed by")) == (1, 2)
-    own(claims=[claimed(summary["test/neg_elbo"] + 0.5)])
+    own(published=[claimed(summary["test/neg_elbo"] + 0.5)])
     code, said = vae_command("vae-reproduce", "tiny")
     assert (code, said.count("reproduced")) == (0, 1)
     for wrong in ({"claims": []}, {"claims": [{"what": "test/kl"}]}, {"claims": [claimed(1)], "typo": 1}, {}):
         own(**wrong)
         with pytest.raises(UserError, match=r"tiny.yaml: its claims are not complete"):
-            claims.read("tiny")
+            published.read("tiny")
     with pytest.raises(UserError, match=r"nothing: no such preset. There are conditional"):
-        claims.read("nothing")
+        published.read("nothing")
 
 
 def test_a_name_that_there_is_not_and_a_training_that_fails_have_exit_code_1(vae_command):
@@ -128,10 +128,10 @@ def test_a_name_that_there_is_not_and_a_training_that_fails_have_exit_code_1(vae
 
 def test_what_is_not_the_whole_protocol_is_never_called_reproduced(own, vae_command):
     summary, folder = quick_run("network.hidden_dims=[16]", "epochs=2", folder=Path("outputs/published/tiny"))
-    own(claims=[claimed(summary["test/neg_elbo"])], shortened="two of ten epochs")
+    own(published=[claimed(summary["test/neg_elbo"])], shortened="two of ten epochs")
     code, said = vae_command("vae-reproduce", "tiny")
     assert (code, "shortened (two of ten epochs), off by" in said) == (0, True)
-    own(claims=[claimed(summary["test/neg_elbo"])])
+    own(published=[claimed(summary["test/neg_elbo"])])
     config = folder / "config.yaml"
     config.write_text(config.read_text().replace("epochs: 2", "epochs: 3"))
     code, said = vae_command("vae-reproduce", "tiny")
@@ -144,7 +144,7 @@ def test_what_is_not_the_whole_protocol_is_never_called_reproduced(own, vae_comm
     sweep = Path("outputs/published/tutorial_seeds/seed-0")
     sweep.mkdir(parents=True)
     (sweep / "summary.json").write_text(json.dumps(summary | {"train_epoch/neg_elbo": 104.7}))
-    assert not [each for each in reproduce._found(claims.read("tutorial_seeds"), []) if each.values]
+    assert not [each for each in reproduce._found(published.read("tutorial_seeds"), []) if each.values]
 
 
 @pytest.mark.parametrize("damaged", ["[]", "{", '{"claims": [{"here": 1}], "weights": "x"}'])
@@ -153,7 +153,7 @@ def test_damaged_files_are_no_traceback(own, vae_command, damaged):
     (folder / "reproduced.json").write_text(damaged)
     (folder / "metrics.jsonl").write_text(damaged)
     (folder / "summary.json").write_text(json.dumps(summary | {"test/neg_elbo": "abc"}))
-    own(claims=[claimed(1.0), claimed(1.0, what="train_epoch/neg_elbo", after_epoch=1)])
+    own(published=[claimed(1.0), claimed(1.0, what="train_epoch/neg_elbo", after_epoch=1)])
     for typed in ((), ("--markdown",), ("tiny",)):
         code, said = vae_command("vae-reproduce", *typed)
         assert (code, "Traceback" in said) == (int(bool(typed and typed[0] == "tiny")), False)
@@ -179,7 +179,7 @@ def test_words_that_it_does_not_take(typed, said, vae_command, tmp_path):
 @pytest.mark.slow
 def test_a_killed_one_goes_on_where_it_was(vae_command):
     typed = ["linear_gaussian", "wandb.mode=disabled", "device=cpu", "checkpoint_every_epochs=5"]
-    code = "from vae_exp.commands.reproduce import main; main()"
+    code = "from vae_exp.cli.reproduce import main; main()"
     process = subprocess.Popen([sys.executable, "-c", code, *typed], start_new_session=True, stdout=subprocess.DEVNULL)
     deadline = time.time() + 90
     while not written("last.pt") and time.time() < deadline:
@@ -202,7 +202,7 @@ def test_the_table_of_the_readme_is_what_the_command_prints():
     lines = README.read_text().splitlines()
     table = [line for line in lines if re.match(r"\| `\w+` \| .* ± .*\|", line)]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
-    expected = [(preset, claim) for preset in map(claims.read, claims.names()) for claim in preset.claims]
+    expected = [(preset, claim) for preset in map(published.read, published.names()) for claim in preset.claims]
     assert len(rows) == len(expected)
     for (name, number, claimed_text, here, verdict), (preset, claim) in zip(rows, expected, strict=True):
         assert (name, number) == (f"`{preset.name}`", claim.name)
@@ -210,5 +210,5 @@ def test_the_table_of_the_readme_is_what_the_command_prints():
         if here == "-":
             assert verdict.startswith("not run here (needs ")
             continue
-        found = claims.Found(claim, [float(here.split(" ± ")[0])]).verdict(preset)
+        found = published.Result(claim, [float(here.split(" ± ")[0])]).verdict(preset)
         assert verdict.split(" by ")[0] == found.split(" by ")[0]

@@ -16,10 +16,10 @@ from tests import hooks
 from tests.conftest import QUICK, command, metrics, quick_run, recorded, stored
 from tests.hooks import Crash
 from vae_exp.errors import UserError
-from vae_exp.run import checkpoint
-from vae_exp.run.running_means import RunningMeans
-from vae_exp.run.standing import Best
-from vae_exp.run.stopping import why_patience_is_over
+from vae_exp.training import checkpoint
+from vae_exp.training.meters import Meters
+from vae_exp.training.state import Best
+from vae_exp.training.stopper import patience_reason
 
 STEPS_PER_EPOCH = 11  # of the digits, 1,297 images in batches of 128
 # What must come back: weights, a label's width, schedules, noise of the data, a learned buffer, streamed images.
@@ -182,7 +182,7 @@ def test_with_rare_checkpoints_the_best_epoch_waits_in_memory_and_a_signal_saves
 
 
 def test_means_of_an_older_version_are_left_out_and_that_is_said(caplog):
-    means = RunningMeans()
+    means = Meters()
     older = {"images_seen": 2, "steps": 1, "first_step": 1, "_images": 2, "_on_device": torch.ones(1)}
     means.restore(older)
     assert "older version" in caplog.text
@@ -290,8 +290,8 @@ def test_other_data_than_the_runs_are_refused():
 
 def test_patience_ends_a_run_and_a_longer_one_goes_on(vae_train):
     best = Best(3, 33)
-    assert [bool(why_patience_is_over(2, epoch, best)) for epoch in (3, 4, 5, 6)] == [False, False, True, True]
-    assert not why_patience_is_over(None, 100, best)
+    assert [bool(patience_reason(2, epoch, best)) for epoch in (3, 4, 5, 6)] == [False, False, True, True]
+    assert not patience_reason(None, 100, best)
     stuck = ("optimizer.lr=1e-30", "early_stopping.patience=2")  # no epoch is better than the first
     summary, folder = quick_run(*SMALL, *stuck, "epochs=9")
     assert summary["state"] == "finished"

@@ -10,10 +10,10 @@ import torch._inductor.config  # reads CXX when it is imported, and tests below 
 import torch.nn.functional as F
 
 from tests.conftest import QUICK, command, compose, metrics, quick_run, stored
-from vae_exp import trained
+from vae_exp import inference
 from vae_exp.config import build
 from vae_exp.metrics import evaluate, importance_bound
-from vae_exp.run import checkpoint, speed
+from vae_exp.training import checkpoint, speed
 
 FIFTY = ("epochs=5", "log_every_steps=1", "batch_size=128", "dataset=digits")
 
@@ -138,7 +138,7 @@ def test_a_compiled_run_goes_on_as_if_it_had_never_stopped(compiling):
 def test_measuring_is_exact_whatever_the_precision_of_training():
     speed.autocast("tf32", torch.device("cpu"))
     try:
-        with speed.exact_products():
+        with speed.full_precision():
             assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("highest", False)
         assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("high", True)
     finally:
@@ -148,7 +148,7 @@ def test_measuring_is_exact_whatever_the_precision_of_training():
 def test_a_run_of_any_precision_is_measured_in_float32():
     precisions = []
     state = checkpoint.load(quick_run("epochs=0")[1] / "last.pt")
-    model, split = trained.rebuild(state), build.dataset(state.config).read_test()
+    model, split = inference.rebuild(state), build.dataset(state.config).read_test()
 
     def notes(*images, works=model.encode):
         precisions.append(torch.get_float32_matmul_precision())

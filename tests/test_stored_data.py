@@ -18,8 +18,8 @@ from tests.conftest import compose, metrics, stored
 from tests.test_compare import finished
 from tests.test_data import write_idx
 from tests.test_images import flat
-from vae_exp.comparing.comparable import bests, groups
-from vae_exp.comparing.runs import fold_seeds
+from vae_exp.compare.comparable import best_per_group, groups
+from vae_exp.compare.runs import fold_seeds
 from vae_exp.errors import UserError
 from vae_exp.train import train
 
@@ -363,7 +363,7 @@ def test_an_older_run_finds_its_data_by_hydras_record_and_says_that_it_cannot_kn
     before = seen(vae_exp.load("run").read_data())
     without_origin("run")
     monkeypatch.chdir("../B")
-    logging.getLogger("vae_exp.run.stored_data").addHandler(caplog.handler)  # Hydra has taken the others away
+    logging.getLogger("vae_exp.training.stored_data").addHandler(caplog.handler)  # Hydra has taken the others away
     assert are_equal(before, seen(vae_exp.load("../A/run").read_data()))
     vae_exp.load("../A/run").read_data()
     assert caplog.text.count("whether they have changed since cannot be told") == 1
@@ -456,10 +456,10 @@ def test_data_are_told_apart_by_their_digest_and_else_by_where_they_lie():
     here, moved, changed, older, elsewhere = (
         own("cats", "1a"), own("dogs", "1a"), own("cats", "2b"), own("cats", None), own("mice", None),
     )  # fmt: skip
-    assert len(bests([here, moved])) == 1
-    assert len(bests([here, changed])) == 2
-    assert len(bests([here, older])) == 1
-    assert len(bests([here, elsewhere])) == 2
+    assert len(best_per_group([here, moved])) == 1
+    assert len(best_per_group([here, changed])) == 2
+    assert len(best_per_group([here, older])) == 1
+    assert len(best_per_group([here, elsewhere])) == 2
     assert sorted(len(group) for group in groups([here, changed, older])) == [1, 1, 1], "which of them, nobody knows"
     seeds = [own("cats", "1a", seed=0), own("dogs", "1a", seed=1), own("cats", "2b", seed=2)]
     assert [run.seeds for run in fold_seeds(seeds)] == [2, 1]

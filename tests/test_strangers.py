@@ -14,12 +14,12 @@ from tests import hooks
 from tests.conftest import QUICK, compose, quick_run, stored
 from tests.hooks import Crash
 from tests.test_factor_scores import SMALL as WITH_FACTORS
-from vae_exp import trained
+from vae_exp import inference
 from vae_exp.config import build
 from vae_exp.errors import UserError
-from vae_exp.run import restoring, resume
-from vae_exp.run.running_means import RunningMeans
-from vae_exp.run.standing import Facts, Standing, Streams, Training
+from vae_exp.training import restore, resume
+from vae_exp.training.meters import Meters
+from vae_exp.training.state import RngStreams, RunInfo, TrainingRun, TrainState
 
 # Inside an epoch, with means that are not read yet, a buffer beside the weights, and an optimizer with moments.
 SETTINGS = ("network.hidden_dims=[8]", "model.z_dim=2", "model=conditional", "epochs=2", "log_every_steps=5")
@@ -93,7 +93,7 @@ def variants(state, path):
 
 
 def use_model(path):
-    model = trained.load(path, "cpu")
+    model = inference.load(path, "cpu")
     assert model.sample(10, seed=0).isfinite().all()
     assert model.name
     assert len(model.read_data().train)
@@ -104,10 +104,10 @@ def go_on(folder, config, data):
     device = torch.device("cpu")
     before = resume.load(folder, config, quiet=True)
     model = build.model(config, data.x_shape, data.n_classes)
-    optimizer, facts = build.optimizer(config, model), Facts.of(model, data, device)
-    streams, means = Streams.of(0, device), RunningMeans()
-    stands = Standing([0.0] * model.z_dim, streams.order.get_state())
-    restoring.restore(before, Training(config, data, facts, model, model, optimizer, streams, means, stands))
+    optimizer, facts = build.optimizer(config, model), RunInfo.of(model, data, device)
+    streams, means = RngStreams.of(0, device), Meters()
+    stands = TrainState([0.0] * model.z_dim, streams.order.get_state())
+    restore.restore(before, TrainingRun(config, data, facts, model, model, optimizer, streams, means, stands))
     sum(weights.sum() for weights in model.parameters()).backward()
     optimizer.step()
     means.add([(1, {"reconstruction": 1.0, "kl": 1.0})])
@@ -203,7 +203,7 @@ def test_a_small_file_of_huge_weights_is_refused_before_they_fill_the_memory(run
     state["model"] = {name: torch.zeros(()).expand(sides) for name, sides in of_width.items()}
     torch.save(state, tmp_path / "best.pt")
     with pytest.raises(UserError, match=r"its weights \S+ are not plain numbers"):
-        trained.load(tmp_path / "best.pt")
+        inference.load(tmp_path / "best.pt")
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "summary.json"])

@@ -15,8 +15,8 @@ import yaml
 from tests.conftest import command, quick_run, recorded, written
 from tests.conftest import metrics as logged
 from tests.test_sweep import only_sweep, table
-from vae_exp.run import checkpoint
-from vae_exp.sweep import study as studies
+from vae_exp.sweeps import study as studies
+from vae_exp.training import checkpoint
 
 TINY = ("dataset=digits", "device=cpu", "network.hidden_dims=[16]", "wandb.mode=disabled")
 GRID = ("-m", *TINY, "epochs=9", "model.z_dim=2,3", "optimizer.lr=1e-5,1e-4,1e-3,1e-2")

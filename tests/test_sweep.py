@@ -17,8 +17,8 @@ from tests import hooks
 from tests.conftest import command, recorded, written
 from vae_exp.config.check import CONF_DIR, flatten
 from vae_exp.config.messages import parse
-from vae_exp.run.folder import read_config, runs_below
-from vae_exp.sweep.values import distinct
+from vae_exp.sweeps.values import distinct
+from vae_exp.training.folder import read_config, runs_below
 
 QUICK = ("-m", "dataset=digits", "epochs=1", "wandb.mode=disabled")
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from tests.conftest import QUICK, command, metrics, quick_run, stored
-from vae_exp.run import cores, threads
-from vae_exp.run.folder import read_summary
+from vae_exp.training import cores, threads
+from vae_exp.training.folder import read_summary
 
 LARGE_STEP = "network.hidden_dims=[2000]"  # of the digits: 290 million operations
 needs_affinity = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not pin processes")
@@ -40,7 +40,7 @@ def on_one_core():
 @contextlib.contextmanager
 def another(code):
     """Another process that does this and then says so, and waits for its end."""
-    code = f"from vae_exp.run import cores\n{code}\nprint('done', flush=True)\ninput()"
+    code = f"from vae_exp.training import cores\n{code}\nprint('done', flush=True)\ninput()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"done\n"
         yield process

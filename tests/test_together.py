@@ -18,7 +18,7 @@ from tests import several
 from tests.conftest import QUICK, command, metrics, quick_run, stored
 from vae_exp.config import devices
 from vae_exp.errors import UserError
-from vae_exp.run.folder import read_summary
+from vae_exp.training.folder import read_summary
 
 NORMED = ("~network", "+network._target_=tests.networks_of_users.net")
 LONG = (*QUICK, "epochs=2000", "wandb.mode=disabled", "hydra.run.dir=run", "checkpoint_every_epochs=1", "devices=2")

@@ -12,14 +12,14 @@ from PIL import Image
 
 from tests import hooks
 from tests.conftest import MNIST, QUICK, command, metrics, needs_mnist, quick_run
-from vae_exp import trained
+from vae_exp import inference
 from vae_exp.config import build
 from vae_exp.datasets.splits import Split
 from vae_exp.errors import Diverged, UserError
-from vae_exp.figures import during_training
+from vae_exp.figures import training
 from vae_exp.metrics import evaluate
-from vae_exp.run import checkpoint
-from vae_exp.run.running_means import RunningMeans
+from vae_exp.training import checkpoint
+from vae_exp.training.meters import Meters
 
 TRAIN = {f"train/{name}" for name in ("loss", "neg_elbo", "reconstruction", "kl", "kl_weight", "lr", "grad_norm")}
 
@@ -53,7 +53,7 @@ def test_a_run_leaves_every_promised_file():
 def test_a_checkpoint_rebuilds_its_model():
     summary, folder = quick_run("epochs=3", "model=conditional", "network.hidden_dims=[32,16]")
     state = checkpoint.load(folder / "best.pt")
-    model = trained.rebuild(state)
+    model = inference.rebuild(state)
     data = build.dataset(state.config)
     measured = evaluate(model, data.read_test(), build.generator(0, "evaluation"))
     assert measured.neg_elbo == summary["test/neg_elbo"]
@@ -145,7 +145,7 @@ def test_epoch_means_do_not_depend_on_how_the_images_are_batched():
     rec, kl, loss = torch.rand(10), torch.rand(10, 3), torch.rand(10)
     means = []
     for sizes in ([10], [4, 4, 2], [1, 9]):
-        running = RunningMeans()
+        running = Meters()
         for rows in torch.arange(10).split(sizes):
             kl_mean = kl[rows].sum(1).mean()
             terms = {"loss": loss[rows].mean(), "reconstruction": rec[rows].mean(), "kl": kl_mean}
@@ -162,7 +162,7 @@ def test_epoch_means_do_not_depend_on_how_the_images_are_batched():
 
 
 def test_active_units_are_those_whose_mean_moves():
-    model = trained.rebuild(checkpoint.load(quick_run("model.z_dim=6", "epochs=0")[1] / "last.pt"))
+    model = inference.rebuild(checkpoint.load(quick_run("model.z_dim=6", "epochs=0")[1] / "last.pt"))
     head = model.encoder.layers[-1]
     with torch.no_grad():
         head.weight[:6] *= 100
@@ -172,11 +172,11 @@ def test_active_units_are_those_whose_mean_moves():
 
 
 def test_reconstructions_stand_below_their_images():
-    model = trained.rebuild(checkpoint.load(quick_run("epochs=0")[1] / "last.pt"))
+    model = inference.rebuild(checkpoint.load(quick_run("epochs=0")[1] / "last.pt"))
     model.decode = lambda z, y: type("Black", (), {"mean": torch.zeros(len(z), 1, 8, 8)})
     for n, rows, columns in ((16, 4, 8), (20, 4, 8), (3, 2, 3)):  # an incomplete row is left out
         x = torch.full((n, 1, 8, 8), 255, dtype=torch.uint8)
-        sheet = during_training.reconstructions(model, Split(x, torch.zeros(n, dtype=torch.long)), torch.Generator())
+        sheet = training.reconstructions(model, Split(x, torch.zeros(n, dtype=torch.long)), torch.Generator())
         side = sheet.shape[0] // rows
         centres = sheet[side // 2 :: side, side // 2 :: side]
         assert centres.tolist() == [[255] * columns, [0] * columns] * (rows // 2)
@@ -238,7 +238,7 @@ def test_a_checkpoint_may_name_only_what_is_ours(group, target):
     state = checkpoint.load(quick_run("epochs=0")[1] / "last.pt")
     state.config[group]["_target_"] = target
     with pytest.raises(UserError, match=f"{group}._target_={target}"):
-        trained.rebuild(state)
+        inference.rebuild(state)
 
 
 @pytest.mark.parametrize("network", ["conv", "resnet"])
@@ -249,7 +249,7 @@ def test_a_checkpoint_holds_what_a_likelihood_has_learned(network, likelihood):
     small = (f"network={network}", "network.channels=4", "model=conditional")
     summary, folder = quick_run(*small, *f"likelihood={likelihood}".split(), "epochs=2")
     state = checkpoint.load(folder / "best.pt")
-    model = trained.rebuild(state)
+    model = inference.rebuild(state)
     fresh = build.model(state.config, (1, 8, 8), 10).likelihood.state_dict()
     assert all(not torch.equal(value, fresh[name]) for name, value in model.likelihood.state_dict().items())
     measured = evaluate(model, build.dataset(state.config).read_test(), build.generator(0, "evaluation"))
@@ -282,7 +282,7 @@ def test_a_call_hidden_deeper_in_a_checkpoint_is_not_made(tmp_path):
     for recursive in ({}, {"_recursive_": True}):  # which Hydra would obey
         state.config["network"] |= recursive
         with pytest.raises(UserError, match="its network is not a _target_ with plain values"):
-            trained.rebuild(state)
+            inference.rebuild(state)
     assert not (tmp_path / "ran").exists()
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from omegaconf import DictConfig
 
-    from vae_exp.trained import TrainedVAE
+    from vae_exp.inference import TrainedVAE
 
 __all__ = ["UserError", "__version__", "compose", "load"]
 
@@ -41,6 +41,6 @@ def load(checkpoint: str | Path, device: str = "auto", trust: bool = False) -> T
     that it names may be code that is not vae_exp's, and that code is run, from where it lay at training. Raises
     vae_exp.UserError where there is no such checkpoint, or not one of ours.
     """
-    from vae_exp import trained  # here, so that the command line answers without importing torch
+    from vae_exp import inference  # here, so that the command line answers without importing torch
 
-    return trained.load(checkpoint, device, trust)
+    return inference.load(checkpoint, device, trust)

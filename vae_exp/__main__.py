@@ -1,6 +1,6 @@
 """`python -m vae_exp` is `vae-train`."""
 
-from vae_exp.commands.train import main
+from vae_exp.cli.train import main
 
 if __name__ == "__main__":
     main()

@@ -19,7 +19,7 @@ class Diverged(UserError):
     """A loss, a term or a weight that is no longer a finite number."""
 
 
-class Lost(UserError):
+class PeerLost(UserError):
     """Another process of a run that several compute has ended, or cannot be reached."""
 
 

@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vae_exp import shares, together
+from vae_exp import distributed, shares
 from vae_exp.datasets.factors import Factors
 from vae_exp.datasets.splits import Split, batches
 from vae_exp.distributions import LOG_2PI, DiagonalGaussian, Point, log_prior
 from vae_exp.errors import UserError, printable
-from vae_exp.run.speed import exact_products
 from vae_exp.scores.mutual_information import BINS, above_chance
 from vae_exp.scores.repeats import Spread, spread, usual_size
 from vae_exp.shares import Share
+from vae_exp.training.speed import full_precision
 from vae_exp.vae import VAE
 
 EVAL_BATCH_SIZE = 500  # for speed and memory alone: what is computed of 1,000 MNIST images leaves the cache
@@ -78,7 +78,7 @@ def standard_error(per_image: Tensor) -> float | None:
 
 
 @torch.no_grad()
-@exact_products()
+@full_precision()
 def evaluate(
     model: VAE,
     split: Split,
@@ -92,11 +92,11 @@ def evaluate(
     The noise is drawn here, or given for one draw of each image, [N, Z]. Where it is shared, each process of the run
     computes some of the batches, and all of them get every number.
     """
-    batch_size = min(batch_size, math.ceil(len(split) / together.size())) if shared else batch_size
-    drawn = [noise] if isinstance(noise, Tensor) else [noise_of(split, model.z_dim, noise) for _ in range(repeats)]
+    batch_size = min(batch_size, math.ceil(len(split) / distributed.world_size())) if shared else batch_size
+    drawn = [noise] if isinstance(noise, Tensor) else [sample_eps(split, model.z_dim, noise) for _ in range(repeats)]
     eps = [each.split(batch_size) for each in drawn]
     n_batches = len(eps[0])
-    share = shares.share(n_batches) if shared and n_batches >= together.size() else Share((n_batches,))
+    share = shares.share(n_batches) if shared and n_batches >= distributed.world_size() else Share((n_batches,))
     rows, parts, draws = share.rows, [], []
     with model.evaluating():
         mine = batches(split, batch_size, skip=rows.start, stop=rows.stop)
@@ -107,12 +107,12 @@ def evaluate(
     q, reconstruction = _joined(parts), torch.cat(draws, dim=1)
     if len(share.sizes) > 1:
         images = Share(tuple(len(split.y[batch_size * part.start : batch_size * part.stop]) for part in share.parts))
-        q = type(q)(**{name: images.whole(values) for name, values in vars(q).items()})
-        reconstruction = images.whole(reconstruction, dim=1)
+        q = type(q)(**{name: images.gather(values) for name, values in vars(q).items()})
+        reconstruction = images.gather(reconstruction, dim=1)
     return Evaluation(q, reconstruction.cpu().double(), q.kl_to_prior().cpu().double())
 
 
-def noise_of(split: Split, z_dim: int, noise: torch.Generator) -> Tensor:
+def sample_eps(split: Split, z_dim: int, noise: torch.Generator) -> Tensor:
     """The noise of one draw z for each image, [N, Z] on the split's device."""
     return torch.randn(len(split), z_dim, generator=noise, device=noise.device).to(split.y.device)
 
@@ -136,7 +136,7 @@ def log_likelihood(model: VAE, split: Split, z: Tensor, batch_size: int) -> Tens
 
 
 @torch.no_grad()
-@exact_products()
+@full_precision()
 def importance_bound(
     model: VAE,
     split: Split,
@@ -182,7 +182,7 @@ def disentanglement(
     return spread(q.mean.cpu().numpy(), factors.table.cpu().numpy(), names, rows, repeats, seed)
 
 
-def of_factors(
+def factor_scores(
     measured: Evaluation, split: Split, names: Collection[str], prefix: str, conditional: bool = False
 ) -> dict[str, float]:
     """Scores of disentanglement as a run logs them, such as val/mig: of one repeat, so without their spread.

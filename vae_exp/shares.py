@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from vae_exp.together import rank, reaching, size
+from vae_exp.distributed import guard_peers, rank, world_size
 
 
 class Share(NamedTuple):
@@ -30,13 +30,13 @@ class Share(NamedTuple):
         """The rows of this process."""
         return self.parts[rank() if len(self.sizes) > 1 else 0]
 
-    def mine(self, whole: Tensor, dim: int = 0) -> Tensor:
+    def local(self, whole: Tensor, dim: int = 0) -> Tensor:
         """The rows of this process, of a tensor with all of them."""
         if len(self.sizes) == 1:
             return whole
         return whole.narrow(dim, self.rows.start, self.sizes[rank()])
 
-    def whole(self, mine: Tensor, dim: int = 0) -> Tensor:
+    def gather(self, mine: Tensor, dim: int = 0) -> Tensor:
         """The rows of all processes, in order; the gradient of each row goes back to its own process.
 
         Whatever is computed from them is the same in every process. The gradients of the weights are then a part of
@@ -49,9 +49,9 @@ class Share(NamedTuple):
 
 def share(n: int) -> Share:
     """Of a batch of n images, as even as can be."""
-    if size() == 1:
+    if world_size() == 1:
         return Share((n,))
-    ends = [n * done // size() for done in range(size() + 1)]
+    ends = [n * done // world_size() for done in range(world_size() + 1)]
     return Share(tuple(end - begin for begin, end in itertools.pairwise(ends)))
 
 
@@ -64,24 +64,24 @@ class _Gather(torch.autograd.Function):
         padded = mine.new_zeros(max(sizes), *mine.shape[1:])
         padded[: len(mine)] = mine
         parts = [torch.empty_like(padded) for _ in sizes]
-        with reaching():
+        with guard_peers():
             dist.all_gather(parts, padded)
         return torch.cat([part[:rows] for part, rows in zip(parts, sizes, strict=True)])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return Share(ctx.sizes).mine(gradients[0]), None
+        return Share(ctx.sizes).local(gradients[0]), None
 
 
-def add_up(model: nn.Module) -> None:
+def all_reduce_gradients(model: nn.Module) -> None:
     """The gradient of each weight becomes the sum of what the processes have of it."""
-    if size() == 1:
+    if world_size() == 1:
         return
     having = [weights for weights in model.parameters() if weights.grad is not None]
     for dtype in sorted({weights.dtype for weights in having}, key=str):  # in one order everywhere
         of_type = [weights for weights in having if weights.dtype == dtype]
         flat = torch.cat([cast("Tensor", weights.grad).flatten() for weights in of_type])
-        with reaching():
+        with guard_peers():
             dist.all_reduce(flat)
         for weights, part in zip(of_type, flat.split([weights.numel() for weights in of_type]), strict=True):
             weights.grad = part.view_as(weights)
@@ -89,19 +89,19 @@ def add_up(model: nn.Module) -> None:
 
 def mean(values: Tensor) -> Tensor:
     """The mean over the values of all processes, a scalar; no gradient goes through it."""
-    if size() == 1:
+    if world_size() == 1:
         return values.mean()
     both = torch.stack([values.sum(), values.new_tensor(float(values.numel()))])
-    with reaching():
+    with guard_peers():
         dist.all_reduce(both)
     return both[0] / both[1]
 
 
-def take_weights(*models: nn.Module) -> None:
+def broadcast_weights(*models: nn.Module) -> None:
     """Weights and buffers become those of the first process; they are the same already, unless somebody's own network
     draws its first weights from elsewhere.
     """
     for values in {id(values): values for model in models for values in model.state_dict().values()}.values():
-        if size() > 1:
-            with reaching():
+        if world_size() > 1:
+            with guard_peers():
                 dist.broadcast(values, 0)

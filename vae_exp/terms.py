@@ -63,7 +63,7 @@ def elbo_terms(
     return Terms(-p.log_prob(x), q.kl_to_prior(), q, z, draw_more)
 
 
-def more_draws(
+def extra_samples(
     model: VAE,
     x: Tensor,
     y: Tensor,
@@ -91,12 +91,12 @@ def more_draws(
     shape = (samples, sum(share.sizes), model.z_dim)
     eps = torch.randn(shape, generator=noise, device=noise.device, dtype=q.mean.dtype)
     keeps = not all(map(_draws_nothing, model.decoder.modules()))
-    for z in many.rsample(share.mine(eps, dim=1)).split(at_once) if samples else ():
+    for z in many.rsample(share.local(eps, dim=1)).split(at_once) if samples else ():
         if samples <= at_once:
             log_p = log_likelihood(z)
         else:
             log_p = checkpoint(log_likelihood, z, use_reentrant=False, preserve_rng_state=keeps)
-        yield share.whole(z, dim=1), share.whole(log_p, dim=1)
+        yield share.gather(z, dim=1), share.gather(log_p, dim=1)
 
 
 def _draws_nothing(layer: nn.Module) -> bool:
@@ -105,17 +105,17 @@ def _draws_nothing(layer: nn.Module) -> bool:
     return is_known and not (isinstance(layer, nn.modules.dropout._DropoutNd | nn.RReLU) or hasattr(layer, "dropout"))
 
 
-def of_whole_batch(terms: Terms, share: Share) -> Terms:
+def gather_terms(terms: Terms, share: Share) -> Terms:
     """The terms of all processes' shares of a batch, so that an objective is the same function of them everywhere."""
     if len(share.sizes) == 1 or terms.q is None or terms.z is None:
         return terms
     of_q = vars(terms.q)
     parts = [terms.reconstruction[:, None], terms.kl, terms.z, *of_q.values()]
-    reconstruction, kl, z, *q = share.whole(torch.cat(parts, 1)).split([part.shape[1] for part in parts], 1)
+    reconstruction, kl, z, *q = share.gather(torch.cat(parts, 1)).split([part.shape[1] for part in parts], 1)
     return Terms(reconstruction[:, 0], kl, type(terms.q)(**dict(zip(of_q, q, strict=True))), z, terms.draw_more)
 
 
-def one_draw(
+def compute_loss(
     model: VAE,
     objective: Callable[[Terms, Progress], tuple[Tensor, Logged]],
     x: Tensor,
@@ -130,11 +130,11 @@ def one_draw(
     several processes compute a run, each takes its share of the images here, and the loss is of all of them.
     """
     share = shares.share(len(x))
-    x, y, eps = (share.mine(part) for part in (x, y, eps))
+    x, y, eps = (share.local(part) for part in (x, y, eps))
     q = model.encode(x, y)
     z = q.rsample(eps)
     p = model.decode(z, y)
-    terms = of_whole_batch(elbo_terms(x, q, p, z, partial(more_draws, model, x, y, q, share, noise)), share)
+    terms = gather_terms(elbo_terms(x, q, p, z, partial(extra_samples, model, x, y, q, share, noise)), share)
     loss, logged = objective(terms, now)
     means = {"loss": loss, "reconstruction": terms.reconstruction.mean(), "kl": terms.kl.sum(1).mean(), **logged}
     return loss, {name: mean.detach() if isinstance(mean, Tensor) else mean for name, mean in means.items()}

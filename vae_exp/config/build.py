@@ -21,9 +21,9 @@ from vae_exp.config.combinations import source_problems
 from vae_exp.config.keys import Config
 from vae_exp.config.rules import RULES
 from vae_exp.datasets import Data, Split, prepare
-from vae_exp.datasets.sound import require_source
+from vae_exp.datasets.validate import require_source
 from vae_exp.errors import UserError
-from vae_exp.networks import beginning
+from vae_exp.networks import init
 from vae_exp.vae import VAE
 
 # How the code calls each _target_: so many arguments by place, and these by name. The rest is the config's.
@@ -168,8 +168,8 @@ def model(config: Mapping[str, Any], x_shape: tuple[int, int, int], n_classes: i
         target = config["likelihood"]["_target_"]
         raise UserError(f"likelihood._target_={target}: it must return a function of the decoder's outputs.")
     if config["network"].get("init", "pytorch") == "glorot":
-        mean = None if train is None else beginning.mean_image(train[: beginning.IMAGES].x)
-        beginning.glorot(encoder, decoder, likelihood, mean)
+        mean = None if train is None else init.mean_image(train[: init.IMAGES].x)
+        init.glorot_init(encoder, decoder, likelihood, mean)
     return VAE(encoder, decoder, likelihood, z_dim, width, config["model"]["stochastic"])
 
 

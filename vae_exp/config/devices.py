@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from vae_exp import launched, together
+from vae_exp import distributed, torchrun_env
 from vae_exp.config.check import flatten
 from vae_exp.config.combinations import check_devices
 from vae_exp.errors import UserError
@@ -16,7 +16,7 @@ def device(name: str) -> torch.device:
 
     Of several processes that compute a run on GPUs each gets its own.
     """
-    return torch.device(choose(name, _available(), torch.cuda.device_count(), *launched.here()))
+    return torch.device(choose(name, _available(), torch.cuda.device_count(), *torchrun_env.here()))
 
 
 def agreed(config: Mapping[str, Any]) -> int:
@@ -24,7 +24,7 @@ def agreed(config: Mapping[str, Any]) -> int:
 
     Raises UserError where N others were asked for, and where these cannot do what the run is to do.
     """
-    asked, there = config["devices"], together.size()
+    asked, there = config["devices"], distributed.world_size()
     if asked not in (1, there) and there == 1:
         raise UserError(
             f"devices={asked}: this is one process. vae-train devices={asked} starts so many, torchrun "

@@ -130,10 +130,10 @@ def with_test(split: Split, test_size: int | float, of: str) -> tuple[Split, Spl
             f"dataset.test_size={test_size}: {of} has {len(split):,} usable image{'s' * (len(split) > 1)}; "
             "training and testing need at least one each."
         )
-    return set_aside(split, n_test)
+    return split_off(split, n_test)
 
 
-def set_aside(split: Split, n: int) -> tuple[Split, Split]:
+def split_off(split: Split, n: int) -> tuple[Split, Split]:
     """The other images, and n that are drawn once for all."""
     rows = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
     return split[rows[n:].sort().values], split[rows[:n].sort().values]

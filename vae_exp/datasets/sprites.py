@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vae_exp.datasets.factors import Factors, chosen_values, grid
-from vae_exp.datasets.prepare import count, set_aside
+from vae_exp.datasets.prepare import count, split_off
 from vae_exp.datasets.splits import Source, Split, Streamed
 from vae_exp.errors import UserError
 
@@ -64,7 +64,7 @@ def source_of(
         raise UserError(
             f"dataset.test_size={test_size}: there are {len(known):,} images; training and testing need some each."
         )
-    train, test = set_aside(Split(images, y, factors=known), n_test)
+    train, test = split_off(Split(images, y, factors=known), n_test)
     return Source(name, train, lambda: test, names, test_is_at_hand=True, files=files)
 
 

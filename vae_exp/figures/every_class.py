@@ -35,7 +35,7 @@ def rows(y: Tensor, n: int) -> Tensor:
     return torch.arange(min(n, len(y))) if there >= ENOUGH * min(n, classes) else in_turn(y)[:n]
 
 
-def shown(n_classes: int, class_names: Sequence[str]) -> int:
+def shown_classes(n_classes: int, class_names: Sequence[str]) -> int:
     """How many classes get a row each: those that the data have, and no more than a picture has room for.
 
     A model may have room for more classes than there are (dataset.n_classes), of which it has learned nothing.

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from vae_exp.figures import fonts, sheets, walks
+from vae_exp.figures import fonts, grids, latent_walks
 from vae_exp.vae import VAE
 
 MOST_LATENTS = 40  # rows that can be read
@@ -40,7 +40,7 @@ def matrix(information: np.ndarray, names: Sequence[str]) -> np.ndarray:
                 )
         axes.set_title("I(z; factor) above that of\nshuffled factors, nats;\nat most the KL of the latent", fontsize=10)
         figure.colorbar(drawn)
-        return sheets.pixels(figure)
+        return grids.pixels(figure)
 
 
 @torch.no_grad()
@@ -48,12 +48,12 @@ def traversals(model: VAE, information: np.ndarray, names: Sequence[str]) -> np.
     """A row per factor: the latent that tells most about it, moved from the prior's mean while the others stay."""
     device = next(model.parameters()).device
     dims = information.argmax(0).tolist()
-    values = torch.linspace(-sheets.RANGE, sheets.RANGE, sheets.STEPS)
+    values = torch.linspace(-grids.RANGE, grids.RANGE, grids.STEPS)
     label = torch.zeros((), dtype=torch.long, device=device)
     with model.evaluating():
-        images = walks.traversal(model, torch.zeros(model.z_dim, device=device), label, dims, values)
+        images = latent_walks.traversal(model, torch.zeros(model.z_dim, device=device), label, dims, values)
     rows = [f"{name}: z{dim}  {information[dim, j]:.2f}" for j, (name, dim) in enumerate(zip(names, dims, strict=True))]
-    columns = [sheets.signed(value) for value in values.tolist()]
+    columns = [grids.signed(value) for value in values.tolist()]
     title = "the latent that tells most about each factor (nats above chance, at most its KL), around the prior's mean"
-    grid = sheets.grid(images.flatten(0, 1), images.shape[1])
-    return sheets.label_sheet(grid, title, fonts.drawable(rows), columns, "standard deviations of the prior")
+    grid = grids.grid(images.flatten(0, 1), images.shape[1])
+    return grids.label_sheet(grid, title, fonts.drawable(rows), columns, "standard deviations of the prior")

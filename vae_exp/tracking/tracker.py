@@ -21,13 +21,13 @@ from vae_exp.config.check import from_anywhere, resolve
 from vae_exp.config.keys import Config
 from vae_exp.errors import UserError
 from vae_exp.files import atomic_write, no_links, write, write_json, writing
-from vae_exp.run import earlier
-from vae_exp.run.checkpoint import Checkpoint
-from vae_exp.run.folder import BEST, CONFIG, IMAGES, LAST, METRICS, SUMMARY, Summary, WandbRun, read_summary
-from vae_exp.run.standing import Facts
 from vae_exp.tracking import wandb_server
 from vae_exp.tracking.wandb_options import FINISH_SECONDS, as_id, first_line, of_run, run_name
 from vae_exp.tracking.wandb_server import Mode
+from vae_exp.training import cleanup
+from vae_exp.training.checkpoint import Checkpoint
+from vae_exp.training.folder import BEST, CONFIG, IMAGES, LAST, METRICS, SUMMARY, Summary, WandbRun, read_summary
+from vae_exp.training.state import RunInfo
 
 log = logging.getLogger(__name__)
 TEARDOWN_SECONDS = 1
@@ -47,7 +47,7 @@ class Tracker:
         config: Config,
         run_dir: Path,
         wandb_mode: Mode,
-        facts: Facts,
+        facts: RunInfo,
         before: Checkpoint | None = None,
         old_log_bytes: int = 0,
     ) -> None:
@@ -60,10 +60,10 @@ class Tracker:
         if before is not None and before.goes_on is not None:
             written = before.goes_on.written
             self.started, self.wandb_id = self.started - written.seconds, written.wandb_id
-            earlier.cut_back(run_dir, before.step, written.metrics_bytes)
+            cleanup.truncate_metrics(run_dir, before.step, written.metrics_bytes)
         else:
-            earlier.require_unused(run_dir, config["replace"])  # again: another process may have been quicker
-            earlier.clear(run_dir, old_log_bytes)
+            cleanup.require_unused(run_dir, config["replace"])  # again: another process may have been quicker
+            cleanup.clear(run_dir, old_log_bytes)
         write(run_dir / CONFIG, OmegaConf.to_yaml(OmegaConf.create(dict(config))))
         with writing(run_dir / METRICS):
             self.metrics = open(run_dir / METRICS, "a", opener=no_links)  # noqa: SIM115
@@ -77,7 +77,7 @@ class Tracker:
         if best:
             self._in_wandb(lambda run: run.summary.update(best))
 
-    def _open_wandb(self, config: Config, mode: Mode, facts: Facts) -> Any:
+    def _open_wandb(self, config: Config, mode: Mode, facts: RunInfo) -> Any:
         import wandb
 
         try:
@@ -236,7 +236,7 @@ class Tracker:
 
 def record_failure(cfg: DictConfig, run_dir: Path, reason: str) -> None:
     """Leave a summary.json of a run that failed before it was tracked; what is there of a run tells more."""
-    if not (run_dir / SUMMARY).exists() and not earlier.holds_run(run_dir):
+    if not (run_dir / SUMMARY).exists() and not cleanup.holds_run(run_dir):
         with contextlib.suppress(UserError):  # an interpolation that leads nowhere may be what failed
             cfg = OmegaConf.create(from_anywhere(resolve(cfg)))
         with contextlib.suppress(OSError, UserError):  # a full disk may be what failed

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from vae_exp.comparing.runs import is_number
+from vae_exp.compare.runs import is_number
 from vae_exp.config.check import as_typed
 from vae_exp.config.keys import Config, WandbKeys
-from vae_exp.run.folder import Summary, read_summary
 from vae_exp.tracking.wandb_options import as_id, common, first_line, group, new_id, tags, tags_of_sweep
 from vae_exp.tracking.wandb_server import choose_mode, from_environment
+from vae_exp.training.folder import Summary, read_summary
 
 log = logging.getLogger(__name__)
 SWEEP_SUMMARY = "sweep-summary"  # the job type of the run that has a sweep's table and figures

@@ -10,7 +10,7 @@ from typing import Any
 
 from vae_exp.config.keys import Config, WandbKeys
 from vae_exp.errors import printable
-from vae_exp.run.folder import OUTPUTS, WandbRun
+from vae_exp.training.folder import OUTPUTS, WandbRun
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import wandb_workspaces.reports.v2 as wr
 
-from vae_exp.comparing.runs import SCORES, is_number
+from vae_exp.compare.runs import SCORES, is_number
 from vae_exp.tracking.wandb_logged import Logged
 
 TERMS = ("neg_elbo", "reconstruction", "kl")

@@ -6,13 +6,13 @@ from typing import Any
 import wandb_workspaces.expr as expr
 import wandb_workspaces.reports.v2 as wr
 
-from vae_exp.comparing import comparable
-from vae_exp.comparing.runs import RESULTS, Run, fold_seeds, setting_columns, sort_runs
-from vae_exp.comparing.terminal import cell
-from vae_exp.run.folder import read_summary
+from vae_exp.compare import comparable
+from vae_exp.compare.runs import RESULTS, Run, fold_seeds, setting_columns, sort_runs
+from vae_exp.compare.terminal import cell
 from vae_exp.tracking import wandb_panels as panels
 from vae_exp.tracking.wandb_afterwards import SWEEP_SUMMARY
 from vae_exp.tracking.wandb_logged import Logged
+from vae_exp.training.folder import read_summary
 
 LONGEST_TITLE, MOST_ROWS = 128, 30
 FIGURES = ("heat_map", "curves", "trade_off")  # of a sweep, in its folder as PNG and in its sweep-summary run

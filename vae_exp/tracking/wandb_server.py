@@ -14,8 +14,8 @@ from urllib.parse import urlparse
 from urllib.request import Request, urlopen
 
 from vae_exp.errors import UserError
-from vae_exp.run.folder import OUTPUTS
 from vae_exp.tracking.wandb_options import short
+from vae_exp.training.folder import OUTPUTS
 
 log = logging.getLogger(__name__)
 PROBE_SECONDS = 4

@@ -1,0 +1,184 @@
+"""`vae-generate`: pictures from a trained model, as grids, single images, arrays or animations."""
+
+import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import yaml
+
+from vae_exp.cli import shared
+from vae_exp.cli.drawn_files import in_folder, write, write_arrays
+from vae_exp.config.check import CONF_DIR, flatten
+from vae_exp.config.keys import GenerateOptions
+from vae_exp.config.rules import GENERATE_RULES
+from vae_exp.errors import UserError, printable
+from vae_exp.files import atomic_write, require_no_links
+from vae_exp.training.folder import GENERATED
+
+if TYPE_CHECKING:
+    from vae_exp.inference import TrainedVAE
+
+ABOUT = """vae-generate: pictures from a trained model.
+
+usage: vae-generate checkpoint=PATH [KEY=VALUE ...]
+
+  vae-generate checkpoint=latest                                        64 samples from the prior
+  vae-generate checkpoint=latest what=samples label=7 temperature=0.8   of a conditional model
+  vae-generate checkpoint=latest sampler=gmm                            from where the codes are
+  vae-generate checkpoint=latest n=100000 format=npz
+  vae-generate checkpoint=latest what=traversals animate=true
+  vae-generate checkpoint=latest what=reconstructions inputs=FOLDER     your own images"""
+
+ANIMATED = ("interpolations", "traversals")
+LARGEST_SIDE = 100  # of the manifold in one picture: 10,000 images, as many as any picture has
+OF_IMAGES = ("reconstructions", "interpolations", "traversals around=image")
+DRAWN = ("samples", "classes", "reconstructions", "interpolations", "traversals", "manifold", "latents")
+# What each key is for. The others, such as output and device, are for all of them.
+USED_BY = {
+    "n": DRAWN,
+    "label": ("samples", "reconstructions", "interpolations", "traversals", "manifold"),
+    "temperature": ("samples", "classes"),
+    "sampler": ("samples",),
+    "inputs": OF_IMAGES,
+    "steps": ("interpolations", "traversals"),
+    "path": ("interpolations",),
+    "around": ("traversals",),
+    "range": ("traversals",),
+    "dims": ("traversals", "manifold", "latents"),
+    "animate": ANIMATED,
+    "format": DRAWN,
+    "split": (*OF_IMAGES, "latents"),
+    "seed": ("samples", "classes", *OF_IMAGES),
+    "dataset.root": ("samples sampler=gmm", "samples sampler=aggregate", *OF_IMAGES, "latents"),
+}
+IN_THE_NAME = (
+    "label",
+    "temperature",
+    "sampler",
+    "inputs",
+    "steps",
+    "path",
+    "around",
+    "range",
+    "dims",
+    "split",
+    "seed",
+)
+
+
+def main() -> None:
+    """Exit code 0, or 1 with one message."""
+    shared.run("vae-generate", "generate", GENERATE_RULES, ABOUT, generate)
+
+
+def generate(options: GenerateOptions) -> Path:
+    """Draw a picture and return where it was written.
+
+    Raises UserError for options that do not go together, and for a model, images or a folder that cannot be used.
+    """
+    _check(options)
+    from vae_exp import inference
+    from vae_exp.figures import grids, requested
+
+    (source,) = inference.find(options["checkpoint"], only_one=True)
+    model = inference.load(source, options["device"], options["trust"])
+    if options["label"] == "null" and "null" not in model.class_names:  # a class may be called so
+        options = cast("GenerateOptions", options | {"label": None})
+    if options["label"] is not None:
+        if not model.model.n_classes:
+            raise UserError(f"label={options['label']}: {source} is not conditional; leave label away.")
+        model.labels(options["label"], 1)
+    n = options["n"] or grids.SIZES.get(options["what"], 1)
+    folder = Path(options["output"] or source.parent / GENERATED)
+    if not options["output"]:
+        require_no_links(source.parent, [GENERATED])
+    target = folder / _name(options)
+    with in_folder(folder):
+        if options["what"] == "weights":
+            written = folder / f"{_name(options).replace('weights', source.stem, 1)}.safetensors"
+            model.export(written)
+        elif options["what"] == "latents":
+            written = _write_latents(model, options, target)
+        else:
+            written = write(requested.DRAW[options["what"]](model, options, n), options, target)
+    print(f"{printable(model.name)}: {options['what']} written to {printable(written)}")
+    return written
+
+
+def _check(options: GenerateOptions) -> None:
+    """Refuse what does not go together, before torch is imported."""
+    what = options["what"]
+    if options["animate"] and (what not in ANIMATED or options["format"] != "grid"):
+        raise UserError(f"animate=true: films are made of what={' and what='.join(ANIMATED)}, with format=grid.")
+    _check_used(options)
+    largest = {"samples": LARGEST_SIDE**2, "manifold": LARGEST_SIDE}.get(what, math.inf)
+    if options["format"] == "grid" and (options["n"] or 0) > largest:
+        unit = "images a side" if what == "manifold" else "images"
+        raise UserError(
+            f"n={options['n']}: a grid holds up to {largest:,} {unit}; use format=files or format=npz for more."
+        )
+    if what == "latents" and options["format"] == "files":
+        raise UserError("format=files: what=latents is one picture (format=grid) or arrays (format=npz).")
+    if what in ("latents", "manifold") and options["dims"] is not None and len(options["dims"]) != 2:
+        raise UserError(f"dims={options['dims']}: what={what} takes two latents, such as dims=[3,7].")
+
+
+def _check_used(options: GenerateOptions) -> None:
+    """Raises UserError for a key that says something of which the figure asked for takes no notice."""
+    usual = flatten(yaml.safe_load((CONF_DIR / "generate.yaml").read_text()))
+    chosen = flatten(options)
+    what = {options["what"], *(f"{options['what']} {key}={options[key]}" for key in ("around", "sampler"))}
+    for key, users in USED_BY.items():
+        if chosen[key] not in (usual[key], "null") and not what & set(users):
+            shown = str(chosen[key]).lower() if isinstance(chosen[key], bool) else chosen[key]
+            raise UserError(
+                f"{key}={shown}: what={options['what']} does not use it; it is for what={', what='.join(users)}."
+            )
+
+
+def _name(options: GenerateOptions) -> str:
+    """The name of the file: what it shows, and the settings that are not the usual ones. With a larger n it shows
+    the same and more.
+    """
+    usual = flatten(yaml.safe_load((CONF_DIR / "generate.yaml").read_text()))
+    chosen = flatten(options)
+    parts = [options["what"]]
+    for key in IN_THE_NAME:
+        if chosen[key] != usual[key]:
+            shown = str(chosen[key])
+            if key == "dims":
+                shown = "-".join(map(str, chosen[key]))
+            elif key == "inputs":  # a file's name has no room for all of a path
+                shown = Path(shown).name
+            shown = re.sub(r"[^\w.+-]", "-", shown)  # a label may be any text
+            parts.append(f"{key}-{shown}")
+    return "_".join(parts)
+
+
+def _write_latents(model: "TrainedVAE", options: GenerateOptions, target: Path) -> Path:
+    """The posterior means of a split: as a scatter of some images, or with their variances as arrays, of all."""
+    from PIL import Image
+    from tqdm import tqdm
+
+    from vae_exp import metrics
+    from vae_exp.datasets.splits import batches
+    from vae_exp.figures import every_class, grids, requested
+
+    requested.check_dims(options["dims"] or [], model)
+    data = model.read_data(options["dataset"]["root"])
+    everything = data.split(options["split"]).to(model.device)
+    as_arrays = options["format"] == "npz"
+    n = options["n"] or (len(everything) if as_arrays else grids.SIZES["latents"])
+    split = everything[every_class.rows(everything.y, n)] if n < len(everything) else everything
+    if as_arrays:
+        encoded = ((model.encode(x, y), y) for x, y in batches(split, metrics.EVAL_BATCH_SIZE))
+        codes = ({**vars(q), "y": y} for q, y in encoded)  # mean, log_var; an autoencoder's have no log_var
+        arrays = ({name: values.cpu().numpy() for name, values in chunk.items()} for chunk in codes)
+        with tqdm(total=len(split), unit="image", disable=None, leave=False) as bar:
+            return write_arrays(target, len(split), arrays, bar)
+    means, written = metrics.posterior(model.model, split).mean, target.with_name(f"{target.name}.png")
+    picture = grids.latents(means, split.y, data.class_names, options["dims"], len(split), len(everything))
+    with atomic_write(written) as file:
+        Image.fromarray(picture).save(file, "PNG")
+    return written

@@ -1,0 +1,100 @@
+"""A classifier of real images that judges generated ones: it reads their labels, and its features are compared."""
+
+import hashlib
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vae_exp.datasets.prepare import Data
+from vae_exp.datasets.splits import Split, batches
+from vae_exp.files import cache_folder
+from vae_exp.training import arrays
+
+STEPS, BATCH_SIZE, HIDDEN = 2000, 128, 512
+RECIPE = 1  # to be raised where judges are made otherwise: those that were kept are then not found
+READ_AT_ONCE = 10_000  # images, while their digest is computed
+
+
+def cache() -> Path:
+    """Where judges and features of real images are kept: they are computed once for all runs on the same data."""
+    return cache_folder("features")
+
+
+def digest(split: Split) -> str:
+    """What tells one set of images and labels from another: their bytes, however they were split or chosen."""
+    found = hashlib.sha256(repr((len(split), split.x_shape, split.dynamic)).encode())
+    for rows in torch.arange(len(split)).split(READ_AT_ONCE):
+        part = split[rows.to(split.y.device)]
+        found.update(part.x.cpu().contiguous().numpy().tobytes())
+        found.update(part.y.cpu().numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def reference_classifier(data: Data, device: torch.device) -> tuple[nn.Sequential, str]:
+    """The classifier of a data set, and a name that tells it from all others.
+
+    It learns from all training images, whatever part of them a model had, so that one judges the models of every
+    seed. It is the one that was kept, or a new one, which is kept.
+    """
+    train, n_classes = data.read_train().to(device), data.n_classes
+    path = cache() / f"judge-{RECIPE}-{digest(train)}-{n_classes}.npz"
+    if kept := arrays.read(path):
+        with torch.device("meta"):  # no random numbers are drawn for weights that are there
+            classifier = _empty(train, n_classes)
+        shapes = {name: tuple(values.shape) for name, values in classifier.state_dict().items()}
+        are_sound = arrays.are_numbers(kept, dict.fromkeys(shapes, np.float32))
+        if are_sound and {name: values.shape for name, values in kept.items()} == shapes:
+            weights = {name: torch.from_numpy(values) for name, values in kept.items()}
+            classifier.load_state_dict(weights, assign=True)
+            return classifier.to(device).eval(), _name(kept)
+    classifier = train_classifier(train, n_classes, seed=0)
+    content = {name: values.cpu().numpy() for name, values in classifier.state_dict().items()}
+    arrays.write(path, content)
+    return classifier, _name(content)
+
+
+def _name(weights: dict[str, np.ndarray]) -> str:
+    """By the weights themselves: another machine trains another judge of the same images."""
+    return f"judge-{hashlib.sha256(b''.join(weights[name].tobytes() for name in sorted(weights))).hexdigest()[:16]}"
+
+
+def features(classifier: nn.Sequential, x: Tensor) -> Tensor:
+    """The hidden units [N, HIDDEN] by which the classifier tells classes apart, of images in [0, 1]."""
+    return classifier[:3](x)
+
+
+def _empty(train: Split, n_classes: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(math.prod(train.x_shape), HIDDEN),
+        nn.ReLU(),
+        nn.Dropout(0.2),
+        nn.Linear(HIDDEN, n_classes),
+    )
+
+
+@torch.enable_grad()
+def train_classifier(train: Split, n_classes: int, seed: int) -> nn.Sequential:
+    """A small classifier of real images: one hidden layer, trained for a fixed number of steps."""
+    device = train.y.device
+    with torch.random.fork_rng(devices=[]):  # its weights are its own affair
+        torch.manual_seed(seed)
+        classifier = _empty(train, n_classes).to(device)
+        optimizer = torch.optim.Adam(classifier.parameters(), lr=2e-3, fused=True)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+        order, step = torch.Generator().manual_seed(seed), 0
+        while step < STEPS:
+            for x, y in batches(train, BATCH_SIZE, order):
+                loss = F.cross_entropy(classifier(x), y)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                step += 1
+                if step == STEPS:
+                    break
+    return classifier.eval()

@@ -1,0 +1,142 @@
+"""What the commands share: how their keys are read, and how a program ends."""
+
+import contextlib
+import errno
+import gc
+import logging
+import os
+import platform
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from typing import Any
+
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vae_exp.config.check import CONF_DIR, check_values, flatten, resolve, shortened
+from vae_exp.config.kinds import Rule
+from vae_exp.config.messages import compose, explain, parse, readable
+from vae_exp.errors import UserError, printable
+from vae_exp.training import console
+from vae_exp.version import __version__
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+
+
+@contextlib.contextmanager
+def exits(program: str, config_name: str) -> Iterator[None]:
+    """Exit code 1 with one message for what the user can mend; a traceback for our own bugs."""
+    # Collect garbage more rarely, to the end: looking for it among what is imported takes half a second of the start.
+    gc.set_threshold(10_000)
+    logging.raiseExceptions = False  # a log that cannot be written is no reason to stop, or to fill stderr
+    console.open_streams()
+    signal.signal(signal.SIGTERM, _exit_on_sigterm)
+    ending: Any = None
+    try:
+        try:
+            yield
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(explain(error, program, config_name)) from error
+    except BaseException as error:
+        ending = _code_or_message(error, program)
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):  # what is left is W&B's own ending; nothing to tell of it
+            signal.signal(number, signal.SIG_DFL)
+    if refusal := _print_what_is_held():
+        ending = ending or _code_or_message(refusal, program)
+    if ending:
+        sys.exit(ending)
+
+
+def _code_or_message(error: BaseException, program: str) -> Any:
+    """Return what the program ends with. Raises the error itself where it is a bug of ours."""
+    if isinstance(error, SystemExit):
+        return error.code
+    if _comes_of_ctrl_c(error):
+        return 130
+    if isinstance(error, UserError):
+        return f"{program}: {error}"
+    if isinstance(error, BrokenPipeError):  # `vae-train --help | head`
+        return 1
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return f"{program}: {shortened(printable(error.filename))}: this name is too long for the file system."
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
+        return f"{program}: {error.filename or 'standard output'}: cannot be written ({error.strerror})."
+    raise error
+
+
+def _print_what_is_held() -> OSError | None:
+    """Bring what was printed to its reader, or return why that fails: then it is dropped, or Python would complain."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return error
+    return None
+
+
+def _comes_of_ctrl_c(error: BaseException | None) -> bool:
+    """Where Ctrl-C comes while Hydra composes, an error of Hydra's own may be raised in its place."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def versions() -> str:
+    """The versions of vae_exp and of what it stands on, found without importing them."""
+    found = [f"{name} {metadata.version(name)}" for name in ("torch", "hydra-core", "wandb")]
+    return f"vae_exp {__version__} ({', '.join(found)}, Python {platform.python_version()})"
+
+
+def run(program: str, config_name: str, rules: dict[str, Rule], about: str, work: Callable[[Any], object]) -> None:
+    """A command whose keys are those of conf/CONFIG_NAME.yaml: compose and check them, then work.
+
+    That file with its comments is also the command's help.
+    """
+    arguments = sys.argv[1:]
+    with exits(program, config_name):
+        if {"--help", "-h"} & set(arguments):
+            keys = (CONF_DIR / f"{config_name}.yaml").read_text()
+            print(f"{about}\n\n{keys.rstrip()}\n\nAlso: {program} --cfg job prints the configuration and does nothing.")
+            return
+        if "--version" in arguments:
+            print(versions())
+            return
+        show = arguments[:2] == ["--cfg", "job"]
+        overrides = arguments[2:] if show else arguments
+        if flags := [argument for argument in overrides if argument.startswith("-")]:
+            raise UserError(
+                f"{flags[0]}: no such flag. There are --help, --version and --cfg job; all else is KEY=VALUE."
+            )
+        if gone := [argument for argument in overrides if argument.startswith("~")]:
+            raise UserError(f"{gone[0]}: every key has a value; leave {gone[0].lstrip('~')} out for its default.")
+        if paths := [argument for argument in overrides if "=" not in argument]:
+            raise UserError(f"{paths[0]}: write {program} checkpoint={paths[0]}; all that is typed is KEY=VALUE.")
+        overrides = readable(overrides)
+        if several := [word for word in parse(overrides) if word.is_sweep_override()]:
+            raise UserError(f"{several[0].input_line}: {program} takes one value of it.")
+        cfg = compose(config_name, overrides)
+        if show:
+            print(OmegaConf.to_yaml(cfg))
+            return
+        _require_given(cfg, "checkpoint", program)
+        config = resolve(cfg)
+        if problems := check_values(flatten(config, rules), rules):
+            raise UserError("\n".join(problems))
+        logging.basicConfig(level=logging.WARNING, format="%(message)s")
+        work(config)
+
+
+def _require_given(cfg: DictConfig, key: str, program: str) -> None:
+    """Raises UserError where a key that has no default was left out."""
+    if OmegaConf.is_missing(cfg, key):
+        raise UserError(
+            f"{key}: say which, such as `{program} {key}=outputs/.../best.pt`, a run's folder, or {key}=latest."
+        )
+
+
+def _exit_on_sigterm(*_: Any) -> None:
+    sys.exit(128 + signal.SIGTERM)  # so that `with` blocks close, and W&B's file is whole

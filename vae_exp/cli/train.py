@@ -1,0 +1,288 @@
+"""`vae-train`: one run or a sweep. Nothing here imports torch until a run starts: help and errors are instant."""
+
+import contextlib
+import functools
+import logging
+import os
+import shutil
+import sys
+import traceback
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from vae_exp import torchrun_env
+from vae_exp.cli import launcher, shared
+from vae_exp.cli.final_message import final_message, resume_hint
+from vae_exp.cli.help import print_help, with_own_options
+from vae_exp.config import check
+from vae_exp.config.check import CONF_DIR, literal
+from vae_exp.config.keys import Config
+from vae_exp.config.messages import HYDRA_VERSION, compose, parse, readable, without_hydra
+from vae_exp.errors import PeerLost, Unwritable, UserError
+from vae_exp.files import write
+from vae_exp.sweeps import config_cache, jobs, plan, processes, search, study, summary
+from vae_exp.sweeps.sweepers import Grid
+from vae_exp.training import cleanup, cores, resume
+from vae_exp.training.folder import OVERRIDES, read_overrides, require_no_owner, require_writable
+
+log = logging.getLogger(__name__)
+PACKAGE = Path(__file__).resolve().parents[1]
+RUN_HAS_BEGUN: list[bool] = []  # empty while Hydra is at work alone
+HYDRA_FLAGS = (
+    "-m", "--multirun", "-r", "--run", "-c", "--cfg", "--resolve", "-p", "--package", "-i", "--info", "--hydra-help",
+    "-sc", "--shell-completion", "-cp", "--config-path", "-cn", "--config-name",
+)  # fmt: skip
+ON_THIS_MACHINE = ("basic", "joblib", "submitit_local")  # launchers
+
+
+def main() -> None:
+    """`vae-train`: exit code 0; 1 with one message for what the user can mend; a traceback for our own bugs."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises its errors instead of printing them
+    os.environ.setdefault("OTEL_SDK_DISABLED", "true")  # W&B's own telemetry waits 10 s more for a server that hangs
+    cores.limit_spin()
+    with shared.exits("vae-train", "config"):
+        sys.argv[1:] = with_own_options(sys.argv[1:])
+        sys.exit(_main(sys.argv[1:]))
+
+
+def _main(arguments: list[str]) -> int:
+    if torchrun_env.follows():
+        return launcher.follow(arguments)
+    if {"--help", "-h"} & set(arguments):
+        print_help(arguments)
+        return 0
+    if "--version" in arguments:
+        print(shared.versions())
+        return 0
+    if unknown := [a for a in arguments if a.startswith("-") and a.partition("=")[0] not in HYDRA_FLAGS]:
+        raise UserError(
+            f"{unknown[0]}: no such flag. `vae-train --help` says what can be typed, --hydra-help the flags."
+        )
+    if flags := [a for a in arguments if a.startswith("-") and a not in ("-m", "--multirun")]:
+        with _flags_go_together(flags):
+            _job()  # --cfg and the like start nothing; with other flags the run itself does the checks
+        return 0
+    typed = readable([a for a in arguments if not a.startswith("-")])
+    first = plan.first_job(typed)
+    cfg = compose("config", first)
+    _require_hydras_own(cfg)
+    HydraConfig.instance().set_config(cfg)  # so that ${hydra:runtime.cwd} can be checked
+    if len(typed) < len(arguments) or cfg.hydra.mode == RunMode.MULTIRUN:
+        launcher.require_one_process(cfg, typed)
+        return _sweep(typed, cfg)
+    if first != typed:
+        compose("config", typed)  # which is refused: a sweep without -m
+    plan.require_no_sweep(typed)
+    if cfg.resume is not None:
+        sys.argv[1:], run_dir = _to_resume(typed, cfg)
+    else:
+        _check(cfg)
+        run_dir = check.path_of("hydra.run.dir", cfg.hydra.run.dir)
+        require_no_owner(run_dir)
+        cleanup.require_unused(run_dir, cfg.replace)
+        sys.argv[1:] = typed
+    if not any(word.startswith("hydra.run.dir=") for word in sys.argv):  # else Hydra's clock names another folder
+        sys.argv.append(f"hydra.run.dir={literal(run_dir)}")
+    with _before_it_begins(run_dir, typed):
+        _job()
+    return 0
+
+
+@contextlib.contextmanager
+def _flags_go_together(flags: list[str]) -> Iterator[None]:
+    """Raises UserError for flags that Hydra refuses, such as --resolve without --cfg."""
+    RUN_HAS_BEGUN.clear()
+    try:
+        yield
+    except ValueError as error:
+        if RUN_HAS_BEGUN:
+            raise
+        raise UserError(f"{' '.join(flags)}: {error}. --hydra-help says what the flags are for.") from error
+
+
+def _require_hydras_own(cfg: DictConfig) -> None:
+    """Raises UserError where a part of Hydra's own configuration was replaced by a single value."""
+    for name in ("run", "sweep", "launcher", "sweeper", "job", "runtime"):
+        value = cfg.hydra[name]
+        if not isinstance(value, DictConfig) and not (value is None and name in ("launcher", "sweeper")):
+            raise UserError(
+                f"hydra.{name}={check.as_typed(value)}: it has keys of its own, such as hydra.run.dir=PATH."
+            )
+
+
+@contextlib.contextmanager
+def _before_it_begins(run_dir: Path, typed: list[str]) -> Iterator[None]:
+    """Raises UserError for what Hydra raises before the run begins: a folder or a value of hydra.* is wrong then."""
+    RUN_HAS_BEGUN.clear()
+    new = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
+    try:
+        require_writable(run_dir)
+        yield
+    except Exception as error:
+        raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+        of_hydra = isinstance(error, HydraException | OmegaConfBaseException)
+        if RUN_HAS_BEGUN or (PACKAGE in raised_in.parents and not of_hydra):  # the run's own error, or a bug of ours
+            raise
+        with contextlib.suppress(OSError):  # nothing was begun, so nothing is left behind
+            if run_dir in new:
+                shutil.rmtree(run_dir, ignore_errors=True)
+            for folder in new[1:]:
+                folder.rmdir()
+        if of_hydra:
+            raise
+        causes: list[BaseException | None] = [error, error.__cause__, error.__context__]
+        for cause in causes:
+            if isinstance(cause, OSError):
+                raise UserError(f"{cause.filename}: cannot be written ({cause.strerror}).") from error
+        words = [word for word in typed if word.lstrip("+~").startswith(("hydra.", "hydra/"))]
+        reason = str(error).strip() or type(error).__name__
+        raise UserError(f"{' '.join(words) or 'hydra'}: Hydra does not start the run ({reason}).") from error
+
+
+def _sweep(typed: list[str], cfg: DictConfig) -> int:
+    """Run the jobs of a sweep, then its table; the exit code. cfg is the configuration of its first job."""
+    if cfg.resume is not None:
+        raise UserError(f"resume={cfg.resume}: is of one run. A sweep goes on with sweep.resume={cfg.resume}.")
+    config = _check(cfg, of_sweep=True)
+    for kind in ("launcher", "sweeper"):
+        if cfg.hydra[kind] is None:
+            raise UserError(f"hydra.{kind}=null: a sweep needs one. Leave it out, or choose with hydra/{kind}=NAME.")
+    Plugins.instance().class_name_to_class |= {plan.GRID: Grid, plan.SEARCH: search.Search}
+    launcher = cfg.hydra.runtime.choices["hydra/launcher"]
+
+    @functools.cache  # so that jobs side by side do not all download it; kept for those of this process
+    def data_digest() -> str | None:
+        if launcher not in ON_THIS_MACHINE:
+            return None
+        from vae_exp.config import build
+
+        found = build.dataset(config).fingerprint
+        return None if found is None else found.digest()
+
+    planned = plan.plan(typed, cfg, data_digest)
+    if planned.search:
+        search.check(cfg, planned.values)
+    elif cfg.sweep.prune:
+        study.require_optuna(f"sweep.prune={cfg.sweep.prune}")
+    digest = data_digest()  # read last: what else may be refused needs no data
+    planned = replace(planned, data=digest if planned.has_one_dataset else None)
+    jobs.start(planned)
+    sys.argv[1:] = ["--multirun", *planned.overrides]
+    stopped, error = 0, None
+    try:
+        with processes.report_jobs(planned, launcher, cfg.hydra.launcher.get("n_jobs")), config_cache.cache_configs():
+            _job()
+    except KeyboardInterrupt:
+        stopped = 130
+    except SystemExit as stop:
+        stopped = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except Exception as raised:  # a launcher's or a sweeper's: what was done until then is still told
+        error = raised
+    code = summary.finish(planned, config["wandb"], stopped=bool(stopped))
+    if error is not None and code:
+        write(planned.folder / "error.log", "".join(traceback.format_exception(error)))
+        raise UserError(f"the sweep ended early: {error}\nThe traceback is in {planned.folder}/error.log") from error
+    return stopped or code
+
+
+@hydra.main(version_base=HYDRA_VERSION, config_path=str(CONF_DIR), config_name="config")
+def _job(cfg: DictConfig) -> float | None:
+    """One job of Hydra's: one run. Returns what a search minimises."""
+    RUN_HAS_BEGUN.append(True)
+    job = HydraConfig.get()
+    run_dir = Path(os.path.relpath(job.runtime.output_dir))
+    if job.mode == RunMode.MULTIRUN:
+        return jobs.run_job(cfg, run_dir, job)
+
+    with processes.ends_with_its_launcher():
+        _one_run(cfg, run_dir)
+    return None
+
+
+def _one_run(cfg: DictConfig, run_dir: Path) -> None:
+    """A run that is no job of a sweep, and what is said of its end."""
+    if cfg.devices > 1 and torchrun_env.started() == 1:
+        launcher.launch(cfg.devices, sys.argv[1:], run_dir)
+        return
+    from vae_exp.tracking.tracker import record_failure
+    from vae_exp.train import train
+
+    try:
+        summary = train(cfg, run_dir)
+        log.info(final_message(summary, run_dir, cfg.dataset["_target_"]))
+    except KeyboardInterrupt:
+        log.info(f"Stopped by Ctrl-C. What was finished until then is in {run_dir}{resume_hint(run_dir)}")
+        raise
+    except SystemExit:
+        log.info(f"Stopped by SIGTERM. What was finished until then is in {run_dir}{resume_hint(run_dir)}")
+        raise
+    except UserError as error:
+        record_failure(cfg, run_dir, str(error))
+        log.error(f"vae-train: {error}{resume_hint(run_dir) if isinstance(error, PeerLost | Unwritable) else ''}")
+        sys.exit(1)
+
+
+def _to_resume(typed: list[str], cfg: DictConfig) -> tuple[list[str], Path]:
+    """The command line that goes on with the run that cfg.resume means, as it was started, and its folder.
+
+    Raises UserError where there is none, where it is finished or at work, or where the configuration contradicts it.
+    """
+    run_dir = check.path_of("hydra.run.dir", cfg.hydra.run.dir)
+    if cfg.resume == "auto":
+        folder = resume.find_unfinished(_check(cfg), run_dir)
+        if folder is None:
+            anew = [*_without(typed, {"resume"}), "resume=null"]
+            # What a run left that was stopped before its first checkpoint is no loss.
+            return [*anew, "replace=true"] if cleanup.holds_run(run_dir) else anew, run_dir
+    else:
+        folder = resume.find(str(cfg.resume))
+        words = parse(typed)
+        before = read_overrides(folder, typed=typed)
+        if before is None:
+            print(f"resume={folder}: {OVERRIDES} cannot be read there: type all that the run was started with again.")
+        stored = _without(before or [], {"resume", "replace", *(word.key_or_group for word in words)})
+        typed = _without(typed, {"resume"})
+        resume.require_known(folder, stored, typed, cfg.trust is True)
+        typed = [*stored, *typed]
+        typed = resume.with_its_data(folder, typed, {word.key_or_group for word in words})
+    typed = [*_without(typed, {"resume", "hydra.run.dir"}), f"resume={literal(folder)}"]
+    config = _check(compose("config", typed))
+    require_no_owner(folder)
+    resume.require_unfinished(folder, config)
+    resume.load(folder, config, quiet=True)
+    # One run, also where it was a job of a preset that is a sweep.
+    return [*typed, f"hydra.run.dir={literal(folder)}", "hydra.mode=RUN"], folder
+
+
+def _without(overrides: list[str], keys: set[str]) -> list[str]:
+    return [plan.line(word) for word in parse(overrides) if word.key_or_group not in keys]
+
+
+def _check(cfg: DictConfig, of_sweep: bool = False) -> Config:
+    """Refuse a bad configuration before Hydra makes a folder for the run."""
+    trains_here = not of_sweep or cfg.hydra.runtime.choices["hydra/launcher"] == "basic"
+    cfg = without_hydra(cfg)
+    check.check(cfg, combinations=not of_sweep)  # at once, before torch is imported for what only torch can tell
+    if trains_here:
+        cores.announce()  # now: a run that is started meanwhile takes its part of the cores, and no more
+    from vae_exp.config import build, devices
+    from vae_exp.tracking import wandb_server
+    from vae_exp.training import speed
+
+    wandb_server.check_environment(cfg.wandb.mode, several_runs=of_sweep)
+    if cfg.wandb.mode == "online":
+        wandb_server.api_key(cfg.wandb.mode)
+    config = build.check(cfg, combinations=not of_sweep)
+    if torchrun_env.started() == 1:
+        devices.require(config["device"], config["devices"])
+    speed.check(config["precision"], config["compile"], devices.device(config["device"]))
+    return config

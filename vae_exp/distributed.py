@@ -1,0 +1,194 @@
+"""One run in several processes, a device each: how they find each other, and what the first of them decides for all.
+
+torch.distributed does the work between them, and torchrun starts them. The run's folder, its W&B run, the pictures and
+the terminal belong to the first. A process alone is the first of one, and nothing here costs it anything.
+"""
+
+import atexit
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any, ParamSpec, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+
+from vae_exp.errors import PeerLost, UserError
+from vae_exp.torchrun_env import started
+
+FINDING = timedelta(minutes=5)  # for all processes to come
+PATIENCE = timedelta(hours=6)  # with one that is at work: the first downloads data and draws while the others wait
+ENDING = 10.0  # seconds in which what is wrong in all processes is found by all
+_rank, _size = 0, 1  # of this process, and of all of them; 1 outside `joined`
+_store: dist.Store | None = None  # where they leave word for each other beside their common work
+_times_joined = 0
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def rank() -> int:
+    """The number of this process."""
+    return _rank
+
+
+def world_size() -> int:
+    """The processes of the run."""
+    return _size
+
+
+def is_rank0() -> bool:
+    """Whether the run's folder, its W&B run, its pictures and its terminal belong to this process."""
+    return _rank == 0
+
+
+@contextlib.contextmanager
+def process_group() -> Iterator[None]:
+    """Inside, the processes that were started for this run work together.
+
+    Raises Lost where another does not come or is gone, and UserError where what a launcher says is not enough to find
+    the others. A process group that is there already is used.
+    """
+    global _rank, _size, _times_joined
+    if started() == 1 or _size > 1:
+        yield
+        return
+    if not dist.is_initialized():
+        _find_each_other()
+    _rank, _size, _times_joined = dist.get_rank(), dist.get_world_size(), _times_joined + 1
+    package = logging.getLogger("vae_exp")
+    level = package.level
+    if _rank:
+        package.setLevel(logging.ERROR)
+    try:
+        yield
+    except BaseException:
+        if _rank == 0:
+            _leave_word()
+        raise
+    finally:
+        _rank, _size = 0, 1
+        package.setLevel(level)
+
+
+def _find_each_other() -> None:
+    global _store
+    cuda = torch.cuda.is_available() and dist.is_nccl_available()
+    try:
+        with guard_peers():
+            _store, rank, size = next(dist.rendezvous("env://", timeout=FINDING))
+            _store.set(f"vae_exp/{rank}", "here")
+            _store.wait([f"vae_exp/{other}" for other in range(size)], FINDING)
+            backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+            dist.init_process_group(
+                backend, store=dist.PrefixStore("run", _store), rank=rank, world_size=size, timeout=PATIENCE
+            )
+    except ValueError as error:
+        raise UserError(
+            f"RANK={os.environ['RANK']} and WORLD_SIZE={os.environ['WORLD_SIZE']} are set, so this is one of several "
+            f"processes of a run, and: {error}. torchrun sets all that is needed; without these two it is a run alone."
+        ) from error
+    atexit.register(dist.destroy_process_group)  # kept until then, for a next run of the same processes
+
+
+def _leave_word() -> None:
+    with contextlib.suppress(RuntimeError):  # the store may have gone with its process
+        if _store is not None:
+            _store.set(f"vae_exp/ends/{_times_joined}", "")
+
+
+def fail_with_rank0(surely: bool) -> bool:
+    """Before a further process ends: whether the first one ends too, which then has told why; returns when it has.
+
+    What is wrong in all processes is wrong in the first too, within seconds. An end that was agreed comes surely.
+    """
+    if _store is None:
+        return False
+    deadline = time.monotonic() + ENDING
+    with contextlib.suppress(RuntimeError):  # the store, or the first process, is gone
+        while not surely and not _store.check([f"vae_exp/ends/{_times_joined}"]):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.1)
+        if dist.is_initialized():
+            dist.broadcast_object_list([None])  # which the first does not send: that it is gone is noticed
+    return True
+
+
+@contextlib.contextmanager
+def guard_peers() -> Iterator[None]:
+    """Raises Lost where another process does not answer."""
+    try:
+        yield
+    except RuntimeError as error:  # gloo's are of no kind of their own
+        of_gloo = any(sign in str(error) for sign in ("gloo", "onnection", "imed out", "roken pipe"))
+        if not of_gloo and not isinstance(error, dist.DistError):
+            raise
+        raise _lost(error) from error
+
+
+def _lost(error: BaseException) -> PeerLost:
+    reason = str(error).strip().splitlines()[0].rpartition("] ")[2].partition(". ")[0]
+    return PeerLost(f"another of the {started()} processes of this run has ended, or cannot be reached ({reason})")
+
+
+def broadcast(make: Callable[[], T]) -> T:
+    """What the first process makes, in every process."""
+    if _size == 1:
+        return make()
+    carried: list[Any] = [make() if _rank == 0 else None]
+    with guard_peers():
+        dist.broadcast_object_list(carried)
+    return cast("T", carried[0])
+
+
+def all_gather(value: T) -> list[T]:
+    """The value of every process, in every process, in order."""
+    if _size == 1:
+        return [value]
+    found: list[Any] = [None] * _size
+    with guard_peers():
+        dist.all_gather_object(found, value)
+    return found
+
+
+@contextlib.contextmanager
+def rank0_first() -> Iterator[None]:
+    """The first process does it alone, and then the others: such as to download a dataset, and to find it there."""
+    if _rank:
+        broadcast(lambda: None)
+    yield
+    if not _rank:
+        broadcast(lambda: None)
+
+
+class NullObject:
+    """In the further processes, what stands for a thing of the first's: whatever is asked of it does nothing."""
+
+    def __getattr__(self, name: str) -> "NullObject":
+        return self
+
+    def __call__(self, *_: object, **__: object) -> "NullObject":
+        return self
+
+    def __enter__(self) -> "NullObject":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(())
+
+
+def seed_layers(seed: int) -> None:
+    """Layers that draw random numbers themselves, such as dropout, draw others in each of the further processes."""
+    if _rank:
+        torch.manual_seed(seed + _rank)
+
+
+def rank0_only(make: Callable[P, T], *arguments: P.args, **settings: P.kwargs) -> T:
+    """What is made with these arguments, in the first process; in the others something silent in its place."""
+    return make(*arguments, **settings) if _rank == 0 else cast("T", NullObject())

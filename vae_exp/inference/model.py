@@ -1,0 +1,252 @@
+"""A trained model as its users want it: images and labels in whatever form they have, no gradients."""
+
+import functools
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vae_exp import metrics
+from vae_exp.config import build
+from vae_exp.config.foreign import Trust
+from vae_exp.config.kinds import Rule
+from vae_exp.config.rules import COUNT, GENERATE_RULES
+from vae_exp.datasets import Data, Split
+from vae_exp.distributions import DiagonalGaussian, Point
+from vae_exp.errors import UserError, printable
+from vae_exp.inference import fitted_samplers
+from vae_exp.inference.rebuild import rebuild, require_known
+from vae_exp.training import checkpoint, stored_data
+from vae_exp.training.checkpoint import Checkpoint
+
+Labels = int | float | str | Sequence[int] | Tensor | None  # a class for all images, or a number for each
+Sampler = Callable[[Tensor, torch.Generator, float], Tensor]  # labels [N], noise, temperature -> codes [N, Z]
+CHUNK = 1000  # images drawn at a time, always whole: the first images are the same for every n
+
+
+class TrainedVAE:
+    """p(x|z), q(z|x) and the prior of a checkpoint. Images are [N, C, H, W], uint8 or floats in [0, 1].
+
+    A conditional model takes one label for all images, the name of a class or its number, or a list or tensor with
+    the number of each image's; an unconditional one ignores what labels images have. `model` is the VAE itself, a
+    torch module; `config`, `epoch` and `kl_per_dim` say how it was trained.
+    """
+
+    def __init__(self, kept: Checkpoint, device: torch.device, trust: Trust = False, path: Path | None = None) -> None:
+        self.model = rebuild(kept, trust).to(device).eval().requires_grad_(False)
+        self.device, self.trust, self.path, self._checkpoint = device, trust, path, kept
+        self.config, self.x_shape, self.epoch = kept.config, kept.x_shape, kept.epoch
+        self.class_names, self.kl_per_dim = kept.class_names, kept.kl_per_dim
+
+    @property
+    def name(self) -> str:
+        kind = " VAE" if self.model.stochastic else ""
+        return f"{self.config['model']['name']}{kind} on {self.config['dataset']['name']}, epoch {self.epoch}"
+
+    @property
+    def classes_there(self) -> int:
+        """How many classes the data had, or 0 of an unconditional model, which may have room for more of them."""
+        return min(self.model.n_classes, len(self.class_names) or self.model.n_classes)
+
+    @functools.cached_property
+    def weights(self) -> str:
+        """What tells one model from another: its file may be another run's by now, with as many steps."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self._checkpoint.model.items()):
+            digest.update(name.encode())
+            digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        label: Labels = None,
+        temperature: float = 1.0,
+        seed: int | None = None,
+        sampler: str = "prior",
+        root: str | None = None,
+    ) -> Tensor:
+        """The mean of p(x|z) at n draws of z, [n, C, H, W] in [0, 1].
+
+        sampler says where z is drawn: prior, gmm or aggregate, see `sampler`. A temperature below 1 draws nearer to
+        the mean of the prior, or of each Gaussian of another sampler: tidier, less varied images. Without a label a
+        conditional model takes every class in turn. With a seed the images are the same each time. Raises UserError
+        for values that vae-generate refuses too, and for the prior of a deterministic autoencoder, which has none.
+        """
+        n, temperature = _checked("n", n, COUNT), _checked("temperature", temperature, GENERATE_RULES["temperature"])
+        if label is not None and not self.model.n_classes:
+            raise UserError(f"label={label}: this model is not conditional; leave label away.")
+        if label is None and self.model.n_classes:
+            label = torch.arange(n) % self.classes_there
+        noise = torch.Generator()
+        noise.seed() if seed is None else noise.manual_seed(_checked("seed", seed, GENERATE_RULES["seed"]))
+        y = self.labels(label, n)
+        return self.decode(self.sampler(sampler, root)(y, noise, temperature), y)
+
+    @torch.no_grad()
+    def samples(
+        self, n: int, label: int | str | None, draw: Sampler, noise: torch.Generator, temperature: float = 1.0
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """As sample, CHUNK images [B, C, H, W] with their labels [B] at a time, so that memory does not grow with n."""
+        for first in range(0, n, CHUNK):
+            every_class = torch.arange(first, first + CHUNK) % max(self.classes_there, 1)
+            y = self.labels(every_class if label is None else label, CHUNK)
+            z, here = draw(y, noise, temperature), min(CHUNK, n - first)
+            yield self.decode(z[:here], y[:here]), y[:here].cpu()
+
+    def sampler(self, name: str = "prior", root: str | None = None) -> Sampler:
+        """Where codes are drawn: prior, N(0, I); gmm, a mixture of Gaussians fitted to the codes of training images;
+        aggregate, q(z|x) of training images.
+
+        The latter two are fitted to the training data (root says where it lies now) when they are first asked for, of
+        a conditional model for each class, and kept beside the checkpoint. Raises UserError where the data cannot be
+        read, and for the prior of a deterministic autoencoder.
+        """
+        name = _checked("sampler", name, GENERATE_RULES["sampler"])
+        if name == "prior":
+            if not self.model.stochastic:
+                raise UserError(
+                    "sampler=prior: an autoencoder has no prior to say where its codes lie. Use sampler=gmm or "
+                    "sampler=aggregate."
+                )
+            return lambda y, noise, temperature: temperature * self.model.prior_sample(len(y), noise)
+
+        def read_train() -> Split:
+            return self.read_data(root).train
+
+        return fitted_samplers.load_or_fit(name, self.model, self.weights, read_train, self.path).draw
+
+    @torch.no_grad()
+    def encode(self, x: Tensor | np.ndarray, label: Labels = None) -> DiagonalGaussian | Point:
+        """q(z|x): `.mean` and `.log_var` are [N, Z], and `.rsample()` draws from it."""
+        x = self.images(x)
+        return self.model.encode(x, self.labels(label, len(x)))
+
+    @torch.no_grad()
+    def decode(self, z: Tensor | np.ndarray, label: Labels = None) -> Tensor:
+        """The mean of p(x|z) for codes z [N, Z], [N, C, H, W] in [0, 1]. Raises UserError for other codes."""
+        z = _tensor("z", z).to(self.device)
+        if z.ndim != 2 or z.shape[1] != self.model.z_dim:
+            raise UserError(f"z of shape {list(z.shape)}: this model takes codes [N, {self.model.z_dim}].")
+        if z.is_complex() or not z.isfinite().all():
+            raise UserError("z: codes are finite real numbers; some of these are not.")
+        return self.model.decode(z.float(), self.labels(label, len(z))).mean
+
+    def reconstruct(self, x: Tensor | np.ndarray, label: Labels = None) -> Tensor:
+        """The images again, from the mean of their q(z|x), [N, C, H, W] in [0, 1]."""
+        return self.decode(self.encode(x, label).mean, label)
+
+    def log_prob_bound(self, x: Tensor | np.ndarray, label: Labels = None, k: int = 100, seed: int = 0) -> Tensor:
+        """A lower bound on log p(x) of each image from k importance samples, [N] nats (Burda et al. 2016).
+
+        Raises UserError for fewer than one sample, and for a deterministic autoencoder.
+        """
+        k, seed = _checked("k", k, COUNT), _checked("seed", seed, GENERATE_RULES["seed"])
+        pixels = self.images(x)
+        split = Split(pixels.mul(255).round().to(torch.uint8), self.labels(label, len(pixels)))
+        return metrics.importance_bound(self.model, split, k, torch.Generator().manual_seed(seed))
+
+    def read_data(self, root: str | None = None) -> Data:
+        """The dataset it was trained on, split as then; root says where it lies now.
+
+        Raises UserError where it is nowhere to be found, cannot be read or is code of a stranger's that is not trusted,
+        and where it has changed: split anew, images that were trained on would be among the test images.
+        """
+        if root is not None and "root" not in self.config["dataset"]:
+            name = self.config["dataset"].get("name")
+            raise UserError(f"dataset.root={root}: the model was trained on {name}, which has no root. Leave it out.")
+        require_known(self._checkpoint, "dataset", trust=self.trust)
+        build.check_dataset(self.config)
+        data = stored_data.read(self._checkpoint, self.path and self.path.parent, root)
+        if data.x_shape != self.x_shape:
+            raise UserError(f"dataset: its images are {data.x_shape}, and the model was trained on {self.x_shape}.")
+        return data
+
+    def export(self, path: str | Path) -> None:
+        """Write the weights as PATH.safetensors, with all that vae_exp.load needs to rebuild the model from them.
+
+        Raises UserError for another ending, and where the system refuses, such as for a full disk; nothing half
+        written stays.
+        """
+        path = Path(path)
+        kept, origin = self._checkpoint, self._checkpoint.origin
+        if origin is not None and origin.from_run is not None and self.path is not None:
+            from_here = os.path.relpath(self.path.parent / origin.from_run, path.parent)
+            kept = replace(kept, origin=replace(origin, from_run=from_here))
+        checkpoint.export(path, kept)
+
+    def images(self, x: Tensor | np.ndarray) -> Tensor:
+        """[N, C, H, W] floats in [0, 1] on the model's device. Raises UserError for another shape or range."""
+        x = _tensor("images", x).to(self.device)
+        x = x[None] if x.shape == self.x_shape else x
+        if tuple(x.shape[1:]) != self.x_shape:
+            raise UserError(f"images of shape {list(x.shape)}: this model takes [N, {str(list(self.x_shape))[1:]}.")
+        if x.dtype == torch.uint8:
+            return x.float() / 255
+        if x.is_complex() or x.isnan().any():
+            raise UserError("images: pixels are real numbers; some of these are not.")
+        if len(x) and not (x.min() >= 0 and x.max() <= 1):
+            raise UserError(f"images from {x.min():g} to {x.max():g}: give uint8 images, or floats from 0 to 1.")
+        return x.float()
+
+    def labels(self, label: Labels, n: int) -> Tensor:
+        """[n] labels on the model's device. Raises UserError where a conditional model is given none, or wrong ones."""
+        n_classes = self.model.n_classes
+        if isinstance(label, str | int | float) and not n_classes:
+            raise UserError(f"label={label}: this model is not conditional; leave label away.")
+        if not n_classes:
+            return torch.zeros(n, dtype=torch.long, device=self.device)
+        if label is None:
+            raise UserError(
+                f"label: this model is conditional; give one of {', '.join(map(printable, self.class_names))}."
+            )
+        if isinstance(label, str | int | float):  # a class may be called 2.0
+            label = self.number(label)
+        y = _tensor("label", label).to(self.device)
+        if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool or y.shape not in ((), (n,)):
+            raise UserError(
+                f"label: {y.dtype} of shape {list(y.shape)} for {n} image{'s' * (n != 1)}; give the name or the number "
+                "of one class, or a whole number for each image."
+            )
+        y = y.long().expand(n)
+        if n and not (y.min() >= 0 and y.max() < n_classes):
+            raise UserError(
+                f"label: numbers from {y.min()} to {y.max()}; this model's classes are 0 to {n_classes - 1}."
+            )
+        return y
+
+    def number(self, label: int | float | str) -> int:
+        """The number of a class, given by its name or its number; a class named 7 is meant before the seventh.
+
+        Raises UserError for a class that the model does not know.
+        """
+        there = len(self.class_names)
+        names = [*self.class_names, *map(str, range(max(there, self.model.n_classes)))]
+        if printable(str(label)) not in names:
+            raise UserError(f"label={label}: this model knows {', '.join(map(printable, self.class_names))}.")
+        found = names.index(printable(str(label)))
+        return found if found < there else found - there
+
+
+def _checked(name: str, value: Any, rule: Rule) -> Any:
+    """The value as a plain number. Raises UserError where the same value on the command line would be refused."""
+    if isinstance(value, np.generic | Tensor) and value.ndim == 0:  # NumPy's and PyTorch's numbers
+        value = value.item()
+    if not rule.allows(value):
+        raise UserError(f"{name}={value}: it takes {rule.words}.")
+    return value
+
+
+def _tensor(name: str, values: Any) -> Tensor:
+    """Raises UserError for what holds no numbers, or rows of different lengths."""
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise UserError(f"{name}: not an array of numbers ({str(error).splitlines()[0]}).") from error

@@ -1,0 +1,93 @@
+"""The end of a sweep: its table, results.csv, its figures, and what to type next."""
+
+import shlex
+from pathlib import Path
+
+from vae_exp.compare import comparable
+from vae_exp.compare import runs as results
+from vae_exp.compare.runs import PRUNED, Run
+from vae_exp.compare.terminal import table, wrapped
+from vae_exp.config.check import as_argument
+from vae_exp.config.keys import WandbKeys
+from vae_exp.errors import UserError
+from vae_exp.files import write
+from vae_exp.sweeps.plan import Plan
+from vae_exp.tracking import wandb_logged
+from vae_exp.training.console import say
+from vae_exp.training.folder import BEST, config_dir, read_overrides, runs_below
+
+PRINTED_COLUMNS = ("val/neg_elbo", "test/neg_elbo", "test/reconstruction", "test/kl", *results.SCORES, "seconds")
+MOST_BESTS = 5  # that are told of: where runs do not compare there may be as many as jobs
+
+
+def finish(planned: Plan, wandb: WandbKeys, stopped: bool = False) -> int:
+    """The table at the end, results.csv, the figures, and the same in W&B. Returns the exit code.
+
+    Made from the files of the runs, because Hydra calls no end-of-sweep hook after a failure or a stop.
+    """
+    runs = _read_jobs(planned)
+    pruned = sum(run.state == PRUNED for run in runs)
+    done = sum(run.finished for run in runs) + pruned
+    rare = (*results.SCORES, results.UDR)
+    measured = [name for name in results.RESULTS if name not in rare or any(name in run.metrics for run in runs)]
+    columns = [*results.setting_columns(runs), "state", *measured]
+    write(planned.folder / "results.csv", results.as_csv(runs, [*columns, "reason"], base=planned.folder))
+
+    folded = results.fold_seeds(runs)
+    metric = comparable.metric_of(runs)
+    bests = comparable.best_per_group(folded)
+    keys = results.setting_columns(folded)
+    shown = [*keys, *(name for name in PRINTED_COLUMNS if any(name in run.metrics for run in runs))]
+    shown += ["state"] if done - pruned < len(runs) else []
+    shown += ["reason"] if done < len(runs) else []
+    figures: list[Path] = []
+    if bests and not stopped:  # before anything is printed: whoever reads it may have gone
+        from vae_exp.compare import plots
+        from vae_exp.tracking.wandb_afterwards import publish_sweep
+
+        figures = plots.of_sweep(folded, runs, keys, metric, planned.folder)
+        numbers = {f"best/{column}": bests[0].value(column) for column in shown} if len(bests) == 1 else {}
+        lines = [[run.value(column) for column in shown] for run in folded]
+        folders = [run.folder for run in runs]
+        numbers |= {"done": done, "jobs": planned.jobs}
+        publish_sweep(planned.name, wandb, folders, shown, lines, figures, numbers)
+    if runs:
+        rows = results.sort_runs(folded, metric)
+        say("\n" + table(rows, shown, bests, metric, f"{planned.folder}/results.csv"))
+        say("\n".join(wrapped([why] if (why := comparable.describe_groups(folded)) else [])))
+    told = f", {pruned} of them pruned" if pruned else ""
+    say(f"{done} of {planned.jobs} jobs finished{told}; table {planned.folder}/results.csv")
+    if done < planned.jobs and (stopped or not planned.search):
+        say(f"go on   the same command with {as_argument('sweep.resume', planned.folder)}")
+    for best in bests[:MOST_BESTS]:
+        _say_best(planned, best)
+    if bests:
+        place_of = shlex.quote(str(planned.folder))
+        say(f"compare vae-compare {place_of} --html report.html")
+        if place := wandb_logged.place(run.folder for run in runs):
+            say(f"in W&B  vae-compare {place_of} --wandb {shlex.quote(place)} --wandb-report")
+    for figure in figures:
+        say(f"figure  {figure}")
+    return 0 if done >= planned.jobs or (planned.search and done) else 1
+
+
+def _read_jobs(planned: Plan) -> list[Run]:
+    """The runs of a sweep, in the order of their swept values; what cannot be read is said and left out."""
+    runs = []
+    for folder in runs_below(planned.folder):
+        try:
+            runs.append(results.read_run(folder))
+        except UserError as error:  # the other jobs are told of all the same
+            say(f"left out: {error}")
+    keys = results.swept_keys(runs)
+    return sorted(runs, key=lambda run: ([results.order(run.value(key)) for key in keys], str(run.folder)))
+
+
+def _say_best(planned: Plan, best: Run) -> None:
+    """Where the best run is, and what to type next."""
+    one = comparable.best(best.members, comparable.metric_of(best.members)) or best  # of these settings the best seed
+    say(f"best    {one.folder}/{BEST}")
+    if typed := read_overrides(one.folder, typed=planned.overrides):
+        overrides = [word for word in typed if not word.startswith("sweep.")]
+        again = [*config_dir(one.folder), *overrides, *planned.single]
+        say(f"again   vae-train {shlex.join(again)}")

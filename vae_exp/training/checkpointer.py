@@ -1,0 +1,170 @@
+"""The two checkpoints of a run: last.pt as it state, and best.pt, which waits in memory until last.pt is written."""
+
+import contextlib
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor
+
+from vae_exp.config import own_code
+from vae_exp.errors import UserError
+from vae_exp.training import checkpoint
+from vae_exp.training.checkpoint import Checkpoint, Continuation, Written
+from vae_exp.training.cleanup import archive_evaluations
+from vae_exp.training.compatibility import contradictions
+from vae_exp.training.divergence import require_finite, require_finite_weights
+from vae_exp.training.folder import BEST, LAST
+from vae_exp.training.origin import Origin
+from vae_exp.training.state import Best, TrainingRun
+from vae_exp.training.stopper import Stopper
+
+Position = tuple[int, int]  # a step, and the epochs that were over by then
+
+
+class Checkpointer:
+    """Writes last.pt, and best.pt before it. Where both are of the same step they are one file with two names.
+
+    `position` tells how long metrics.jsonl is, and the id of the W&B run; `to_disk` brings to the disk what the run
+    has told so far. `before` is the checkpoint that the run goes on from: the best epoch so far is then best.pt's.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        training: TrainingRun,
+        watch: Stopper,
+        position: Callable[[], tuple[int, str | None]],
+        to_disk: Callable[[], None],
+        before: Checkpoint | None,
+    ) -> None:
+        self.run_dir, self.training, self.watch = run_dir, training, watch
+        self.position, self.to_disk = position, to_disk
+        self._best: Checkpoint | None = None
+        self._best_is_written = False
+        self._on_disk: dict[str, Position] = {}  # of which step and epoch the weights in each file are
+        if before is not None:
+            self._on_disk[LAST] = (before.step, before.epoch)
+        if before is not None and before.best is not None:
+            self._best, self._best_is_written = best_of(run_dir, before)
+            self._on_disk[BEST] = _position(self._best)
+
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        """A run that fails keeps its best epoch."""
+        if isinstance(error, Exception):
+            with contextlib.suppress(UserError):  # what went wrong first is what is told
+                self.write_best()
+
+    def keep_best(self) -> None:
+        """The epoch that has just ended is the best: keep its state until the next write."""
+        self._best, self._best_is_written = checkpoint.copied(self._state()), False
+
+    def write(self) -> None:
+        """Write what is new. Raises UserError where the system refuses, Diverged rather than save what is no number."""
+        with self.watch.saving():
+            best = self._best_content()
+            self._write_best(best)  # before last.pt, which says that it is there
+            state = self.training.state
+            is_best = self._best is not None and _position(self._best) == (state.step, state.epoch)
+            self.to_disk()
+            if is_best and best is not None:
+                self._put(LAST, best, (state.step, state.epoch), same=self.run_dir / BEST)
+            else:
+                self._put(LAST, checkpoint.content(self._state()), (state.step, state.epoch))
+
+    def write_best(self) -> None:
+        """Write best.pt alone, unless it is there."""
+        self._write_best(self._best_content())
+
+    def _best_content(self) -> memoryview | None:
+        """The bytes of best.pt where they are not on the disk yet."""
+        return None if self._best is None or self._best_is_written else checkpoint.content(self._best)
+
+    def _write_best(self, content: memoryview | None) -> None:
+        if self._best is not None and content is not None:
+            self.to_disk()
+            self._put(BEST, content, _position(self._best))
+            self._best_is_written = True
+
+    def _put(self, name: str, content: memoryview, position: Position, same: Path | None = None) -> None:
+        """Write a checkpoint; what was measured of other weights under its name is set aside."""
+        before = self._on_disk.get(name, position)
+        if before != position:
+            archive_evaluations(self.run_dir, name, epoch=before[1])
+        checkpoint.save(self.run_dir / name, content, same)
+        self._on_disk[name] = position
+
+    def best(self) -> tuple[dict[str, Tensor], Best]:
+        """The weights of the best epoch, on the CPU, and which epoch that is."""
+        assert self._best is not None, "every run holds one before it ends"
+        assert self._best.best is not None, "set before it was held"
+        return self._best.model, self._best.best
+
+    def _state(self) -> Checkpoint:
+        """All that the run is at this moment, the order of its images as at the beginning of the epoch."""
+        run, state = self.training, self.training.state
+        require_finite(run.meters.peek("train"), run.meters.span, self.run_dir)
+        for model in {run.model, run.eval_model}:
+            require_finite_weights(model, state.step, self.run_dir)
+        streams = run.rng.state() | {"order": state.order}
+        weights = None if run.eval_model is run.model else run.model.state_dict()
+        written = Written(self.watch.seconds, self.watch.epoch_seconds, *self.position())
+        return Checkpoint(
+            run.config,
+            run.data.x_shape,
+            run.data.n_classes,
+            run.data.class_names,
+            state.step,
+            state.epoch,
+            state.best,
+            state.kl_per_dim,
+            run.eval_model.state_dict(),
+            run.optimizer.state_dict(),
+            Continuation(run.info, streams, run.meters.state(), written, weights),
+            self._origin,
+            own_code.files_of(run.config),
+        )
+
+    @functools.cached_property
+    def _origin(self) -> Origin | None:
+        """Where the data lie and what they are, so that whoever reads the checkpoint later finds and knows them."""
+        data = self.training.data.fingerprint
+        root = os.path.expanduser(str(self.training.config["dataset"].get("root")))  # noqa: PTH111  (it never raises)
+        if data is None:
+            return None
+        if not Path(root).is_absolute():  # there is none, or what a dataset of a user's own calls so is no path
+            return Origin(None, None, data.record())
+        return Origin(root, os.path.relpath(root, self.run_dir), data.record())
+
+
+def _position(kept: Checkpoint) -> Position:
+    return kept.step, kept.epoch
+
+
+def best_of(folder: Path, before: Checkpoint) -> tuple[Checkpoint, bool]:
+    """The best epoch's checkpoint of a run that goes on, and whether it is on the disk.
+
+    A best.pt that is ahead of the checkpoint is taken too: the run had come to that epoch. Raises UserError
+    where best.pt is missing, damaged or of another epoch, and the checkpoint is not of the best epoch itself.
+    """
+    assert before.best is not None, "asked for where an epoch was completed"
+    path = folder / BEST
+    try:
+        kept = checkpoint.load(path)
+        if kept.best is None:
+            raise UserError(f"checkpoint={path}: of a run before its first epoch, and the best is {before.best.epoch}.")
+        if wrong := contradictions(kept.config, before.config):
+            raise UserError(f"checkpoint={path}: of another run ({wrong[0]}).")
+        if (kept.step != before.best.step and kept.step <= before.step) or (
+            kept.step == before.best.step and kept.best != before.best
+        ):
+            raise UserError(f"checkpoint={path}: of epoch {kept.epoch}, and the best one is {before.best.epoch}.")
+        return kept, True
+    except UserError as error:
+        if before.best.step == before.step:
+            return before, False
+        raise UserError(f"resume={folder}: its best epoch is lost. {error} resume=null starts anew.") from error

@@ -1,0 +1,221 @@
+"""Going on with a run: which one, and whether the configuration agrees."""
+
+import contextlib
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from omegaconf import OmegaConf
+
+from vae_exp.config import foreign, own_code
+from vae_exp.config.check import CALLS, flatten, literal, path_of, resolve
+from vae_exp.config.keys import Config
+from vae_exp.config.kinds import is_path
+from vae_exp.config.messages import compose, parse, without_hydra
+from vae_exp.config.moved import renamed
+from vae_exp.errors import UserError
+from vae_exp.training.compatibility import LENGTH, contradictions
+from vae_exp.training.folder import (
+    LAST,
+    OUTPUTS,
+    PREVIOUS,
+    SUMMARY,
+    newest,
+    read_config,
+    read_summary,
+    require_no_owner,
+    runs_below,
+)
+from vae_exp.training.origin import OWN_IMAGES, in_reach
+
+if TYPE_CHECKING:  # the command line asks before torch is imported
+    from vae_exp.training.checkpoint import Checkpoint
+
+log = logging.getLogger(__name__)
+
+
+def find(path_or_latest: str) -> Path:
+    """The run folder that resume=PATH or resume=latest means. Raises UserError where there is none to go on with."""
+    if path_or_latest == "latest":
+        found = newest(LAST, PREVIOUS)
+        if found is None:
+            raise UserError(f"resume=latest: there is no run in {OUTPUTS} with a {LAST}.")
+        return found
+    path = path_of("resume", path_or_latest)
+    folder = path.parent if path.is_file() else path
+    if not any((folder / name).is_file() for name in (LAST, PREVIOUS)):
+        raise UserError(f"resume={path_or_latest}: no {LAST} there. Give a run's folder, its {LAST}, latest or auto.")
+    return folder
+
+
+def find_unfinished(config: Config, run_dir: Path) -> Path | None:
+    """resume=auto: run_dir where it holds a run, else the newest unfinished run of this configuration, or None.
+
+    It has as many epochs to train as config has. Raises UserError where run_dir belongs to another process, or holds
+    a run of another configuration, a finished one, or one whose checkpoints are damaged.
+    """
+    if any((run_dir / name).is_file() for name in (SUMMARY, LAST, PREVIOUS)):
+        require_no_owner(run_dir)
+        before, summary = read_config(run_dir), read_summary(run_dir)
+        if before is not None and (wrong := _of_another_run(before, config)):
+            raise UserError(_refusal(run_dir, wrong))
+        if summary is not None and summary.finished:
+            raise UserError(f"resume=auto: the run in {run_dir} is finished. resume={run_dir} epochs=... trains on.")
+        path, _, reasons = _newest(run_dir)
+        if reasons and path is None:
+            raise UserError(_unreadable(run_dir, reasons))
+        return run_dir if path else None
+    for folder in runs_below(OUTPUTS):
+        before, summary = read_config(folder), read_summary(folder)
+        if before is None or (summary is not None and summary.finished) or flatten(before).get("sweep.jobs"):
+            continue
+        if _of_another_run(before, config):
+            continue
+        path, _, reasons = _newest(folder)
+        if path:
+            return folder
+        for reason in reasons:
+            log.warning(reason)
+    return None
+
+
+def require_known(folder: Path, stored: list[str], typed: list[str], trust: bool) -> None:
+    """Raise UserError where words that lay in a run's folder name code that is neither typed nor trusted.
+
+    An option of a group that lay there is a file of vae_exp's, or of the --config-dir that was typed, so what it names
+    counts as typed. With trust the run's own code is imported from where it lay when the run was trained.
+    """
+    config = renamed(resolve(without_hydra(compose("config", [*stored, *typed]))))
+    known: foreign.Trust = trust
+    if not trust and foreign.trusting(config):
+        options = [word for word in stored if foreign.is_group(parse([word])[0].key_or_group)]
+        named = OmegaConf.to_container(without_hydra(compose("config", [*options, *typed])), resolve=False)
+        known = renamed(cast("dict[str, Any]", named))
+    foreign.check_foreign(config, *CALLS, trust=known, where=f"the run in {folder}")
+    if trust:
+        own_code.find(config, CALLS, _code_of(folder))
+
+
+def _of_another_run(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """As contradictions; for resume=auto a run of another length, or of one's own images elsewhere, is another too."""
+    other_length = [f"epochs={now['epochs']}: the run has epochs={before.get('epochs')}"]
+    wrong = contradictions(before, now) + (other_length if before.get("epochs") != now["epochs"] else [])
+    if now["dataset"]["_target_"] in OWN_IMAGES and not wrong:
+        was, root = (Path(each["dataset"]["root"]).expanduser() for each in (before, now))
+        if was.exists() and was.resolve() != root.resolve():
+            wrong.append(f"dataset.root={root}: the run has dataset.root={was}")
+    return wrong
+
+
+def require_unfinished(folder: Path, config: Config) -> None:
+    """Raises UserError where a run is finished and nothing in config gives it more to do, or contradicts it."""
+    before, summary = read_config(folder), read_summary(folder)
+    if before is not None and (wrong := contradictions(before, config)):
+        raise UserError(_refusal(folder, wrong))
+    if before is None or summary is None or not summary.finished:
+        return
+    if all(flatten(before).get(key) == flatten(config).get(key) for key in LENGTH):
+        done = f"({summary.reason})" if summary.reason else f"after epoch {before.get('epochs')}"
+        raise UserError(f"resume={folder}: the run is finished {done}. epochs=... with a larger number trains on.")
+
+
+def _code_of(folder: Path) -> dict[str, str]:
+    """Return where the own modules of the run in a folder lay, by their names; nothing where that cannot be read."""
+    _, before, _ = _newest(folder)
+    return before.code if before else {}
+
+
+def with_its_data(folder: Path, overrides: list[str], typed_now: set[str]) -> list[str]:
+    """The overrides of the run in a folder, with the paths of its data as they are now, but for those typed now.
+
+    What was typed then was meant from the folder of then. Raises UserError where the data are nowhere to be found.
+    """
+    config = read_config(folder)
+    dataset = config.get("dataset") if config else None
+    if not isinstance(dataset, dict) or {"dataset", "experiment"} & typed_now:
+        return overrides
+    now: dict[str, str | None] = {}
+    if "dataset.root" not in typed_now and (there := _in_reach(dataset, folder)):
+        now["dataset.root"] = there[0]
+    cache = dataset.get("cache")
+    if "dataset.cache" not in typed_now and is_path(cache):
+        now["dataset.cache"] = cache if Path(str(cache)).expanduser().is_dir() else None  # as usual where it is gone
+    kept = [str(word.input_line) for word in parse(overrides) if word.key_or_group not in now]
+    return kept + [f"++{key}={literal(path)}" for key, path in now.items() if path is not None]
+
+
+def _in_reach(dataset: Mapping[str, Any], folder: Path) -> list[str]:
+    """Where the data of a run lie, by Hydra's record, or else by its checkpoint: ~ may be another folder by now."""
+    try:
+        return in_reach(dataset, None, folder)
+    except UserError:
+        _, before, _ = _newest(folder)
+        if before is None or before.origin is None:
+            raise
+        return in_reach(dataset, before.origin, folder)
+
+
+def is_resumable(folder: Path) -> bool:
+    """Whether the run in a folder has a checkpoint that can be read, and its best epoch."""
+    from vae_exp.training import checkpointer
+
+    _, before, _ = _newest(folder)
+    if before is None:
+        return False
+    with contextlib.suppress(UserError):
+        return before.best is None or checkpointer.best_of(folder, before) is not None
+    return False
+
+
+def _newest(folder: Path) -> "tuple[Path | None, Checkpoint | None, list[str]]":
+    """The newest checkpoint that a run can go on from, and why a newer one is none."""
+    from vae_exp.training import checkpoint
+
+    reasons: list[str] = []
+    for path in (folder / LAST, folder / PREVIOUS):
+        if not path.is_file():
+            continue
+        try:
+            kept = checkpoint.load(path)
+            if kept.goes_on is None:
+                raise UserError(f"checkpoint={path}: holds a model, and not the state of a run.")
+            return path, kept, reasons
+        except UserError as error:
+            reasons.append(f"{error} It cannot be resumed from.")
+    return None, None, reasons
+
+
+def load(folder: Path, config: Config, quiet: bool = False) -> "Checkpoint":
+    """The checkpoint to go on from; what is damaged beside it is said.
+
+    Raises UserError where there is none, where the configuration contradicts it, or where the best epoch is lost: at
+    the end of the run it would be too late.
+    """
+    from vae_exp.training import checkpointer
+
+    path, before, reasons = _newest(folder)
+    if before is None:
+        raise UserError(_unreadable(folder, reasons))
+    if wrong := contradictions(before.config, config):
+        raise UserError(_refusal(folder, wrong))
+    if before.best is not None:
+        best, _ = checkpointer.best_of(folder, before)
+        before = replace(before, best=best.best)  # best.pt may be ahead of last.pt
+    if not quiet:
+        for reason in reasons:
+            log.warning(reason)
+        log.info(f"goes on from {path}: step {before.step:,}, {before.epoch} epochs done")
+    return before
+
+
+def _unreadable(folder: Path, reasons: list[str]) -> str:
+    return (
+        f"resume={folder}: no {LAST} that can be read is there, nor {PREVIOUS}. resume=null starts anew, in this "
+        f"folder with replace=true.{''.join(f' {reason}' for reason in reasons)}"
+    )
+
+
+def _refusal(folder: Path, wrong: list[str]) -> str:
+    return f"resume={folder}: the configuration contradicts the run.\n" + "\n".join(wrong)

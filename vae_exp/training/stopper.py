@@ -1,0 +1,194 @@
+"""When a run saves, and why it ends before its last epoch: signals, the clock, patience.
+
+Of several processes that compute a run each has signals and a clock of its own. They agree on them at good places, and
+act on what they agreed: if one stopped alone, the others would wait for it.
+"""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any, NamedTuple
+
+from vae_exp import distributed
+from vae_exp.config.keys import Config
+from vae_exp.errors import PeerLost
+from vae_exp.training.cadence import Cadence
+from vae_exp.training.checkpoint import Checkpoint
+from vae_exp.training.state import Best, TrainState
+
+CHECKPOINTS_SHARE = 0.01  # of the time, with checkpoint_every_epochs=auto
+ECHO_SECONDS = 2.0  # `timeout`, make and others pass on a signal that the whole group has had already
+
+
+# Processes agree by a message, so not after each step, but soon: torchrun kills 30 s after its signal.
+AGREE_SECONDS, AGREE_STEPS = 2.0, 50  # whichever is less
+
+
+class Seen(NamedTuple):
+    """What the signals and the clock say."""
+
+    signal: int | None
+    seconds: float  # of all parts of the run
+    since_saved: float  # seconds
+
+
+class Stopper:
+    """What is due, and why a run ends. Inside its `with` block it takes SIGTERM and SIGINT (Ctrl-C) over.
+
+    The first signal is noted, for training to end at a good place; a second one, later, ends the process at once.
+    Times are those of all parts of a run: `before` is the checkpoint that it goes on from.
+    """
+
+    def __init__(self, config: Config, before: Checkpoint | None = None) -> None:
+        self.every_steps = config["checkpoint_every_steps"]
+        self.checkpoints = Cadence(config["checkpoint_every_epochs"], CHECKPOINTS_SHARE)
+        self.every_minutes = config["checkpoint_every_minutes"]
+        self.max_steps = config["max_steps"]
+        self.max_minutes, self.patience = config["max_minutes"], config["early_stopping"]["patience"]
+        self.epochs = config["epochs"]
+        now = self._saved = time.monotonic()
+        written = before.goes_on.written if before and before.goes_on else None
+        self._started = now - (written.seconds if written else 0.0)
+        self._epoch_began, self._epoch_before = now, written.epoch_seconds if written else 0.0
+        self._signal: int | None = None
+        self._signal_at = 0.0
+        self._all_is_saved = False
+        self._agreed: Seen | None = None  # of several processes, at the last good place
+        self._agreed_at = self._agree_at = 0  # steps
+        self._handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> "Stopper":
+        if threading.current_thread() is threading.main_thread():  # Python allows no handler elsewhere
+            self._handlers = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        self._agree()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        for number, handler in self._handlers.items():
+            # Whoever started the processes ends the others when one is gone; first it is told what happened.
+            signal.signal(number, signal.SIG_IGN if isinstance(error, PeerLost) else handler)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if self._signal is not None:
+            if time.monotonic() - self._signal_at > ECHO_SECONDS:
+                os._exit(128 + number)
+            return
+        self._signal, self._signal_at = number, time.monotonic()
+        if self._all_is_saved:
+            self.raise_if_signalled()
+
+    def _agree(self, step: int | None = None) -> None:
+        """Of several processes a signal to any counts for all, and the first has the clock. All of them come here."""
+        if distributed.world_size() == 1:
+            return
+        before, of_all = self._agreed, distributed.all_gather(self._own())
+        caught = next((seen.signal for seen in of_all if seen.signal is not None), None)
+        self._agreed = of_all[0]._replace(signal=caught)
+        if step is not None and before is not None:
+            a_step = (self._agreed.seconds - before.seconds) / max(1, step - self._agreed_at)  # the same in all of them
+            self._agreed_at, self._agree_at = step, step + min(AGREE_STEPS, 1 + int(AGREE_SECONDS / max(a_step, 1e-6)))
+
+    def _own(self) -> Seen:
+        return Seen(self._signal, self.seconds, time.monotonic() - self._saved)
+
+    @property
+    def _seen(self) -> Seen:
+        return self._agreed or self._own()
+
+    @property
+    def _caught(self) -> int | None:
+        return self._agreed.signal if self._agreed else self._signal
+
+    def raise_if_signalled(self) -> None:
+        """Raises KeyboardInterrupt where Ctrl-C was caught, SystemExit(143) where SIGTERM was."""
+        _raise_for(self._caught)
+
+    def raise_if_interrupted(self) -> None:
+        """The same for what this process was told alone: where it cannot go on."""
+        _raise_for(self._signal)
+
+    def finish(self) -> None:
+        """From here on a signal ends the run at once: there is nothing to wait for.
+
+        Of several processes the first ends, and the others when they miss it.
+        """
+        self._agreed = None
+        self._all_is_saved = distributed.is_rank0()
+        if self._all_is_saved:
+            self.raise_if_signalled()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._started
+
+    @property
+    def epoch_seconds(self) -> float:
+        return time.monotonic() - self._epoch_began
+
+    def start_epoch(self) -> None:
+        """The first one of a resumed run may have begun before it was interrupted."""
+        self._epoch_began, self._epoch_before = time.monotonic() - self._epoch_before, 0.0
+
+    def times(self, images: int) -> dict[str, float]:
+        """The time of the epoch that ends, in which so many images were seen."""
+        seconds = self.epoch_seconds
+        return {"time/epoch_seconds": seconds, "time/images_per_second": images / seconds}
+
+    @contextlib.contextmanager
+    def saving(self) -> Iterator[None]:
+        """Around the writing of a checkpoint. checkpoint_every_minutes counts from its end."""
+        with self.checkpoints.measure():
+            yield
+        self._saved = time.monotonic()
+        self._agreed = self._agreed and self._agreed._replace(since_saved=0.0)
+
+    def due_after_step(self, step: int, last_of_epoch: bool) -> bool:
+        """Whether to save after a step. After the last one of an epoch the end of the epoch does it."""
+        if last_of_epoch or step >= self._agree_at:
+            self._agree(step)
+        if self._caught is not None:
+            return True
+        return not last_of_epoch and (self._is_due(step) or self._is_over(step) is not None)
+
+    def due_after_epoch(self, epoch: int, step: int) -> bool:
+        """Whether to save at the end of an epoch."""
+        self._agree()
+        is_last = epoch == self.epochs or self._caught is not None
+        return is_last or self.checkpoints.is_due(epoch) or self._is_due(step)
+
+    def _is_due(self, step: int) -> bool:
+        by_steps = self.every_steps is not None and step % self.every_steps == 0
+        return by_steps or (self.every_minutes is not None and self._seen.since_saved >= 60 * self.every_minutes)
+
+    def _is_over(self, step: int) -> str | None:
+        """The reason to end after a step, wherever in an epoch it is."""
+        if self.max_steps is not None and step >= self.max_steps:
+            return f"max_steps={self.max_steps} are taken"
+        if self.max_minutes is not None and self._seen.seconds >= 60 * self.max_minutes:
+            return f"max_minutes={self.max_minutes:g} are over"
+        return None
+
+    def stop_reason(self, state: TrainState) -> str | None:
+        """The reason to end now, in words, or None."""
+        return self._is_over(state.step) or patience_reason(self.patience, state.epoch, state.best)
+
+
+def _raise_for(number: int | None) -> None:
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    if number is not None:
+        raise SystemExit(128 + number)
+
+
+def patience_reason(patience: int | None, epoch: int, best: Best | None) -> str | None:
+    """The reason to stop early after `epoch` epochs, in words, or None (Prechelt 1998, with a fixed patience).
+
+    It follows from the best epoch alone, so a resumed run stops where the same run without a break does.
+    """
+    if patience is None or best is None or epoch - best.epoch < patience:
+        return None
+    return f"early_stopping.patience={patience}: no better val/neg_elbo since epoch {best.epoch}"
