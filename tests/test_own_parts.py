@@ -156,6 +156,7 @@ WRONG = [
 @pytest.fixture(autouse=True)
 def as_in_a_new_process(monkeypatch):
     monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
+    sys.modules.pop("mine", None)  # another test's
     Path("mine.py").write_text(CODE)
     yield
     sys.modules.pop("mine", None)
