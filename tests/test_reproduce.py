@@ -98,7 +98,7 @@ def test_a_run_is_trained_once_evaluated_and_compared(vae_command):
 
 def test_a_wrong_claim_is_missed_with_exit_code_1(own, vae_command):
     """The command reads the preset's own conf in this process; the run that it would train is there already."""
-    own(published=[claimed(20.0), claimed(20.0, what="train_epoch/neg_elbo", after_epoch=1)])
+    own(claims=[claimed(20.0), claimed(20.0, what="train_epoch/neg_elbo", after_epoch=1)])
     preset = published.read("tiny")
     assert [each.verdict(preset) for each in reproduce._found(preset, [])] == ["not run here (needs 0.1 minutes)"] * 2
     summary, _ = quick_run("network.hidden_dims=[16]", "epochs=2", folder=Path("outputs/published/tiny"))
@@ -108,7 +108,7 @@ def test_a_wrong_claim_is_missed_with_exit_code_1(own, vae_command):
     assert found[1].here > found[0].here
     code, said = vae_command("vae-reproduce", "tiny")
     assert (code, said.count("missed by")) == (1, 2)
-    own(published=[claimed(summary["test/neg_elbo"] + 0.5)])
+    own(claims=[claimed(summary["test/neg_elbo"] + 0.5)])
     code, said = vae_command("vae-reproduce", "tiny")
     assert (code, said.count("reproduced")) == (0, 1)
     for wrong in ({"claims": []}, {"claims": [{"what": "test/kl"}]}, {"claims": [claimed(1)], "typo": 1}, {}):
@@ -128,10 +128,10 @@ def test_a_name_that_there_is_not_and_a_training_that_fails_have_exit_code_1(vae
 
 def test_what_is_not_the_whole_protocol_is_never_called_reproduced(own, vae_command):
     summary, folder = quick_run("network.hidden_dims=[16]", "epochs=2", folder=Path("outputs/published/tiny"))
-    own(published=[claimed(summary["test/neg_elbo"])], shortened="two of ten epochs")
+    own(claims=[claimed(summary["test/neg_elbo"])], shortened="two of ten epochs")
     code, said = vae_command("vae-reproduce", "tiny")
     assert (code, "shortened (two of ten epochs), off by" in said) == (0, True)
-    own(published=[claimed(summary["test/neg_elbo"])])
+    own(claims=[claimed(summary["test/neg_elbo"])])
     config = folder / "config.yaml"
     config.write_text(config.read_text().replace("epochs: 2", "epochs: 3"))
     code, said = vae_command("vae-reproduce", "tiny")
@@ -153,7 +153,7 @@ def test_damaged_files_are_no_traceback(own, vae_command, damaged):
     (folder / "reproduced.json").write_text(damaged)
     (folder / "metrics.jsonl").write_text(damaged)
     (folder / "summary.json").write_text(json.dumps(summary | {"test/neg_elbo": "abc"}))
-    own(published=[claimed(1.0), claimed(1.0, what="train_epoch/neg_elbo", after_epoch=1)])
+    own(claims=[claimed(1.0), claimed(1.0, what="train_epoch/neg_elbo", after_epoch=1)])
     for typed in ((), ("--markdown",), ("tiny",)):
         code, said = vae_command("vae-reproduce", *typed)
         assert (code, "Traceback" in said) == (int(bool(typed and typed[0] == "tiny")), False)
