@@ -66,7 +66,7 @@ def iwae(terms: Terms, now: Progress, *, beta: float, samples: int, samples_at_o
     beta weighs log p(z) / q(z|x) in it; with 1 it is the bound. The first z is the one of the terms.
     """
     (q, first_z), draw_more = terms.draw, terms.draw_more
-    assert draw_more is not None, "one_draw gives it"
+    assert draw_more is not None, "compute_loss gives it"
     draws = [(first_z[None], -terms.reconstruction[None]), *draw_more(samples - 1, samples_at_once)]
     z, log_likelihood = (torch.cat(parts) for parts in zip(*draws, strict=True))
     log_weight = log_likelihood + beta * (log_prior(z) - q.log_prob(z)).sum(2)

@@ -41,7 +41,7 @@ class Terms(NamedTuple):
     kl: Tensor  # [B, Z]: KL(q(z|x) || p(z)) of each latent dimension
     q: DiagonalGaussian | Point | None = None
     z: Tensor | None = None  # [B, Z]: the draw of the reconstruction
-    draw_more: DrawMore | None = None  # more_draws of the same images
+    draw_more: DrawMore | None = None  # extra_samples of the same images
 
     @property
     def neg_elbo(self) -> Tensor:

@@ -55,7 +55,7 @@ def _run_together(cfg: DictConfig, run_dir: Path, job: Any) -> float | None:
     with (
         contextlib.suppress(PeerLost),
         distributed.process_group(),
-    ):  # Lost is raised in the others when the first is done
+    ):  # PeerLost is raised in the others when the first is done
         if torchrun_env.follows():
             with contextlib.suppress(Exception):
                 if distributed.broadcast(lambda: False):

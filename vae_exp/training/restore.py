@@ -18,7 +18,7 @@ SAME_FACTS = ("train_size", "val_size", "x_shape", "parameters")
 
 
 def restore(before: Checkpoint, training: TrainingRun) -> None:
-    """Set weights, optimizer, random numbers, means and standing as they were.
+    """Set weights, optimizer, random numbers, meters and state as they were.
 
     Raises UserError for other data, and for a state that is not of this model and this optimizer. On another kind of
     device than before, its random numbers are a new stream.
@@ -49,7 +49,7 @@ def restore(before: Checkpoint, training: TrainingRun) -> None:
 
 
 def _restore_optimizer(before: Checkpoint, training: TrainingRun) -> None:
-    """Raises Unsound for a state that this optimizer does not have; its settings are those of the configuration.
+    """Raise InvalidCheckpoint for a state that this optimizer does not have; its settings are those of the configuration.
 
     What it has is seen from a step with gradients of 0. It spoils the weights, which are set afterwards.
     """

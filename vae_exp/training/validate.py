@@ -25,7 +25,7 @@ class InvalidCheckpoint(Exception):
 
 
 def require_model(stored: Mapping[str, Any]) -> None:
-    """Raises Unsound where the entries that make a model have not their types and sizes."""
+    """Raise InvalidCheckpoint where the entries that make a model have not their types and sizes."""
     config, shape, names = stored["config"], stored["x_shape"], stored["class_names"]
     _require(
         isinstance(config, dict) and _is_plain(config) and all(isinstance(config.get(name), dict) for name in GROUPS),
@@ -54,7 +54,7 @@ def require_model(stored: Mapping[str, Any]) -> None:
 
 
 def require_continuation(stored: Mapping[str, Any]) -> None:
-    """Raises Unsound where what a run needs to go on has not its types; what older versions did not write is missed."""
+    """Raise InvalidCheckpoint where what a run needs to go on has not its types; what older versions did not write is missed."""
     kept = stored["resume"]
     _require(isinstance(kept, dict), "resume")
     facts, streams, means = kept.get("facts"), kept.get("streams"), kept.get("means")
@@ -86,7 +86,7 @@ def require_continuation(stored: Mapping[str, Any]) -> None:
 
 
 def require_weights(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Raises Unsound where the weights are not such as a model takes, whose own are `expected`, or are no numbers."""
+    """Raise InvalidCheckpoint where the weights are not such as a model takes, whose own are `expected`, or are no numbers."""
     shapes = {name: tuple(weights.shape) for name, weights in given.items()}
     needed = {name: tuple(weights.shape) for name, weights in expected.items()}
     if wrong := [name for name in needed | shapes if needed.get(name) != shapes.get(name)]:
@@ -105,12 +105,12 @@ def require_weights(given: Mapping[str, Tensor], expected: Mapping[str, Tensor])
 
 
 def require_latents(kl_per_dim: list[float], z_dim: int) -> None:
-    """Raises Unsound where there is not a KL for each latent, unless none was measured."""
+    """Raise InvalidCheckpoint where there is not a KL for each latent, unless none was measured."""
     _require(len(kl_per_dim) in (0, z_dim), "kl_per_dim")
 
 
 def require_optimizer(given: Mapping[str, Any], expected: Mapping[str, Any], steps: int) -> None:
-    """Raises Unsound where a state after so many steps is not such as an optimizer has, whose own is `expected`."""
+    """Raise InvalidCheckpoint where a state after so many steps is not such as an optimizer has, whose own is `expected`."""
     state, groups = given.get("state"), given.get("param_groups")
     if not isinstance(state, dict) or not set(state) <= set(expected["state"]):
         raise InvalidCheckpoint(WRONG.format("optimizer, state"))
@@ -124,7 +124,7 @@ def require_optimizer(given: Mapping[str, Any], expected: Mapping[str, Any], ste
 
 
 def _require_state(given: Any, expected: Mapping[str, Any], steps: int, where: str) -> None:
-    """Raises Unsound where what an optimizer keeps of one parameter is of another kind than what it keeps itself."""
+    """Raise InvalidCheckpoint where what an optimizer keeps of one parameter is of another kind than what it keeps itself."""
     _require(isinstance(given, dict) and set(given) == set(expected), where)
     for name, own in expected.items():
         value = given[name]
