@@ -49,7 +49,7 @@ def restore(before: Checkpoint, training: TrainingRun) -> None:
 
 
 def _restore_optimizer(before: Checkpoint, training: TrainingRun) -> None:
-    """Raise InvalidCheckpoint for a state that this optimizer does not have; its settings are those of the configuration.
+    """Raise InvalidCheckpoint for a state that is not this optimizer's; its settings are those of the configuration.
 
     What it has is seen from a step with gradients of 0. It spoils the weights, which are set afterwards.
     """

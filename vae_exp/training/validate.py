@@ -54,7 +54,7 @@ def require_model(stored: Mapping[str, Any]) -> None:
 
 
 def require_continuation(stored: Mapping[str, Any]) -> None:
-    """Raise InvalidCheckpoint where what a run needs to go on has not its types; what older versions did not write is missed."""
+    """Raise InvalidCheckpoint where what a resume needs has not its types; what older versions did not write may be missing."""
     kept = stored["resume"]
     _require(isinstance(kept, dict), "resume")
     facts, streams, means = kept.get("facts"), kept.get("streams"), kept.get("means")
@@ -86,7 +86,7 @@ def require_continuation(stored: Mapping[str, Any]) -> None:
 
 
 def require_weights(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Raise InvalidCheckpoint where the weights are not such as a model takes, whose own are `expected`, or are no numbers."""
+    """Raise InvalidCheckpoint where weights differ in names or shapes from those `expected` of the model, or are not finite."""
     shapes = {name: tuple(weights.shape) for name, weights in given.items()}
     needed = {name: tuple(weights.shape) for name, weights in expected.items()}
     if wrong := [name for name in needed | shapes if needed.get(name) != shapes.get(name)]:
@@ -110,7 +110,7 @@ def require_latents(kl_per_dim: list[float], z_dim: int) -> None:
 
 
 def require_optimizer(given: Mapping[str, Any], expected: Mapping[str, Any], steps: int) -> None:
-    """Raise InvalidCheckpoint where a state after so many steps is not such as an optimizer has, whose own is `expected`."""
+    """Raise InvalidCheckpoint where a state after so many steps is of another kind than the one `expected`."""
     state, groups = given.get("state"), given.get("param_groups")
     if not isinstance(state, dict) or not set(state) <= set(expected["state"]):
         raise InvalidCheckpoint(WRONG.format("optimizer, state"))
@@ -124,7 +124,7 @@ def require_optimizer(given: Mapping[str, Any], expected: Mapping[str, Any], ste
 
 
 def _require_state(given: Any, expected: Mapping[str, Any], steps: int, where: str) -> None:
-    """Raise InvalidCheckpoint where what an optimizer keeps of one parameter is of another kind than what it keeps itself."""
+    """Raise InvalidCheckpoint where the state of one parameter is of another kind than the one `expected`."""
     _require(isinstance(given, dict) and set(given) == set(expected), where)
     for name, own in expected.items():
         value = given[name]
