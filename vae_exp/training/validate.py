@@ -54,7 +54,7 @@ def require_model(stored: Mapping[str, Any]) -> None:
 
 
 def require_continuation(stored: Mapping[str, Any]) -> None:
-    """Raise InvalidCheckpoint where what a resume needs has not its types; what older versions did not write may be missing."""
+    """Raise InvalidCheckpoint where what a resume needs has not its types; old versions may lack some."""
     kept = stored["resume"]
     _require(isinstance(kept, dict), "resume")
     facts, streams, means = kept.get("facts"), kept.get("streams"), kept.get("means")
@@ -86,7 +86,7 @@ def require_continuation(stored: Mapping[str, Any]) -> None:
 
 
 def require_weights(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Raise InvalidCheckpoint where weights differ in names or shapes from those `expected` of the model, or are not finite."""
+    """Raise InvalidCheckpoint where weights are not finite, or not of the names and shapes `expected` of the model."""
     shapes = {name: tuple(weights.shape) for name, weights in given.items()}
     needed = {name: tuple(weights.shape) for name, weights in expected.items()}
     if wrong := [name for name in needed | shapes if needed.get(name) != shapes.get(name)]:
