@@ -18,7 +18,7 @@ __all__ = ["UserError", "__version__", "compose", "load"]
 
 
 def compose(*overrides: str) -> DictConfig:
-    """The configuration that vae-train would train with these overrides, for vae_exp.train.train.
+    """Return the configuration that vae-train would train with these overrides, for vae_exp.train.train.
 
     Raises vae_exp.UserError for a key, a group or an option that does not exist.
     """
@@ -34,12 +34,12 @@ def compose(*overrides: str) -> DictConfig:
 
 
 def load(checkpoint: str | Path, device: str = "auto", trust: bool = False) -> TrainedVAE:
-    """A trained model, ready to sample, encode and reconstruct; the training data is not needed.
+    """Return a trained model, ready to sample, encode and reconstruct; the training data is not needed.
 
     checkpoint is a .pt or .safetensors file, or a run folder (its best.pt); device is auto, cpu, cuda or mps,
     whatever the model was trained on. Nothing inside the file is run. With trust the network, likelihood and dataset
     that it names may be code that is not vae_exp's, and that code is run, from where it lay at training. Raises
-    vae_exp.UserError where there is no such checkpoint, or not one of ours.
+    vae_exp.UserError if there is no such checkpoint, or not one of ours.
     """
     from vae_exp import inference  # here, so that the command line answers without importing torch
 

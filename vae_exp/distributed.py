@@ -30,26 +30,26 @@ T = TypeVar("T")
 
 
 def rank() -> int:
-    """The number of this process."""
+    """Return the number of this process."""
     return _rank
 
 
 def world_size() -> int:
-    """The processes of the run."""
+    """Return the number of processes of the run."""
     return _size
 
 
 def is_rank0() -> bool:
-    """Whether the run's folder, its W&B run, its pictures and its terminal belong to this process."""
+    """Return whether this process owns the run's folder, its W&B run, its pictures and its terminal."""
     return _rank == 0
 
 
 @contextlib.contextmanager
 def process_group() -> Iterator[None]:
-    """Inside, the processes that were started for this run work together.
+    """Run the block with the processes that were started for this run connected to each other.
 
-    Raises Lost where another does not come or is gone, and UserError where what a launcher says is not enough to find
-    the others. A process group that is there already is used.
+    Raises PeerLost if another does not come or is gone, and UserError if what a launcher says is not enough to find
+    the others. An existing process group is used.
     """
     global _rank, _size, _times_joined
     if started() == 1 or _size > 1:
@@ -100,9 +100,12 @@ def _leave_word() -> None:
 
 
 def fail_with_rank0(surely: bool) -> bool:
-    """Before a further process ends: whether the first one ends too, which then has told why; returns when it has.
+    """Return whether the first process fails too, and so has reported why.
 
-    What is wrong in all processes is wrong in the first too, within seconds. An end that was agreed comes surely.
+    Called before a further process ends; returns when the first one has ended, or has not in time.
+
+    What is wrong in all processes is wrong in the first too, within seconds. An end that was
+    agreed on is sure to come.
     """
     if _store is None:
         return False
@@ -119,7 +122,7 @@ def fail_with_rank0(surely: bool) -> bool:
 
 @contextlib.contextmanager
 def guard_peers() -> Iterator[None]:
-    """Raises Lost where another process does not answer."""
+    """Raise PeerLost if another process does not answer."""
     try:
         yield
     except RuntimeError as error:  # gloo's are of no kind of their own
@@ -135,7 +138,7 @@ def _lost(error: BaseException) -> PeerLost:
 
 
 def broadcast(make: Callable[[], T]) -> T:
-    """What the first process makes, in every process."""
+    """Return in every process what `make` returns in the first."""
     if _size == 1:
         return make()
     carried: list[Any] = [make() if _rank == 0 else None]
@@ -145,7 +148,7 @@ def broadcast(make: Callable[[], T]) -> T:
 
 
 def all_gather(value: T) -> list[T]:
-    """The value of every process, in every process, in order."""
+    """Return the values of all processes, in order, in every process."""
     if _size == 1:
         return [value]
     found: list[Any] = [None] * _size
@@ -156,7 +159,7 @@ def all_gather(value: T) -> list[T]:
 
 @contextlib.contextmanager
 def rank0_first() -> Iterator[None]:
-    """The first process does it alone, and then the others: such as to download a dataset, and to find it there."""
+    """Run the block in the first process alone, and then in the others: to download a dataset, and to find it there."""
     if _rank:
         broadcast(lambda: None)
     yield
@@ -165,7 +168,7 @@ def rank0_first() -> Iterator[None]:
 
 
 class NullObject:
-    """In the further processes, what stands for a thing of the first's: whatever is asked of it does nothing."""
+    """The stand-in, in the further processes, for an object of the first: every call on it does nothing."""
 
     def __getattr__(self, name: str) -> "NullObject":
         return self
@@ -184,11 +187,11 @@ class NullObject:
 
 
 def seed_layers(seed: int) -> None:
-    """Layers that draw random numbers themselves, such as dropout, draw others in each of the further processes."""
+    """Seed layers that draw random numbers, such as dropout, differently in each of the further processes."""
     if _rank:
         torch.manual_seed(seed + _rank)
 
 
 def rank0_only(make: Callable[P, T], *arguments: P.args, **settings: P.kwargs) -> T:
-    """What is made with these arguments, in the first process; in the others something silent in its place."""
+    """Return what `make` returns for these arguments in the first process, and a NullObject in the others."""
     return make(*arguments, **settings) if _rank == 0 else cast("T", NullObject())

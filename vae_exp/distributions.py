@@ -14,7 +14,7 @@ LOG_2PI = math.log(2 * math.pi)
 
 
 def log_prior(z: Tensor) -> Tensor:
-    """log p(z) of the prior N(0, I), of each latent dimension of z [..., Z], nats."""
+    """Return log p(z) of the prior N(0, I), of each latent dimension of z [..., Z], in nats."""
     return -0.5 * (z.square() + LOG_2PI)
 
 
@@ -26,9 +26,10 @@ class DiagonalGaussian:
     log_var: Tensor
 
     def rsample(self, noise: torch.Generator | Tensor | None = None) -> Tensor:
-        """z = mean + sigma * noise, [B, Z]: the reparameterisation trick of Kingma & Welling (2014).
+        """Draw z = mean + sigma * noise, [B, Z]: the reparameterisation trick of Kingma & Welling (2014).
 
-        The noise is given, or drawn where the generator lives: one on the CPU gives every device the same.
+        The noise is given, or drawn on the generator's device: a generator on the CPU gives every device the same
+        noise.
         """
         if not isinstance(noise, Tensor):
             device = self.mean.device if noise is None else noise.device
@@ -36,11 +37,11 @@ class DiagonalGaussian:
         return self.mean + torch.exp(0.5 * self.log_var) * noise.to(self.mean.device)
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """log q(z|x) of codes [B, Z], of each latent dimension, [B, Z] nats."""
+        """Return log q(z|x) of codes [B, Z], of each latent dimension, [B, Z] nats."""
         return -0.5 * ((z - self.mean).square() * torch.exp(-self.log_var) + self.log_var + LOG_2PI)
 
     def kl_to_prior(self) -> Tensor:
-        """KL(q(z|x) || N(0, I)) of each latent dimension, [B, Z] nats (Kingma & Welling 2014, appendix B)."""
+        """Return KL(q(z|x) || N(0, I)) of each latent dimension, [B, Z] nats (Kingma & Welling 2014, appendix B)."""
         return 0.5 * (self.mean.square() + self.log_var.exp() - 1.0 - self.log_var)
 
 
@@ -51,9 +52,9 @@ class Point:
     mean: Tensor
 
     def rsample(self, noise: torch.Generator | Tensor | None = None) -> Tensor:
-        """The code itself, [B, Z]; no noise is drawn."""
+        """Return the code itself, [B, Z]; no noise is drawn."""
         return self.mean
 
     def kl_to_prior(self) -> Tensor:
-        """0, [B, Z]: the objective has no KL. (That of a point to N(0, I) would be infinite.)"""
+        """Return 0, [B, Z]: the objective has no KL. (That of a point to N(0, I) would be infinite.)"""
         return torch.zeros_like(self.mean)

@@ -1,13 +1,13 @@
-"""What ends a run with one message and no traceback: the user can mend it."""
+"""Errors that end a run with one message and no traceback: the user can fix them."""
 
 import unicodedata
 
 
 class UserError(Exception):
-    """Something the user can mend, said in one message: printed without a traceback, exit code 1."""
+    """Something the user can fix, said in one message: printed without a traceback, exit code 1."""
 
     def __str__(self) -> str:
-        """The message as a terminal may be given it; its own line breaks stay."""
+        """Return the message, safe to print on a terminal; its own line breaks stay."""
         return "\n".join(map(printable, super().__str__().split("\n")))
 
 
@@ -20,11 +20,11 @@ class Diverged(UserError):
 
 
 class PeerLost(UserError):
-    """Another process of a run that several compute has ended, or cannot be reached."""
+    """Another of the processes that compute a run has ended, or cannot be reached."""
 
 
 def printable(text: object) -> str:
-    """Text of somebody else's on one line: wide spaces are shown plain, what a terminal would obey is shown escaped."""
+    """Return foreign text on one line: wide spaces become plain ones, and terminal control characters are escaped."""
     return "".join(letter if letter.isprintable() else _escaped(letter) for letter in str(text))
 
 

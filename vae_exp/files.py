@@ -1,4 +1,4 @@
-"""Files, whoever wrote them: how they are read and written, where caches lie, what tells one content from another."""
+"""Files, whoever wrote them: how they are read and written, where caches are, and how contents are told apart."""
 
 import contextlib
 import glob
@@ -35,13 +35,13 @@ ABANDONED_SECONDS = 3600  # what nobody has written to for so long was left by a
 
 
 class Unreadable(OSError, ValueError):
-    """No regular file, or not the content that such a file has."""
+    """Not a regular file, or not the content that such a file has."""
 
 
 def cache_folder(name: str) -> Path:
     """Return the folder of one kind of cache in the user's cache folder; it need not exist.
 
-    Of a user without a home, as in some containers, it lies in the temporary folder.
+    For a user without a home, as in some containers, it is in the temporary folder.
     """
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
@@ -51,16 +51,16 @@ def cache_folder(name: str) -> Path:
 
 
 def announce(folder: Path, what: str, key: str | None = None) -> None:
-    """Say where something is cached, once in a process; key is what chooses another folder."""
+    """Log where something is cached, once per process; `key` is the setting that chooses another folder."""
     if folder not in _announced and log.isEnabledFor(logging.INFO):
         _announced.add(folder)
         log.info(f"{what} are cached in {printable(folder)}{f' ({key}=FOLDER: elsewhere)' if key else ''}")
 
 
 def content_key(files: Mapping[str, Path]) -> str:
-    """Return what tells files apart: their names in this order, sizes, times in nanoseconds and sampled bytes.
+    """Return a key of the files' content: their names in this order, sizes, times in nanoseconds and sampled bytes.
 
-    Where they lie is no part of it. A file that cannot be read counts by its name: it may be read the next time.
+    Their folder is not part of it. A file that cannot be read counts by its name: it may be readable the next time.
     """
 
     def describe(item: tuple[str, Path]) -> str:
@@ -80,8 +80,8 @@ def content_key(files: Mapping[str, Path]) -> str:
 def sampled_digest(path: Path) -> str:
     """Return a hash of a file's size and of blocks spread evenly over it, its first and last bytes among them.
 
-    It reads at most 256 KiB of any file, so that 60,000 images or 10 GB of arrays cost seconds. Raises OSError where
-    the file cannot be read, and for what is no regular file.
+    It reads at most 256 KiB of any file, so that 60,000 images or 10 GB of arrays cost seconds. Raises OSError if
+    the file cannot be read, or is not a regular file.
     """
     with open_regular(path, buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
@@ -101,7 +101,7 @@ def sampled_digest(path: Path) -> str:
 
 
 def open_regular(path: Path, buffering: int = -1) -> BinaryIO:
-    """Open a file to be read, without waiting. Raises OSError where it cannot be, and for what is no regular file."""
+    """Open a file for reading, without waiting. Raises OSError if it cannot be opened, or is not a regular file."""
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # no waiting for a pipe's writer
     file = os.fdopen(os.open(path, flags), "rb", buffering)
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -111,7 +111,7 @@ def open_regular(path: Path, buffering: int = -1) -> BinaryIO:
 
 
 def read_text(path: Path, max_bytes: int = MAX_BYTES) -> str:
-    """Return the text of a small file. Raises OSError where it cannot be read, is larger, or is no UTF-8."""
+    """Return the text of a small file. Raises OSError if it cannot be read, is larger, or is not UTF-8."""
     with open_regular(path) as file:
         content = file.read(max_bytes + 1)
     if len(content) > max_bytes:
@@ -123,14 +123,14 @@ def read_text(path: Path, max_bytes: int = MAX_BYTES) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Return what a small JSON file holds. Raises OSError where it cannot be read, and for what is no such file."""
+    """Return the content of a small JSON file. Raises OSError if it cannot be read, or is not such a file."""
     return parse_json(read_text(path))
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a file that has a JSON object a line; none where it cannot be read, and no damaged ones.
+    """Yield the rows of a file with one JSON object per line; none if it cannot be read, and no damaged ones.
 
-    The last line of a killed process may not be whole.
+    The last line of a killed process may be incomplete.
     """
     with contextlib.suppress(OSError), open_regular(path) as file:
         while line := file.readline(MAX_LINE_BYTES):
@@ -141,12 +141,12 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_yaml(path: Path) -> Any:
-    """Return what a small YAML file holds. Raises OSError where it cannot be read, and for what is no such file."""
+    """Return the content of a small YAML file. Raises OSError if it cannot be read, or is not such a file."""
     return parse_yaml(read_text(path, MAX_YAML_BYTES))
 
 
 def parse_json(text: str) -> Any:
-    """Return the value of a JSON text. Raises Unreadable where it is none, or nests deeper than MAX_DEPTH."""
+    """Return the value of a JSON text. Raises Unreadable if it is none, or nests deeper than MAX_DEPTH."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -155,7 +155,7 @@ def parse_json(text: str) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """Return the value of a YAML text. Raises Unreadable where it is none, has aliases, or is deeper than MAX_DEPTH."""
+    """Return the value of a YAML text. Raises Unreadable if it is none, has aliases, or is deeper than MAX_DEPTH."""
     try:
         value = yaml.load(text, _WithoutAliases)
     # PyYAML lets errors of Python through, such as for the 13th month.
@@ -173,7 +173,7 @@ def parse_yaml(text: str) -> Any:
 
 
 class _WithoutAliases(yaml.SafeLoader):
-    """PyYAML's safe loader, but for aliases: with them nine lines mean a billion values, or one that has no end."""
+    """PyYAML's safe loader without aliases: with them nine lines can mean a billion values, or an endless one."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -182,7 +182,7 @@ class _WithoutAliases(yaml.SafeLoader):
 
 
 def _shallow(value: Any) -> Any:
-    """Return the value. Raises Unreadable where it is deeper than MAX_DEPTH, or has a number of over MAX_BITS."""
+    """Return the value. Raises Unreadable if it is deeper than MAX_DEPTH, or has a number of over MAX_BITS."""
     level = [value]
     for _ in range(MAX_DEPTH + 1):
         if any(isinstance(item, int) and item.bit_length() > MAX_BITS for item in level):
@@ -204,7 +204,7 @@ def _shallow(value: Any) -> Any:
 
 @contextlib.contextmanager
 def writing(path: Path, key: str | None = None) -> Iterator[None]:
-    """Raise Unwritable, naming the file and the reason, where the system refuses; key is what chooses another place."""
+    """Raise Unwritable, naming file and reason, if the system refuses to write; `key` is the setting to change."""
     try:
         yield
     except OSError as error:
@@ -221,10 +221,10 @@ def write(
     same: Path | None = None,
     sync: bool = True,
 ) -> None:
-    """Write a file whole or not at all, text as UTF-8; with sync it is on the disk before it takes its place.
+    """Write a file completely or not at all, text as UTF-8; with sync it is on disk before it takes its place.
 
-    With `previous` the file that was there until now is kept under that name. Where `same` has just been written with
-    the same content, this is a second name of that file, if the system allows it. Raises Unwritable.
+    With `previous` the old file is kept under that name. If `same` has just been written with the same content, this
+    becomes a second name (a hard link) of that file, where the system allows it. Raises Unwritable.
     """
     content = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     with _beside(path, previous) as partial:
@@ -234,13 +234,13 @@ def write(
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file for people to read, as write does."""
+    """Write a JSON file for people to read, as `write` does."""
     write(path, json.dumps(content, indent=2) + "\n")
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
-    """Yield a file that takes the place of path when the block ends, and is gone where it fails.
+    """Yield a file that replaces path when the block ends, and is deleted if the block fails.
 
     For what is written piece by piece, or by a library. Any OSError inside is raised as Unwritable.
     """
@@ -250,7 +250,7 @@ def atomic_write(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def _beside(path: Path, previous: Path | None = None) -> Iterator[Path]:
-    """Yield a name in the same folder that nobody else writes to; what is there at the end gets the name of path."""
+    """Yield a name in the same folder that nobody else writes to; that file is renamed to path at the end."""
     partial = partial_of(path)
     try:
         with writing(path):
@@ -265,7 +265,7 @@ def _beside(path: Path, previous: Path | None = None) -> Iterator[Path]:
 
 
 def partial_of(path: Path) -> Path:
-    """Return a new name beside a file or folder for what is not whole yet; what killed processes left there goes."""
+    """Return a new name beside path for an unfinished file or folder; delete those that killed processes left."""
     start = path.name[:50]  # short enough for every file system
     for left in path.parent.glob(f"{glob.escape(start)}.*.partial"):
         with contextlib.suppress(OSError):  # another process takes it away, or is still writing it
@@ -284,7 +284,7 @@ def _new(path: Path, sync: bool) -> Iterator[BinaryIO]:
 
 
 def _linked(path: Path, other: Path) -> bool:
-    """Whether the system gives a file a second name."""
+    """Return whether a second name (a hard link) of the file could be made."""
     try:
         os.link(other, path)
     except OSError:
@@ -296,12 +296,12 @@ def _linked(path: Path, other: Path) -> bool:
 
 
 def no_links(path: str, flags: int) -> int:
-    """Open a file as `open` does, whose `opener` this is; raises OSError where it is a link."""
+    """Open a file as an `opener` of `open`. Raises OSError if it is a link."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def require_no_links(folder: Path, names: Iterable[str]) -> None:
-    """Raise UserError where one of these names in a folder is a link, a pipe or a device, or one lies below it."""
+    """Raise UserError if one of these names in a folder is a link, a pipe or a device, or contains one."""
     for path in (folder / name for name in names):
         below = (Path(at, name) for at, folders, files in os.walk(path) for name in (*folders, *files))
         for each in itertools.chain([path], below):

@@ -65,11 +65,11 @@ class Bernoulli:
 
     @property
     def mean(self) -> Tensor:
-        """[B, C, H, W] in (0, 1)."""
+        """Return the mean, [B, C, H, W] in (0, 1)."""
         return torch.sigmoid(self.logits)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """log p(x|z) summed over pixels, [B] nats. On grey pixels: minus the binary cross-entropy."""
+        """Return log p(x|z) summed over pixels, [B] nats. On grey pixels: minus the binary cross-entropy."""
         # Not in float16, whose range the product would leave.
         logits = self.logits.float() if self.logits.dtype == torch.float16 else self.logits
         return -_CrossEntropy.apply(logits.flatten(1), x.flatten(1).to(logits.dtype))
@@ -88,7 +88,7 @@ class ContinuousBernoulli:
 
     @property
     def mean(self) -> Tensor:
-        """[B, C, H, W] in (0, 1): 1/2 + (coth(u) - 1/u) / 2."""
+        """Return the mean, [B, C, H, W] in (0, 1): 1/2 + (coth(u) - 1/u) / 2."""
         u = 0.5 * self.logits.abs()
         near = u < 0.3
         small, large = torch.where(near, u, 0.3), torch.where(near, 0.3, u)
@@ -96,7 +96,7 @@ class ContinuousBernoulli:
         return 0.5 + 0.5 * self.logits.sign() * torch.where(near, series, 1 / torch.tanh(large) - 1 / large)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """log p(x|z) summed over pixels, [B] nats: t (x - 1/2) - log(sinh(u) / u)."""
+        """Return log p(x|z) summed over pixels, [B] nats: t (x - 1/2) - log(sinh(u) / u)."""
         u = 0.5 * self.logits.abs()
         near = u < 0.3
         small, large = torch.where(near, u, 0.3), torch.where(near, 0.3, u)
@@ -114,7 +114,7 @@ class Gaussian:
     support = "real"
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """log p(x|z) summed over pixels, normalising constant included, [B] nats."""
+        """Return log p(x|z) summed over pixels, normalising constant included, [B] nats."""
         squared = ((x - self.mean) / self.sigma).square().flatten(1)
         return -0.5 * squared.sum(1) - (_log(self.sigma) + 0.5 * math.log(2 * math.pi)) * squared.shape[1]
 
@@ -128,7 +128,7 @@ class Laplace:
     support = "real"
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """log p(x|z) summed over pixels, normalising constant included, [B] nats."""
+        """Return log p(x|z) summed over pixels, normalising constant included, [B] nats."""
         far = ((x - self.mean) / self.scale).abs().flatten(1)
         return -far.sum(1) - _log(2 * self.scale) * far.shape[1]
 
@@ -145,7 +145,7 @@ class DiscretizedLogistic:
     support = "bytes"
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """log p(x|z) of pixels x = byte / 255, summed over them, [B] nats."""
+        """Return log p(x|z) of pixels x = byte / 255, summed over them, [B] nats."""
         upper = (x - self.mean + 0.5 / 255) / self.scale
         lower = (x - self.mean - 0.5 / 255) / self.scale
         # sigmoid(b) - sigmoid(a) = sigmoid(b) sigmoid(-a) (1 - exp(a - b)), and b - a is the same for all pixels:
@@ -168,7 +168,7 @@ class Learned(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """A scalar, in pixels of [0, 1]."""
+        """Return the scale, a scalar, in pixels of [0, 1]."""
         return self.log_scale.exp()
 
     def forward(self, mean: Tensor) -> Any:
@@ -193,14 +193,14 @@ class Optimal(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """That of evaluation, a scalar."""
+        """Return the sigma that evaluation uses, a scalar."""
         return self.mean_square.sqrt()
 
     def forward(self, mean: Tensor) -> "Gaussian | FittedGaussian":
         return FittedGaussian(mean, self) if self.training else Gaussian(mean, self.scale)
 
     def fit(self, error: Tensor) -> Tensor:
-        """The batch's own sigma, a scalar; its square enters the running mean."""
+        """Return the batch's own sigma, a scalar; add its square to the running mean."""
         # Detached: at its optimum the density does not change with sigma, so the gradient is the same without it.
         mean_square = shares.mean(error.detach().square()).clamp(min=SMALLEST_SIGMA**2)
         self.batches += 1
@@ -210,43 +210,43 @@ class Optimal(nn.Module):
 
 @dataclass
 class FittedGaussian:
-    """A Gaussian whose sigma is fitted to the images that it is asked about."""
+    """A Gaussian whose sigma is fitted to the images whose density is computed."""
 
     mean: Tensor
     optimal: Optimal
     support = "real"
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """log p(x|z) under the most likely sigma of all of x, summed over pixels, [B] nats."""
+        """Return log p(x|z) under the most likely sigma of all of x, summed over pixels, [B] nats."""
         return Gaussian(self.mean, self.optimal.fit(x - self.mean)).log_prob(x)
 
 
 def bernoulli() -> Callable[[Tensor], Bernoulli]:
-    """Binary cross-entropy: a probability of black and white pixels, and of grey ones no density."""
+    """Return the binary cross-entropy: a probability of black and white pixels, but no density of grey ones."""
     return Bernoulli
 
 
 def continuous_bernoulli() -> Callable[[Tensor], ContinuousBernoulli]:
-    """A density over pixels in [0, 1], with the Bernoulli's one number per pixel.
+    """Return a density over pixels in [0, 1], with the Bernoulli's one number per pixel.
 
-    Its logits are bounded, smoothly. The density at a pixel that is exactly black has no maximum, and a decoder
-    without a bound spends its training, and hundreds of nats of KL, on ever blacker black.
+    Its logits are bounded, smoothly. The density at a pixel that is exactly black has no maximum, and a decoder without
+    a bound spends its training, and hundreds of nats of KL, on ever blacker black.
     """
     return lambda outputs: ContinuousBernoulli(LARGEST_LOGIT * torch.tanh(outputs / LARGEST_LOGIT))
 
 
 def gaussian(sigma: float | str) -> Callable[[Tensor], Any]:
-    """A density over pixels as real numbers, with sigma a number, "learned" or "optimal"."""
+    """Return a density over pixels as real numbers, with sigma a number, "learned" or "optimal"."""
     return Optimal() if sigma == "optimal" else _scaled(Gaussian, sigma)
 
 
 def laplace(scale: float | str) -> Callable[[Tensor], Any]:
-    """A density over pixels as real numbers, with scale a number or "learned"."""
+    """Return a density over pixels as real numbers, with scale a number or "learned"."""
     return _scaled(Laplace, scale)
 
 
 def discretized_logistic(scale: float | str) -> Callable[[Tensor], Any]:
-    """A probability over the 256 values of a pixel, with scale a number or "learned"."""
+    """Return a probability over the 256 values of a pixel, with scale a number or "learned"."""
     return _scaled(DiscretizedLogistic, scale)
 
 
@@ -259,5 +259,5 @@ def _log(scale: float | Tensor) -> float | Tensor:
 
 
 def _log1mexp(x: float | Tensor) -> float | Tensor:
-    """log(1 - exp(-x)) for x > 0."""
+    """Return log(1 - exp(-x)) for x > 0."""
     return torch.log(-torch.expm1(-x)) if isinstance(x, Tensor) else math.log(-math.expm1(-x))

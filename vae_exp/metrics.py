@@ -1,6 +1,6 @@
-"""What a model knows of a split: numbers in nats per image, from terms kept apart per image until the end.
+"""Measurements of a model on a split, in nats per image, from terms kept per image until the end.
 
-Noise is drawn on the CPU for the whole split at once, so no number depends on the batch size or the device.
+Noise is drawn on the CPU for the full split at once, so no number depends on the batch size or the device.
 """
 
 import math
@@ -44,7 +44,7 @@ class Evaluation:
 
     @cached_property
     def per_image(self) -> dict[str, Tensor]:
-        """neg_elbo, reconstruction and KL of each image, means over the draws, [N]."""
+        """Return neg_elbo, reconstruction and KL of each image, means over the draws, [N]."""
         reconstruction, kl = self.reconstruction_draws.mean(0), self.kl_terms.sum(1).clamp(min=0)  # rounding
         return {"neg_elbo": reconstruction + kl, "reconstruction": reconstruction, "kl": kl}
 
@@ -54,12 +54,12 @@ class Evaluation:
 
     @property
     def kl_per_dim(self) -> list[float]:
-        """[Z]; float32 may leave a little less than nothing of a collapsed latent."""
+        """Return the KL of each latent, [Z]; in float32 that of a collapsed one may be slightly negative."""
         return self.kl_terms.mean(0).clamp(min=0).tolist()
 
     @property
     def active_units(self) -> int:
-        """How many latents have a posterior mean that varies over the images (Burda et al. 2016)."""
+        """Return how many latents have a posterior mean that varies over the images (Burda et al. 2016)."""
         return int((self.q.mean.cpu().double().var(0, correction=0) > ACTIVE).sum())
 
     def scalars(self, prefix: str) -> dict[str, float]:
@@ -67,13 +67,16 @@ class Evaluation:
         return means | {f"{prefix}/active_units": self.active_units}
 
     def noise_error(self) -> float | None:
-        """The standard error that the draws of z leave in the mean over images; None of one draw."""
+        """Return the standard error that the draws of z leave in the mean over images; None for one draw."""
         draws = self.reconstruction_draws.mean(1)
         return None if len(draws) == 1 else draws.std().item() / math.sqrt(len(draws))
 
 
 def standard_error(per_image: Tensor) -> float | None:
-    """Of the mean over images: how far another test set of this size would lie away. None of one image."""
+    """Return the standard error of the mean over images: how far off another test set of this size would be.
+
+    It is None for one image.
+    """
     return None if len(per_image) == 1 else per_image.std().item() / math.sqrt(len(per_image))
 
 
@@ -87,9 +90,9 @@ def evaluate(
     batch_size: int = EVAL_BATCH_SIZE,
     shared: bool = False,
 ) -> Evaluation:
-    """The negative ELBO and its two terms with z sampled from q, as in training; the KL's weight is 1.
+    """Return the negative ELBO and its two terms with z sampled from q, as in training; the KL's weight is 1.
 
-    The noise is drawn here, or given for one draw of each image, [N, Z]. Where it is shared, each process of the run
+    The noise is drawn here, or given for one draw of each image, [N, Z]. If `shared`, each process of the run
     computes some of the batches, and all of them get every number.
     """
     batch_size = min(batch_size, math.ceil(len(split) / distributed.world_size())) if shared else batch_size
@@ -113,24 +116,24 @@ def evaluate(
 
 
 def sample_eps(split: Split, z_dim: int, noise: torch.Generator) -> Tensor:
-    """The noise of one draw z for each image, [N, Z] on the split's device."""
+    """Draw the noise for one z per image, [N, Z] on the split's device."""
     return torch.randn(len(split), z_dim, generator=noise, device=noise.device).to(split.y.device)
 
 
 @torch.no_grad()
 def posterior(model: VAE, split: Split, batch_size: int = EVAL_BATCH_SIZE) -> DiagonalGaussian | Point:
-    """q(z|x, y) of every image of a split, [N, Z]."""
+    """Return q(z|x, y) of every image of a split, [N, Z]."""
     return _joined([model.encode(x, y) for x, y in batches(split, batch_size)])
 
 
 def _joined(parts: list[DiagonalGaussian | Point]) -> DiagonalGaussian | Point:
-    """One posterior over all the images of the parts."""
+    """Return one posterior over all the images of the parts."""
     of_all = {name: torch.cat([getattr(q, name) for q in parts]) for name in vars(parts[0])}
     return type(parts[0])(**of_all)
 
 
 def log_likelihood(model: VAE, split: Split, z: Tensor, batch_size: int) -> Tensor:
-    """log p(x|z, y) of every image of a split at its own code, z [N, Z]; [N] nats."""
+    """Return log p(x|z, y) of every image of a split at its own code, z [N, Z]; [N] nats."""
     pairs = zip(batches(split, batch_size), z.split(batch_size), strict=True)
     return torch.cat([model.decode(codes, y).log_prob(x) for (x, y), codes in pairs])
 
@@ -145,7 +148,9 @@ def importance_bound(
     batch_size: int = EVAL_BATCH_SIZE,
     after_sample: Callable[[], object] = lambda: None,
 ) -> Tensor:
-    """log 1/K sum_k p(x, z_k) / q(z_k|x), z_k ~ q(z|x): a lower bound on log p(x), [N] nats (Burda et al. 2016).
+    """Return the importance-weighted bound on log p(x) of each image, [N] nats (Burda et al. 2016).
+
+    It is log 1/K sum_k p(x, z_k) / q(z_k|x) with z_k ~ q(z|x), a lower bound.
 
     It rises to log p(x) as K grows; with K = 1 its mean is minus the neg_elbo. The K samples are taken one after
     the other, so memory does not grow with K; after_sample is called after each of them. Raises UserError for a
@@ -175,9 +180,10 @@ def disentanglement(
     repeats: int = 1,
     seed: int = 0,
 ) -> dict[str, Spread]:
-    """Scores of the means of q(z|x) by factors that vary, each with its spread over random parts of so many images.
+    """Return disentanglement scores of the means of q(z|x) by the factors that vary, each with its spread.
 
-    Raises UserError where the images are too few for their factors' values.
+    The spread is over random parts of `rows` images. Raises UserError if the images are too few for their factors'
+    values.
     """
     return spread(q.mean.cpu().numpy(), factors.table.cpu().numpy(), names, rows, repeats, seed)
 
@@ -185,9 +191,9 @@ def disentanglement(
 def factor_scores(
     measured: Evaluation, split: Split, names: Collection[str], prefix: str, conditional: bool = False
 ) -> dict[str, float]:
-    """Scores of disentanglement as a run logs them, such as val/mig: of one repeat, so without their spread.
+    """Return the disentanglement scores that a run logs, such as val/mig: from one repeat, so without their spread.
 
-    A score that is no number here, such as InfoC of one active latent, is left out.
+    A score that is not a number here, such as InfoC of one active latent, is left out.
     """
     if split.factors is None or not names:
         return {}
@@ -202,18 +208,18 @@ def told_by_means(measured: Evaluation, factors: Factors, seed: int = 0) -> np.n
 
 
 def carried(measured: Evaluation) -> np.ndarray:
-    """Return what each latent can tell about anything at most, its KL, as I(x; z_i) is no more: [Z], nats.
+    """Return the most that each latent can tell about anything: its KL, as I(x; z_i) is at most that, [Z], nats.
 
-    The codes of a deterministic autoencoder have no noise, and nothing bounds what they tell.
+    The codes of a deterministic autoencoder have no noise, so nothing bounds what they tell.
     """
     kl = np.array(measured.kl_per_dim)
     return kl if isinstance(measured.q, DiagonalGaussian) else np.full_like(kl, np.inf)
 
 
 def scores_warning(measured: Evaluation, told: np.ndarray, factors: Factors) -> str | None:
-    """Return why the scores are not of what z carries: their means of q(z|x) tell more than z with its noise does.
+    """Return a warning if the means of q(z|x), which the scores read, tell more than z with its noise does.
 
-    Of `told_by_means` [Z, F] about these factors. None where latents carry what they are said to tell.
+    `told` is what `told_by_means` returns for these factors, [Z, F]. None if the latents carry what they seem to tell.
     """
     bound, most, names = carried(measured), told.max(1), factors.names
     n_values = np.array([len(column.unique()) for column in factors.table.T])
@@ -239,7 +245,7 @@ def scores_warning(measured: Evaluation, told: np.ndarray, factors: Factors) -> 
 
 @dataclass
 class Information:
-    """Where the KL of a part of the images goes, nats per image: kl = mutual + aggregate."""
+    """The two parts of the KL of a sample of the images, nats per image: kl = mutual + aggregate."""
 
     images: int  # of the part
     kl: float
@@ -251,13 +257,13 @@ class Information:
 
 @torch.no_grad()
 def information(measured: Evaluation, part: torch.Generator, noise: torch.Generator) -> Information:
-    """Divide the KL into I(x; z) and KL(q(z) || p(z)), of at most MIXTURE images by chance, the same for both.
+    """Divide the KL into I(x; z) and KL(q(z) || p(z)), for at most MIXTURE random images, the same for both.
 
     q(z) is the mixture of the posteriors of the part, and I(x; z) = E log q(z|x) / q(z) at one z for each image
-    (Hoffman & Johnson 2016). Its own posterior is part of the mixture, so no image can give more than the log of the
-    images: at that value the estimate says "at least" and no more. Of that expectation the part that goes with
-    log q(z|x) / p(z) is known, as the mean of that is the KL: as a control variate it takes most of the noise away,
-    also where nearly all of the KL is information, or nearly none. Raises UserError for a deterministic autoencoder.
+    (Hoffman & Johnson 2016). Its own posterior is part of the mixture, so no image can give more than the log of their
+    number: at that value the estimate is only a lower bound. The mean of log q(z|x) / p(z) is known, as it is the KL:
+    as a control variate it removes most of the noise, even where nearly all of the KL is information, or nearly none.
+    Raises UserError for a deterministic autoencoder.
     """
     q = measured.q
     if isinstance(q, Point):
@@ -286,7 +292,7 @@ def information(measured: Evaluation, part: torch.Generator, noise: torch.Genera
 
 
 def _log_ratio_to_mixture(q: DiagonalGaussian, z: Tensor) -> Tensor:
-    """log q(z_i|x_i) / q(z_i) of codes z [N, Z] under the mixture q(z) of all N posteriors, [N] nats, in float64."""
+    """Return log q(z_i|x_i) / q(z_i) of codes z [N, Z] under the mixture q(z) of all N posteriors, [N] float64 nats."""
     n, z_dim = q.mean.shape
     precision = torch.exp(-q.log_var)
     # log q(z_i|x_j) for all pairs as matrix products, in float64: their large terms cancel.

@@ -26,19 +26,19 @@ def elbo(
     warmup_fraction: float = 0,
     cycles: int = 4,
 ) -> tuple[Tensor, Logged]:
-    """reconstruction + kl_weight * KL, a mean over images: the negative ELBO where kl_weight is 1.
+    """Return reconstruction + kl_weight * KL, a mean over images: the negative ELBO if kl_weight is 1.
 
     With another beta it is beta-VAE's objective (Higgins et al. 2017). The weight rises from 0 to beta over the
-    warm-up (Bowman et al. 2016; Sønderby et al. 2016), several times over where it is cyclical (Fu et al. 2019).
+    warm-up (Bowman et al. 2016; Sønderby et al. 2016), several times if it is cyclical (Fu et al. 2019).
     """
     kl_weight = beta * _risen(_part(now, warmup_epochs, warmup_steps, warmup_fraction), warmup, cycles)
     return (terms.reconstruction + kl_weight * terms.kl.sum(1)).mean(), {"kl_weight": kl_weight}
 
 
 def free_bits(terms: Terms, now: Progress, *, beta: float, free_nats: float) -> tuple[Tensor, Logged]:
-    """The ELBO in which each latent dimension's KL, a mean over the batch, counts as free_nats where it is less.
+    """Return the negative ELBO with each latent dimension's KL, a mean over the batch, at least free_nats.
 
-    So up to free_nats of each cost nothing (Kingma et al. 2016, appendix C.8).
+    So up to free_nats of each dimension cost nothing (Kingma et al. 2016, appendix C.8).
     """
     kl = terms.kl.mean(0).clamp(min=free_nats).sum()
     return terms.reconstruction.mean() + beta * kl, {"kl_weight": beta}
@@ -54,14 +54,16 @@ def capacity(
     warmup_steps: int = 0,
     warmup_fraction: float = 0,
 ) -> tuple[Tensor, Logged]:
-    """reconstruction + gamma * |KL - C|, where C rises linearly from 0 to capacity_nats (Burgess et al. 2018)."""
+    """Return reconstruction + gamma * |KL - C|; C rises linearly from 0 to capacity_nats (Burgess et al. 2018)."""
     target = capacity_nats * _part(now, warmup_epochs, warmup_steps, warmup_fraction)
     kl = terms.kl.sum(1).mean()
     return terms.reconstruction.mean() + gamma * (kl - target).abs(), {"capacity": target}
 
 
 def iwae(terms: Terms, now: Progress, *, beta: float, samples: int, samples_at_once: int) -> tuple[Tensor, Logged]:
-    """Minus the importance-weighted bound: -log 1/K sum_k p(x, z_k) / q(z_k|x), a mean over images (Burda et al. 2016).
+    """Return minus the importance-weighted bound, a mean over images (Burda et al. 2016).
+
+    The loss of an image is -log 1/K sum_k p(x, z_k) / q(z_k|x).
 
     beta weighs log p(z) / q(z|x) in it; with 1 it is the bound. The first z is the one of the terms.
     """
@@ -76,7 +78,7 @@ def iwae(terms: Terms, now: Progress, *, beta: float, samples: int, samples_at_o
 def beta_tc(
     terms: Terms, now: Progress, *, alpha: float, beta: float, gamma: float, sampling: str
 ) -> tuple[Tensor, Logged]:
-    """reconstruction + alpha * mutual information + beta * total correlation + gamma * dimension-wise KL.
+    """Return reconstruction + alpha * mutual information + beta * total correlation + gamma * dimension-wise KL.
 
     The last three sum to the KL (Chen et al. 2018, eq. 2 and 4). Its closed form is used for that sum, and the
     sampled terms only for what their weights add to 1: with all three 1 this is the negative ELBO.
@@ -89,10 +91,10 @@ def beta_tc(
 def dip_vae(
     terms: Terms, now: Progress, *, beta: float, variant: str, off_diagonal: float, diagonal: float
 ) -> tuple[Tensor, Logged]:
-    """The ELBO, and how far a covariance of the codes is from I: off_diagonal * sum_i!=j C_ij^2 + diagonal * sum_i
-    (C_ii - 1)^2 (Kumar et al. 2018, eq. 6 and 7).
+    """Return the negative ELBO, the KL weighted by beta, plus a penalty on a covariance of the codes far from I.
 
-    C, [Z, Z], is that of q's means over the batch (I), or of q(z), which has q's mean variance beside it (II).
+    The penalty is off_diagonal * sum_i!=j C_ij^2 + diagonal * sum_i (C_ii - 1)^2 (Kumar et al. 2018, eq. 6 and 7).
+    C, [Z, Z], is that of q's means over the batch (I), or of q(z), which adds q's mean variance to it (II).
     """
     q, _ = terms.draw
     centred = q.mean - q.mean.mean(0)
@@ -107,10 +109,10 @@ def dip_vae(
 
 
 def decompose(q: DiagonalGaussian, z: Tensor, train_size: int, sampling: str) -> dict[str, Tensor]:
-    """log q(z|x) / p(z) at z ~ q(z|x) as three terms, [B] nats each (Chen et al. 2018, eq. 2).
+    """Return log q(z|x) / p(z) at z ~ q(z|x) as three terms, [B] nats each (Chen et al. 2018, eq. 2).
 
-    I(x; z), KL(q(z) || prod_j q(z_j)) and sum_j KL(q(z_j) || p(z_j)), with q(z) estimated from the batch. Few of a
-    batch's images lie near z, so log q(z) comes out too low and I(x; z) too high: 10.9 nats where it is 9.0.
+    I(x; z), KL(q(z) || prod_j q(z_j)) and sum_j KL(q(z_j) || p(z_j)), with q(z) estimated from the batch. Few images of
+    a batch lie near z, so log q(z) is estimated too low and I(x; z) too high: 10.9 nats where it is 9.0.
     """
     pairs = DiagonalGaussian(q.mean[None], q.log_var[None]).log_prob(z[:, None])  # [B, B, Z]: log q(z_i|x_j)
     log_share = log_shares(len(z), train_size, sampling, z.device)
@@ -125,11 +127,11 @@ def decompose(q: DiagonalGaussian, z: Tensor, train_size: int, sampling: str) ->
 
 
 def log_shares(n: int, train_size: int, sampling: str, device: torch.device | str = "cpu") -> Tensor:
-    """What q(.|x_j) counts in the estimate of q(z_i) from a batch of n images, by its logarithm, [n, n].
+    """Return the log weight of q(.|x_j) in the estimate of q(z_i) from a batch of n images, [n, n].
 
-    stratified: x_i itself is one of the train_size images, and the others of the batch stand for all the others, so
-    that the estimate is unbiased. (Chen et al., appendix C, give one of the others another share; even shares have
-    the same expectation and are exact where the batch is all the data.) weighted: 1 / (n * train_size) each, the
+    stratified: x_i itself is one of the train_size images, and the others of the batch represent all the others, so
+    that the estimate is unbiased. (Chen et al., appendix C, give one of the others another weight; even weights have
+    the same expectation and are exact if the batch is all the data.) weighted: 1 / (n * train_size) each, the
     biased estimate of their eq. 5; the three terms are then off by constants, but still sum to the KL.
     """
     if sampling == "weighted":
@@ -139,13 +141,13 @@ def log_shares(n: int, train_size: int, sampling: str, device: torch.device | st
 
 
 def _part(now: Progress, epochs: float, steps: int, fraction: float) -> float:
-    """The part of a span that is over, 0 to 1; one of the three gives its length, and a span of 0 is over at once."""
+    """Return the part of a span that is over, 0 to 1; one of the three gives its length, and 0 is over at once."""
     length = steps or (epochs or fraction * now.epochs) * now.steps_per_epoch
     return min(1.0, now.step / length) if length else 1.0
 
 
 def _risen(part: float, shape: str, cycles: int) -> float:
-    """How far a weight has risen, 0 to 1, when so much of its warm-up is over."""
+    """Return how far a weight has risen, 0 to 1, when this part of its warm-up is over."""
     if part >= 1:
         return 1.0
     if shape == "cosine":

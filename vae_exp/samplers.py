@@ -1,4 +1,4 @@
-"""Where new codes may be drawn from besides the prior: mixtures of Gaussians over the codes of the training images.
+"""Sources of new codes besides the prior: mixtures of Gaussians over the codes of the training images.
 
 The prior is rarely where the codes are: what q(z|x) gives over all images, the aggregate posterior, has holes where the
 prior has none (Rosca et al. 2018, https://arxiv.org/abs/1802.06847). Both samplers here follow the codes: `fitted` is a
@@ -29,9 +29,9 @@ class Mixture:
     root: Tensor  # [M, Z], standard deviations, or [M, Z, Z], lower triangular: of each covariance
 
     def draw(self, y: Tensor, noise: torch.Generator, temperature: float = 1.0) -> Tensor:
-        """A code for each label y [N], [N, Z]; a temperature below 1 draws nearer to the Gaussians' means.
+        """Draw a code for each label y [N], [N, Z]; a temperature below 1 draws nearer to the Gaussians' means.
 
-        Raises UserError for a label of which there was no training image.
+        Raises UserError for a label that no training image had.
         """
         y, n = y.cpu(), len(y)
         uniform, eps = torch.rand(n, 1, generator=noise), torch.randn(n, self.mean.shape[1], generator=noise)
@@ -55,9 +55,9 @@ class Mixture:
 
 
 def aggregate(q: DiagonalGaussian | Point, group: Tensor) -> Mixture:
-    """The aggregate posterior: q(z|x) of an image that is chosen evenly among those of the label.
+    """Return the aggregate posterior: q(z|x) of an image that is chosen evenly among those of the label.
 
-    An autoencoder's codes have no spread of their own: theirs is that of a kernel density, by Scott's rule.
+    An autoencoder's codes have no spread of their own: they get that of a kernel density, by Scott's rule.
     """
     mean, group = q.mean.cpu().float(), group.cpu()
     if isinstance(q, DiagonalGaussian):
@@ -71,7 +71,7 @@ def aggregate(q: DiagonalGaussian | Point, group: Tensor) -> Mixture:
 
 
 def fitted(q: DiagonalGaussian | Point, group: Tensor, seed: int = 0) -> Mixture:
-    """COMPONENTS Gaussians for each group, fitted by maximum likelihood to draws of z ~ q(z|x), [N, Z]."""
+    """Fit COMPONENTS Gaussians to each group by maximum likelihood, on draws of z ~ q(z|x), [N, Z]."""
     from sklearn.mixture import GaussianMixture  # here: it takes a second to import
 
     noise, group = torch.Generator().manual_seed(seed), group.cpu()
@@ -93,5 +93,5 @@ FITTED = {"gmm": fitted, "aggregate": aggregate}
 
 
 def _groups(group: Tensor) -> list[Tensor]:
-    """The rows of each group that is there."""
+    """Return the rows of each group that occurs."""
     return [(group == label).nonzero()[:, 0] for label in group.unique().tolist()]

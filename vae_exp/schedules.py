@@ -7,12 +7,12 @@ import math
 
 
 def constant(epoch: float, epochs: int) -> float:
-    """1, always."""
+    """Return 1, always."""
     return 1.0
 
 
 def cosine(epoch: float, epochs: int, *, warmup_epochs: float, final_factor: float) -> float:
-    """A linear rise over warmup_epochs, then half a cosine down to final_factor (Loshchilov & Hutter 2017)."""
+    """Return a linear rise over warmup_epochs, then half a cosine down to final_factor (Loshchilov & Hutter 2017)."""
     if epoch < warmup_epochs:
         return epoch / warmup_epochs
     progress = (epoch - warmup_epochs) / max(epochs - warmup_epochs, 1e-9)
@@ -20,10 +20,10 @@ def cosine(epoch: float, epochs: int, *, warmup_epochs: float, final_factor: flo
 
 
 def step(epoch: float, epochs: int, *, every_epochs: float, gamma: float) -> float:
-    """gamma to the number of whole spans of every_epochs gone by."""
+    """Return gamma to the power of the number of completed spans of every_epochs."""
     return gamma ** (epoch // every_epochs)
 
 
 def milestones(epoch: float, epochs: int, *, at_epochs: list[float], gamma: float) -> float:
-    """Times gamma at each of the epochs listed."""
+    """Return gamma to the power of the number of listed epochs that have been reached."""
     return gamma ** sum(epoch >= milestone for milestone in at_epochs)

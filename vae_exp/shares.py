@@ -1,7 +1,7 @@
-"""Of a batch the part that this process computes, where several compute a run, and what makes a whole of the parts.
+"""The part of a batch that this process computes, if several compute a run, and how the parts are put together.
 
-Random numbers are drawn for the whole batch in every process, and each takes its rows of them: no random state belongs
-to one process, and the numbers of a run do not depend on how many there are. A process alone has all of a batch.
+Random numbers are drawn for the full batch in every process, and each takes its rows of them: no random state belongs
+to one process, and the numbers of a run do not depend on how many there are. A process alone has the full batch.
 """
 
 import itertools
@@ -15,32 +15,32 @@ from vae_exp.distributed import guard_peers, rank, world_size
 
 
 class Share(NamedTuple):
-    """The rows of a batch that each process computes; alone, all of them."""
+    """The rows of a batch that each process computes; with one process, all of them."""
 
     sizes: tuple[int, ...]
 
     @property
     def parts(self) -> list[slice]:
-        """The rows of every process."""
+        """Return the rows of every process."""
         ends = list(itertools.accumulate(self.sizes))
         return [slice(end - rows, end) for end, rows in zip(ends, self.sizes, strict=True)]
 
     @property
     def rows(self) -> slice:
-        """The rows of this process."""
+        """Return the rows of this process."""
         return self.parts[rank() if len(self.sizes) > 1 else 0]
 
     def local(self, whole: Tensor, dim: int = 0) -> Tensor:
-        """The rows of this process, of a tensor with all of them."""
+        """Return this process's rows of a tensor that has all of them."""
         if len(self.sizes) == 1:
             return whole
         return whole.narrow(dim, self.rows.start, self.sizes[rank()])
 
     def gather(self, mine: Tensor, dim: int = 0) -> Tensor:
-        """The rows of all processes, in order; the gradient of each row goes back to its own process.
+        """Return the rows of all processes, in order; the gradient of each row goes back to its own process.
 
         Whatever is computed from them is the same in every process. The gradients of the weights are then a part of
-        the whole in each, and add_up adds the parts.
+        the sum in each, and all_reduce_gradients adds the parts.
         """
         if len(self.sizes) == 1:
             return mine
@@ -48,7 +48,7 @@ class Share(NamedTuple):
 
 
 def share(n: int) -> Share:
-    """Of a batch of n images, as even as can be."""
+    """Return the shares of a batch of n images, as even as possible."""
     if world_size() == 1:
         return Share((n,))
     ends = [n * done // world_size() for done in range(world_size() + 1)]
@@ -56,7 +56,7 @@ def share(n: int) -> Share:
 
 
 class _Gather(torch.autograd.Function):
-    """Rows [b, ...] of each process, together [B, ...]."""
+    """Rows [b, ...] of each process, concatenated to [B, ...]."""
 
     @staticmethod
     def forward(ctx: Any, mine: Tensor, sizes: tuple[int, ...]) -> Tensor:
@@ -74,7 +74,7 @@ class _Gather(torch.autograd.Function):
 
 
 def all_reduce_gradients(model: nn.Module) -> None:
-    """The gradient of each weight becomes the sum of what the processes have of it."""
+    """Replace the gradient of each weight by its sum over the processes."""
     if world_size() == 1:
         return
     having = [weights for weights in model.parameters() if weights.grad is not None]
@@ -88,7 +88,7 @@ def all_reduce_gradients(model: nn.Module) -> None:
 
 
 def mean(values: Tensor) -> Tensor:
-    """The mean over the values of all processes, a scalar; no gradient goes through it."""
+    """Return the mean over the values of all processes, a scalar; no gradient goes through it."""
     if world_size() == 1:
         return values.mean()
     both = torch.stack([values.sum(), values.new_tensor(float(values.numel()))])
@@ -98,8 +98,9 @@ def mean(values: Tensor) -> Tensor:
 
 
 def broadcast_weights(*models: nn.Module) -> None:
-    """Weights and buffers become those of the first process; they are the same already, unless somebody's own network
-    draws its first weights from elsewhere.
+    """Set weights and buffers to those of the first process.
+
+    They are the same already, unless a user's own network draws its initial weights from another generator.
     """
     for values in {id(values): values for model in models for values in model.state_dict().values()}.values():
         if world_size() > 1:

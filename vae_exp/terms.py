@@ -1,6 +1,6 @@
 """The terms of a batch: one draw z ~ q(z|x) of each image, the two sides of the negative ELBO, and further draws.
 
-Objectives are functions of them. Nothing here is reduced over images but what is logged.
+Objectives are functions of them. Nothing here is reduced over images except what is logged.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ DrawMore = Callable[[int, int], Iterator[tuple[Tensor, Tensor]]]  # (samples, at
 
 
 class Progress(NamedTuple):
-    """How far a run has come when it takes its next step."""
+    """The progress of a run when it takes its next step."""
 
     step: int  # taken so far
     steps_per_epoch: int
@@ -30,7 +30,7 @@ class Progress(NamedTuple):
 
     @property
     def epoch(self) -> float:
-        """Fractional: 1.5 is halfway through the second."""
+        """Return the epoch as a fraction: 1.5 is halfway through the second."""
         return self.step / self.steps_per_epoch
 
 
@@ -45,12 +45,12 @@ class Terms(NamedTuple):
 
     @property
     def neg_elbo(self) -> Tensor:
-        """reconstruction + KL with weight 1, whatever is optimised, [B]."""
+        """Return reconstruction + KL with weight 1, whatever is optimised, [B]."""
         return self.reconstruction + self.kl.sum(1)
 
     @property
     def draw(self) -> tuple[DiagonalGaussian, Tensor]:
-        """q(z|x) and z ~ q. Raises TypeError for an autoencoder's single point, which has no density."""
+        """Return q(z|x) and z ~ q. Raises TypeError for an autoencoder's single point, which has no density."""
         if not isinstance(self.q, DiagonalGaussian) or self.z is None:
             raise TypeError("this objective needs a density q(z|x) and a draw of it")
         return self.q, self.z
@@ -59,7 +59,7 @@ class Terms(NamedTuple):
 def elbo_terms(
     x: Tensor, q: DiagonalGaussian | Point, p: Any, z: Tensor | None = None, draw_more: DrawMore | None = None
 ) -> Terms:
-    """-log p(x|z) of one draw z ~ q, and the closed-form KL (Kingma & Welling 2014, eq. 10)."""
+    """Return -log p(x|z) of one draw z ~ q, and the closed-form KL (Kingma & Welling 2014, eq. 10)."""
     return Terms(-p.log_prob(x), q.kl_to_prior(), q, z, draw_more)
 
 
@@ -73,11 +73,11 @@ def extra_samples(
     samples: int,
     at_once: int,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Further draws z ~ q(z|x, y) [k, B, Z] with log p(x|z, y) [k, B] nats, at most at_once in a chunk.
+    """Yield further draws z ~ q(z|x, y) [k, B, Z] with log p(x|z, y) [k, B] nats, at most at_once in a chunk.
 
-    Of a chunk only z is kept until the backward pass, which decodes it again: the memory does not grow with samples.
-    The draws are the same however they are chunked. x, y and q are this process's share of the batch; what is
-    returned is of all of it.
+    Only z of a chunk is kept until the backward pass, which decodes it again: memory does not grow with samples.
+    The draws are the same however they are chunked. x, y and q are this process's share of the batch; the
+    result covers the full batch.
     """
 
     def log_likelihood(z: Tensor) -> Tensor:
@@ -100,13 +100,16 @@ def extra_samples(
 
 
 def _draws_nothing(layer: nn.Module) -> bool:
-    """Of layers of vae_exp's and PyTorch's it is known; only others may need their random numbers a second time."""
+    """Return whether a layer is known to draw no random numbers.
+
+    That is known of vae_exp's and PyTorch's layers; only others may need their random numbers a second time.
+    """
     is_known = type(layer).__module__.startswith(("vae_exp.", "torch.nn.modules."))
     return is_known and not (isinstance(layer, nn.modules.dropout._DropoutNd | nn.RReLU) or hasattr(layer, "dropout"))
 
 
 def gather_terms(terms: Terms, share: Share) -> Terms:
-    """The terms of all processes' shares of a batch, so that an objective is the same function of them everywhere."""
+    """Return the terms of the full batch, from all processes, so that an objective is the same function everywhere."""
     if len(share.sizes) == 1 or terms.q is None or terms.z is None:
         return terms
     of_q = vars(terms.q)
@@ -124,10 +127,10 @@ def compute_loss(
     now: Progress,
     noise: torch.Generator,
 ) -> tuple[Tensor, Logged]:
-    """The loss at one draw z ~ q(z|x, y) for each image, from noise eps [B, Z], and what is logged of it.
+    """Return the loss at one draw z ~ q(z|x, y) per image, from noise eps [B, Z], and what of it is logged.
 
-    Images x are [B, C, H, W] in [0, 1], labels y [B]. Objectives that ask for more draws take them from `noise`. Where
-    several processes compute a run, each takes its share of the images here, and the loss is of all of them.
+    Images x are [B, C, H, W] in [0, 1], labels y [B]. Objectives that need more draws take them from `noise`. If
+    several processes compute a run, each takes its share of the images here, and the loss is that of all of them.
     """
     share = shares.share(len(x))
     x, y, eps = (share.local(part) for part in (x, y, eps))

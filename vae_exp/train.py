@@ -50,11 +50,11 @@ Judge = Callable[[int, dict[str, float]], str | None]  # after an epoch, with it
 def train(cfg: DictConfig, run_dir: str | Path, prune: Judge | None = None) -> dict[str, Any]:
     """Train the VAE that cfg describes and return what run_dir/summary.json then holds.
 
-    With cfg.resume it goes on from the last checkpoint in run_dir; with cfg.replace a run that lies there goes. A run
-    that `prune` ends early is pruned. Every number is in nats per image. Raises UserError before anything is read or
-    opened where cfg asks for something impossible, where run_dir holds a run, belongs to another process or cannot be
-    written, the disk is full or the memory too small, and Diverged where a number stops being finite. In each of the
-    processes that torchrun starts for a run it is called alike; what the first of them is given counts.
+    With cfg.resume it continues from the last checkpoint in run_dir; with cfg.replace a run in run_dir is deleted. A
+    run that `prune` ends early is pruned. Every number is in nats per image. Raises UserError before anything is read
+    or opened if cfg asks for something impossible, if run_dir holds a run, belongs to another process or cannot be
+    written, the disk is full or the memory too small, and Diverged if a number stops being finite. All processes that
+    torchrun starts for a run call it in the same way; the arguments of the first one count.
     """
     with distributed.process_group():
         config, run_dir = distributed.broadcast(lambda: (build.check(cfg), Path(run_dir)))
@@ -236,7 +236,7 @@ def _train(config: Config, run_dir: Path, device: torch.device, prune: Judge) ->
 
 
 def _test(run: TrainingRun, checkpoints: Checkpointer, test_split: Split, tracker: Tracker) -> None:
-    """Measure and picture the test split with the weights of the best epoch; upload them where that is asked for."""
+    """Measure and picture the test split with the weights of the best epoch; upload the weights if asked for."""
     seed, step, model = run.config["seed"], run.state.step, run.eval_model
     weights, best = distributed.broadcast(checkpoints.best)
     model.load_state_dict(weights)

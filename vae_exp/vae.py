@@ -36,24 +36,27 @@ class VAE(nn.Module):
         self.z_dim, self.n_classes, self.stochastic = z_dim, n_classes, stochastic
 
     def context(self, y: Tensor) -> Tensor:
-        """The one-hot labels of y [B], as [B, n_classes]; an unconditional model's are [B, 0]."""
+        """Return the one-hot labels of y [B], as [B, n_classes]; an unconditional model's are [B, 0]."""
         if self.n_classes == 0:  # F.one_hot refuses zero classes
             return torch.empty(len(y), 0, device=y.device)
         return F.one_hot(y, self.n_classes).float()
 
     def encode(self, x: Tensor, y: Tensor) -> DiagonalGaussian | Point:
-        """The approximate posterior q(z|x, y) of images x [B, C, H, W] in [0, 1] with labels y [B]."""
+        """Return the approximate posterior q(z|x, y) of images x [B, C, H, W] in [0, 1] with labels y [B]."""
         mean, log_var = _full(self.encoder(x, self.context(y))).chunk(2, dim=1)
         return DiagonalGaussian(mean, log_var) if self.stochastic else Point(mean)
 
     def decode(self, z: Tensor, y: Tensor) -> Any:
-        """The likelihood p(x|z, y) of codes z [B, Z] with labels y [B]; its mean is an image."""
+        """Return the likelihood p(x|z, y) of codes z [B, Z] with labels y [B]; its mean is an image."""
         return self.likelihood(_full(self.decoder(z, self.context(y))))
 
     @property
     @torch.no_grad()
     def support(self) -> str:
-        """What p(x|z) is a density over: binary, unit interval, real or bytes; other where a likelihood says none."""
+        """Return the kind of values p(x|z) is a density over: binary, unit interval, real or bytes.
+
+        It is other if a likelihood does not say.
+        """
         with self.evaluating():
             device = next(self.parameters()).device
             p = self.decode(torch.zeros(1, self.z_dim, device=device), torch.zeros(1, dtype=torch.long, device=device))
@@ -61,13 +64,13 @@ class VAE(nn.Module):
 
     @torch.no_grad()
     def scale(self) -> dict[str, Tensor]:
-        """The sigma or scale of p(x|z) by its name, a scalar on the device, where one is learned or fitted."""
+        """Return the sigma or scale of p(x|z) by its name, a scalar on the device, if one is learned or fitted."""
         name = getattr(self.likelihood, "scale_name", None)
         return {} if name is None else {name: torch.as_tensor(self.likelihood.scale)}  # type: ignore[attr-defined]
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Inside, layers and likelihoods that behave otherwise in training do not; afterwards it is as it was."""
+        """Run the block with layers and likelihoods in evaluation mode; restore the previous mode afterwards."""
         before = self.training
         self.eval()
         try:
@@ -76,7 +79,10 @@ class VAE(nn.Module):
             self.train(before)
 
     def prior_sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """n draws from the prior N(0, I), [n, Z]. Raises UserError for a deterministic autoencoder, which has none."""
+        """Draw n codes from the prior N(0, I), [n, Z].
+
+        Raises UserError for a deterministic autoencoder, which has none.
+        """
         if not self.stochastic:
             raise UserError("model.stochastic=false: an autoencoder has no prior over its codes to sample from.")
         device = next(self.parameters()).device
@@ -85,5 +91,5 @@ class VAE(nn.Module):
 
 
 def _full(outputs: Tensor) -> Tensor:
-    """In float32 where a network answered in bfloat16, whose three digits are too few for a density's sums."""
+    """Return outputs in bfloat16 as float32: the three digits of bfloat16 are too few for a density's sums."""
     return outputs.float() if outputs.dtype == torch.bfloat16 else outputs

@@ -41,7 +41,7 @@ STREAMS = ("/dev", "/dev/fd", "/proc/self/fd")  # folders whose names stand for 
 
 
 def main() -> None:
-    """Exit code 0, or 1 with one message."""
+    """Run `vae-compare`: exit with code 0, or with 1 and one message."""
     if "--version" in sys.argv[1:]:
         print(shared.versions())
         return
@@ -91,7 +91,7 @@ def _count(text: str) -> int:
 def compare(options: argparse.Namespace) -> None:
     """Print the table, and write the files that the options name.
 
-    Raises UserError for a folder without runs, an unknown column, a filter that no run passes, an unwritable file.
+    Raises UserError for a folder without runs, an unknown column, a filter that no run passes, or an unwritable file.
     """
     compare_on_wandb.check(options)
     runs, damaged = read_runs(options.paths)
@@ -142,7 +142,7 @@ def compare(options: argparse.Namespace) -> None:
 
 
 def _filter(runs: list[Run], test: str) -> list[Run]:
-    """The runs that pass a test such as optimizer.lr<1e-3. Raises UserError where none does."""
+    """Return the runs that pass a test such as optimizer.lr<1e-3. Raises UserError if none does."""
     found = re.fullmatch(r"([\w./]+)\s*(<=|>=|!=|==|=|<|>)\s*(.*)", test)
     if not found:
         raise UserError(f"--filter {test}: write KEY=VALUE, or <, >, <=, >=, != in place of =.")
@@ -174,7 +174,7 @@ def _known(column: str, known: list[str]) -> str:
 
 
 def _write(path: Path, content: str | bytes) -> str:
-    """Write a file that an option names, or to a device such as /dev/stdout. Returns the line that says so."""
+    """Write a file that an option names, or to a device such as /dev/stdout; return a line that says so."""
     content = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)

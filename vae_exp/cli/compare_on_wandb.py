@@ -16,7 +16,7 @@ MOST_FOLDERS = 3  # that a message names
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of vae-compare that are about W&B."""
+    """Add the options of vae-compare that are about W&B."""
     parser.add_argument(
         "--wandb",
         nargs="?",
@@ -29,7 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Raises UserError, before any run is read, where something is missing that --wandb needs."""
+    """Raise UserError, before any run is read, if something that --wandb needs is missing."""
     if options.wandb is None:
         for name in ("wandb_report", "dry_run"):
             if getattr(options, name):
@@ -45,9 +45,9 @@ def check(options: argparse.Namespace) -> None:
 
 
 def send(options: argparse.Namespace, runs: list[Run]) -> list[str]:
-    """Save the view, and the report if it is asked for; a dry run prints them as JSON. Returns lines to print.
+    """Save the view, and the report if it is asked for; a dry run prints them as JSON. Return the lines to print.
 
-    Raises UserError where the project is unknown, has none of the runs, or where W&B refuses.
+    Raises UserError if the project is unknown or has none of the runs, or if W&B refuses.
     """
     from vae_exp.tracking import wandb_saving, wandb_view
 
@@ -109,12 +109,12 @@ def _report(
 
 
 def _as_json(model: Any) -> Any:
-    """What is sent of a view or a report; its spec is sent as a text, and shown here as what it holds."""
+    """Return what is sent of a view or a report as JSON; its spec, which is sent as text, is shown decoded."""
     return json.loads(model.model_dump_json(by_alias=True, exclude_none=True))
 
 
 def _complain(place: str, missing: int, runs: list[Run], all_of_them: bool) -> None:
-    """Raises UserError where the project has none of the runs: the view would be empty. Some are a note."""
+    """Raise UserError if the project has none of the runs, as the view would be empty; print a note for some."""
     offline = [summary.wandb.dir for run in runs if (summary := read_summary(run.folder)) and summary.wandb.dir]
     if len(offline) > MOST_FOLDERS:
         folders = sorted({f"{shlex.quote(folder.rpartition('/')[0])}/*run-*" for folder in offline})

@@ -1,4 +1,4 @@
-"""The files of what vae-generate draws: whole or not there, and nothing beside them where one cannot be written."""
+"""The files of the images that vae-generate draws: each is complete or absent, and a failed write leaves nothing."""
 
 import contextlib
 import shutil
@@ -23,7 +23,10 @@ FRAME_MILLISECONDS = 120
 
 
 def write(drawing: "Drawing", options: GenerateOptions, target: Path) -> Path:
-    """One PNG or GIF, a PNG each, or arrays; the latter two chunk by chunk, so that memory does not grow with n."""
+    """Write one PNG or GIF, a PNG for each image, or arrays; return the path.
+
+    The latter two are written chunk by chunk, so that memory does not grow with n.
+    """
     from tqdm import tqdm
 
     if options["format"] == "grid":
@@ -55,7 +58,7 @@ def _write_sheet(drawing: "Drawing", target: Path) -> Path:
 
 
 def _write_files(drawing: "Drawing", folder: Path, bar: Any) -> Path:
-    """A folder with a PNG for each image."""
+    """Write a folder with a PNG for each image, and return it."""
     from PIL import Image
 
     digits, number = len(str(drawing.n - 1)), 0
@@ -80,14 +83,14 @@ def _write_files(drawing: "Drawing", folder: Path, bar: Any) -> Path:
 
 
 def _write_npz(drawing: "Drawing", target: Path, bar: Any) -> Path:
-    """Arrays x [n, C, H, W] (uint8) and y [n] (int64)."""
+    """Write arrays x [n, C, H, W] (uint8) and y [n] (int64), and return the path."""
     return write_arrays(target, drawing.n, ({"x": _bytes(x), "y": y.cpu().numpy()} for x, y in drawing.chunks), bar)
 
 
 def write_arrays(target: Path, n: int, chunks: Iterable[dict[str, np.ndarray]], bar: Any) -> Path:
     """Write arrays of n rows to target.npz, chunk by chunk, so that memory does not grow with n; return its path.
 
-    An archive takes one array at a time: the first is written as it comes, the others by way of files without a name.
+    An archive takes one array at a time: the first is written directly, the others through unnamed temporary files.
     """
     path = target.with_name(f"{target.name}.npz")
     with atomic_write(path) as file, zipfile.ZipFile(file, "w") as archive, contextlib.ExitStack() as opened:
@@ -118,9 +121,9 @@ def write_arrays(target: Path, n: int, chunks: Iterable[dict[str, np.ndarray]], 
 
 @contextlib.contextmanager
 def in_folder(folder: Path) -> Iterator[None]:
-    """Make the folder of what is drawn; where that fails, it goes again if it is new and empty.
+    """Make the output folder and run the block; if that fails, remove the folder again if it is new and empty.
 
-    Raises UserError where the system refuses, such as for a full disk.
+    Raises UserError if the system refuses, such as for a full disk.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:

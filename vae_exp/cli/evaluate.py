@@ -34,12 +34,15 @@ LONG = (
 
 
 def main() -> None:
-    """Exit code 0, or 1 with one message."""
+    """Run `vae-evaluate`: exit with code 0, or with 1 and one message."""
     shared.run("vae-evaluate", "evaluate", EVALUATE_RULES, ABOUT, _evaluate_all)
 
 
 def _evaluate_all(options: EvaluateOptions) -> None:
-    """Every checkpoint that the path means; one that fails, or a reader that has gone, does not stop the others."""
+    """Evaluate every checkpoint that the path means.
+
+    A checkpoint that fails, or a closed output pipe, does not stop the others.
+    """
     from vae_exp import inference
     from vae_exp.cli import factor_scores, sample_scores
     from vae_exp.tracking import wandb_server
@@ -75,8 +78,9 @@ def _evaluate_all(options: EvaluateOptions) -> None:
 
 
 def evaluate_checkpoint(path: Path, options: EvaluateOptions) -> tuple[dict[str, Any], Callable[[], None]]:
-    """All numbers of one checkpoint, written beside it as NAME.SPLIT.json and added to W&B; returned, and what prints
-    them: whatever reads what is printed may have gone, and nothing is lost by it.
+    """Measure all numbers of one checkpoint, write them beside it as NAME.SPLIT.json, and add them to W&B.
+
+    Returns the numbers and a function that prints them: if the output pipe is closed by then, nothing is lost.
     """
     from vae_exp import inference
     from vae_exp.config import devices
@@ -100,7 +104,10 @@ def _show(result: dict[str, Any], model: "TrainedVAE", lines: list[str]) -> None
 
 
 def _with_what_was_kept(result: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
-    """The result with what takes long and was not asked for, as an earlier one of the same model and images has it."""
+    """Return the result, with slow numbers that were not asked for taken from an earlier one.
+
+    The earlier one must be of the same model and images.
+    """
     if any(before.get(name) != result[name] for name in ("weights", "split", "images")):
         return result
     if scores := before.get("scores"):

@@ -1,4 +1,4 @@
-"""What `vae-evaluate` measures of one model: the ELBO and its terms, bounds, information, scores."""
+"""The measurements of one model that `vae-evaluate` makes: the ELBO and its terms, bounds, information, scores."""
 
 import functools
 import math
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def evaluate_model(model: "TrainedVAE", options: EvaluateOptions) -> "tuple[dict[str, Any], dict[str, np.ndarray]]":
-    """The numbers of a split, in nats per image, each with its standard error; pictures of its scores by their names.
+    """Return the numbers of a split, in nats per image, each with its standard error, and pictures by name.
 
-    Raises UserError where the data cannot be read, for importance samples of a deterministic autoencoder, and for
+    Raises UserError if the data cannot be read, for importance samples of a deterministic autoencoder, and for
     scores of samples or of factors that do not suit the data.
     """
     from tqdm import tqdm
@@ -73,5 +73,5 @@ def evaluate_model(model: "TrainedVAE", options: EvaluateOptions) -> "tuple[dict
 
 
 def _gives_probabilities(model: "TrainedVAE", split: "Split") -> bool:
-    """Whether the likelihood gives each possible image a probability, so that bits per dimension are defined."""
+    """Return whether the likelihood gives each possible image a probability, so that bits per dimension are defined."""
     return model.model.support == "bytes" or (model.model.support == "binary" and not split.is_grey())

@@ -1,4 +1,4 @@
-"""What vae-evaluate prints: the numbers of one model, and those of several side by side."""
+"""The tables that vae-evaluate prints: the numbers of one model, and those of several side by side."""
 
 import math
 from pathlib import Path
@@ -58,7 +58,7 @@ def show(result: dict[str, Any], model: "TrainedVAE") -> None:
 
 
 def show_side_by_side(rows: dict[Path, dict[str, Any]], options: EvaluateOptions) -> None:
-    """The runs of a folder, the best first."""
+    """Print the runs of a folder side by side, the best first."""
     names = [
         n
         for n in ("nll", "neg_elbo", "reconstruction", "kl", "active_units", "label_accuracy")
@@ -76,7 +76,7 @@ def show_side_by_side(rows: dict[Path, dict[str, Any]], options: EvaluateOptions
 
 
 def _show_scores(scores: dict[str, Any], result: dict[str, Any]) -> None:
-    """The scores of disentanglement, with what a reader of each should know."""
+    """Print the scores of disentanglement, each with what a reader should know about it."""
     settings, split = result["scores"], result["split"]
     print(f"\n{'disentanglement':28}{'':>12}{'± rows':>12}   of {printable(', '.join(settings['factors']))}")
     print(f"   {settings['repeats']} times {settings['rows']:,} of the {split} images, means of q(z|x)")
@@ -88,7 +88,7 @@ def _show_scores(scores: dict[str, Any], result: dict[str, Any]) -> None:
 
 
 def _show_samples(drawn: str, scores: dict[str, Any], result: dict[str, Any]) -> None:
-    """The scores of one sampler and one kind of features, beside those of real images in the place of samples."""
+    """Print the scores of one sampler and one kind of features, beside those of real images in place of samples."""
     sampler, features = drawn.split("/")
     others = "test" if result["split"] == "train" else "training"
     print(f"\n{scores['n']:,} samples of {sampler}, {features} features, against the {result['split']} images")

@@ -20,10 +20,12 @@ SAID: set[str] = set()  # the notes of this command: of a sweep they are the sam
 
 
 def chosen(model: TrainedVAE, data: Data, split: Split, options: EvaluateOptions) -> tuple[list[str], int]:
-    """The scores to measure, and of how many images at a time: those that are typed, or where there are factors the
-    usual ones; of these the ones that the split does not suit are left out, with a note.
+    """Return the scores to measure, and the number of images for each repeat.
 
-    Raises UserError where typed scores do not suit the data, or more rows are asked for than there are.
+    The scores are those that are typed or, if the factors are known, the usual ones; of the usual ones, those that the
+    split does not suit are left out, with a note.
+
+    Raises UserError if typed scores do not suit the data, or if more rows are asked for than there are.
     """
     names, part, repeats, seed = options["scores"], options["split"], options["score_repeats"], options["seed"]
     if names == [] or (names is None and split.factors is None):
@@ -55,7 +57,7 @@ def chosen(model: TrainedVAE, data: Data, split: Split, options: EvaluateOptions
 
 
 def say_once(note: str) -> None:
-    """Print a note of a command that is not printed yet."""
+    """Print a note unless this command has already printed it."""
     if note not in SAID:
         print(f"{printable(note)}\n")
     SAID.add(note)
@@ -64,9 +66,9 @@ def say_once(note: str) -> None:
 def scored(
     model: TrainedVAE, measured: metrics.Evaluation, split: Split, names: list[str], rows: int, options: EvaluateOptions
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Each score with its spread; the matrix of information, and the traversals that it orders, by their names.
+    """Return each score with its spread, and by name the pictures: the information matrix and the traversals it orders.
 
-    A score that is no number here is left out, with a note.
+    A score that is not a number here is left out, with a note.
     """
     factors, repeats = split.unknown_factors(model.config["model"]["conditional"]), options["score_repeats"]
     found = metrics.disentanglement(measured.q, factors, names, rows, repeats, options["seed"])

@@ -1,4 +1,4 @@
-"""What scores need of a set of images: features, seen batch by batch, and of real images kept for the next time."""
+"""The statistics that scores need of a set of images: features, batch by batch; those of real images are cached."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -21,14 +21,14 @@ LARGEST_COVARIANCE = 4096  # features: that of more takes minutes and gigabytes
 
 @dataclass
 class FeatureStats:
-    """What the scores need of a set of images: sums over all of them, and the features of up to COMPARED."""
+    """The statistics that scores need of a set of images: sums over all, and the features of up to COMPARED of them."""
 
     moments: Moments | None  # None where their covariance is too large
     rows: Tensor  # [min(N, COMPARED), D]
 
 
 def real_stats(split: Split, n: int, key: str, features: Features) -> FeatureStats:
-    """n real images, or all: from the cache, or seen now and kept there."""
+    """Return the statistics of n real images, or of all, from the cache or else computed now and cached."""
     split = split[random_rows(len(split), n)]
     path = reference_classifier.cache() / f"{reference_classifier.digest(split)}-{key}.npz"
     if (content := arrays.read(path)) and (kept := _kept(content, len(split))):
@@ -42,7 +42,7 @@ def real_stats(split: Split, n: int, key: str, features: Features) -> FeatureSta
 
 
 def _kept(content: dict[str, np.ndarray], n: int) -> FeatureStats | None:
-    """What a file of n images holds; None where it cannot be what was written."""
+    """Return the content of a cache file for n images, or None if it cannot be what was written."""
     types = {"rows": np.float32} | ({"mean": np.float64, "scatter": np.float64} if "mean" in content else {})
     if not arrays.are_numbers(content, types) or content["rows"].ndim != 2:
         return None
@@ -57,7 +57,7 @@ def _kept(content: dict[str, np.ndarray], n: int) -> FeatureStats | None:
 
 
 def gather(images: Iterable[Tensor], n: int, features: Features, what: str) -> FeatureStats:
-    """All of the images, of which there are n, with a bar that says what they are."""
+    """Return the statistics of all n images, with a progress bar that says what they are."""
     moments: Moments | None = None
     rows: list[Tensor] = []
     held = 0
@@ -75,5 +75,5 @@ def gather(images: Iterable[Tensor], n: int, features: Features, what: str) -> F
 
 
 def random_rows(of: int, n: int) -> Tensor:
-    """The rows of n images, or of all, in an order by chance: neighbours in a file are often alike."""
+    """Return the rows of n images, or of all, in random order: neighbours in a file are often alike."""
     return torch.randperm(of, generator=build.generator(0, "compared"))[:n]

@@ -13,12 +13,12 @@ TERMS = ("neg_elbo", "reconstruction", "kl")
 
 
 def resume_hint(run_dir: Path) -> str:
-    """The command that resumes a run, on a line of its own; nothing where there is no checkpoint."""
+    """Return the command that resumes a run, on a line of its own, or nothing if there is no checkpoint."""
     return f"\ngo on     {on_resume(run_dir)}" if (run_dir / LAST).exists() else ""
 
 
 def final_message(summary: dict[str, Any], run_dir: Path, dataset: str) -> str:
-    """Where everything is, and what to type next."""
+    """Return the message that says where everything is, and what to type next."""
 
     def program(name: str) -> str:
         return name if shutil.which(name) else shlex.quote(os.path.relpath(Path(sys.executable).with_name(name)))
@@ -47,7 +47,7 @@ def final_message(summary: dict[str, Any], run_dir: Path, dataset: str) -> str:
 
 
 def _parts(folder: Path, run_id: str) -> str:
-    """The folder of an offline run, or a pattern for the folders of its parts: each resume leaves one."""
+    """Return the folder of an offline run, or a pattern for the folders of its parts: each resume leaves one."""
     parts = f"offline-run-*-{run_id}"
     several = len(list(folder.parent.glob(parts))) > 1
     return f"{shlex.quote(str(folder.parent))}/{parts}" if several else shlex.quote(str(folder))

@@ -68,7 +68,7 @@ IN_THE_NAME = (
 
 
 def main() -> None:
-    """Exit code 0, or 1 with one message."""
+    """Run `vae-generate`: exit with code 0, or with 1 and one message."""
     shared.run("vae-generate", "generate", GENERATE_RULES, ABOUT, generate)
 
 
@@ -107,7 +107,7 @@ def generate(options: GenerateOptions) -> Path:
 
 
 def _check(options: GenerateOptions) -> None:
-    """Refuse what does not go together, before torch is imported."""
+    """Raise UserError for options that do not go together, before torch is imported."""
     what = options["what"]
     if options["animate"] and (what not in ANIMATED or options["format"] != "grid"):
         raise UserError(f"animate=true: films are made of what={' and what='.join(ANIMATED)}, with format=grid.")
@@ -125,7 +125,7 @@ def _check(options: GenerateOptions) -> None:
 
 
 def _check_used(options: GenerateOptions) -> None:
-    """Raises UserError for a key that says something of which the figure asked for takes no notice."""
+    """Raise UserError for a key that was set although the requested figure does not use it."""
     usual = flatten(yaml.safe_load((CONF_DIR / "generate.yaml").read_text()))
     chosen = flatten(options)
     what = {options["what"], *(f"{options['what']} {key}={options[key]}" for key in ("around", "sampler"))}
@@ -138,8 +138,9 @@ def _check_used(options: GenerateOptions) -> None:
 
 
 def _name(options: GenerateOptions) -> str:
-    """The name of the file: what it shows, and the settings that are not the usual ones. With a larger n it shows
-    the same and more.
+    """Return the name of the file: what it shows, and the settings that are not the default.
+
+    n is not part of the name: with a larger n the file shows the same and more.
     """
     usual = flatten(yaml.safe_load((CONF_DIR / "generate.yaml").read_text()))
     chosen = flatten(options)
@@ -157,7 +158,7 @@ def _name(options: GenerateOptions) -> str:
 
 
 def _write_latents(model: "TrainedVAE", options: GenerateOptions, target: Path) -> Path:
-    """The posterior means of a split: as a scatter of some images, or with their variances as arrays, of all."""
+    """Write the posterior means of a split: some as a scatter plot, or all with their variances as arrays."""
     from PIL import Image
     from tqdm import tqdm
 

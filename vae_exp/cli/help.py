@@ -1,4 +1,4 @@
-"""`vae-train --help`, with the options of one's own that --config-dir names."""
+"""`vae-train --help`, with the user's own options that --config-dir names."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,10 @@ from vae_exp.errors import UserError
 
 
 def with_own_options(arguments: list[str]) -> list[str]:
-    """--config-dir FOLDER, with options of one's own, as a setting, which the jobs of a sweep keep and flags do not."""
+    """Return the arguments with --config-dir FOLDER, which holds the user's own options, turned into a setting.
+
+    The jobs of a sweep keep settings, but not flags.
+    """
     found = [i for i, argument in enumerate(arguments) if argument.partition("=")[0] in ("--config-dir", "-cd")]
     if not found:
         return arguments
@@ -27,7 +30,7 @@ def with_own_options(arguments: list[str]) -> list[str]:
 
 
 def print_help(arguments: list[str]) -> None:
-    """Hydra would fill in the same text, but asks every plugin's groups, for seconds."""
+    """Print the help of vae-train; Hydra would fill in the same text, but asks every plugin's groups, for seconds."""
     folders = [CONF_DIR]
     for word in arguments:
         if found := re.fullmatch(r"hydra\.searchpath=\['?file://(.*?)'?\]", word):  # of --config-dir

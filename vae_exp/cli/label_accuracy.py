@@ -1,4 +1,4 @@
-"""Whether a conditional model draws what its label says: a classifier of real images reads the labels back."""
+"""The label accuracy of a conditional model: a classifier of real images reads the labels of its images back."""
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,9 @@ GENERATED = 5000  # images drawn to be read
 @torch.no_grad()
 @full_precision()
 def label_accuracy(model: VAE, classifier: nn.Module, data: Data, held_out: Split, noise: torch.Generator) -> dict:
-    """How often the classifier reads the label that an image was drawn for.
+    """Return how often the classifier reads the label that an image was drawn for.
 
-    Beside it its accuracy on real held-out images, which no model can be expected to pass by much, and that
+    Also return its accuracy on real held-out images, which no model can be expected to pass by much, and that
     against the drawn images' labels in random order, which is chance.
     """
     # Labels that the data have: a model may have room for more (dataset.n_classes), of which nobody knows the look.

@@ -25,7 +25,7 @@ START_NOTHING = (
 
 
 def require_one_process(cfg: DictConfig, typed: list[str]) -> None:
-    """Raises UserError for a sweep that was started in several processes, or whose jobs are to be."""
+    """Raise UserError for a sweep that was started in several processes, or whose jobs would be."""
     swept = [word for word in typed if word.startswith("devices=") and word != "devices=1"]
     if started() > 1 or cfg.devices != 1 or swept:
         asked = swept[0] if swept else f"devices={max(started(), cfg.devices)}"
@@ -38,7 +38,7 @@ def require_one_process(cfg: DictConfig, typed: list[str]) -> None:
 def launch(devices: int, words: list[str], run_dir: Path) -> None:
     """Start the processes of a run with this command line, and end as they end.
 
-    The first of them says what a run says. Only what none of them could say is said here.
+    The first of them prints a run's messages. This process prints only what none of them could.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -80,13 +80,13 @@ def launch(devices: int, words: list[str], run_dir: Path) -> None:
 
 
 def _is_told(run_dir: Path, began: float) -> bool:
-    """Whether the first process has written down how the run that began then has ended, and said so."""
+    """Return whether the first process has recorded, and printed, how the run that started at `began` ended."""
     summary, path = read_summary(run_dir), run_dir / SUMMARY
     return summary is not None and summary.state != "running" and path.stat().st_mtime >= began
 
 
 def follow(arguments: list[str]) -> int:
-    """A further process of a run: what it computes is the first one's word, and so is all that is told."""
+    """Run a further process of a run, and return its exit code; the first process alone decides and prints."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # until the run begins there is nothing to save
     if any(word.partition("=")[0] in START_NOTHING for word in arguments):
         return 0  # the first does it alone

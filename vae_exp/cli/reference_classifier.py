@@ -20,12 +20,12 @@ READ_AT_ONCE = 10_000  # images, while their digest is computed
 
 
 def cache() -> Path:
-    """Where judges and features of real images are kept: they are computed once for all runs on the same data."""
+    """Return the folder of cached judges and features of real images, computed once for all runs on the same data."""
     return cache_folder("features")
 
 
 def digest(split: Split) -> str:
-    """What tells one set of images and labels from another: their bytes, however they were split or chosen."""
+    """Return a digest that identifies a set of images and labels by their bytes, however they were split or chosen."""
     found = hashlib.sha256(repr((len(split), split.x_shape, split.dynamic)).encode())
     for rows in torch.arange(len(split)).split(READ_AT_ONCE):
         part = split[rows.to(split.y.device)]
@@ -35,10 +35,10 @@ def digest(split: Split) -> str:
 
 
 def reference_classifier(data: Data, device: torch.device) -> tuple[nn.Sequential, str]:
-    """The classifier of a data set, and a name that tells it from all others.
+    """Return the classifier of a data set, and a name that tells it from all others.
 
     It learns from all training images, whatever part of them a model had, so that one judges the models of every
-    seed. It is the one that was kept, or a new one, which is kept.
+    seed. It is read from the cache, or else trained and cached.
     """
     train, n_classes = data.read_train().to(device), data.n_classes
     path = cache() / f"judge-{RECIPE}-{digest(train)}-{n_classes}.npz"
@@ -58,12 +58,12 @@ def reference_classifier(data: Data, device: torch.device) -> tuple[nn.Sequentia
 
 
 def _name(weights: dict[str, np.ndarray]) -> str:
-    """By the weights themselves: another machine trains another judge of the same images."""
+    """Return a name made from the weights themselves: another machine trains another judge of the same images."""
     return f"judge-{hashlib.sha256(b''.join(weights[name].tobytes() for name in sorted(weights))).hexdigest()[:16]}"
 
 
 def features(classifier: nn.Sequential, x: Tensor) -> Tensor:
-    """The hidden units [N, HIDDEN] by which the classifier tells classes apart, of images in [0, 1]."""
+    """Return the hidden units [N, HIDDEN] by which the classifier tells classes apart, for images in [0, 1]."""
     return classifier[:3](x)
 
 
@@ -79,7 +79,7 @@ def _empty(train: Split, n_classes: int) -> nn.Sequential:
 
 @torch.enable_grad()
 def train_classifier(train: Split, n_classes: int, seed: int) -> nn.Sequential:
-    """A small classifier of real images: one hidden layer, trained for a fixed number of steps."""
+    """Train a small classifier of real images: one hidden layer, for a fixed number of steps."""
     device = train.y.device
     with torch.random.fork_rng(devices=[]):  # its weights are its own affair
         torch.manual_seed(seed)

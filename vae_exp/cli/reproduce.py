@@ -42,7 +42,7 @@ NOT_TYPED = ("resume", "replace", "sweep.", "hydra.")  # what this command says 
 
 
 def main() -> None:
-    """Exit code 0; 1 where a claim that was asked for is missed."""
+    """Run `vae-reproduce`: exit with code 0, or with 1 if a claim that was asked for is missed."""
     with shared.exits("vae-reproduce", "config"):
         sys.exit(_main(_arguments().parse_intermixed_args()))
 
@@ -75,7 +75,7 @@ def _main(options: argparse.Namespace) -> int:
 
 
 def _overrides(words: list[str]) -> list[str]:
-    """Each key once, with the value that was typed last. Raises UserError for keys that are this command's own."""
+    """Return each key once, with the value typed last. Raises UserError for keys that this command sets itself."""
     last = {word.partition("=")[0]: word for word in words}
     if own := [word for key, word in last.items() if key.lstrip("+~").startswith(NOT_TYPED)]:
         raise UserError(f"{own[0]}: vae-reproduce says itself where a run lies and whether it goes on. Leave it out.")
@@ -83,18 +83,18 @@ def _overrides(words: list[str]) -> list[str]:
 
 
 def _own(preset: Preset, overrides: list[str]) -> list[str]:
-    """Without dataset.root where the data lie nowhere: with `all` it is meant for the others."""
+    """Return the overrides without dataset.root if the preset has no data folder: with `all` it is for the others."""
     return [word for word in overrides if preset.has_root or word.partition("=")[0].lstrip("+") != ROOT]
 
 
 def _changes(overrides: list[str]) -> list[str]:
-    """The overrides that make it another protocol."""
+    """Return the overrides that make it another protocol."""
     keys = {word: word.partition("=")[0].lstrip("+~") for word in overrides}
     return [word for word, key in keys.items() if key not in BOOKKEEPING and not key.startswith("wandb.")]
 
 
 def _reproduced(preset: Preset, overrides: list[str]) -> bool:
-    """Train what is missing of a preset, evaluate it, keep what was found beside it. Whether no claim is missed."""
+    """Train what is missing of a preset, evaluate it, and store the results; return whether no claim is missed."""
     folder = folder_of(preset, overrides)
     print(f"\n{preset.name}: {preset.about}")
     print(f"  about {preset.minutes:g} minutes on one core; folder {folder}", flush=True)
@@ -116,20 +116,20 @@ def _reproduced(preset: Preset, overrides: list[str]) -> bool:
 
 
 def folder_of(preset: Preset, overrides: list[str]) -> Path:
-    """Where its runs lie; with settings of another protocol in a place of their own."""
+    """Return the folder of a preset's runs; settings of another protocol get a folder of their own."""
     changed = [re.sub(r"[^\w.-]+", "-", word) for word in _changes(overrides)]
     return OUTPUTS / PUBLISHED / "_".join([preset.name, *changed])
 
 
 def _runs(folder: Path) -> list[Path]:
-    """The run in a folder, or those of the sweep in it."""
+    """Return the run in a folder, or those of the sweep in it."""
     return [folder] if (folder / SUMMARY).is_file() else sorted(runs_below(folder))
 
 
 def _training(preset: Preset, folder: Path, overrides: list[str]) -> list[str]:
-    """The command that trains what is missing; nothing where all is finished.
+    """Return the command that trains what is missing, or nothing if all is finished.
 
-    Raises UserError where a run of another protocol lies there.
+    Raises UserError if the folder holds a run of another protocol.
     """
     runs = _runs(folder)
     if finished_runs(preset, overrides, runs):
@@ -144,7 +144,7 @@ def _training(preset: Preset, folder: Path, overrides: list[str]) -> list[str]:
 
 
 def _run(command: list[str]) -> int:
-    """The exit code of a command that writes to this terminal; what stops this program stops it too, in order."""
+    """Run a command that writes to this terminal and return its exit code; if this program is stopped, it is too."""
     with subprocess.Popen(command, env=os.environ | safe_path()) as process, _stopped_together(process):
         return process.wait()
 
@@ -163,7 +163,7 @@ def _stopped_together(process: subprocess.Popen) -> Iterator[None]:
 
 
 def _evaluate(preset: Preset, run: Path, overrides: list[str]) -> Callable[[], object]:
-    """vae-evaluate by the preset's protocol, unless it was done already; returns what prints it."""
+    """Run vae-evaluate by the preset's protocol, unless that was done already; return a function that prints it."""
     claimed = [claim for claim in preset.claims if claim.what.startswith(EVALUATED)]
     if all(_measured(preset, run, claim) is not None for claim in claimed):
         return lambda: None
@@ -186,13 +186,13 @@ def _mode(overrides: list[str]) -> str:
 
 
 def _checkpoint(preset: Preset, run: Path) -> tuple[Path, dict[str, Any]]:
-    """The checkpoint that is evaluated, and the other keys of vae-evaluate."""
+    """Return the checkpoint that is evaluated, and the other keys of vae-evaluate."""
     keys = dict(preset.evaluate or {})
     return run / keys.pop("checkpoint", BEST), keys
 
 
 def _measured(preset: Preset, run: Path, claim: Claim) -> float | None:
-    """What vae-evaluate wrote of a claim by the preset's protocol, of the weights that are there now."""
+    """Return what vae-evaluate wrote for a claim by the preset's protocol and the current weights, or None."""
     path, keys = _checkpoint(preset, run)
     written = stored_evaluation.read(save_results.file_of(path, keys.get("split", "test")))
     if claim.what == f"{EVALUATED}nll" and written.get("importance_samples") != keys.get("importance_samples"):
@@ -201,7 +201,7 @@ def _measured(preset: Preset, run: Path, claim: Claim) -> float | None:
 
 
 def _found(preset: Preset, overrides: list[str]) -> list[Result]:
-    """Each claim with what is there of it, where the preset was run to its end."""
+    """Return each claim with the numbers found for it, which are none unless the preset was run to its end."""
     try:
         runs = finished_runs(preset, overrides, _runs(folder_of(preset, overrides)))
     except UserError:  # of another protocol, which is said where it is asked for
@@ -215,7 +215,7 @@ def _found(preset: Preset, overrides: list[str]) -> list[Result]:
 
 
 def _keep(preset: Preset, folder: Path, rows: list[Result], overrides: list[str]) -> list[str]:
-    """Write reproduced.json beside each run, and in W&B where it is new; returns lines to print."""
+    """Write reproduced.json beside each run, and log it to W&B if it is new; return the lines to print."""
     from vae_exp import inference
 
     trust = compose("config", readable(overrides)).trust is True
@@ -240,7 +240,7 @@ def _keep(preset: Preset, folder: Path, rows: list[Result], overrides: list[str]
 
 
 def machine() -> str:
-    """The processor, as the system names it."""
+    """Return the name of the processor, as the system gives it."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -1,4 +1,4 @@
-"""What `vae-reproduce` prints: the list of presets, the table of claims, and the same in Markdown."""
+"""The output of `vae-reproduce`: the list of presets, the table of claims, and the same in Markdown."""
 
 from collections.abc import Iterable, Sequence
 
@@ -9,7 +9,7 @@ Rows = Sequence[tuple[Preset, list[Result]]]
 
 
 def listed(found: Rows, changes: Sequence[str]) -> list[str]:
-    """Name, what it claims, source, how long, and what was found so far."""
+    """Return lines that list each preset: name, claims, source, duration, and what was found so far."""
     lines = []
     for preset, rows in found:
         claims = "; ".join(f"{each.claim.name} {each.claim.text(each.claim.value)}" for each in rows)
@@ -28,7 +28,7 @@ def table(found: Rows, changes: Sequence[str]) -> list[str]:
 
 
 def markdown(found: Rows, changes: Sequence[str]) -> list[str]:
-    """The table of the README."""
+    """Return the lines of the table in the README."""
     lines = ["| preset | number | claim | here | verdict |", "|---|---|---|---|---|"]
     for preset, claim, here, verdict in _cells(found, changes):
         claimed = f"{claim.text(claim.value)} ± {claim.within:g}"

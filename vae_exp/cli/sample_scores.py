@@ -1,4 +1,4 @@
-"""How good a model's samples are: scores of their features against those of real images, and nearest neighbours."""
+"""The quality of a model's samples: scores of their features against those of real images, and nearest neighbours."""
 
 import importlib.util
 import math
@@ -35,7 +35,7 @@ MEASURED = 1000  # samples whose nearest training image is looked for
 
 
 def check(options: EvaluateOptions) -> None:
-    """Raises UserError for features whose package is not installed, before anything is read."""
+    """Raise UserError for features whose package is not installed, before anything is read."""
     if options["samples"] and options["features"] == "inception" and not importlib.util.find_spec("torch_fidelity"):
         raise UserError(of_images.PACKAGE)
 
@@ -43,7 +43,7 @@ def check(options: EvaluateOptions) -> None:
 def scored(
     model: "TrainedVAE", data: "Data", split: Split, judged: Judged, options: EvaluateOptions
 ) -> tuple[dict[str, dict[str, Any]], dict[str, np.ndarray]]:
-    """The scores by their sampler and features, such as prior/classifier, and the picture of neighbours by its name.
+    """Return the scores by sampler and features, such as prior/classifier, and the picture of neighbours by name.
 
     Raises UserError for features that do not suit the data, and for fewer images than the scores need.
     """
@@ -58,7 +58,7 @@ def scored(
 
 
 def _check_images(model: "TrainedVAE", data: "Data", split: Split, options: EvaluateOptions) -> None:
-    """Before anything is drawn or trained. Raises UserError as scored."""
+    """Raise UserError for the reasons that `scored` gives, before anything is drawn or trained."""
     if options["features"] == "classifier" and data.n_classes < 2:
         raise UserError("features=classifier: this data set has no labels to train one on; use pixels or inception.")
     for name, fewest in FEWEST.items():
@@ -79,8 +79,9 @@ def _check_images(model: "TrainedVAE", data: "Data", split: Split, options: Eval
 def score(
     model: "TrainedVAE", data: "Data", split: Split, judged: Judged, options: EvaluateOptions
 ) -> tuple[dict[str, Any], Tensor | None]:
-    """Each score of the samples and, as NAME_real, of other real images in their place; samples beside their nearest
-    training images [R, 1 + K, C, H, W], where those were asked for.
+    """Return each score of the samples and, as NAME_real, of other real images in their place, and a picture or None.
+
+    The picture has samples beside their nearest training images [R, 1 + K, C, H, W], if those were asked for.
     """
     draw = model.sampler(options["sampler"], options["dataset"]["root"])
     key, features = _features(options["features"], model, judged)
@@ -127,7 +128,7 @@ def _scores(
 
 
 def _first(images: Iterable[Tensor], n: int) -> Iterator[Tensor]:
-    """The first n of them."""
+    """Yield the first n images, batch by batch."""
     for x in images:
         yield x[:n]
         n -= len(x)
@@ -136,7 +137,7 @@ def _first(images: Iterable[Tensor], n: int) -> Iterator[Tensor]:
 
 
 def _nearest(queries: Tensor, train: Split, features: feature_stats.Features, batch_size: int) -> tuple[Tensor, Tensor]:
-    """Distances and rows of the training images nearest to each query [M, D], the nearest first: both [M, K]."""
+    """Return distances and rows of the training images nearest to each query [M, D], the nearest first: both [M, K]."""
     distance, nearest, at = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.long), 0
     with tqdm(total=len(train), desc="training images", unit="image", disable=None, leave=False) as bar:
         for x, _ in batches(train, batch_size):
@@ -150,7 +151,10 @@ def _nearest(queries: Tensor, train: Split, features: feature_stats.Features, ba
 
 
 def _features(name: str, model: "TrainedVAE", judged: Judged) -> tuple[str, feature_stats.Features]:
-    """What the scores see, and a name that tells it from all others. Raises UserError where it cannot be downloaded."""
+    """Return a name that identifies the features, and the function that computes them.
+
+    Raises UserError if the features' network cannot be downloaded.
+    """
     if name == "pixels":
         return name, of_images.pixels
     if name == "inception":

@@ -1,4 +1,4 @@
-"""What an evaluation leaves: files beside the checkpoint, and all that was measured of the same weights in W&B."""
+"""The results of an evaluation: files beside the checkpoint, and all that was measured of the same weights in W&B."""
 
 import contextlib
 from pathlib import Path
@@ -17,14 +17,14 @@ WEIGHTS = "weights"  # in a picture: those that it is of
 
 
 def file_of(path: Path, split: str) -> Path:
-    """best.test.json beside best.pt."""
+    """Return the path of the results, such as best.test.json beside best.pt."""
     return path.with_name(f"{path.stem}.{split}.json")
 
 
 def write(path: Path, split: str, weights: str, result: dict[str, Any], drawn: "dict[str, np.ndarray]") -> list[str]:
     """Write the numbers and the pictures of an evaluation, and return a line to print for each file.
 
-    Raises UserError where that is refused.
+    Raises UserError if that is refused.
     """
     written = file_of(path, split)
     write_json(written, result)
@@ -32,7 +32,7 @@ def write(path: Path, split: str, weights: str, result: dict[str, Any], drawn: "
 
 
 def in_wandb(path: Path, weights: str, mode: str, config: Any) -> list[str]:
-    """Log what was measured of these weights, now and before: a run in W&B that is written anew has all of it.
+    """Log all that was measured of these weights, now and before, so that a W&B run that is written anew has all of it.
 
     Returns the line to print, if W&B took it.
     """
@@ -44,7 +44,10 @@ def in_wandb(path: Path, weights: str, mode: str, config: Any) -> list[str]:
 
 
 def _write_pictures(path: Path, split: str, weights: str, drawn: "dict[str, np.ndarray]") -> list[str]:
-    """In generated/ beside the checkpoint; each says of which weights it is. Raises UserError where it is refused."""
+    """Write the pictures to generated/ beside the checkpoint, each marked with its weights; return the lines to print.
+
+    Raises UserError if that is refused.
+    """
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
@@ -64,7 +67,7 @@ def _write_pictures(path: Path, split: str, weights: str, drawn: "dict[str, np.n
 
 
 def _pictures(path: Path, weights: str) -> dict[str, Path]:
-    """What was drawn of these weights, by the names that W&B has for it."""
+    """Return the pictures that were drawn of these weights, by the names that W&B has for them."""
     from PIL import Image
 
     found = {}
@@ -77,7 +80,7 @@ def _pictures(path: Path, weights: str) -> dict[str, Path]:
 
 
 def _numbers(path: Path, weights: str) -> dict[str, Any]:
-    """The numbers of all splits that were measured of these weights."""
+    """Return the numbers of all splits that were measured of these weights."""
     prefixed: dict[str, Any] = {}
     for split in SPLITS:
         written = stored_evaluation.read(file_of(path, split))
@@ -89,7 +92,7 @@ def _numbers(path: Path, weights: str) -> dict[str, Any]:
 
 
 def _claims(path: Path, weights: str) -> dict[str, float]:
-    """Published figures, and what vae-reproduce found of them with these weights."""
+    """Return the published figures, and what vae-reproduce found for them with these weights."""
     found: dict[str, float] = {}
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         kept = read_json(path)

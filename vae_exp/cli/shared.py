@@ -1,4 +1,4 @@
-"""What the commands share: how their keys are read, and how a program ends."""
+"""The parts that the commands share: how their keys are read, and how a program ends."""
 
 import contextlib
 import errno
@@ -28,7 +28,7 @@ UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES
 
 @contextlib.contextmanager
 def exits(program: str, config_name: str) -> Iterator[None]:
-    """Exit code 1 with one message for what the user can mend; a traceback for our own bugs."""
+    """Run the block; exit with code 1 and one message for an error the user can fix, or a traceback for our bugs."""
     # Collect garbage more rarely, to the end: looking for it among what is imported takes half a second of the start.
     gc.set_threshold(10_000)
     logging.raiseExceptions = False  # a log that cannot be written is no reason to stop, or to fill stderr
@@ -52,7 +52,7 @@ def exits(program: str, config_name: str) -> Iterator[None]:
 
 
 def _code_or_message(error: BaseException, program: str) -> Any:
-    """Return what the program ends with. Raises the error itself where it is a bug of ours."""
+    """Return what the program exits with: a code or a message. Raises the error itself if it is a bug of ours."""
     if isinstance(error, SystemExit):
         return error.code
     if _comes_of_ctrl_c(error):
@@ -69,7 +69,7 @@ def _code_or_message(error: BaseException, program: str) -> Any:
 
 
 def _print_what_is_held() -> OSError | None:
-    """Bring what was printed to its reader, or return why that fails: then it is dropped, or Python would complain."""
+    """Flush standard output; if that fails, drop the text, as Python would complain otherwise, and return the error."""
     try:
         sys.stdout.flush()
     except OSError as error:
@@ -79,20 +79,20 @@ def _print_what_is_held() -> OSError | None:
 
 
 def _comes_of_ctrl_c(error: BaseException | None) -> bool:
-    """Where Ctrl-C comes while Hydra composes, an error of Hydra's own may be raised in its place."""
+    """Return whether Ctrl-C caused the error: Hydra may raise one of its own instead if it is composing at the time."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None
 
 
 def versions() -> str:
-    """The versions of vae_exp and of what it stands on, found without importing them."""
+    """Return the versions of vae_exp and of its main dependencies, found without importing them."""
     found = [f"{name} {metadata.version(name)}" for name in ("torch", "hydra-core", "wandb")]
     return f"vae_exp {__version__} ({', '.join(found)}, Python {platform.python_version()})"
 
 
 def run(program: str, config_name: str, rules: dict[str, Rule], about: str, work: Callable[[Any], object]) -> None:
-    """A command whose keys are those of conf/CONFIG_NAME.yaml: compose and check them, then work.
+    """Run a command whose keys are those of conf/CONFIG_NAME.yaml: compose and check them, then work.
 
     That file with its comments is also the command's help.
     """
@@ -131,7 +131,7 @@ def run(program: str, config_name: str, rules: dict[str, Rule], about: str, work
 
 
 def _require_given(cfg: DictConfig, key: str, program: str) -> None:
-    """Raises UserError where a key that has no default was left out."""
+    """Raise UserError if a key that has no default was left out."""
     if OmegaConf.is_missing(cfg, key):
         raise UserError(
             f"{key}: say which, such as `{program} {key}=outputs/.../best.pt`, a run's folder, or {key}=latest."

@@ -45,7 +45,7 @@ ON_THIS_MACHINE = ("basic", "joblib", "submitit_local")  # launchers
 
 
 def main() -> None:
-    """`vae-train`: exit code 0; 1 with one message for what the user can mend; a traceback for our own bugs."""
+    """Run `vae-train`: exit with code 0, or 1 with one message for what the user can fix; our bugs give a traceback."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises its errors instead of printing them
     os.environ.setdefault("OTEL_SDK_DISABLED", "true")  # W&B's own telemetry waits 10 s more for a server that hangs
     cores.limit_spin()
@@ -99,7 +99,7 @@ def _main(arguments: list[str]) -> int:
 
 @contextlib.contextmanager
 def _flags_go_together(flags: list[str]) -> Iterator[None]:
-    """Raises UserError for flags that Hydra refuses, such as --resolve without --cfg."""
+    """Run the block and raise UserError for flags that Hydra refuses, such as --resolve without --cfg."""
     RUN_HAS_BEGUN.clear()
     try:
         yield
@@ -110,7 +110,7 @@ def _flags_go_together(flags: list[str]) -> Iterator[None]:
 
 
 def _require_hydras_own(cfg: DictConfig) -> None:
-    """Raises UserError where a part of Hydra's own configuration was replaced by a single value."""
+    """Raise UserError if a part of Hydra's own configuration was replaced by a single value."""
     for name in ("run", "sweep", "launcher", "sweeper", "job", "runtime"):
         value = cfg.hydra[name]
         if not isinstance(value, DictConfig) and not (value is None and name in ("launcher", "sweeper")):
@@ -121,7 +121,10 @@ def _require_hydras_own(cfg: DictConfig) -> None:
 
 @contextlib.contextmanager
 def _before_it_begins(run_dir: Path, typed: list[str]) -> Iterator[None]:
-    """Raises UserError for what Hydra raises before the run begins: a folder or a value of hydra.* is wrong then."""
+    """Run the block and turn what Hydra raises before the run begins into UserError.
+
+    At that point a folder or a value of hydra.* is wrong.
+    """
     RUN_HAS_BEGUN.clear()
     new = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
     try:
@@ -149,7 +152,7 @@ def _before_it_begins(run_dir: Path, typed: list[str]) -> Iterator[None]:
 
 
 def _sweep(typed: list[str], cfg: DictConfig) -> int:
-    """Run the jobs of a sweep, then its table; the exit code. cfg is the configuration of its first job."""
+    """Run the jobs of a sweep, then its table, and return the exit code; cfg is the configuration of the first job."""
     if cfg.resume is not None:
         raise UserError(f"resume={cfg.resume}: is of one run. A sweep goes on with sweep.resume={cfg.resume}.")
     config = _check(cfg, of_sweep=True)
@@ -196,7 +199,7 @@ def _sweep(typed: list[str], cfg: DictConfig) -> int:
 
 @hydra.main(version_base=HYDRA_VERSION, config_path=str(CONF_DIR), config_name="config")
 def _job(cfg: DictConfig) -> float | None:
-    """One job of Hydra's: one run. Returns what a search minimises."""
+    """Run one job of Hydra's, which is one run, and return what a search minimises."""
     RUN_HAS_BEGUN.append(True)
     job = HydraConfig.get()
     run_dir = Path(os.path.relpath(job.runtime.output_dir))
@@ -209,7 +212,7 @@ def _job(cfg: DictConfig) -> float | None:
 
 
 def _one_run(cfg: DictConfig, run_dir: Path) -> None:
-    """A run that is no job of a sweep, and what is said of its end."""
+    """Carry out a run that is not a job of a sweep, and log how it ended."""
     if cfg.devices > 1 and torchrun_env.started() == 1:
         launcher.launch(cfg.devices, sys.argv[1:], run_dir)
         return
@@ -232,9 +235,9 @@ def _one_run(cfg: DictConfig, run_dir: Path) -> None:
 
 
 def _to_resume(typed: list[str], cfg: DictConfig) -> tuple[list[str], Path]:
-    """The command line that goes on with the run that cfg.resume means, as it was started, and its folder.
+    """Return the command line that resumes the run that cfg.resume means, as it was started, and its folder.
 
-    Raises UserError where there is none, where it is finished or at work, or where the configuration contradicts it.
+    Raises UserError if there is none, if it is finished or still running, or if the configuration contradicts it.
     """
     run_dir = check.path_of("hydra.run.dir", cfg.hydra.run.dir)
     if cfg.resume == "auto":
@@ -268,7 +271,7 @@ def _without(overrides: list[str], keys: set[str]) -> list[str]:
 
 
 def _check(cfg: DictConfig, of_sweep: bool = False) -> Config:
-    """Refuse a bad configuration before Hydra makes a folder for the run."""
+    """Raise UserError for a bad configuration, before Hydra makes a folder for the run; return the checked one."""
     trains_here = not of_sweep or cfg.hydra.runtime.choices["hydra/launcher"] == "basic"
     cfg = without_hydra(cfg)
     check.check(cfg, combinations=not of_sweep)  # at once, before torch is imported for what only torch can tell

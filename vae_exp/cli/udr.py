@@ -1,4 +1,4 @@
-"""Which runs are disentangled, without known factors: how far a run agrees with others of its setting (UDR)."""
+"""Disentanglement without known factors: how far a run agrees with others of its setting (UDR)."""
 
 import sys
 from typing import TYPE_CHECKING
@@ -17,11 +17,12 @@ IMAGES = 2000  # of the test split, whose codes are compared
 
 
 def rank(runs: list[Run]) -> None:
-    """Give each run that can be loaded its UDR, among the runs that differ from it in their seed alone; where a group
-    of comparable runs has one seed for each setting, among all of these. A run that cannot be loaded is left out, with
-    a note.
+    """Give each run that can be loaded its UDR, among the runs that differ from it only in their seed.
 
-    Raises UserError where nothing can be compared.
+    If a group of comparable runs has one seed for each setting, the UDR is among all of these. A run that cannot be
+    loaded is left out, with a note.
+
+    Raises UserError if nothing can be compared.
     """
     having = [run for run in runs if (run.folder / BEST).is_file()]
     if len(having) < 2:
@@ -41,7 +42,7 @@ def rank(runs: list[Run]) -> None:
 
 
 def _rank(runs: list[Run]) -> int:
-    """How many of the runs got their UDR: none where only one of them can be loaded."""
+    """Give runs their UDR and return how many got it: none if fewer than two of them can be loaded."""
     from vae_exp import scores
 
     loaded, codes, kl, images = [], [], [], None
@@ -67,7 +68,7 @@ def _rank(runs: list[Run]) -> int:
 
 
 def _encoded(run: Run, images: "Split | None") -> "tuple[Split, Tensor, list[float]]":
-    """The images, the first time of the run's own data; its codes [N, Z] of them, and the KL of each latent."""
+    """Return the images, at first from the run's own data; its codes [N, Z] of them; and the KL of each latent."""
     from vae_exp import inference, metrics
     from vae_exp.cli import feature_stats
 

@@ -1,4 +1,4 @@
-"""What an axis of swept values looks like: its scale, its order, and which keys are worth one."""
+"""The axes of swept values: their scale, their order, and which keys deserve one."""
 
 import itertools
 import math
@@ -9,7 +9,7 @@ from vae_exp.compare.runs import BOOKKEEPING, SEEDS, Run, differing, order
 
 
 def is_logarithmic(values: list[float]) -> bool:
-    """Whether values look chosen on a logarithmic scale: their ratios are more alike than their differences."""
+    """Return whether values look chosen on a logarithmic scale: their ratios are more alike than their differences."""
     values = sorted(set(values))
     if len(values) < 2 or values[0] <= 0:
         return False
@@ -25,7 +25,7 @@ def _unevenness(steps: list[float]) -> float:
 
 
 def swept(runs: list[Run]) -> list[str]:
-    """The keys that say which setting a run is: those that differ, without seeds and bookkeeping.
+    """Return the keys that say which setting a run is: those that differ, without seeds and bookkeeping.
 
     network=mlp,conv changes many keys at once; of keys that tell the same runs apart only the first one counts.
     """
@@ -38,7 +38,7 @@ def swept(runs: list[Run]) -> list[str]:
 
 
 def in_order(values: list[Any]) -> list[Any]:
-    """The different values, numbers by size and the others by name after them; an axis begins with those that lack."""
+    """Return the distinct values in the order of an axis: None (runs that lack one), then numbers, then names."""
     different: list[Any] = []
     for value in values:
         if value not in different:

@@ -1,4 +1,4 @@
-"""Which runs compare: those whose numbers are of the same images under the same likelihood. One of these is best."""
+"""Groups of runs that compare: their numbers are of the same images under the same likelihood. Each has one best."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ ROOT, DATA = "dataset.root", "data"  # and a digest of what lay there, which no 
 
 
 def _measured(run: Run) -> dict[str, Any]:
-    """What the numbers of a run are of: the images, their splits, the likelihood, and whether there is a KL."""
+    """Return what the numbers of a run are of: the images, their splits, the likelihood, and whether there is a KL."""
     kept: dict[str, Any] = {} if run.data is None else {DATA: run.data}
     by_label = LABELLED_BY if run.config.get("dataset.labels") is not None else ()
     for key, value in run.config.items():
@@ -37,7 +37,7 @@ def _measured(run: Run) -> dict[str, Any]:
 
 
 def groups(runs: list[Run]) -> list[list[Run]]:
-    """The runs that compare with each other, together."""
+    """Return the runs in groups, each of runs that compare with each other."""
     alike: dict[str, list[Run]] = {}
     measured = [_measured(run) for run in runs]
     for run, of_run in zip(runs, measured, strict=True):
@@ -52,22 +52,22 @@ def groups(runs: list[Run]) -> list[list[Run]]:
 
 
 def titles(alike: list[list[Run]]) -> list[str]:
-    """What each of several groups is of: the settings in which they differ."""
+    """Return a title for each of several groups: the settings in which they differ."""
     settings = [_measured(group[0]) for group in alike]
     keys = sorted(_differing(settings), key=len)  # dataset before dataset.val_size
     return [_listed([f"{key}={each[key]}" for key in keys if key in each]) or "the other runs" for each in settings]
 
 
 def best_per_group(runs: list[Run]) -> list[Run]:
-    """The best run of each group that compares."""
+    """Return the best run of each group of runs that compare."""
     found = [best(group, metric_of(group)) for group in groups(runs)]
     return [run for run in found if run is not None]
 
 
 def largest(runs: list[Run], column: str) -> tuple[list[Run], str | None]:
-    """The largest group of runs that compare and have the column; how many others there are, and why.
+    """Return the largest group of runs that compare and have the column, and how many runs are left out and why.
 
-    The numbers of other data or another likelihood are no better or worse, they are of something else.
+    The numbers of other data or another likelihood are no better or worse: they measure something else.
     """
     having = [run for run in runs if run.value(column) is not None] or runs
     alike = sorted(groups(having), key=len, reverse=True)
@@ -82,18 +82,18 @@ def largest(runs: list[Run], column: str) -> tuple[list[Run], str | None]:
 
 
 def describe_groups(runs: list[Run]) -> str | None:
-    """Why more than one run is the best, in words, with the keys; None where all compare."""
+    """Return a sentence, with the keys, on why more than one run is the best, or None if all compare."""
     keys = distinguishing_keys(runs)
     return f"runs of different data or likelihood do not compare: a best of each ({keys})" if keys else None
 
 
 def distinguishing_keys(runs: list[Run]) -> str:
-    """The keys in which runs that do not compare differ; nothing where all compare."""
+    """Return the keys in which runs that do not compare differ, or an empty text if all compare."""
     return _listed(_differing([_measured(group[0]) for group in groups(runs)]))
 
 
 def _differing(settings: list[dict[str, Any]]) -> list[str]:
-    """The keys whose values are not the same in all."""
+    """Return the keys whose values are not the same in all settings."""
     keys = dict.fromkeys(key for each in settings for key in each)
     found = [key for key in keys if any(each.get(key) != settings[0].get(key) for each in settings)]
     # A digest tells people less than a key that says why the data are others.
@@ -105,12 +105,12 @@ def _listed(words: list[str]) -> str:
 
 
 def best(runs: list[Run], column: str = "val/neg_elbo") -> Run | None:
-    """The finished run with the lowest number; of folded runs those whose seeds all finished come first."""
+    """Return the finished run with the lowest number; of folded runs those whose seeds all finished come first."""
     having = [run for run in runs if run.metrics.get(column) is not None and (run.finished or run.members)]
     having = [run for run in having if run.finished] or having
     return min(having, key=lambda run: run.metrics[column], default=None)
 
 
 def metric_of(runs: list[Run]) -> str:
-    """What runs are compared by: the validation neg_elbo, or the test's where nothing was held out for validation."""
+    """Return the metric to compare runs by: the validation neg_elbo, or the test's if no images were held out."""
     return "val/neg_elbo" if any("val/neg_elbo" in run.metrics for run in runs) else "test/neg_elbo"

@@ -4,14 +4,14 @@ from collections import Counter
 
 
 def common_start(texts: list[str]) -> str:
-    """What all texts begin with."""
+    """Return the longest beginning that all texts share."""
     first, last = min(texts), max(texts)
     alike = next((i for i, pair in enumerate(zip(first, last, strict=False)) if len(set(pair)) > 1), len(first))
     return first[:alike]
 
 
 def short(text: str, longest: int) -> str:
-    """The beginning and the end of a text that is too long."""
+    """Return the text, or its beginning and its end if it is longer than `longest` characters."""
     if len(text) <= longest:
         return text
     head = (longest - 1) // 2
@@ -19,7 +19,7 @@ def short(text: str, longest: int) -> str:
 
 
 def short_names(names: list[str], longest: int) -> list[str]:
-    """Names such as SWEEP/JOB with at most so many characters; those that would be the same are counted: …~2."""
+    """Shorten names such as SWEEP/JOB to at most `longest` characters; those that become the same are numbered: …~2."""
     if max(map(len, names), default=0) <= longest:
         return names
     above, last = zip(*(name.rpartition("/")[::2] for name in names), strict=True)
@@ -39,7 +39,7 @@ def short_names(names: list[str], longest: int) -> list[str]:
 
 
 def _apart(names: list[str], shortest: int, longest: int) -> list[str]:
-    """Names of about one length, as short as leaves different ones different, and at most as long as told."""
+    """Shorten names to one length: as short as keeps different ones different, and at most `longest` characters."""
     for length in range(max(4, shortest), longest):
         shortened = [short(name, length) for name in names]
         if len(set(shortened)) == len(set(names)):

@@ -16,8 +16,10 @@ from vae_exp.files import atomic_write
 
 
 def of_sweep(folded: list[Run], runs: list[Run], keys: list[str], metric: str, folder: Path) -> list[Path]:
-    """Draw what the number of swept numeric keys allows, as PNG files in folder, and what scores of disentanglement
-    cost where there are any; returns their paths.
+    """Draw a sweep as PNG files in the folder, and return their paths.
+
+    The figures are those that the number of swept numeric keys allows, and the reconstruction that scores of
+    disentanglement cost, if there are any.
     """
     scored = [name for name in SCORES if sum(name in run.metrics for run in folded) > 1]
     return _of_keys(folded, runs, keys, metric, folder) + (
@@ -67,7 +69,7 @@ def _heat_map(runs: list[Run], x_key: str, y_key: str, metric: str) -> plt.Figur
 
 
 def _scatter(runs: list[Run], x_key: str, y_key: str, metric: str) -> plt.Figure:
-    """For a search, whose points lie on no grid."""
+    """Draw a point for each run of a search, whose points lie on no grid."""
     xs, ys, numbers = ([run.value(key) for run in runs] for key in (x_key, y_key, metric))
     figure, axes = plt.subplots(figsize=(6, 4.5), layout="constrained")
     colors = plt.Normalize(min(numbers), np.quantile(numbers, 0.9))
@@ -119,7 +121,7 @@ def _curves(folded: list[Run], runs: list[Run], key: str, metric: str) -> plt.Fi
 
 
 def _trade_off(folded: list[Run], keys: list[str], scores: list[str]) -> plt.Figure:
-    """Each score over the reconstruction, a point a setting with bars of one standard deviation over seeds."""
+    """Draw each score over the reconstruction, a point per setting, with bars of one standard deviation over seeds."""
     figure, drawn = plt.subplots(1, len(scores), figsize=(3.6 * len(scores), 3.6), layout="constrained", squeeze=False)
     cost = "test/reconstruction"
     for axes, name in zip(drawn[0], scores, strict=True):
@@ -146,7 +148,7 @@ def _number_axis(axis, values: list[float], key: str) -> None:
 
 
 def _edges(values: list[float]) -> np.ndarray:
-    """The borders of the cells around values: halfway between neighbours, on the axis's own scale."""
+    """Return the borders of the cells around the values: halfway between neighbours, on the axis's own scale."""
     log = is_logarithmic(values)
     v = np.log(values) if log else np.array(values, dtype=float)
     if len(v) == 1:

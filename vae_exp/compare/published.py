@@ -36,14 +36,14 @@ class Claim:
         return self.what.removeprefix(EVALUATED) + (f", epoch {self.after_epoch}" if self.after_epoch else "")
 
     def text(self, value: float) -> str:
-        """With as many digits as the tolerance has, and one more."""
+        """Return the value with as many digits as the tolerance has, and one more."""
         digits = max(2, len(f"{self.within:g}".partition(".")[2]) + 1)
         return f"{value:.{digits}f}"
 
 
 @dataclass(frozen=True)
 class Preset:
-    """What a file of conf/experiment/published says beside its settings."""
+    """The part of a file in conf/experiment/published that is not settings."""
 
     name: str
     about: str
@@ -74,14 +74,17 @@ class Result:
         return statistics.mean(self.values) if self.values else None
 
     def text(self) -> str:
-        """What was found, with its standard deviation over seeds."""
+        """Return the value found here, with its standard deviation over seeds."""
         if self.here is None:
             return "-"
         spread = f" ± {self.claim.text(statistics.stdev(self.values))}" if len(self.values) > 1 else ""
         return self.claim.text(self.here) + spread
 
     def verdict(self, preset: Preset, changes: Sequence[str] = ()) -> str:
-        """reproduced, or by how much it is missed; of what is not the whole protocol only how far off it is."""
+        """Return "reproduced", or by how much the claim is missed.
+
+        If not the whole protocol was run, return only how far off the result is.
+        """
         if self.here is None:
             return f"{NOT_RUN} (needs {preset.needs or f'{preset.minutes:g} minutes'})"
         off = self.here - self.claim.value
@@ -97,7 +100,7 @@ def names() -> list[str]:
 
 
 def read(name: str) -> Preset:
-    """Raises UserError for a name that there is not, and for a file whose claims are not complete."""
+    """Read a preset by its name. Raise UserError if there is no such preset, or if its claims are not complete."""
     if name not in names():
         raise UserError(f"{name}: no such preset. There are {', '.join(names())}, and all.")
     cfg = compose("config", [f"experiment={PUBLISHED}/{name}"])
@@ -113,16 +116,16 @@ def read(name: str) -> Preset:
 
 
 def _runs(cfg: DictConfig) -> int | None:
-    """How many runs a preset that is a sweep has."""
+    """Return the number of runs of a preset that is a sweep, or None if it is a single run."""
     if cfg.hydra.mode is None:
         return None
     return math.prod(len(str(values).split(",")) for values in cfg.hydra.sweeper.params.values())
 
 
 def finished_runs(preset: Preset, overrides: Sequence[str], folders: Iterable[Path]) -> list[Path]:
-    """The runs of a preset that are finished; none where some of a sweep are not.
+    """Return the finished runs of a preset; none if some runs of a sweep are not finished.
 
-    Raises UserError for a run in its place that was trained by another protocol.
+    Raise UserError if a run in its place was trained by another protocol.
     """
     ended = [folder for folder in folders if (summary := read_summary(folder)) is not None and summary.finished]
     if not ended:
@@ -143,7 +146,7 @@ def finished_runs(preset: Preset, overrides: Sequence[str], folders: Iterable[Pa
 
 
 def logged_value(folder: Path, claim: Claim) -> float | None:
-    """What the run in a folder logged of a claim; None where it has not, or no number."""
+    """Return the value that the run in a folder logged for a claim, or None if it logged none, or no number."""
     if claim.after_epoch is None:
         summary = read_summary(folder)
         return number(summary.results.get(claim.what)) if summary else None
@@ -154,6 +157,6 @@ def logged_value(folder: Path, claim: Claim) -> float | None:
 
 
 def number(value: Any) -> float | None:
-    """The value where it is a finite number."""
+    """Return the value if it is a finite number, else None."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return float(value) if is_number else None

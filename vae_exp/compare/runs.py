@@ -82,24 +82,24 @@ class Run:
         return self.state == "finished"
 
     def value(self, column: str) -> Any:
-        """What a column shows of this run: a key of its configuration, a metric, its name, its state or the reason."""
+        """Return this run's value in a column: a key of its configuration, a metric, its name, state or reason."""
         if column in (NAME, STATE, REASON):
             return {NAME: self.name, STATE: self.state, REASON: self.reason}[column]
         return self.metrics.get(column) if column in RESULTS else self.config.get(column)
 
     def logged(self) -> Iterator[dict[str, Any]]:
-        """The lines of metrics.jsonl that have an epoch; none for a run that failed before it logged any."""
+        """Yield the lines of metrics.jsonl that have an epoch; none for a run that failed before it logged any."""
         return (row for row in read_json_lines(self.folder / METRICS) if is_finite(row.get("epoch")))
 
     def history(self, name: str) -> list[tuple[float, float]]:
-        """(epoch, value) of a logged number, over the run."""
+        """Return (epoch, value) of a logged number, over the run."""
         return [(row["epoch"], row[name]) for row in self.logged() if is_finite(row.get(name))]
 
 
 def read_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
-    """Every run in the folders and the folders below, and a line for each that is damaged.
+    """Read every run in the folders and the folders below; return them, and a line for each that is damaged.
 
-    Raises UserError where there is none that can be read.
+    Raise UserError if no run can be read.
     """
     runs, damaged = {}, {}
     for path in map(Path, paths):
@@ -122,7 +122,7 @@ def read_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
 
 
 def read_run(folder: Path) -> Run:
-    """One run's folder. Raises UserError where its files are damaged."""
+    """Read the run in one folder. Raise UserError if its files are damaged."""
     summary, config = read_summary(folder), read_config(folder)
     wrong = None
     if summary is None or not isinstance(config, dict):
@@ -145,7 +145,7 @@ def read_run(folder: Path) -> Run:
 
 
 def _swept(sweep: Any, config: dict[str, Any]) -> list[str]:
-    """The swept keys by their names in a run's flat configuration, which gets those that it has not.
+    """Return the swept keys by their names in a run's flat configuration, and add to it those that it lacks.
 
     A swept group, such as model, is model.name; of experiment=demo nothing else says which one it was.
     """
@@ -167,7 +167,7 @@ def _is_nan(value: Any) -> bool:
 
 
 def newest() -> Path:
-    """What `latest` means: the folder of the newest run that has results, or of its sweep. Raises UserError."""
+    """Return the folder that `latest` means: the newest run's with results, or its sweep's. Raise UserError if none."""
     for folder in runs_below(OUTPUTS):
         summary, config = read_summary(folder), read_config(folder)
         if summary is not None and isinstance(config, dict) and is_finite(summary.score):
@@ -185,7 +185,7 @@ def _name(runs: list[Run]) -> None:
 
 
 def _short(config: dict[str, Any]) -> dict[str, Any]:
-    """optimizer._target_: torch.optim.Adam becomes optimizer: Adam."""
+    """Shorten the keys of targets: optimizer._target_: torch.optim.Adam becomes optimizer: Adam."""
     short: dict[str, Any] = {}
     for key, value in config.items():
         group, _, name = key.rpartition(".")
@@ -195,8 +195,9 @@ def _short(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def differing(runs: list[Run]) -> list[str]:
-    """The keys of the configuration that are not the same in all runs, and none twice under two names, but for those
-    that were swept.
+    """Return the keys of the configuration that are not the same in all runs.
+
+    Of keys that differ in the same way only the first one counts, except for those that were swept.
     """
     keys, swept = dict.fromkeys(key for run in runs for key in run.config), swept_keys(runs)
     columns: dict[str, list] = {}
@@ -208,26 +209,26 @@ def differing(runs: list[Run]) -> list[str]:
 
 
 def swept_keys(runs: list[Run]) -> list[str]:
-    """The keys that a sweep of these runs gave several values, in its order, whether they differ here or not."""
+    """Return the keys that a sweep of these runs gave several values, in its order, whether they differ here or not."""
     keys = dict.fromkeys(key for run in runs for key in run.swept)
     return [key for key in keys if any(key in run.config for run in runs)]
 
 
 def setting_columns(runs: list[Run]) -> list[str]:
-    """The keys that say which setting a run is: those that were swept, and whatever else differs."""
+    """Return the keys that say which setting a run is: those that were swept, and whatever else differs."""
     return list(dict.fromkeys([*swept_keys(runs), *differing(runs)]))
 
 
 def usual_columns(runs: list[Run]) -> list[str]:
-    """What a table of runs shows: their settings, the results, and how they ended where not all finished."""
+    """Return the columns of a table of runs: their settings, the results, and how they ended if not all finished."""
     results = [name for name in RESULTS if any(name in run.metrics for run in runs)]
     return [*setting_columns(runs), *results, *([STATE, REASON] if any(not run.finished for run in runs) else [])]
 
 
 def fold_seeds(runs: list[Run]) -> list[Run]:
-    """Runs that differ in their seed alone as one, with means and sample standard deviations.
+    """Fold runs that differ in their seed alone into one, with means and sample standard deviations.
 
-    Where some of them failed or were pruned the rest are folded, and state counts them.
+    If some of them failed or were pruned, the rest are folded, and state counts them.
     """
     groups: dict[str, list[Run]] = {}
     for run in runs:
@@ -266,14 +267,14 @@ def _fold(group: list[Run]) -> Run:
 
 
 def sort_runs(runs: list[Run], column: str, descending: bool = False) -> list[Run]:
-    """By a column; runs that have nothing there come last."""
+    """Sort runs by a column; runs that have no value there come last."""
     having = [run for run in runs if run.value(column) is not None]
     lacking = [run for run in runs if run.value(column) is None]
     return [*sorted(having, key=lambda run: order(run.value(column)), reverse=descending), *lacking]
 
 
 def order(value: Any) -> tuple:
-    """A place for any value: numbers by size, then the rest by name, so that mixed columns can be sorted."""
+    """Return a sort key for any value: numbers by size, then the rest by name, so that mixed columns can be sorted."""
     return (0, value, "") if is_number(value) else (1, 0, str(value))
 
 

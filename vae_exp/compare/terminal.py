@@ -1,4 +1,4 @@
-"""The table of runs for a terminal: no line is longer than it is wide."""
+"""The table of runs for a terminal, with no line longer than the terminal is wide."""
 
 import shutil
 import textwrap
@@ -23,11 +23,11 @@ def table(
     rest: str = "--csv FILE",
     asked: Collection[str] = (),
 ) -> str:
-    """The runs by name, the marked ones with best before it, and their columns in blocks as wide as the terminal.
+    """Return a table of runs by name, "best" before the marked ones, its columns in blocks as wide as the terminal.
 
-    Where metric is given the columns are a choice that may change: those of one value for all go to a line above, the
-    metric comes first where not all fit, with the columns that were asked for beside it, and what does not fit into two
-    blocks is named; rest says what has it. A key that was swept is never left out without being named.
+    If metric is given, the columns are a choice that may change: those with one value for all runs go to a line above,
+    the metric comes first if not all fit, with the columns in `asked` beside it, and a line names what does not fit
+    into two blocks; `rest` says where to find it. A swept key is never left out without being named.
     """
     width = max(NARROWEST, shutil.get_terminal_size((WHEN_UNKNOWN, 24)).columns)
     columns = [column for column in columns if column != NAME]
@@ -59,13 +59,13 @@ def table(
 
 
 def wrapped(lines: list[str]) -> list[str]:
-    """Sentences, in lines of the terminal's width."""
+    """Wrap sentences to lines of the terminal's width."""
     width = max(NARROWEST, shutil.get_terminal_size((WHEN_UNKNOWN, 24)).columns)
     return [textwrap.fill(line, width) for line in lines]
 
 
 def _ordered(columns: list[str], shown: dict[str, list[str]], first: list[str], room: int) -> list[str]:
-    """As they are where all fit in one block; else the first ones, the keys that fit beside them, results, other keys.
+    """Return columns as they are if all fit in one block; else first, the keys that fit beside, results, other keys.
 
     How a run ended comes before its other results: the numbers of one that was pruned are of fewer epochs.
     """
@@ -81,7 +81,7 @@ def _ordered(columns: list[str], shown: dict[str, list[str]], first: list[str], 
 
 
 def _blocks(columns: list[str], shown: dict[str, list[str]], room: int) -> list[list[str]]:
-    """The columns in order, in blocks of which each fits into the room."""
+    """Return the columns in order, in blocks that each fit into the room."""
     blocks: list[list[str]] = [[]]
     left = room
     for column in columns:
@@ -109,7 +109,7 @@ def _padded(cells: list[str], right: bool) -> list[str]:
 
 
 def cell(run: Run, column: str) -> str:
-    """What a table shows of a run."""
+    """Return the text that a table shows for a run in a column."""
     value = run.value(column)
     if column not in RESULTS or not isinstance(value, float):
         return setting(value)
@@ -119,7 +119,7 @@ def cell(run: Run, column: str) -> str:
 
 
 def setting(value: Any) -> str:
-    """A value of the configuration as a table shows it, on one line."""
+    """Return a value of the configuration as a table shows it, on one line."""
     if value is None:
         return "-"
     return f"{value:g}" if isinstance(value, float) else printable(" ".join(str(value).split()))

@@ -1,4 +1,4 @@
-"""What a configuration may say, and what becomes of it. All but `build` answers without importing torch."""
+"""The configuration: its keys and rules, its checks, and the objects made from it. Only `build` imports torch."""
 
 from vae_exp.errors import UserError
 

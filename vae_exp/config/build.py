@@ -44,9 +44,9 @@ NEEDED = [name for name, option in SHARED.items() if option.default is option.em
 
 
 def partial(config: Mapping[str, Any], group: str) -> Callable[..., Any]:
-    """The group's _target_ with its settings filled in, to be called with what only the code knows.
+    """Return the group's _target_ with its settings filled in, to be called with what only the code knows.
 
-    A _target_ deeper down, in a checkpoint of a stranger's, is a plain value and never called. Hydra's instantiate
+    A _target_ deeper down, as in a stranger's checkpoint, is a plain value and never called. Hydra's instantiate
     would do for the rest, but what it returns checks its target at every call: a thirtieth of the tutorial's step.
     """
     settings = {key: value for key, value in config[group].items() if not key.startswith("_")}
@@ -54,9 +54,9 @@ def partial(config: Mapping[str, Any], group: str) -> Callable[..., Any]:
 
 
 def check(cfg: DictConfig, combinations: bool = True) -> Config:
-    """The resolved configuration, after every check that needs no data.
+    """Check everything that needs no data, and return the resolved configuration.
 
-    Raises UserError for a value, a combination or a _target_ that cannot work, and for a device that is not there.
+    Raises UserError for a value, a combination or a _target_ that cannot work, and for a missing device.
     """
     config = checks.check(cfg, combinations)
     _check_calls(config)
@@ -65,7 +65,7 @@ def check(cfg: DictConfig, combinations: bool = True) -> Config:
 
 
 def _check_calls(config: Config) -> None:
-    """Every _target_ exists and takes the arguments given to it, and the optimizer accepts their values."""
+    """Check that every _target_ exists and takes its arguments, and that the optimizer accepts their values."""
     for group, (by_place, by_name) in CALLED_WITH.items():
         settings = cast("dict[str, Any]", config)[group]
         target = settings["_target_"]
@@ -94,7 +94,7 @@ def _check_calls(config: Config) -> None:
 
 
 def _of_another_option(group: str, unknown: set[str]) -> str:
-    """What to do about settings that a preset made for another option of the group."""
+    """Return what to do about settings that a preset made for another option of the group."""
     for key in sorted(f"{group}.{name}" for name in unknown):
         if having := checks.options_with(key):
             return f"\n{key} is of {group}={'|'.join(having)}. Where a preset sets it, ~{key} takes it away."
@@ -102,7 +102,7 @@ def _of_another_option(group: str, unknown: set[str]) -> str:
 
 
 def _check_schedule(config: Config) -> None:
-    """Raises UserError where scheduler._target_ gives no factor on the learning rate."""
+    """Raise UserError if scheduler._target_ does not return a factor on the learning rate."""
     target = config["scheduler"]["_target_"]
     epochs = config["epochs"]
     for epoch in (0.0, epochs / 2, float(epochs)):
@@ -119,9 +119,9 @@ def _check_schedule(config: Config) -> None:
 
 
 def resolve(group: str, target: str) -> Callable[..., Any]:
-    """The function or class that a _target_ names. Raises UserError where there is none of that name.
+    """Return the function or class that a _target_ names. Raises UserError if there is none of that name.
 
-    A module that is not installed is looked for where the user stands: last, so that no file there hides another.
+    A module that is not installed is looked for in the current folder: last, so that no file there hides another.
     """
     try:
         own_code.look_here_too(target.partition(".")[0])
@@ -133,7 +133,10 @@ def resolve(group: str, target: str) -> Callable[..., Any]:
 
 
 def _named(target: str) -> Any:
-    """What a package hands on under a name comes before a file of that name: vae_exp.networks.mlp is a function."""
+    """Return what a dotted name refers to.
+
+    What a package exports under a name comes before a file of that name: vae_exp.networks.mlp is a function.
+    """
     home, _, name = target.rpartition(".")
     try:
         return getattr(importlib.import_module(home), name)
@@ -142,9 +145,9 @@ def _named(target: str) -> Any:
 
 
 def dataset(config: Mapping[str, Any]) -> Data:
-    """The dataset, downloaded on first use, with the options that all datasets share applied to it.
+    """Return the dataset, downloaded on first use, with the options that all datasets share applied to it.
 
-    Raises UserError where its files are missing or damaged, or where it does not have what the options ask for.
+    Raises UserError if its files are missing or damaged, or if it does not have what the options ask for.
     """
     settings = config["dataset"]
     own = inspect.signature(resolve("dataset", settings["_target_"])).parameters
@@ -155,7 +158,7 @@ def dataset(config: Mapping[str, Any]) -> Data:
 
 
 def model(config: Mapping[str, Any], x_shape: tuple[int, int, int], n_classes: int, train: Split | None = None) -> VAE:
-    """The VAE for images of x_shape. The labels of an unconditional model have width 0.
+    """Return the VAE for images of x_shape. The labels of an unconditional model have width 0.
 
     With network.init=glorot the outputs begin at the mean of the first training images.
     """
@@ -174,7 +177,7 @@ def model(config: Mapping[str, Any], x_shape: tuple[int, int, int], n_classes: i
 
 
 def _two_modules(networks: Any, target: str) -> tuple[nn.Module, nn.Module]:
-    """Raises UserError for a network's function that returns something else."""
+    """Return the encoder and the decoder. Raises UserError if the network's function returns something else."""
     are_modules = [isinstance(part, nn.Module) for part in networks] if isinstance(networks, tuple | list) else []
     if are_modules != [True, True]:
         shown = f"{len(are_modules)} values" if are_modules else type(networks).__name__
@@ -185,18 +188,18 @@ def _two_modules(networks: Any, target: str) -> tuple[nn.Module, nn.Module]:
 
 
 def optimizer(config: Mapping[str, Any], model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of the model's parameters."""
+    """Return the optimizer of the model's parameters."""
     return partial(config, "optimizer")(model.parameters())
 
 
 def generator(seed: int, stream: str, device: torch.device | str = "cpu") -> torch.Generator:
-    """A stream of random numbers of its own for each use, so that a change in one moves no other."""
+    """Return a random generator of its own for each use, so that a change in one does not affect the others."""
     digest = hashlib.sha256(f"{stream} {seed}".encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:6], "big"))
 
 
 def check_known_values(config: Mapping[str, Any]) -> None:
-    """Raises UserError for values in a checkpoint that training would have refused."""
+    """Raise UserError for values in a checkpoint that training would have refused."""
     kept = flatten({group: config.get(group) for group in ("model", "network", "likelihood")})
     rules = rules_for(kept)
     needed = [key for key in RULES if key.startswith("model.")]
@@ -206,7 +209,7 @@ def check_known_values(config: Mapping[str, Any]) -> None:
 
 
 def check_dataset(config: Mapping[str, Any]) -> None:
-    """Raises UserError for settings of a checkpoint's dataset that it does not take, or training would have refused."""
+    """Raise UserError for settings of a checkpoint's dataset that it does not take, or training would have refused."""
     kept, target = flatten({"dataset": config["dataset"]}), config["dataset"]["_target_"]
     rules = {key: rule for key, rule in rules_for(kept).items() if key in kept}
     if problems := check_values({key: kept[key] for key in rules}, rules) + source_problems(kept):

@@ -1,4 +1,4 @@
-"""Whether a configuration makes sense, told before anything is started. Nothing here imports torch."""
+"""Checks of a configuration before anything is started. Nothing here imports torch."""
 
 import contextlib
 import difflib
@@ -32,7 +32,7 @@ CALLS = ("network", "likelihood", "objective", "dataset", "optimizer", "schedule
 
 
 def resolve(cfg: DictConfig) -> dict[str, Any]:
-    """The configuration as plain values. Raises UserError for an interpolation that leads nowhere."""
+    """Return the configuration as plain values. Raises UserError for an interpolation that leads nowhere."""
     try:
         return cast("dict[str, Any]", OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
     except OmegaConfBaseException as error:
@@ -42,8 +42,8 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
 def check(cfg: DictConfig, combinations: bool = True) -> Config:
     """Check every value against its rule, and their combinations, and return the resolved configuration.
 
-    Its paths mean the same from any folder. A sweep checks the values of its first job alone: other jobs may combine
-    them better. Raises UserError naming each wrong key, its value and what is allowed.
+    Its paths mean the same from any folder. For a sweep only the values of its first job are checked: other jobs may
+    combine them better. Raises UserError naming each wrong key, its value and what is allowed.
     """
     config = renamed(resolve(cfg))
     config.pop("published", None)  # what a preset claims is no setting: vae-reproduce reads it
@@ -70,9 +70,9 @@ def check(cfg: DictConfig, combinations: bool = True) -> Config:
 
 
 def from_anywhere(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the configuration with absolute paths of its data, which were meant from the current folder.
+    """Return the configuration with absolute paths to its data, which were relative to the current folder.
 
-    ~ stays: it means the same everywhere. What a dataset of a user's own calls so is a path where one lies there.
+    ~ stays: it means the same everywhere. In a user's own dataset such a key is a path only if that path exists.
     """
     dataset = config.get("dataset")
     if not isinstance(dataset, dict):
@@ -84,7 +84,7 @@ def from_anywhere(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def absolute(path: str, folder: Path | None = None) -> str:
-    """Return the path as one that means the same from any folder; a relative one begins in `folder`, or the current."""
+    """Return the path as one that means the same from any folder; relative ones start at `folder`, or the current."""
     if path.startswith("~"):
         return path
     whole = str((folder or Path.cwd()) / path)
@@ -93,14 +93,14 @@ def absolute(path: str, folder: Path | None = None) -> str:
 
 
 def path_of(key: str, value: Any) -> Path:
-    """The path that a key gives, for keys that no table of rules has. Raises UserError for what is none."""
+    """Return the path that a key gives, for keys without a rule. Raises UserError if the value is not a path."""
     if problems := check_values({key: value}, {key: RUN_PATH}):
         raise UserError(problems[0])
     return Path(str(value)).expanduser()
 
 
 def _copies_of_wrong_ones(cfg: DictConfig, flat: Mapping[str, Any], rules: Mapping[str, Rule]) -> set[str]:
-    """The keys whose value is an interpolation such as ${seed} of a key that is wrong itself: it is said once."""
+    """Return the keys that are interpolations, such as ${seed}, of a wrong key: the error is reported only once."""
     written = flatten(cast("dict[str, Any]", OmegaConf.to_container(cfg)), LEAVES)
     wrong = {key for key, value in flat.items() if key in rules and not rules[key].allows(value)}
     sources = {key: re.fullmatch(r"\$\{([\w.]+)\}", str(written.get(key))) for key in wrong}
@@ -108,7 +108,7 @@ def _copies_of_wrong_ones(cfg: DictConfig, flat: Mapping[str, Any], rules: Mappi
 
 
 def rules_for(flat: Mapping[str, Any]) -> dict[str, Rule]:
-    """The rules of every configuration, and those of the options that are there.
+    """Return the rules of every configuration, and those of the options that are present.
 
     Options of a user's own _target_ mean what the user says: rules bind only vae_exp's and torch's. What all datasets
     share goes to `prepare`, whoever made the dataset.
@@ -120,7 +120,7 @@ def rules_for(flat: Mapping[str, Any]) -> dict[str, Rule]:
 
 
 def check_values(flat: Mapping[str, Any], rules: Mapping[str, Rule], copies: Iterable[str] = ()) -> list[str]:
-    """What is wrong with each key: missing, unknown, or a value that its rule does not allow."""
+    """Return what is wrong with each key: missing, unknown, or a value that its rule does not allow."""
     problems = [f"{key}: is missing. It takes {rule.words}." for key, rule in rules.items() if key not in flat]
     for key, value in flat.items():
         rule = rules.get(key)
@@ -133,7 +133,7 @@ def check_values(flat: Mapping[str, Any], rules: Mapping[str, Rule], copies: Ite
 
 
 def as_typed(value: Any) -> str:
-    """A value as it is written on a command line."""
+    """Return a value as it is written on a command line."""
     if isinstance(value, list):
         return f"[{','.join(map(as_typed, value))}]"
     if isinstance(value, dict):
@@ -142,17 +142,17 @@ def as_typed(value: Any) -> str:
 
 
 def quoted(text: object, mark: str = "'") -> str:
-    """Text as Hydra's command line takes it, whatever is in it."""
+    """Return text quoted for Hydra's command line, whatever is in it."""
     return mark + str(text).replace("\\", "\\\\").replace(mark, f"\\{mark}") + mark
 
 
 def literal(path: object, mark: str = "'") -> str:
-    """Return a path as Hydra's command line takes it: a folder called ${oc.env:HOME} is no reference to anything."""
+    """Return a path quoted for Hydra's command line: a folder called ${oc.env:HOME} is not an interpolation."""
     return quoted(path, mark).replace("${", "\\${")
 
 
 def as_argument(key: str, path: object) -> str:
-    """Return KEY=PATH as it is typed in a shell, in whatever quotes the shell and Hydra need; shlex reads it back."""
+    """Return KEY=PATH as typed in a shell, with the quotes that the shell and Hydra need; shlex reads it back."""
     text, is_number = str(path), False
     with contextlib.suppress(ValueError):
         is_number = isinstance(float(text), float)
@@ -162,14 +162,14 @@ def as_argument(key: str, path: object) -> str:
 
 
 def _sweep_hint(key: str, value: Any, rule: Rule) -> str:
-    """What to type for one run with each of several values."""
+    """Return what to type for one run with each of several values."""
     if not isinstance(value, list) or not value or not all(map(rule.allows, value)):
         return ""
     return f" A run for each value is vae-train -m {key}={','.join(map(as_typed, value))}"
 
 
 def _text_hint(value: Any, rule: Rule) -> str:
-    """What makes a number of text that looks like one: a value in quotes, or from the environment."""
+    """Return a hint on why a number is text: it is in quotes, or comes from the environment."""
     for read in (int, float, {"true": True, "false": False}.__getitem__):
         with contextlib.suppress(ValueError, KeyError):
             if isinstance(value, str) and rule.allows(read(value)):
@@ -178,12 +178,12 @@ def _text_hint(value: Any, rule: Rule) -> str:
 
 
 def shortened(text: str) -> str:
-    """Text for a message, which shows only the beginning of a very long one."""
+    """Return text for a message, which shows only the beginning of a very long one."""
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}... ({len(text):,} characters)"
 
 
 def flatten(values: Mapping[str, Any], leaves: Collection[str] = (), prefix: str = "") -> dict[str, Any]:
-    """{"model": {"z_dim": 20}} becomes {"model.z_dim": 20}; `leaves` are keys whose value stays whole."""
+    """Return {"model.z_dim": 20} for {"model": {"z_dim": 20}}; the values of the keys in `leaves` stay nested."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         path = f"{prefix}{key}"
@@ -195,25 +195,25 @@ def flatten(values: Mapping[str, Any], leaves: Collection[str] = (), prefix: str
 
 
 def options(group: str, folder: Path = CONF_DIR) -> list[str]:
-    """The options of a config group, by their files."""
+    """Return the options of a config group, from the names of their files."""
     return sorted(path.stem for path in (folder / group).glob("*.yaml"))
 
 
 def groups(folder: Path = CONF_DIR) -> list[str]:
-    """The config groups, by their folders."""
+    """Return the config groups, from the names of their folders."""
     return sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name != "hydra")
 
 
 def options_with(key: str) -> list[str]:
-    """The options of a group that have the key, such as sgd and rmsprop for optimizer.momentum."""
+    """Return the options of a group that have the key, such as sgd and rmsprop for optimizer.momentum."""
     group, _, name = key.partition(".")
     return [option for option in options(group) if name in OmegaConf.load(CONF_DIR / group / f"{option}.yaml")]
 
 
 def closest(word: str, known: Collection[str]) -> str:
-    """A sentence with the known names nearest to a misspelt one, or nothing where none is near.
+    """Return a sentence with the known names nearest to a misspelt one, or nothing if none is near.
 
-    Keys are compared whole and by their last part, since people write z_dim=10 for model.z_dim=10.
+    Keys are compared in full and by their last part, since people write z_dim=10 for model.z_dim=10.
     """
     last = word.rsplit(".", 1)[-1]
     near = difflib.get_close_matches(word, known, n=3, cutoff=0.7)

@@ -1,4 +1,4 @@
-"""What is wrong between keys that are each right by themselves: of different groups, or of another option."""
+"""Checks of keys that are each right by themselves but not together: of different groups, or of another option."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +15,7 @@ NEED_SPREAD = {
 
 
 def check_combinations(flat: Mapping[str, Any]) -> list[str]:
-    """What is wrong between keys of different groups."""
+    """Return what is wrong between keys of different groups."""
     problems = []
     if flat.get("model.conditional") is True and flat.get("dataset.n_classes") == 0:
         problems.append(
@@ -40,9 +40,10 @@ def check_combinations(flat: Mapping[str, Any]) -> list[str]:
 
 
 def check_metric(by: str, metric: str, has_val: bool, why: str) -> list[str]:
-    """What is wrong where jobs are judged by sweep.metric: runs have val/* with validation images and test/* without.
+    """Return what is wrong with sweep.metric: runs have val/* with validation images, and test/* without.
 
-    by is what judges, such as hydra/sweeper=optuna, and why is what says whether there are any.
+    `by` is what judges the jobs, such as hydra/sweeper=optuna; `why` is the setting that decides whether there are
+    validation images.
     """
     if metric not in (*JUDGED_BY["val"], *JUDGED_BY["test"]) or metric.startswith("val/") == has_val:
         return []  # what is no metric is told already
@@ -58,7 +59,7 @@ def check_metric(by: str, metric: str, has_val: bool, why: str) -> list[str]:
 
 
 def check_devices(flat: Mapping[str, Any]) -> list[str]:
-    """What several processes cannot share."""
+    """Return what is wrong with settings that several processes cannot share."""
     if not all(key in flat and RULES[key].allows(flat[key]) for key in ("devices", "batch_size")):  # told already
         return []
     devices, batch_size = flat["devices"], flat["batch_size"]
@@ -71,7 +72,10 @@ def check_devices(flat: Mapping[str, Any]) -> list[str]:
 
 
 def _check_objective(flat: Mapping[str, Any]) -> list[str]:
-    """What an objective cannot do with the model or the likelihood, and warm-ups of two lengths or of none."""
+    """Return what is wrong between an objective and the model or the likelihood, or with its warm-up.
+
+    A warm-up is wrong if it has two lengths, or none.
+    """
     problems = []
     target = str(flat.get("objective._target_"))
     name = target.rsplit(".", 1)[-1]
@@ -102,8 +106,10 @@ def _check_objective(flat: Mapping[str, Any]) -> list[str]:
 
 
 def source_problems(flat: Mapping[str, Any]) -> list[str]:
-    """What is wrong where dataset.source is not of the chosen dataset, as EMNIST alone has parts to choose from, and
-    where dataset.factors is a file and the dataset has factors of its own.
+    """Return what is wrong with dataset.source and dataset.factors.
+
+    The source may not belong to the chosen dataset, as only EMNIST has parts to choose from; or dataset.factors is a
+    file, and the dataset has factors of its own.
     """
     table, target = flat.get("dataset.factors"), flat.get("dataset._target_")
     if is_ours(flat, "dataset") and isinstance(table, str) and table and target != "vae_exp.datasets.image_folder":
@@ -117,5 +123,5 @@ def source_problems(flat: Mapping[str, Any]) -> list[str]:
 
 
 def is_ours(flat: Mapping[str, Any], group: str) -> bool:
-    """Whether the group's function is vae_exp's or torch's, so that its keys mean what vae_exp says."""
+    """Return whether the group's function is vae_exp's or torch's, so that its keys mean what vae_exp says."""
     return str(flat.get(f"{group}._target_")).startswith(("vae_exp.", "torch."))

@@ -1,4 +1,4 @@
-"""The device that a run, a process of it or a job of a sweep is computed on."""
+"""The device for a run, for one of its processes or for a job of a sweep."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,17 +12,17 @@ from vae_exp.errors import UserError
 
 
 def device(name: str) -> torch.device:
-    """auto is the fastest device there is. Raises UserError for one that is not there.
+    """Return the device of that name; auto is the fastest available. Raises UserError if it is not available.
 
-    Of several processes that compute a run on GPUs each gets its own.
+    If several processes compute a run on GPUs, each gets its own.
     """
     return torch.device(choose(name, _available(), torch.cuda.device_count(), *torchrun_env.here()))
 
 
 def agreed(config: Mapping[str, Any]) -> int:
-    """How many processes the run has: those that were started, of which devices=N need not tell.
+    """Return the number of processes of the run: those that were started, even if devices=N is not given.
 
-    Raises UserError where N others were asked for, and where these cannot do what the run is to do.
+    Raises UserError if N is another number, or if these processes cannot do what the run is to do.
     """
     asked, there = config["devices"], distributed.world_size()
     if asked not in (1, there) and there == 1:
@@ -38,7 +38,7 @@ def agreed(config: Mapping[str, Any]) -> int:
 
 
 def require(name: str, processes: int) -> None:
-    """Raises UserError where so many processes on this machine could not have a device each."""
+    """Raise UserError if this many processes on this machine cannot have a device each."""
     choose(name, _available(), torch.cuda.device_count(), processes - 1, processes)
 
 
@@ -47,7 +47,10 @@ def _available() -> dict[str, bool]:
 
 
 def choose(name: str, available: Mapping[str, bool], n_gpus: int, process: int, processes: int) -> str:
-    """The device of a process among those of a run on one machine: cuda:1 of the second. Raises UserError as device."""
+    """Return the device of one of a run's processes on a machine: cuda:1 for the second.
+
+    Raises UserError as `device` does.
+    """
     kind, _, number = name.partition(":")
     if kind == "auto":
         kind = next(kind for kind, is_there in available.items() if is_there)
@@ -67,6 +70,6 @@ def choose(name: str, available: Mapping[str, bool], n_gpus: int, process: int, 
 
 
 def of_job(name: str, number: int, n_gpus: int | None = None) -> str:
-    """The device of one of the jobs that run side by side on this machine: the GPUs take turns."""
+    """Return the device of one of the jobs that run side by side on this machine: the GPUs take turns."""
     n_gpus = torch.cuda.device_count() if n_gpus is None else n_gpus
     return f"cuda:{number % n_gpus}" if name in ("auto", "cuda") and n_gpus > 1 else name

@@ -1,4 +1,4 @@
-"""What a stranger's files may name: the functions in a run folder or a checkpoint, and the overrides kept there.
+"""Functions and overrides that files from a stranger, a run folder or a checkpoint, may name.
 
 Nothing here imports what is named, nor torch.
 """
@@ -57,10 +57,10 @@ def is_published(group: str, target: Any) -> bool:
 
 
 def check_foreign(config: Mapping[str, Any], *names: str, trust: Trust = False, where: str = "the checkpoint") -> None:
-    """Raise UserError for a group whose _target_ is neither published nor trusted: before anything of it is imported.
+    """Raise UserError if a group's _target_ is neither published nor trusted, before anything of it is imported.
 
-    Every _target_ that was not typed, but lay in a run folder, a checkpoint, an export or an artifact, comes through
-    here. Deeper down, and beside plain values, no _target_ is allowed without trust: code of one's own may call it.
+    Every _target_ that was not typed, but read from a run folder, a checkpoint, an export or an artifact, is checked
+    here. Deeper down, and beside plain values, no _target_ is allowed without trust: a user's own code may call it.
     """
     for group in names:
         settings, typed = config.get(group), trust.get(group, {}) if isinstance(trust, Mapping) else {}
@@ -88,16 +88,16 @@ def _is_plain(value: Any) -> bool:
 
 
 def trusting(config: Mapping[str, Any], names: Iterable[str] = CALLS) -> list[str]:
-    """Return what a command has to say to use these groups of a run: trust=true, or nothing."""
+    """Return what to add to a command to use these groups of a run: trust=true, or nothing."""
     targets = {group: config[group].get("_target_") for group in names if isinstance(config.get(group), Mapping)}
     return [] if all(is_published(group, target) for group, target in targets.items()) else ["trust=true"]
 
 
 def own_words(stored: Iterable[str], typed: Collection[str] = ()) -> tuple[list[str], list[str]]:
-    """Divide overrides that lay on a disk into those that are taken, and those that are not.
+    """Divide overrides that were read from disk into those that are accepted, and those that are not.
 
-    Taken are vae_exp's own keys, and of Hydra's a launcher and a sweeper with their numbers; nothing that reads the
-    environment, calls a resolver or names a file outside the folders of options. Those that were `typed` are taken.
+    Accepted are vae_exp's own keys, and of Hydra's a launcher and a sweeper with their numbers; nothing that reads the
+    environment, calls a resolver or names a file outside the folders of options. Those in `typed` pass.
     """
     kept: list[str] = []
     dropped: list[str] = []
@@ -136,7 +136,7 @@ def is_group(key: str) -> bool:
 
 
 def _leads_out(value: str) -> bool:
-    """Whether what stands for an option of a group is no name of one, but a path to some other file, or values."""
+    """Return whether a group is given a path to some other file, or values, instead of the name of an option."""
     names = re.split(r"[^\w./\\{-]+", value)
     return any(".." in name or "\\" in name or "{" in name or name.startswith("/") for name in names)
 

@@ -42,7 +42,7 @@ class SweepKeys(TypedDict):
 
 
 class Config(TypedDict):
-    """What vae-train takes: conf/config.yaml with a choice of each group."""
+    """The settings of vae-train: conf/config.yaml with a choice of each group."""
 
     model: ModelKeys
     network: Group
@@ -81,7 +81,7 @@ class Config(TypedDict):
 
 
 def images_per_step(config: Config) -> int:
-    """Of one step of the optimizer: batch_size of them at once, accumulate_steps times."""
+    """Return the number of images in one optimizer step: batch_size at once, accumulate_steps times."""
     return config["batch_size"] * config["accumulate_steps"]
 
 
@@ -94,7 +94,7 @@ class WandbMode(TypedDict):
 
 
 class EvaluateOptions(TypedDict):
-    """What vae-evaluate takes: conf/evaluate.yaml."""
+    """The settings of vae-evaluate: conf/evaluate.yaml."""
 
     checkpoint: str
     split: str
@@ -117,7 +117,7 @@ class EvaluateOptions(TypedDict):
 
 
 class GenerateOptions(TypedDict):
-    """What vae-generate takes: conf/generate.yaml."""
+    """The settings of vae-generate: conf/generate.yaml."""
 
     checkpoint: str
     what: str

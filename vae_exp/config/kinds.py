@@ -1,4 +1,4 @@
-"""Kinds of values: whether a value is one, and the words in which another is refused."""
+"""Kinds of values: how each is recognised, and the words in which another is refused."""
 
 import math
 import re
@@ -41,7 +41,7 @@ def one_of(*options: str) -> Rule:
 
 
 def different(*options: str) -> Rule:
-    """Each of them once at most."""
+    """Return the rule of a list of these options, each at most once."""
     return Rule(
         lambda v: isinstance(v, list) and all(word in options for word in v) and len(set(v)) == len(v),
         f"a list of {', '.join(options)}, each once at most",

@@ -1,4 +1,4 @@
-"""Hydra composes a configuration; what it complains of is told in the user's words."""
+"""Hydra's composition of a configuration, and its errors in the user's words."""
 
 import contextlib
 import re
@@ -23,22 +23,24 @@ PLUGINS = {"launcher": ["basic", "joblib", "ray", "submitit"], "sweeper": ["basi
 
 
 def parse(overrides: list[str]) -> list[Override]:
-    """Overrides as Hydra's grammar reads them."""
+    """Parse overrides with Hydra's grammar."""
     return OverridesParser.create().parse_overrides(overrides)
 
 
 def readable(overrides: list[str]) -> list[str]:
-    """What was typed, with quotes around values that Hydra's grammar cannot read, such as a path with a space or an é,
-    and around text that it would take for a number or a truth value, such as a class +1 or true.
+    """Return the overrides, with quotes around values that Hydra's grammar cannot read.
 
-    The shell hands such a value over whole; nobody should have to quote it twice. Raises UserError for a word that is
-    no KEY=VALUE.
+    Such a value is a path with a space or an é. Text that Hydra would take for a number or a truth value, such as
+    a class +1 or true, is quoted too.
+
+    The shell passes such a value in one piece; nobody should have to quote it twice. Raises UserError for a word that
+    is not KEY=VALUE.
     """
     return [_readable(_with_text_quoted(word)) for word in overrides]
 
 
 def _with_text_quoted(word: str) -> str:
-    """Return the word with quotes around each text that Hydra would read as something else than was typed.
+    """Return the word with quotes around each text that Hydra would read differently from what was typed.
 
     Numbers that are written as Python writes them stay numbers, as in configurations of older runs.
     """
@@ -64,14 +66,14 @@ SWEEP_OF = re.compile(r"((?:choice|shuffle|sort)\()(.*)\)", re.DOTALL)
 
 
 def _inside_of_choice(word: str) -> str:
-    """Return a sweep such as choice(+1,0) with the texts in it quoted; any other word as it is."""
+    """Return a sweep such as choice(+1,0) with the texts in it quoted; any other word unchanged."""
     key, _, value = word.partition("=")
     found = SWEEP_OF.fullmatch(value)
     return f"{key}={found[1]}{_with_text_quoted(f'{key}={found[2]}').partition('=')[2]})" if found else word
 
 
 def _texts(value: str, null: bool = False) -> str:
-    """Return values between commas, quoted where Hydra would read another text; null says whether null is no text."""
+    """Return comma-separated values, quoted if Hydra would read another text; `null` says that null is not text."""
     return ",".join(_text(part, null) for part in _split(value))
 
 
@@ -88,7 +90,7 @@ def _text(typed: str, null: bool) -> str:
 
 
 def _split(values: str) -> list[str]:
-    """Return what stands between the commas that are in no quotes and no brackets."""
+    """Split at the commas that are inside neither quotes nor brackets."""
     parts, depth, quote, before = [""], 0, "", ""
     for letter in values:
         if quote:
@@ -119,9 +121,9 @@ def _readable(word: str) -> str:
 
 
 def compose(config_name: str, overrides: list[str]) -> DictConfig:
-    """The configuration that conf/CONFIG_NAME.yaml and the command line make; that of training with Hydra's own.
+    """Return the configuration that conf/CONFIG_NAME.yaml and the command line make; vae-train's has Hydra's part.
 
-    Raises UserError for a group that is given no name, and what Hydra raises for everything else: `explain` tells it.
+    Raises UserError for a group without a name, and Hydra's own errors for everything else: `explain` rewords them.
     """
     try:
         with hydra.initialize_config_dir(str(CONF_DIR), version_base=HYDRA_VERSION):
@@ -148,12 +150,12 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
 
 
 def without_hydra(cfg: DictConfig) -> DictConfig:
-    """The configuration without Hydra's own part."""
+    """Return the configuration without Hydra's own part."""
     return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
 
 
 def explain(error: Exception, program: str, config_name: str) -> str:
-    """Hydra's complaint in the user's words, with the nearest names."""
+    """Return Hydra's error in the user's words, with the nearest names."""
     text = str(error)
     if isinstance(error, OverrideParseException):  # the grammar's own complaint, which does not name the key
         return f"{error.override}: Hydra cannot read it ({text.splitlines()[0]}). Quotes may help: 'KEY=\"VALUE\"'."
@@ -198,5 +200,5 @@ def _unknown_key(key: str, program: str, config_name: str) -> str:
 
 
 def _keys_of(config_name: str) -> dict[str, Any]:
-    """The keys of a configuration as it is without overrides, some of whose values may be missing yet."""
+    """Return the keys of a configuration without overrides; some of their values may still be missing."""
     return cast("dict[str, Any]", OmegaConf.to_container(without_hydra(compose(config_name, []))))

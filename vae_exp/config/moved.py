@@ -33,7 +33,7 @@ ADDED_TO: dict[str, dict[str, Any]] = {  # the same, of a group's function
 
 
 def renamed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a configuration with today's _target_ names and keys; whatever else is in it stays."""
+    """Return a copy of a configuration with today's _target_ names and keys; everything else in it stays."""
     groups = {group: _renamed_group(settings) for group, settings in config.items()}
     if groups.get("amortize") in OFF:  # a run for one setting, which is what there is now
         del groups["amortize"]

@@ -18,14 +18,14 @@ log = logging.getLogger(__name__)
 
 
 def look_here_too(module: str) -> None:
-    """Let a module that is not installed be found where the user stands."""
+    """Let a module that is not installed be found in the current folder."""
     here = os.getcwd()  # noqa: PTH109
     if module not in sys.modules and here not in sys.path and importlib.util.find_spec(module) is None:
         sys.path.append(here)
 
 
 def files_of(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return the files of the user's own modules that a configuration names, by module: not of what is installed."""
+    """Return the files of the user's own modules that a configuration names, by module; installed ones are left out."""
     found = {}
     for group in CALLS:
         target = str(config[group]["_target_"])
@@ -44,9 +44,9 @@ def _place(module: ModuleType | None) -> Path | None:
 
 
 def find(config: Mapping[str, Any], groups: Iterable[str], code: Mapping[str, str]) -> None:
-    """Import the own modules that a trusted run names from the files that they had when it was trained.
+    """Import the user's own modules that a trusted run names, from the files they had when it was trained.
 
-    A file that is gone is looked for as at the start of a run, with a note. Raises UserError where it is nowhere, and
+    A missing file is looked for as at the start of a run, with a note. Raises UserError if it cannot be found, and
     for a module that was imported from another file.
     """
     targets = [(group, str(config[group].get("_target_"))) for group in groups]
@@ -70,7 +70,7 @@ def find(config: Mapping[str, Any], groups: Iterable[str], code: Mapping[str, st
 
 
 def compare(config: Mapping[str, Any], before: Mapping[str, str]) -> None:
-    """Say which of a run's own modules are of other files now than when it was trained."""
+    """Log which of a run's own modules come from other files now than when it was trained."""
     for name, now in files_of(config).items():
         then = Path(before.get(name, now))
         if not _is_same(Path(now), then):
@@ -78,7 +78,7 @@ def compare(config: Mapping[str, Any], before: Mapping[str, str]) -> None:
 
 
 def _is_same(one: Path, other: Path) -> bool:
-    """Whether two files are one, or hold the same; of packages whether they are one."""
+    """Return whether two files are one, or have the same content; for packages, whether they are one."""
     if one == other or (one.exists() and other.exists() and one.samefile(other)):
         return True
     are_modules = one.is_file() and other.is_file() and "__init__.py" not in (one.name, other.name)
@@ -86,7 +86,7 @@ def _is_same(one: Path, other: Path) -> bool:
 
 
 def _import(name: str, place: Path) -> None:
-    """Import a module from this very file. Raises UserError where it is none."""
+    """Import a module from this very file. Raises UserError if it is not a module."""
     spec: ModuleSpec | None = ModuleSpec(name, None, is_package=True)
     inside = [str(place.parent)] if place.name == "__init__.py" else None
     if place.is_dir() and spec:

@@ -1,4 +1,4 @@
-"""What each key of a configuration may be."""
+"""The rules for the values of each key of a configuration."""
 
 import re
 

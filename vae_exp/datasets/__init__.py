@@ -1,4 +1,4 @@
-"""Where images come from: each dataset is a function that returns a `Source`, and `prepare` makes `Data` of it."""
+"""Datasets: each is a function that returns a `Source`, and `prepare` makes `Data` of it."""
 
 from vae_exp.datasets.arrays import arrays
 from vae_exp.datasets.celeba import celeba

@@ -1,4 +1,4 @@
-"""Arrays of one's own in one .npz file: images, and where there are any labels, factors and a test split."""
+"""Arrays of one's own in one .npz file: images and, if there are any, labels, factors and a test split."""
 
 import logging
 import zipfile
@@ -24,15 +24,15 @@ Held = dict[str, np.ndarray]
 
 
 class Refused(Exception):
-    """What is wrong with the arrays, without the key and the file."""
+    """A fault in the arrays, described without the key and the file."""
 
 
 def arrays(name: str, root: str, label: str | None = None, test_size: int | float = 0.1) -> Source:
-    """The arrays of an .npz file: images uint8 [N, H, W], [N, H, W, C] or [N, C, H, W], labels [N], factors [N, F].
+    """Read an .npz file: images uint8 [N, H, W], [N, H, W, C] or [N, C, H, W], labels [N], factors [N, F].
 
-    Where there is no test_images the test split is test_size of the images, the same for every seed. label is the
-    factor that y holds in place of the labels. Labels and factors are whole numbers, and are numbered from 0 in their
-    order, over both splits. Raises UserError for a file and for arrays that are none of this; nothing pickled is read.
+    Without test_images the test split is test_size of the images, the same for every seed. label is the factor that y
+    holds in place of the labels. Labels and factors are whole numbers, and are numbered from 0 in their order, over
+    both splits. Raises UserError for a file or arrays that do not fit this; nothing pickled is read.
     """
     try:
         held, digests = _read(Path(root).expanduser())
@@ -63,9 +63,9 @@ def arrays(name: str, root: str, label: str | None = None, test_size: int | floa
 
 
 def _read(path: Path) -> tuple[Held, dict[str, str]]:
-    """The arrays of the file that mean something here, and the size and the checksum that the file has of each.
+    """Read the arrays of the file that have a meaning here, with the size and checksum the file has of each.
 
-    Others are not touched, pickled ones among them.
+    Other arrays are not touched, pickled ones among them.
     """
     try:
         if not path.is_file():
@@ -101,7 +101,7 @@ def _array(archive: Any, array: str) -> np.ndarray:
 
 
 def _images(array: str, found: np.ndarray) -> Tensor:
-    """uint8 [N, C, H, W]. Where the channels may come last or first, they are taken to come last."""
+    """Return the images as uint8 [N, C, H, W]. If the channels could be last or first, last is assumed."""
     shape = list(found.shape)
     if found.dtype != np.uint8:
         hint = " Floats from 0 to 1 become that by (x * 255).round().astype('uint8')" if found.dtype.kind == "f" else ""
@@ -121,7 +121,7 @@ def _images(array: str, found: np.ndarray) -> Tensor:
 
 
 def _labels(held: Held, lengths: dict[str, int]) -> tuple[Tensor, list[str]]:
-    """The labels of all images, numbered from 0 in their order, and as text what they were."""
+    """Return the labels of all images, numbered from 0 in their order, and their original values as text."""
     found = _joined("labels", held, lengths, dims=1)
     if found is None:
         return torch.zeros(sum(lengths.values()), dtype=torch.int64), []
@@ -132,7 +132,7 @@ def _labels(held: Held, lengths: dict[str, int]) -> tuple[Tensor, list[str]]:
 
 
 def _factors(held: Held, lengths: dict[str, int]) -> tuple[Factors | None, list[list[str]]]:
-    """The factors of all images, and the values of each as text, in their order."""
+    """Return the factors of all images, and the values of each as text, in their order."""
     found = _joined("factors", held, lengths, dims=2)
     if found is None:
         if "factor_names" in held:
@@ -146,7 +146,7 @@ def _factors(held: Held, lengths: dict[str, int]) -> tuple[Factors | None, list[
 
 
 def _joined(array: str, held: Held, lengths: dict[str, int], dims: int) -> np.ndarray | None:
-    """An array of all images as int64, those of the test images last; None where there is none of that name."""
+    """Return an array of all images as int64, test images last; None if there is no array of that name."""
     names = [f"{prefix}{array}" for prefix in lengths]
     if missing := [name for name in names if name not in held]:
         if len(missing) == len(names):
@@ -159,7 +159,7 @@ def _joined(array: str, held: Held, lengths: dict[str, int], dims: int) -> np.nd
 
 
 def _whole(array: str, found: np.ndarray, n: int, dims: int) -> np.ndarray:
-    """Whole numbers as int64. Raises Refused for others, for another shape, and for others than n rows."""
+    """Return whole numbers as int64. Raises Refused for other numbers, another shape, or a length other than n."""
     if found.dtype.kind not in "iub":
         raise Refused(f"{array} must be whole numbers of an integer type, and is {found.dtype}{_what_of_it(found)}")
     if found.ndim != dims or 0 in found.shape[1:]:
@@ -173,7 +173,7 @@ def _whole(array: str, found: np.ndarray, n: int, dims: int) -> np.ndarray:
 
 
 def _what_of_it(found: np.ndarray) -> str:
-    """What stands in the way of making whole numbers of floats."""
+    """Return the reason why floats cannot become whole numbers, as the end of a message."""
     if found.dtype.kind != "f":
         return ""
     if not np.isfinite(found).all():
@@ -184,7 +184,7 @@ def _what_of_it(found: np.ndarray) -> str:
 
 
 def _numbered(found: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """The number of each value, counted from 0 in their order, and the values as text."""
+    """Return the number of each value, counted from 0 in their order, and the values as text."""
     values, numbers = np.unique(found, return_inverse=True)
     return numbers.astype(np.int64), list(map(str, values.tolist()))
 

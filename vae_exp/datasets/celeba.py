@@ -21,7 +21,7 @@ def celeba(
     on_error: str,
     cache: str | None = None,
 ) -> Source:
-    """CelebA (Liu et al. 2015) with its own three splits. The label is one of its 40 attributes, 0 or 1, or none."""
+    """Return CelebA (Liu et al. 2015) with its own three splits. The label is one of 40 attributes, 0 or 1, or none."""
     folder = Path(root).expanduser()
 
     def read(part: str) -> Split:

@@ -14,9 +14,9 @@ FILE = Path("datasets", "data", "digits.csv.gz")  # in scikit-learn: 64 pixels f
 
 
 def digits(name: str) -> Source:
-    """The 1,797 8x8 digits inside scikit-learn (Alpaydin & Kaynak 1998), scaled from 0..16 to 0..255.
+    """Return the 1,797 8x8 digits inside scikit-learn (Alpaydin & Kaynak 1998), scaled from 0..16 to 0..255.
 
-    Raises UserError where scikit-learn's file is not there.
+    Raises UserError if scikit-learn's file is missing.
     """
     # Only its file is wanted: importing scikit-learn takes half as long as importing PyTorch.
     package = importlib.util.find_spec("sklearn")

@@ -92,12 +92,12 @@ def dsprites(
     test_size: Size = 0.02,
     cache: str | None = None,
 ) -> Source:
-    """dSprites (Matthey et al. 2017): black-and-white images [1, 64, 64], as published.
+    """Return dSprites (Matthey et al. 2017): black-and-white images [1, 64, 64], as published.
 
-    The file lies in root or is downloaded there, and is unpacked once into cache, None of which is the user's cache
-    folder. factors says how many values of each are kept, or which, numbered from 0; label is the factor that y holds,
-    and None is no label. Raises UserError where
-    the file can neither be read nor downloaded, is damaged or cannot be unpacked, and as `sprites` does.
+    The file lies in root or is downloaded there, and is unpacked once into cache; if cache is None, into the user's
+    cache folder. factors says how many values of each to use, or which, numbered from 0; label is the factor that y
+    holds, and None is no label. Raises UserError if the file can be neither read nor downloaded, is damaged or cannot
+    be unpacked, and in the cases of `sprites`.
     """
     return _source(name, "dsprites", root, factors, label, test_size, cache)
 
@@ -110,7 +110,7 @@ def shapes3d(
     test_size: Size = 0.02,
     cache: str | None = None,
 ) -> Source:
-    """Shapes3D (Burgess & Kim 2018): colour images [3, 64, 64] of a solid in a room. As dsprites; it needs h5py."""
+    """Return Shapes3D (Burgess & Kim 2018): colour images [3, 64, 64] of a solid in a room. As dsprites; needs h5py."""
     return _source(name, "shapes3d", root, factors, label, test_size, cache)
 
 
@@ -123,7 +123,10 @@ def mpi3d(
     test_size: Size = 0.02,
     cache: str | None = None,
 ) -> Source:
-    """MPI3D (Gondal et al. 2019): colour images [3, 64, 64] of a robot arm, toy, realistic or real. As dsprites."""
+    """Return MPI3D (Gondal et al. 2019): colour images [3, 64, 64] of a robot arm, toy, realistic or real.
+
+    As dsprites.
+    """
     if f"mpi3d_{version}" not in KNOWN:
         raise UserError(f"dataset.version={version}: it takes toy, realistic or real.")
     return _source(name, f"mpi3d_{version}", root, factors, label, test_size, cache)
@@ -151,7 +154,7 @@ def _shape(known: Published) -> tuple[int, ...]:
 
 
 def _rows(known: Published, chosen: dict[str, list[int]], kept: Factors) -> torch.Tensor:
-    """Which rows of the file the combinations of the chosen values are."""
+    """Return the rows of the file that hold the combinations of the chosen values."""
     rows = torch.zeros(len(kept), dtype=torch.long)
     for at, (name, size) in enumerate(known.sizes.items()):
         rows = rows * size + torch.tensor(chosen[name])[kept.table[:, at]]
@@ -159,7 +162,7 @@ def _rows(known: Published, chosen: dict[str, list[int]], kept: Factors) -> torc
 
 
 def _unpack(name: str, known: Published, path: Path, raw: Path) -> None:
-    """Write a file of raw bytes of all of the images, where it is not there; it appears whole or not at all."""
+    """Write a file of raw bytes of all images, if it does not exist yet; it appears complete or not at all."""
     shape = _shape(known)
     if raw.is_file() and raw.stat().st_size == math.prod(shape):
         return
@@ -198,14 +201,14 @@ def _md5(path: Path) -> str:
 
 
 def _parts(name: str, known: Published, path: Path) -> Iterator[np.ndarray]:
-    """The images, uint8 [n, C, H, W], a part of them at a time: the whole would not fit into many memories."""
+    """Yield the images, uint8 [n, C, H, W], in parts: all of them at once would not fit into many memories."""
     read = _parts_of_h5(name, path, known.images) if path.suffix == ".h5" else _parts_of_npz(path, known.images)
     for images in read:
         yield images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
 
 
 def _parts_of_npz(path: Path, array: str) -> Iterator[np.ndarray]:
-    """Of one array of an npz file, read as it is unpacked. The other arrays, some of them pickled, are not touched."""
+    """Yield parts of one array of an npz file as it is unpacked. Other arrays, some pickled, are not touched."""
     with zipfile.ZipFile(path) as archive, archive.open(f"{array}.npy") as member:
         version = np.lib.format.read_magic(member)
         header: Any = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -231,7 +234,7 @@ def _parts_of_h5(name: str, path: Path, array: str) -> Iterator[np.ndarray]:
 
 
 def _fetch(name: str, known: Published, path: Path) -> None:
-    """Download the file where it is not there. Raises UserError, with what to do by hand, where that fails."""
+    """Download the file if it is missing. Raises UserError, with what to do by hand, if that fails."""
     if path.is_file():
         return
     from torchvision.datasets.utils import download_url  # here, because importing it takes seconds

@@ -33,11 +33,11 @@ class FactorTable:
     values: dict[str, list[str]]  # what the values 0, 1, ... of each factor are called
 
     def of(self, files: Sequence[str]) -> Factors:
-        """The factors of these files, in their order."""
+        """Return the factors of these files, in their order."""
         return self.factors[torch.tensor([self.row[file] for file in files])]
 
     def require(self, files: Sequence[str]) -> None:
-        """Raises UserError where files have no row; tells of rows that are of none of the files."""
+        """Raise UserError if files have no row; warn of rows that belong to none of the files."""
         if bare := [file for file in files if file not in self.row]:
             raise UserError(
                 f"{self.typed}: it has no row for {len(bare):,} of the {len(files):,} images: {_first(bare)}. Its "
@@ -52,10 +52,10 @@ class FactorTable:
 
 
 def read_factors(root: Path, typed: str) -> FactorTable:
-    """The table of factors that dataset.factors names; a relative path begins at root, the folder of the images.
+    """Read the table of factors that dataset.factors names; a relative path begins at root, the folder of the images.
 
-    Its first column is the path of each image relative to root, every further column a factor, and its first row
-    their names. Raises UserError for a file that cannot be read as such a table, naming the line.
+    Its first column is the path of each image relative to root, every further column a factor, and its first row their
+    names. Raises UserError for a file that cannot be read as such a table, naming the line.
     """
     told = f"dataset.factors={printable(str(typed))}"
     if not isinstance(typed, str):
@@ -85,7 +85,7 @@ def read_factors(root: Path, typed: str) -> FactorTable:
 
 
 def _rows(told: str, path: Path) -> Iterator[tuple[int, list[str]]]:
-    """The rows of a CSV with their line numbers. Cells but the first are without spaces around them."""
+    """Yield the rows of a CSV with their line numbers. All cells but the first are stripped of spaces around them."""
     try:
         if not path.is_file():  # a named pipe would keep its reader waiting for ever
             raise UserError(f"{told}: there is no such file: {path}. A relative path begins at dataset.root.")
@@ -98,7 +98,7 @@ def _rows(told: str, path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _names(told: str, header: list[str]) -> list[str]:
-    """The names of the factors. Raises UserError for a first line that does not name file and then each factor."""
+    """Return the names of the factors. Raises UserError if the first line does not name file and then each factor."""
     first, *names = [printable(name) for name in header] or [""]
     if first.strip() != FILE:
         raise UserError(
@@ -115,7 +115,7 @@ def _names(told: str, header: list[str]) -> list[str]:
 
 
 def _numbered(texts: Sequence[str]) -> tuple[list[int], list[str]]:
-    """The number of each cell's value, and what the values are called: in order, by size where all are numbers."""
+    """Return the number of each cell's value, and the values' names: in order, by size if all are numbers."""
     different = list(dict.fromkeys(texts))
     are_numbers = all(map(NUMBER.fullmatch, different))
     value = {text: Decimal(text) if are_numbers else text for text in different}

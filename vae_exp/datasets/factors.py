@@ -29,13 +29,13 @@ class Factors:
         return replace(self, table=self.table.to(device))
 
     def varying(self, without: Collection[str] = ()) -> "Factors":
-        """Without the factors that have one value in all of the images, and those with these names."""
+        """Return the factors, except those with one value in all of the images and those with these names."""
         varies = (self.table != self.table[:1]).any(0).tolist()
         kept = [i for i, name in enumerate(self.names) if varies[i] and name not in without]
         return Factors(self.table[:, kept], [self.names[i] for i in kept], [self.sizes[i] for i in kept])
 
     def column(self, name: str) -> Tensor:
-        """One factor of every image, int64 [N]. Raises UserError for a name that there is not."""
+        """Return one factor of every image, int64 [N]. Raises UserError for a name that does not exist."""
         if name not in self.names:
             raise UserError(f"dataset.label={printable(name)}: it takes null or one of {', '.join(self.names)}.")
         return self.table[:, self.names.index(name)]
@@ -44,11 +44,11 @@ class Factors:
 def chosen_values(
     sizes: Mapping[str, int], wanted: Mapping[str, int | Sequence[int]] | None, round_about: Sequence[str] = ()
 ) -> dict[str, list[int]]:
-    """For each factor the numbers of the values that are kept, of a grid with so many values each.
+    """Return, for each factor, the numbers of the values to use, of a grid with `sizes` values of each.
 
-    A list names them. A number is that many, evenly spread from the first value to the last; of the factors that go
+    A list names them. A number n takes n values, evenly spread from the first to the last; for the factors in
     `round_about`, whose last value is the first once more, it leaves the last one out. A factor that is not named is
-    whole, and None is the whole grid. Raises UserError for factors and values that there are not.
+    used with all of its values, and None is the whole grid. Raises UserError for factors and values that do not exist.
     """
     wanted = {} if wanted is None else wanted
     if not isinstance(wanted, Mapping):
@@ -75,6 +75,6 @@ def chosen_values(
 
 
 def grid(names: Sequence[str], sizes: Sequence[int]) -> Factors:
-    """Every combination of so many values of each factor, the last factor fastest."""
+    """Return every combination of `sizes` values of each factor, the last factor fastest."""
     table = torch.cartesian_prod(*[torch.arange(size) for size in sizes]).reshape(-1, len(sizes))
     return Factors(table, list(names), list(sizes))

@@ -1,4 +1,4 @@
-"""What tells one dataset from another, whatever its folder is called and wherever it lies. No image is decoded."""
+"""Fingerprints that tell datasets apart, whatever their folder is called and wherever it lies. No image is decoded."""
 
 import hashlib
 from bisect import bisect_right
@@ -30,11 +30,11 @@ class Fingerprint:
     files: dict[str, str]  # by their names, or of the data that are no files by the names of their splits
 
     def digest(self) -> str:
-        """Return what is the same for the same images, whatever their labels are."""
+        """Return a digest that depends on the images, and not on their labels."""
         return _hashed([*(f"{part} {n}" for part, n in sorted(self.images.items())), *self._lines(sorted(self.files))])
 
     def record(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps, from which `changes` tells later data: plain values, and not many."""
+        """Return a short record of plain values for the checkpoint, with which `changes` compares later data."""
         names = sorted(self.files)
         size = max(1, -(-len(names) // MAX_RANGES))
         parts = [names[at : at + size] for at in range(0, len(names), size)]
@@ -42,7 +42,7 @@ class Fingerprint:
         return {"images": self.images, "class_names": self.class_names, "labels": self.labels, "files": ranges}
 
     def changes(self, record: Mapping[str, Any]) -> list[str]:
-        """Return in words what is another now than in the record of earlier data; nothing where all is the same."""
+        """Return, in words, the differences from the record of earlier data; nothing if all is the same."""
         told = []
         if self.class_names != record["class_names"]:
             told.append(f"the classes are {_listed(self.class_names)}, and were {_listed(record['class_names'])}")
@@ -86,7 +86,7 @@ class Fingerprint:
 
 
 def fingerprint(source: Source) -> Fingerprint:
-    """Return the fingerprint of a dataset: by the digests of its files, or of some images of each split.
+    """Return the fingerprint of a dataset: from the digests of its files, or of some images of each split.
 
     A test split that is not at hand is not read for it: it is read once, at the end of training.
     """
@@ -105,7 +105,7 @@ def fingerprint(source: Source) -> Fingerprint:
 
 
 def of_files(files: Mapping[str, Path]) -> dict[str, str]:
-    """Return a digest of each file's size and some of its bytes, by the names that are given."""
+    """Return a digest of each file's size and some of its bytes, by the given names."""
     return {name: _of_file(path) for name, path in files.items()}
 
 
@@ -117,7 +117,7 @@ def _of_file(path: Path) -> str:
 
 
 def _of_images(split: Split) -> str:
-    """Return a digest of the number and shape of the images and of rows of them that are spread evenly."""
+    """Return a digest of the number and shape of the images and of evenly spread rows of them."""
     rows = torch.linspace(0, len(split) - 1, min(ROWS, len(split))).round().long()
     images = split.images[rows]
     shown = images.read() if isinstance(images, Streamed) else images

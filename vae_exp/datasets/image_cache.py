@@ -32,7 +32,7 @@ _told: set[tuple[Path, str]] = set()  # what this process has said of which cach
 
 @dataclass(frozen=True)
 class Decoding:
-    """How image files become pixels, and where these are cached."""
+    """The way in which image files become pixels, and the place where these are cached."""
 
     x_shape: tuple[int, int, int]
     crop: int | None = None
@@ -45,8 +45,8 @@ def cached(root: Path, files: list[str], how: Decoding) -> tuple[Path, list[int]
     """Return a file of the decoded images [N, C, H, W], and which of the files they are, in their order.
 
     The cache is found by the files' names, sizes, times and sampled bytes, and by how they are decoded, wherever they
-    lie: reading all of them again would cost as much as the disk takes. It appears whole or not at all. Raises
-    UserError where it cannot be written, where no file can be used, and with on_error=fail where one cannot.
+    lie: reading all of them again would take as long as reading the disk. It appears complete or not at all. Raises
+    UserError if it cannot be written, if no file can be used, and with on_error=fail if any file cannot.
     """
     folder = cache_folder("image_cache") if how.cache is None else Path(how.cache).expanduser() / "image_cache"
     cache = folder / _key(root, files, how)
@@ -73,16 +73,16 @@ def cached(root: Path, files: list[str], how: Decoding) -> tuple[Path, list[int]
 
 @dataclass
 class About:
-    """What a cache knows of its files."""
+    """The facts that a cache records about its files."""
 
     unusable: dict[int, str]  # the rows of those that cannot be used, with the reasons
     depths: dict[str, int]  # how many of each depth of decode's there are
 
 
 def _about(cache: Path, files: int, x_shape: tuple[int, int, int]) -> About | None:
-    """Return what a cache says of its files; None where it is not there or damaged.
+    """Return the facts that a cache records about its files; None if it is missing or damaged.
 
-    Its images are as many bytes as they must be, but are not read: that would cost as much as decoding saves.
+    The size of its images is checked, but they are not read: that would cost as much as decoding saves.
     """
     try:
         kept = read_json(cache / "about.json")
@@ -96,7 +96,7 @@ def _about(cache: Path, files: int, x_shape: tuple[int, int, int]) -> About | No
 
 
 def _tell_white(cache: Path, root: Path, depths: dict[str, int], white: float | None) -> None:
-    """Say which brightness is white in images of more than 8 bits, once in a process."""
+    """Log which brightness is white in images of more than 8 bits, once per process."""
     if (cache, "white") in _told or not log.isEnabledFor(logging.INFO):
         return
     _told.add((cache, "white"))
@@ -112,12 +112,12 @@ def _tell_white(cache: Path, root: Path, depths: dict[str, int], white: float | 
 
 
 def left_out_lines(left_out: dict[str, str]) -> list[str]:
-    """A line for each of the files that cannot be used, with the reason."""
+    """Return a line for each of the files that cannot be used, with the reason."""
     return [_line(*item) for item in left_out.items()]
 
 
 def _tell(cache: Path, root: Path, left_out: dict[str, str], of: int) -> None:
-    """Name the files left out: all in a file of the cache, the first ones in a warning, once in a process."""
+    """Log the files that were left out: all in a file of the cache, the first ones in a warning, once per process."""
     lines, named = left_out_lines(left_out), cache / "left_out.txt"
     if not named.is_file():  # it appears whole: another process may be reading the cache
         with contextlib.suppress(Unwritable):  # a cache that only others may write to
@@ -133,7 +133,7 @@ def _line(file: str, reason: str) -> str:
 
 
 def _write(cache: Path, root: Path, files: list[str], how: Decoding) -> About:
-    """Write beside, flush to the disk, rename: the cache is whole or not there, whoever else makes it just now."""
+    """Write beside the cache, flush to the disk, rename: it is complete or missing, even if others make it too."""
     cache.parent.mkdir(parents=True, exist_ok=True)
     _clear_abandoned(cache.parent)
     partial = cache.with_name(f"{cache.name}.partial-{uuid.uuid4().hex}")
@@ -157,7 +157,7 @@ def _write(cache: Path, root: Path, files: list[str], how: Decoding) -> About:
 
 
 def _remove(path: Path) -> None:
-    """Remove a folder, a file or a link, where it is there."""
+    """Remove a folder, a file or a link, if it exists."""
     with contextlib.suppress(OSError):
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
@@ -201,7 +201,7 @@ def _key(root: Path, files: list[str], how: Decoding) -> str:
 
 
 def _clear_abandoned(folder: Path) -> None:
-    """What a killed process left: its own clearing up did not run."""
+    """Remove what a killed process left behind: its own clean-up did not run."""
     for partial in folder.glob("*.partial-*"):
         with contextlib.suppress(OSError):  # its owner may be renaming it just now
             written = max(path.stat().st_mtime for path in (partial, *partial.iterdir()))

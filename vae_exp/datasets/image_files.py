@@ -1,4 +1,4 @@
-"""Image files of any kind: listed, opened and decoded, in one place that knows what else may have such a name."""
+"""Image files of any kind: listed, opened and decoded, in one place that also handles other things with such names."""
 
 import logging
 import os
@@ -38,8 +38,8 @@ class Decoded(NamedTuple):
 def list_images(folder: Path, on_error: str = "skip") -> list[str]:
     """Return the image files below the folder, relative to it and in order.
 
-    Raises UserError where there is none, and with on_error=fail for a folder that cannot be read; else a warning counts
-    these.
+    Raises UserError if there are none, and with on_error=fail for a folder that cannot be read; otherwise a warning
+    counts such folders.
     """
     unread: list[OSError] = []
     files = find_images(folder, unread=unread)
@@ -56,11 +56,11 @@ def list_images(folder: Path, on_error: str = "skip") -> list[str]:
 
 
 def find_images(folder: Path, below: bool = True, unread: list[OSError] | None = None) -> list[str]:
-    """Return the files in the folder, and below it, whose ending is an image's, in order; no hidden ones.
+    """Return the files in the folder, and below it, that have an image's ending, in order; no hidden ones.
 
-    Links at the top are followed, but for those that lead back to the folder itself or to one that holds it: its
-    images would come twice, the second time as a class of the link's name. unread gets why folders below cannot be
-    read. Raises UserError where the folder itself cannot be.
+    Links at the top are followed, except those that lead back to the folder itself or to one that holds it: its images
+    would come twice, the second time as a class of the link's name. `unread` collects why folders below cannot be read.
+    Raises UserError if the folder itself cannot be.
     """
     Image.init()
     endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
@@ -77,9 +77,9 @@ def find_images(folder: Path, below: bool = True, unread: list[OSError] | None =
 
 
 def folders_in(folder: Path) -> list[str]:
-    """Return the names of the folders, and of links to such, in a folder, in order.
+    """Return the names of the folders in a folder, and of links to folders, in order.
 
-    Raises UserError where it cannot be listed.
+    Raises UserError if it cannot be listed.
     """
     try:
         return sorted(path.name for path in folder.iterdir() if path.is_dir())
@@ -88,23 +88,23 @@ def folders_in(folder: Path) -> list[str]:
 
 
 def _linked(folder: Path) -> list[Path]:
-    """The links in a folder that lead to folders elsewhere. Raises UserError where the folder cannot be listed."""
+    """Return the links in a folder that lead to folders elsewhere. Raises UserError if the folder cannot be listed."""
     links = [folder / name for name in folders_in(folder) if not name.startswith(".") and (folder / name).is_symlink()]
     here = folder.resolve()
     return [link for link in links if not here.is_relative_to(link.resolve())]
 
 
 def class_folder(file: str) -> str:
-    """The first folder on the way to a listed file; nothing where the file lies at the top."""
+    """Return the first folder on the way to a listed file; nothing if the file lies at the top."""
     return file.split("/")[0] if "/" in file else ""
 
 
 def decode(path: Path, x_shape: tuple[int, int, int], crop: int | None = None, white: float | None = None) -> Decoded:
-    """Return the image turned upright, its middle cut out, and resized so that it fills H x W.
+    """Return the image turned upright, cropped to its middle, and resized so that it fills H x W.
 
     Transparent parts become white; more colours than C become grey, fewer are repeated. Greys of 16 or 32 bits and
-    floats go from 0 to white, or to WHITE where that is None. crop is the side of the middle square that is used, in
-    pixels of the file. Raises Unusable, and UserError for deep greys outside of that where white is None.
+    floats go from 0 to white, or to WHITE if that is None. crop is the side of the middle square that is used, in
+    pixels of the file. Raises Unusable, and UserError for deep greys out of this range if white is None.
     """
     channels, height, width = x_shape
     _require_file(path)
@@ -136,7 +136,7 @@ def decode(path: Path, x_shape: tuple[int, int, int], crop: int | None = None, w
 
 
 def _require_file(path: Path) -> None:
-    """Raises Unusable for what is no file: a named pipe would keep its reader waiting for ever."""
+    """Raise Unusable if the path is not a file: a named pipe would keep its reader waiting for ever."""
     try:
         mode = path.stat().st_mode  # of what a link leads to
     except (OSError, ValueError) as error:
@@ -148,7 +148,7 @@ def _require_file(path: Path) -> None:
 
 
 def _depth(image: Image.Image) -> str | None:
-    """Return the kind of a deep grey, a key of WHITE; None of what Pillow gives 8 bits."""
+    """Return the kind of a deep grey, a key of WHITE; None for what Pillow reads as 8 bits."""
     if image.mode == "F":
         return "float"
     if image.mode == "I":  # of a PNG or a PGM it is Pillow's word for 16 bits
@@ -157,10 +157,10 @@ def _depth(image: Image.Image) -> str | None:
 
 
 def _eight_bits(path: Path, image: Image.Image, depth: str, white: float | None) -> Image.Image:
-    """Return a deep grey scaled so that white is 255, which Pillow would clip there instead.
+    """Return a deep grey scaled so that white is 255, where Pillow would clip it instead.
 
-    The scale is never guessed from the pixels: one image would then be brighter than the next. Raises UserError where
-    white is None and the pixels are outside of what they usually are.
+    The scale is never guessed from the pixels: one image would then be brighter than the next. Raises UserError if
+    white is None and the pixels are outside of their usual range.
     """
     deep = np.asarray(image, dtype=np.float64)
     if not np.isfinite(deep).all():

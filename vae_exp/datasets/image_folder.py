@@ -34,12 +34,12 @@ def image_folder(
     label: str | None = None,
     white: float | None = None,
 ) -> Source:
-    """A folder of images, or of a folder per class, or of train/, val/ and test/ with either in them.
+    """Return the images of a folder: flat, in a folder per class, or in train/, val/ and test/ with either in them.
 
-    Where there is no test/ the test split is test_size of the training images, the same for every seed. factors is a
-    CSV with a row for each image, and label the factor that y holds in place of the class folders. white is the white
-    of greys of more than 8 bits, see decode. Raises UserError where there are too few images that can be used, where
-    a folder cannot be read and on_error=fail, and where the table is none or is not of these images.
+    Without test/ the test split is test_size of the training images, the same for every seed. factors is a CSV with a
+    row for each image, and label the factor that y holds in place of the class folders. white is the white of greys of
+    more than 8 bits, see decode. Raises UserError if there are too few images that can be used, if a folder cannot be
+    read and on_error=fail, and if the table is not one or does not fit these images.
     """
     folder = Path(root).expanduser()
     if not folder.is_dir():
@@ -76,10 +76,10 @@ def image_folder(
 
 
 def _parts(folder: Path) -> dict[str, Path]:
-    """Return the folders of train, val and test; train alone, the folder itself, where there is no train/ in it.
+    """Return the folders of train, val and test; only train, the folder itself, if there is no train/ in it.
 
-    Tells of all else that holds images and is not read, and of a test/ that is taken for a class. Raises UserError for
-    several folders of validation images.
+    Warns of everything else that holds images and is not read, and of a test/ that is taken for a class. Raises
+    UserError for several folders of validation images.
     """
     beside = {name: folder / name for name in folders_in(folder) if not name.startswith(".")}
     named = ", ".join(f"{name}/" for name in (*VALIDATION, "test"))
@@ -111,14 +111,14 @@ def _parts(folder: Path) -> dict[str, Path]:
 
 
 def _count(folder: Path) -> int:
-    """Return how many images are below a folder; 0 of one that cannot be listed, such as lost+found."""
+    """Return the number of images below a folder; 0 for one that cannot be listed, such as lost+found."""
     with contextlib.suppress(UserError):
         return len(find_images(folder))
     return 0
 
 
 def _class_folders(listed: dict[str, list[str]]) -> tuple[dict[str, list[int]], list[str]]:
-    """The label of each file by its class folder, and the names of the labels."""
+    """Return the label of each file by its class folder, and the names of the labels."""
     folders = {part: [class_folder(file) for file in files] for part, files in listed.items()}
     names = sorted({name for of_part in folders.values() for name in of_part})
     # Images beside the class folders belong to no class; then there are no classes at all.
@@ -128,17 +128,17 @@ def _class_folders(listed: dict[str, list[str]]) -> tuple[dict[str, list[int]], 
 
 
 def _below(folder: Path, part: Path, files: list[str]) -> list[str]:
-    """Files of a part of the folder, relative to the folder."""
+    """Return the files of a part of the folder, relative to the folder."""
     return [(part.relative_to(folder) / file).as_posix() for file in files]
 
 
 def read_images(
     path: str | Path, x_shape: tuple[int, int, int], crop: int | None = None, white: float | None = None
 ) -> tuple[Tensor, list[str]]:
-    """The image at path, or those of the folder ordered by name, as training sees them: uint8 [N, C, H, W].
+    """Read the image at path, or those of the folder ordered by name, as in training: uint8 [N, C, H, W].
 
-    With them the class folder of each, empty where it lies in none. Files of a folder that cannot be used are left
-    out with a warning. Raises UserError where there is none that can be used, and for a single one that cannot.
+    Returns with them the class folder of each, empty for an image outside of any. Files of a folder that cannot be used
+    are left out with a warning. Raises UserError if none can be used, or if a single one cannot.
     """
     path = Path(path).expanduser()
     if not path.exists():
@@ -171,7 +171,7 @@ def image_shape(image_size: int | list[int], channels: int) -> tuple[int, int, i
 
 
 def decoded(root: Path, files: list[str], labels: list[int], how: Decoding, factors: Factors | None = None) -> Split:
-    """The files that can be used, with their labels and where there are any their factors, both of all of the files."""
+    """Return the usable files as a split; the labels and any factors are given for all files, usable or not."""
     path, usable = cached(root, files, how)
     images, rows = Streamed(path, (len(usable), *how.x_shape), torch.arange(len(usable))), torch.tensor(usable)
     return Split(images, torch.tensor(labels)[rows], factors=None if factors is None else factors[rows])

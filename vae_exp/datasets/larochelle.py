@@ -13,9 +13,9 @@ from vae_exp.files import content_key
 
 
 def larochelle(name: str, folder: Path) -> Source:
-    """MNIST as Larochelle & Murray (2011) binarised and split it: 50,000, 10,000 and 10,000 images, no labels.
+    """Return MNIST as Larochelle & Murray (2011) split and binarised it: 50,000, 10,000, 10,000 images, no labels.
 
-    Raises UserError where binarized_mnist_{train,valid,test}.amat are not in the folder, or damaged.
+    Raises UserError if binarized_mnist_{train,valid,test}.amat are not in the folder, or damaged.
     """
     parts = {part: folder / f"binarized_mnist_{part}.amat" for part in ("train", "valid", "test")}
     if missing := [path.name for path in parts.values() if not path.is_file()]:

@@ -1,4 +1,4 @@
-"""From what a dataset holds to what a run is given: the options that all datasets share, in one place."""
+"""The step from a dataset to the data of a run: the options that all datasets share, in one place."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from vae_exp.errors import UserError, printable
 
 @dataclass
 class Data:
-    """A dataset as a run sees it. Its shapes decide the model's, so that nobody types 784."""
+    """A dataset as a run uses it. Its shapes decide the model's, so that nobody types 784."""
 
     name: str
     train: Split
@@ -25,7 +25,7 @@ class Data:
     fingerprint: Fingerprint | None = None  # of all of the dataset, whatever part of it was chosen
 
     def split(self, name: str) -> Split:
-        """train, val or test. Raises UserError for a validation split that is empty."""
+        """Return train, val or test. Raises UserError for a validation split that is empty."""
         chosen = self.read_test() if name == "test" else getattr(self, name)
         if not len(chosen):
             raise UserError(f"split={name}: the model was trained with dataset.val_size=0, on all; use split=test.")
@@ -51,9 +51,9 @@ def prepare(
 ) -> Data:
     """Choose classes, split off validation images by seed, choose a part, binarise, and place in memory or stream.
 
-    A size below 1 is a fraction. n_classes is the data's where it is null, and 0 hides the labels. Images taken
-    for validation are the same whatever train_size is. Raises UserError for what this data cannot give, and for labels
-    that leave nothing to train on, to validate with or, when it is read, to test on.
+    A size below 1 is a fraction. n_classes is the data's if it is null, and 0 hides the labels. Images taken for
+    validation are the same whatever train_size is. Raises UserError for options that this data cannot satisfy, and for
+    labels that leave nothing to train on, to validate with or, when it is read, to test on.
     """
     limit = size_in_bytes(device_memory)
     kept = _kept_labels(source, labels)
@@ -115,14 +115,14 @@ def prepare(
 
 
 def count(size: int | float, of: int) -> int:
-    """A whole number is itself, a fraction is that part of the images, and at least one where it is not 0."""
+    """Return a whole number as it is, and a fraction as that part of the images: at least one if it is not 0."""
     return size if isinstance(size, int) else max(1, round(size * of)) if size else 0
 
 
 def with_test(split: Split, test_size: int | float, of: str) -> tuple[Split, Split]:
-    """The images to train on, and test_size of them set aside, the same for every seed.
+    """Return the images to train on, and test_size of them set aside, the same for every seed.
 
-    Raises UserError where nothing is left to train on.
+    Raises UserError if nothing is left to train on.
     """
     n_test = count(test_size, len(split))
     if n_test >= len(split):
@@ -134,13 +134,13 @@ def with_test(split: Split, test_size: int | float, of: str) -> tuple[Split, Spl
 
 
 def split_off(split: Split, n: int) -> tuple[Split, Split]:
-    """The other images, and n that are drawn once for all."""
+    """Return the remaining images, and n that are chosen at random, always the same ones."""
     rows = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
     return split[rows[n:].sort().values], split[rows[:n].sort().values]
 
 
 def _kept_labels(source: Source, labels: list[int | str] | None) -> list[int]:
-    """The labels to keep, given by their names or numbers, in the data's own order."""
+    """Return the numbers of the labels to use, given by names or numbers, in the data's own order."""
     if labels is None:
         return list(range(len(source.class_names)))
     numbers = {str(number): number for number in range(len(source.class_names))}
@@ -154,17 +154,17 @@ def _kept_labels(source: Source, labels: list[int | str] | None) -> list[int]:
 
 
 def _with_labels(split: Split, kept: list[int]) -> Split:
-    """The images with these labels, renumbered from 0, so that a conditional model has no class without images."""
+    """Return the images with these labels, renumbered from 0, so that a conditional model has no empty class."""
     rows = torch.isin(split.y, torch.tensor(kept)).nonzero()[:, 0]
     chosen = split[rows]
     return replace(chosen, y=torch.searchsorted(torch.tensor(kept), chosen.y))
 
 
 def _binarized(split: Split, how: str) -> Split:
-    """Every pixel black or white: by a threshold at one half, or by one draw of Bernoulli(pixel) for good.
+    """Make every pixel black or white: by a threshold at one half, or by one fixed draw of Bernoulli(pixel).
 
-    That draw is the same for every seed, as a binarised dataset on disk would be: else runs of different seeds
-    would be measured on different test images. Larochelle's files are binary as they are.
+    That draw is the same for every seed, as a binarised dataset on disk would be: otherwise runs of different seeds
+    would be measured on different test images. Larochelle's files are binary already.
     """
     if how in ("none", "larochelle"):
         return split

@@ -1,4 +1,4 @@
-"""Images and labels, where they lie, and the batches they come in. Images are uint8 until they are used."""
+"""Images and labels, the place where they lie, and the batches they come in. Images are uint8 until they are used."""
 
 import math
 import re
@@ -24,9 +24,9 @@ AHEAD = 4  # batches that are read before they are asked for
 class Streamed:
     """Images too large for the device, uint8 [N, C, H, W]: some rows of a tensor, a file of raw bytes or a function.
 
-    Choosing rows reads nothing. A file is mapped anew for every read, so that its pages never add up in the
-    memory of this process, however often the images are shuffled; the system's file cache keeps them where it can.
-    A function draws the images of the rows that it is given.
+    Choosing rows reads nothing. A file is mapped anew for every read, so that its pages never add up in the memory of
+    this process, however often the images are shuffled; the system's file cache holds them if it can. A function makes
+    the images of the rows that it is given.
     """
 
     source: Tensor | Path | Callable[[Tensor], Tensor]
@@ -41,7 +41,7 @@ class Streamed:
         return replace(self, rows=self.rows[rows])
 
     def read(self) -> Tensor:
-        """The images themselves, in memory."""
+        """Read the images themselves into memory."""
         if isinstance(self.source, Tensor):
             return self.source[self.rows]
         if not isinstance(self.source, Path):
@@ -69,7 +69,7 @@ class Split:
 
     @property
     def x(self) -> Tensor:
-        """All of the images at once, on the labels' device."""
+        """Return all of the images at once, on the labels' device."""
         return (self.images.read() if isinstance(self.images, Streamed) else self.images).to(self.y.device)
 
     @property
@@ -78,14 +78,14 @@ class Split:
         return channels, height, width
 
     def is_grey(self) -> bool:
-        """Whether pixels between black and white reach the model, by the first 256 images."""
+        """Return whether pixels between black and white reach the model, judging by the first 256 images."""
         x = self[:256].x
         return not self.dynamic and bool(((x > 0) & (x < 255)).any())
 
     def given_factors(self) -> list[str]:
-        """Return the names of the factors that vary and that the label says: a conditional model is given them.
+        """Return the names of the varying factors that the label determines: a conditional model is given them.
 
-        Each label goes with one value of such a factor; labels that are met once or twice would by chance.
+        Each label goes with one value of such a factor; labels that occur only once or twice would do so by chance.
         """
         n_labels = len(self.y.unique())
         if self.factors is None or 2 * n_labels > len(self):
@@ -95,18 +95,18 @@ class Split:
         return [name for name, n in zip(varying.names, pairs, strict=True) if n == n_labels]
 
     def unknown_factors(self, conditional: bool) -> Factors:
-        """Return the factors that scores are of: those that vary, but not those that a conditional model is given."""
+        """Return the factors to score: those that vary, except those that a conditional model is given."""
         assert self.factors is not None, "whoever scores has seen to it"
         return self.factors.varying(without=self.given_factors() if conditional else ())
 
     def to(self, device: torch.device) -> "Split":
-        """The split for a device. Streamed images stay where they are until their batch comes."""
+        """Move the split to a device. Streamed images stay where they are until their batch comes."""
         images = self.images if isinstance(self.images, Streamed) else self.images.to(device)
         factors = None if self.factors is None else self.factors.to(device)
         return replace(self, images=images, y=self.y.to(device), factors=factors)
 
     def placed(self, limit: int) -> "Split":
-        """The same images: whole in memory, to go to a device, or streamed where they take more bytes than limit."""
+        """Return the same images: in memory, to go to a device, or streamed if they take more bytes than limit."""
         images = self.images
         if len(self) * math.prod(self.x_shape) <= limit:
             return replace(self, images=images.read()) if isinstance(images, Streamed) else self
@@ -117,7 +117,7 @@ class Split:
 
 @dataclass
 class Source:
-    """What a dataset holds. One function of a dataset's own returns it."""
+    """A dataset's splits, class names and files, as the dataset's own function returns them."""
 
     name: str
     train: Split
@@ -136,13 +136,13 @@ def batches(
     skip: int = 0,
     stop: int | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """x [B, C, H, W] in [0, 1] and y [B], over all of the split, the last partial batch included.
+    """Yield x [B, C, H, W] in [0, 1] and y [B], over all of the split, the last partial batch included.
 
-    With `order` the images come in a new random order; it lives on the CPU, so that every device sees the same
-    one. With `draws`, which lives on the labels' device, images are flipped and binarised anew where the split
-    says so; without it they are not flipped, and what is drawn is the same every time. The first `skip` batches
-    are left out without being read: a run that goes on inside an epoch has seen them. Without an order so are those
-    from `stop` on.
+    With `order` the images come in a new random order; it lives on the CPU, so that every device gets the same one.
+    With `draws`, which lives on the labels' device, images are flipped and binarised anew if the split says so; without
+    it they are not flipped, and the random binarisation is the same every time. The first `skip` batches are left out
+    without being read: a run that resumes inside an epoch has already used them. Without an order, those from `stop` on
+    are left out too.
     """
     device = split.y.device
     binary = draws or torch.Generator(device).manual_seed(0)
@@ -173,7 +173,7 @@ def batches(
 
 
 def _ahead(images: Streamed, rows: Iterable[slice | Tensor], device: torch.device) -> Iterator[Tensor]:
-    """uint8 batches on the device, read by one thread ahead of the steps; to a GPU they are copied without waiting."""
+    """Yield uint8 batches on the device, read ahead of the steps by one thread; copies to a GPU do not wait."""
     cuda = device.type == "cuda"
 
     def read(chosen: slice | Tensor) -> Tensor:
@@ -191,7 +191,7 @@ def _ahead(images: Streamed, rows: Iterable[slice | Tensor], device: torch.devic
 
 
 def size_in_bytes(size: int | str) -> int:
-    """2GB is 2,000,000,000 and a plain number is bytes. Raises UserError for what is no size."""
+    """Return a size in bytes: 2GB is 2,000,000,000, a plain number is bytes. Raises UserError for anything else."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?B)?", str(size).strip(), re.IGNORECASE)
     if isinstance(size, bool) or not found:
         raise UserError(f"dataset.device_memory={size}: it takes a size such as 500MB or 2GB; 0 streams everything.")

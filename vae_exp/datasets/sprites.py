@@ -1,7 +1,7 @@
-"""Sprites of known shape, scale, orientation and place, drawn when they are asked for: nothing is downloaded or kept.
+"""Sprites of known shape, scale, orientation and place, drawn when they are needed: nothing is downloaded or stored.
 
 The images of dSprites (Matthey et al. 2017, https://github.com/google-deepmind/dsprites-dataset) as its published
-frames show them: nearly to the pixel, and not the published file.
+frames show them: nearly to the pixel, but not the published file.
 """
 
 import functools
@@ -32,11 +32,11 @@ def sprites(
     label: str | None = "shape",
     test_size: int | float = 0.02,
 ) -> Source:
-    """Black-and-white images [1, 64, 64] of every combination of the five factors: 737,280 of the whole grid.
+    """Return black-and-white images [1, 64, 64] of every combination of the five factors: 737,280 in the whole grid.
 
     factors says how many values of each, or which, numbered from 0; label is the factor that y holds, and None is no
-    label. The test split is the same for every seed. Raises UserError for factors, values and labels that there are
-    not, and where the part of the grid is too small to be split.
+    label. The test split is the same for every seed. Raises UserError for factors, values and labels that do not exist,
+    and if the part of the grid is too small to be split.
     """
     chosen = chosen_values(SIZES, factors, round_about=["orientation"])
     known = grid(list(SIZES), [len(values) for values in chosen.values()])
@@ -54,9 +54,9 @@ def source_of(
     names: list[str],
     files: dict[str, str] | None = None,
 ) -> Source:
-    """A Source of images with known factors, whose label is one of them; a part drawn once for all is the test split.
+    """Return a Source of images with known factors, one of them the label; a fixed random part is the test split.
 
-    Raises UserError for a label that is no factor, and where nothing is left to train on.
+    Raises UserError for a label that is no factor, and if nothing is left to train on.
     """
     y = torch.zeros(len(known), dtype=torch.long) if label is None else known.column(label)
     n_test = count(test_size, len(known))
@@ -69,16 +69,16 @@ def source_of(
 
 
 def _names(label: str | None, chosen: dict[str, list[int]]) -> list[str]:
-    """What the values of the label are called."""
+    """Return the names of the label's values."""
     if label is None or label not in chosen:
         return []
     return [SHAPES[value] if label == "shape" else str(value) for value in chosen[label]]
 
 
 def _draw_rows(chosen: list[list[int]], rows: Tensor) -> Tensor:
-    """Rows [N] of the grid of the chosen values, which are numbers of published ones, as images [N, 1, 64, 64].
+    """Draw rows [N] of the grid of the chosen values, given as numbers of published ones, as images [N, 1, 64, 64].
 
-    By NumPy, in the one thread that asks for them: PyTorch's threads are the model's.
+    NumPy draws them in the calling thread: PyTorch's threads are for the model.
     """
     images = np.zeros((len(rows), SIDE * SIDE), np.uint8)
     numbers = np.unravel_index(rows.cpu().numpy(), [len(values) for values in chosen])
@@ -90,7 +90,7 @@ def _draw_rows(chosen: list[list[int]], rows: Tensor) -> Tensor:
 
 
 def _draw(canvas: np.ndarray, shape: Array, scale: Array, orientation: Array, x: Array, y: Array) -> None:
-    """Sprites of the numbers of their values [B] on black images [B, 64 * 64]: white where a pixel's centre is in."""
+    """Draw sprites of these value numbers [B] on black images [B, 64 * 64]: white where a pixel's centre is inside."""
     turns = SIZES["orientation"] - 1  # the last orientation is the first once more
     angle = (orientation % turns * (2 * np.pi / turns))[:, None]
     size = (0.5 + scale / 10)[:, None]
@@ -108,7 +108,7 @@ def _draw(canvas: np.ndarray, shape: Array, scale: Array, orientation: Array, x:
 
 
 def _across(position: Array) -> tuple[Array, Array]:
-    """The pixels [B, BOX] in which a sprite at this position may lie, and their centres' distances from its own."""
+    """Return the pixels [B, BOX] where a sprite at this position may lie, and their centres' distances from its own."""
     centre = (16 + position * (32 / 31))[:, None]
     pixels = np.ceil(centre - REACH - 0.5).astype(np.int64) + np.arange(BOX)
     return pixels, pixels + 0.5 - centre
@@ -123,7 +123,10 @@ def _in_ellipse(u: Array, v: Array) -> Array:
 
 
 def _in_heart(u: Array, v: Array) -> Array:
-    """Between the two heights that x = 9.6 sin^3 a, y = -0.662 (13 cos a - 5 cos 2a - 2 cos 3a - cos 4a) - 1.44 has."""
+    """Return whether points are in the heart: between the two heights that its outline has at their u.
+
+    The outline is x = 9.6 sin^3 a, y = -0.662 (13 cos a - 5 cos 2a - 2 cos 3a - cos 4a) - 1.44.
+    """
     sin2 = np.cbrt(np.square(u / 9.6))
     cos2 = np.maximum(1 - sin2, 0)
     # In powers of c = cos a: 13 c - 5 (2 c^2 - 1) - 2 (4 c^3 - 3 c) - (8 c^4 - 8 c^2 + 1), of a and of pi - a.

@@ -23,7 +23,7 @@ COPY_FORMAT = 2  # part of a copy's name: a copy of another format is not found
 
 
 class Files(NamedTuple):
-    """Where torchvision keeps a dataset, and how its class is told which split is meant."""
+    """The place where torchvision keeps a dataset, and the arguments that choose a split."""
 
     class_name: str  # in torchvision.datasets
     folder: str
@@ -62,9 +62,9 @@ READ_WHOLE = tuple(source for source in KNOWN if source != "celeba")  # into mem
 
 
 def torchvision_images(name: str, source: str, root: str, binarize: str = "none", split: str | None = None) -> Source:
-    """A dataset that torchvision reads whole, such as source=mnist; name is its label in names and tables.
+    """Return a dataset that torchvision reads whole, such as source=mnist; name is its label in names and tables.
 
-    split is one of EMNIST's. Raises UserError where the files can neither be read nor downloaded.
+    split is one of EMNIST's. Raises UserError if the files can be neither read nor downloaded.
     """
     if source not in READ_WHOLE:
         raise UserError(f"dataset.source={source}: it takes one of {', '.join(READ_WHOLE)}.")
@@ -78,7 +78,7 @@ def torchvision_images(name: str, source: str, root: str, binarize: str = "none"
 
 
 def _read_part(source: str, folder: Path, train: bool, split: str | None) -> tuple[Split, list[str]]:
-    """Return a split and its class names: read, copied, or still in memory from when the files were as they are."""
+    """Return a split and its class names: read, copied, or still in memory if the files have not changed since."""
     known = _files_of(source, split)
     files = {file: folder / known.folder / file for file in known.names}
     if not all(file.is_file() for file in files.values()):  # not all there yet
@@ -88,9 +88,9 @@ def _read_part(source: str, folder: Path, train: bool, split: str | None) -> tup
 
 @functools.lru_cache(maxsize=4)  # the jobs of a sweep read their data once
 def _read_once(source: str, folder: Path, train: bool, split: str | None, key: str) -> tuple[Split, list[str]]:
-    """Return what the files give, or a copy of what they gave when they had the content that key stands for.
+    """Return the content of the files, or a copy of it from when they had the content that key identifies.
 
-    A copy needs no torchvision, whose import takes seconds. Where it cannot be read or written, the files are read.
+    A copy needs no torchvision, whose import takes seconds. If it cannot be read or written, the files are read.
     """
     cache = cache_folder("prepared")
     announce(cache, "copies of what torchvision read")
@@ -107,7 +107,7 @@ def _read_once(source: str, folder: Path, train: bool, split: str | None, key: s
 
 
 def _files_of(source: str, split: str | None) -> Files:
-    """Where torchvision keeps a dataset; EMNIST's files are named by their split."""
+    """Return where torchvision keeps a dataset; EMNIST's files are named by their split."""
     if split is None:
         return KNOWN[source]
     names = (f"{part}-{kind}-ubyte" for part in ("train", "test") for kind in ("images-idx3", "labels-idx1"))
@@ -134,7 +134,7 @@ def _read(source: str, folder: Path, train: bool, split: str | None) -> tuple[Sp
 
 
 def _require_sound(source: str, folder: Path, x: torch.Tensor, y: torch.Tensor, n_classes: int) -> None:
-    """Raises UserError for files that can be read and do not go together, or are not as they were published."""
+    """Raise UserError if readable files do not go together, or are not as they were published."""
     wrong = None
     if x.dtype != torch.uint8 or x.ndim != 4 or 0 in x.shape or y.ndim != 1:
         wrong = f"the images have the shape {list(x.shape)} and the type {x.dtype}"
@@ -153,9 +153,9 @@ def _require_sound(source: str, folder: Path, x: torch.Tensor, y: torch.Tensor, 
 
 
 def open_torchvision(source: str, folder: Path, train: bool | str, split: str | None = None) -> Any:
-    """torchvision's own dataset object, downloaded if need be; train is True, False or the name of a part.
+    """Return torchvision's own dataset object, downloaded if need be; train is True, False or the name of a part.
 
-    Raises UserError where the files can neither be read nor downloaded.
+    Raises UserError if the files can be neither read nor downloaded.
     """
     from torchvision import datasets  # here, because importing it takes seconds
 
@@ -176,7 +176,7 @@ def open_torchvision(source: str, folder: Path, train: bool | str, split: str | 
 def _download(make: Any, known: Files, folder: Path, source: str, which: dict[str, str]) -> None:
     """Let torchvision fetch what is missing, from its mirrors and with its checksums.
 
-    Raises UserError, with what to do by hand, where it cannot; folders that were made for it are then gone again.
+    Raises UserError, with what to do by hand, if it cannot; folders that were made for it are then removed.
     """
     raw = folder / known.folder
     if all((raw / file).exists() for file in known.names):
@@ -204,7 +204,7 @@ def _download(make: Any, known: Files, folder: Path, source: str, which: dict[st
 
 @contextlib.contextmanager
 def folder_for_a_while(folder: Path) -> Iterator[None]:
-    """Make a folder and those above it; where what is done inside fails, those of them that are empty go again.
+    """Run the block with a folder and its parents made for it; if the block fails, remove those that are empty.
 
     Others may use the folders above at the same time: only what mkdir made here is removed.
     """

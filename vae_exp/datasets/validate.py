@@ -1,4 +1,4 @@
-"""Whether a dataset's function returned what a run can use: told before training, in the words of its author."""
+"""Checks that a dataset's function returned what a run can use: before training, in the words of its author."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,9 +13,9 @@ from vae_exp.errors import UserError
 
 
 def require_source(found: Any, target: str) -> Source:
-    """What the function named target returned; its test split is looked at when it is read.
+    """Return what the function named target returned; its test split is checked when it is read.
 
-    Raises UserError for what is no Source, and for images and labels that do not go together.
+    Raises UserError if that is not a Source, and for images and labels that do not go together.
     """
     if not isinstance(found, Source):
         raise UserError(
@@ -45,7 +45,7 @@ def _reader(source: Source, target: str) -> Callable[[], Split]:
 
 
 def _why_unsound(part: str, split: Any, source: Source) -> str | None:
-    """What is wrong with a split, in words, or None."""
+    """Return what is wrong with a split, in words, or None."""
     if not isinstance(split, Split):
         return f"{part} must be a vae_exp.datasets.Split, not {_kind(split)}"
     images, y = split.images, split.y
@@ -90,7 +90,7 @@ def _why_factors_unsound(part: str, split: Split) -> str | None:
 
 
 def _kind(value: Any) -> str:
-    """What a value is, in words: an array with its type and shape."""
+    """Return the kind of a value in words: for an array, its type and shape."""
     name = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
     if isinstance(value, Tensor) or hasattr(value, "dtype"):
         return f"{name} of {str(value.dtype).removeprefix('torch.')} {list(value.shape)}"

@@ -1,4 +1,4 @@
-"""Which images of a split a picture shows, and which classes: every class, as far as there is room."""
+"""The choice of images and classes that a picture of a split shows: every class, as far as there is room."""
 
 from collections.abc import Sequence
 
@@ -10,10 +10,10 @@ MOST_CLASSES = 64  # a row each in a picture; the 62 of EMNIST's largest split f
 
 
 def in_turn(y: Tensor) -> Tensor:
-    """The rows of labels y [N] so that their classes take turns, each class's rows in their order, [N].
+    """Return the rows of labels y [N] with their classes taking turns, each class's rows in order, [N].
 
-    [5, 5, 3, 5, 3] gives [0, 2, 1, 4, 3]. The first rows show as many classes as there can be in so many, and of a
-    longer part the beginning is the same.
+    [5, 5, 3, 5, 3] gives [0, 2, 1, 4, 3]. The first n rows show as many classes as n rows can, and a longer selection
+    begins with the same rows.
     """
     y = y.cpu()
     _, number = y.unique(return_inverse=True)
@@ -27,16 +27,16 @@ def in_turn(y: Tensor) -> Tensor:
 
 
 def rows(y: Tensor, n: int) -> Tensor:
-    """The first n rows of labels y [N], or n rows in turn where the first ones show too few of the classes.
+    """Return the first n rows of labels y [N], or n rows with classes in turn if the first show too few classes.
 
-    A folder of class folders is in the order of its classes, and its first rows show one class.
+    A folder of class folders is sorted by class, so its first rows show only one class.
     """
     there, classes = len(y[:n].unique()), len(y.unique())
     return torch.arange(min(n, len(y))) if there >= ENOUGH * min(n, classes) else in_turn(y)[:n]
 
 
 def shown_classes(n_classes: int, class_names: Sequence[str]) -> int:
-    """How many classes get a row each: those that the data have, and no more than a picture has room for.
+    """Return how many classes get a row each: those in the data, and no more than a picture has room for.
 
     A model may have room for more classes than there are (dataset.n_classes), of which it has learned nothing.
     """

@@ -1,7 +1,7 @@
-"""What latents tell about known factors: the matrix of mutual information, and traversals in its order.
+"""Figures of latents and known factors: the matrix of mutual information, and traversals in its order.
 
-The numbers are what is above that of shuffled factors, since the estimate finds information in noise too, and at most
-the KL of the latent, since z with its noise tells no more than that.
+The numbers are the excess over shuffled factors, since the estimate finds information in noise too, and at most the KL
+of the latent, since z with its noise tells no more than that.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ LEAST_RANGE = 0.1  # nats of the colours: where no latent tells anything, all ar
 
 
 def matrix(information: np.ndarray, names: Sequence[str]) -> np.ndarray:
-    """I(z_i; v_j) [Z, F] in nats, bounded as above: a row per latent, a column per factor, as an array [H, W, 3]."""
+    """Draw I(z_i; v_j) [Z, F], in nats, bounded as above: a row per latent, a column per factor; array [H, W, 3]."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -45,7 +45,7 @@ def matrix(information: np.ndarray, names: Sequence[str]) -> np.ndarray:
 
 @torch.no_grad()
 def traversals(model: VAE, information: np.ndarray, names: Sequence[str]) -> np.ndarray:
-    """A row per factor: the latent that tells most about it, moved from the prior's mean while the others stay."""
+    """Draw a row per factor: the latent most informative about it moves from the prior's mean; the others stay."""
     device = next(model.parameters()).device
     dims = information.argmax(0).tolist()
     values = torch.linspace(-grids.RANGE, grids.RANGE, grids.STEPS)

@@ -18,7 +18,7 @@ _told: set[str] = set()
 
 
 def drawable(names: Sequence[str]) -> list[str]:
-    """The names of classes, or the number of each whose letters no font here has; that is said once of each."""
+    """Return class names, or the number of a class if no installed font has its letters; say so once per class."""
     without = [name for name in names if any(_find(group) is None for group in _groups(name) if not group.isascii())]
     if new := [name for name in without if name not in _told]:
         _told.update(new)
@@ -27,18 +27,18 @@ def drawable(names: Sequence[str]) -> list[str]:
 
 
 def drawable_name(names: Sequence[str], number: int) -> str:
-    """The name of one class as `drawable` gives it; a model may have room for classes without a name."""
+    """Return the name of one class as `drawable` gives it; a model may have room for classes without a name."""
     return drawable([*[""] * number, names[number]])[number] if number < len(names) else str(number)
 
 
 def families(names: Iterable[str]) -> list[str]:
-    """The font families that matplotlib needs for all the letters, its own first."""
+    """Return the font families that matplotlib needs for all the letters, its own first."""
     found = {_find(group) for name in names for group in _groups(name) if not group.isascii()}
     return ["DejaVu Sans", *sorted({font.name for font in found if font is not None} - {"DejaVu Sans"})]
 
 
 def width(text: str, size: int) -> float:
-    """Of a text as `write` draws it, in pixels."""
+    """Return the width of a text as `write` draws it, in pixels."""
     return sum(_font(group, size).getlength(group) for group in _groups(text))
 
 
@@ -57,7 +57,7 @@ def write(ink: ImageDraw.ImageDraw, at: tuple[float, float], text: str, size: in
 
 
 def _groups(text: str) -> list[str]:
-    """A text in parts of whole words, of ASCII alone and not. Accents that stand apart, as on macOS, are joined."""
+    """Split a text into groups of whole words, ASCII and other, and join separate accents, as macOS writes them."""
     groups: list[str] = []
     for word in re.findall(r"[^ ]+ *|^ +", unicodedata.normalize("NFC", text)):
         if groups and groups[-1].isascii() == word.isascii():
@@ -74,7 +74,7 @@ def _font(text: str, size: int) -> Any:
 
 
 def _find(text: str) -> Any:
-    """matplotlib's entry of an installed font that has all letters of a text, or None."""
+    """Return matplotlib's entry of an installed font that has all letters of a text, or None."""
     return _with_letters(frozenset(text) - SELECTORS - {" "})
 
 

@@ -32,7 +32,7 @@ READABLE = 28  # pixels; smaller images are enlarged to about this, for people t
 
 
 def grid(images: Tensor, columns: int) -> np.ndarray:
-    """Images [N, C, H, W] in [0, 1], row by row, with a line of two pixels around each."""
+    """Arrange images [N, C, H, W] in [0, 1] row by row, with a line of two pixels around each."""
     images = images.detach().clamp(0, 1).mul(255).round().to(torch.uint8).cpu()  # a quarter of the memory from here on
     scale = max(1, READABLE // images.shape[-1])
     images = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
@@ -47,9 +47,9 @@ def grid(images: Tensor, columns: int) -> np.ndarray:
 def label_sheet(
     sheet: np.ndarray, title: str, rows: Sequence[str] = (), columns: Sequence[str] = (), x_label: str = ""
 ) -> np.ndarray:
-    """A grid with a title above it, words beside its rows and below its columns, on white.
+    """Draw a grid on white, with a title above it and words beside its rows and below its columns.
 
-    The letters grow with the sheet, to be read where it is shown small.
+    The letters grow with the sheet, so that they can be read when it is shown small.
     """
     height, width = sheet.shape[:2]
     size = max(11, round(width / 36))
@@ -77,7 +77,7 @@ def label_sheet(
 
 
 def reconstructions(x: Tensor, again: Tensor) -> np.ndarray:
-    """Rows of images x [N, C, H, W], each above the row of their reconstructions; a last row is filled with grey."""
+    """Draw rows of images x [N, C, H, W], each above its reconstructions; a last row is filled with grey."""
     columns = min(COLUMNS, len(x))
     blank = x.new_full((-len(x) % columns, *x.shape[1:]), 0.5)
     rows = (torch.cat([images, blank]).split(columns) for images in (x, again.to(x)))
@@ -85,12 +85,12 @@ def reconstructions(x: Tensor, again: Tensor) -> np.ndarray:
 
 
 def samples(images: Tensor, n_classes: int) -> np.ndarray:
-    """Samples [N, C, H, W] of the prior; those of a conditional model are a row per class, [K * S, C, H, W]."""
+    """Draw samples [N, C, H, W] of the prior; a conditional model's are a row per class, [K * S, C, H, W]."""
     return grid(images, len(images) // n_classes if n_classes else COLUMNS)
 
 
 def interpolations(images: Tensor, path: str) -> np.ndarray:
-    """A walk a row, images [R, S, C, H, W] of walks.interpolation."""
+    """Draw one walk per row, from images [R, S, C, H, W] of walks.interpolation."""
     steps = [f"{t:.1f}" for t in torch.linspace(0, 1, images.shape[1]).tolist()]
     return label_sheet(
         grid(images.flatten(0, 1), images.shape[1]),
@@ -101,7 +101,7 @@ def interpolations(images: Tensor, path: str) -> np.ndarray:
 
 
 def traversals(images: Tensor, dims: list[int], values: Tensor, kl: list[float], around: str) -> np.ndarray:
-    """A latent dimension a row, images [R, S, C, H, W] of walks.traversal."""
+    """Draw one latent dimension per row, from images [R, S, C, H, W] of walks.traversal."""
     rows = [f"z{dim}  {kl[dim]:.2f}" for dim in dims]
     columns = [signed(value) for value in values.tolist()]
     title = f"one latent (its KL in nats) at a time, around {around}"
@@ -111,7 +111,7 @@ def traversals(images: Tensor, dims: list[int], values: Tensor, kl: list[float],
 
 
 def manifold(images: Tensor, values: Tensor, dims: list[int], note: str = "") -> np.ndarray:
-    """The plane of two latents, images [S, S, C, H, W] of walks.manifold: the first to the right, the second up."""
+    """Draw the plane of two latents, images [S, S, C, H, W] of walks.manifold: the first right, the second up."""
     words = [signed(value) for value in values.tolist()]
     sheet = grid(images.flatten(0, 1), images.shape[1])
     rows = [f"z{dims[1]} {word}" if i == 0 else word for i, word in enumerate(reversed(words))] if len(dims) > 1 else []
@@ -126,7 +126,7 @@ def latents(
     n: int = SIZES["latents"],
     of: int | None = None,
 ) -> np.ndarray:
-    """A scatter of n of the posterior means [N, Z] with their labels [N]: two latents, or two principal components.
+    """Draw n of the posterior means [N, Z] with labels [N] as a scatter of two latents or principal components.
 
     The title says how many images there are: `of`, or N.
     """
@@ -156,7 +156,7 @@ def latents(
 
 
 def _scatter(points: Tensor, y: Tensor, names: Sequence[str], axis_names: list[str], title: str) -> np.ndarray:
-    """Points [N, 2] coloured by their labels [N], with a legend of the names where they are few."""
+    """Draw points [N, 2] coloured by their labels [N], with a legend of the names if there are few."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6.4, 5.4), dpi=100, layout="constrained")
@@ -183,7 +183,7 @@ def _scatter(points: Tensor, y: Tensor, names: Sequence[str], axis_names: list[s
 
 
 def pixels(figure: "Figure") -> np.ndarray:
-    """A figure of matplotlib as an array [H, W, 3]; it is closed."""
+    """Return a matplotlib figure as an array [H, W, 3], and close it."""
     import matplotlib.pyplot as plt
 
     canvas = cast("FigureCanvasAgg", figure.canvas)

@@ -11,10 +11,10 @@ BATCH_SIZE = 1000
 
 
 def interpolation(model: VAE, start: Tensor, end: Tensor, y: Tensor, steps: int, path: str) -> Tensor:
-    """From codes start [R, Z] to end [R, Z] with labels y [R], in a straight line or along a sphere.
+    """Walk from codes start [R, Z] to end [R, Z] with labels y [R], in a straight line or along a sphere.
 
-    A spherical path keeps the length of z between those of its ends, where a prior of many dimensions has its mass
-    and a straight line does not (White 2016).
+    A spherical path keeps the length of z between those of its ends, where a prior of many dimensions has its mass; a
+    straight line leaves that region (White 2016).
     """
     t = torch.linspace(0, 1, steps, device=start.device)[None, :, None]
     a, b = start[:, None], end[:, None]
@@ -30,7 +30,7 @@ def interpolation(model: VAE, start: Tensor, end: Tensor, y: Tensor, steps: int,
 
 
 def traversal(model: VAE, centre: Tensor, y: Tensor, dims: list[int], values: Tensor) -> Tensor:
-    """One latent at a time takes each of the values [S] while the others stay at centre [Z]; y is one label."""
+    """Set one latent at a time to each of the values [S], with the others at centre [Z]; y is one label."""
     z = centre.repeat(len(dims), len(values), 1)
     for row, dim in enumerate(dims):
         z[row, :, dim] = values.to(z)
@@ -38,7 +38,7 @@ def traversal(model: VAE, centre: Tensor, y: Tensor, dims: list[int], values: Te
 
 
 def manifold(model: VAE, dims: list[int], y: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """The plane of two latents at the quantiles of N(0, 1), the second growing upwards, and those quantiles [side].
+    """Decode the plane of two latents at quantiles of N(0, 1), the second upwards; also return them, [side].
 
     Equal steps of probability, as Kingma & Welling (2014) draw their manifolds. A single latent gives one row.
     """
@@ -51,13 +51,13 @@ def manifold(model: VAE, dims: list[int], y: Tensor, side: int) -> tuple[Tensor,
 
 
 def classes(model: VAE, z: Tensor, n_classes: int) -> Tensor:
-    """The same codes z [S, Z] under each of the first labels, a row per class; an unconditional model has one row."""
+    """Decode codes z [S, Z] under each of the first labels, a row per class; an unconditional model has one row."""
     labels = torch.arange(max(1, n_classes), device=z.device)
     return decode(model, z.expand(len(labels), -1, -1), labels)
 
 
 def pairs(y: Tensor, n: int, same_label: bool) -> tuple[list[int], list[int]]:
-    """n pairs of different images to walk between, as two lists of their rows; a conditional model's share a label."""
+    """Return n pairs of different images to walk between, as two lists of rows; same_label pairs share a label."""
     if not same_label:
         n = min(n, len(y) // 2)
         return list(range(0, 2 * n, 2)), list(range(1, 2 * n, 2))
@@ -67,13 +67,13 @@ def pairs(y: Tensor, n: int, same_label: bool) -> tuple[list[int], list[int]]:
 
 
 def most_kl(kl_per_dim: list[float]) -> list[int]:
-    """The latent dimensions, that with the most KL first."""
+    """Return the latent dimensions in order of their KL, largest first."""
     return sorted(range(len(kl_per_dim)), key=lambda dim: -kl_per_dim[dim])
 
 
 @torch.no_grad()
 def decode(model: VAE, z: Tensor, y: Tensor) -> Tensor:
-    """The mean of p(x|z, y) for codes z [R, S, Z] with labels y [R]."""
+    """Return the mean of p(x|z, y) for codes z [R, S, Z] with labels y [R]."""
     rows, steps = z.shape[:2]
     pairs = zip(z.flatten(0, 1).split(BATCH_SIZE), y.repeat_interleave(steps).split(BATCH_SIZE), strict=True)
     with model.evaluating():

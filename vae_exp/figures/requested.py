@@ -1,4 +1,4 @@
-"""What vae-generate can draw: each function takes a trained model, the options and a number, and returns a Drawing."""
+"""The drawings of vae-generate: each function takes a trained model, options and a number, and returns a Drawing."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -22,7 +22,7 @@ CHUNK = 1000  # images drawn at a time, always whole: the first images are the s
 
 @dataclass
 class Drawing:
-    """What is drawn: single images, and the ways to show them together."""
+    """Single images, and the ways to show them together."""
 
     n: int
     chunks: Iterable[tuple[Tensor, Tensor]]  # images [B, C, H, W] in [0, 1] and their labels [B]
@@ -138,7 +138,7 @@ DRAW: dict[str, Callable[[TrainedVAE, GenerateOptions, int], Drawing]] = {
 
 
 def _walk(images: Tensor, y: Tensor, sheet: Callable[[], np.ndarray], title: str) -> Drawing:
-    """Images [R, S, C, H, W] of walks with labels y [R]; as a film all walks go side by side, forth and back."""
+    """Make a Drawing of walks [R, S, C, H, W] with labels y [R]; a film plays them side by side, back and forth."""
     rows, steps = images.shape[:2]
 
     def frames() -> list[np.ndarray]:
@@ -150,7 +150,7 @@ def _walk(images: Tensor, y: Tensor, sheet: Callable[[], np.ndarray], title: str
 
 
 def _label(model: TrainedVAE, options: GenerateOptions) -> tuple[Tensor, str]:
-    """One label for a whole figure, the first class unless told otherwise, and what the title says of it."""
+    """Return one label for a whole figure, by default the first class, and its words for the title."""
     if not model.model.n_classes:
         return torch.tensor(0, device=model.device), ""
     number = 0 if options["label"] is None else model.number(options["label"])
@@ -159,25 +159,25 @@ def _label(model: TrainedVAE, options: GenerateOptions) -> tuple[Tensor, str]:
 
 
 def _needs_prior(model: TrainedVAE, typed: str, instead: str) -> None:
-    """Raises UserError for a deterministic autoencoder."""
+    """Raise UserError for a deterministic autoencoder."""
     if not model.model.stochastic:
         raise UserError(f"{typed}: an autoencoder has no prior to say where its codes lie. Use {instead}.")
 
 
 def check_dims(dims: list[int], model: TrainedVAE) -> None:
-    """Raises UserError for a latent dimension that the model does not have."""
+    """Raise UserError for a latent dimension that the model does not have."""
     if wrong := [dim for dim in dims if dim >= model.model.z_dim]:
         raise UserError(f"dims: there is no latent {wrong[0]}; this model has 0 to {model.model.z_dim - 1}.")
 
 
 def _sides(rows: int, options: GenerateOptions) -> tuple[int, str]:
-    """How many images the walks have, and in words."""
+    """Return how many images the walks have, as a number and in words."""
     steps = options["steps"]
     return rows * steps, f"steps={steps}: {rows:,} walks of {steps} images"
 
 
 def _require_room(model: TrainedVAE, images: int, typed: str, options: GenerateOptions) -> None:
-    """Raises UserError for more images than one picture can show, or than are held in memory at once."""
+    """Raise UserError for more images than one picture can show or memory may hold at once."""
     if options["format"] == "grid" and images > LARGEST_GRID:
         raise UserError(f"{typed}; a picture shows up to {LARGEST_GRID:,} images.")
     most = LARGEST_MEMORY // (4 * math.prod(model.x_shape))
@@ -187,9 +187,9 @@ def _require_room(model: TrainedVAE, images: int, typed: str, options: GenerateO
 
 
 def _images(model: TrainedVAE, options: GenerateOptions, n: int | None) -> tuple[Tensor, Tensor, str]:
-    """n images, or all: the user's own, or held-out ones in an order by seed; with labels, and where they are from.
+    """Return n images or all, the user's own or held-out ones ordered by seed, with labels and their source.
 
-    Held-out images of several classes take turns, so that few of them show many classes.
+    Held-out images of several classes take turns, so that a few of them show many classes.
     """
     if options["inputs"] is not None:
         settings = model.config["dataset"]
@@ -208,9 +208,9 @@ def _images(model: TrainedVAE, options: GenerateOptions, n: int | None) -> tuple
 
 
 def _labels_of_inputs(model: TrainedVAE, options: GenerateOptions, folders: list[str]) -> Tensor:
-    """The label that was typed, or of each image that of the class folder that it lies in.
+    """Return the label that was typed, or each image's label from its class folder.
 
-    Raises UserError where a conditional model is given neither.
+    Raises UserError if a conditional model is given neither.
     """
     if not model.model.n_classes or options["label"] is not None or not any(folders):
         return model.labels(options["label"], len(folders)).cpu()

@@ -1,4 +1,4 @@
-"""Which pictures a run logs, each as its name, its pixels and its caption."""
+"""The pictures that a run logs, each as its name, its pixels and its caption."""
 
 from collections.abc import Iterator, Sequence
 
@@ -28,7 +28,7 @@ class TrainingFigures:
     def after_epoch(
         self, training: TrainingRun, split: Split, held_out: str, measured: Evaluation, is_last: bool
     ) -> Iterator[Picture]:
-        """Pictures of held-out images and of samples, and figures=[...]. Whoever takes one writes it."""
+        """Yield pictures of held-out images, of samples, and those of figures=[...]; the caller writes them."""
         epoch = training.state.epoch
         for due, drawn in ((self.usual, _usual), (self.further, _further)):
             if is_last or due.is_due(epoch):
@@ -37,7 +37,7 @@ class TrainingFigures:
 
 
 def _usual(training: TrainingRun, model: VAE, split: Split, held_out: str, _: Evaluation) -> Iterator[Picture]:
-    """Reconstructions of the held-out split and samples, from the same noise every epoch."""
+    """Yield reconstructions of the held-out split and samples, from the same noise every epoch."""
     epoch = training.state.epoch
     noise = build.generator(training.config["seed"], "pictures")
     pixels = reconstructions(model, split, noise)
@@ -50,7 +50,7 @@ def _usual(training: TrainingRun, model: VAE, split: Split, held_out: str, _: Ev
 
 
 def _further(training: TrainingRun, model: VAE, split: Split, held_out: str, measured: Evaluation) -> Iterator[Picture]:
-    """The figures of figures=[...], or those that a model of two latents gets without being asked."""
+    """Yield the figures of figures=[...], or those that a model of two latents gets by default."""
     names = training.config["figures"]
     if names is None:
         names = ["manifold", "latents"] if model.z_dim == 2 and model.stochastic else []
@@ -60,14 +60,14 @@ def _further(training: TrainingRun, model: VAE, split: Split, held_out: str, mea
 
 
 def test_figure(model: VAE, split: Split, seed: int, epoch: int) -> Picture:
-    """Reconstructions of the test split, at the end, with the weights of the best epoch."""
+    """Draw reconstructions of the test split, at the end, with the weights of the best epoch."""
     pixels = reconstructions(model, split, build.generator(seed, "pictures"))
     return "test_reconstructions", pixels, f"epoch {epoch}: test images, reconstructions below"
 
 
 @torch.no_grad()
 def reconstructions(model: VAE, held_out: Split, noise: torch.Generator) -> np.ndarray:
-    """Images of a split, of every class, in whole rows above the mean of p(x|z) at one z ~ q(z|x) of each."""
+    """Draw images of every class of a split, in whole rows, above the mean of p(x|z) at one z ~ q(z|x) of each."""
     first = held_out[every_class.rows(held_out.y, SIZES["reconstructions"])]
     columns = min(grids.COLUMNS, len(first))
     whole_rows = first[: len(first) // columns * columns]
@@ -79,13 +79,13 @@ def reconstructions(model: VAE, held_out: Split, noise: torch.Generator) -> np.n
 
 @torch.no_grad()
 def samples(model: VAE, n_rows: int, noise: torch.Generator) -> np.ndarray:
-    """The mean of p(x|z) at draws z ~ p(z). A conditional model gets n_rows classes, the same z in each column."""
+    """Draw the mean of p(x|z) at z ~ p(z); a conditional model gets n_rows classes, the same z in each column."""
     z = model.prior_sample(SIZES["classes"] if n_rows else SIZES["samples"], noise)
     return grids.samples(latent_walks.classes(model, z, n_rows).flatten(0, 1), n_rows)
 
 
 def _figure(name: str, model: VAE, held_out: Split, measured: Evaluation, class_names: Sequence[str]) -> np.ndarray:
-    """One of the further figures, by its name in figures=[...]; a conditional model's show its first class."""
+    """Draw one of the further figures by its name in figures=[...]; a conditional model's show its first class."""
     y, dims = torch.zeros((), dtype=torch.long, device=held_out.y.device), latent_walks.most_kl(measured.kl_per_dim)
     label = f", label {fonts.drawable_name(class_names, 0)}" if model.n_classes else ""
     if name == "latents":

@@ -13,6 +13,6 @@ __all__ = ["TrainedVAE", "find", "load", "rebuild"]
 
 
 def load(path: str | Path, device: str = "auto", trust: Trust = False) -> TrainedVAE:
-    """The model of a checkpoint file or of a run folder; see vae_exp.load."""
+    """Load the model of a checkpoint file or of a run folder; see vae_exp.load."""
     (path,) = find(str(path), only_one=True)
     return TrainedVAE(checkpoint.load(path), devices.device(device), trust, path)

@@ -1,4 +1,4 @@
-"""The samplers of a model that are fitted to training codes, kept beside its checkpoint as NAME.SAMPLER.npz."""
+"""The samplers of a model that are fitted to training codes, and stored beside its checkpoint as NAME.SAMPLER.npz."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,9 +20,9 @@ CODES = 10_000  # training images, chosen by chance, whose codes a sampler is fi
 def load_or_fit(
     name: str, model: VAE, weights: str, read_train: Callable[[], Split], checkpoint: Path | None
 ) -> Mixture:
-    """What was kept beside the checkpoint for these weights; else it is fitted, for which the training data are read.
+    """Return the sampler stored beside the checkpoint for these weights, or else fit it to the training data.
 
-    Raises UserError where they cannot be read.
+    Raises UserError if the training data, read only for a fit, cannot be read.
     """
     path = checkpoint and checkpoint.with_name(f"{checkpoint.stem}.{name}.npz")
     if path and (kept := _read(path, weights, model)):
@@ -40,7 +40,7 @@ def load_or_fit(
 
 
 def _read(path: Path, weights: str, model: VAE) -> Mixture | None:
-    """None where there is none, one of other weights, or one that cannot be what was written."""
+    """Read a stored sampler; return None if there is none, it is of other weights, or it cannot be what was written."""
     kept = arrays.read(path)
     if kept is None or str(kept.pop("weights", "")) != weights or not arrays.are_numbers(kept, TYPES):
         return None

@@ -51,12 +51,15 @@ class TrainedVAE:
 
     @property
     def classes_there(self) -> int:
-        """How many classes the data had, or 0 of an unconditional model, which may have room for more of them."""
+        """Return how many classes the data had (the model may have room for more), or 0 for an unconditional model."""
         return min(self.model.n_classes, len(self.class_names) or self.model.n_classes)
 
     @functools.cached_property
     def weights(self) -> str:
-        """What tells one model from another: its file may be another run's by now, with as many steps."""
+        """Return a digest that tells one model from another.
+
+        Its file may be another run's by now, with as many steps.
+        """
         digest = hashlib.sha256()
         for name, tensor in sorted(self._checkpoint.model.items()):
             digest.update(name.encode())
@@ -73,7 +76,7 @@ class TrainedVAE:
         sampler: str = "prior",
         root: str | None = None,
     ) -> Tensor:
-        """The mean of p(x|z) at n draws of z, [n, C, H, W] in [0, 1].
+        """Return the mean of p(x|z) at n draws of z, [n, C, H, W] in [0, 1].
 
         sampler says where z is drawn: prior, gmm or aggregate, see `sampler`. A temperature below 1 draws nearer to
         the mean of the prior, or of each Gaussian of another sampler: tidier, less varied images. Without a label a
@@ -94,7 +97,10 @@ class TrainedVAE:
     def samples(
         self, n: int, label: int | str | None, draw: Sampler, noise: torch.Generator, temperature: float = 1.0
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """As sample, CHUNK images [B, C, H, W] with their labels [B] at a time, so that memory does not grow with n."""
+        """Yield images as `sample` draws them, with labels: [B, C, H, W] and [B], in chunks of CHUNK.
+
+        Memory does not grow with n.
+        """
         for first in range(0, n, CHUNK):
             every_class = torch.arange(first, first + CHUNK) % max(self.classes_there, 1)
             y = self.labels(every_class if label is None else label, CHUNK)
@@ -102,11 +108,13 @@ class TrainedVAE:
             yield self.decode(z[:here], y[:here]), y[:here].cpu()
 
     def sampler(self, name: str = "prior", root: str | None = None) -> Sampler:
-        """Where codes are drawn: prior, N(0, I); gmm, a mixture of Gaussians fitted to the codes of training images;
-        aggregate, q(z|x) of training images.
+        """Return a function that draws codes: from the prior, a mixture (gmm), or the aggregate posterior.
 
-        The latter two are fitted to the training data (root says where it lies now) when they are first asked for, of
-        a conditional model for each class, and kept beside the checkpoint. Raises UserError where the data cannot be
+        prior is N(0, I); gmm is a mixture of Gaussians fitted to the codes of training images; aggregate is q(z|x) of
+        training images.
+
+        The latter two are fitted to the training data (root says where it lies now) when they are first asked for, for
+        each class in a conditional model, and stored beside the checkpoint. Raises UserError if the data cannot be
         read, and for the prior of a deterministic autoencoder.
         """
         name = _checked("sampler", name, GENERATE_RULES["sampler"])
@@ -125,13 +133,13 @@ class TrainedVAE:
 
     @torch.no_grad()
     def encode(self, x: Tensor | np.ndarray, label: Labels = None) -> DiagonalGaussian | Point:
-        """q(z|x): `.mean` and `.log_var` are [N, Z], and `.rsample()` draws from it."""
+        """Return q(z|x): `.mean` and `.log_var` are [N, Z], and `.rsample()` draws from it."""
         x = self.images(x)
         return self.model.encode(x, self.labels(label, len(x)))
 
     @torch.no_grad()
     def decode(self, z: Tensor | np.ndarray, label: Labels = None) -> Tensor:
-        """The mean of p(x|z) for codes z [N, Z], [N, C, H, W] in [0, 1]. Raises UserError for other codes."""
+        """Return the mean of p(x|z) for codes z [N, Z], [N, C, H, W] in [0, 1]. Raises UserError for other codes."""
         z = _tensor("z", z).to(self.device)
         if z.ndim != 2 or z.shape[1] != self.model.z_dim:
             raise UserError(f"z of shape {list(z.shape)}: this model takes codes [N, {self.model.z_dim}].")
@@ -140,11 +148,11 @@ class TrainedVAE:
         return self.model.decode(z.float(), self.labels(label, len(z))).mean
 
     def reconstruct(self, x: Tensor | np.ndarray, label: Labels = None) -> Tensor:
-        """The images again, from the mean of their q(z|x), [N, C, H, W] in [0, 1]."""
+        """Return the images decoded from the mean of their q(z|x), [N, C, H, W] in [0, 1]."""
         return self.decode(self.encode(x, label).mean, label)
 
     def log_prob_bound(self, x: Tensor | np.ndarray, label: Labels = None, k: int = 100, seed: int = 0) -> Tensor:
-        """A lower bound on log p(x) of each image from k importance samples, [N] nats (Burda et al. 2016).
+        """Return a lower bound on log p(x) of each image from k importance samples, [N] nats (Burda et al. 2016).
 
         Raises UserError for fewer than one sample, and for a deterministic autoencoder.
         """
@@ -154,10 +162,10 @@ class TrainedVAE:
         return metrics.importance_bound(self.model, split, k, torch.Generator().manual_seed(seed))
 
     def read_data(self, root: str | None = None) -> Data:
-        """The dataset it was trained on, split as then; root says where it lies now.
+        """Read the dataset the model was trained on, split as then; root says where it lies now.
 
-        Raises UserError where it is nowhere to be found, cannot be read or is code of a stranger's that is not trusted,
-        and where it has changed: split anew, images that were trained on would be among the test images.
+        Raises UserError if it cannot be found or read, or is someone else's code that is not trusted, and if it has
+        changed: split anew, images that were trained on would be among the test images.
         """
         if root is not None and "root" not in self.config["dataset"]:
             name = self.config["dataset"].get("name")
@@ -172,8 +180,8 @@ class TrainedVAE:
     def export(self, path: str | Path) -> None:
         """Write the weights as PATH.safetensors, with all that vae_exp.load needs to rebuild the model from them.
 
-        Raises UserError for another ending, and where the system refuses, such as for a full disk; nothing half
-        written stays.
+        Raises UserError for another ending, and if the system refuses, such as for a full disk; no half-written file
+        stays.
         """
         path = Path(path)
         kept, origin = self._checkpoint, self._checkpoint.origin
@@ -183,7 +191,7 @@ class TrainedVAE:
         checkpoint.export(path, kept)
 
     def images(self, x: Tensor | np.ndarray) -> Tensor:
-        """[N, C, H, W] floats in [0, 1] on the model's device. Raises UserError for another shape or range."""
+        """Return [N, C, H, W] floats in [0, 1] on the model's device. Raises UserError for another shape or range."""
         x = _tensor("images", x).to(self.device)
         x = x[None] if x.shape == self.x_shape else x
         if tuple(x.shape[1:]) != self.x_shape:
@@ -197,7 +205,10 @@ class TrainedVAE:
         return x.float()
 
     def labels(self, label: Labels, n: int) -> Tensor:
-        """[n] labels on the model's device. Raises UserError where a conditional model is given none, or wrong ones."""
+        """Return [n] labels on the model's device.
+
+        Raises UserError if a conditional model is given none, or wrong ones.
+        """
         n_classes = self.model.n_classes
         if isinstance(label, str | int | float) and not n_classes:
             raise UserError(f"label={label}: this model is not conditional; leave label away.")
@@ -223,7 +234,7 @@ class TrainedVAE:
         return y
 
     def number(self, label: int | float | str) -> int:
-        """The number of a class, given by its name or its number; a class named 7 is meant before the seventh.
+        """Return the number of a class, given its name or its number; a class named 7 takes precedence over number 7.
 
         Raises UserError for a class that the model does not know.
         """
@@ -236,7 +247,7 @@ class TrainedVAE:
 
 
 def _checked(name: str, value: Any, rule: Rule) -> Any:
-    """The value as a plain number. Raises UserError where the same value on the command line would be refused."""
+    """Return the value as a plain number. Raises UserError if the same value on the command line would be refused."""
     if isinstance(value, np.generic | Tensor) and value.ndim == 0:  # NumPy's and PyTorch's numbers
         value = value.item()
     if not rule.allows(value):
@@ -245,7 +256,7 @@ def _checked(name: str, value: Any, rule: Rule) -> Any:
 
 
 def _tensor(name: str, values: Any) -> Tensor:
-    """Raises UserError for what holds no numbers, or rows of different lengths."""
+    """Return the values as a tensor. Raises UserError if they are not numbers, or have rows of different lengths."""
     try:
         return torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:

@@ -1,4 +1,4 @@
-"""From a checkpoint's names and numbers to the model, with nothing of a stranger's run on the way."""
+"""Rebuild a model from a checkpoint's names and numbers, without running anything of a stranger's."""
 
 import torch
 
@@ -11,9 +11,9 @@ from vae_exp.vae import VAE
 
 
 def rebuild(kept: Checkpoint, trust: Trust = False) -> VAE:
-    """A checkpoint's model with its weights, built after its sizes were compared with theirs, which costs nothing.
+    """Return a checkpoint's model with its weights, after comparing its sizes with theirs, which costs nothing.
 
-    Raises UserError for a _target_ that is not vae_exp's own, unless the file and what it names are trusted, and where
+    Raises UserError for a _target_ that is not vae_exp's own, unless the file and what it names are trusted, and if
     the weights are not those of the config.
     """
     if "amortize" in kept.config:
@@ -36,7 +36,7 @@ def rebuild(kept: Checkpoint, trust: Trust = False) -> VAE:
 
 
 def require_known(kept: Checkpoint, *groups: str, trust: Trust) -> None:
-    """Let a checkpoint name code that is not vae_exp's only where it is trusted, and find that code where it lay.
+    """Let a checkpoint name code that is not vae_exp's only if it is trusted, and find that code where it lay.
 
     Raises UserError for a _target_ that is not trusted, before anything of it is imported, and for one that is gone.
     """

@@ -1,4 +1,4 @@
-"""Which checkpoints a path means: a file, a run, a folder of runs, the newest, or what W&B keeps."""
+"""The checkpoints that a path means: a file, a run, a folder of runs, the newest, or what W&B keeps."""
 
 import os
 import re
@@ -12,10 +12,12 @@ ARTIFACT = re.compile(r"(wandb:)?(?P<name>([\w.-]+/){1,2}[\w.-]+:[\w.-]+)")
 
 
 def find(checkpoint: str, only_one: bool = False) -> list[Path]:
-    """The checkpoints that a path means: a file, a run's best.pt, the best.pt of every run in a folder, the newest
-    run (latest), or a W&B artifact such as ENTITY/PROJECT/NAME:best, which is downloaded.
+    """Return the checkpoints that a path means.
 
-    Raises UserError where there is none, or where there are several and only_one is allowed.
+    It may be a file, a run (its best.pt), a folder of runs (the best.pt of each), the newest run (latest), or a W&B
+    artifact such as ENTITY/PROJECT/NAME:best, which is downloaded.
+
+    Raises UserError if there is none, or if there are several and only_one is set.
     """
     path = Path(checkpoint).expanduser()
     if path.is_file():
@@ -38,7 +40,7 @@ def find(checkpoint: str, only_one: bool = False) -> list[Path]:
 
 
 def _below(folder: Path) -> list[Path]:
-    """The best.pt of every run in a folder. Raises UserError for a whole disk and for the user's home."""
+    """Return the best.pt of every run in a folder. Raises UserError for a whole disk and for the user's home."""
     if folder.resolve() in (Path(folder.resolve().anchor), Path(os.path.expanduser("~")).resolve()):  # noqa: PTH111
         raise UserError(f"checkpoint={folder}: is a whole disk or your home. Name a folder of runs, such as {OUTPUTS}.")
     return sorted(folder.rglob(BEST))

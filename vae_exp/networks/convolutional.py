@@ -66,7 +66,7 @@ class Residual(nn.Module):
 
 
 def conv(x_shape: tuple[int, int, int], z_dim: int, context_dim: int, channels: int, activation: str) -> Networks:
-    """Strided convolutions that halve the image until 3 to 5 pixels are left of its shorter side, and their mirror.
+    """Make strided convolutions that halve the image until its shorter side is 3 to 5 pixels, and their mirror.
 
     Raises UserError for images with a side below 6.
     """
@@ -84,7 +84,7 @@ def conv(x_shape: tuple[int, int, int], z_dim: int, context_dim: int, channels: 
 def resnet(
     x_shape: tuple[int, int, int], z_dim: int, context_dim: int, channels: int, blocks: int, activation: str
 ) -> Networks:
-    """`conv` with residual blocks after each halving and before each doubling.
+    """Make `conv` with residual blocks after each halving and before each doubling.
 
     Meant for images of 32 to 256 pixels. Raises UserError for images with a side below 6.
     """
@@ -102,7 +102,7 @@ def resnet(
 
 
 def _levels(x_shape: tuple[int, int, int], channels: int, network: str) -> tuple[list[tuple[int, int]], list[int]]:
-    """The sizes (H, W) of an image as it is halved, itself first, and the channels after each halving.
+    """Return the sizes (H, W) of an image as it is halved, itself first, and the channels after each halving.
 
     (1, 28, 28) with 32 channels: [(28, 28), (14, 14), (7, 7), (3, 3)] and [32, 64, 128].
     """
@@ -119,12 +119,12 @@ def _levels(x_shape: tuple[int, int, int], channels: int, network: str) -> tuple
 
 
 def _halve(n_in: int, n_out: int) -> nn.Module:
-    """[B, n_in, H, W] to [B, n_out, H // 2, W // 2], every pixel seen, odd sizes too."""
+    """Make a layer from [B, n_in, H, W] to [B, n_out, H // 2, W // 2] that uses every pixel, in odd sizes too."""
     return nn.Conv2d(n_in, n_out, 4, stride=2, padding=1)
 
 
 def _double(n_in: int, n_out: int, size: tuple[int, int]) -> nn.Module:
-    """The mirror of a halving from this size: a kernel of 4 overlaps evenly at stride 2 (Odena et al. 2016)."""
+    """Make the mirror of a halving from this size: a kernel of 4 overlaps evenly at stride 2 (Odena et al. 2016)."""
     return nn.ConvTranspose2d(n_in, n_out, 4, stride=2, padding=1, output_padding=(size[0] % 2, size[1] % 2))
 
 

@@ -1,4 +1,4 @@
-"""How the weights of a network begin, where that is not PyTorch's own way."""
+"""The initial weights of a network, if they are not PyTorch's own."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ WIDEST, HALVINGS = 1024.0, 40  # of the outputs that are tried: logits for that 
 
 
 def mean_image(images: Tensor) -> Tensor:
-    """The mean of images uint8 [N, C, H, W], [C, H, W] in [0, 1]."""
+    """Return the mean of images uint8 [N, C, H, W], as [C, H, W] in [0, 1]."""
     return images.sum(0, dtype=torch.int64).float() / (255 * max(1, len(images)))
 
 
@@ -21,10 +21,10 @@ def mean_image(images: Tensor) -> Tensor:
 def glorot_init(
     encoder: nn.Module, decoder: nn.Module, likelihood: Callable[[Tensor], Any], mean: Tensor | None
 ) -> None:
-    """Weights from U(-a, a) with a^2 = 6 / (inputs + outputs) (Glorot & Bengio 2010), biases 0, and the bias of the
-    decoder's last layer such that it gives the mean image [C, H, W] at first, as in Burda et al. 2016.
+    """Draw weights from U(-a, a) with a^2 = 6 / (inputs + outputs) (Glorot & Bengio 2010), and set the biases.
 
-    A layer with a bias for each channel takes the channel's mean. Without a mean image the bias is 0.
+    Biases are 0, but the bias of the decoder's last layer makes it give the mean image [C, H, W] at first, as in Burda
+    et al. 2016. A layer with a bias for each channel takes the channel's mean. Without a mean image the bias is 0.
     """
     layers = [part for part in [*encoder.modules(), *decoder.modules()] if isinstance(part, LAYERS)]
     for layer in layers:
@@ -40,7 +40,7 @@ def glorot_init(
 
 
 def _output_with(mean: Tensor, likelihood: Callable[[Tensor], Any]) -> Tensor:
-    """The outputs [D] at which the mean of p(x|z), which rises with them, is this: by bisection."""
+    """Return the outputs [D] that give p(x|z) this mean, by bisection: the mean rises with them."""
     low, high = torch.full_like(mean, -WIDEST), torch.full_like(mean, WIDEST)
     for _ in range(HALVINGS):
         middle = (low + high) / 2

@@ -19,7 +19,7 @@ ACTIVATIONS = {
 def mlp(
     x_shape: tuple[int, int, int], z_dim: int, context_dim: int, hidden_dims: list[int], activation: str
 ) -> tuple[nn.Module, nn.Module]:
-    """A multilayer perceptron and its mirror image: the tutorial's 784-400-20 for hidden_dims [400]."""
+    """Make a multilayer perceptron and its mirror image: the tutorial's 784-400-20 for hidden_dims [400]."""
     pixels = math.prod(x_shape)
     encoder = MLP([pixels + context_dim, *hidden_dims, 2 * z_dim], activation, (2 * z_dim,))
     decoder = MLP([z_dim + context_dim, *reversed(hidden_dims), pixels], activation, x_shape)

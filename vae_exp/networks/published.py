@@ -1,4 +1,4 @@
-"""The networks of two papers on disentanglement, to the letter; their images are 64x64, or 32x32."""
+"""The networks of two papers on disentanglement, exactly as published; their images are 64x64, or 32x32."""
 
 import math
 from itertools import pairwise
@@ -10,10 +10,10 @@ from vae_exp.networks.convolutional import Decoder, Encoder, Networks
 
 
 def burgess(x_shape: tuple[int, int, int], z_dim: int, context_dim: int) -> Networks:
-    """The network of Burgess et al. 2018, arXiv:1804.03599: four convolutions of 32 channels, two layers of 256.
+    """Make the network of Burgess et al. 2018, arXiv:1804.03599: four convolutions of 32 channels, two layers of 256.
 
-    Images of 32x32 get three convolutions, as in the implementations that others compare with.
-    Raises UserError for other sizes.
+    Images of 32x32 get three convolutions, as in the implementations that others compare with. Raises UserError for
+    other sizes.
     """
     _only(x_shape, (64, 32), "burgess", "Burgess et al. 2018")
     widths = [32] * (4 if x_shape[1] == 64 else 3)
@@ -21,7 +21,10 @@ def burgess(x_shape: tuple[int, int, int], z_dim: int, context_dim: int) -> Netw
 
 
 def locatello(x_shape: tuple[int, int, int], z_dim: int, context_dim: int) -> Networks:
-    """The network of Locatello et al. 2019, arXiv:1811.12359, table 1. Raises UserError unless images are 64x64."""
+    """Make the network of Locatello et al. 2019, arXiv:1811.12359, table 1.
+
+    Raises UserError if images are not 64x64.
+    """
     _only(x_shape, (64,), "locatello", "Locatello et al. 2019")
     return _published(x_shape[0], z_dim, context_dim, [32, 32, 64, 64], [4, 4, 2, 2], [256])
 
@@ -29,7 +32,7 @@ def locatello(x_shape: tuple[int, int, int], z_dim: int, context_dim: int) -> Ne
 def _published(
     image_channels: int, z_dim: int, context_dim: int, widths: list[int], kernels: list[int], hidden_dims: list[int]
 ) -> Networks:
-    """ReLU networks that end at 4x4 pixels; the decoders of both papers have kernels of 4 throughout."""
+    """Make ReLU networks that end at 4x4 pixels; the decoders of both papers have kernels of 4 throughout."""
     flat = (widths[-1], 4, 4)
     down, head, first, up = [], [], [], []
     for n_in, n_out, kernel in zip([image_channels + context_dim, *widths], widths, kernels, strict=False):

@@ -13,7 +13,7 @@ How well codes [N, Z] are disentangled, where the factors [N, F] behind the imag
     scores.dci(codes, factors).importance      # [Z, F]
     scores.spread(codes, factors, ["mig"])     # with its spread over random parts of the rows
 
-Codes are the means of q(z|x); factors are whole numbers or any values that are met often. `udr` needs no factors.
+Codes are the means of q(z|x); factors are whole numbers or any values that occur often. `udr` needs no factors.
 """
 
 from vae_exp.scores.agreement import udr

@@ -15,17 +15,17 @@ LASSO_ALPHA = 0.1
 
 
 def udr(codes: Sequence[Any], kl: Sequence[Any] | None = None, by: str = "spearman") -> np.ndarray:
-    """UDR [M] of M models, from their codes [N, Z] of the same N images: the median over the other models; 1 is best.
+    """Return the UDR [M] of M models from their codes [N, Z] of the same N images; 1 is best.
 
-    Two models agree as far as each informative latent of one is similar to one of the other alone: the mean over both
-    models' latents of (largest similarity)^2 / (sum of similarities). Similarity is the size of Spearman's correlation,
-    or with by=lasso that of the weights of a Lasso (alpha 0.1) that predicts the latents of the model at hand from
-    those of the other. The two directions differ; this is the one of the authors' code, udr.py of
-    https://github.com/google-research/disentanglement_lib, which takes the median over the models that predict (and,
-    of models with different numbers of latents, the mean of both models' means). Give each model's mean KL of its
-    latents, [Z] in nats, and those below 0.01 are left out; a latent that never changes always is. No factors are
-    needed. Duan et al. (2020), https://arxiv.org/abs/1905.12614. It ranks models with each other: codes that all are
-    wrong in the same way agree.
+    The UDR of a model is the median over the other models. Two models agree as far as each informative latent of one is
+    similar to one of the other alone: the mean over both models' latents of (largest similarity)^2 / (sum of
+    similarities). Similarity is the size of Spearman's correlation, or with by=lasso that of the weights of a Lasso
+    (alpha 0.1) that predicts the latents of the model at hand from those of the other. The two directions differ; this
+    is the one of the authors' code, udr.py of https://github.com/google-research/disentanglement_lib, which takes the
+    median over the models that predict (and, of models with different numbers of latents, the mean of both models'
+    means). Give each model's mean KL of its latents, [Z] in nats, and those below 0.01 are left out; a latent that
+    never changes always is. No factors are needed. Duan et al. (2020), https://arxiv.org/abs/1905.12614. It ranks
+    models with each other: codes that all are wrong in the same way agree.
 
     Raises UserError for fewer than two models, codes of different images, KL of other models, and another `by`.
     """
@@ -52,7 +52,7 @@ def udr(codes: Sequence[Any], kl: Sequence[Any] | None = None, by: str = "spearm
 
 
 def _informative(z: np.ndarray, kl: Any | None, model: int) -> np.ndarray:
-    """The latents that tell something, standardised."""
+    """Return the informative latents, standardised."""
     z = Known(z, np.empty((0, 0)), np.empty(0)).standardised()
     kept = np.any(z, axis=0)
     if kl is not None:
@@ -64,7 +64,7 @@ def _informative(z: np.ndarray, kl: Any | None, model: int) -> np.ndarray:
 
 
 def _spearman(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """[Z, Z'], from 0 to 1."""
+    """Return the absolute Spearman correlations of two models' latents, [Z, Z'], from 0 to 1."""
     from scipy.stats import rankdata
 
     a, b = (rankdata(z, axis=0) for z in (first, second))
@@ -73,7 +73,7 @@ def _spearman(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def _lasso(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """[Z, Z']: the sizes of the weights that predict each latent of the second model from those of the first."""
+    """Return the sizes [Z, Z'] of the weights that predict each latent of the second model from the first's."""
     from sklearn.linear_model import Lasso
 
     with fitting():

@@ -1,4 +1,4 @@
-"""What all scores are given: two arrays of features, checked once."""
+"""The input of all scores of samples: two arrays of features, checked once."""
 
 from typing import Any
 
@@ -9,7 +9,10 @@ from vae_exp.errors import UserError
 
 
 def rows(name: str, features: Any) -> Tensor:
-    """Features [N, D] as float64. Raises UserError for another shape, no rows, or numbers that are not finite."""
+    """Return features [N, D] as float64.
+
+    Raises UserError for another shape, no rows, or numbers that are not finite.
+    """
     found = float64(torch.as_tensor(features))
     if found.ndim != 2 or not len(found):
         raise UserError(f"{name}: features are [N, D], a row per image; these are {list(found.shape)}.")
@@ -19,7 +22,7 @@ def rows(name: str, features: Any) -> Tensor:
 
 
 def pair(real: Any, fake: Any) -> tuple[Tensor, Tensor]:
-    """Both arrays on one device. Raises UserError where they have different numbers of features."""
+    """Return both arrays on one device. Raises UserError if they have different numbers of features."""
     real, fake = rows("real", real), rows("fake", fake)
     if real.shape[1] != fake.shape[1]:
         raise UserError(f"real has {real.shape[1]:,} features and fake {fake.shape[1]:,}; both need the same.")
@@ -27,8 +30,9 @@ def pair(real: Any, fake: Any) -> tuple[Tensor, Tensor]:
 
 
 def float64(features: Tensor) -> Tensor:
-    """As float64, on the CPU where their device has none.
+    """Return features as float64, on the CPU if their device has no float64.
 
-    What the scores sum nearly cancels: float32 takes distances below a thousandth of the rows' lengths for rounding.
+    The terms that the scores sum nearly cancel: in float32, distances below a thousandth of the rows' lengths would be
+    lost to rounding.
     """
     return (features.cpu() if features.device.type == "mps" else features).double()

@@ -1,4 +1,4 @@
-"""What the scores of disentanglement are given: codes and the factors behind them, checked once."""
+"""The input of the scores of disentanglement: codes and the factors behind them, checked once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,10 +37,10 @@ class Known:
 
     @classmethod
     def of(cls, codes: Any, factors: Any, fewest: int = 1, called: Sequence[str] = ()) -> "Known":
-        """Those of two arrays or tensors. `fewest` is how many factors a score needs.
+        """Make it from two arrays or tensors. `fewest` is how many factors a score needs.
 
         Raises UserError for other shapes, numbers that are not finite, a factor that never changes, and one whose
-        values are hardly met twice; the last two are Unsuited.
+        values hardly occur twice; the last two are Unsuited.
         """
         z, values = table("codes", codes), table("factors", factors)
         if len(z) != len(values):
@@ -69,9 +69,9 @@ class Known:
         return self.called[factor] if self.called else f"column {factor}"
 
     def fit_and_test(self, seed: int) -> tuple["Known", "Known"]:
-        """Two thirds of the rows and the rest, by seed: rows may come in the order of a grid.
+        """Return two thirds of the rows and the rest, shuffled by seed: rows may come in the order of a grid.
 
-        Raises Unsuited where a factor has one value only in the first part: nothing can be fitted to it.
+        Raises Unsuited if a factor has only one value in the first part: nothing can be fitted to it.
         """
         rows = np.random.default_rng(whole("seed", seed, 0, LARGEST_SEED)).permutation(len(self.codes))
         n_test = round(TEST_PART * len(rows))
@@ -88,7 +88,7 @@ class Known:
         return Known(self.codes[rows], self.factors[rows], self.n_values, self.called)
 
     def standardised(self) -> np.ndarray:
-        """Codes with mean 0 and standard deviation 1; a latent that never changes is 0."""
+        """Return the codes with mean 0 and standard deviation 1; a latent that never changes is 0."""
         centred = self.codes - self.codes.mean(0)
         spread = centred.std(0)
         # What is left of a constant by rounding is no spread.
@@ -96,9 +96,9 @@ class Known:
 
 
 def table(name: str, values: Any) -> np.ndarray:
-    """An array or a tensor [N, D] as float64.
+    """Return an array or a tensor [N, D] as float64.
 
-    Raises UserError for another shape, and for what is masked, complex, not finite or beyond 1e150.
+    Raises UserError for another shape, and for values that are masked, complex, not finite or beyond 1e150.
     """
     if isinstance(values, Tensor):
         values = values.detach().cpu()
@@ -122,7 +122,7 @@ def table(name: str, values: Any) -> np.ndarray:
 
 
 def whole(name: str, value: Any, low: int, high: int | None = None) -> int:
-    """The value as an int. Raises UserError for what is no whole number from low to high."""
+    """Return the value as an int. Raises UserError if it is no whole number from low to high."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < low or (high and value > high):
         words = f"a whole number, {low} or more" if high is None else f"a whole number from {low} to {high:,}"
         raise UserError(f"{name}={value}: it takes {words}.")

@@ -1,4 +1,4 @@
-"""What turns images into the features [N, D] that scores compare."""
+"""Functions that turn images into the features [N, D] that scores compare."""
 
 import hashlib
 import io
@@ -18,15 +18,15 @@ PACKAGE = "features=inception: the network is torch-fidelity's; pip install 'vae
 
 
 def pixels(x: Tensor) -> Tensor:
-    """Images [N, C, H, W] in [0, 1] as they are, [N, C * H * W]."""
+    """Return images [N, C, H, W] in [0, 1] as they are, [N, C * H * W]."""
     return x.flatten(1)
 
 
 def _published_weights(url: str) -> io.BytesIO:
-    """Return a file of Inception's weights, in memory, in which nothing is left that could run.
+    """Return a file of Inception's weights, in memory, that contains no code that could run.
 
-    torch-fidelity unpickles whatever it is given. So what lies on the disk is first compared with the published hash,
-    then read as weights alone, and written anew. Raises UserError where it is not there, and where it is another file.
+    torch-fidelity unpickles any file it is given. So the file on disk is first compared with the published hash, then
+    read as weights only, and written anew. Raises UserError if it is missing, and if it is another file.
     """
     path = Path(torch.hub.get_dir(), "checkpoints", url.rsplit("/", 1)[-1])
     try:
@@ -57,8 +57,8 @@ class Inception:
     """The last pooled features of the Inception network that the FID is defined by (Heusel et al. 2017), [N, 2048].
 
     Its weights and its resizing are torch-fidelity's, https://github.com/toshas/torch-fidelity: TensorFlow's own. They
-    are downloaded when first used, and are the published ones to the byte. Raises UserError where the package is not
-    installed, and where the weights are not there or are others.
+    are downloaded when first used, and are the published ones to the byte. Raises UserError if the package is not
+    installed, and if the weights are missing or differ.
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
@@ -75,7 +75,10 @@ class Inception:
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
-        """Of images [N, C, H, W] in [0, 1], rounded to bytes as image files are; grey ones get three equal channels."""
+        """Return the features of images [N, C, H, W] in [0, 1], [N, 2048].
+
+        Images are rounded to bytes as image files are; grey ones get three equal channels.
+        """
         parts = []
         for part in x.split(AT_ONCE):
             image = part.to(self._device).clamp(0, 1).mul(255).round().to(torch.uint8)

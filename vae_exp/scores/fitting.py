@@ -1,4 +1,4 @@
-"""How the small models inside scores are fitted."""
+"""The fitting of the small models inside scores."""
 
 import contextlib
 import warnings
@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def fitting() -> Iterator[None]:
-    """One thread for BLAS, and no warning of scikit-learn where a model has not converged or has many classes.
+    """Run the block with one BLAS thread and without scikit-learn's warnings of convergence or many classes.
 
     The matrices are small: threads gain nothing, and wait for each other for most of the time where cores are busy.
-    A score is defined by the steps that its authors took, converged or not. A factor whose values are met too seldom
-    is refused before it comes here.
+    A score is defined by the steps that its authors took, converged or not. A factor whose values occur too rarely
+    is rejected before it comes here.
     """
     from sklearn.exceptions import ConvergenceWarning  # here, because importing scikit-learn takes a second
     from threadpoolctl import threadpool_limits  # comes with scikit-learn

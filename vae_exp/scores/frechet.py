@@ -12,7 +12,7 @@ from vae_exp.scores.arrays import pair
 
 @dataclass
 class Moments:
-    """The number of features seen, their mean [D] and their sum of centred products [D, D], in float64.
+    """The number of features, their mean [D] and their sum of centred products [D, D], in float64.
 
     Memory does not grow with the number of images. Batches are joined by the formula of Chan et al. (1979), in which
     no large terms cancel.
@@ -24,7 +24,7 @@ class Moments:
 
     @classmethod
     def of(cls, features: Tensor) -> "Moments":
-        """Those of one batch [B, D]."""
+        """Make the moments of one batch [B, D]."""
         features = features.cpu().double()  # Apple's GPUs have no float64
         centred = features - features.mean(0)
         return cls(len(features), features.mean(0), centred.T @ centred)
@@ -37,14 +37,14 @@ class Moments:
 
     @property
     def covariance(self) -> Tensor:
-        """[D, D], unbiased. Raises UserError for a single image, which has none."""
+        """Return the unbiased covariance [D, D]. Raises UserError for a single image, which has none."""
         if self.n < 2:
             raise UserError("frechet: needs two images or more on either side; one has no covariance.")
         return self.scatter / (self.n - 1)
 
 
 def frechet(real: Any, fake: Any) -> float:
-    """|mu_r - mu_f|^2 + tr(S_r + S_f - 2 (S_r S_f)^(1/2)) of features [N, D] and [M, D]; 0 is best.
+    """Return |mu_r - mu_f|^2 + tr(S_r + S_f - 2 (S_r S_f)^(1/2)) of features [N, D] and [M, D]; 0 is best.
 
     With Inception's features this is the FID of Heusel et al. (2017), https://arxiv.org/abs/1706.08500. The estimate is
     biased upwards, the more the fewer images there are, so only equal numbers compare. Raises UserError for arrays of
@@ -55,7 +55,7 @@ def frechet(real: Any, fake: Any) -> float:
 
 
 def frechet_of(real: Moments, fake: Moments) -> float:
-    """The Fréchet distance of two Gaussians with these moments. Raises UserError where one is of a single image."""
+    """Return the Fréchet distance of two Gaussians with these moments; raise UserError if one has a single image."""
     first, second = real.covariance, fake.covariance
     # The trace of (S_r S_f)^(1/2) is that of (A S_f A)^(1/2) with A = S_r^(1/2): symmetric, so a singular covariance,
     # as of fewer images than features, does no harm.

@@ -21,7 +21,9 @@ class DCI:
 
 
 def dci(codes: Any, factors: Any, predictor: str | Callable[[int], Any] = "random_forest", seed: int = 0) -> DCI:
-    """Disentanglement, completeness and informativeness of codes [N, Z] and two factors [N, F] or more; 1 is best.
+    """Return DCI scores of codes [N, Z] and two factors [N, F] or more: three scores, of which 1 is best.
+
+    They are disentanglement, completeness and informativeness.
 
     Eastwood & Williams (2018), https://openreview.net/forum?id=By-7dz-AZ: how important z_i is for the prediction of
     v_j, by a random forest, one of their two predictors. predictor=gradient_boosting is that of Locatello et al.
@@ -45,12 +47,12 @@ def dci(codes: Any, factors: Any, predictor: str | Callable[[int], Any] = "rando
 
 
 def disentanglement(importance: np.ndarray) -> float:
-    """1 - the entropy, to base F, of the share of each factor in a row of importances [Z, F], weighted by the row."""
+    """Return 1 - the entropy, to base F, of factor shares in a row of importances [Z, F], weighted by the row."""
     return _concentration(importance)
 
 
 def completeness(importance: np.ndarray) -> float:
-    """1 - the entropy, to base Z (dead latents included), of the share of each latent in a column of [Z, F]."""
+    """Return 1 - the entropy, to base Z (dead latents included), of latent shares in a column of [Z, F]."""
     return _concentration(importance.T)
 
 

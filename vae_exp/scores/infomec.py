@@ -26,20 +26,20 @@ class InfoMEC:
 
     @property
     def modularity_published(self) -> float:
-        """InfoM as the authors compute it: what the estimate finds in noise is shared at random, and counts.
+        """Return InfoM as the authors compute it: what the estimate finds in noise is shared at random, and counts.
 
-        A latent of which it finds nothing at all is left out; one of the two versions of their code gives NaN then.
+        A latent in which it finds nothing at all is left out; one of the two versions of their code gives NaN then.
         """
         return _above_chance(self.nmi[self.active])
 
     @property
     def compactness_published(self) -> float:
-        """InfoC as the authors compute it; NaN with one active latent."""
+        """Return InfoC as the authors compute it; NaN with one active latent."""
         return _above_chance(self.nmi[self.active].T)
 
 
 def infomec(codes: Any, factors: Any, seed: int = 0) -> InfoMEC:
-    """InfoM, InfoC and InfoE of codes [N, Z] and two factors [N, F] or more; 1 is best, and chance is 0.
+    """Return InfoM, InfoC and InfoE of codes [N, Z] and two factors [N, F] or more; 1 is best, and chance is 0.
 
     Hsu et al. (2023), https://arxiv.org/abs/2305.18378. InfoM is the mean over active latents of the largest share of
     the normalised mutual information that goes to one factor, (share - 1/F) / (1 - 1/F); InfoC the same with factors
@@ -51,7 +51,7 @@ def infomec(codes: Any, factors: Any, seed: int = 0) -> InfoMEC:
     estimates is shared at random, and pure noise has an InfoM of 0.42 to 0.86 (mean 0.61; over 24
     draws, by tests/cautions.py). To compare with published figures take
     `modularity_published` and `compactness_published`, which have that. And for InfoE every row counts the same here,
-    there every value of a factor: that is the same where each value is met as often. seed is that of the shuffles.
+    there every value of a factor: that is the same if all values occur equally often. seed is that of the shuffles.
     InfoC is NaN with one active latent: one latent is neither compact nor not.
 
     Raises UserError for arrays that do not go together, and for a factor that never changes.
@@ -68,7 +68,7 @@ def infomec(codes: Any, factors: Any, seed: int = 0) -> InfoMEC:
 
 
 def _null_deviation(known: Known, seed: int) -> np.ndarray:
-    """The standard deviation [F], nats, of the estimate where there is no information: with the factors shuffled."""
+    """Return the standard deviation [F], nats, of the estimate without information: with the factors shuffled."""
     rng = np.random.default_rng(seed)
     draws = [
         nearest_information(Known(known.codes, rng.permutation(known.factors), known.n_values), seed)
@@ -78,12 +78,12 @@ def _null_deviation(known: Known, seed: int) -> np.ndarray:
 
 
 def _evened(nmi: np.ndarray, informative: np.ndarray) -> np.ndarray:
-    """Even rows in the place of those in which nothing is information: what noise leaves there is no share."""
+    """Replace rows without any information by even ones: what noise leaves there is no share."""
     return np.where(informative.any(1, keepdims=True), nmi, 1)
 
 
 def _above_chance(nmi: np.ndarray) -> float:
-    """The mean over rows of the largest share of one column, from 0 where shares are even to 1; empty rows left out."""
+    """Return the mean over nonempty rows of the largest share of one column, scaled from 0 (even shares) to 1."""
     if not nmi.any():
         return 0.0
     n = nmi.shape[1]
@@ -95,7 +95,7 @@ def _above_chance(nmi: np.ndarray) -> float:
 
 
 def _info_e(known: Known, h: np.ndarray) -> float:
-    """The part of each factor's entropy that a logistic regression of all latents explains, the mean over factors."""
+    """Return the part of a factor's entropy that logistic regression of all latents explains, mean over factors."""
     z = known.standardised()
     with fitting():
         left = [_cross_entropy(z, labels, n) for labels, n in zip(known.factors.T, known.n_values, strict=True)]
@@ -103,10 +103,11 @@ def _info_e(known: Known, h: np.ndarray) -> float:
 
 
 def _cross_entropy(z: np.ndarray, labels: np.ndarray, n_values: int) -> float:
-    """What a logistic regression without a penalty leaves of the labels [N], nats, fitted to z [N, Z] in 100 steps.
+    """Return the cross entropy, nats, of labels [N] under a logistic regression of z [N, Z].
 
-    Classes that can be separated have no best weights, and the cross entropy is near 0 long before. Single precision
-    is several times faster than scikit-learn here, and 40 classes would take it most of ten seconds.
+    It has no penalty and is fitted in 100 steps. Classes that can be separated have no best weights, and the cross
+    entropy is near 0 long before. Single precision is several times faster than scikit-learn here, and 40 classes would
+    take it most of ten seconds.
     """
     from scipy.optimize import minimize  # here, because importing SciPy takes a while
 

@@ -23,13 +23,13 @@ def factor_vae(
     least_deviation: float = LEAST_DEVIATION,
     seed: int = 0,
 ) -> float:
-    """How often the latent that varies least, in a batch with one value of a factor, tells which factor; 1 is best.
+    """Return how often the latent that varies least in a batch identifies the batch's fixed factor; 1 is best.
 
-    Of codes [N, Z] and factors [N, F]; variances are relative to those of all codes, and a majority vote of 10,000
-    batches names the factor of each latent, tried on 5,000. Kim & Mnih (2018), https://arxiv.org/abs/1802.05983.
-    Latents with a standard deviation below least_deviation are left out, as in Locatello et al. (2019): that is an
-    absolute number, so codes on a small scale lose them all, and have 0. Randomly rotated
-    factors have 0.62 to 1.00 (mean 0.86; over 24 rotations, by tests/cautions.py), noise 1/F.
+    From codes [N, Z] and factors [N, F], in batches with one value of a factor; variances are relative to those of all
+    codes, and a majority vote of 10,000 batches names the factor of each latent, tried on 5,000. Kim & Mnih (2018),
+    https://arxiv.org/abs/1802.05983. Latents with a standard deviation below least_deviation are left out, as in
+    Locatello et al. (2019): that is an absolute number, so codes on a small scale lose them all, and have 0. Randomly
+    rotated factors have 0.62 to 1.00 (mean 0.86; over 24 rotations, by tests/cautions.py), noise 1/F.
 
     Raises UserError for arrays that do not go together, a factor that never changes, and batches of one, in which
     nothing varies.
@@ -55,12 +55,12 @@ def factor_vae(
 
 
 def beta_vae(codes: Any, factors: Any, batch_size: int = BATCH_SIZE, seed: int = 0) -> float:
-    """How often a linear classifier names the factor that pairs share, from the mean of |z - z'| over 64 pairs.
+    """Return how often a linear classifier names the factor that pairs share, from mean |z - z'| over 64 pairs.
 
-    Of codes [N, Z] and factors [N, F]; 10,000 batches fit it and 5,000 test it; 1 is best and chance is 1/F. Higgins et
-    al. (2017), https://openreview.net/forum?id=Sy2fzU9gl. It reaches 1 for a code with four of five factors and noise,
-    and 0.79 to 1.00 (mean 0.93; over 24 rotations, by tests/cautions.py) for randomly rotated factors. The classifier
-    has a penalty, theirs too, so that codes on a small scale may have less. Raises UserError as factor_vae.
+    From codes [N, Z] and factors [N, F]; 10,000 batches fit it and 5,000 test it; 1 is best and chance is 1/F. Higgins
+    et al. (2017), https://openreview.net/forum?id=Sy2fzU9gl. It reaches 1 for a code with four of five factors and
+    noise, and 0.79 to 1.00 (mean 0.93; over 24 rotations, by tests/cautions.py) for randomly rotated factors. The
+    classifier has a penalty, theirs too, so that codes on a small scale may have less. Raises UserError as factor_vae.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -97,7 +97,7 @@ class _ByValue:
             self.first[factor, : len(count)] = count.cumsum() - count
 
     def drawn(self, fixed: np.ndarray, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """For rows [B, n] other rows [B, n] that have the same value of factor fixed [B]."""
+        """Draw, for rows [B, n], other rows [B, n] that have the same value of factor fixed [B]."""
         factor = fixed[:, None]
         value = self.factors[rows, factor]
         within = (rng.random(rows.shape) * self.count[factor, value]).astype(np.int64)

@@ -13,14 +13,15 @@ SVC_C = 0.01  # as in Locatello et al. (2019)
 
 
 def sap(codes: Any, factors: Any, by: str = "svc", seed: int = 0) -> float:
-    """Separated attribute predictability: the mean over factors of the gap between the two best latents; 1 is best.
+    """Return SAP, the mean over factors of the gap between the two best latents; 1 is best.
 
-    Of codes [N, Z] and factors [N, F]. by=svc compares accuracies of a linear support vector classifier of one latent
-    on held-out rows, as Locatello et al. (2019) do. A perfect code of dSprites' factors, standardised, has 0.17 to 0.22
-    (mean 0.19; over 24 draws of 5,000 rows, by tests/cautions.py), because one line separates few of 40 values. C and
-    the penalty on the intercept are on an absolute scale, theirs too: a hundredth of that code has 0.05 to 0.20 (mean
-    0.12). by=r2 compares squared correlations and gives it 1: for factors whose values have an order. Kumar et al.
-    (2018), https://arxiv.org/abs/1711.00848. seed chooses the rows to fit and is the classifier's.
+    Separated attribute predictability of codes [N, Z] and factors [N, F]. by=svc compares accuracies of a linear
+    support vector classifier of one latent on held-out rows, as Locatello et al. (2019) do. A perfect code of dSprites'
+    factors, standardised, has 0.17 to 0.22 (mean 0.19; over 24 draws of 5,000 rows, by tests/cautions.py), because one
+    line separates few of 40 values. C and the penalty on the intercept are on an absolute scale, theirs too: a
+    hundredth of that code has 0.05 to 0.20 (mean 0.12). by=r2 compares squared correlations and gives it 1: for factors
+    whose values have an order. Kumar et al. (2018), https://arxiv.org/abs/1711.00848. seed chooses the rows to fit and
+    is the classifier's.
 
     Raises UserError for arrays that do not go together, a factor that never changes, and another `by`.
     """
@@ -33,9 +34,9 @@ def sap(codes: Any, factors: Any, by: str = "svc", seed: int = 0) -> float:
 
 
 def explicitness(codes: Any, factors: Any, seed: int = 0) -> float:
-    """How well a logistic regression of all latents tells each value of a factor from the others: the mean AUC.
+    """Return the mean AUC of logistic regressions of all latents that tell each value of a factor from the others.
 
-    Of codes [N, Z] and factors [N, F]; 1 is best and chance is 0.5. Ridgeway & Mozer (2018),
+    From codes [N, Z] and factors [N, F]; 1 is best and chance is 0.5. Ridgeway & Mozer (2018),
     https://arxiv.org/abs/1802.05312; on held-out rows, which seed chooses. The regression has a penalty, so it sees
     codes with mean 0 and standard deviation 1, as that of Locatello et al. (2019) does: neither their scale nor an
     offset matters. Raises UserError as sap.
@@ -56,7 +57,10 @@ def explicitness(codes: Any, factors: Any, seed: int = 0) -> float:
 
 
 def fit_and_test_each_value(known: Known, seed: int) -> tuple[Known, Known]:
-    """As Known.fit_and_test. Raises Unsuited too where no value of a factor can be told from others in the rest."""
+    """Return two parts as Known.fit_and_test does, with one more check.
+
+    Raises Unsuited also if no value of a factor can be distinguished from others in the rest.
+    """
     fit, test = known.fit_and_test(seed)
     for factor, (labels, held_out) in enumerate(zip(fit.factors.T, test.factors.T, strict=True)):
         n_of_known = np.isin(held_out, labels).sum()
@@ -69,13 +73,13 @@ def fit_and_test_each_value(known: Known, seed: int) -> tuple[Known, Known]:
 
 
 def _squared_correlations(known: Known) -> np.ndarray:
-    """[Z, F]"""
+    """Return the squared correlation of each latent and factor, [Z, F]."""
     v = known.factors - known.factors.mean(0)
     return np.square(known.standardised().T @ (v / v.std(0)) / len(v))
 
 
 def _accuracies(known: Known, seed: int) -> np.ndarray:
-    """[Z, F]; a latent that never changes tells nothing, and has 0."""
+    """Return the accuracy of each latent for each factor, [Z, F]; a latent that never changes has 0."""
     from sklearn.svm import LinearSVC
 
     fit, test = known.fit_and_test(seed)

@@ -12,7 +12,7 @@ SHUFFLES = 10  # of the factors: their mean is what the estimate finds where the
 
 
 def mutual_information(codes: Any, factors: Any, bins: int = BINS) -> np.ndarray:
-    """I(z_i; v_j) of codes [N, Z] in bins of equal width and factors [N, F]: [Z, F], nats.
+    """Return I(z_i; v_j) of codes [N, Z] in bins of equal width and factors [N, F]: [Z, F], nats.
 
     Raises UserError for arrays that do not go together, a factor that never changes, and fewer than two bins.
     """
@@ -20,9 +20,9 @@ def mutual_information(codes: Any, factors: Any, bins: int = BINS) -> np.ndarray
 
 
 def above_chance(codes: Any, factors: Any, bins: int = BINS, seed: int = 0) -> np.ndarray:
-    """How much more mutual_information finds than of shuffled factors, a mean over ten shuffles: [Z, F], nats, from 0.
+    """Return the excess of mutual_information over its mean for ten shuffles of the factors: [Z, F], nats, from 0.
 
-    For a look at what each latent tells: of few rows and many values the estimate finds information in pure noise.
+    For a look at what each latent tells: with few rows and many values, the estimate finds information in pure noise.
     Raises UserError as mutual_information.
     """
     known, rng = Known.of(codes, factors), np.random.default_rng(seed)
@@ -31,18 +31,18 @@ def above_chance(codes: Any, factors: Any, bins: int = BINS, seed: int = 0) -> n
 
 
 def entropies(factors: np.ndarray) -> np.ndarray:
-    """H(v_j) of factors [N, F] that are numbered from 0: [F], nats."""
+    """Return H(v_j) of factors [N, F] that are numbered from 0: [F], nats."""
     shares = [np.bincount(column) / len(column) for column in factors.T]
     return np.array([-_plogp(share).sum() for share in shares])
 
 
 def mig(codes: Any, factors: Any, bins: int = BINS) -> float:
-    """Mutual information gap: the mean over factors of (I of the best latent - I of the second) / H(factor).
+    """Return MIG, the mean over factors of (I of the best latent - I of the second) / H(factor).
 
-    Of codes [N, Z] and factors [N, F]; 1 is best. Chen et al. (2018), https://arxiv.org/abs/1802.04942, with the
-    estimate of Locatello et al. (2019), https://arxiv.org/abs/1811.12359: the mean of q in bins of equal width. A
-    factor of more values than bins cannot reach 1: a perfect code of dSprites' 3, 6, 40, 32 and 32 values has 0.9024
-    in 20 bins. Raises UserError as mutual_information.
+    Mutual information gap of codes [N, Z] and factors [N, F]; 1 is best. Chen et al. (2018),
+    https://arxiv.org/abs/1802.04942, with the estimate of Locatello et al. (2019), https://arxiv.org/abs/1811.12359:
+    the mean of q in bins of equal width. A factor of more values than bins cannot reach 1: a perfect code of dSprites'
+    3, 6, 40, 32 and 32 values has 0.9024 in 20 bins. Raises UserError as mutual_information.
     """
     known = Known.of(codes, factors)
     ranked = np.sort(_informations(known, bins), axis=0)[::-1]
@@ -51,12 +51,13 @@ def mig(codes: Any, factors: Any, bins: int = BINS) -> float:
 
 
 def modularity(codes: Any, factors: Any, bins: int = BINS) -> float:
-    """How nearly each latent tells of one factor only: the mean of 1 - sum of the other I^2 / (largest I^2 (F - 1)).
+    """Return modularity, the mean over latents of 1 - sum of the other I^2 / (largest I^2 (F - 1)).
 
-    Of codes [N, Z] and two factors [N, F] or more; 1 is best, and a latent that tells nothing counts as 0. Ridgeway &
-    Mozer (2018), https://arxiv.org/abs/1802.05312. It is high for codes that are not modular: 0.64 to 0.70 (mean
-    0.67) for noise, because what the estimate leaves of nothing is no even share, and 0.74 to 0.97 (mean 0.85) for
-    randomly rotated factors (over 24 draws, by tests/cautions.py). Raises UserError as mutual_information.
+    How nearly each latent tells of one factor only, from codes [N, Z] and two factors [N, F] or more; 1 is best, and a
+    latent that tells nothing counts as 0. Ridgeway & Mozer (2018), https://arxiv.org/abs/1802.05312. It is high for
+    codes that are not modular: 0.64 to 0.70 (mean 0.67) for noise, because what the estimate leaves of nothing is no
+    even share, and 0.74 to 0.97 (mean 0.85) for randomly rotated factors (over 24 draws, by tests/cautions.py). Raises
+    UserError as mutual_information.
     """
     squared = np.square(_informations(Known.of(codes, factors, fewest=2), bins))
     largest = squared.max(1)

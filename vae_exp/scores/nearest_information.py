@@ -10,10 +10,10 @@ ROUNDING = 8 * np.finfo(float).eps
 
 
 def nearest_information(known: Known, seed: int, k: int = K_NEIGHBOURS) -> np.ndarray:
-    """I(z_i; v_j) [Z, F], nats: the estimate of Ross (2014), the one of Kraskov et al. for a discrete side.
+    """Return I(z_i; v_j) [Z, F], nats: the estimate of Ross (2014), the one of Kraskov et al. for a discrete side.
 
     https://doi.org/10.1371/journal.pone.0087357. It has little bias, so that without information it may come out
-    below 0. A value that one row alone has is left out.
+    below 0. A value that only one row has is left out.
     """
     from scipy.special import digamma  # here, because importing SciPy takes a while
 
@@ -47,7 +47,7 @@ def nearest_information(known: Known, seed: int, k: int = K_NEIGHBOURS) -> np.nd
 
 
 def _distances_to_kth(x: np.ndarray, k: int) -> np.ndarray:
-    """For each number of each column of x [n, Z] the distance to its k-th nearest in that column, itself left out.
+    """Return the distance of each number of x [n, Z] to its k-th nearest in its column, itself left out.
 
     Sorted, the k nearest of a number are k of the windows that hold it: the best window is the one that reaches least.
     """

@@ -18,16 +18,17 @@ BLOCK = 1000  # rows compared at a time
 
 
 def precision(real: Any, fake: Any, k: int = K_MANIFOLD) -> float:
-    """The part of fake [M, D] that lies in the ball of some row of real [N, D], which reaches to its k-th neighbour.
+    """Return the part of fake [M, D] that lies in the ball of some row of real [N, D].
 
-    Improved precision (Kynkäänniemi et al. 2019), https://arxiv.org/abs/1904.06991: 1 is best, and says that samples
-    look real. Raises UserError for arrays of other shapes, with numbers that are not finite, or of k rows or fewer.
+    A ball reaches to the k-th neighbour. Improved precision (Kynkäänniemi et al. 2019),
+    https://arxiv.org/abs/1904.06991: 1 is best, and says that samples look real. Raises UserError for arrays of other
+    shapes, with numbers that are not finite, or of k rows or fewer.
     """
     return neighbour_scores(real, fake, ["precision"], k, k)["precision"]
 
 
 def recall(real: Any, fake: Any, k: int = K_MANIFOLD) -> float:
-    """The part of real [N, D] that lies in the ball of some row of fake [M, D]: precision with the sides exchanged.
+    """Return the part of real [N, D] in the ball of some row of fake [M, D]: precision with the sides exchanged.
 
     Improved recall: 1 is best, and says that the samples are as varied as the data. Raises UserError as precision.
     """
@@ -35,7 +36,7 @@ def recall(real: Any, fake: Any, k: int = K_MANIFOLD) -> float:
 
 
 def density(real: Any, fake: Any, k: int = K_DENSITY) -> float:
-    """In how many balls of real rows a fake row lies, over k: 1 is expected of samples that are like the data.
+    """Return in how many balls of real rows a fake row lies, over k: 1 is expected of samples like the data.
 
     Naeem et al. (2020), https://arxiv.org/abs/2002.09797. It may exceed 1 where samples crowd where the data are dense,
     and one outlier among the data, with its large ball, moves it little. Raises UserError as precision.
@@ -44,9 +45,9 @@ def density(real: Any, fake: Any, k: int = K_DENSITY) -> float:
 
 
 def coverage(real: Any, fake: Any, k: int = K_DENSITY) -> float:
-    """The part of real [N, D] in whose ball, which reaches to the k-th real neighbour, lies some row of fake [M, D].
+    """Return the part of real [N, D] whose ball contains some row of fake [M, D].
 
-    Naeem et al. (2020): 1 is best. Raises UserError as precision.
+    A ball reaches to the k-th real neighbour. Naeem et al. (2020): 1 is best. Raises UserError as precision.
     """
     return neighbour_scores(real, fake, ["coverage"], k, k)["coverage"]
 
@@ -54,7 +55,7 @@ def coverage(real: Any, fake: Any, k: int = K_DENSITY) -> float:
 def neighbour_scores(
     real: Any, fake: Any, names: Collection[str], k_manifold: int = K_MANIFOLD, k_density: int = K_DENSITY
 ) -> dict[str, float]:
-    """Those of precision, recall, density and coverage that are named, from one pass over all pairs of rows."""
+    """Return the named ones of precision, recall, density and coverage, from one pass over all pairs of rows."""
     real, fake = _centred(real, fake)
     by_density = {"density", "coverage"} & set(names)
     largest = max(k_manifold, k_density) if by_density else k_manifold
@@ -83,7 +84,7 @@ def neighbour_scores(
 
 
 def nearest(fake: Any, real: Any, k: int = 1) -> tuple[Tensor, Tensor]:
-    """The k nearest rows of real [N, D] to each row of fake [M, D]: distances [M, k], the nearest first, and rows.
+    """Return the k nearest rows of real [N, D] to each of fake [M, D]: distances [M, k], nearest first, and rows.
 
     Raises UserError for arrays of other shapes, with numbers that are not finite, or of fewer than k real rows.
     """
@@ -95,10 +96,10 @@ def nearest(fake: Any, real: Any, k: int = 1) -> tuple[Tensor, Tensor]:
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    """[N, M] of rows [N, D] and [M, D], float64; what is no more than rounding is 0, so that equal rows are equal.
+    """Return squared distances [N, M] of rows [N, D] and [M, D], float64; rounding is set to 0.
 
-    That are distances below a few hundred-millionths of the rows' lengths (2e-7 of 2048 features): rows that lie far
-    from 0 and near each other should be centred first.
+    So equal rows have a distance of exactly 0. Rounding means distances below a few hundred-millionths of the rows'
+    lengths (2e-7 of 2048 features): rows that lie far from 0 and near each other should be centred first.
     """
     x, y = float64(x), float64(y)
     lengths = torch.linalg.vector_norm(x, dim=1).square()[:, None] + torch.linalg.vector_norm(y, dim=1).square()
@@ -109,14 +110,14 @@ def squared_distances(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _centred(real: Any, fake: Any) -> tuple[Tensor, Tensor]:
-    """Both less the mean of real: shorter rows, of which less is lost to rounding. Raises UserError as pair."""
+    """Subtract the mean of real from both: shorter rows lose less to rounding. Raises UserError as pair does."""
     real, fake = pair(real, fake)
     centre = real.mean(0)
     return real - centre, fake - centre
 
 
 def _squared_radii(x: Tensor, k: int) -> Tensor:
-    """Squared distances of each row to its 1st to k-th neighbour among the others, [N, k]."""
+    """Return squared distances of each row to its 1st to k-th neighbour among the others, [N, k]."""
     found = []
     for rows in torch.arange(len(x), device=x.device).split(BLOCK):
         distance = squared_distances(x[rows], x)

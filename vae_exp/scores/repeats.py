@@ -98,7 +98,7 @@ DEFAULT = ("mig", "dci", "infomec")
 
 
 def usual_size(n: int, repeats: int) -> int:
-    """How many of n rows each repeat takes unless it is told: of all of them, repeats would not differ."""
+    """Return how many of n rows each repeat takes by default: with all of them, repeats would not differ."""
     return min(SIZE, n if repeats == 1 else n // 2)
 
 
@@ -110,11 +110,11 @@ def spread(
     repeats: int = REPEATS,
     seed: int = 0,
 ) -> dict[str, Spread]:
-    """The scores that are named, of codes [N, Z] and factors [N, F]: mean, standard deviation and value by value.
+    """Return the named scores of codes [N, Z] and factors [N, F]: mean, standard deviation and all values.
 
     Each repeat takes `size` other rows at random, and a seed of its own: seed, seed + 1, ... Without a size it is
     10,000, or half of the rows where these are fewer than twice that: of all the rows, repeats would not differ. A
-    number that a score does not have of some repeat, such as InfoC of one active latent, is NaN.
+    number that a score lacks in some repeat, such as InfoC of one active latent, is NaN.
 
     Raises UserError for a score without that name, more rows than there are, no repeats, and as the scores do, before
     any of them is measured.
@@ -147,7 +147,7 @@ def spread(
 def unsuited(
     factors: Any, names: Collection[str], size: int, repeats: int, seed: int, called: Sequence[str] = ()
 ) -> dict[str, Unsuited]:
-    """The scores that cannot be measured of `size` rows of these factors at a time, each with what is wrong.
+    """Return the scores that cannot be measured on `size` rows of these factors at a time, each with its error.
 
     It draws the parts of the rows that `spread` would draw, and measures nothing.
     """
@@ -172,7 +172,7 @@ def _unsuited(known: Known, names: Collection[str], size: int, repeats: int, see
 
 
 def _parts(n: int, size: int, repeats: int, seed: int) -> Iterator[tuple[int, np.ndarray]]:
-    """The seed of each repeat and the rows that it takes."""
+    """Yield the seed of each repeat and the rows that it takes."""
     for repeat in range(seed, seed + repeats):
         of_it = repeat % (LARGEST_SEED + 1)
         yield of_it, np.random.default_rng(of_it).permutation(n)[:size]

@@ -28,7 +28,7 @@ class Composed:
     cfg: DictConfig
 
     def with_values(self, words: list[Override]) -> DictConfig | None:
-        """The configuration that Hydra would make of other overrides, or None where they differ in more than values."""
+        """Return the configuration Hydra would make of other overrides, or None if more than values differ."""
         if [word.get_key_element() for word in words] != [word.get_key_element() for word in self.words]:
             return None
         changed = [new for new, old in zip(words, self.words, strict=True) if new.input_line != old.input_line]
@@ -43,7 +43,7 @@ class Composed:
         return cfg
 
     def _is_value(self, word: Override) -> bool:
-        """Whether it sets one value that is there: a group chooses files, and a dictionary is joined with another."""
+        """Return whether a word sets one existing value: a group chooses files, and a dictionary is merged."""
         key = word.key_or_group
         if word.type != OverrideType.CHANGE or word.package or word.is_hydra_override() or key in self.groups:
             return False
@@ -53,7 +53,7 @@ class Composed:
 
 @contextlib.contextmanager
 def cache_configs() -> Iterator[None]:
-    """Inside, jobs of a sweep in this process that differ in values alone are composed by Hydra once."""
+    """Let Hydra compose jobs that differ only in values once, for a sweep in this process, inside the block."""
     composed: list[Composed] = []
     of_hydra = ConfigLoaderImpl.load_sweep_config
 
@@ -77,7 +77,7 @@ def cache_configs() -> Iterator[None]:
 
 @functools.cache  # once in a process, and the stack is kept
 def cache_configs_here() -> contextlib.ExitStack:
-    """The same until this process ends: one of joblib's workers, which has the jobs of one sweep."""
+    """Do as cache_configs until this process ends: one of joblib's workers, which has the jobs of one sweep."""
     stack = contextlib.ExitStack()
     stack.enter_context(cache_configs())
     return stack

@@ -18,9 +18,9 @@ KEYS = re.compile(r"\$\{(.*?)\}")  # in the name of a job's folder
 
 
 def has_same_data(before: Mapping[str, Any], data_digest: Callable[[], str | None]) -> bool:
-    """Whether the data of a sweep are known to be those of before, wherever they lie; raises UserError for others.
+    """Return whether the data are known to be the sweep's, wherever they are; raise UserError for other data.
 
-    It is not known of a sweep of an older version, nor where the jobs run on other machines.
+    It is not known for a sweep of an older version, nor where the jobs run on other machines.
     """
     if before["data"] is None or (now := data_digest()) is None:
         return False
@@ -35,12 +35,12 @@ def has_same_data(before: Mapping[str, Any], data_digest: Callable[[], str | Non
 def has_grown(
     before: Mapping[str, Any], settings: list[str], swept: list[Override], together: list[str], same_data: bool
 ) -> bool:
-    """Whether a sweep that was recorded as `before` is now asked for more: more values of a key, or a key more.
+    """Return whether a sweep recorded as `before` has grown: by more values of a key, or by another key.
 
-    Keys that go together, those of sweep.zip, must have the values that they had. Paths of data are compared as they
-    were meant from the folders in which they were typed, unless the data are known to be the same.
+    Keys that go together, those of sweep.zip, must have the values that they had. Paths of data are compared relative
+    to the folders in which they were typed, unless the data are known to be the same.
 
-    Raises UserError where the settings are others, or where a value is gone.
+    Raises UserError if the settings differ, or if a value is gone.
     """
     values = [str(override.input_line) for override in swept]
     old_settings, old_values = (_as_meant(before[kind], before["cwd"], same_data) for kind in ("settings", "values"))
@@ -67,7 +67,7 @@ def has_grown(
 
 
 def _as_meant(words: list[str], cwd: str | None, same_data: bool) -> list[str]:
-    """Overrides with absolute paths of data, in the order in which they were; without any where the data are known."""
+    """Return overrides in their order, with absolute paths of data, or without those if the data are known."""
     found = []
     for word in parse(words):
         if word.key_or_group not in PATHS:
@@ -88,8 +88,8 @@ def _has_all(now: Override, old: Override) -> bool:
 def rename(folder: Path, template: str, swept: list[Override]) -> None:
     """Give the jobs of a sweep the names that they have in the larger one. A kill in between does no harm.
 
-    Raises UserError where jobs have numbers for names, which would be others' then, or where the value of a key that
-    is swept from now on is not among its values: the old jobs would be none of the new ones.
+    Raises UserError if jobs have numbers for names, which would then belong to other jobs, or if the old value of a
+    newly swept key is not among its values: the old jobs would not be among the new ones.
     """
     moves = {old: new for old, new in _moves(folder, template, swept) if old != new}
     if template == NUMBER or any(new.exists() for new in moves.values()):

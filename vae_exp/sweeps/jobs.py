@@ -31,10 +31,10 @@ def start(planned: Plan) -> None:
 
 
 def run_job(cfg: DictConfig, run_dir: Path, job: Any) -> float | None:
-    """One job. It never raises for a failed run, so that the others go on: the reason is in its files.
+    """Run one job. It never raises for a failed run, so that the others go on: the reason is in its files.
 
-    job is Hydra's own configuration. Returns its sweep.metric, which another sweeper of Hydra's may want, or None where
-    it failed or has none.
+    job is Hydra's own configuration. Returns its sweep.metric, which another sweeper of Hydra's may want, or None if it
+    failed or has none.
     """
     if processes.is_worker():
         config_cache.cache_configs_here()
@@ -48,7 +48,7 @@ def run_job(cfg: DictConfig, run_dir: Path, job: Any) -> float | None:
 
 
 def _run_together(cfg: DictConfig, run_dir: Path, job: Any) -> float | None:
-    """A job in several processes: the first one says whether there is anything to train, and tells how the job ends."""
+    """Run a job in several processes: the first decides whether to train, and reports how the job ends."""
     from vae_exp import distributed
     from vae_exp.train import train
 
@@ -123,7 +123,7 @@ def _run_job(cfg: DictConfig, run_dir: Path, job: Any) -> float | None:
 
 
 def _let_train(it_does: bool) -> None:
-    """Of a job in several processes: say to the others whether this one trains."""
+    """Tell the other processes of a job, if it has several, whether this one trains."""
     if torchrun_env.started() > 1:
         from vae_exp import distributed
 
@@ -131,7 +131,7 @@ def _let_train(it_does: bool) -> None:
 
 
 def _judge(cfg: DictConfig, swept: list[str], run_dir: Path, job: Any) -> study.Judge | None:
-    """What follows the job in the study of its sweep, where it has one."""
+    """Return the Judge that follows the job in the study of its sweep, or None if there is no study."""
     is_search = job.sweeper.get("_target_") == SEARCH
     if not is_search and not cfg.sweep.prune:
         return None
@@ -140,15 +140,16 @@ def _judge(cfg: DictConfig, swept: list[str], run_dir: Path, job: Any) -> study.
 
 
 def _shown(cfg: DictConfig, key: str) -> str:
-    """A swept value; an interpolation that leads nowhere is complained of by the checks of its job."""
+    """Return a swept value as text, "?" for a broken interpolation: the job's checks complain of that."""
     with contextlib.suppress(OmegaConfBaseException):
         return str(OmegaConf.select(cfg, key.lstrip("+")))
     return "?"
 
 
 def _share_machine(cfg: DictConfig, job: Any) -> None:
-    """Give jobs that run side by side a part of the cores each, and the GPUs by turns; submitit starts all of a grid
-    on this machine.
+    """Give jobs that run side by side a part of the cores each, and the GPUs by turns.
+
+    submitit starts all jobs of a grid on this machine.
     """
     from vae_exp.config import devices
     from vae_exp.training import threads
@@ -163,7 +164,7 @@ def _share_machine(cfg: DictConfig, job: Any) -> None:
 
 
 def _progress(cfg: DictConfig, run_dir: Path, number: int) -> str:
-    """Such as: job 3/6: 2 done, about 1 min left."""
+    """Return the progress as text, such as: job 3/6: 2 done, about 1 min left."""
     summaries = [read_summary(folder) for folder in runs_below(run_dir.parent)]  # None: another process writes it
     seconds = [summary.seconds for summary in summaries if summary is not None and summary.is_done]
     failed = sum(summary is not None and summary.state == "failed" for summary in summaries)

@@ -1,4 +1,4 @@
-"""What the command line of a sweep becomes: its jobs, its folders and what Hydra is to be given."""
+"""The plan of a sweep from its command line: its jobs, its folders and the arguments for Hydra."""
 
 import math
 import re
@@ -39,7 +39,7 @@ HYDRAS_OWN_DIR = "multirun/"  # and the time: nobody has chosen it
 
 @dataclass
 class Plan:
-    """What a sweep will run."""
+    """The jobs and the folder of a sweep that is to run."""
 
     name: str
     keys: list[str]
@@ -56,19 +56,19 @@ class Plan:
     data: str | None = None  # a digest of the images of all jobs; None where they differ, or lie on other machines
 
     def write(self) -> None:
-        """sweep.json in the sweep's folder. Raises Unwritable where the system refuses."""
+        """Write sweep.json in the sweep's folder. Raises Unwritable if the system refuses."""
         with writing(self.folder, DIR):
             self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / SWEEP, {name: getattr(self, name) for name in RECORDED})
 
 
 def line(override: Override) -> str:
-    """An override as it was typed."""
+    """Return an override as it was typed."""
     return str(override.input_line)
 
 
 def first_job(overrides: list[str]) -> list[str]:
-    """The overrides with each sweep replaced by its first value: a job that can be checked before any starts."""
+    """Return the overrides with each sweep's first value only: a job that can be checked before any starts."""
     return [
         f"{override.get_key_element()}={values_of(override)[0]}" if override.is_sweep_override() else line(override)
         for override in parse(overrides)
@@ -76,7 +76,7 @@ def first_job(overrides: list[str]) -> list[str]:
 
 
 def require_no_sweep(typed: list[str]) -> None:
-    """Raises UserError where one run is given what only a sweep has."""
+    """Raise UserError if one run is given a setting that only a sweep has."""
     for override in parse(typed):
         if override.key_or_group.startswith(OF_A_SWEEP) and override.value() is not None:
             raise UserError(f"{line(override)}: is of a sweep; add -m.")
@@ -87,10 +87,10 @@ def plan(typed: list[str], cfg: DictConfig, data_digest: Callable[[], str | None
 
     data_digest reads the data of the first job, which are those of all where no key of the dataset is swept.
 
-    Raises UserError where a swept key is there twice, where what is of the whole sweep is to differ between its jobs,
-    where jobs have nothing to be judged by, where the folder that was chosen is taken, and where sweep.resume names no
-    sweep, or one that was started with other settings or with values that are gone; and what Hydra raises where a
-    swept group has no such option.
+    Raises UserError if a swept key is given twice, if a setting of the whole sweep would differ between its jobs, if
+    jobs have nothing to be judged by, if the chosen folder is taken, and if sweep.resume names no sweep, or one that
+    was started with other settings or with values that are gone; and what Hydra raises if a swept group has no such
+    option.
     """
     _require_folders_of_ours(typed)
     arguments = [override for override in parse(typed) if not override.key_or_group.startswith(OF_A_SWEEP)]
@@ -188,9 +188,9 @@ def plan(typed: list[str], cfg: DictConfig, data_digest: Callable[[], str | None
 def _require_options(
     arguments: list[Override], swept: list[Override], cfg: DictConfig, typed: list[str]
 ) -> list[tuple[Override, str, DictConfig]]:
-    """Each option of each swept group, with the configuration of a job that has it.
+    """Return each option of each swept group, with the configuration of a job that has it.
 
-    Raises what Hydra raises where there is no such option: before the first job, not at its turn.
+    Raises what Hydra raises if there is no such option: before the first job, not when its job starts.
     """
     first = first_job([line(override) for override in arguments])
     of_a_sweep = [line(override) for override in parse(typed) if override.key_or_group.startswith(OF_A_SWEEP)]
@@ -204,7 +204,7 @@ def _require_options(
 
 
 def _require_one_sweep(chosen: list[tuple[Override, str, DictConfig]], cfg: DictConfig, typed: list[str]) -> None:
-    """Raises UserError where jobs are to have other ranges, another sweeper, launcher or folder, or another sweep.*."""
+    """Raise UserError if jobs would differ in their ranges, sweeper, launcher, folder or sweep.*."""
     for override in parse(typed):
         if override.is_sweep_override() and override.key_or_group.startswith((*OF_A_SWEEP, "hydra")):
             raise UserError(f"{line(override)}: is of the whole sweep, and takes one value.")
@@ -220,7 +220,7 @@ def _require_one_sweep(chosen: list[tuple[Override, str, DictConfig]], cfg: Dict
 
 
 def _of_the_whole(cfg: DictConfig, typed: list[str]) -> dict[str, Any]:
-    """What all jobs of a sweep share, flat; without the ranges of keys that are typed, which replace them."""
+    """Return the settings all jobs share, flat, without the ranges of typed keys, which replace them."""
     shared = {f"hydra.{name}": OmegaConf.to_container(cfg.hydra[name]) for name in OF_THE_WHOLE if cfg.hydra[name]}
     shared["sweep"] = OmegaConf.to_container(cfg.sweep)
     ranges = {f"hydra.sweeper.params.{override.key_or_group}" for override in parse(typed)}
@@ -234,7 +234,7 @@ def _of_the_whole(cfg: DictConfig, typed: list[str]) -> dict[str, Any]:
 def _require_metric(
     by: str, cfg: DictConfig, chosen: list[tuple[Override, str, DictConfig]], swept: list[Override]
 ) -> None:
-    """Raises UserError where some job of the sweep has no sweep.metric to be judged by."""
+    """Raise UserError if some job of the sweep has no sweep.metric to be judged by."""
     sizes = [(f"dataset.val_size={cfg.dataset.val_size}", cfg.dataset.val_size)]
     for override, option, other in chosen:
         size = other.dataset.val_size
@@ -248,7 +248,7 @@ def _require_metric(
 
 
 def _require_folders_of_ours(typed: list[str]) -> None:
-    """Raises UserError where the folder of a job is asked for, which a sweep names itself."""
+    """Raise UserError if the folder of a job is set, since a sweep names those itself."""
     for override in parse(typed):
         if override.key_or_group == SUBDIR:
             raise UserError(
@@ -259,9 +259,9 @@ def _require_folders_of_ours(typed: list[str]) -> None:
 
 
 def _require_no_links(folder: Path) -> None:
-    """Raise UserError where something below a sweep's folder is a link: Hydra itself opens the log of each job.
+    """Raise UserError if something below a sweep's folder is a link: Hydra itself opens the log of each job.
 
-    W&B, which may have been told to write there, makes links of its own, and Optuna's lock is one.
+    W&B, which may be set to write there, makes links of its own, and Optuna's lock is one.
     """
     if folder.is_dir():
         theirs = ("wandb", f"{JOURNAL}.lock")
@@ -269,7 +269,7 @@ def _require_no_links(folder: Path) -> None:
 
 
 def _chosen_folder(cfg: DictConfig) -> Path | None:
-    """The folder that hydra.sweep.dir asks for, on the command line or in a preset; None where nobody does."""
+    """Return the folder that hydra.sweep.dir sets, on the command line or in a preset, or None if unset."""
     written = cast("dict[str, Any]", OmegaConf.to_container(cfg.hydra.sweep, resolve=False))
     if str(written["dir"]).startswith(HYDRAS_OWN_DIR + "${now"):
         return None
@@ -277,7 +277,7 @@ def _chosen_folder(cfg: DictConfig) -> Path | None:
 
 
 def _to_resume(path_or_latest: str) -> tuple[Path, dict]:
-    """The folder and the record of the sweep to go on with. Raises UserError where no sweep was started there."""
+    """Return the folder and the record of the sweep to resume. Raises UserError if no sweep was started there."""
     if path_or_latest == "latest":
         found = runs_below(SWEEPS, SWEEP)
         if not found:

@@ -24,7 +24,7 @@ POLL_SECONDS = 0.5
 
 @contextlib.contextmanager
 def report_jobs(planned: Plan, launcher: str, n_jobs: int | None) -> Iterator[None]:
-    """While Hydra runs the jobs of a sweep elsewhere: a line for each that ends, from what its folder says."""
+    """Print a line for each job that ends, read from its folder, while the block runs jobs in other processes."""
     if launcher == "basic" or (launcher == "joblib" and n_jobs == 1):  # jobs in this process speak for themselves
         yield
         return
@@ -48,13 +48,13 @@ def report_jobs(planned: Plan, launcher: str, n_jobs: int | None) -> Iterator[No
 
 
 def places(of_hydra: Any) -> int:
-    """How many jobs joblib runs at once: n_jobs, counted back from all cores where it is negative; others run one."""
+    """Return how many jobs joblib runs at once: n_jobs, from all cores down if negative; other launchers run one."""
     n_jobs = of_hydra.launcher.get("n_jobs") or 1
     return n_jobs if n_jobs > 0 else max(1, cores.allowed() + 1 + n_jobs)
 
 
 def tell(text: str) -> None:
-    """Say it, unless the process that started this one does: lines of jobs side by side would mix."""
+    """Print a text, unless the process that started this one does: lines of parallel jobs would mix."""
     if not _launcher():
         say(text)
 
@@ -81,7 +81,7 @@ def _tell_of_jobs(planned: Plan, over: threading.Event) -> None:
 
 
 def time_left(seconds: float) -> str:
-    """Such as ", about 2 min left"; nothing where none is."""
+    """Return a text such as ", about 2 min left", empty if no time is left."""
     if seconds <= 0:
         return ""
     return f", about {seconds / 60:.0f} min left" if seconds >= 90 else f", about {seconds:.0f} s left"
@@ -101,21 +101,21 @@ def _written_at(folder: Path) -> int:
 
 
 def is_worker() -> bool:
-    """Whether this is a process that joblib started for the jobs of a sweep."""
+    """Return whether this is a process that joblib started for the jobs of a sweep."""
     return _launcher() is not None
 
 
 def _launcher() -> int | None:
-    """The process that started this one for its jobs or its run; None in any other process."""
+    """Return the id of the process that started this one for its jobs or its run, or None in any other process."""
     pid = os.environ.get(LAUNCHED_BY)
     return int(pid) if pid and int(pid) != os.getpid() else None
 
 
 @contextlib.contextmanager
 def ends_with_its_launcher() -> Iterator[None]:
-    """Around a run: where the process that started this one is gone, the run saves as for SIGTERM, and it ends.
+    """Run the block, a run; if the process that started this one is gone, save as for SIGTERM and end.
 
-    Joblib's workers would otherwise train on for nobody when their sweep is killed, and the processes of a run too.
+    Otherwise joblib's workers would train on for nobody when their sweep is killed, and the processes of a run too.
     """
     launcher = _launcher()
     if launcher is None:
@@ -141,7 +141,7 @@ def ends_with_its_launcher() -> Iterator[None]:
 
 
 def join_tasks() -> None:
-    """Of a job that submitit runs in several tasks: what torchrun would have told each of them."""
+    """Set, for a job that submitit runs in several tasks, the environment that torchrun would have set in each."""
     from submitit import JobEnvironment
     from submitit.helpers import TorchDistributedEnvironment
 
@@ -150,7 +150,7 @@ def join_tasks() -> None:
 
 
 def has_owner(folder: Path) -> bool:
-    """Whether another process trains in the folder."""
+    """Return whether another process trains in the folder."""
     try:
         require_no_owner(folder)
     except UserError:
@@ -159,7 +159,7 @@ def has_owner(folder: Path) -> bool:
 
 
 def wait_for_owner(folder: Path) -> None:
-    """Until no other process trains in the folder: one that outlived its sweep saves, or comes to its end."""
+    """Wait until no other process trains in the folder: one that outlived its sweep saves, or finishes."""
     told = False
     while has_owner(folder):
         if not told:

@@ -13,7 +13,7 @@ PLANNED = ("sweep.name=", "sweep.over=", "sweep.jobs=", "sweep.resume=")
 
 
 def rerun_command(folder: Path) -> str | None:
-    """vae-train -m and what was typed; the name and the folder of the sweep are new ones. None where it is unknown."""
+    """Return vae-train -m and what was typed, with a new name and folder for the sweep, or None if unknown."""
     typed = read_overrides(folder, of_sweep=True)
     if typed is None:
         return None

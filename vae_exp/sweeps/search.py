@@ -23,7 +23,7 @@ SAMPLERS = ("tpe", "gp", "cmaes", "qmc", "random")
 
 
 def check(cfg: DictConfig, values: list[str]) -> None:
-    """Raises UserError for what a search cannot do. cfg has hydra.sweeper, and values are the swept overrides."""
+    """Raise UserError for what a search cannot do. cfg has hydra.sweeper, and values are the swept overrides."""
     studies.require_optuna("hydra/sweeper=optuna")
     keys = cfg.hydra.sweeper
     for name in ("n_trials", "n_jobs"):
@@ -74,7 +74,7 @@ class Search(SweepsJobs):
 
 
 def _is_in(space: dict[str, Any], params: dict[str, Any]) -> bool:
-    """Whether these are the swept keys, each with one of its values: a journal may be a stranger's."""
+    """Return whether these are the swept keys, each with one of its values: a journal may be another sweep's."""
 
     def has(key: str, value: Any) -> bool:
         if choices := getattr(space[key], "choices", None):
@@ -89,7 +89,7 @@ def _typed(values: dict[str, Any]) -> list[str]:
 
 
 def sampler(name: str, seed: int, number: int) -> "optuna.samplers.BaseSampler":
-    """Optuna's sampler for the trial of a number. It is not stored: what it knows follows from the trials before."""
+    """Return Optuna's sampler for a trial's number. It is not stored: its state follows from the trials before."""
     from optuna import exceptions, samplers
 
     warnings.simplefilter("ignore", exceptions.ExperimentalWarning)
@@ -105,7 +105,7 @@ def sampler(name: str, seed: int, number: int) -> "optuna.samplers.BaseSampler":
 
 
 def distribution(override: Override) -> "optuna.distributions.BaseDistribution":
-    """The values of a swept key, as Optuna has them: an interval of numbers, or a choice among words as typed."""
+    """Return a swept key's values as an Optuna distribution: an interval, or a choice among words as typed."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     value = override.value()

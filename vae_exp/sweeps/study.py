@@ -19,7 +19,7 @@ OLDEST = 4  # Optuna's version: earlier journals have another format
 
 
 def require_optuna(wanted: str) -> None:
-    """Raises UserError where Optuna is not installed, or too old; wanted is what asks for it."""
+    """Raise UserError if Optuna is not installed, or too old; wanted is the setting that needs it."""
     advice = "It comes with: pip install 'vae_exp[optuna]'"
     if importlib.util.find_spec("optuna") is None:
         raise UserError(f"{wanted}: Optuna is not installed. {advice}")
@@ -29,7 +29,7 @@ def require_optuna(wanted: str) -> None:
 
 
 def start(folder: Path, name: str) -> None:
-    """Begin a study in the folder of a sweep, or find the one that is there, and mend what a kill left of it."""
+    """Begin a study in the folder of a sweep, or find the existing one, and repair what a kill left of it."""
     import optuna
 
     journal = folder / JOURNAL
@@ -42,7 +42,7 @@ def start(folder: Path, name: str) -> None:
 
 
 def load(folder: Path) -> "optuna.Study":
-    """The study in the folder of a sweep."""
+    """Read the study in the folder of a sweep."""
     import optuna
 
     storage = _storage(folder)
@@ -59,7 +59,7 @@ def _storage(folder: Path) -> Any:
 
 
 class Judge:
-    """Says after each epoch of a job whether it is to end early, and at its end how it went.
+    """A judge that says after each epoch of a job whether it is to end early, and at its end how it went.
 
     A trial of a search has the job's number; a grid's jobs have a trial each, which is found by its folder. Seeds of
     one setting are judged apart: each is a trial. `swept` are the swept keys with the job's values, KEY=VALUE.
@@ -85,8 +85,10 @@ class Judge:
         self.trial = optuna.Trial(study, kept._trial_id)
 
     def __call__(self, epoch: int, scores: dict[str, float]) -> str | None:
-        """The reason to end after this epoch, in words, or None. scores are val/*, or test/* without validation images,
-        nats per image. Raises UserError where sweep.metric is not among them.
+        """Return the reason to end after this epoch, in words, or None.
+
+        scores are val/*, or test/* without validation images, nats per image. Raises UserError if sweep.metric is not
+        among them.
         """
         metric = self.keys["metric"]
         if metric not in scores:  # the plan looks at each option of a group, and not at every combination of them
@@ -101,7 +103,7 @@ class Judge:
         return f"sweep.prune={self.keys['prune']}: {metric} {value:.2f} after epoch {epoch}"
 
     def tell(self, summary: dict[str, Any] | None) -> None:
-        """How the job ended: its summary, or None where it failed. What is known already stays."""
+        """Tell the study how the job ended: its summary, or None if it failed. An earlier result stays."""
         if self.is_told:
             return
         from optuna.trial import TrialState
@@ -117,21 +119,22 @@ class Judge:
 
 
 def value_of(summary: dict[str, Any], metric: str) -> float | None:
-    """What a search minimises: sweep.metric at the best epoch, or of the test split at the end; nats per image.
+    """Return what a search minimises: sweep.metric at the best epoch, or of the test split; nats per image.
 
-    None where the run has none: val/* is measured after an epoch, and max_steps may end it before.
+    A metric of the test split is measured at the end. Returns None if the run has none: val/* is measured after an
+    epoch, and max_steps may end it before.
     """
     value = summary.get(f"best/{metric.replace('/', '_')}" if metric.startswith("val/") else metric)
     return None if value is None else float(value)
 
 
 def _is_of(trial: "optuna.trial.FrozenTrial", run_dir: Path) -> bool:
-    """Whether a trial is of the run in a folder; a failed one is not: the run is tried anew."""
+    """Return whether a trial is of the run in a folder; a failed one is not: the run is tried anew."""
     return trial.user_attrs.get(JOB) == run_dir.name and trial.state.name != "FAIL"
 
 
 def _pruner(keys: SweepKeys, epochs: int) -> "optuna.pruners.BasePruner":
-    """Optuna's, with the names that its authors gave (Li et al. 2018 and 2020; Golovin et al. 2017)."""
+    """Return Optuna's pruner, with the names that its authors gave (Li et al. 2018 and 2020; Golovin et al. 2017)."""
     from optuna import pruners
 
     after, factor = keys["prune_after"], keys["prune_factor"]

@@ -21,9 +21,9 @@ MOST_BESTS = 5  # that are told of: where runs do not compare there may be as ma
 
 
 def finish(planned: Plan, wandb: WandbKeys, stopped: bool = False) -> int:
-    """The table at the end, results.csv, the figures, and the same in W&B. Returns the exit code.
+    """Write the table at the end, results.csv, the figures, and the same in W&B. Returns the exit code.
 
-    Made from the files of the runs, because Hydra calls no end-of-sweep hook after a failure or a stop.
+    They are made from the files of the runs, because Hydra calls no end-of-sweep hook after a failure or a stop.
     """
     runs = _read_jobs(planned)
     pruned = sum(run.state == PRUNED for run in runs)
@@ -72,7 +72,7 @@ def finish(planned: Plan, wandb: WandbKeys, stopped: bool = False) -> int:
 
 
 def _read_jobs(planned: Plan) -> list[Run]:
-    """The runs of a sweep, in the order of their swept values; what cannot be read is said and left out."""
+    """Read the runs of a sweep, in the order of their swept values; report and leave out unreadable ones."""
     runs = []
     for folder in runs_below(planned.folder):
         try:
@@ -84,7 +84,7 @@ def _read_jobs(planned: Plan) -> list[Run]:
 
 
 def _say_best(planned: Plan, best: Run) -> None:
-    """Where the best run is, and what to type next."""
+    """Print where the best run is, and what to type next."""
     one = comparable.best(best.members, comparable.metric_of(best.members)) or best  # of these settings the best seed
     say(f"best    {one.folder}/{BEST}")
     if typed := read_overrides(one.folder, typed=planned.overrides):

@@ -1,4 +1,4 @@
-"""What Hydra runs the jobs of a sweep by: a grid, with two things more than Hydra's own, and what a search shares."""
+"""Hydra sweepers for the jobs of a sweep: a grid, with two things more than Hydra's own, and a base for a search."""
 
 import itertools
 import random
@@ -22,7 +22,7 @@ Batch = tuple[int, list[list[str]]]  # the number of its first job, and what is 
 
 
 class SweepsJobs(Sweeper):
-    """Hands jobs to the launcher, batch after batch."""
+    """A sweeper that hands jobs to the launcher, batch after batch."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.config = hydra_context, config
@@ -32,7 +32,7 @@ class SweepsJobs(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        """Raises what a job or the launcher raised; a run that fails does not."""
+        """Run all jobs. Raises what a job or the launcher raised; a run that fails does not raise."""
         overrides = parse(arguments)
         fixed = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
         write(self.folder / MULTIRUN, OmegaConf.to_yaml(self.config))
@@ -41,15 +41,15 @@ class SweepsJobs(Sweeper):
                 _ = job.return_value
 
     def batches(self, swept: list[Override]) -> Iterator[Batch]:
-        """What runs together."""
+        """Yield the batches of jobs that run together."""
         raise NotImplementedError
 
 
 class Grid(SweepsJobs):
     """Every combination of the swept values; keys of sweep.zip take their first values together, then their second.
 
-    Where losing jobs end early they run in an order that is drawn by the seed: in the order of the grid those that are
-    judged first would all be of the same value, and there is nothing to learn from them about the others.
+    If losing jobs end early, they run in a random order by seed: in the order of the grid, the first jobs to be judged
+    would all have the same value, and teach nothing about the others.
     """
 
     def __init__(self, max_batch_size: int | None = None, params: DictConfig | None = None) -> None:
@@ -73,7 +73,7 @@ class Grid(SweepsJobs):
 
 
 def require_together(zipped: list[str], swept: list[Override]) -> None:
-    """Raises UserError where a key of sweep.zip is not swept, or they have not as many values each."""
+    """Raise UserError if a key of sweep.zip is not swept, or if its keys differ in their number of values."""
     lengths = {override.get_key_element(): len(values_of(override)) for override in swept}
     typed = f"sweep.zip=[{','.join(zipped)}]"
     if not_swept := [key for key in zipped if key not in lengths]:

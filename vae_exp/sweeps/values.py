@@ -16,7 +16,7 @@ LONGEST = 120  # characters of a folder's name; file systems allow 255
 
 
 def values_of(override: Override) -> list[str]:
-    """The values of a sweep, as they would be typed; of an interval only its start."""
+    """Return the values of a sweep, as they would be typed; of an interval only its start."""
     value = override.value()
     if isinstance(value, IntervalSweep):
         return [str(value.start)]
@@ -33,9 +33,9 @@ def values_of(override: Override) -> list[str]:
 
 
 def distinct(arguments: list[Override]) -> list[Override]:
-    """The arguments with each value of a sweep once: two would be the same job.
+    """Return the arguments with each value of a sweep once: two would be the same job.
 
-    Raises UserError where a swept key is typed twice.
+    Raises UserError if a swept key is typed twice.
     """
     typed = Counter(override.key_or_group for override in arguments)
     kept = []
@@ -52,7 +52,7 @@ def distinct(arguments: list[Override]) -> list[Override]:
 
 
 def texts(override: Override) -> dict[str, str]:
-    """The values of a sweep as they were typed first, by a text that is the same for the same value."""
+    """Return the values of a sweep as first typed, keyed by a text that is the same for the same value."""
     found: dict[str, str] = {}
     for value, text in zip(override.sweep_iterator(), override.sweep_string_iterator(), strict=True):
         found.setdefault(_as_one(value), text)
@@ -60,7 +60,7 @@ def texts(override: Override) -> dict[str, str]:
 
 
 def _as_one(value: Any) -> str:
-    """The same text for the same value, however it was typed: 1, 1.0 and '1'; 1e-3 and 0.001; true and True."""
+    """Return one text per value, however it was typed: 1, 1.0 and '1'; 1e-3 and 0.001; true and True."""
     if isinstance(value, QuotedString):  # text, such as a class +1 beside a class 1
         return value.text.lower() if value.text.lower() in ("null", "true", "false") else value.text
     if isinstance(value, list):
@@ -79,10 +79,10 @@ def _as_one(value: Any) -> str:
 
 
 def job_folder(swept: list[Override], groups: Collection[str]) -> str:
-    """A job's folder, such as z_dim-10_lr-0.001: only characters that can be typed back on a command line.
+    """Return a job's folder name, such as z_dim-10_lr-0.001: only characters that can be typed back on a command line.
 
     groups are the config groups whose options Hydra knows, those of --config-dir too.
-    It is the job's number where names would be too long, or could be the same for two jobs.
+    It is the job's number if names would be too long, or could be the same for two jobs.
     """
     last = [override.key_or_group.rsplit(".", 1)[-1] for override in swept]
     parts, longest = [], 0

@@ -1,1 +1,1 @@
-"""Where a run is written down while it trains: its own folder always, W&B beside it. Only this wing imports wandb."""
+"""The record of a run while it trains: its own folder always, W&B beside it. Only this package imports wandb."""

@@ -36,10 +36,10 @@ TEARDOWN_SECONDS = 1
 class Tracker:
     """One run: opened once, closed once with its state, whatever happens in between.
 
-    The run folder gets config.yaml, metrics.jsonl, images/ and summary.json, each whole after every write,
-    so that it tells everything with W&B disabled, unreachable or killed. The one clock is the optimizer step.
-    `before` is the checkpoint that a run goes on from: what was written after it is cut off, and W&B's run has
-    the same id. A run that begins takes away what lies in its folder, and so many bytes of train.log.
+    The run folder gets config.yaml, metrics.jsonl, images/ and summary.json, each complete after every write, so that
+    it has everything if W&B is disabled, unreachable or killed. The only clock is the optimizer step. `before` is the
+    checkpoint that a run resumes from: what was written after it is cut off, and W&B's run has the same id. A run that
+    starts anew removes what is in its folder, and the first `old_log_bytes` bytes of train.log.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Tracker:
             return self._open_wandb(config, "offline", facts)
 
     def log(self, values: dict[str, Any], step: int) -> None:
-        """Scalars, and lists that W&B shows as histograms."""
+        """Log scalars, and lists that W&B shows as histograms."""
         with writing(self.run_dir / METRICS):
             self.metrics.write(json.dumps({"step": step} | values) + "\n")
             self.metrics.flush()
@@ -101,7 +101,7 @@ class Tracker:
             self._log_in_wandb({k: wandb.Histogram(v) if isinstance(v, list) else v for k, v in values.items()}, step)
 
     def image(self, name: str, pixels: np.ndarray, caption: str, step: int) -> None:
-        """A picture, as images/NAME_STEP.png and in W&B as images/NAME; encoded once."""
+        """Write a picture, as images/NAME_STEP.png and in W&B as images/NAME; it is encoded once."""
         path = self.run_dir / IMAGES / f"{name}_{step:07d}.png"
         with writing(path):
             path.parent.mkdir(exist_ok=True)
@@ -113,11 +113,11 @@ class Tracker:
             self._log_in_wandb({f"images/{name}": wandb.Image(str(path), caption=caption)}, step)
 
     def write(self, name: str, content: Any) -> None:
-        """A file of the run folder, as JSON."""
+        """Write a file of the run folder, as JSON."""
         write_json(self.run_dir / name, content)
 
     def _log_in_wandb(self, values: dict[str, Any], step: int) -> None:
-        """All of a step in one call, which takes a millisecond; W&B itself keeps a step back until the next begins."""
+        """Log a step in one call, which takes a millisecond; W&B itself holds a step back until the next begins."""
         if step != self._wandb_step:
             self._send_to_wandb()
         self._wandb_step, self._wandb_values = step, self._wandb_values | values
@@ -128,17 +128,17 @@ class Tracker:
             self._in_wandb(lambda run: run.log(values, step=self._wandb_step))
 
     def position(self) -> tuple[int, str | None]:
-        """The size of metrics.jsonl, to which a resumed run cuts it back, and the W&B run's id."""
+        """Return the size of metrics.jsonl, to which a resumed run cuts it back, and the W&B run's id."""
         return os.fstat(self.metrics.fileno()).st_size, self.wandb_id
 
     def to_disk(self) -> None:
-        """Bring metrics.jsonl to the disk, and summary.json up to date."""
+        """Flush metrics.jsonl to the disk, and bring summary.json up to date."""
         with writing(self.run_dir / METRICS):
             os.fsync(self.metrics.fileno())
         self._write_summary()
 
     def summarise(self, results: dict[str, Any]) -> None:
-        """Results of the whole run, such as best/val_neg_elbo: in W&B at once, in summary.json when it is written."""
+        """Record results of the whole run, such as best/val_neg_elbo: in W&B now, in summary.json at its next write."""
         self.summary.results.update(results)
         self._in_wandb(lambda run: run.summary.update(results))
 
@@ -190,7 +190,7 @@ class Tracker:
         self._write_summary()
 
     def _ending(self, error: BaseException | None) -> tuple[str, str | None, int]:
-        """The state of a run that ends so, the reason, and W&B's exit code."""
+        """Return the state of a run that ends with this error or none, the reason, and W&B's exit code."""
         if error is None:
             return self.ends_as, None, 0
         if isinstance(error, KeyboardInterrupt):
@@ -210,7 +210,7 @@ class Tracker:
         self._in_wandb(lambda run: run.finish(exit_code=exit_code))
 
     def upload_checkpoints(self, best_is_last: bool) -> None:
-        """best.pt and last.pt as versions of the run's W&B artifact; where they are the same model, one file."""
+        """Upload best.pt and last.pt as versions of the run's W&B artifact; if they are the same model, as one file."""
         if best_is_last:
             self._in_wandb(functools.partial(self._log_artifact, LAST, ["best", "last"]))
         else:
@@ -235,7 +235,7 @@ class Tracker:
 
 
 def record_failure(cfg: DictConfig, run_dir: Path, reason: str) -> None:
-    """Leave a summary.json of a run that failed before it was tracked; what is there of a run tells more."""
+    """Write a summary.json for a run that failed before it was tracked, unless a run's files are there and say more."""
     if not (run_dir / SUMMARY).exists() and not cleanup.holds_run(run_dir):
         with contextlib.suppress(UserError):  # an interpolation that leads nowhere may be what failed
             cfg = OmegaConf.create(from_anywhere(resolve(cfg)))

@@ -1,4 +1,4 @@
-"""What is logged to W&B after a run: its evaluation, and the table and figures of a sweep."""
+"""Logging to W&B after a run: its evaluation, and the table and figures of a sweep."""
 
 import hashlib
 import logging
@@ -23,9 +23,10 @@ SWEEP_SUMMARY = "sweep-summary"  # the job type of the run that has a sweep's ta
 def record_evaluation(
     wandb_mode: str, run_dir: Path, config: Config, values: dict[str, Any], pictures: dict[str, Path]
 ) -> str | None:
-    """Add numbers and pictures to a run's W&B run, or, where that cannot be reopened, to a run in its group.
+    """Add numbers and pictures to a run's W&B run, or, if that cannot be reopened, to a run in its group.
 
-    wandb_mode is wandb.mode; auto means as the run itself was logged. Returns what was done, in words.
+    wandb_mode is wandb.mode; auto means the mode in which the run itself was logged. Return what was done, in words, or
+    None if nothing was logged.
     """
     summary = read_summary(run_dir)
     if summary is None or summary.name is None:  # a checkpoint that was taken out of its run's folder
@@ -66,13 +67,13 @@ def record_evaluation(
 
 
 def _id_beside(summary: Summary, run_dir: Path) -> str:
-    """The same for every evaluation of a run, so that W&B joins them."""
+    """Return an id that is the same for every evaluation of a run, so that W&B joins them."""
     run = summary.wandb.id or run_dir.resolve()
     return f"{as_id(f'evaluate-{summary.name}')}-{hashlib.sha256(os.fsencode(run)).hexdigest()[:6]}"
 
 
 def _remove_earlier(folder: Path, run_id: str) -> None:
-    """Take away the folders of earlier evaluations of the same run, whose numbers the new one has too."""
+    """Remove the folders of earlier evaluations of the same run, whose numbers the new one has too."""
     of_this_run = re.compile(rf"offline-run-\d+_\d+-{re.escape(run_id)}(-\d+)?")  # the last for two of one second
     for earlier in folder.parent.iterdir():
         if of_this_run.fullmatch(earlier.name) and earlier.name != folder.name:
@@ -88,7 +89,7 @@ def publish_sweep(
     figures: list[Path],
     results: dict[str, Any],
 ) -> None:
-    """The table and the figures of a sweep as one W&B run, sweep-summary, in the sweep's group, with its runs' tags."""
+    """Log the table and figures of a sweep as one W&B run, sweep-summary, in the sweep's group, with its runs' tags."""
     mode = choose_mode(keys["mode"])
     if mode == "disabled":
         return
@@ -113,7 +114,7 @@ def publish_sweep(
 
 
 def _of_one_type(column: Sequence[Any]) -> list[Any]:
-    """A column as W&B's tables take it: numbers, texts or truth values, else all of it as it would be typed."""
+    """Return a column as W&B's tables take it: numbers, texts or booleans, else all of it as it would be typed."""
     for kind in (bool, str):
         if all(value is None or isinstance(value, kind) for value in column):
             return [*column]

@@ -1,4 +1,4 @@
-"""What runs logged to W&B, by the names that it has there: read from their own files, so that no account is needed."""
+"""The names under which W&B has what runs logged, read from the runs' own files, so that no account is needed."""
 
 import re
 from collections.abc import Iterable
@@ -23,7 +23,7 @@ EVALUATED = re.compile(r"(best|last)\.(test|val|train)\.json")
 
 @dataclass(frozen=True)
 class Logged:
-    """Names that W&B has of a set of runs. A panel of any other name would be empty."""
+    """The names that W&B has for a set of runs. A panel of any other name would be empty."""
 
     ids: list[str]  # of the runs
     groups: list[str]  # the sweeps that the runs are of, and other groups that the user made
@@ -48,7 +48,7 @@ class _Files:
 
 
 def read(runs: list[Run]) -> Logged:
-    """What the runs logged. Raises UserError where W&B was disabled for all of them."""
+    """Read what the runs logged. Raise UserError if W&B was disabled for all of them."""
     files = [_read(run.folder) for run in runs]
     known = [(run, each) for run, each in zip(runs, files, strict=True) if each is not None and each.summary.wandb.id]
     if not known:
@@ -82,14 +82,14 @@ def _read(folder: Path) -> _Files | None:
 
 
 def _group(files: _Files) -> str | None:
-    """The W&B group that a run shares with other runs, not with its evaluations alone."""
+    """Return the W&B group that a run shares with other runs, or None if it shares one with its evaluations alone."""
     summary, config = files.summary, files.config
     name = config.get("wandb.group") or config.get("sweep.name") or summary.wandb.group
     return None if name is None or name == summary.name else str(name)
 
 
 def place(folders: Iterable[Path]) -> str | None:
-    """ENTITY/PROJECT of the runs in these folders, where they were logged online and all to the same; else None."""
+    """Return ENTITY/PROJECT of the runs in these folders if they were logged online and all to the same, else None."""
     places = set()
     for folder in folders:
         summary = read_summary(folder)
@@ -100,8 +100,10 @@ def place(folders: Iterable[Path]) -> str | None:
 
 
 def _swept(logged: list[_Files]) -> list[str]:
-    """The swept keys by W&B's names for them: of a swept group, such as network, what stands for its option; where
-    nothing does, as for experiment, the list of all that was swept.
+    """Return the swept keys by W&B's names for them.
+
+    A swept group, such as network, has the key that names its option; if there is none, as for experiment, the list of
+    all that was swept.
     """
     keys: dict[str, None] = {}
     for each in logged:
@@ -114,7 +116,7 @@ def _swept(logged: list[_Files]) -> list[str]:
 
 
 def _differing(runs: list[Run], logged: list[_Files]) -> list[str]:
-    """What differs between runs that were not swept, as far as it is one number or word."""
+    """Return the keys that differ between runs that were not swept, if their values are single numbers or words."""
     known = {key for each in logged for key in each.config}
     keys = [key for key in differing(runs) if key not in SEEDS]
     named = [name for key in keys for name in (key, f"{key}._target_") if name in known]
@@ -135,7 +137,7 @@ def _distinct(values: Iterable[Any]) -> list[Any]:
 
 
 def _history(folder: Path) -> set[str]:
-    """The names of metrics.jsonl: of its numbers, and of its lists, which are histograms in W&B."""
+    """Return the names in metrics.jsonl of numbers, and of lists, which are histograms in W&B."""
     names: set[str] = set()
     for row in read_json_lines(folder / METRICS):
         names |= {name for name, value in row.items() if is_finite(value) or isinstance(value, list)}
@@ -143,13 +145,13 @@ def _history(folder: Path) -> set[str]:
 
 
 def _pictures(folder: Path) -> list[str]:
-    """images/samples of images/samples_0000022.png."""
+    """Return the W&B names of a run's pictures, such as images/samples for images/samples_0000022.png."""
     found = [re.fullmatch(r"(.+)_\d{7,}", path.stem) for path in sorted((folder / IMAGES).glob("*.png"))]
     return [f"{IMAGES}/{each[1]}" for each in found if each]
 
 
 def _scores(folder: Path) -> list[str]:
-    """What vae-evaluate measured of a run and added to its summary in W&B, without how far they vary."""
+    """Return the names of the scores that vae-evaluate added to a run's summary in W&B, without how far they vary."""
     names = []
     for path in sorted(folder.glob("*.json")):
         if found := EVALUATED.fullmatch(path.name):

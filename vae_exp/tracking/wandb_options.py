@@ -1,4 +1,4 @@
-"""What W&B is asked for when a run is opened: its name and id, its place, and how long it may take."""
+"""The options with which a run is opened in W&B: its name and id, its place, and how long it may take."""
 
 import logging
 import os
@@ -23,7 +23,7 @@ IN_EVERY_NAME = ("model", "model.name", "dataset", "model.z_dim", "optimizer.lr"
 
 
 def run_name(config: Config) -> str:
-    """Such as vanilla-mnist-z20-lr0.001-s0, or what the user says; in a sweep with whatever else is swept."""
+    """Return a name such as vanilla-mnist-z20-lr0.001-s0, or the user's; in a sweep with whatever else is swept."""
     model, dataset, lr = config["model"], config["dataset"], config["optimizer"]["lr"]
     chosen = config["wandb"]["name"] or os.environ.get("WANDB_NAME")
     name = chosen or f"{model['name']}-{dataset['name']}-z{model['z_dim']}-lr{lr:g}-s{config['seed']}"
@@ -37,8 +37,9 @@ def run_name(config: Config) -> str:
 def of_run(
     config: Config, facts: dict[str, Any], name: str | None, wandb_id: str | None, known: WandbRun
 ) -> dict[str, Any]:
-    """The options of wandb.init for a training run; wandb_id is that of the run that it goes on with, if it does, and
-    known is what summary.json has of that.
+    """Return the options of wandb.init for a training run.
+
+    wandb_id is the id of the run to resume, if there is one, and known is what summary.json has of that run.
     """
     keys = config["wandb"]
     return common(keys, known) | {
@@ -54,7 +55,7 @@ def of_run(
 
 
 def group(config: Mapping[str, Any], name: str | None, known: WandbRun) -> str | None:
-    """The W&B group of a run and of its evaluations: what is asked for, its sweep, or its own name.
+    """Return the W&B group of a run and of its evaluations: the configured one, its sweep, or its own name.
 
     known is what summary.json has of the run: the environment may be another one by now.
     """
@@ -63,7 +64,7 @@ def group(config: Mapping[str, Any], name: str | None, known: WandbRun) -> str |
 
 
 def tags(config: Mapping[str, Any], known: WandbRun) -> list[str]:
-    """The W&B tags of a run and of its evaluations: its model, its dataset, and what the user says; known as above."""
+    """Return the W&B tags of a run and of its evaluations: its model, its dataset, the user's; known as in group."""
     own = (config.get("wandb") or {}).get("tags")
     if not own and isinstance(known.tags, list):
         return short([str(tag) for tag in known.tags])
@@ -72,7 +73,7 @@ def tags(config: Mapping[str, Any], known: WandbRun) -> list[str]:
 
 
 def tags_of_sweep(keys: WandbKeys, known: Iterable[WandbRun]) -> list[str]:
-    """All tags of its runs, or where none are known what the user says."""
+    """Return all tags of a sweep's runs, or the user's tags if none are known."""
     of_runs = dict.fromkeys(tag for run in known if isinstance(run.tags, list) for tag in run.tags)
     return short([str(tag) for tag in of_runs or keys["tags"] or _tags_of_environment()])
 
@@ -82,14 +83,14 @@ def _tags_of_environment() -> list[str]:
 
 
 def _for_the_list(config: Config, name: str) -> str:
-    """The name behind what is swept: `wandb leet` lists runs by the first few letters of their ids."""
+    """Put what is swept before the name: `wandb leet` lists runs by the first few letters of their ids."""
     swept = [word.partition("=") for word in config["sweep"]["over"]]
     values = [SHORT.get(key, key.rsplit(".", 1)[-1]) + value for key, _, value in swept]
     return "-".join([*values, name])
 
 
 def short(tags: list[str]) -> list[str]:
-    """The tags that W&B takes: with one that is longer it would take no run at all."""
+    """Return the tags that W&B accepts: with one that is too long it would refuse the run."""
     if long := [tag for tag in tags if len(tag) > LONGEST_TAG]:
         shown = ", ".join(printable(tag[:LONGEST_TAG]) + "..." for tag in long)
         log.warning("W&B: left out what is longer than the %d characters of a tag: %s", LONGEST_TAG, shown)
@@ -97,7 +98,7 @@ def short(tags: list[str]) -> list[str]:
 
 
 def common(keys: WandbKeys, known: WandbRun = UNKNOWN) -> dict[str, Any]:
-    """The options of wandb.init that are the same for every run: of training, an evaluation, a sweep's summary.
+    """Return the options of wandb.init that are the same for every run: of training, an evaluation, a sweep's summary.
 
     known is what summary.json has of the run that is written to, or that is evaluated.
     """
@@ -118,12 +119,12 @@ def common(keys: WandbKeys, known: WandbRun = UNKNOWN) -> dict[str, Any]:
 
 
 def new_id(name: str) -> str:
-    """One that no other run has."""
+    """Make an id that no other run has."""
     return f"{as_id(name)}-{secrets.token_hex(3)}"
 
 
 def as_id(name: str) -> str:
-    """`wandb leet` lists runs by their ids, so they are readable; W&B refuses some characters in them."""
+    """Make a readable id of a name: `wandb leet` lists runs by their ids, and W&B refuses some characters in them."""
     return re.sub("[^A-Za-z0-9._-]", "-", name)[:80]
 
 

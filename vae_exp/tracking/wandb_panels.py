@@ -1,4 +1,4 @@
-"""Panels of W&B's that a saved view and a report share; each is there only where a run logged what it shows."""
+"""Panels for W&B that a saved view and a report share; each is there only if a run logged what it shows."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ THIRD, HALF, WHOLE = 8, 12, 24  # of the width of a report
 
 
 def terms(logged: Logged) -> list[Any]:
-    """The negative ELBO and its two terms over steps, held-out images first."""
+    """Return panels of the negative ELBO and its two terms over steps, in nats per image, held-out images first."""
     return [
         line(f"{term} ({FROM[split]})", f"{split}/{term}", "nats per image")
         for split in ("val", "test", "train_epoch")
@@ -25,7 +25,7 @@ def terms(logged: Logged) -> list[Any]:
 
 
 def parallel(logged: Logged) -> list[Any]:
-    """Parallel coordinates over what was swept, to what the runs are compared by."""
+    """Return a panel of parallel coordinates, from what was swept to the metric that runs are compared by."""
     keys = [key for key in logged.keys if not any(isinstance(value, list | dict) for value in logged.values[key])]
     if not keys or logged.metric not in logged.summary:
         return []
@@ -39,7 +39,7 @@ def parallel(logged: Logged) -> list[Any]:
 
 
 def scatter(logged: Logged) -> list[Any]:
-    """Two swept numbers against each other, coloured by what the runs are compared by."""
+    """Return a panel of two swept numbers against each other, coloured by the metric that runs are compared by."""
     numeric = _numeric(logged)
     if len(logged.keys) != 2 or len(numeric) != 2 or logged.metric not in logged.summary:
         return []
@@ -58,12 +58,12 @@ def scatter(logged: Logged) -> list[Any]:
 
 
 def _numeric(logged: Logged) -> list[str]:
-    """The swept keys whose values are numbers."""
+    """Return the swept keys whose values are numbers."""
     return [key for key in logged.keys if logged.values[key] and all(map(is_number, logged.values[key]))]
 
 
 def pictures(logged: Logged, width: int = THIRD) -> list[Any]:
-    """A picture a panel, which W&B shows with a slider over steps: samples and reconstructions first."""
+    """Return a panel for each picture, which W&B shows with a slider over steps: samples and reconstructions first."""
     first = [name for name in FIRST_PICTURES if name in logged.pictures]
     rest = sorted(logged.pictures - set(first))
     return [
@@ -73,7 +73,7 @@ def pictures(logged: Logged, width: int = THIRD) -> list[Any]:
 
 
 def latents(logged: Logged) -> list[Any]:
-    """How the KL is spread over the latents, as a histogram over steps, and how many of them are active."""
+    """Return panels of how the KL is spread over the latents, as a histogram over steps, and how many are active."""
     shown = {"kl_per_dim": "KL of each latent, nats", "active_units": "active units"}
     return [
         line(f"{title} ({FROM[split]})", f"{split}/{name}")
@@ -89,12 +89,12 @@ def times(logged: Logged) -> list[Any]:
 
 
 def scores(logged: Logged) -> list[Any]:
-    """What vae-evaluate measured, a bar for each setting."""
+    """Return a panel for each score that vae-evaluate measured, with a bar for each setting."""
     return [wr.BarPlot(title=name, metrics=[name], layout=wr.Layout(w=THIRD)) for name in logged.scores]
 
 
 def trade_off(logged: Logged) -> list[Any]:
-    """Scores of disentanglement: each over the reconstruction that it costs, and over steps where it was logged."""
+    """Return panels of scores of disentanglement: over the reconstruction that each costs, and over steps if logged."""
     if COST not in logged.summary:
         return []
     numeric = _numeric(logged)
@@ -114,7 +114,7 @@ def trade_off(logged: Logged) -> list[Any]:
 
 
 def line(title: str, name: str, unit: str | None = None) -> Any:
-    """A number over optimizer steps; of runs that are folded their mean, in a band of one standard deviation."""
+    """Return a panel of a number over optimizer steps; of folded runs the mean, in a band of one standard deviation."""
     return wr.LinePlot(
         title=title,
         x="Step",
@@ -128,6 +128,6 @@ def line(title: str, name: str, unit: str | None = None) -> Any:
 
 
 def is_wide(values: list[Any]) -> bool:
-    """Whether numbers are so far apart that a logarithmic axis shows them better."""
+    """Return whether the numbers are so far apart that a logarithmic axis shows them better."""
     numbers = [value for value in values if is_number(value)]
     return len(numbers) == len(values) > 1 and 0 < 10 * min(numbers) <= max(numbers)

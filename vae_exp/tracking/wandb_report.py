@@ -19,7 +19,7 @@ FIGURES = ("heat_map", "curves", "trade_off")  # of a sweep, in its folder as PN
 
 
 def title(sweep: str) -> str:
-    """By which a later call finds the report again."""
+    """Return the title of a sweep's report, by which a later call finds it again."""
     return f"vae_exp sweep {sweep}"[:LONGEST_TITLE]
 
 
@@ -32,7 +32,7 @@ def report(
     command: str | None,
     ask_server: bool = True,
 ) -> wr.Report:
-    """The report, not saved yet. Without ask_server the project's number, which only W&B knows, is left out of it."""
+    """Return the report, not saved yet. Without ask_server it lacks the project's number, which only W&B knows."""
     where: dict[str, Any] = {"entity": entity, "project": project} if ask_server else {}
     metric = comparable.metric_of(runs)
     folded = sort_runs(fold_seeds(runs), metric)
@@ -70,7 +70,7 @@ def report(
 
 
 def _figures(runs: list[Run]) -> list[Any]:
-    """What the end of the sweep drew and logged."""
+    """Return panels of the figures that the end of the sweep drew and logged."""
     folders: set[Path] = {run.folder.parent for run in runs}
     names = [name for name in FIGURES if any((folder / f"{name}.png").is_file() for folder in folders)]
     return [
@@ -80,7 +80,7 @@ def _figures(runs: list[Run]) -> list[Any]:
 
 
 def _table(folded: list[Run], metric: str) -> str:
-    """The settings in Markdown, the best first; what they have in common is left out, unless it was swept."""
+    """Return the settings as a Markdown table, best first, without what they have in common, unless it was swept."""
     results = [name for name in RESULTS if any(name in run.metrics for run in folded)]
     columns = [*setting_columns(folded), metric, *(name for name in results if name != metric), "state"]
     rows = [["run", *columns], ["---"] * (len(columns) + 1)]

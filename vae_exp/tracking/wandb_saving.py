@@ -12,7 +12,7 @@ MISSING = "--wandb needs wandb-workspaces, which is not installed: pip install '
 
 
 def require_library() -> None:
-    """Raises UserError where wandb-workspaces is not installed."""
+    """Raise UserError if wandb-workspaces is not installed."""
     try:
         import wandb_workspaces  # noqa: F401
     except ImportError as error:
@@ -20,7 +20,7 @@ def require_library() -> None:
 
 
 def require_account() -> None:
-    """Raises UserError where no API key is configured, or where the server does not answer or refuses it."""
+    """Raise UserError if no API key is configured, or if the server does not answer or refuses it."""
     import wandb
 
     # Asked once more and no oftener: a server that fails would otherwise be waited for again by every question.
@@ -31,7 +31,7 @@ def require_account() -> None:
 
 
 def missing_runs(entity: str, project: str, logged: Logged) -> int:
-    """How many of the runs the project has not. Raises UserError where there is no such project."""
+    """Return how many of the runs the project lacks. Raise UserError if there is no such project, or W&B refuses."""
     import wandb
 
     try:
@@ -48,7 +48,10 @@ def missing_runs(entity: str, project: str, logged: Logged) -> int:
 
 
 def save_view(view: Any) -> tuple[str, bool]:
-    """Make or update the saved view. Returns its address, and whether it was there before. Raises UserError."""
+    """Make or update the saved view.
+
+    Return its address, and whether it was there before. Raise UserError if W&B refuses, or if it cannot be read.
+    """
     from pydantic import ValidationError
     from wandb_workspaces.workspaces import Workspace
     from wandb_workspaces.workspaces.errors import SpecVersionError
@@ -77,7 +80,10 @@ def save_view(view: Any) -> tuple[str, bool]:
 
 
 def save_report(report: Any) -> tuple[str, bool]:
-    """Make the report, or update the project's report of the same title. Raises UserError."""
+    """Make the report, or update the project's report of the same title.
+
+    Return its address, and whether it was there before. Raise UserError if W&B refuses.
+    """
     import wandb
 
     try:

@@ -1,4 +1,4 @@
-"""Whether a run talks to the W&B server: decided before wandb.init, which would prompt, hang or raise."""
+"""The decision whether a run talks to the W&B server, made before wandb.init, which would prompt, hang or raise."""
 
 import base64
 import functools
@@ -24,9 +24,9 @@ Mode = Literal["online", "offline", "disabled"]
 
 
 def api_key(mode: str, because: str = "wandb.mode=online", instead: str = "use wandb.mode=offline") -> str | None:
-    """The W&B API key, an empty text for other credentials, or None where there are none.
+    """Return the W&B API key, an empty text for other credentials, or None if there are none.
 
-    Raises UserError for wandb.mode=online without any; it says what to do instead of `wandb login`.
+    Raise UserError if wandb.mode=online has none; it says what to do instead of `wandb login`.
     """
     import wandb
 
@@ -38,11 +38,11 @@ def api_key(mode: str, because: str = "wandb.mode=online", instead: str = "use w
 
 
 def choose_mode(wanted: str) -> Mode:
-    """online, offline or disabled.
+    """Return the mode for wandb.init: online, offline or disabled.
 
-    auto is disabled where WANDB_DISABLED says so, else WANDB_MODE's value, else online where an API key is configured,
-    else offline. A server that does not answer, or refuses the key, means offline. Raises UserError as api_key and
-    check_environment do.
+    auto is disabled if WANDB_DISABLED says so, else WANDB_MODE's value, else online if an API key is configured, else
+    offline. A server that does not answer, or refuses the key, means offline, and wrong settings mean disabled. Raise
+    UserError as api_key and check_environment do.
     """
     mode = from_environment() if wanted == "auto" else wanted
     if mode == "disabled":
@@ -69,13 +69,13 @@ def choose_mode(wanted: str) -> Mode:
 
 
 def from_environment() -> str:
-    """What wandb.mode=auto means, by W&B's own variables."""
+    """Return what wandb.mode=auto means, by W&B's own variables."""
     is_disabled = os.environ.get("WANDB_DISABLED", "").strip().lower() in ("true", "1", "yes", "y", "on", "t")
     return "disabled" if is_disabled else os.environ.get("WANDB_MODE", "auto")
 
 
 def check_environment(wanted: str, several_runs: bool = False) -> None:
-    """Raises UserError for a WANDB_RUN_ID that W&B would refuse, or for several runs; wanted is wandb.mode."""
+    """Raise UserError if W&B would refuse WANDB_RUN_ID, or if it is set for several runs; wanted is wandb.mode."""
     run_id = os.environ.get("WANDB_RUN_ID", "")
     if "disabled" in (wanted, from_environment() if wanted == "auto" else wanted):
         return
@@ -88,7 +88,7 @@ def check_environment(wanted: str, several_runs: bool = False) -> None:
 
 
 def _mend_environment() -> None:
-    """W&B reads its variables itself, and for a tag that is too long, or an id without letters, it refuses them all."""
+    """Correct W&B's variables, which it reads itself: for a tag that is too long or an empty id it refuses them all."""
     if os.environ.get("WANDB_RUN_ID") == "":
         del os.environ["WANDB_RUN_ID"]
     if tags := os.environ.get("WANDB_TAGS"):
@@ -98,7 +98,7 @@ def _mend_environment() -> None:
 
 
 def _key_in_netrc(server: str) -> str | None:
-    """The key that `wandb login` wrote, found without the network that wandb.login waits for."""
+    """Return the key that `wandb login` wrote, found without the network that wandb.login waits for."""
     try:
         entry = netrc.netrc(os.environ.get("NETRC")).hosts.get(urlparse(server).hostname or "")
     except (OSError, netrc.NetrcParseError):
@@ -108,7 +108,7 @@ def _key_in_netrc(server: str) -> str | None:
 
 @functools.lru_cache  # a server that is away is waited for once, not once per job of a sweep
 def _ask(server: str, key: str) -> str | None:
-    """Ask the server who we are, as wandb would; what is wrong with it, or None."""
+    """Ask the server who we are, as wandb would, and return what is wrong with it, or None."""
     login = base64.b64encode(f"api:{key}".encode()).decode()
     headers = {"Content-Type": "application/json", "Authorization": f"Basic {login}"}
     request = Request(f"{server.rstrip('/')}/graphql", b'{"query": "query { viewer { id } }"}', headers)
@@ -125,7 +125,7 @@ def _ask(server: str, key: str) -> str | None:
 
 
 def trouble() -> str | None:
-    """What is wrong with the server just now, or None."""
+    """Return what is wrong with the server just now, or None."""
     import wandb
 
     server = wandb.setup(wandb.Settings(silent=True)).settings.base_url
@@ -134,9 +134,9 @@ def trouble() -> str | None:
 
 
 def download(artifact: str) -> Path:
-    """A W&B artifact such as ENTITY/PROJECT/NAME:best, into outputs/wandb/artifacts.
+    """Download a W&B artifact such as ENTITY/PROJECT/NAME:best into outputs/wandb/artifacts, and return its folder.
 
-    Raises UserError where there is no key, no such artifact, or no network.
+    Raise UserError if there is no key, no such artifact, or no network.
     """
     api_key("online", f"checkpoint={artifact} is an artifact of W&B's", "give the path of a file or of a run's folder")
     import wandb

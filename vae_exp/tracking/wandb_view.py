@@ -25,7 +25,7 @@ SECTIONS = {  # and how many panels stand side by side
 
 
 def view(entity: str, project: str, logged: Logged) -> ws.Workspace:
-    """The view, not saved yet. Its id follows from the project, so that a later call finds it again."""
+    """Return the view, not saved yet. Its id follows from the project, so that a later call finds it again."""
     sections = [
         ws.Section(name=name, panels=drawn, is_open=True, layout_settings=ws.SectionLayoutSettings(columns=width))
         for name, (draw, width) in SECTIONS.items()
@@ -50,18 +50,18 @@ def view(entity: str, project: str, logged: Logged) -> ws.Workspace:
 
 
 def view_id(entity: str, project: str) -> str:
-    """What stands behind ?nw= in the view's address: eleven letters and digits, as W&B's own."""
+    """Return the part after ?nw= in the view's address: eleven letters and digits, as W&B's own."""
     return hashlib.sha256(f"{NAME} {entity}/{project}".encode()).hexdigest()[:11]
 
 
 def columns(logged: Logged) -> list[str]:
-    """Columns of the table of runs, by W&B's names: what is usually changed, what was swept, the results, the state."""
+    """Return the columns of the table of runs, by W&B's names: usual changes, what was swept, results, state."""
     keys = [key for key in dict.fromkeys([*COLUMNS, *logged.columns]) if key in logged.config]
     results = [f"summary:{name}" for name in RESULTS if name in logged.summary]
     return ["run:displayName", *map(_config_column, keys), *results, f"summary:{STATE}"]
 
 
 def _config_column(key: str) -> str:
-    """config:model.value.z_dim, because W&B keeps each top-level key of a configuration as {"value": ...}."""
+    """Return a column such as config:model.value.z_dim: W&B keeps each top-level key as {"value": ...}."""
     first, _, rest = key.partition(".")
     return f"config:{first}.value" + (f".{rest}" if rest else "")

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 def read(path: Path) -> dict[str, np.ndarray] | None:
-    """The arrays by their names; None where the file is not there, not whole, or holds more than plain arrays."""
+    """Return the arrays by name; None if the file is missing, not whole, or holds more than plain arrays."""
     try:
         with open_regular(path) as file, np.load(file, allow_pickle=False) as kept:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in kept.zip.infolist()):
@@ -25,14 +25,14 @@ def read(path: Path) -> dict[str, np.ndarray] | None:
 
 
 def are_numbers(content: dict[str, np.ndarray], dtypes: Mapping[str, type]) -> bool:
-    """Whether these arrays are there and no others, each of its type, and finite."""
+    """Return whether exactly these arrays are there, each of its type and finite."""
     return content.keys() == dtypes.keys() and all(
         values.dtype == dtypes[name] and bool(np.isfinite(values).all()) for name, values in content.items()
     )
 
 
 def write(path: Path, content: dict[str, np.ndarray]) -> None:
-    """Write arrays by their names. Where the system refuses, a warning says that they will be computed again."""
+    """Write arrays by name. If the system refuses, log a warning that they will be computed again."""
     try:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)

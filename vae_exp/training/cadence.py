@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 
 class Cadence:
-    """`every` so many epochs; not by epochs where it is None; with auto, for at most this share of the time.
+    """A rule for when work is due: each `every` epochs; never if None; with auto, for at most this share of the time.
 
-    By a share, what took c seconds the last time is due when c / share seconds have gone since. Before the first time
-    it is taken to cost `price` seconds: what costs nothing is due after the first epoch.
+    By a share, work that took c seconds the last time is due when c / share seconds have passed since. Before the first
+    time it is taken to cost `price` seconds: work that costs nothing is due after the first epoch.
     """
 
     def __init__(self, every: int | str | None, share: float, price: float = 0.0) -> None:
@@ -17,14 +17,14 @@ class Cadence:
         self._due_at = time.monotonic() + price / share
 
     def is_due(self, epoch: int) -> bool:
-        """Whether it is due now, at the end of this epoch."""
+        """Return whether the work is due now, at the end of this epoch."""
         if isinstance(self.every, int):
             return epoch % self.every == 0
         return self.every is not None and time.monotonic() >= self._due_at
 
     @contextlib.contextmanager
     def measure(self) -> Iterator[None]:
-        """Around the work itself, to learn what it costs."""
+        """Measure how long the block takes, which holds the work itself, to learn what it costs."""
         began = time.monotonic()
         yield
         ended = time.monotonic()

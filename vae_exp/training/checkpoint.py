@@ -37,7 +37,7 @@ ABOUT = ("format", "config", "x_shape", "n_classes", "class_names", "step", "epo
 
 @dataclass(frozen=True)
 class Written:
-    """What a checkpoint knows of the files and the time of its run."""
+    """The files and the time of a run, as far as its checkpoint knows them."""
 
     seconds: float
     epoch_seconds: float
@@ -47,7 +47,7 @@ class Written:
 
 @dataclass(frozen=True)
 class Continuation:
-    """What a run needs to go on, beside its model and its optimizer."""
+    """The state that a run needs to go on, beside its model and its optimizer."""
 
     facts: RunInfo
     streams: dict[str, Tensor]
@@ -58,7 +58,7 @@ class Continuation:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model with all that rebuilds it, and, where it is of a run, with all that the run needs to go on."""
+    """A model with all that rebuilds it and, if it is of a run, with all that the run needs to go on."""
 
     config: Config
     x_shape: tuple[int, int, int]
@@ -75,7 +75,7 @@ class Checkpoint:
     code: dict[str, str] = field(default_factory=dict)  # the files of own modules that config names, by module
 
     def about(self) -> dict[str, Any]:
-        """All but the tensors and what only a resumed run needs, as it is stored."""
+        """Return all but the tensors and what only a resumed run needs, in the form in which it is stored."""
         values = {name: getattr(self, name) for name in ABOUT if name not in ("format", "best")}
         best = self.best.summary() if self.best else {}
         origin = {} if self.origin is None else {"origin": asdict(self.origin)}
@@ -84,7 +84,7 @@ class Checkpoint:
 
 
 def content(checkpoint: Checkpoint) -> memoryview:
-    """The bytes of a checkpoint's file, made in memory: PyTorch's own writer hides why a disk refuses."""
+    """Return the bytes of a checkpoint's file, made in memory: PyTorch's own writer hides why a disk refuses."""
     stored = checkpoint.about() | {"model": checkpoint.model}
     if checkpoint.goes_on is not None:
         parts = checkpoint.goes_on
@@ -99,7 +99,7 @@ def content(checkpoint: Checkpoint) -> memoryview:
 
 
 def copied(checkpoint: Checkpoint) -> Checkpoint:
-    """A checkpoint that stays as it is, on the CPU, while training goes on."""
+    """Return a copy of a checkpoint on the CPU, which stays as it is while training goes on."""
     parts = checkpoint.goes_on
     return replace(
         checkpoint,
@@ -121,10 +121,10 @@ def _copied(value: Any) -> Any:
 
 
 def save(path: Path, content: memoryview, same: Path | None = None) -> None:
-    """Write a checkpoint whole or not at all; the last.pt before stays as last.previous.pt.
+    """Write a checkpoint whole or not at all; the previous last.pt stays as last.previous.pt.
 
-    `same` is a file that has just been written with the same content. Raises UserError where the system refuses, such
-    as for a full disk.
+    `same` is a file that has just been written with the same content. Raises UserError if the system refuses, such as
+    for a full disk.
     """
     write(path, content, path.with_name(PREVIOUS) if path.name == LAST else None, same)
 
@@ -154,7 +154,7 @@ def _checksum(weights: dict[str, Tensor], about: str) -> str:
 def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
     """Read a checkpoint, .pt or .safetensors, without running anything in it.
 
-    Raises UserError where the file is missing, damaged, or not one of ours.
+    Raises UserError if the file is missing, damaged, or not one of ours.
     """
     if path.exists() and not path.is_file():  # a named pipe would keep its reader waiting for ever
         raise UserError(f"checkpoint={path}: not a file.")
@@ -194,7 +194,10 @@ def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
 
 
 def _read_safetensors(path: Path, device: torch.device | str) -> dict[str, Any]:
-    """Raises ValueError where the file's checksum is not that of what it holds; older files have none."""
+    """Read a safetensors file: what rebuilds the model, and the weights as "model".
+
+    Raises ValueError if the file's checksum does not match its content; older files have none.
+    """
     with safe_open(path, "pt", device=str(device)) as file:
         metadata = file.metadata() or {}
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -210,9 +213,10 @@ def _read_safetensors(path: Path, device: torch.device | str) -> dict[str, Any]:
 
 
 def _read_pt(path: Path, device: torch.device | str) -> Any:
-    """Raises ValueError where a byte has changed: the file is a zip archive, whose checksums PyTorch does not read.
+    """Read a .pt file; raise ValueError if a byte has changed.
 
-    PyTorch reads nothing of an entry whose attributes call it a folder, and its own entries have none.
+    The file is a zip archive, whose checksums PyTorch does not read. PyTorch reads nothing of an entry whose attributes
+    call it a folder, and its own entries have none.
     """
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
@@ -223,7 +227,7 @@ def _read_pt(path: Path, device: torch.device | str) -> Any:
 
 
 def _from_stored(stored: dict[str, Any]) -> Checkpoint:
-    """The one reader of the layout that `content` writes."""
+    """Make a checkpoint from the layout that `content` writes; nothing else reads that layout."""
     about = {name: stored[name] for name in ABOUT if name != "format"}
     about |= {"config": cast("Config", renamed(stored["config"])), "x_shape": tuple(stored["x_shape"])}
     about |= {"best": Best.from_summary(stored["best"]), "code": stored.get("code", {})}

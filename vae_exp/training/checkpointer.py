@@ -1,4 +1,4 @@
-"""The two checkpoints of a run: last.pt as it state, and best.pt, which waits in memory until last.pt is written."""
+"""The two checkpoints of a run: last.pt, its state, and best.pt, which waits in memory until last.pt is written."""
 
 import contextlib
 import functools
@@ -24,10 +24,10 @@ Position = tuple[int, int]  # a step, and the epochs that were over by then
 
 
 class Checkpointer:
-    """Writes last.pt, and best.pt before it. Where both are of the same step they are one file with two names.
+    """The writer of last.pt, and of best.pt before it. If both are of the same step they are one file with two names.
 
-    `position` tells how long metrics.jsonl is, and the id of the W&B run; `to_disk` brings to the disk what the run
-    has told so far. `before` is the checkpoint that the run goes on from: the best epoch so far is then best.pt's.
+    `position` returns the length of metrics.jsonl and the id of the W&B run; `to_disk` brings to the disk what the run
+    has logged so far. `before` is the checkpoint that the run goes on from: the best epoch so far is then best.pt's.
     """
 
     def __init__(
@@ -54,17 +54,20 @@ class Checkpointer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        """A run that fails keeps its best epoch."""
+        """Write the best epoch of a run that fails."""
         if isinstance(error, Exception):
             with contextlib.suppress(UserError):  # what went wrong first is what is told
                 self.write_best()
 
     def keep_best(self) -> None:
-        """The epoch that has just ended is the best: keep its state until the next write."""
+        """Keep the state of the epoch that has just ended, which is the best, until the next write."""
         self._best, self._best_is_written = checkpoint.copied(self._state()), False
 
     def write(self) -> None:
-        """Write what is new. Raises UserError where the system refuses, Diverged rather than save what is no number."""
+        """Write what is new.
+
+        Raises UserError if the system refuses, and Diverged rather than save values that are not finite.
+        """
         with self.watch.saving():
             best = self._best_content()
             self._write_best(best)  # before last.pt, which says that it is there
@@ -77,11 +80,11 @@ class Checkpointer:
                 self._put(LAST, checkpoint.content(self._state()), (state.step, state.epoch))
 
     def write_best(self) -> None:
-        """Write best.pt alone, unless it is there."""
+        """Write best.pt alone, unless it is on the disk already."""
         self._write_best(self._best_content())
 
     def _best_content(self) -> memoryview | None:
-        """The bytes of best.pt where they are not on the disk yet."""
+        """Return the bytes of best.pt, or None if they are on the disk already or there is no best epoch."""
         return None if self._best is None or self._best_is_written else checkpoint.content(self._best)
 
     def _write_best(self, content: memoryview | None) -> None:
@@ -99,13 +102,13 @@ class Checkpointer:
         self._on_disk[name] = position
 
     def best(self) -> tuple[dict[str, Tensor], Best]:
-        """The weights of the best epoch, on the CPU, and which epoch that is."""
+        """Return the weights of the best epoch, on the CPU, and which epoch that is."""
         assert self._best is not None, "every run holds one before it ends"
         assert self._best.best is not None, "set before it was held"
         return self._best.model, self._best.best
 
     def _state(self) -> Checkpoint:
-        """All that the run is at this moment, the order of its images as at the beginning of the epoch."""
+        """Return all that the run is at this moment, with the order of its images as the epoch began."""
         run, state = self.training, self.training.state
         require_finite(run.meters.peek("train"), run.meters.span, self.run_dir)
         for model in {run.model, run.eval_model}:
@@ -131,7 +134,7 @@ class Checkpointer:
 
     @functools.cached_property
     def _origin(self) -> Origin | None:
-        """Where the data lie and what they are, so that whoever reads the checkpoint later finds and knows them."""
+        """Return where the data lie and what they are, so that later readers of the checkpoint find and know them."""
         data = self.training.data.fingerprint
         root = os.path.expanduser(str(self.training.config["dataset"].get("root")))  # noqa: PTH111  (it never raises)
         if data is None:
@@ -146,10 +149,10 @@ def _position(kept: Checkpoint) -> Position:
 
 
 def best_of(folder: Path, before: Checkpoint) -> tuple[Checkpoint, bool]:
-    """The best epoch's checkpoint of a run that goes on, and whether it is on the disk.
+    """Return the best epoch's checkpoint of a run that goes on, and whether it is on the disk.
 
-    A best.pt that is ahead of the checkpoint is taken too: the run had come to that epoch. Raises UserError
-    where best.pt is missing, damaged or of another epoch, and the checkpoint is not of the best epoch itself.
+    A best.pt that is ahead of the checkpoint is accepted too: the run had come to that epoch. Raises UserError if
+    best.pt is missing, damaged or of another epoch, and the checkpoint is not of the best epoch itself.
     """
     assert before.best is not None, "asked for where an epoch was completed"
     path = folder / BEST

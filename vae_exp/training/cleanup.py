@@ -1,4 +1,4 @@
-"""What an earlier run, or earlier weights of the same run, left in a folder: kept apart, cut back or taken away."""
+"""Leftovers in a folder of an earlier run, or of earlier weights of the same run: kept apart, cut back or removed."""
 
 import contextlib
 import logging
@@ -28,7 +28,10 @@ CHECKPOINTS = (LAST, PREVIOUS, BEST)
 
 
 def holds_run(folder: Path) -> bool:
-    """Whether there is anything of a run to lose. One that failed before it began has left only its reason."""
+    """Return whether the folder has anything of a run to lose.
+
+    A run that failed before it began has left only its reason.
+    """
     if any((folder / name).is_file() for name in CHECKPOINTS):
         return True
     metrics, summary = folder / METRICS, read_summary(folder)
@@ -36,7 +39,7 @@ def holds_run(folder: Path) -> bool:
 
 
 def require_unused(folder: Path, replace: bool) -> None:
-    """Raises UserError where a new run would take the place of another and replace=true was not said."""
+    """Raise UserError if a new run would take the place of another and replace=true was not given."""
     if not replace and holds_run(folder):
         raise UserError(
             f"hydra.run.dir={folder}: there is a run in this folder. resume={folder} goes on with it, another "
@@ -45,13 +48,13 @@ def require_unused(folder: Path, replace: bool) -> None:
 
 
 def log_bytes(folder: Path) -> int:
-    """The size of train.log before a run has said anything, to which clear takes it away."""
+    """Return the size of train.log before a run has logged anything: clear removes the bytes up to there."""
     log = folder / LOG
     return log.stat().st_size if log.is_file() else 0
 
 
 def clear(folder: Path, old_log_bytes: int) -> None:
-    """Take away all that an earlier run left in the folder of a new one, and the first so many bytes of train.log."""
+    """Remove all that an earlier run left in the folder of a new one, and the first `old_log_bytes` of train.log."""
     measured = [file for name in CHECKPOINTS for file in _measured(folder, name)]
     old = [folder / name for name in (IMAGES, GENERATED, EARLIER, RESULT, METRICS, *CHECKPOINTS)]
     old.append(folder / SUMMARY)  # last: what is there until then is a run
@@ -68,7 +71,7 @@ def clear(folder: Path, old_log_bytes: int) -> None:
 
 
 def truncate_metrics(folder: Path, step: int, metrics_bytes: int) -> None:
-    """Take away what a run wrote down after its checkpoint; it will be written again, the same."""
+    """Remove what a run wrote after its checkpoint; it will be written again, the same."""
     metrics = folder / METRICS
     with writing(metrics):
         for partial in _partials(folder):
@@ -96,7 +99,7 @@ def _is_of_rows(content: bytes) -> bool:
 
 
 def archive_evaluations(folder: Path, checkpoint: str, epoch: int) -> None:
-    """Before a checkpoint of `epoch` gets other weights: move what was measured of it to earlier/epoch-N.
+    """Move what was measured of a checkpoint of `epoch` to earlier/epoch-N, before it gets other weights.
 
     generated/ goes with best.pt, from which pictures are drawn unless another checkpoint is named.
     """
@@ -115,5 +118,5 @@ def archive_evaluations(folder: Path, checkpoint: str, epoch: int) -> None:
 
 
 def _measured(folder: Path, checkpoint: str) -> list[Path]:
-    """What was measured of a checkpoint or fitted to it, beside it: such as best.test.json and best.gmm.npz."""
+    """Return the files measured of a checkpoint or fitted to it, such as best.test.json and best.gmm.npz beside it."""
     return [file for kind in ("json", "npz") for file in folder.glob(f"{Path(checkpoint).stem}.*.{kind}")]

@@ -1,4 +1,4 @@
-"""Whether a configuration is that of a run: which keys a run may change on its way, and which not."""
+"""The test of whether a configuration is that of a run: which keys a run may change on its way, and which not."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +19,7 @@ LENGTH = ("epochs", "max_steps", "max_minutes", "early_stopping.patience")  # wh
 
 
 def contradictions(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The keys whose values differ and may not, with both values."""
+    """Return the keys whose values differ and may not, with both values."""
     before, now = flatten(before), flatten(now)
     missing = "not there"
     return [

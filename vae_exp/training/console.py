@@ -1,4 +1,4 @@
-"""What a run prints: its first lines, a line an epoch, and its last lines; all of it above the progress bar."""
+"""The lines that a run prints: its first ones, one for each epoch, and its last ones; all above the progress bar."""
 
 import contextlib
 import io
@@ -24,10 +24,10 @@ _told: set[str] = set()  # notes that this process has given: the jobs of a swee
 
 
 def open_streams() -> None:
-    """Make standard output and error such that printing does not fail where they are closed or know few letters.
+    """Make printing to standard output and error safe if they are closed or can encode few characters.
 
-    What a stream cannot encode, such as ± in ASCII, is escaped. Where one was closed (`2>&-`) a file that is opened
-    later would take its number, and be written to by whatever prints there.
+    A character that a stream cannot encode, such as ± in ASCII, is escaped. If one was closed (`2>&-`), a file opened
+    later would get its number, and be written to by whatever prints there.
     """
     for number in range(3):
         try:
@@ -42,7 +42,7 @@ def open_streams() -> None:
 
 
 class ConsoleHandler(logging.StreamHandler):
-    """Writes above a progress bar instead of through it; named in conf/config.yaml."""
+    """A log handler that writes above a progress bar instead of through it; named in conf/config.yaml."""
 
     def emit(self, record: logging.LogRecord) -> None:
         say(self.format(record), sys.stdout)
@@ -57,14 +57,14 @@ def say(text: str, file: Any = None) -> None:
 
 
 def progress_bar(total: int, done: int) -> Any:
-    """A bar over the steps of a run, in a terminal alone."""
+    """Return a progress bar over the steps of a run, shown only in a terminal."""
     from tqdm import tqdm
 
     return tqdm(total=total, initial=done, unit="step", disable=None, leave=False, dynamic_ncols=True)
 
 
 def introduce(config: Config, info: "RunInfo", run_dir: Path, grey: bool) -> None:
-    """What is trained on what, where its files will be, and in which unit its numbers are."""
+    """Log what is trained on what, where its files will be, and the unit of its numbers (nats per image)."""
     shape = "x".join(map(str, info.x_shape))
     held_out = f"{info.val_size:,} for validation" if info.val_size else "the test split is watched"
     stochastic, n = config["model"]["stochastic"], config["devices"]
@@ -83,7 +83,7 @@ def introduce(config: Config, info: "RunInfo", run_dir: Path, grey: bool) -> Non
 
 
 def epoch_line(epoch: int, epochs: int, held_out: str, row: dict[str, Any], scale: dict[str, float], best: bool) -> str:
-    """An epoch's numbers on one line."""
+    """Return an epoch's numbers on one line."""
     line = f"epoch {epoch:>{len(str(epochs))}}/{epochs}"
     if epoch:
         line += f"  train {row['train_epoch/neg_elbo']:8.3f}"

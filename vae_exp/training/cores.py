@@ -25,29 +25,29 @@ _since: "Moment | None" = None  # the load is the mean from here on
 
 
 def limit_spin() -> None:
-    """Let threads that wait leave their core to others sooner, unless the user has said how they wait."""
+    """Let waiting threads give up their core to others sooner, unless the user has set how they wait."""
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS))
 
 
 def allowed() -> int:
-    """Cores that this process may use: by its affinity, and by the quota of its container or service."""
+    """Return how many cores this process may use: by its affinity, and by the quota of its container or service."""
     affinity, limit = len(_affinity()), quota()
     return affinity if limit is None else max(1, min(affinity, int(limit)))
 
 
 def place() -> tuple[str, list[int]]:
-    """The machine and the cores of this process, which may be those of others too."""
+    """Return the machine and the cores of this process, which others may use too."""
     return platform.node(), _affinity()
 
 
 def _affinity() -> list[int]:
-    """The cores that the system gives this process, by their numbers."""
+    """Return the numbers of the cores that the system gives this process."""
     return sorted(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
 
 
 def quota(cgroups: Path = CGROUPS, membership: Path = Path("/proc/self/cgroup")) -> float | None:
-    """Cores' worth of time that the control groups of this process allow, such as 1.5; None without a limit.
+    """Return the cores' worth of time that this process's control groups allow, such as 1.5; None without a limit.
 
     The group of a service lies below those that contain it, and each may have a limit; a container sees its own on top.
     """
@@ -63,7 +63,7 @@ def quota(cgroups: Path = CGROUPS, membership: Path = Path("/proc/self/cgroup"))
 
 
 def _limit(folder: Path) -> float | None:
-    """The limit in one control group's folder: cpu.max of version 2, or version 1's two files."""
+    """Return the limit in one control group's folder, from cpu.max of version 2 or version 1's two files."""
     with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
         if (folder / "cpu.max").exists():
             granted, period = (folder / "cpu.max").read_text().split()  # "max 100000" where there is no limit
@@ -74,7 +74,7 @@ def _limit(folder: Path) -> float | None:
 
 
 class Moment(NamedTuple):
-    """When it was, and the seconds of all cores, and of this process with its children, that were used until then."""
+    """A time, and the seconds of all cores, and of this process with its children, that were used until then."""
 
     at: float
     busy: float
@@ -82,15 +82,15 @@ class Moment(NamedTuple):
 
 
 def moment() -> Moment | None:
-    """None where the system does not tell."""
+    """Return the present moment, or None if the system does not report it."""
     busy = _busy_seconds()
     return None if busy is None else Moment(time.monotonic(), busy, sum(os.times()[:4]))
 
 
 def busy_with_others() -> float:
-    """How many cores other processes have kept busy since `announce`, or since this was asked last; 0 if unknown.
+    """Return how many cores other processes have kept busy since `announce` or the last call; 0 if unknown.
 
-    It waits until there has been enough time to tell, and looks anew where that is long ago.
+    It waits until enough time has passed to measure, and measures anew if that moment is long ago.
     """
     global _since
     if _since is None or time.monotonic() - _since.at > MOST_SECONDS:
@@ -104,7 +104,10 @@ def busy_with_others() -> float:
 
 
 def _busy_seconds() -> float | None:
-    """Seconds that the cores of this process's affinity have been busy since the machine started; None if unknown."""
+    """Return the seconds that this process's cores have been busy since the machine started; None if unknown.
+
+    Its cores are those of its affinity.
+    """
     try:
         mine = {f"cpu{core}" for core in os.sched_getaffinity(0)}
         lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
@@ -116,7 +119,10 @@ def _busy_seconds() -> float | None:
 
 
 def announce() -> None:
-    """Tell other runs of this user that one is about to begin here; how many threads it will have is not yet known."""
+    """Tell other runs of this user that one is about to begin here.
+
+    How many threads it will have is not yet known.
+    """
     global _own, _since
     _since = _since or moment()
     with contextlib.suppress(OSError, ImportError):  # where files cannot be locked nothing can be told
@@ -141,7 +147,7 @@ def take(threads: int) -> None:
 
 
 def withdraw() -> None:
-    """The run of this process is over."""
+    """Tell other runs that the run of this process is over."""
     global _own
     if _own is not None:
         with contextlib.suppress(OSError):
@@ -151,7 +157,10 @@ def withdraw() -> None:
 
 
 def other_runs() -> list[int | None]:
-    """The threads of each other run of this user on this machine; None for one that has not chosen yet."""
+    """Return the threads of each other run of this user on this machine.
+
+    The number is None for a run that has not chosen yet.
+    """
     found: list[int | None] = []
     with contextlib.suppress(OSError, ImportError):
         import fcntl
@@ -170,7 +179,10 @@ def other_runs() -> list[int | None]:
 
 
 def _folder() -> Path:
-    """Of this user alone. Raises OSError where another user has made it."""
+    """Make and return the folder for this user's runs, which is this user's alone.
+
+    Raises OSError if another user has made it.
+    """
     user = os.getuid() if hasattr(os, "getuid") else 0
     folder = Path(tempfile.gettempdir(), f"vae_exp-{user}")
     folder.mkdir(mode=0o700, exist_ok=True)

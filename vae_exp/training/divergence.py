@@ -1,4 +1,4 @@
-"""Numbers that are no longer finite: found before they are written down, and told with what can be done."""
+"""Numbers that are no longer finite: found before they are written down, and reported with what can be done."""
 
 import math
 from pathlib import Path
@@ -11,7 +11,7 @@ from vae_exp.vae import VAE
 
 
 def require_finite(values: dict[str, float], when: str, run_dir: Path) -> None:
-    """Raises Diverged where one of the values is not a finite number."""
+    """Raise Diverged if one of the values is not a finite number."""
     wrong = [name for name, value in values.items() if not math.isfinite(value)]
     if wrong:
         kept = run_dir / LAST
@@ -23,20 +23,20 @@ def require_finite(values: dict[str, float], when: str, run_dir: Path) -> None:
 
 
 def gradient_norm(model: VAE) -> Tensor:
-    """The length of the gradient of all weights, a scalar on the device."""
+    """Return the length of the gradient of all weights, a scalar on the device."""
     return nn.utils.get_total_norm([weights.grad for weights in model.parameters() if weights.grad is not None])
 
 
 def clip_gradient(model: VAE, norm: Tensor, clip_norm: float) -> None:
-    """Scale the gradient of all weights, of this norm, to `clip_norm` where it is longer (Pascanu et al. 2013).
+    """Scale the gradient of all weights, of length `norm`, to `clip_norm` if it is longer (Pascanu et al. 2013).
 
-    Without reading the norm, which would wait for the device.
+    The norm is not read, because that would wait for the device.
     """
     nn.utils.clip_grads_with_norm_(model.parameters(), clip_norm, norm)
 
 
 def require_finite_weights(model: VAE, step: int, run_dir: Path) -> None:
-    """Raises Diverged rather than let a checkpoint with weights that are no numbers replace a good one."""
+    """Raise Diverged if weights are not finite, rather than let such a checkpoint replace a good one."""
     if nn.utils.get_total_norm(model.parameters()).isfinite():  # one look at all, an eighth of the time
         return
     wrong = [name for name, weights in model.named_parameters() if not weights.isfinite().all()]

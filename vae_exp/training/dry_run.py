@@ -23,7 +23,7 @@ IMAGES = 2
 
 
 def check(config: Config, model: VAE, objective: Callable[..., tuple[Tensor, Logged]], train: Split) -> float:
-    """The multiplications and additions of a forward pass with its loss, for each image.
+    """Return the multiplications and additions of a forward pass with its loss, for each image.
 
     Raises UserError naming the function whose part returns something else, and what it must return.
     """
@@ -50,7 +50,7 @@ def check(config: Config, model: VAE, objective: Callable[..., tuple[Tensor, Log
 
 @contextlib.contextmanager
 def _counting(model: VAE) -> Iterator[list[float]]:
-    """Multiplications and additions of the layers that are called inside, by their weights' sizes.
+    """Count the multiplications and additions of layers called inside the block, by the sizes of their weights.
 
     PyTorch's own counter would take as long to import as a tenth of PyTorch.
     """
@@ -124,7 +124,7 @@ def _named(config: Config, group: str) -> str:
 
 
 def _kind(value: Any) -> str:
-    """What a value is, in words: a tensor by its shape, a tuple by what is in it."""
+    """Return what a value is, in words: a tensor by its shape, a tuple by what is in it."""
     if isinstance(value, Tensor):
         return f"a tensor {list(value.shape)}"
     if isinstance(value, tuple | list) and len(value) < 5:

@@ -8,7 +8,7 @@ from vae_exp.vae import VAE
 
 
 class EMA:
-    """Keeps the exponential moving average of a model's weights in `model`, a copy of it (Polyak & Juditsky 1992).
+    """An exponential moving average of a model's weights in `model`, a copy of it (Polyak & Juditsky 1992).
 
     With decay None there is none, and `model` is the model itself.
     """
@@ -20,7 +20,10 @@ class EMA:
         self._buffers = list(zip(self.model.buffers(), trained.buffers(), strict=True))
 
     def after_step(self, step: int) -> None:
-        """The first steps count for more than 1 - decay, else the first random weights would be remembered for long."""
+        """Update the average after a step.
+
+        The first steps count for more than 1 - decay, else the first random weights would be remembered for long.
+        """
         if self.decay is None:
             return
         get_ema_multi_avg_fn(min(self.decay, (1 + step) / (10 + step)))(*self._weights, step)

@@ -1,4 +1,4 @@
-"""What is in a run's folder, and who may write there. Everything here answers without importing torch."""
+"""The content of a run's folder, and who may write there. Everything here answers without importing torch."""
 
 import contextlib
 import os
@@ -35,7 +35,7 @@ UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)  # a fil
 
 @dataclass(frozen=True)
 class WandbRun:
-    """The W&B run that a run was logged to, and where it is found there; no id where W&B was disabled."""
+    """The W&B run that a run was logged to, and its place there; no id if W&B was disabled."""
 
     mode: str = "disabled"
     id: str | None = None
@@ -49,7 +49,7 @@ class WandbRun:
 
 @dataclass
 class Summary:
-    """What summary.json holds: how a run stands or ended, and its results."""
+    """The content of summary.json: the state of a run or how it ended, and its results."""
 
     state: str  # running, finished, pruned, interrupted or failed
     reason: str | None = None
@@ -64,26 +64,29 @@ class Summary:
 
     @property
     def is_done(self) -> bool:
-        """Whether its sweep has nothing more to do for it."""
+        """Return whether its sweep has nothing more to do for it."""
         return self.state in ("finished", "pruned")
 
     @property
     def score(self) -> float | None:
-        """The number that a sweep compares: the best validation neg_elbo, or the test's without validation images."""
+        """Return the number that a sweep compares: the best validation neg_elbo.
+
+        Without validation images it is the test's.
+        """
         return self.results.get("best/val_neg_elbo", self.results.get("test/neg_elbo"))
 
     def as_dict(self) -> dict[str, Any]:
-        """As it is written: the results beside the rest."""
+        """Return the summary as it is written: the results beside the rest."""
         fields = asdict(self)
         return fields | fields.pop("results")
 
     def write(self, folder: Path) -> None:
-        """Raises Unwritable where the system refuses."""
+        """Write summary.json. Raises Unwritable if the system refuses."""
         write_json(folder / SUMMARY, self.as_dict())
 
 
 def read_summary(folder: Path) -> Summary | None:
-    """The summary of the run in a folder; None where there is none, or none that can be read."""
+    """Read the summary of the run in a folder; None if there is none, or none that can be read."""
     try:
         content = read_json(folder / SUMMARY)
         known = {name: content.pop(name) for name in ("state", "reason", "name", "seconds") if name in content}
@@ -95,7 +98,7 @@ def read_summary(folder: Path) -> Summary | None:
 
 
 def _wandb_run(stored: Any) -> WandbRun:
-    """What is known of a W&B run; another version may have written more of it, or less."""
+    """Return what is known of a W&B run; another version may have written more of it, or less."""
     known = stored if isinstance(stored, dict) else {}
     sound: dict[str, Any] = {name: value for name, value in known.items() if name != "tags" and isinstance(value, str)}
     if isinstance(tags := known.get("tags"), list) and all(isinstance(tag, str) for tag in tags):
@@ -104,7 +107,7 @@ def _wandb_run(stored: Any) -> WandbRun:
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:
-    """The configuration of the run in a folder, by today's names; None where there is none that can be read."""
+    """Read the configuration of the run in a folder, by today's names; None if none can be read."""
     try:
         return renamed(read_yaml(folder / CONFIG))
     except UNREADABLE:
@@ -172,7 +175,7 @@ def read_overrides(folder: Path, of_sweep: bool = False, typed: Collection[str] 
 
 
 def runs_below(folder: Path, *having: str) -> list[Path]:
-    """The folders at or below a folder that have a file of these names (summary.json), the newest file first."""
+    """Return the folders at or below a folder that have a file of these names (summary.json), newest file first."""
     times: dict[Path, int] = {}
     for name in having or (SUMMARY,):
         for file in folder.rglob(name):
@@ -182,7 +185,7 @@ def runs_below(folder: Path, *having: str) -> list[Path]:
 
 
 def newest(*having: str) -> Path | None:
-    """What `latest` means: of the runs in outputs that have a file of these names that with the newest, or None.
+    """Return the run in outputs whose file of these names is the newest, which `latest` means, or None.
 
     Copies of W&B's artifacts lie in outputs too and are no runs: they have no summary.
     """
@@ -192,7 +195,7 @@ def newest(*having: str) -> Path | None:
 
 @contextlib.contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Hold the folder for this process; the system lets go of it when the process ends, however it ends.
+    """Hold the folder for this process inside the block; the system releases it however the process ends.
 
     Raises UserError naming the process that holds it already.
     """
@@ -210,10 +213,10 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 
 def require_writable(folder: Path) -> None:
-    """Raise Unwritable where a run could not write its first files in a folder, leaving nothing there itself.
+    """Raise Unwritable if a run could not write its first files in a folder; leave nothing there itself.
 
-    Asked before Hydra writes there, whose own complaint would be a traceback, and which follows links. Raises UserError
-    where one of the run's files or folders is a link.
+    It is called before Hydra writes there, whose own complaint would be a traceback, and which follows links. Raises
+    UserError if one of the run's files or folders is a link.
     """
     if "${" in str(folder):  # Hydra would look for what it refers to
         raise UserError(f"{folder}: a run's folder may have no ${{ in its name.")
@@ -239,7 +242,7 @@ def require_writable(folder: Path) -> None:
 
 
 def require_no_owner(folder: Path) -> None:
-    """Raises UserError where another process holds the folder; it holds nothing itself."""
+    """Raise UserError if another process holds the folder; the folder is not held afterwards."""
     with contextlib.suppress(OSError), open(folder / LOCK, "r+", opener=no_links) as lock:
         if not _locked(lock):
             raise _taken(folder, lock)
@@ -251,7 +254,10 @@ def _taken(folder: Path, lock: TextIO) -> UserError:
 
 
 def _locked(lock: TextIO) -> bool:
-    """Whether this process now holds the lock. Where there are no locks nothing can be told, so it does."""
+    """Return whether this process now holds the lock.
+
+    Without locks in the system nothing can be known, so the answer is yes.
+    """
     try:
         import fcntl
     except ImportError:  # Windows

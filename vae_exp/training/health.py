@@ -18,7 +18,7 @@ SCHEDULED = ("train_epoch/kl_weight", "train_epoch/capacity")
 
 
 class Health:
-    """Looks at each epoch as it ends; warns of a collapsed posterior, and of a KL without bound, once each."""
+    """A check of each epoch as it ends, which warns of a collapsed posterior and of a KL without bound, once each."""
 
     def __init__(self, config: Config, train_size: int) -> None:
         self.config = config
@@ -29,7 +29,10 @@ class Health:
         self._kls: list[float] = []
 
     def warnings(self, epoch: int, row: Mapping[str, Any], held_out: str) -> list[str]:
-        """The new ones, from the epoch's numbers. While a schedule of the objective moves, the KL follows it."""
+        """Return the new warnings from the epoch's numbers.
+
+        While a schedule of the objective moves, the KL follows it.
+        """
         kl, active = row[f"{held_out}/kl"], row[f"{held_out}/active_units"]
         scheduled, before = [row.get(name) for name in SCHEDULED], self._scheduled
         self._scheduled = scheduled
@@ -55,7 +58,10 @@ class Health:
         return new
 
     def _advice(self, weaker: bool) -> str:
-        """The keys that this configuration has, and which way to turn them for a weaker or a stronger KL."""
+        """Return advice on the keys that this configuration has.
+
+        It says which way to turn them for a weaker or a stronger KL.
+        """
         beta, likelihood = self.config["model"]["beta"], self.config["likelihood"]
         tries = ["objective=free_bits"] if weaker else []
         if weaker and "warmup_epochs" in self.config["objective"]:

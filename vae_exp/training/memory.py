@@ -1,4 +1,4 @@
-"""What does not fit into memory, said before it is tried where that can be known, and explained where it cannot."""
+"""Memory that is too small: reported before it is tried if that can be known, and explained if it cannot."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ COPIES = 4  # of each weight: itself, its gradient and Adam's two moments
 
 @contextlib.contextmanager
 def explain_out_of_memory(config: Config) -> Iterator[None]:
-    """Raises UserError, with what can be made smaller, where PyTorch says that the memory is too small."""
+    """Raise UserError, with what can be made smaller, if PyTorch runs out of memory inside the block."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -34,7 +34,7 @@ def explain_out_of_memory(config: Config) -> Iterator[None]:
 
 
 def check_model(config: Config, x_shape: tuple[int, int, int], n_classes: int, device: torch.device) -> None:
-    """Raises UserError where the weights and what training keeps beside them are more than all of the memory.
+    """Raise UserError if the weights and what training keeps beside them need more than all of the memory.
 
     The model is built without its numbers, so this costs nothing however large it is.
     """
@@ -65,7 +65,10 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def _free(device: torch.device) -> int | None:
-    """Bytes of memory that a GPU has free, or else that this process may use in all; None where that is not known."""
+    """Return the bytes of memory that a GPU has free, or else that this process may use in all.
+
+    It is None if that is not known.
+    """
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by PyTorch, for what comes
         return torch.cuda.mem_get_info(device)[0] + kept

@@ -30,9 +30,9 @@ class Meters:
         self._unread: list[tuple[int, Means]] = []
 
     def add(self, batches: list[tuple[int, Means]], **of_step: float | Tensor) -> None:
-        """One step of training on batches of so many images, with the means over them, and what is the step's own.
+        """Add one step of training on batches of so many images.
 
-        All are numbers, or scalars on the device.
+        It takes the means over each batch, and the step's own values. All are numbers, or scalars on the device.
         """
         if not self._unread and not self.sums:
             self.first_step = self.steps + 1
@@ -42,28 +42,31 @@ class Meters:
 
     @property
     def span(self) -> str:
-        """The steps that the sums hold, in words."""
+        """Return the steps that the sums hold, in words."""
         return f"between steps {self.first_step} and {self.steps}"
 
     def peek(self, prefix: str) -> dict[str, float]:
-        """What read would return, with nothing taken away; empty where no image has been seen since the last read."""
+        """Return what `read` would, removing nothing; empty if no image has been added since the last read."""
         self._read_the_unread()
         return _means(self.sums, prefix) if self.sums else {}
 
     def read(self, prefix: str, **of_now: Tensor) -> dict[str, float]:
-        """The means since the last read, over the steps of `span`, and scalars of this moment, in one look."""
+        """Return the means since the last read, over the steps of `span`, and scalars of this moment, in one look."""
         now = self._read_the_unread(*of_now.values())
         sums, self.sums = self.sums, {}
         self.epoch_sums = {name: self.epoch_sums.get(name, 0.0) + value for name, value in sums.items()}
         return _means(sums, prefix) | {f"{prefix}/{name}": value for name, value in zip(of_now, now, strict=True)}
 
     def read_epoch(self, prefix: str) -> dict[str, float]:
-        """The means since the last read_epoch, from the sums that were read since."""
+        """Return the means since the last read_epoch, from the sums that were read since."""
         sums, self.epoch_sums = self.epoch_sums, {}
         return _means(sums, prefix)
 
     def _read_the_unread(self, *others: Tensor) -> list[float]:
-        """Add them up step by step, so that a reading in between changes no digit. Returns the others' values."""
+        """Add the unread steps up one by one, so that a reading in between changes no digit.
+
+        Returns the values of `others`.
+        """
         scalars = [mean for _, means in self._unread for mean in means.values() if isinstance(mean, Tensor)]
         scalars += others
         read = torch.stack([mean.to(scalars[0]) for mean in scalars]).tolist() if scalars else []
@@ -76,7 +79,7 @@ class Meters:
         return read[len(read) - len(others) :]
 
     def state(self) -> Sums:
-        """All of it, for a checkpoint; restore() takes it back."""
+        """Return all of it, for a checkpoint; restore() takes it back."""
         self._read_the_unread()
         return Sums(
             images_seen=self.images_seen,
@@ -87,7 +90,10 @@ class Meters:
         )
 
     def restore(self, state: Sums) -> None:
-        """Go on from a state. Of an older version's only the counts are taken, and that is said."""
+        """Go on from a state.
+
+        Of an older version's state only the counts are taken, with a warning.
+        """
         self.images_seen, self.steps, self.first_step = state["images_seen"], state["steps"], state["first_step"]
         if set(state) == set(Sums.__annotations__):
             self.sums, self.epoch_sums = state["sums"], state["epoch_sums"]

@@ -15,7 +15,7 @@ OWN_IMAGES = ("vae_exp.datasets.image_folder", "vae_exp.datasets.arrays")  # wha
 
 @dataclass(frozen=True)
 class Origin:
-    """Where dataset.root lay, absolute and as seen from the run's folder, and the record of the data's fingerprint."""
+    """The place of dataset.root, absolute and from the run's folder, and the record of the data's fingerprint."""
 
     root: str | None  # None here and below of data that lie nowhere
     from_run: str | None
@@ -68,14 +68,20 @@ def data_folder() -> Path:
 
 
 def _resumed_with(run_dir: Path | None) -> str | None:
-    """The absolute root in a run's config.yaml: where it went on since, best.pt may still be of an older version."""
+    """Return the absolute root in a run's config.yaml, or None.
+
+    It is where the run went on since; best.pt may still be of an older version.
+    """
     dataset = ((read_config(run_dir) if run_dir else None) or {}).get("dataset")
     root = dataset.get("root") if isinstance(dataset, dict) else None
     return root if isinstance(root, str) and Path(root).is_absolute() else None
 
 
 def _as_hydra_has_it(run_dir: Path | None) -> tuple[Path | None, Path | None]:
-    """The folder in which a run was started, and its own then; None where Hydra left no record that can be read."""
+    """Return the folder in which a run was started, and its own at that time.
+
+    They are None if Hydra left no record that can be read.
+    """
     try:
         runtime = read_hydra(run_dir or Path())["runtime"]
         cwd, output_dir = Path(runtime["cwd"]), Path(runtime["output_dir"])

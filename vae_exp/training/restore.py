@@ -49,9 +49,9 @@ def restore(before: Checkpoint, training: TrainingRun) -> None:
 
 
 def _restore_optimizer(before: Checkpoint, training: TrainingRun) -> None:
-    """Raise InvalidCheckpoint for a state that is not this optimizer's; its settings are those of the configuration.
+    """Raise InvalidCheckpoint for a state that is not this optimizer's; else load it with the present settings.
 
-    What it has is seen from a step with gradients of 0. It spoils the weights, which are set afterwards.
+    A step with gradients of 0 shows what its state must be. It spoils the weights, which are set afterwards.
     """
     optimizer, given = training.optimizer, before.optimizer or {}
     for weights in training.model.parameters():
@@ -67,7 +67,7 @@ def _restore_optimizer(before: Checkpoint, training: TrainingRun) -> None:
 
 
 def _restore_streams(states: Mapping[str, Tensor], streams: RngStreams, step: int, same_device: bool) -> None:
-    """The streams' states and torch's own. Raises UserError for what is no state of a generator."""
+    """Set the streams' states and torch's own. Raises UserError for what is no state of a generator."""
     try:
         for name, stream in vars(streams).items():
             if name == "order" or same_device or states[name].shape == stream.get_state().shape:

@@ -37,7 +37,10 @@ log = logging.getLogger(__name__)
 
 
 def find(path_or_latest: str) -> Path:
-    """The run folder that resume=PATH or resume=latest means. Raises UserError where there is none to go on with."""
+    """Return the run folder that resume=PATH or resume=latest means.
+
+    Raises UserError if there is none to go on with.
+    """
     if path_or_latest == "latest":
         found = newest(LAST, PREVIOUS)
         if found is None:
@@ -51,10 +54,10 @@ def find(path_or_latest: str) -> Path:
 
 
 def find_unfinished(config: Config, run_dir: Path) -> Path | None:
-    """resume=auto: run_dir where it holds a run, else the newest unfinished run of this configuration, or None.
+    """Return the run folder that resume=auto means: run_dir if it holds a run, else the newest unfinished run, or None.
 
-    It has as many epochs to train as config has. Raises UserError where run_dir belongs to another process, or holds
-    a run of another configuration, a finished one, or one whose checkpoints are damaged.
+    That run is of this configuration and has as many epochs to train as config has. Raises UserError if run_dir belongs
+    to another process, or holds a run of another configuration, a finished one, or one whose checkpoints are damaged.
     """
     if any((run_dir / name).is_file() for name in (SUMMARY, LAST, PREVIOUS)):
         require_no_owner(run_dir)
@@ -82,9 +85,9 @@ def find_unfinished(config: Config, run_dir: Path) -> Path | None:
 
 
 def require_known(folder: Path, stored: list[str], typed: list[str], trust: bool) -> None:
-    """Raise UserError where words that lay in a run's folder name code that is neither typed nor trusted.
+    """Raise UserError if words stored in a run's folder name code that is neither typed nor trusted.
 
-    An option of a group that lay there is a file of vae_exp's, or of the --config-dir that was typed, so what it names
+    An option of a group stored there is a file of vae_exp's, or of the --config-dir that was typed, so what it names
     counts as typed. With trust the run's own code is imported from where it lay when the run was trained.
     """
     config = renamed(resolve(without_hydra(compose("config", [*stored, *typed]))))
@@ -99,7 +102,10 @@ def require_known(folder: Path, stored: list[str], typed: list[str], trust: bool
 
 
 def _of_another_run(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """As contradictions; for resume=auto a run of another length, or of one's own images elsewhere, is another too."""
+    """Return the contradictions of two configurations, with more of them for resume=auto.
+
+    There, a run of another length, or of one's own images elsewhere, is another run too.
+    """
     other_length = [f"epochs={now['epochs']}: the run has epochs={before.get('epochs')}"]
     wrong = contradictions(before, now) + (other_length if before.get("epochs") != now["epochs"] else [])
     if now["dataset"]["_target_"] in OWN_IMAGES and not wrong:
@@ -110,7 +116,7 @@ def _of_another_run(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[s
 
 
 def require_unfinished(folder: Path, config: Config) -> None:
-    """Raises UserError where a run is finished and nothing in config gives it more to do, or contradicts it."""
+    """Raise UserError if a run is finished and config gives it no more to do, or if config contradicts it."""
     before, summary = read_config(folder), read_summary(folder)
     if before is not None and (wrong := contradictions(before, config)):
         raise UserError(_refusal(folder, wrong))
@@ -128,9 +134,9 @@ def _code_of(folder: Path) -> dict[str, str]:
 
 
 def with_its_data(folder: Path, overrides: list[str], typed_now: set[str]) -> list[str]:
-    """The overrides of the run in a folder, with the paths of its data as they are now, but for those typed now.
+    """Return the overrides of the run in a folder, with its data's present paths, except those typed now.
 
-    What was typed then was meant from the folder of then. Raises UserError where the data are nowhere to be found.
+    What was typed then was meant from the folder of then. Raises UserError if the data are nowhere to be found.
     """
     config = read_config(folder)
     dataset = config.get("dataset") if config else None
@@ -147,7 +153,10 @@ def with_its_data(folder: Path, overrides: list[str], typed_now: set[str]) -> li
 
 
 def _in_reach(dataset: Mapping[str, Any], folder: Path) -> list[str]:
-    """Where the data of a run lie, by Hydra's record, or else by its checkpoint: ~ may be another folder by now."""
+    """Return where the data of a run lie, by Hydra's record, or else by its checkpoint.
+
+    ~ may be another folder by now.
+    """
     try:
         return in_reach(dataset, None, folder)
     except UserError:
@@ -158,7 +167,7 @@ def _in_reach(dataset: Mapping[str, Any], folder: Path) -> list[str]:
 
 
 def is_resumable(folder: Path) -> bool:
-    """Whether the run in a folder has a checkpoint that can be read, and its best epoch."""
+    """Return whether the run in a folder has a readable checkpoint, and its best epoch."""
     from vae_exp.training import checkpointer
 
     _, before, _ = _newest(folder)
@@ -170,7 +179,10 @@ def is_resumable(folder: Path) -> bool:
 
 
 def _newest(folder: Path) -> "tuple[Path | None, Checkpoint | None, list[str]]":
-    """The newest checkpoint that a run can go on from, and why a newer one is none."""
+    """Return the newest checkpoint that a run can go on from, with its path.
+
+    Also return why newer ones cannot be used.
+    """
     from vae_exp.training import checkpoint
 
     reasons: list[str] = []
@@ -188,10 +200,10 @@ def _newest(folder: Path) -> "tuple[Path | None, Checkpoint | None, list[str]]":
 
 
 def load(folder: Path, config: Config, quiet: bool = False) -> "Checkpoint":
-    """The checkpoint to go on from; what is damaged beside it is said.
+    """Return the checkpoint to go on from; log what is damaged beside it, unless `quiet`.
 
-    Raises UserError where there is none, where the configuration contradicts it, or where the best epoch is lost: at
-    the end of the run it would be too late.
+    Raises UserError if there is none, if the configuration contradicts it, or if the best epoch is lost: at the end of
+    the run it would be too late.
     """
     from vae_exp.training import checkpointer
 

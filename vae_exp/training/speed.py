@@ -22,7 +22,7 @@ _cudnn: Any = torch.backends.cudnn  # its types leave out what is set by operati
 
 
 def check(precision: str, compiles: bool | str, device: torch.device) -> None:
-    """Raises UserError for a precision that the device does not have, or a step that nothing here can compile."""
+    """Raise UserError for a precision that the device lacks, or a step that nothing here can compile."""
     if precision == "tf32" and device.type != "cuda":
         raise UserError(f"precision=tf32: a format of NVIDIA's GPUs, and this run is on {device}. Use fp32 or bf16.")
     if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
@@ -46,7 +46,10 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
-    """Float32 products in float32, whatever was set before: numbers that are compared must not depend on precision."""
+    """Run the block with float32 products in float32, whatever was set before.
+
+    Numbers that are compared must not depend on precision.
+    """
     before = [kind.fp32_precision == "tf32" for kind in (torch.backends.cuda.matmul, _cudnn.conv)]
     old = None
     with contextlib.suppress(RuntimeError, AttributeError):  # set by the new keys alone, or gone
@@ -61,10 +64,10 @@ def full_precision() -> Iterator[None]:
 
 
 def _allow_tf32(products: bool, convolutions: bool) -> None:
-    """PyTorch allows it to convolutions even where not asked.
+    """Set whether matrix products and convolutions may use TF32; PyTorch allows it for convolutions by default.
 
-    The old switches come first, where they are still there: PyTorch's compiler reads them, and where only the new keys
-    were set it refuses to.
+    The old switches come first, if they still exist: PyTorch's compiler reads them, and if only the new keys were set
+    it refuses to.
     """
     if hasattr(torch, "set_float32_matmul_precision"):
         torch.set_float32_matmul_precision("high" if products else "highest")
@@ -75,7 +78,10 @@ def _allow_tf32(products: bool, convolutions: bool) -> None:
 
 @contextlib.contextmanager
 def deterministic(device: torch.device) -> Iterator[None]:
-    """cuDNN's algorithms that give the same bits each time: what a resumed run promises. By default some do not."""
+    """Run the block with those of cuDNN's algorithms that give the same bits each time.
+
+    A resumed run promises this, and by default some of them do not.
+    """
     if device.type != "cuda":
         yield
         return
@@ -121,9 +127,9 @@ def compile_step(
 
 
 class Compiled:
-    """A function compiled at its first call; it is called as it is where the compiler fails and is not required.
+    """A function compiled at its first call, and called as it is if the compiler fails and is not required.
 
-    Raises UserError where it is required.
+    Raises UserError if it is required.
     """
 
     def __init__(self, step: Step, required: bool, interrupted: Callable[[], None]) -> None:
@@ -147,7 +153,10 @@ class Compiled:
 
 
 def missing_for_compiling(device: torch.device) -> str | None:
-    """What PyTorch needs for compiling and does not find: Triton for a GPU, a C++ compiler or Python's headers."""
+    """Return what PyTorch needs for compiling and does not find.
+
+    It may be Triton for a GPU, a C++ compiler or Python's headers.
+    """
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         return "Triton (pip install triton)"
     usual = {"win32": "cl", "darwin": "clang++"}.get(sys.platform, "g++")

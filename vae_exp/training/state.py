@@ -1,4 +1,4 @@
-"""Where a run stands: what changes while it trains, and what must not."""
+"""The state of a run: what changes while it trains, and what must not."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,8 +16,10 @@ from vae_exp.vae import VAE
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What the data and the model of a run are, and on what it is trained; a resumed run must find the data and the
-    model unchanged."""
+    """The data and the model of a run in figures, and the device it is trained on.
+
+    A resumed run must find the data and the model unchanged.
+    """
 
     parameters: int
     train_size: int
@@ -45,21 +47,21 @@ class Best:
     scores: dict[str, float] = field(default_factory=dict)  # val_neg_elbo, val_kl, ...
 
     def summary(self) -> dict[str, float]:
-        """As summary.json, W&B and checkpoints hold it: best/epoch, best/step, best/val_neg_elbo, ..."""
+        """Return it as summary.json, W&B and checkpoints hold it: best/epoch, best/step, best/val_neg_elbo, ..."""
         return {"best/epoch": self.epoch, "best/step": self.step} | {
             f"best/{name}": score for name, score in self.scores.items()
         }
 
     @classmethod
     def from_summary(cls, summary: dict[str, Any]) -> "Best | None":
-        """None of an empty summary: no epoch has been completed."""
+        """Make it from a summary; None if that is empty, as no epoch has been completed."""
         scores = {name.removeprefix("best/"): value for name, value in summary.items()}
         return cls(scores.pop("epoch"), scores.pop("step"), scores) if scores else None
 
 
 @dataclass
 class TrainState:
-    """How far a run has come."""
+    """The progress of a run."""
 
     kl_per_dim: list[float]  # [Z], nats: of the held-out images, after the last epoch
     order: Tensor  # the state of the order of images, as the epoch that is not over began
@@ -75,9 +77,9 @@ class TrainState:
         val: dict[str, float] | None,
         scale: dict[str, float],
     ) -> Best | None:
-        """An epoch is over; returns it where it is the best so far. Without validation scores every epoch is.
+        """Record that an epoch is over, and return it if it is the best so far.
 
-        A scale that the likelihood has learned is told beside the scores.
+        Without validation scores every epoch is. A scale that the likelihood has learned is stored beside the scores.
         """
         self.epoch, self.kl_per_dim, self.order = epoch, kl_per_dim, order
         scores = {name.replace("/", "_"): score for name, score in (val or {}).items()}
@@ -101,7 +103,7 @@ class RngStreams:
         return cls(build.generator(seed, "order"), noise, draws)
 
     def state(self) -> dict[str, Tensor]:
-        """The states of the generators, and of torch's own, which layers such as dropout draw from."""
+        """Return the states of the generators, and of torch's own, which layers such as dropout draw from."""
         state = {name: stream.get_state() for name, stream in vars(self).items()}
         state["torch"] = torch.get_rng_state()
         device = self.noise.device  # asked of no other: that would start a GPU for a run on the CPU
@@ -114,7 +116,7 @@ class RngStreams:
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """What a run is made of; a checkpoint is its state."""
+    """The parts of a run; a checkpoint is its state."""
 
     config: Config
     data: Data

@@ -29,7 +29,7 @@ AGREE_SECONDS, AGREE_STEPS = 2.0, 50  # whichever is less
 
 
 class Seen(NamedTuple):
-    """What the signals and the clock say."""
+    """The state of the signals and the clock."""
 
     signal: int | None
     seconds: float  # of all parts of the run
@@ -37,7 +37,7 @@ class Seen(NamedTuple):
 
 
 class Stopper:
-    """What is due, and why a run ends. Inside its `with` block it takes SIGTERM and SIGINT (Ctrl-C) over.
+    """The saves that are due, and why a run ends. Inside its `with` block it takes over SIGTERM and SIGINT (Ctrl-C).
 
     The first signal is noted, for training to end at a good place; a second one, later, ends the process at once.
     Times are those of all parts of a run: `before` is the checkpoint that it goes on from.
@@ -82,7 +82,10 @@ class Stopper:
             self.raise_if_signalled()
 
     def _agree(self, step: int | None = None) -> None:
-        """Of several processes a signal to any counts for all, and the first has the clock. All of them come here."""
+        """Agree with the other processes of the run: a signal to any counts for all, and the first has the clock.
+
+        All of them must call this.
+        """
         if distributed.world_size() == 1:
             return
         before, of_all = self._agreed, distributed.all_gather(self._own())
@@ -104,15 +107,15 @@ class Stopper:
         return self._agreed.signal if self._agreed else self._signal
 
     def raise_if_signalled(self) -> None:
-        """Raises KeyboardInterrupt where Ctrl-C was caught, SystemExit(143) where SIGTERM was."""
+        """Raise KeyboardInterrupt if Ctrl-C was caught, SystemExit(143) if SIGTERM was."""
         _raise_for(self._caught)
 
     def raise_if_interrupted(self) -> None:
-        """The same for what this process was told alone: where it cannot go on."""
+        """Raise the same for a signal to this process alone, for use where it cannot go on."""
         _raise_for(self._signal)
 
     def finish(self) -> None:
-        """From here on a signal ends the run at once: there is nothing to wait for.
+        """Let a signal end the run at once from here on: there is nothing to wait for.
 
         Of several processes the first ends, and the others when they miss it.
         """
@@ -130,24 +133,30 @@ class Stopper:
         return time.monotonic() - self._epoch_began
 
     def start_epoch(self) -> None:
-        """The first one of a resumed run may have begun before it was interrupted."""
+        """Start the clock of an epoch.
+
+        The first epoch of a resumed run may have begun before the run was interrupted.
+        """
         self._epoch_began, self._epoch_before = time.monotonic() - self._epoch_before, 0.0
 
     def times(self, images: int) -> dict[str, float]:
-        """The time of the epoch that ends, in which so many images were seen."""
+        """Return the seconds of the epoch that ends and its images per second, given how many images it had."""
         seconds = self.epoch_seconds
         return {"time/epoch_seconds": seconds, "time/images_per_second": images / seconds}
 
     @contextlib.contextmanager
     def saving(self) -> Iterator[None]:
-        """Around the writing of a checkpoint. checkpoint_every_minutes counts from its end."""
+        """Run the block that writes a checkpoint. checkpoint_every_minutes counts from its end."""
         with self.checkpoints.measure():
             yield
         self._saved = time.monotonic()
         self._agreed = self._agreed and self._agreed._replace(since_saved=0.0)
 
     def due_after_step(self, step: int, last_of_epoch: bool) -> bool:
-        """Whether to save after a step. After the last one of an epoch the end of the epoch does it."""
+        """Return whether to save after a step.
+
+        After the last step of an epoch, the end of the epoch saves.
+        """
         if last_of_epoch or step >= self._agree_at:
             self._agree(step)
         if self._caught is not None:
@@ -155,7 +164,7 @@ class Stopper:
         return not last_of_epoch and (self._is_due(step) or self._is_over(step) is not None)
 
     def due_after_epoch(self, epoch: int, step: int) -> bool:
-        """Whether to save at the end of an epoch."""
+        """Return whether to save at the end of an epoch."""
         self._agree()
         is_last = epoch == self.epochs or self._caught is not None
         return is_last or self.checkpoints.is_due(epoch) or self._is_due(step)
@@ -165,7 +174,7 @@ class Stopper:
         return by_steps or (self.every_minutes is not None and self._seen.since_saved >= 60 * self.every_minutes)
 
     def _is_over(self, step: int) -> str | None:
-        """The reason to end after a step, wherever in an epoch it is."""
+        """Return the reason to end after a step, wherever in an epoch it is, or None."""
         if self.max_steps is not None and step >= self.max_steps:
             return f"max_steps={self.max_steps} are taken"
         if self.max_minutes is not None and self._seen.seconds >= 60 * self.max_minutes:
@@ -173,7 +182,7 @@ class Stopper:
         return None
 
     def stop_reason(self, state: TrainState) -> str | None:
-        """The reason to end now, in words, or None."""
+        """Return the reason to end now, in words, or None."""
         return self._is_over(state.step) or patience_reason(self.patience, state.epoch, state.best)
 
 
@@ -185,7 +194,7 @@ def _raise_for(number: int | None) -> None:
 
 
 def patience_reason(patience: int | None, epoch: int, best: Best | None) -> str | None:
-    """The reason to stop early after `epoch` epochs, in words, or None (Prechelt 1998, with a fixed patience).
+    """Return the reason to stop early after `epoch` epochs, in words, or None (Prechelt 1998, with a fixed patience).
 
     It follows from the best epoch alone, so a resumed run stops where the same run without a break does.
     """

@@ -1,4 +1,4 @@
-"""The data of a stored run, read again: found where they lie now, and refused where they are not those of training."""
+"""The data of a stored run, read again: found where they lie now, and refused if they are not those of training."""
 
 import logging
 import os
@@ -19,9 +19,9 @@ _told: set[str] = set()  # the places of data of which this process has said tha
 def read(stored: Checkpoint, run_dir: Path | None, root: str | None = None) -> Data:
     """Return the dataset that a stored run was trained on, split as then.
 
-    It is looked for at root, or where it lay, from wherever the run is now. Raises UserError where it lies at none of
-    these places, cannot be read, or is another than then: it would be split anew, and images that were trained on
-    would be measured as test images.
+    It is looked for at root, or where it lay, from wherever the run is now. Raises UserError if it lies at none of
+    these places, cannot be read, or differs from then: it would be split anew, and images that were trained on would
+    be measured as test images.
     """
     settings = stored.config["dataset"]
     cache = str(settings.get("cache"))
@@ -31,7 +31,10 @@ def read(stored: Checkpoint, run_dir: Path | None, root: str | None = None) -> D
 
 
 def read_to_resume(stored: Checkpoint, run_dir: Path, settings: Mapping[str, Any]) -> Data:
-    """As `read`, for a run that goes on with these settings of its dataset; a root that is another is meant alone."""
+    """Read the data as `read` does, for a run that goes on with these settings of its dataset.
+
+    If their root is none of the places where the run's data may lie, only that root is used.
+    """
     root = settings.get("root")
     own = places(stored.config["dataset"], stored.origin, run_dir)
     try:
@@ -55,7 +58,10 @@ def _read(stored: Checkpoint, run_dir: Path | None, settings: Mapping[str, Any],
 
 
 def _at(place: str, settings: Mapping[str, Any], stored: Checkpoint) -> dict[str, Any]:
-    """The settings for data at a place; a table of factors is looked for as far from it as it was, and else there."""
+    """Return the settings for data at a place.
+
+    A table of factors is looked for as far from it as it was, and otherwise where it was.
+    """
     then, table = stored.origin and stored.origin.root, settings.get("factors")
     if then and isinstance(table, str) and Path(table).is_absolute():
         moved = os.path.normpath(Path(place) / os.path.relpath(table, then))
@@ -65,7 +71,7 @@ def _at(place: str, settings: Mapping[str, Any], stored: Checkpoint) -> dict[str
 
 
 def _unchanged(stored: Checkpoint, data: Data, place: str, run_dir: Path | None) -> Data:
-    """The data. Raises UserError where they are not those that the run was trained on."""
+    """Return the data. Raises UserError if they are not those that the run was trained on."""
     assert data.fingerprint is not None, "prepare makes one"
     changes = data.fingerprint.changes(stored.origin.data) if stored.origin else _other_numbers(stored, data)
     if stored.origin is None and not changes and place not in _told and run_dir is not None:
@@ -84,7 +90,7 @@ def _unchanged(stored: Checkpoint, data: Data, place: str, run_dir: Path | None)
 
 
 def _other_numbers(stored: Checkpoint, data: Data) -> list[str]:
-    """What is known to have changed since a run of an older version."""
+    """Return what is known to have changed since a run of an older version."""
     numbers = {"classes": (len(data.class_names), len(stored.class_names))}
     if stored.goes_on is not None:
         facts = stored.goes_on.facts

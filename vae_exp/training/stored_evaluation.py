@@ -1,4 +1,4 @@
-"""What vae-evaluate wrote of a checkpoint, NAME.SPLIT.json: read again, as far as it is what it writes."""
+"""The record vae-evaluate wrote of a checkpoint, NAME.SPLIT.json: read again, as far as it is what it writes."""
 
 import math
 from pathlib import Path
@@ -15,7 +15,7 @@ NO_RESULTS = ("step", "seed", "importance_seed", "repeats", "images", "mutual_in
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Nothing where there is no such file or it cannot be read; without what is not as it was written."""
+    """Read an evaluation, without entries that are not as written; empty if there is no file or it cannot be read."""
     try:
         content = read_json(path)
     except OSError:
@@ -24,12 +24,12 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def scores(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The scores of disentanglement of an evaluation by their names: mean, std and caution."""
+    """Return the scores of disentanglement of an evaluation by name: mean, std and caution."""
     return {name: score for name, score in result.get("scores", {}).items() if name not in (*SETTINGS, WARNING)}
 
 
 def numbers(result: dict[str, Any]) -> dict[str, float]:
-    """All results of an evaluation as W&B has them, such as mig, mig_std and samples/prior/classifier/frechet."""
+    """Return all results of an evaluation as in W&B, such as mig, mig_std and samples/prior/classifier/frechet."""
     found = {name: value for name, value in result.items() if _is_finite(value) and name not in NO_RESULTS}
     found |= {name: score["mean"] for name, score in scores(result).items()}
     found |= {f"{name}{SPREAD}": score["std"] for name, score in scores(result).items() if score["std"] is not None}
@@ -39,7 +39,10 @@ def numbers(result: dict[str, Any]) -> dict[str, float]:
 
 
 def not_finite(result: dict[str, Any]) -> list[str]:
-    """The numbers of a new evaluation that are none, such as `nll is nan`: its weights or its data are not sound."""
+    """Return the numbers of a new evaluation that are not finite, such as `nll is nan`.
+
+    They mean that its weights or its data are not sound.
+    """
     flat = dict(result)
     flat |= {name: score["mean"] for name, score in scores(result).items()}
     for drawn, of_samples in result.get("samples", {}).items():
@@ -48,7 +51,7 @@ def not_finite(result: dict[str, Any]) -> list[str]:
 
 
 def _sound(content: dict[str, Any]) -> dict[str, Any]:
-    """Without what is not as it was written."""
+    """Return the content without what is not as it was written."""
     plain = {name: value for name, value in content.items() if name not in ("scores", "samples")}
     kept = {name: value for name, value in plain.items() if _is_plain(name, value)}
     if _are_scores(content.get("scores")):

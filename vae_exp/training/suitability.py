@@ -1,4 +1,4 @@
-"""Whether the data suit what is asked of them: known only when they are read, and told before a run is opened."""
+"""The test of whether the data suit what is asked of them: known once they are read, and made before a run opens."""
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
@@ -16,9 +16,10 @@ HAVE_FACTORS = "sprites, dsprites, shapes3d and mpi3d have them"
 
 
 def check(config: Config, data: Data, held_out: str, held_out_split: Split) -> None:
-    """Raises UserError for a conditional model of data that turn out to have no labels, and for scores of data without
-    known factors, or with too few images for them: of the test split, which is measured at the end, and of the held-out
-    one where it is measured while the run trains.
+    """Raise UserError for a conditional model of data without labels, or for scores of data that do not suit them.
+
+    Scores need known factors and enough images: of the test split, which is measured at the end, and of the held-out
+    one if it is measured while the run trains.
     """
     if config["scores"]:
         if held_out == "test" or config["scores_every_epochs"]:
@@ -47,7 +48,7 @@ def _require_suited(config: Config, name: str, part: str, split: Split) -> None:
 
 
 def require_factors(typed: str, name: str, part: str, split: Split) -> None:
-    """Raises UserError where it is not known what the images of a split were made from."""
+    """Raise UserError if it is not known what the images of a split were made from."""
     if split.factors is None:
         raise UserError(f"{typed}: the {part} split of dataset={name} has no known factors; {HAVE_FACTORS}.")
 
@@ -60,7 +61,7 @@ def given_as_label(names: Sequence[str]) -> str:
 def find_unsuited(
     split: Split, names: Collection[str], rows: int, repeats: int = 1, seed: int = 0, *, conditional: bool
 ) -> dict[str, Unsuited]:
-    """The scores that cannot be measured of so many of a split's images at a time, each with what is wrong."""
+    """Return the scores that cannot be measured of so many of a split's images at a time, each with what is wrong."""
     varying = split.unknown_factors(conditional)
     if not varying.names:
         given = split.given_factors() if conditional else []
@@ -70,7 +71,7 @@ def find_unsuited(
 
 
 def describe(found: Mapping[str, Unsuited]) -> str:
-    """`mig, dci (x has 12 values in 18 rows, ...)`: the scores that something is wrong with, and what."""
+    """Return the scores that something is wrong with, and what, as in `mig, dci (x has 12 values in 18 rows, ...)`."""
     by_reason: dict[str, list[str]] = {}
     for name, error in found.items():
         by_reason.setdefault(error.reason, []).append(name)
@@ -78,7 +79,7 @@ def describe(found: Mapping[str, Unsuited]) -> str:
 
 
 def what_helps(found: Mapping[str, Unsuited], part: str, dataset: Mapping[str, Any]) -> str:
-    """What has to be other in training, so that a split suits the scores."""
+    """Return what must change in training for a split to suit the scores."""
     key = f"{part}_size"
     few_factors = {isinstance(error, TooFewFactors) for error in found.values()}
     images = f"a larger dataset.{key}" if key in dataset else f"more images in the {part} split"

@@ -1,4 +1,4 @@
-"""How many threads the arithmetic of a run has: PyTorch would take every core, whoever else computes there.
+"""The number of threads for the arithmetic of a run: PyTorch would take every core, whoever else computes there.
 
 Threads of two runs that share a core wait for each other busily, and both runs become several times as slow. A sum
 over other threads may differ in its last bit, so the number is chosen once, before the first step.
@@ -22,7 +22,7 @@ _part: tuple[int, str] | None = None  # of a process beside others: its cores, a
 
 
 def share(at_once: int, what: str = "jobs") -> None:
-    """Of jobs or processes that run side by side this is one: until its run is over it has its part of the cores."""
+    """Give this process, one of the jobs that run side by side, its part of the cores until its run is over."""
     global _part
     shared, beside = (cores.allowed(), "") if _part is None else (_part[0], f", of {_part[1]}")
     _part = max(1, shared // at_once), f"{at_once} {what} at once{beside}"
@@ -30,7 +30,7 @@ def share(at_once: int, what: str = "jobs") -> None:
 
 @contextlib.contextmanager
 def kept() -> Iterator[None]:
-    """Around a run: one thread until it chooses; other runs know of it; its caller then has as many as before."""
+    """Run the block on one thread until it chooses, announced to other runs; then restore its caller's threads."""
     global _bound, _part
     _bound = torch.get_num_threads()
     cores.announce()
@@ -65,7 +65,7 @@ def choose(asked: int | str, before: int | None, operations: float, device: torc
 
 
 def _auto(operations: float) -> tuple[int, str]:
-    """The number of threads, and why it is that."""
+    """Return the number of threads, and the reason for it."""
     if operations < TINY_STEP:
         return 1, f"a step of {operations / 1e6:,.0f} million operations gains nothing from more"
     allowed = cores.allowed()
@@ -89,14 +89,15 @@ def _auto(operations: float) -> tuple[int, str]:
 
 
 def busy_beside(others: list[int | None], busy: float) -> int:
-    """Of the cores that are kept busy, those by other programs than runs, each of which is busy on what it has taken.
+    """Return how many of the busy cores are busy with programs other than runs.
 
-    One that begins, which has None yet, imports its libraries on one core.
+    Each run is busy on the cores it has taken. A run that is beginning, which has None yet, imports its libraries
+    on one core.
     """
     return max(0, round(busy - sum(1 if threads is None else threads for threads in others)))
 
 
 def left(allowed: int, others: list[int | None], busy: int) -> int:
-    """The threads of one more run: what others have not taken of the cores, in equal parts with those that begin."""
+    """Return the threads for one more run: the cores that others leave, in equal parts with runs that are beginning."""
     free = allowed - busy - sum(threads or 0 for threads in others)
     return max(1, free // (1 + others.count(None)))

@@ -1,4 +1,4 @@
-"""Whether what a checkpoint holds is what training writes: it may be damaged, altered or a stranger's."""
+"""The test of whether a checkpoint holds what training writes: it may be damaged, altered or a stranger's."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,7 +25,7 @@ class InvalidCheckpoint(Exception):
 
 
 def require_model(stored: Mapping[str, Any]) -> None:
-    """Raise InvalidCheckpoint where the entries that make a model have not their types and sizes."""
+    """Raise InvalidCheckpoint if the entries that make a model do not have their types and sizes."""
     config, shape, names = stored["config"], stored["x_shape"], stored["class_names"]
     _require(
         isinstance(config, dict) and _is_plain(config) and all(isinstance(config.get(name), dict) for name in GROUPS),
@@ -54,7 +54,7 @@ def require_model(stored: Mapping[str, Any]) -> None:
 
 
 def require_continuation(stored: Mapping[str, Any]) -> None:
-    """Raise InvalidCheckpoint where what a resume needs has not its types; old versions may lack some."""
+    """Raise InvalidCheckpoint if what a resume needs does not have its types; old versions may lack some."""
     kept = stored["resume"]
     _require(isinstance(kept, dict), "resume")
     facts, streams, means = kept.get("facts"), kept.get("streams"), kept.get("means")
@@ -86,7 +86,7 @@ def require_continuation(stored: Mapping[str, Any]) -> None:
 
 
 def require_weights(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Raise InvalidCheckpoint where weights are not finite, or not of the names and shapes `expected` of the model."""
+    """Raise InvalidCheckpoint if weights are not finite, or have other names or shapes than `expected`."""
     shapes = {name: tuple(weights.shape) for name, weights in given.items()}
     needed = {name: tuple(weights.shape) for name, weights in expected.items()}
     if wrong := [name for name in needed | shapes if needed.get(name) != shapes.get(name)]:
@@ -105,12 +105,12 @@ def require_weights(given: Mapping[str, Tensor], expected: Mapping[str, Tensor])
 
 
 def require_latents(kl_per_dim: list[float], z_dim: int) -> None:
-    """Raise InvalidCheckpoint where there is not a KL for each latent, unless none was measured."""
+    """Raise InvalidCheckpoint unless there is a KL for each latent, or none was measured."""
     _require(len(kl_per_dim) in (0, z_dim), "kl_per_dim")
 
 
 def require_optimizer(given: Mapping[str, Any], expected: Mapping[str, Any], steps: int) -> None:
-    """Raise InvalidCheckpoint where a state after so many steps is of another kind than the one `expected`."""
+    """Raise InvalidCheckpoint if a state after so many steps is of another kind than `expected`."""
     state, groups = given.get("state"), given.get("param_groups")
     if not isinstance(state, dict) or not set(state) <= set(expected["state"]):
         raise InvalidCheckpoint(WRONG.format("optimizer, state"))
@@ -124,7 +124,7 @@ def require_optimizer(given: Mapping[str, Any], expected: Mapping[str, Any], ste
 
 
 def _require_state(given: Any, expected: Mapping[str, Any], steps: int, where: str) -> None:
-    """Raise InvalidCheckpoint where the state of one parameter is of another kind than the one `expected`."""
+    """Raise InvalidCheckpoint if the state of one parameter is of another kind than `expected`."""
     _require(isinstance(given, dict) and set(given) == set(expected), where)
     for name, own in expected.items():
         value = given[name]
@@ -164,7 +164,7 @@ def _is_named(values: Any, kind: Any) -> bool:
 
 
 def _is_whole(tensor: Tensor) -> bool:
-    """Whether a tensor has a number for each place: not sparse, quantized, or without numbers at all."""
+    """Return whether a tensor has a number for each place: not sparse, quantized, or without numbers at all."""
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta or tensor.is_nested:
         return False
     there = max(tensor.untyped_storage().nbytes(), REPEATED_BYTES)  # else a file of a few bytes may fill the memory
@@ -182,7 +182,7 @@ def _is_plain(value: Any, depth: int = 0) -> bool:
 
 
 def _is_origin(origin: Any) -> bool:
-    """Two paths, and the record that Fingerprint.record makes."""
+    """Return whether this is two paths, and the record that Fingerprint.record makes."""
     if not isinstance(origin, dict) or set(origin) != {"root", "from_run", "data"}:
         return False
     data = origin["data"]
@@ -202,7 +202,7 @@ def _is_origin(origin: Any) -> bool:
 
 
 def _is_best(best: Any, step: int, epoch: int) -> bool:
-    """An epoch that is over and its scores, or nothing."""
+    """Return whether this is an epoch that is over and its scores, or nothing."""
     if not _is_named(best, int | float) or not all(map(_is_number, best.values())):
         return False
     at, after = best.get("best/step"), best.get("best/epoch")

@@ -1,4 +1,4 @@
-"""What the page shows of a run over its epochs: the terms of the ELBO and the KL of each latent."""
+"""The history of a run as the page shows it, over epochs: the terms of the ELBO and the KL of each latent."""
 
 import statistics
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 @dataclass
 class Curve:
-    """A number over epochs; of runs that were folded its mean and its standard deviation over seeds."""
+    """A number over epochs; for folded runs its mean and its standard deviation over seeds."""
 
     epochs: list[float]
     values: list[float]
@@ -35,7 +35,7 @@ class History:
 
 
 def history(run: Run, shown: Run) -> History:
-    """Read from the files of a run, or of its members; `shown` is the one of them whose pictures the page has."""
+    """Read a history from the files of a run, or of its members; `shown` is the member whose pictures the page has."""
     logged = {id(member): list(member.logged()) for member in [*run.members, shown]}
     rows = logged[id(shown)]
     latents = [
@@ -51,7 +51,7 @@ def history(run: Run, shown: Run) -> History:
 
 
 def _curve(logged: list[list[dict[str, Any]]], name: str) -> Curve | None:
-    """Means over the epochs that all runs have which logged this number at all."""
+    """Return the means over the epochs that all runs which logged this number share, or None if there are none."""
     values = [{row["epoch"]: row[name] for row in rows if is_finite(row.get(name))} for rows in logged]
     values = [each for each in values if each]
     if not values:
@@ -66,7 +66,7 @@ def _curve(logged: list[list[dict[str, Any]]], name: str) -> Curve | None:
 
 
 def thinned(items: Sequence[T], most: int) -> list[T]:
-    """At most so many of them, evenly spaced, with the last and the first."""
+    """Return at most `most` of the items, evenly spaced, with the last and the first."""
     if len(items) <= most:
         return list(items)
     if most == 1:
@@ -75,5 +75,5 @@ def thinned(items: Sequence[T], most: int) -> list[T]:
 
 
 def rounded(number: float, digits: int = 6) -> float:
-    """As precise as a drawing needs it: the page holds thousands."""
+    """Round to the precision that a drawing needs: the page holds thousands of numbers."""
     return float(f"{number:.{digits}g}")

@@ -30,10 +30,10 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-s
 
 
 def page(views: list[list[Run]], count: int, columns: list[str] | None = None) -> str:
-    """The page of so many runs. Views are the same runs by themselves and folded over seeds: the first one is shown.
+    """Return the page of `count` runs. Views are the same runs one by one and folded over seeds: the first is shown.
 
-    Runs that do not compare, of other data or under another likelihood, stand in sections of their own. Columns that
-    the user did not choose are those that tell something of a section, in the order in which people look for them.
+    Runs that do not compare, of other data or under another likelihood, are in sections of their own. Columns that
+    the user did not choose are those that say something about a section, in the order in which people look for them.
     """
     drawn, pictures = records(views, columns)
     held = {
@@ -61,5 +61,5 @@ def page(views: list[list[Run]], count: int, columns: list[str] | None = None) -
 
 
 def _json(value: Any) -> str:
-    """JSON inside a page: without < nothing in it can end the element, and in ASCII any name can be written."""
+    """Return JSON to put inside a page: without < nothing in it can end the element, and ASCII can write any name."""
     return json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")

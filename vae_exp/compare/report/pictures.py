@@ -1,4 +1,4 @@
-"""The pictures of all runs, each held once, and no more of them than a page may weigh."""
+"""The pictures of all runs, each stored once, and no more of them than a page may weigh."""
 
 import base64
 import hashlib
@@ -39,10 +39,10 @@ class _Candidate:
 
 
 def gather(folders: list[Path], epoch_of: list[dict[int, float]], most: int) -> tuple[list[Picture], list[Shown]]:
-    """Pictures of at most so many bytes, and which of them each run has; the folders of the best runs come first.
+    """Return pictures of at most `most` bytes, and which of them each run has; the folders of the best runs come first.
 
-    Where there is no room for all, every run gets its last reconstructions and samples before any gets another
-    picture, then the last ones of other kinds, then the first epoch, the middle one, the quarters.
+    If there is no room for all, every run gets its last reconstructions and samples before any gets another picture,
+    then the last ones of other kinds, then the first epoch, the middle one, the quarters.
     """
     held: list[Picture] = []
     place: dict[str, int] = {}  # by content: a run that was copied, or drew the same, costs nothing
@@ -71,7 +71,7 @@ def gather(folders: list[Path], epoch_of: list[dict[int, float]], most: int) -> 
 
 
 def _in_turn(folder: Path) -> Iterator[tuple[int, _Candidate]]:
-    """The pictures of a run, each with its turn; those with the lowest come first."""
+    """Yield the pictures of a run, each with its turn; those with the lowest turn come first."""
     by_name: dict[str, list[_Candidate]] = {}
     for path in sorted((folder / IMAGES).glob("*.png")):
         if (found := re.fullmatch(r"(.+)_(\d+)", path.stem)) and _is_png(path):
@@ -83,7 +83,7 @@ def _in_turn(folder: Path) -> Iterator[tuple[int, _Candidate]]:
 
 
 def _coarse_to_fine(count: int) -> Iterator[tuple[int, int]]:
-    """(turn, place): the last one, the first, the one in the middle, the quarters, and so on until all are told."""
+    """Yield (turn, place) of the last one, the first, the middle one, the quarters, and so on until each came once."""
     told: set[int] = set()
     depth, places = 0, [count - 1]
     while len(told) < count:
@@ -99,7 +99,7 @@ def _coarse_to_fine(count: int) -> Iterator[tuple[int, int]]:
 
 
 def _is_png(path: Path) -> bool:
-    """Whether a browser can be given it: not a folder, a link that leads nowhere, or a file that was cut off."""
+    """Return whether a browser can show the file: no folder, no broken link, no file that was cut off."""
     try:
         with open_regular(path) as file:
             return file.read(8) == b"\x89PNG\r\n\x1a\n" and file.seek(0, 2) > 24
@@ -108,12 +108,12 @@ def _is_png(path: Path) -> bool:
 
 
 def _width_and_height(png: bytes) -> tuple[int, int]:
-    """From the head of the file."""
+    """Read the width and the height in pixels from the head of a PNG file."""
     return struct.unpack(">II", png[16:24])
 
 
 def _size(path: Path) -> int:
-    """As base64."""
+    """Return the size of a file as base64, in bytes."""
     return -(-path.stat().st_size // 3) * 4
 
 

@@ -58,7 +58,7 @@ class View:
 
 
 def records(views: list[list[Run]], columns: list[str] | None) -> tuple[list[dict[str, Any]], list[Picture]]:
-    """What the page holds of each view, ready for JSON, and the pictures of all of them."""
+    """Return the content of the page for each view, ready for JSON, and the pictures of all views."""
     shown = {id(run): _shown(run) for rows in views for run in rows}
     past = {id(run): history(run, shown[id(run)]) for rows in views for run in rows}
     made, ranked = [], []
@@ -83,7 +83,7 @@ def records(views: list[list[Run]], columns: list[str] | None) -> tuple[list[dic
 def _records(
     section: Section, group: list[Run], keys: list[str], shown: dict[int, Run], past: dict[int, History]
 ) -> list[Record]:
-    """The runs of a section; keys are those that the filter knows, on all of the page."""
+    """Return a record of each run of a section; keys are those that the filter knows, on all of the page."""
     best = comparable.best(group, section.metric) if len(group) > 1 else None
     made = []
     for run, short in zip(group, short_names([_name(run) for run in group], LONGEST_NAME), strict=True):
@@ -95,7 +95,7 @@ def _records(
 
 
 def _shown(run: Run) -> Run:
-    """The run whose pictures stand for this one: of several seeds the best."""
+    """Return the run whose pictures represent this one: of several seeds the best."""
     return comparable.best(run.members, comparable.metric_of(run.members)) or run
 
 
@@ -132,12 +132,12 @@ def _name(run: Run) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON has it: a number, a text or null."""
+    """Return a value as JSON has it: a number, a text or null."""
     return value if value is None or is_finite(value) else " ".join(str(value).split())
 
 
 def _commands(run: Run) -> dict[str, str]:
-    """What to type next, of what the run's folder has a checkpoint for."""
+    """Return the commands to type next, by name: those for which the run's folder has a checkpoint."""
     said = {}
     if (run.folder / LAST).is_file():
         epochs = run.config.get("epochs")

@@ -59,7 +59,7 @@ class Section:
 
 
 def sections(rows: list[Run], columns: list[str] | None) -> list[tuple[Section, list[Run]]]:
-    """Each section with its runs, which are numbered from section to section; with these columns or the usual ones."""
+    """Return each section with its runs, numbered across sections, with these columns; None means the usual ones."""
     alike = comparable.groups(rows)
     titles: list[str | None] = [*comparable.titles(alike)] if len(alike) > 1 else [None]
     found, before = [], 0
@@ -91,9 +91,9 @@ def _section(title: str | None, group: list[Run], columns: list[str] | None, bef
 
 
 def _columns(group: list[Run], metric: str) -> list[str]:
-    """The usual columns of these runs, in the order in which people look for them.
+    """Return the usual columns of these runs, in the order in which people look for them.
 
-    What runs are compared by stands before settings, so that a narrow window shows it; bookkeeping comes last.
+    The metric that runs are compared by comes before settings, so that a narrow window shows it; bookkeeping is last.
     """
 
     def place(column: str) -> int:

@@ -14,13 +14,13 @@ T_975 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
 
 
 def label(run: Run, keys: list[str]) -> str:
-    """What a run is in a figure: its values of the keys that differ, or its name."""
+    """Return the label of a run in a figure: its values of the keys that differ, or its name."""
     settings = [f"{key.rsplit('.', 1)[-1]}={cell(run, key)}" for key in keys if run.value(key) is not None]
     return short(" ".join(settings), LONGEST_LABEL) or run.name
 
 
 def verdict(runs: list[Run], metric: str) -> str:
-    """Which setting is best, by how much, and what the seeds say about it. Runs that compare; folded or not."""
+    """Say which setting is best, by how much, and what the seeds say about it. The runs compare, and may be folded."""
     settings = runs if any(run.members for run in runs) else fold_seeds(runs)
     keys = swept(settings)
     best = comparable.best(settings, metric)
@@ -48,7 +48,7 @@ def verdict(runs: list[Run], metric: str) -> str:
 
 
 def _chance(best: Run, second: Run, metric: str, lead: float) -> str:
-    """Whether the lead is more than seeds differ by: a t-test of the two settings, with their pooled deviation."""
+    """Say whether the lead is more than seeds differ by: a t-test of the two settings, with their pooled deviation."""
     if metric not in best.spread or metric not in second.spread:
         few = "One seed each" if best.seeds == second.seeds else "One of the two has a single seed"
         return f"{few}: how much of this is chance is not known."
