@@ -12,7 +12,6 @@ import stat
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -26,6 +25,7 @@ BLOCK = 4096  # bytes read at each of the sampled places
 WHOLE = 4 * BLOCK  # bytes of a file that is hashed whole
 EVERY = 2**20  # bytes of a larger file between two sampled places
 MAX_BLOCKS = 64
+NO_FILE = "no file"  # in the place of a digest
 MAX_BYTES = 2**24  # of a text file: the largest of ours have kilobytes
 MAX_YAML_BYTES = 2**17  # PyYAML takes a second for so many
 MAX_LINE_BYTES = 2**20
@@ -62,19 +62,25 @@ def content_key(files: Mapping[str, Path]) -> str:
 
     Their folder is not part of it. A file that cannot be read counts by its name: it may be readable the next time.
     """
-
-    def describe(item: tuple[str, Path]) -> str:
-        name, path = item
-        try:
-            return f"{name}\0{path.stat().st_mtime_ns}\0{sampled_digest(path)}\n"
-        except (OSError, ValueError):  # a link that leads nowhere, a pipe, a file of somebody else's
-            return f"{name}\0\n"
-
     digest = hashlib.sha256()
-    with ThreadPoolExecutor(8) as pool:  # a disk of the network answers many at once
-        for described in pool.map(describe, files.items()):
-            digest.update(described.encode(errors="surrogateescape"))
+    for name, known in of_files(files).items():
+        content = ""
+        with contextlib.suppress(OSError):  # it may have gone meanwhile
+            content = "" if known == NO_FILE else f"{files[name].stat().st_mtime_ns}\0{known}"
+        digest.update(f"{name}\0{content}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]
+
+
+def of_files(files: Mapping[str, Path]) -> dict[str, str]:
+    """Return a digest of each file's size and some of its bytes, by the given names."""
+    return {name: _digest_or_none(path) for name, path in files.items()}
+
+
+def _digest_or_none(path: Path) -> str:
+    try:
+        return sampled_digest(path)
+    except (OSError, ValueError):  # a link that leads nowhere, a pipe, a file of somebody else's
+        return NO_FILE
 
 
 def sampled_digest(path: Path) -> str:

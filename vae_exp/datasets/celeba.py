@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from vae_exp.datasets.fingerprint import of_files
 from vae_exp.datasets.image_cache import Decoding
 from vae_exp.datasets.image_folder import decoded, image_shape
 from vae_exp.datasets.splits import Source, Split
 from vae_exp.datasets.torchvision import CELEBA, open_torchvision
 from vae_exp.errors import UserError
+from vae_exp.files import of_files
 
 EVERY = 200  # images of which one is looked at, to know the data again: 202,599 files take long
 

@@ -18,12 +18,11 @@ import numpy as np
 import torch
 
 from vae_exp.datasets.factors import Factors, chosen_values, grid
-from vae_exp.datasets.fingerprint import of_files
 from vae_exp.datasets.splits import Source, Streamed
 from vae_exp.datasets.sprites import SHAPES, SIZES, source_of
 from vae_exp.datasets.torchvision import DOWNLOAD_SECONDS, folder_for_a_while, last_line
 from vae_exp.errors import Unwritable, UserError
-from vae_exp.files import announce, atomic_write, cache_folder
+from vae_exp.files import announce, atomic_write, cache_folder, of_files
 
 ROWS_AT_ONCE = 2048  # images in memory while a file is unpacked
 

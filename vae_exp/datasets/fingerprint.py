@@ -4,7 +4,6 @@ import hashlib
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +11,6 @@ from torch import Tensor
 
 from vae_exp.datasets.splits import Source, Split, Streamed
 from vae_exp.errors import printable
-from vae_exp.files import sampled_digest
 
 ROWS = 64  # images looked at of a split that no file is known of
 LABELS = 2**18  # of fewer images all labels and factors are looked at, of more each second, third, ...
@@ -102,18 +100,6 @@ def fingerprint(source: Source) -> Fingerprint:
     if files is None:
         files = {f"images of {part}": _of_images(split) for part, split in splits.items()}
     return Fingerprint(images, list(source.class_names), labels, files)
-
-
-def of_files(files: Mapping[str, Path]) -> dict[str, str]:
-    """Return a digest of each file's size and some of its bytes, by the given names."""
-    return {name: _of_file(path) for name, path in files.items()}
-
-
-def _of_file(path: Path) -> str:
-    try:
-        return sampled_digest(path)
-    except (OSError, ValueError):  # a pipe, or a link that leads nowhere: no image either
-        return "no file"
 
 
 def _of_images(split: Split) -> str:

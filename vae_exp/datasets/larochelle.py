@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vae_exp.datasets.fingerprint import of_files
 from vae_exp.datasets.splits import Source, Split
 from vae_exp.errors import UserError
-from vae_exp.files import content_key
+from vae_exp.files import content_key, of_files
 
 
 def larochelle(name: str, folder: Path) -> Source:

@@ -12,11 +12,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from vae_exp.datasets.fingerprint import of_files
 from vae_exp.datasets.larochelle import larochelle
 from vae_exp.datasets.splits import Source, Split
 from vae_exp.errors import Unwritable, UserError
-from vae_exp.files import announce, atomic_write, cache_folder, content_key
+from vae_exp.files import announce, atomic_write, cache_folder, content_key, of_files
 
 DOWNLOAD_SECONDS = 15  # a mirror that hangs must not hang the run
 COPY_FORMAT = 2  # part of a copy's name: a copy of another format is not found
