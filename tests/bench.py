@@ -30,10 +30,10 @@ from tests.bench_scaling import STEPS, products_epoch, scaling
 from tests.peers import pythae_epoch, tutorial_epoch
 from tests.timing import Functions, timed
 from vae_exp import compose, train
-from vae_exp.config.check import CONF_DIR, resolve
+from vae_exp.config.checks import CONF_DIR, resolve
 from vae_exp.figures import training
 from vae_exp.tracking import tracker
-from vae_exp.training import checkpointer, meters
+from vae_exp.training import checkpointer, state
 
 ENVIRONMENT = os.environ | {"WANDB_SILENT": "true", "PYTHONPATH": str(CONF_DIR.parent)}
 THREADS = f"threads={torch.get_num_threads()}"  # as many as all that is measured beside it
@@ -44,7 +44,7 @@ BESIDE_THE_STEP: dict[str, Functions] = {
     "pictures": [(training, "reconstructions"), (training, "samples"), (tracker.Tracker, "image")],
     "checkpoints": [(checkpointer.Checkpointer, "hold_best"), (checkpointer.Checkpointer, "write")],
     "tracker": [(tracker.Tracker, "log"), (tracker.Tracker, "summarise"), (tracker.Tracker, "to_disk")],
-    "running means": [(meters.Meters, "add"), (meters.Meters, "read")],
+    "running means": [(state.Meters, "add"), (state.Meters, "read")],
     "progress bar": [(tqdm, "update"), (tqdm, "set_postfix_str")],
 }
 

@@ -22,12 +22,12 @@ from vae_exp import compose, train
 from vae_exp.cli import train as command
 from vae_exp.config import build
 from vae_exp.datasets import batches
+from vae_exp.evaluation.metrics import evaluate
 from vae_exp.figures import training
-from vae_exp.metrics import evaluate
 from vae_exp.sweeps import summary
 from vae_exp.tracking.tracker import Tracker
-from vae_exp.training import checkpointer, dry_run, memory
-from vae_exp.training.speed import flush_denormals
+from vae_exp.training import checkpointer, dry_run
+from vae_exp.training.precision import flush_denormals
 
 MODES = ("offline", "disabled")
 SWEPT = {"model.z_dim": (2, 4, 8, 16), "optimizer.lr": (3e-4, 1e-3, 3e-3), "seed": (0, 1)}  # as the experiment's file
@@ -36,7 +36,7 @@ PARTS: dict[str, Functions] = {
         (ConfigLoaderImpl, "load_sweep_config"), (command, "compose"), (build, "check"),
     ],
     "data, model and the trial of its parts": [
-        (build, "dataset"), (build, "model"), (build, "optimizer"), (memory, "check_model"), (dry_run, "check"),
+        (build, "dataset"), (build, "model"), (build, "optimizer"), (dry_run, "check_model"), (dry_run, "check"),
     ],
     "W&B's start": [(train, "choose_mode"), (Tracker, "_open_wandb")],
     "points, in metrics.jsonl and W&B": [(Tracker, "log")],

@@ -19,7 +19,7 @@ import torch
 
 from vae_exp.cli import compare, evaluate, generate, reproduce
 from vae_exp.cli import train as cli
-from vae_exp.config.check import CONF_DIR
+from vae_exp.config.checks import CONF_DIR
 from vae_exp.train import train
 
 A_FEW_SECONDS = 15  # of the README, on a machine with other work to do

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from tests import hooks
 from tests.conftest import compose
-from vae_exp.config.check import CONF_DIR, check, flatten, options
-from vae_exp.config.rules import DATASET_RULES, OPTION_RULES, RULES
+from vae_exp.config.checks import CONF_DIR, check, flatten, options
+from vae_exp.config.schema import DATASET_RULES, OPTION_RULES, RULES
 from vae_exp.errors import printable
 
 GROUPS = [path.name for path in CONF_DIR.iterdir() if path.is_dir() and path.name != "hydra"]

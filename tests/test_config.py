@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 import vae_exp.networks
 from tests import hooks
 from tests.conftest import compose, quick_run
-from vae_exp.config.check import CALLS, CONF_DIR, check, flatten, options
-from vae_exp.config.rules import DATASET_RULES, EVALUATE_RULES, GENERATE_RULES, OPTION_RULES, RULES
+from vae_exp.config.checks import CALLS, CONF_DIR, check, flatten, options
+from vae_exp.config.schema import DATASET_RULES, EVALUATE_RULES, GENERATE_RULES, OPTION_RULES, RULES
 
 # beta, conditional, stochastic
 MODELS = {

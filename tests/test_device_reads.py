@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 from tests import hooks
 from tests.conftest import metrics, quick_run
 from vae_exp import files
-from vae_exp.training import speed
+from vae_exp.training import precision
 from vae_exp.training.state import RngStreams
 
 READS = ("item", "tolist", "numpy", "__float__", "__int__", "__bool__", "__index__", "__array__")
@@ -117,14 +117,14 @@ def test_what_a_user_has_set_of_tf32_is_no_obstacle():
     try:
         for kind in kinds:
             kind.fp32_precision = "tf32"
-        with speed.full_precision():
+        with precision.full_precision():
             assert [kind.fp32_precision for kind in kinds] == ["ieee", "ieee"]
             assert torch.get_float32_matmul_precision() == "highest"  # as the compiler asks
         assert [kind.fp32_precision for kind in kinds] == ["tf32", "tf32"]
         assert torch.get_float32_matmul_precision() == "high"
         quick_run()
     finally:
-        speed._allow_tf32(False, False)
+        precision._allow_tf32(False, False)
         for kind, value in zip(kinds, before, strict=True):
             kind.fp32_precision = value
 

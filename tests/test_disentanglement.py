@@ -13,8 +13,7 @@ from vae_exp import scores
 from vae_exp.errors import UserError
 from vae_exp.scores import repeats
 from vae_exp.scores.codes import Known
-from vae_exp.scores.mutual_information import above_chance
-from vae_exp.scores.nearest_information import nearest_information
+from vae_exp.scores.mutual_information import above_chance, nearest_information
 
 DSPRITES = (3, 6, 40, 32, 32)
 N = 1000

@@ -19,16 +19,17 @@ import vae_exp
 from tests import hooks
 from tests.conftest import MNIST, full_disk, needs_mnist, quick_run, recorded
 from tests.conftest import metrics as logged
-from vae_exp import inference, metrics
-from vae_exp.cli import label_accuracy as readback
-from vae_exp.cli.reference_classifier import train_classifier
+from vae_exp import inference
 from vae_exp.config import build
-from vae_exp.config.check import CONF_DIR
+from vae_exp.config.checks import CONF_DIR
 from vae_exp.datasets.splits import Split
 from vae_exp.distributions import DiagonalGaussian
 from vae_exp.errors import UserError
+from vae_exp.evaluation import metrics
+from vae_exp.evaluation import reference_classifier as readback
+from vae_exp.evaluation.reference_classifier import train_classifier
 from vae_exp.likelihoods import Gaussian
-from vae_exp.training import checkpoint
+from vae_exp.training import checkpoints
 from vae_exp.vae import VAE
 
 SIGMA = 0.3
@@ -107,7 +108,7 @@ def test_no_number_depends_on_the_batch_size(linear_gaussian):
 def test_weights_written_down_by_hand_give_the_same_negative_elbo():
     """The tutorial's formula on plain layers with a checkpoint's weights, and the same noise."""
     _, folder = quick_run("epochs=2", "network.hidden_dims=[32]", "model.z_dim=3")
-    state = checkpoint.load(folder / "best.pt")
+    state = checkpoints.load(folder / "best.pt")
     encoder = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 6))
     decoder = nn.Sequential(nn.Linear(3, 32), nn.ReLU(), nn.Linear(32, 64), nn.Sigmoid())
     for plain, side in ((encoder, "encoder"), (decoder, "decoder")):

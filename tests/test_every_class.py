@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 import vae_exp
 from tests.conftest import compose
 from tests.test_images import flat
-from vae_exp.figures import every_class, fonts, grids
+from vae_exp.figures import grids
 from vae_exp.train import train
 
 COLOURS = [(250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 0)]
@@ -22,10 +22,10 @@ MISSING = "\U000e0041\u0b95"  # a tag and a Tamil letter: no font has both
 
 def test_rows_in_turn_show_the_classes_one_after_the_other():
     y = torch.tensor([5, 5, 3, 5, 3, 9])
-    assert every_class.in_turn(y).tolist() == [0, 2, 5, 1, 4, 3]
-    assert every_class.in_turn(torch.tensor([], dtype=torch.long)).tolist() == []
+    assert grids.in_turn(y).tolist() == [0, 2, 5, 1, 4, 3]
+    assert grids.in_turn(torch.tensor([], dtype=torch.long)).tolist() == []
     many = torch.randint(0, 7, (500,))
-    rows = every_class.in_turn(many)
+    rows = grids.in_turn(many)
     assert sorted(rows.tolist()) == list(range(500))
     for n in (1, 5, 7, 100):
         assert len(many[rows[:n]].unique()) == min(n, 7)
@@ -33,10 +33,10 @@ def test_rows_in_turn_show_the_classes_one_after_the_other():
 
 def test_the_first_rows_stay_where_they_show_every_class():
     mixed, ordered = torch.arange(100) % 10, torch.arange(100) // 10
-    assert every_class.rows(mixed, 32).tolist() == list(range(32))
-    assert len(ordered[every_class.rows(ordered, 32)].unique()) == 10
-    assert len(ordered[every_class.rows(ordered, 4)].unique()) == 4
-    assert every_class.rows(torch.zeros(5), 32).tolist() == list(range(5)), "without labels"
+    assert grids.rows(mixed, 32).tolist() == list(range(32))
+    assert len(ordered[grids.rows(ordered, 32)].unique()) == 10
+    assert len(ordered[grids.rows(ordered, 4)].unique()) == 4
+    assert grids.rows(torch.zeros(5), 32).tolist() == list(range(5)), "without labels"
 
 
 @pytest.mark.parametrize("model", ["vanilla", "conditional"])
@@ -62,11 +62,11 @@ def test_letters_of_other_scripts_are_drawn(caplog):
 
     def drawn(word):
         page = Image.new("L", (200, 40), 255)
-        fonts.write(ImageDraw.Draw(page), (5, 20), word, 24, "lm")
+        grids.write(ImageDraw.Draw(page), (5, 20), word, 24, "lm")
         return np.asarray(page)
 
     for word in (GREEK, CYRILLIC, ARABIC, "café"):
-        assert fonts.drawable([word]) == [word]
+        assert grids.drawable([word]) == [word]
         letters = [drawn(letter) for letter in dict.fromkeys(word)]
         for i, letter in enumerate(letters):
             assert (letter < 255).any()
@@ -78,7 +78,7 @@ def test_letters_of_other_scripts_are_drawn(caplog):
 def test_what_no_font_has_is_shown_by_its_number_and_said_once(caplog):
     names = ["cat", MISSING, CYRILLIC]
     with caplog.at_level(logging.WARNING):
-        assert fonts.drawable(names) == fonts.drawable(names) == ["cat", "1", CYRILLIC]
+        assert grids.drawable(names) == grids.drawable(names) == ["cat", "1", CYRILLIC]
     assert caplog.text.count("no font installed here has the letters of") == 1
 
 
@@ -86,11 +86,11 @@ def test_plain_letters_are_drawn_as_ever():
     """Pillow's own font, to the pixel: pictures of earlier runs compare."""
     title, size = "a title: 64 samples", 20
     page, by_hand = (Image.new("RGB", (300, 40), "white") for _ in range(2))
-    fonts.write(ImageDraw.Draw(page), (4, 20), title, size, "lm")
+    grids.write(ImageDraw.Draw(page), (4, 20), title, size, "lm")
     ImageDraw.Draw(by_hand).text((4, 20), title, "black", ImageFont.load_default(size), anchor="lm")
     assert (np.asarray(page) == np.asarray(by_hand)).all()
-    assert fonts.width(title, size) == ImageFont.load_default(size).getlength(title)
-    assert fonts.families(["cat"]) == ["DejaVu Sans"]
+    assert grids.text_width(title, size) == ImageFont.load_default(size).getlength(title)
+    assert grids.families(["cat"]) == ["DejaVu Sans"]
 
 
 def test_a_scatter_shows_every_name_as_it_is(caplog):

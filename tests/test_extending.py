@@ -12,7 +12,7 @@ import pytest
 import vae_exp
 from tests.conftest import metrics, quick_run
 from tests.test_data import write_idx
-from vae_exp.config.check import CONF_DIR
+from vae_exp.config.checks import CONF_DIR
 from vae_exp.errors import UserError
 
 MODULES = ("squares", "normed", "spare", "broken", "mine")

@@ -16,19 +16,19 @@ import torch
 import vae_exp
 from tests.conftest import QUICK, compose, metrics, quick_run, recorded
 from tests.test_report import CHROMIUM, FLAGS, needs_browser
-from vae_exp import metrics as metrics_of
 from vae_exp import scores
-from vae_exp.cli import evaluation_table, factor_scores
 from vae_exp.compare.runs import SCORES, read_run
-from vae_exp.config.rules import FACTOR_SCORES
+from vae_exp.config.schema import FACTOR_SCORES
 from vae_exp.datasets import Data, Factors, Split
 from vae_exp.distributions import DiagonalGaussian, Point
 from vae_exp.errors import UserError
-from vae_exp.figures import factors as figures
+from vae_exp.evaluation import factor_scores, results
+from vae_exp.evaluation import metrics as metrics_of
+from vae_exp.figures import latent_walks as figures
 from vae_exp.scores import repeats
 from vae_exp.scores.mutual_information import above_chance
 from vae_exp.tracking import wandb_logged
-from vae_exp.training import checkpoint, stored_evaluation, suitability
+from vae_exp.training import checkpoints, dry_run
 
 # 12 x 12 places of a square: 144 images, of which half are the test split.
 PLACES = ("dataset=sprites", "dataset.factors={shape:[0],scale:1,orientation:1,x:12,y:12}", "dataset.test_size=0.5")
@@ -179,7 +179,7 @@ def test_default_scores_that_do_not_suit_are_left_out_with_a_note(vae_command, m
     assert "left out" not in vae_command("vae-evaluate", "checkpoint=run", "scores=[]")[1]
     assert vae_command("vae-evaluate", "checkpoint=run", "score_repeats=1")[0] == 0
     assert json.loads(Path("run/best.test.json").read_text())["scores"]["rows"] == 36
-    monkeypatch.setattr("vae_exp.metrics.evaluate", lambda *_, **__: pytest.fail("it was measured"))
+    monkeypatch.setattr("vae_exp.evaluation.metrics.evaluate", lambda *_, **__: pytest.fail("it was measured"))
     code, said = vae_command("vae-evaluate", "checkpoint=run", "scores=[mig]", "samples=[frechet]")
     assert code == 1
     assert "scores=[mig]: the test split, 36 images, does not suit mig (x has 1" in said
@@ -189,7 +189,7 @@ def test_of_one_factor_the_scores_that_suit_are_measured(capsys):
     config = compose("dataset=sprites", "scores=[mig,sap,explicitness,factor_vae,beta_vae]")
     known = known_of(1)
     data = Data("sprites", known, known, lambda: known, 0, [], lambda: known)
-    suitability.check(config, data, "val", known)
+    dry_run.check_data(config, data, "val", known)
     model = SimpleNamespace(config=config)
     options = {"scores": None, "split": "test", "score_repeats": 5, "score_rows": None, "seed": 0}
     assert factor_scores.chosen(model, data, known, options) == (["mig"], 10)
@@ -199,10 +199,10 @@ def test_of_one_factor_the_scores_that_suit_are_measured(capsys):
         factor_scores.chosen(model, data, known, options | {"scores": ["dci"]})
     config["scores"] = ["mig", "modularity"]
     with pytest.raises(UserError, match=r"does not suit modularity .* It needs more factors that vary"):
-        suitability.check(config, data, "val", known)
+        dry_run.check_data(config, data, "val", known)
     still = known_of(0)
     with pytest.raises(UserError, match=r"does not suit mig, modularity .no factor varies"):
-        suitability.check(config, dataclasses.replace(data, read_test=lambda: still), "val", known)
+        dry_run.check_data(config, dataclasses.replace(data, read_test=lambda: still), "val", known)
 
 
 def test_validation_images_are_no_matter_where_scores_are_of_the_test_split_alone():
@@ -216,8 +216,8 @@ def test_a_source_of_ones_own_needs_factors_in_its_test_split():
     config = compose("dataset=sprites", "scores=[mig]")
     data = Data("own", known, known, lambda: held_out, 0, [], lambda: known)
     with pytest.raises(UserError, match=r"scores=\[mig\]: the test split of dataset=own has no known factors"):
-        suitability.check(config, data, "val", known)
-    suitability.check(config, dataclasses.replace(data, read_test=lambda: known), "val", held_out)
+        dry_run.check_data(config, data, "val", known)
+    dry_run.check_data(config, dataclasses.replace(data, read_test=lambda: known), "val", held_out)
 
 
 def test_a_score_that_is_no_number_is_written_nowhere(vae_command, monkeypatch):
@@ -279,8 +279,8 @@ def test_scores_of_a_collapsed_model_carry_a_warning(vae_command, vae_train, mon
     before = found["scores"]
     assert vae_command("vae-evaluate", "checkpoint=run", "scores=[]", "wandb.mode=disabled")[0] == 0
     assert json.loads(Path("run/best.test.json").read_text())["scores"] == before
-    assert "warning" not in stored_evaluation.scores({"scores": before})
-    assert stored_evaluation.read(Path("run/best.test.json"))["scores"] == before
+    assert "warning" not in results.scores_of({"scores": before})
+    assert results.read(Path("run/best.test.json"))["scores"] == before
 
 
 def test_what_chance_finds_of_few_images_is_no_warning():
@@ -374,7 +374,7 @@ def test_a_factor_is_given_by_labels_of_any_name_and_without_another_there_is_no
 
 def test_names_of_factors_reach_the_terminal_escaped(capsys):
     settings = {"rows": 4, "repeats": 2, "seed": 0, "factors": ["a\x1b[31m"]}
-    evaluation_table._show_scores({}, {"scores": settings, "split": "test"})
+    results._show_scores({}, {"scores": settings, "split": "test"})
     assert "of a\\x1b[31m" in capsys.readouterr().out
 
 
@@ -382,7 +382,7 @@ def test_the_spread_of_a_score_is_in_wandb_and_no_panel_of_its_own(tmp_path):
     score = {"mean": 0.5, "std": 0.1, "caution": ""}
     once = {"mean": 0.4, "std": None, "caution": ""}
     result = {"scores": {"rows": 4, "repeats": 2, "seed": 0, "factors": ["x"], "mig": score, "sap": once}}
-    assert stored_evaluation.numbers(result) == {"mig": 0.5, "mig_std": 0.1, "sap": 0.4}
+    assert results.numbers(result) == {"mig": 0.5, "mig_std": 0.1, "sap": 0.4}
     (tmp_path / "best.test.json").write_text(json.dumps(result))
     assert wandb_logged._scores(tmp_path) == ["evaluate/test/mig", "evaluate/test/sap"]
 
@@ -407,7 +407,7 @@ def test_max_steps_ends_a_run_in_the_middle_of_an_epoch_and_more_of_them_go_on()
     quick_run(*settings, folder="whole")
     summary, folder = quick_run(*settings, "max_steps=7")
     assert (summary["state"], summary["reason"]) == ("finished", "max_steps=7 are taken")
-    assert checkpoint.load(folder / "last.pt").step == 7
+    assert checkpoints.load(folder / "last.pt").step == 7
     assert summary["best/epoch"] <= 2
     quick_run(*settings, "max_steps=18", "resume=run")
     whole, resumed = (metrics(name) for name in ("whole", "run"))

@@ -15,11 +15,11 @@ from matplotlib.path import Path as Curve
 
 import vae_exp
 from tests.conftest import compose, quick_run
-from vae_exp.config import build, foreign
+from vae_exp.config import build, targets
 from vae_exp.datasets import Factors, Source, Split, batches, dsprites, factor_files, mpi3d, prepare, shapes3d, sprites
 from vae_exp.datasets.factors import chosen_values, grid
+from vae_exp.datasets.prepare import require_source
 from vae_exp.datasets.sprites import SIZES
-from vae_exp.datasets.validate import require_source
 from vae_exp.errors import UserError
 
 A = np.linspace(0, 2 * np.pi, 2001)
@@ -178,11 +178,11 @@ def test_a_conditional_model_of_one_factor_is_read_again_from_its_checkpoint():
 def test_a_checkpoint_may_not_name_code_inside_the_factors():
     config = build.check(compose("dataset=sprites"))
     settings = config["dataset"]
-    foreign.check_foreign(config, "dataset")
+    targets.check_foreign(config, "dataset")
     build.check_dataset(config)
     for inner in ({"_target_": "os.system"}, {"shape": {"_partial_": True}}, {1: 2}):
         with pytest.raises(UserError, match="is not a _target_ with plain values"):
-            foreign.check_foreign({"dataset": settings | {"factors": inner}}, "dataset")
+            targets.check_foreign({"dataset": settings | {"factors": inner}}, "dataset")
 
 
 def test_factors_of_ones_own_are_checked():

@@ -32,11 +32,11 @@ from tests import hooks
 from tests.conftest import A_FEW_SECONDS, QUICK, command, full_disk, metrics, quick_run, stored, written
 from tests.test_data import write_idx
 from vae_exp import files, inference
-from vae_exp.cli import shared
+from vae_exp.cli import common
 from vae_exp.datasets.image_folder import read_images
 from vae_exp.datasets.torchvision import torchvision_images
 from vae_exp.errors import Diverged, Unwritable, UserError, printable
-from vae_exp.training import checkpoint
+from vae_exp.training import checkpoints
 
 SMALL = ("network.hidden_dims=[16]", "model.z_dim=3")
 RUN = (*QUICK, *SMALL, "wandb.mode=disabled", "hydra.run.dir=run")
@@ -68,7 +68,7 @@ def test_a_folder_that_cannot_be_written_is_named(vae_train):
 def test_a_name_that_no_rule_sees_and_no_file_system_takes_is_one_message():
     long = "x" * 300
     message = f"vae-train: {long}: this name is too long for the file system."
-    with pytest.raises(SystemExit, match=re.escape(message)), shared.exits("vae-train", "config"):
+    with pytest.raises(SystemExit, match=re.escape(message)), common.exits("vae-train", "config"):
         Path(long).stat()
 
 
@@ -106,7 +106,7 @@ def test_a_nan_is_found_at_the_next_read_or_checkpoint_and_saved_nowhere(place):
     message = r"between steps 12 and 16: .*not finite. The last good checkpoint is run/last.pt"
     with hooks.in_step(spoil), pytest.raises(Diverged, match=message):
         quick_run(*SMALL, hooks.OWN_OBJECTIVE, "epochs=3", "checkpoint_every_steps=4")
-    kept = checkpoint.load(Path("run/last.pt"))
+    kept = checkpoints.load(Path("run/last.pt"))
     assert kept.step == 12
     assert all(weights.isfinite().all() for weights in kept.model.values())
 
@@ -265,10 +265,10 @@ ABSURD = [
 def test_a_strangers_checkpoint_is_checked_before_anything_is_built(tmp_path, keys, value, message):
     torch.save(changed(keys, value), tmp_path / "x.pt")
     if message is None:
-        inference.rebuild(checkpoint.load(tmp_path / "x.pt"))
+        inference.rebuild(checkpoints.load(tmp_path / "x.pt"))
         return
     with pytest.raises(UserError, match=message):
-        inference.rebuild(checkpoint.load(tmp_path / "x.pt"))
+        inference.rebuild(checkpoints.load(tmp_path / "x.pt"))
 
 
 def test_a_name_from_a_checkpoint_leads_nowhere(vae_command, tmp_path):
@@ -367,12 +367,12 @@ def check_damaged_checkpoint(whole, damage):
     (folder / "x.pt").write_bytes(damaged(content, damage))
     (folder / "y.pt").write_bytes(content)
     try:
-        read = checkpoint.load(folder / "x.pt")
+        read = checkpoints.load(folder / "x.pt")
         inference.rebuild(read)
     except UserError as error:
         assert "checkpoint" in str(error)
         return
-    good = checkpoint.load(folder / "y.pt")
+    good = checkpoints.load(folder / "y.pt")
     assert all(torch.equal(read.model[name], weights) for name, weights in good.model.items())
     assert (read.config, read.step) == (good.config, good.step)
 
@@ -388,7 +388,7 @@ def test_an_entry_that_calls_itself_a_folder_is_refused(whole):
         changed[place + 38] ^= 0x10  # of the external attributes
         (folder / "x.pt").write_bytes(changed)
         with pytest.raises(UserError, match="damaged, or not a checkpoint"):
-            checkpoint.load(folder / "x.pt")
+            checkpoints.load(folder / "x.pt")
         place = content.rfind(b"PK\x01\x02", 0, place)
     assert place == -1, "every entry was tried"
 
@@ -408,7 +408,7 @@ def test_damaged_safetensors_are_read_right_or_refused(whole):
     for part in range(200):
         (folder / "y.safetensors").write_bytes(damaged(exported, ("flip", part / 200, part % 8)))
         with pytest.raises(UserError, match="damaged, or not a checkpoint"):
-            checkpoint.load(folder / "y.safetensors")
+            checkpoints.load(folder / "y.safetensors")
     assert torch.equal(inference.load(folder / "x.safetensors", "cpu").sample(4, seed=0), model.sample(4, seed=0))
 
 
@@ -521,10 +521,10 @@ def test_a_signal_saves_ends_the_run_where_it_stands_and_auto_goes_on(number, co
     assert running.returncode == code, said
     assert "Traceback" not in said
     (folder,) = [path.parent for path in Path("outputs").rglob("last.pt")]
-    assert checkpoint.load(folder / "last.pt").epoch < 40
+    assert checkpoints.load(folder / "last.pt").epoch < 40
     assert f"resume={folder}" in said
     assert vae_train(*typed)[0] == 0
-    ended, straight = (checkpoint.load(Path(where) / "last.pt") for where in (folder, "whole"))
+    ended, straight = (checkpoints.load(Path(where) / "last.pt") for where in (folder, "whole"))
     assert all(torch.equal(ended.model[name], weights) for name, weights in straight.model.items())
     assert ended.best == straight.best
 

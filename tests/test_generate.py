@@ -14,7 +14,7 @@ from PIL import Image
 import vae_exp
 from tests.conftest import metrics, quick_run, recorded
 from vae_exp.datasets.image_folder import read_images
-from vae_exp.figures import every_class, latent_walks
+from vae_exp.figures import grids, latent_walks
 from vae_exp.figures import grids as figures
 from vae_exp.vae import VAE
 
@@ -304,7 +304,7 @@ def test_a_single_image_has_a_scatter():
 
 def test_every_key_is_for_something_and_every_what_is_known():
     from vae_exp.cli.generate import IN_THE_NAME, USED_BY
-    from vae_exp.config.rules import GENERATE_RULES
+    from vae_exp.config.schema import GENERATE_RULES
 
     for_all = {"checkpoint", "what", "output", "device", "trust"}
     assert USED_BY.keys() | for_all == GENERATE_RULES.keys()
@@ -392,7 +392,7 @@ def test_more_classes_than_a_picture_has_room_for(vae_command, conditional):
     assert vae_command("vae-generate", where, "label=300")[0] == 1
     code, said = vae_command("vae-evaluate", where, "wandb.mode=disabled")
     assert code == 0, said
-    assert every_class.shown_classes(70, [str(i) for i in range(70)]) == every_class.MOST_CLASSES < 70
+    assert grids.shown_classes(70, [str(i) for i in range(70)]) == grids.MOST_CLASSES < 70
 
 
 GENERATE = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000)); "

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.conftest import QUICK
-from vae_exp.training.health import Health
+from vae_exp.training.console import Health
 
 CONFIG = {
     "model": {"z_dim": 10, "beta": 1.0, "stochastic": True},

@@ -16,10 +16,10 @@ import vae_exp
 from tests import hooks
 from tests.conftest import compose
 from vae_exp.config import build
-from vae_exp.datasets.celeba import celeba
 from vae_exp.datasets.image_folder import image_folder, read_images
 from vae_exp.datasets.prepare import prepare
 from vae_exp.datasets.splits import Streamed, batches
+from vae_exp.datasets.torchvision import celeba
 from vae_exp.errors import UserError
 from vae_exp.train import train
 

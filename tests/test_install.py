@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vae_exp.config.check import CONF_DIR
+from vae_exp.config.checks import CONF_DIR
 
 ROOT = CONF_DIR.parent
 
@@ -30,7 +30,7 @@ def test_a_wheel_trains_digits_from_an_empty_folder(tmp_path):
 
     empty = tmp_path / "empty"
     empty.mkdir()
-    where = "from vae_exp.config.check import CONF_DIR; print(CONF_DIR)"
+    where = "from vae_exp.config.checks import CONF_DIR; print(CONF_DIR)"
     conf = subprocess.run([python, "-c", where], cwd=empty, capture_output=True, text=True, check=True).stdout
     assert Path(conf.strip()) == site / "vae_exp" / "conf"
     done = subprocess.run(

@@ -9,7 +9,7 @@ from torch import distributions as oracle
 
 from tests.conftest import compose
 from vae_exp.config import build
-from vae_exp.config.check import check, options
+from vae_exp.config.checks import check, options
 from vae_exp.likelihoods import (
     Bernoulli,
     ContinuousBernoulli,

@@ -7,7 +7,7 @@ from torch.distributions import Normal, kl_divergence
 
 from tests.conftest import compose
 from vae_exp.config import build
-from vae_exp.config.check import check
+from vae_exp.config.checks import check
 from vae_exp.distributions import DiagonalGaussian, Point
 from vae_exp.errors import UserError
 from vae_exp.objectives import elbo

@@ -8,7 +8,7 @@ from torch import nn
 
 from tests.conftest import compose
 from vae_exp.config import build
-from vae_exp.config.check import check, options
+from vae_exp.config.checks import check, options
 from vae_exp.datasets import Split
 from vae_exp.errors import UserError
 

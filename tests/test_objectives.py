@@ -11,10 +11,10 @@ from torch.distributions import Normal
 import vae_exp
 from tests.conftest import compose, metrics, quick_run
 from vae_exp.config import build
-from vae_exp.config.check import check
+from vae_exp.config.checks import check
+from vae_exp.distributed import Share
 from vae_exp.distributions import DiagonalGaussian
 from vae_exp.objectives import beta_tc, capacity, decompose, dip_vae, elbo, free_bits, iwae, log_shares
-from vae_exp.shares import Share
 from vae_exp.terms import Progress, Terms, elbo_terms, extra_samples
 
 TERMS = Terms(torch.tensor([90.0, 110.0]), torch.tensor([[0.0, 1.0, 5.0], [0.2, 0.0, 7.0]]))

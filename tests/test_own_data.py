@@ -14,7 +14,7 @@ from tests.conftest import compose, quick_run
 from tests.test_images import flat
 from vae_exp.config import build
 from vae_exp.datasets import arrays, image_folder, prepare
-from vae_exp.datasets.factor_table import read_factors
+from vae_exp.datasets.factors import read_factors
 from vae_exp.datasets.splits import Streamed
 from vae_exp.errors import UserError
 from vae_exp.train import train

@@ -15,10 +15,9 @@ from tests.conftest import QUICK, metrics, quick_run, stored
 from tests.hooks import Crash
 from vae_exp.errors import UserError
 from vae_exp.figures import training
-from vae_exp.sweeps import config_cache
-from vae_exp.training import checkpoint
-from vae_exp.training.cadence import Cadence
-from vae_exp.training.stopper import CHECKPOINTS_SHARE
+from vae_exp.sweeps import jobs
+from vae_exp.training import checkpoints
+from vae_exp.training.stopper import CHECKPOINTS_SHARE, Cadence
 
 STEP, WRITE, DRAW = 0.1, 0.05, 0.02  # seconds of the clock below
 EPOCH = 11 * STEP  # of the digits
@@ -93,7 +92,7 @@ def test_a_run_that_is_killed_between_two_checkpoints_goes_on_to_the_bit(clock):
     quick_run(*RUN, "epochs=9", folder="whole")
     with hooks.crash_at(8 * 11 - 1), pytest.raises(Crash):
         quick_run(*RUN, "epochs=9")
-    kept = checkpoint.load(Path("run/last.pt"))
+    kept = checkpoints.load(Path("run/last.pt"))
     assert 0 < kept.epoch < 7
     assert (7 - kept.epoch) * EPOCH <= WRITE / CHECKPOINTS_SHARE + EPOCH
     quick_run(*RUN, "epochs=9", "resume=run")
@@ -144,7 +143,7 @@ def test_null_means_not_by_epochs_and_a_share_counts_from_the_end():
     ],
 )
 def test_the_configurations_of_a_sweep_are_those_that_hydra_composes(vae_train, monkeypatch, swept):
-    of_hydra, quick, compared = ConfigLoaderImpl.load_sweep_config, config_cache.Composed.with_values, []
+    of_hydra, quick, compared = ConfigLoaderImpl.load_sweep_config, jobs.Composed.with_values, []
 
     def composed(self, words):
         cfg = quick(self, words)
@@ -159,7 +158,7 @@ def test_the_configurations_of_a_sweep_are_those_that_hydra_composes(vae_train, 
         return of_hydra(self, master_config, sweep_overrides)
 
     compared_with = {}
-    monkeypatch.setattr(config_cache.Composed, "with_values", composed)
+    monkeypatch.setattr(jobs.Composed, "with_values", composed)
     monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", noted)
     code, said = vae_train("-m", *QUICK[::2], "epochs=0", "wandb.mode=disabled", *swept)
     assert code == 0, said

@@ -18,11 +18,10 @@ import yaml
 
 from tests.conftest import quick_run
 from vae_exp.cli import compare
-from vae_exp.compare.axes import is_logarithmic, swept
 from vae_exp.compare.report import pictures
-from vae_exp.compare.report.history import thinned
-from vae_exp.compare.report.verdict import T_975, verdict
+from vae_exp.compare.report.page import T_975, thinned, verdict
 from vae_exp.compare.runs import Run
+from vae_exp.compare.table import is_logarithmic, swept
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]

@@ -18,7 +18,7 @@ from tests.conftest import quick_run, recorded, written
 from vae_exp.cli import reproduce
 from vae_exp.compare import published
 from vae_exp.config import build
-from vae_exp.config.check import CONF_DIR
+from vae_exp.config.checks import CONF_DIR
 from vae_exp.errors import UserError
 
 TINY = ("epochs=2", "wandb.mode=disabled", "device=cpu")
@@ -54,7 +54,7 @@ def own(monkeypatch, tmp_path):
     """A preset of two epochs on digits in a conf of its own; the function writes its claims."""
     conf = tmp_path / "conf"
     subprocess.run(["cp", "-r", str(CONF_DIR), str(conf)], check=True)
-    for module in ("vae_exp.config.check", "vae_exp.config.messages", "vae_exp.compare.published"):
+    for module in ("vae_exp.config.checks", "vae_exp.config.compose", "vae_exp.compare.published"):
         if hasattr(sys.modules.get(module), "CONF_DIR"):
             monkeypatch.setattr(f"{module}.CONF_DIR", conf)
 

@@ -16,9 +16,8 @@ from tests import hooks
 from tests.conftest import QUICK, command, metrics, quick_run, recorded, stored
 from tests.hooks import Crash
 from vae_exp.errors import UserError
-from vae_exp.training import checkpoint
-from vae_exp.training.meters import Meters
-from vae_exp.training.state import Best
+from vae_exp.training import checkpoints
+from vae_exp.training.state import Best, Meters
 from vae_exp.training.stopper import patience_reason
 
 STEPS_PER_EPOCH = 11  # of the digits, 1,297 images in batches of 128
@@ -79,7 +78,7 @@ def test_a_run_that_died_inside_an_epoch_goes_on_to_the_bit(kind):
     quick_run(*settings, folder="whole")
     with hooks.crash_at(2 * STEPS_PER_EPOCH - 1), pytest.raises(Crash):
         quick_run(*settings)
-    assert checkpoint.load(Path("run/last.pt")).step == 20
+    assert checkpoints.load(Path("run/last.pt")).step == 20
     assert metrics("run")[-1]["step"] <= 21
     quick_run(*settings, "resume=run")
     assert_the_same_runs("whole", "run")
@@ -176,7 +175,7 @@ def test_with_rare_checkpoints_the_best_epoch_waits_in_memory_and_a_signal_saves
     ):
         quick_run(*settings)
     assert [name for name in written if str(name).endswith(".pt")] == ["best.pt", "last.pt"]
-    assert checkpoint.load(Path("run/best.pt")).epoch == 2
+    assert checkpoints.load(Path("run/best.pt")).epoch == 2
     quick_run(*settings, "resume=run")
     assert_the_same_runs("whole", "run")
 
@@ -196,7 +195,7 @@ def test_a_run_of_before_there_was_a_choice_of_precision_goes_on():
         del state["config"][key]
     torch.save(state, Path("run/last.pt"))
     quick_run(*SMALL, "epochs=2", "resume=run")
-    assert checkpoint.load(Path("run/last.pt")).epoch == 2
+    assert checkpoints.load(Path("run/last.pt")).epoch == 2
 
 
 def test_a_contradiction_is_refused_with_both_values_and_what_may_change_changes():
@@ -245,7 +244,7 @@ STANDS_STILL = ("scheduler=milestones", "scheduler.at_epochs=[1]", "scheduler.ga
 def test_without_the_weights_of_its_best_epoch_a_run_is_refused_before_it_trains(vae_train, fate):
     assert vae_train(*RUN, *STANDS_STILL, "epochs=2", "hydra.run.dir=run")[0] == 0
     best = Path("run/best.pt")
-    assert checkpoint.load(best).epoch == 1
+    assert checkpoints.load(best).epoch == 1
     if fate == "deleted":
         best.unlink()
     elif fate in ("of another run", "of another size"):
@@ -273,7 +272,7 @@ def test_the_weights_of_a_best_epoch_that_is_the_last_come_back_from_last_pt(fat
     quick_run(*settings, folder="whole")
     quick_run(*SMALL, "epochs=2")
     best = Path("run/best.pt")
-    assert checkpoint.load(best).epoch == 2
+    assert checkpoints.load(best).epoch == 2
     best.unlink() if fate == "deleted" else best.write_bytes(b"cut off")
     quick_run(*settings, "resume=run")
     assert_the_same_runs("whole", "run")
@@ -309,7 +308,7 @@ def test_max_minutes_ends_a_run_cleanly_also_inside_its_first_epoch(step):
         summary, folder = quick_run(*settings, "max_minutes=0.04")
     assert (summary["state"], summary["reason"]) == ("finished", "max_minutes=0.04 are over")
     assert {"test/neg_elbo", "best/epoch"} <= summary.keys()
-    assert 0 < checkpoint.load(folder / "last.pt").step < 2 * STEPS_PER_EPOCH
+    assert 0 < checkpoints.load(folder / "last.pt").step < 2 * STEPS_PER_EPOCH
     quick_run(*settings, "max_minutes=60", "resume=run")
     assert the_same(everything("run")["metrics"], everything("whole")["metrics"])
     assert the_same(everything("run")["images"], everything("whole")["images"])
@@ -446,7 +445,7 @@ def test_a_checkpoint_of_an_earlier_version_may_lack_what_is_not_needed():
         del state["resume"][name]
     torch.save(state, "run/last.pt")
     quick_run(*SMALL, "epochs=2", "resume=run")
-    assert checkpoint.load(Path("run/last.pt")).epoch == 2
+    assert checkpoints.load(Path("run/last.pt")).epoch == 2
 
 
 def test_what_was_typed_for_a_run_and_cannot_be_read_is_named(vae_train):
@@ -497,7 +496,7 @@ def test_a_run_that_fails_between_two_writes_keeps_its_best_epoch():
 
     with hooks.at_step(3 * STEPS_PER_EPOCH + 2, breaks), pytest.raises(ZeroDivisionError):
         quick_run(*settings)
-    assert checkpoint.load(Path("run/best.pt")).epoch == json.loads(Path("run/summary.json").read_text())["best/epoch"]
+    assert checkpoints.load(Path("run/best.pt")).epoch == json.loads(Path("run/summary.json").read_text())["best/epoch"]
     assert not Path("run/last.pt").exists()
 
 
@@ -510,8 +509,8 @@ def test_a_best_epoch_that_is_ahead_of_the_last_checkpoint_stays_the_best():
     torch.save(state, "short/last.pt")
     Path("short/best.pt").write_bytes(ahead)
     summary, _ = quick_run(*SMALL, "epochs=3", "resume=short", folder="short")
-    assert summary["best/epoch"] == checkpoint.load(Path("short/best.pt")).epoch > 1
-    assert checkpoint.load(Path("short/last.pt")).best.epoch == summary["best/epoch"]
+    assert summary["best/epoch"] == checkpoints.load(Path("short/best.pt")).epoch > 1
+    assert checkpoints.load(Path("short/last.pt")).best.epoch == summary["best/epoch"]
     quick_run(*SMALL, "epochs=4", "resume=short", folder="short")
 
 

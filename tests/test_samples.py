@@ -10,11 +10,10 @@ import torch
 
 import vae_exp
 from tests.conftest import MNIST, needs_mnist, quick_run, recorded
-from vae_exp import samplers
-from vae_exp.cli import feature_stats, sample_scores
-from vae_exp.config.rules import SAMPLE_SCORES
+from vae_exp.config.schema import SAMPLE_SCORES
 from vae_exp.distributions import DiagonalGaussian, Point
 from vae_exp.errors import UserError
+from vae_exp.evaluation import sample_scores, samplers
 from vae_exp.inference import TrainedVAE
 from vae_exp.scores import features
 
@@ -199,7 +198,7 @@ def test_what_cannot_be_scored_is_refused_and_leaves_nothing(typed, says, vae_co
 
 def test_a_covariance_of_too_many_pixels_is_refused_and_other_scores_are_not(vae_command, monkeypatch):
     quick_run()
-    monkeypatch.setattr(feature_stats, "LARGEST_COVARIANCE", 63)
+    monkeypatch.setattr(sample_scores, "LARGEST_COVARIANCE", 63)
     code, said = vae_command("vae-evaluate", "checkpoint=run", "samples=[frechet]", "features=pixels", *FEW)
     assert code == 1
     assert "64 pixels have too large a covariance" in said
@@ -208,8 +207,8 @@ def test_a_covariance_of_too_many_pixels_is_refused_and_other_scores_are_not(vae
 
 def test_what_is_held_of_samples_does_not_grow_with_their_number():
     images = (torch.rand(5000, 1, 2, 2, generator=torch.Generator().manual_seed(i)) for i in range(5))
-    found = feature_stats.gather(images, 25_000, features.pixels, "samples")
-    assert len(found.rows) == feature_stats.COMPARED
+    found = sample_scores.gather(images, 25_000, features.pixels, "samples")
+    assert len(found.rows) == sample_scores.COMPARED
     assert found.moments.n == 25_000
     assert torch.allclose(found.moments.covariance, torch.eye(4).double() / 12, atol=2e-3), "of all of them"
 

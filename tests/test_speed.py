@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from tests.conftest import QUICK, command, compose, metrics, quick_run, stored
 from vae_exp import inference
 from vae_exp.config import build
-from vae_exp.metrics import evaluate, importance_bound
-from vae_exp.training import checkpoint, speed
+from vae_exp.evaluation.metrics import evaluate, importance_bound
+from vae_exp.training import checkpoints, precision
 
 FIFTY = ("epochs=5", "log_every_steps=1", "batch_size=128", "dataset=digits")
 
@@ -118,7 +118,7 @@ def test_no_subnormal_numbers_slow_the_optimizer_down():
 def compiling():
     """How many graphs have been compiled since."""
     counters = pytest.importorskip("torch._dynamo.utils").counters
-    if reason := speed.missing_for_compiling(torch.device("cpu")):
+    if reason := precision.missing_for_compiling(torch.device("cpu")):
         pytest.skip(f"no {reason}")
     counters.clear()
     return lambda: counters["stats"]["unique_graphs"]
@@ -136,18 +136,18 @@ def test_a_compiled_run_goes_on_as_if_it_had_never_stopped(compiling):
 
 
 def test_measuring_is_exact_whatever_the_precision_of_training():
-    speed.autocast("tf32", torch.device("cpu"))
+    precision.autocast("tf32", torch.device("cpu"))
     try:
-        with speed.full_precision():
+        with precision.full_precision():
             assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("highest", False)
         assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("high", True)
     finally:
-        speed.autocast("fp32", torch.device("cpu"))
+        precision.autocast("fp32", torch.device("cpu"))
 
 
 def test_a_run_of_any_precision_is_measured_in_float32():
     precisions = []
-    state = checkpoint.load(quick_run("epochs=0")[1] / "last.pt")
+    state = checkpoints.load(quick_run("epochs=0")[1] / "last.pt")
     model, split = inference.rebuild(state), build.dataset(state.config).read_test()
 
     def notes(*images, works=model.encode):
@@ -155,12 +155,12 @@ def test_a_run_of_any_precision_is_measured_in_float32():
         return works(*images)
 
     model.encode = notes
-    speed.autocast("tf32", torch.device("cpu"))
+    precision.autocast("tf32", torch.device("cpu"))
     try:
         evaluate(model, split, torch.Generator())
         importance_bound(model, split, 1, torch.Generator())
     finally:
-        speed.autocast("fp32", torch.device("cpu"))
+        precision.autocast("fp32", torch.device("cpu"))
     assert set(precisions) == {"highest"}
 
 

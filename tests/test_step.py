@@ -9,8 +9,8 @@ import vae_exp
 from tests.conftest import metrics, quick_run, stored
 from vae_exp.config import build
 from vae_exp.errors import UserError
-from vae_exp.metrics import evaluate
-from vae_exp.training.ema import EMA
+from vae_exp.evaluation.metrics import evaluate
+from vae_exp.training.state import EMA
 
 SMALL = ("network.hidden_dims=[16]", "model.z_dim=3", "log_every_steps=1")
 

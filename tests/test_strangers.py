@@ -18,8 +18,7 @@ from vae_exp import inference
 from vae_exp.config import build
 from vae_exp.errors import UserError
 from vae_exp.training import restore, resume
-from vae_exp.training.meters import Meters
-from vae_exp.training.state import RngStreams, RunInfo, TrainingRun, TrainState
+from vae_exp.training.state import Meters, RngStreams, RunInfo, TrainingRun, TrainState
 
 # Inside an epoch, with means that are not read yet, a buffer beside the weights, and an optimizer with moments.
 SETTINGS = ("network.hidden_dims=[8]", "model.z_dim=2", "model=conditional", "epochs=2", "log_every_steps=5")

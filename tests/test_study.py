@@ -16,7 +16,7 @@ from tests.conftest import command, quick_run, recorded, written
 from tests.conftest import metrics as logged
 from tests.test_sweep import only_sweep, table
 from vae_exp.sweeps import study as studies
-from vae_exp.training import checkpoint
+from vae_exp.training import checkpoints
 
 TINY = ("dataset=digits", "device=cpu", "network.hidden_dims=[16]", "wandb.mode=disabled")
 GRID = ("-m", *TINY, "epochs=9", "model.z_dim=2,3", "optimizer.lr=1e-5,1e-4,1e-3,1e-2")
@@ -56,7 +56,7 @@ def test_losing_jobs_end_early_and_the_others_are_as_they_are_alone(vae_train, p
 
     z_dim, lr = re.fullmatch(r"z_dim-(\d+)_lr-(.*)", best["run"]).groups()
     _, alone = quick_run(*TINY, "batch_size=128", "epochs=9", f"model.z_dim={z_dim}", f"optimizer.lr={lr}")
-    here, there = (checkpoint.load(path / "last.pt").model for path in (alone, folder / best["run"]))
+    here, there = (checkpoints.load(path / "last.pt").model for path in (alone, folder / best["run"]))
     assert all(torch.equal(there[name], weights) for name, weights in here.items()), "equal to the bit"
 
     trials = {trial.user_attrs[studies.JOB]: trial for trial in studies.load(folder).get_trials()}

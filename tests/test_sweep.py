@@ -15,10 +15,10 @@ import yaml
 
 from tests import hooks
 from tests.conftest import command, recorded, written
-from vae_exp.config.check import CONF_DIR, flatten
-from vae_exp.config.messages import parse
+from vae_exp.config.checks import CONF_DIR, flatten
+from vae_exp.config.compose import parse
 from vae_exp.sweeps.values import distinct
-from vae_exp.training.folder import read_config, runs_below
+from vae_exp.training.run_dir import read_config, runs_below
 
 QUICK = ("-m", "dataset=digits", "epochs=1", "wandb.mode=disabled")
 

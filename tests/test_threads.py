@@ -15,7 +15,7 @@ import torch
 
 from tests.conftest import QUICK, command, metrics, quick_run, stored
 from vae_exp.training import cores, threads
-from vae_exp.training.folder import read_summary
+from vae_exp.training.run_dir import read_summary
 
 LARGE_STEP = "network.hidden_dims=[2000]"  # of the digits: 290 million operations
 needs_affinity = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not pin processes")

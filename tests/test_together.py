@@ -16,9 +16,9 @@ import torch
 
 from tests import several
 from tests.conftest import QUICK, command, metrics, quick_run, stored
-from vae_exp.config import devices
+from vae_exp.config import build
 from vae_exp.errors import UserError
-from vae_exp.training.folder import read_summary
+from vae_exp.training.run_dir import read_summary
 
 NORMED = ("~network", "+network._target_=tests.networks_of_users.net")
 LONG = (*QUICK, "epochs=2000", "wandb.mode=disabled", "hydra.run.dir=run", "checkpoint_every_epochs=1", "devices=2")
@@ -276,7 +276,7 @@ NO_GPU = {"cuda": False, "mps": False, "cpu": True}
     ],
 )
 def test_each_process_has_a_device_of_its_own(name, available, gpus, process, processes, chosen):
-    assert devices.choose(name, available, gpus, process, processes) == chosen
+    assert build.choose(name, available, gpus, process, processes) == chosen
 
 
 @pytest.mark.parametrize(
@@ -290,12 +290,12 @@ def test_each_process_has_a_device_of_its_own(name, available, gpus, process, pr
 )
 def test_a_device_that_is_not_there_is_refused(name, available, gpus, process, processes, message):
     with pytest.raises(UserError, match=re.escape(message)):
-        devices.choose(name, available, gpus, process, processes)
+        build.choose(name, available, gpus, process, processes)
 
 
 def test_jobs_side_by_side_take_turns_at_the_gpus():
-    assert [devices.of_job("auto", job, 3) for job in range(4)] == ["cuda:0", "cuda:1", "cuda:2", "cuda:0"]
-    assert [devices.of_job(name, 1, gpus) for name, gpus in (("cpu", 3), ("cuda:2", 3), ("auto", 1))] == [
+    assert [build.of_job("auto", job, 3) for job in range(4)] == ["cuda:0", "cuda:1", "cuda:2", "cuda:0"]
+    assert [build.of_job(name, 1, gpus) for name, gpus in (("cpu", 3), ("cuda:2", 3), ("auto", 1))] == [
         "cpu",
         "cuda:2",
         "auto",

@@ -233,7 +233,7 @@ SAYS = [("away", "does not answer"), ("hangs", "does not answer"), ("refuses", "
 @pytest.mark.parametrize(("failing_server", "says"), SAYS, indirect=["failing_server"])
 def test_a_server_that_fails_means_offline_within_seconds(failing_server, says):
     script = (
-        "import time; from vae_exp.tracking.wandb_server import choose_mode; started = time.monotonic()\n"
+        "import time; from vae_exp.tracking.wandb_run import choose_mode; started = time.monotonic()\n"
         "print(choose_mode('auto'), time.monotonic() - started)"
     )
     done = subprocess.run(

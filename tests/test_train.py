@@ -16,10 +16,10 @@ from vae_exp import inference
 from vae_exp.config import build
 from vae_exp.datasets.splits import Split
 from vae_exp.errors import Diverged, UserError
+from vae_exp.evaluation.metrics import evaluate
 from vae_exp.figures import training
-from vae_exp.metrics import evaluate
-from vae_exp.training import checkpoint
-from vae_exp.training.meters import Meters
+from vae_exp.training import checkpoints
+from vae_exp.training.state import Meters
 
 TRAIN = {f"train/{name}" for name in ("loss", "neg_elbo", "reconstruction", "kl", "kl_weight", "lr", "grad_norm")}
 
@@ -52,12 +52,12 @@ def test_a_run_leaves_every_promised_file():
 
 def test_a_checkpoint_rebuilds_its_model():
     summary, folder = quick_run("epochs=3", "model=conditional", "network.hidden_dims=[32,16]")
-    state = checkpoint.load(folder / "best.pt")
+    state = checkpoints.load(folder / "best.pt")
     model = inference.rebuild(state)
     data = build.dataset(state.config)
     measured = evaluate(model, data.read_test(), build.generator(0, "evaluation"))
     assert measured.neg_elbo == summary["test/neg_elbo"]
-    assert checkpoint.load(folder / "last.pt").epoch == 3
+    assert checkpoints.load(folder / "last.pt").epoch == 3
 
 
 def test_the_loss_falls():
@@ -75,7 +75,7 @@ def test_the_same_seed_gives_the_same_numbers_to_the_bit_and_another_seed_others
     a, b, c = (without_time(metrics(run)) for run in runs)
     assert a == b
     assert a != c
-    weights = [checkpoint.load(run / "last.pt").model for run in runs]
+    weights = [checkpoints.load(run / "last.pt").model for run in runs]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     pictures = [(run / "images" / "samples_0000022.png").read_bytes() for run in runs]
     assert pictures[0] == pictures[1] != pictures[2]
@@ -84,7 +84,7 @@ def test_the_same_seed_gives_the_same_numbers_to_the_bit_and_another_seed_others
 def test_the_weights_depend_on_the_seed_alone():
     _, a = quick_run("epochs=0", "dataset.val_size=100", folder="a")
     _, b = quick_run("epochs=0", "model=beta", "objective.warmup_epochs=3", folder="b")
-    first, second = (checkpoint.load(run / "last.pt").model for run in (a, b))
+    first, second = (checkpoints.load(run / "last.pt").model for run in (a, b))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -101,7 +101,7 @@ def test_without_validation_the_test_split_is_watched_and_the_last_epoch_kept():
     assert [row["epoch"] for row in rows] == [1, 2]
     assert not any(key.startswith(("val/", "best/val")) for row in [*metrics(folder), summary] for key in row)
     assert summary["test/neg_elbo"] == rows[-1]["test/neg_elbo"]
-    assert checkpoint.load(folder / "best.pt").epoch == 2
+    assert checkpoints.load(folder / "best.pt").epoch == 2
 
 
 def test_the_test_split_is_read_only_at_the_end():
@@ -136,7 +136,7 @@ def test_divergence_keeps_the_last_good_checkpoint():
         pytest.raises(Diverged, match=r"The last good checkpoint is run/last.pt"),
     ):
         quick_run("epochs=4", "checkpoint_every_epochs=1", hooks.OWN_SCHEDULE)
-    state = checkpoint.load(Path("run/last.pt"))
+    state = checkpoints.load(Path("run/last.pt"))
     assert state.epoch == 2
     assert all(weights.isfinite().all() for weights in state.model.values())
 
@@ -162,7 +162,7 @@ def test_epoch_means_do_not_depend_on_how_the_images_are_batched():
 
 
 def test_active_units_are_those_whose_mean_moves():
-    model = inference.rebuild(checkpoint.load(quick_run("model.z_dim=6", "epochs=0")[1] / "last.pt"))
+    model = inference.rebuild(checkpoints.load(quick_run("model.z_dim=6", "epochs=0")[1] / "last.pt"))
     head = model.encoder.layers[-1]
     with torch.no_grad():
         head.weight[:6] *= 100
@@ -172,7 +172,7 @@ def test_active_units_are_those_whose_mean_moves():
 
 
 def test_reconstructions_stand_below_their_images():
-    model = inference.rebuild(checkpoint.load(quick_run("epochs=0")[1] / "last.pt"))
+    model = inference.rebuild(checkpoints.load(quick_run("epochs=0")[1] / "last.pt"))
     model.decode = lambda z, y: type("Black", (), {"mean": torch.zeros(len(z), 1, 8, 8)})
     for n, rows, columns in ((16, 4, 8), (20, 4, 8), (3, 2, 3)):  # an incomplete row is left out
         x = torch.full((n, 1, 8, 8), 255, dtype=torch.uint8)
@@ -211,9 +211,9 @@ def test_a_bad_checkpoint_is_named_and_nothing_in_it_is_run(tmp_path, damage):
     elif damage == "text":
         path.write_text("hello")
     elif damage == "newer":
-        torch.save(dict.fromkeys(checkpoint.ABOUT) | {"model": {}, "format": 99}, path)
+        torch.save(dict.fromkeys(checkpoints.ABOUT) | {"model": {}, "format": 99}, path)
     with pytest.raises(UserError, match=r"x\.pt"):
-        checkpoint.load(path)
+        checkpoints.load(path)
     assert not (tmp_path / "ran").exists()
 
 
@@ -235,7 +235,7 @@ def test_a_bad_checkpoint_is_named_and_nothing_in_it_is_run(tmp_path, damage):
     ],
 )
 def test_a_checkpoint_may_name_only_what_is_ours(group, target):
-    state = checkpoint.load(quick_run("epochs=0")[1] / "last.pt")
+    state = checkpoints.load(quick_run("epochs=0")[1] / "last.pt")
     state.config[group]["_target_"] = target
     with pytest.raises(UserError, match=f"{group}._target_={target}"):
         inference.rebuild(state)
@@ -248,7 +248,7 @@ def test_a_checkpoint_may_name_only_what_is_ours(group, target):
 def test_a_checkpoint_holds_what_a_likelihood_has_learned(network, likelihood):
     small = (f"network={network}", "network.channels=4", "model=conditional")
     summary, folder = quick_run(*small, *f"likelihood={likelihood}".split(), "epochs=2")
-    state = checkpoint.load(folder / "best.pt")
+    state = checkpoints.load(folder / "best.pt")
     model = inference.rebuild(state)
     fresh = build.model(state.config, (1, 8, 8), 10).likelihood.state_dict()
     assert all(not torch.equal(value, fresh[name]) for name, value in model.likelihood.state_dict().items())
@@ -276,7 +276,7 @@ def test_an_autoencoder_is_told_apart_and_draws_no_samples(vae_train):
 
 
 def test_a_call_hidden_deeper_in_a_checkpoint_is_not_made(tmp_path):
-    state = checkpoint.load(quick_run("epochs=0")[1] / "last.pt")
+    state = checkpoints.load(quick_run("epochs=0")[1] / "last.pt")
     hidden = {"_target_": "builtins.open", "file": str(tmp_path / "ran"), "mode": "w"}
     state.config["network"]["hidden_dims"] = [hidden]
     for recursive in ({}, {"_recursive_": True}):  # which Hydra would obey

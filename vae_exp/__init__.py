@@ -25,12 +25,12 @@ def compose(*overrides: str) -> DictConfig:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from vae_exp.config import messages
+    from vae_exp.config import compose
 
     try:
-        return messages.without_hydra(messages.compose("config", messages.readable(list(overrides))))
+        return compose.without_hydra(compose.compose("config", compose.readable(list(overrides))))
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(messages.explain(error, "vae-train", "config")) from error
+        raise UserError(compose.explain(error, "vae-train", "config")) from error
 
 
 def load(checkpoint: str | Path, device: str = "auto", trust: bool = False) -> TrainedVAE:

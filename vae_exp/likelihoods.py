@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vae_exp import shares
+from vae_exp import distributed
 
 INITIAL_SCALE = 0.1  # of a pixel in [0, 1]: about the error a small VAE leaves on MNIST
 LARGEST_LOGIT = 16.0  # of the continuous Bernoulli: a probability of float32's epsilon, torch.distributions' limit
@@ -202,7 +202,7 @@ class Optimal(nn.Module):
     def fit(self, error: Tensor) -> Tensor:
         """Return the batch's own sigma, a scalar; add its square to the running mean."""
         # Detached: at its optimum the density does not change with sigma, so the gradient is the same without it.
-        mean_square = shares.mean(error.detach().square()).clamp(min=SMALLEST_SIGMA**2)
+        mean_square = distributed.mean(error.detach().square()).clamp(min=SMALLEST_SIGMA**2)
         self.batches += 1
         self.mean_square.lerp_(mean_square, (2 / (self.batches + 1)).clamp(min=0.01))
         return mean_square.sqrt()

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vae_exp import shares
+from vae_exp import distributed
+from vae_exp.distributed import Share
 from vae_exp.distributions import DiagonalGaussian, Point
-from vae_exp.shares import Share
 from vae_exp.vae import VAE
 
 Logged = dict[str, float | Tensor]
@@ -132,7 +132,7 @@ def compute_loss(
     Images x are [B, C, H, W] in [0, 1], labels y [B]. Objectives that need more draws take them from `noise`. If
     several processes compute a run, each takes its share of the images here, and the loss is that of all of them.
     """
-    share = shares.share(len(x))
+    share = distributed.share(len(x))
     x, y, eps = (share.local(part) for part in (x, y, eps))
     q = model.encode(x, y)
     z = q.rsample(eps)

@@ -11,37 +11,22 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from vae_exp import distributed, shares
-from vae_exp.config import build, devices, own_code
-from vae_exp.config.check import CALLS
-from vae_exp.config.keys import Config, images_per_step
+from vae_exp import distributed
+from vae_exp.config import build, targets
+from vae_exp.config.checks import CALLS
+from vae_exp.config.schema import Config, images_per_step
 from vae_exp.datasets import Split, batches
+from vae_exp.evaluation.metrics import evaluate, factor_scores, sample_eps, scores_warning, told_by_means
 from vae_exp.figures.training import TrainingFigures, test_figure
-from vae_exp.metrics import evaluate, factor_scores, sample_eps, scores_warning, told_by_means
 from vae_exp.terms import Logged, Progress, compute_loss
 from vae_exp.tracking.tracker import Tracker
-from vae_exp.tracking.wandb_server import choose_mode
-from vae_exp.training import (
-    cleanup,
-    console,
-    cores,
-    dry_run,
-    memory,
-    restore,
-    resume,
-    speed,
-    stored_data,
-    suitability,
-    threads,
-)
+from vae_exp.tracking.wandb_run import choose_mode
+from vae_exp.training import console, cores, dry_run, precision, restore, resume, threads
 from vae_exp.training.checkpointer import Checkpointer
-from vae_exp.training.divergence import clip_gradient, gradient_norm, require_finite
-from vae_exp.training.ema import EMA
-from vae_exp.training.folder import lock_folder, require_writable
-from vae_exp.training.health import Health
-from vae_exp.training.meters import Meters
-from vae_exp.training.state import Best, RngStreams, RunInfo, TrainingRun, TrainState
-from vae_exp.training.stopper import Stopper
+from vae_exp.training.console import Health
+from vae_exp.training.run_dir import lock_folder, log_bytes, require_unused, require_writable
+from vae_exp.training.state import EMA, Best, Meters, RngStreams, RunInfo, TrainingRun, TrainState
+from vae_exp.training.stopper import Stopper, clip_gradient, gradient_norm, require_finite
 
 log = logging.getLogger(__name__)
 Judge = Callable[[int, dict[str, float]], str | None]  # after an epoch, with its val/* or test/*: the reason to end
@@ -58,18 +43,23 @@ def train(cfg: DictConfig, run_dir: str | Path, prune: Judge | None = None) -> d
     """
     with distributed.process_group():
         config, run_dir = distributed.broadcast(lambda: (build.check(cfg), Path(run_dir)))
-        config["devices"] = devices.agreed(config)
-        device = devices.device(config["device"])
+        config["devices"] = build.agreed(config)
+        device = build.device(config["device"])
         if device.index is not None:  # one GPU of several: what is not told where to be is there too
             torch.cuda.set_device(device)
-        speed.check(config["precision"], config["compile"], device)
+        precision.check(config["precision"], config["compile"], device)
         if distributed.is_rank0():
             if not config["resume"]:
-                cleanup.require_unused(run_dir, config["replace"])
+                require_unused(run_dir, config["replace"])
             require_writable(run_dir)
         if distributed.world_size() > 1:
             threads.share(distributed.all_gather(cores.place()).count(cores.place()), "processes")
-        with memory.explain_out_of_memory(config), speed.flush_denormals(), speed.deterministic(device), threads.kept():
+        with (
+            dry_run.explain_out_of_memory(config),
+            precision.flush_denormals(),
+            precision.deterministic(device),
+            threads.kept(),
+        ):
             return _train(config, run_dir, device, prune or (lambda epoch, scores: None))
 
 
@@ -81,42 +71,42 @@ def _train(config: Config, run_dir: Path, device: torch.device, prune: Judge) ->
     info_before = before.goes_on.facts if before and before.goes_on else None
     if before:  # each process has its own modules
         if config["trust"]:
-            own_code.find(config, CALLS, before.code)
+            targets.find(config, CALLS, before.code)
         else:
-            own_code.compare(config, before.code)
-    old_log_bytes = cleanup.log_bytes(run_dir)  # of a run whose place this one takes
+            targets.compare(config, before.code)
+    old_log_bytes = log_bytes(run_dir)  # of a run whose place this one takes
     wandb_mode = distributed.rank0_only(choose_mode, config["wandb"]["mode"])
 
     # Data: as bytes, whole on the training device where it is small enough. Without a validation split the test
     # split is watched, as in the tutorial; then no epoch is chosen as the best, and best.pt is the last.
     with distributed.rank0_first():
-        data = stored_data.read_to_resume(before, run_dir, config["dataset"]) if before else build.dataset(config)
+        data = restore.read_to_resume(before, run_dir, config["dataset"]) if before else build.dataset(config)
     split_name, has_val = ("val", True) if len(data.val) else ("test", False)
     train_split, held_out_split = data.train.to(device), data.split(split_name).to(device)
-    suitability.check(config, data, split_name, held_out_split)
+    dry_run.check_data(config, data, split_name, held_out_split)
     steps_per_epoch = math.ceil(len(train_split) / step_size)
 
     # Model: seeded just before it is built, so that its first weights depend on the seed alone.
-    memory.check_model(config, data.x_shape, data.n_classes, device)
+    dry_run.check_model(config, data.x_shape, data.n_classes, device)
     torch.manual_seed(seed)
     model = build.model(config, data.x_shape, data.n_classes, data.train).to(device)
     optimizer, ema = build.optimizer(config, model), EMA(model, config["ema"])
     objective, schedule = build.partial(config, "objective"), build.partial(config, "scheduler")
-    operations = threads.PASSES * batch_size * dry_run.check(config, model, objective, train_split)
+    operations = threads.PASSES * batch_size * dry_run.check_own_parts(config, model, objective, train_split)
     same_processes = before is not None and before.config["devices"] == config["devices"]
     threads.choose(
         config["threads"], info_before.threads if info_before and same_processes else None, operations, device
     )
-    precision = speed.autocast(config["precision"], device)
+    autocast = precision.autocast(config["precision"], device)
 
     def loss_of(now: Progress, x: Tensor, y: Tensor, eps: Tensor) -> tuple[Tensor, Logged]:
-        with precision:
+        with autocast:
             return compute_loss(model, objective, x, y, eps, now, rng.noise)
 
     # Where the run stands: at its beginning, or where its last checkpoint left it.
     rng, stopper = RngStreams.of(seed, device), Stopper(config, before)
     was_compiled = info_before.compiled if info_before else None
-    compiled = speed.compile_step(loss_of, config["compile"], was_compiled, device, stopper.raise_if_interrupted)
+    compiled = precision.compile_step(loss_of, config["compile"], was_compiled, device, stopper.raise_if_interrupted)
     meters, info = Meters(), RunInfo.of(model, data, device, compiled=compiled is not loss_of)
     state, health = (
         TrainState([0.0] * config["model"]["z_dim"], rng.order.get_state()),
@@ -127,7 +117,7 @@ def _train(config: Config, run_dir: Path, device: torch.device, prune: Judge) ->
     run = TrainingRun(config, data, info, model, ema.model, optimizer, rng, meters, state)
     if before:
         restore.restore(before, run)
-    shares.broadcast_weights(model, ema.model)
+    distributed.broadcast_weights(model, ema.model)
     distributed.seed_layers(seed + state.step)
     console.introduce(config, info, run_dir, grey=ema.model.support == "binary" and data.train.is_grey())
     last_step = min(epochs * steps_per_epoch, config["max_steps"] or 2**31)
@@ -161,7 +151,7 @@ def _train(config: Config, run_dir: Path, device: torch.device, prune: Judge) ->
                     loss, terms = (compiled if size == batch_size else loss_of)(now, *batch)
                     loss.backward(torch.full_like(loss, size / len(x)))  # the gradients of several batches add up
                     logs_of_batches.append((size, terms))
-                shares.all_reduce_gradients(model)
+                distributed.all_reduce_gradients(model)
                 state.step += 1
                 last_of_epoch = state.step % steps_per_epoch == 0
                 logs = last_of_epoch or state.step % config["log_every_steps"] == 0

@@ -1,14 +1,17 @@
-"""`vae-compare`: runs side by side, from their folders alone, whether W&B was online, offline or disabled."""
+"""`vae-compare`: compare runs."""
 
 import argparse
+import json
 import operator
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from vae_exp.cli import compare_on_wandb, shared
-from vae_exp.compare import comparable
+from vae_exp.cli import common
+from vae_exp.compare import table
 from vae_exp.compare.runs import (
     LATEST,
     NAME,
@@ -23,10 +26,127 @@ from vae_exp.compare.runs import (
     sort_runs,
     usual_columns,
 )
-from vae_exp.compare.terminal import table, wrapped
-from vae_exp.config.check import closest, shortened
-from vae_exp.errors import UserError
+from vae_exp.compare.table import format_table, wrapped
+from vae_exp.config.checks import closest, shortened
+from vae_exp.errors import UserError, printable
 from vae_exp.files import Unreadable, parse_yaml, write, writing
+from vae_exp.tracking import wandb_logged
+from vae_exp.training.run_dir import read_summary
+
+THEIRS = ""  # --wandb alone: the project that the runs were logged to
+MOST_FOLDERS = 3  # that a message names
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of vae-compare that are about W&B."""
+    parser.add_argument(
+        "--wandb",
+        nargs="?",
+        const=THEIRS,
+        metavar="ENTITY/PROJECT",
+        help="make or update a saved view of this project in W&B; of the runs' own project where none is named",
+    )
+    parser.add_argument("--wandb-report", action="store_true", help="with --wandb: a W&B report of one sweep too")
+    parser.add_argument("--dry-run", action="store_true", help="with --wandb: print what would be sent, send nothing")
+
+
+def check(options: argparse.Namespace) -> None:
+    """Raise UserError, before any run is read, if something that --wandb needs is missing."""
+    if options.wandb is None:
+        for name in ("wandb_report", "dry_run"):
+            if getattr(options, name):
+                raise UserError(f"--{name.replace('_', '-')}: goes with --wandb ENTITY/PROJECT.")
+        return
+    if options.wandb != THEIRS:
+        _parts(options.wandb)
+    from vae_exp.tracking import wandb_views
+
+    wandb_views.require_library()
+    if not options.dry_run:
+        wandb_views.require_account()
+
+
+def send(options: argparse.Namespace, runs: list[Run]) -> list[str]:
+    """Save the view, and the report if it is asked for; a dry run prints them as JSON. Return the lines to print.
+
+    Raises UserError if the project is unknown or has none of the runs, or if W&B refuses.
+    """
+    from vae_exp.tracking import wandb_views
+
+    entity, project = _parts(_place(options.wandb, runs))
+    logged = wandb_logged.read(runs)
+    sweep = _sweep(logged) if options.wandb_report else None
+    view = wandb_views.view(entity, project, logged)
+    if options.dry_run:
+        sent = {"view": view._to_model()}
+        if sweep is not None:
+            sent["report"] = _report(entity, project, sweep, logged, runs, ask_server=False)._to_model()
+        print(json.dumps({name: _as_json(model) for name, model in sent.items()}, indent=2))
+        return []
+    if missing := wandb_views.missing_runs(entity, project, logged):
+        _complain(f"{entity}/{project}", missing, runs, all_of_them=missing == len(set(logged.ids)))
+    url, before = wandb_views.save_view(view)
+    lines = [f"{'updated' if before else 'made'} the view {printable(url)}"]
+    if sweep is not None:
+        try:
+            made = _report(entity, project, sweep, logged, runs, ask_server=True)
+        except ValueError as error:
+            raise UserError(f"--wandb-report: {error}") from error
+        url, before = wandb_views.save_report(made)
+        lines.append(f"{'updated' if before else 'made'} the report {printable(url)}")
+    return lines
+
+
+def _place(asked: str, runs: list[Run]) -> str:
+    place = asked or wandb_logged.place(run.folder for run in runs)
+    if not place:
+        raise UserError(
+            "--wandb: the runs do not name one project that they were logged to. Say --wandb ENTITY/PROJECT."
+        )
+    return place
+
+
+def _parts(place: str) -> tuple[str, str]:
+    words = place.split("/")
+    if len(words) != 2 or not all(word.strip() for word in words):
+        raise UserError(f"--wandb {place}: it takes ENTITY/PROJECT, such as me/vae_exp.")
+    return words[0], words[1]
+
+
+def _sweep(logged: wandb_logged.Logged) -> str:
+    if len(logged.groups) != 1:
+        told = f"these are of {len(logged.groups)}: {', '.join(logged.groups)}" if logged.groups else "these have none"
+        raise UserError(f"--wandb-report: it takes the runs of one sweep (or W&B group), and {told}.")
+    return logged.groups[0]
+
+
+def _report(
+    entity: str, project: str, sweep: str, logged: wandb_logged.Logged, runs: list[Run], ask_server: bool
+) -> Any:
+    from vae_exp.sweeps import summary
+    from vae_exp.tracking import wandb_views
+
+    command = summary.rerun_command(runs[0].folder.parent)
+    return wandb_views.report(entity, project, sweep, logged, runs, command, ask_server)
+
+
+def _as_json(model: Any) -> Any:
+    """Return what is sent of a view or a report as JSON; its spec, which is sent as text, is shown decoded."""
+    return json.loads(model.model_dump_json(by_alias=True, exclude_none=True))
+
+
+def _complain(place: str, missing: int, runs: list[Run], all_of_them: bool) -> None:
+    """Raise UserError if the project has none of the runs, as the view would be empty; print a note for some."""
+    offline = [summary.wandb.dir for run in runs if (summary := read_summary(run.folder)) and summary.wandb.dir]
+    if len(offline) > MOST_FOLDERS:
+        folders = sorted({f"{shlex.quote(folder.rpartition('/')[0])}/*run-*" for folder in offline})
+    else:
+        folders = [shlex.quote(folder) for folder in offline]
+    sync = f"wandb sync {' '.join(folders)}" if offline else "wandb sync"
+    if all_of_them:
+        raise UserError(f"{place} has none of these {missing} runs, so its view would be empty. First: {sync}")
+    print(f"{place} does not have {missing} of these runs yet: {sync}", file=sys.stderr)
+
 
 OPERATORS: dict[str, Callable] = {
     "<=": operator.le,
@@ -43,9 +163,9 @@ STREAMS = ("/dev", "/dev/fd", "/proc/self/fd")  # folders whose names stand for 
 def main() -> None:
     """Run `vae-compare`: exit with code 0, or with 1 and one message."""
     if "--version" in sys.argv[1:]:
-        print(shared.versions())
+        print(common.versions())
         return
-    with shared.exits("vae-compare", "config"):
+    with common.exits("vae-compare", "config"):
         compare(_arguments().parse_args())
 
 
@@ -78,7 +198,7 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--html", type=Path, metavar="FILE", help="write one self-contained page: table, curves, pictures"
     )
-    compare_on_wandb.add_options(parser)
+    add_options(parser)
     return parser
 
 
@@ -93,37 +213,37 @@ def compare(options: argparse.Namespace) -> None:
 
     Raises UserError for a folder without runs, an unknown column, a filter that no run passes, or an unwritable file.
     """
-    compare_on_wandb.check(options)
+    check(options)
     runs, damaged = read_runs(options.paths)
     for line in damaged:
         print(f"left out: {line}", file=sys.stderr)
     for test in options.filter:
         runs = _filter(runs, test)
     if options.udr:
-        from vae_exp.cli import udr
+        from vae_exp.evaluation import factor_scores
 
-        udr.rank(runs)
+        factor_scores.rank(runs)
     single = runs
     runs = fold_seeds(runs) if options.fold_seeds else runs
     known = [NAME, *dict.fromkeys(key for run in runs for key in run.config), *RESULTS, STATE, REASON]
-    metric = comparable.metric_of(runs)
+    metric = table.metric_of(runs)
     column = _known(options.sort or metric, known)
     if options.top:
-        runs, why = comparable.largest(runs, column)
+        runs, why = table.largest(runs, column)
         if why:
             print("\n".join(wrapped([why])), file=sys.stderr)
     runs = sort_runs(runs, column, options.descending)[: options.top]
     single = [run for run in single if any(run in (each, *each.members) for each in runs)] if options.top else single
 
     if options.dry_run:
-        compare_on_wandb.send(options, single)
+        send(options, single)
         return
     chosen = [_known(column, known) for column in options.columns.split(",")] if options.columns else None
     columns = chosen or usual_columns(runs)
-    marked = comparable.best_per_group(runs) if len(runs) > 1 else []
+    marked = table.best_per_group(runs) if len(runs) > 1 else []
     asked = [UDR] if options.udr else []
-    lines = [table(runs, columns, marked, None if options.columns else metric, asked=asked)]
-    if why := comparable.describe_groups(runs):
+    lines = [format_table(runs, columns, marked, None if options.columns else metric, asked=asked)]
+    if why := table.describe_groups(runs):
         lines += wrapped([why])
     # All is written before it is printed: whoever reads that may have gone.
     if options.csv:
@@ -136,7 +256,7 @@ def compare(options: argparse.Namespace) -> None:
         lines.append(_write(options.html, page(shown, len(single), chosen)))
     try:
         if options.wandb is not None:
-            lines += compare_on_wandb.send(options, single)
+            lines += send(options, single)
     finally:
         print("\n".join(lines))
 

@@ -1,16 +1,181 @@
-"""`vae-evaluate`: held-out numbers of a trained model, printed, written beside its checkpoint, added to its W&B run."""
+"""`vae-evaluate`: measure trained models."""
 
+import contextlib
 import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vae_exp.cli import evaluation, evaluation_table, save_results, shared
-from vae_exp.config.keys import EvaluateOptions
-from vae_exp.config.rules import EVALUATE_RULES
+from vae_exp.cli import common
+from vae_exp.config.schema import EVALUATE_RULES, EvaluateOptions
 from vae_exp.errors import UserError, printable
-from vae_exp.training import stored_evaluation
+from vae_exp.evaluation import results
+from vae_exp.files import atomic_write, open_regular, read_json, require_no_links, write_json, writing
 from vae_exp.training.console import say
+from vae_exp.training.run_dir import BEST, GENERATED, RESULT
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SPLITS = ("test", "val", "train")
+WEIGHTS = "weights"  # in a picture: those that it is of
+
+
+def file_of(path: Path, split: str) -> Path:
+    """Return the path of the results, such as best.test.json beside best.pt."""
+    return path.with_name(f"{path.stem}.{split}.json")
+
+
+def write(path: Path, split: str, weights: str, result: dict[str, Any], drawn: "dict[str, np.ndarray]") -> list[str]:
+    """Write the numbers and the pictures of an evaluation, and return a line to print for each file.
+
+    Raises UserError if that is refused.
+    """
+    written = file_of(path, split)
+    write_json(written, result)
+    return [f"written   {printable(written)}", *_write_pictures(path, split, weights, drawn)]
+
+
+def in_wandb(path: Path, weights: str, mode: str, config: Any) -> list[str]:
+    """Log all that was measured of these weights, now and before, so that a W&B run that is written anew has all of it.
+
+    Returns the line to print, if W&B took it.
+    """
+    from vae_exp.tracking import wandb_views
+
+    numbers, pictures = _numbers(path, weights), _pictures(path, weights)
+    where = wandb_views.record_evaluation(mode, path.parent, config, numbers, pictures)
+    return [f"W&B       {where}"] if where else []
+
+
+def _write_pictures(path: Path, split: str, weights: str, drawn: "dict[str, np.ndarray]") -> list[str]:
+    """Write the pictures to generated/ beside the checkpoint, each marked with its weights; return the lines to print.
+
+    Raises UserError if that is refused.
+    """
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    of = "" if (path.name, split) == (BEST, "test") else f"{path.stem}_{split}_"
+    if drawn:
+        require_no_links(path.parent, [GENERATED])
+    lines = []
+    for name, pixels in drawn.items():
+        target, says = path.with_name(GENERATED) / f"{of}{name}.png", PngInfo()
+        says.add_text(WEIGHTS, weights)
+        with writing(target):
+            target.parent.mkdir(exist_ok=True)
+        with atomic_write(target) as file:
+            Image.fromarray(pixels).save(file, "PNG", pnginfo=says)
+        lines.append(f"picture   {printable(target)}")
+    return lines
+
+
+def _pictures(path: Path, weights: str) -> dict[str, Path]:
+    """Return the pictures that were drawn of these weights, by the names that W&B has for them."""
+    from PIL import Image
+
+    found = {}
+    for picture in sorted(path.with_name(GENERATED).glob("*.png")):
+        refusals = contextlib.suppress(OSError, ValueError, SyntaxError)
+        with refusals, open_regular(picture) as file, Image.open(file) as opened:
+            if opened.info.get(WEIGHTS) == weights:
+                found[f"evaluate/{picture.stem}"] = picture
+    return found
+
+
+def _numbers(path: Path, weights: str) -> dict[str, Any]:
+    """Return the numbers of all splits that were measured of these weights."""
+    prefixed: dict[str, Any] = {}
+    for split in SPLITS:
+        written = results.read(file_of(path, split))
+        if written.get("weights") == weights:
+            prefixed |= {f"evaluate/{split}/{name}": value for name, value in results.numbers(written).items()}
+    return prefixed | _claims(path.with_name(RESULT), weights)
+
+
+def _claims(path: Path, weights: str) -> dict[str, float]:
+    """Return the published figures, and what vae-reproduce found for them with these weights."""
+    found: dict[str, float] = {}
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        kept = read_json(path)
+        for claim in kept["claims"] if kept["weights"] == weights else ():
+            epoch = "" if claim["after_epoch"] is None else f"/epoch_{int(claim['after_epoch'])}"
+            if claim["here"] is not None:
+                name = f"published/{claim['what']}{epoch}"
+                found |= {name: float(claim["value"]), f"{name}/here": float(claim["here"])}
+    return found
+
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from vae_exp.datasets.splits import Split
+    from vae_exp.inference import TrainedVAE
+
+
+def evaluate_model(model: "TrainedVAE", options: EvaluateOptions) -> "tuple[dict[str, Any], dict[str, np.ndarray]]":
+    """Return the numbers of a split, in nats per image, each with its standard error, and pictures by name.
+
+    Raises UserError if the data cannot be read, for importance samples of a deterministic autoencoder, and for
+    scores of samples or of factors that do not suit the data.
+    """
+    from tqdm import tqdm
+
+    from vae_exp.config import build
+    from vae_exp.evaluation import factor_scores, metrics, reference_classifier, sample_scores
+
+    vae = model.model
+    data = model.read_data(options["dataset"]["root"])
+    split = data.split(options["split"]).to(model.device)
+    # First what may be refused, before minutes of samples and of importance samples.
+    names, rows = factor_scores.chosen(model, data, split, options)
+    if (samples := options["importance_samples"]) and not vae.stochastic:
+        raise UserError(f"importance_samples={samples}: an autoencoder gives images no likelihood to bound.")
+    judged = functools.cache(lambda: reference_classifier.reference_classifier(data, model.device))
+    of_samples, drawn = sample_scores.scored(model, data, split, judged, options) if options["samples"] else ({}, {})
+    seed, batch_size = options["seed"], options["batch_size"]
+    noise = functools.partial(build.generator, seed)
+    measured = metrics.evaluate(vae, split, noise("evaluation"), options["repeats"], batch_size=batch_size)
+    result: dict[str, Any] = {"model": model.name, "split": options["split"]}
+    result |= {"images": len(split), "repeats": options["repeats"], "seed": seed}
+    for name, per_image in measured.per_image.items():
+        result |= {name: per_image.mean().item(), f"{name}_error": metrics.standard_error(per_image)}
+        result[f"{name}_noise_error"] = None if name == "kl" else measured.noise_error()
+    if samples:
+        with tqdm(total=samples, desc="importance samples", disable=None, leave=False) as bar:
+            bound = metrics.importance_bound(vae, split, samples, noise("importance"), batch_size, bar.update)
+        result |= {"nll": -bound.mean().item(), "nll_error": metrics.standard_error(bound)}
+        result |= {"importance_samples": samples, "importance_seed": seed}
+    if _gives_probabilities(model, split):
+        nats = result.get("nll", result["neg_elbo"])
+        result["bits_per_dim"] = nats / math.log(2) / math.prod(model.x_shape)
+    if vae.stochastic:
+        found = metrics.information(measured, noise("part"), noise("information"))
+        result |= {
+            "mutual_information": found.mutual,
+            "mutual_information_error": found.mutual_error,
+            "mutual_information_at_most": math.log(found.images),
+            "mutual_information_images": found.images,
+            "mutual_information_kl": found.kl,
+            "kl_aggregate": found.aggregate,
+            "kl_aggregate_error": found.aggregate_error,
+        }
+    result |= {"active_units": measured.active_units, "kl_per_dim": measured.kl_per_dim}
+    result |= {name: value.item() for name, value in vae.scale().items()}
+    if vae.n_classes and vae.stochastic and options["label_accuracy"]:
+        result |= reference_classifier.label_accuracy(vae, judged()[0], data, split, noise("labels"))
+    if names:
+        scores, of_factors = factor_scores.scored(model, measured, split, names, rows, options)
+        result, drawn = result | {"scores": scores}, drawn | of_factors
+    return result | ({"samples": of_samples} if of_samples else {}), drawn
+
+
+def _gives_probabilities(model: "TrainedVAE", split: "Split") -> bool:
+    """Return whether the likelihood gives each possible image a probability, so that bits per dimension are defined."""
+    return model.model.support == "bytes" or (model.model.support == "binary" and not split.is_grey())
+
 
 if TYPE_CHECKING:
     from vae_exp.inference import TrainedVAE
@@ -35,7 +200,7 @@ LONG = (
 
 def main() -> None:
     """Run `vae-evaluate`: exit with code 0, or with 1 and one message."""
-    shared.run("vae-evaluate", "evaluate", EVALUATE_RULES, ABOUT, _evaluate_all)
+    common.run("vae-evaluate", "evaluate", EVALUATE_RULES, ABOUT, _evaluate_all)
 
 
 def _evaluate_all(options: EvaluateOptions) -> None:
@@ -44,13 +209,13 @@ def _evaluate_all(options: EvaluateOptions) -> None:
     A checkpoint that fails, or a closed output pipe, does not stop the others.
     """
     from vae_exp import inference
-    from vae_exp.cli import factor_scores, sample_scores
-    from vae_exp.tracking import wandb_server
+    from vae_exp.evaluation import factor_scores, sample_scores
+    from vae_exp.tracking import wandb_run
 
     sample_scores.check(options)
     factor_scores.SAID.clear()
     if options["wandb"]["mode"] == "online":  # before anything is measured
-        wandb_server.api_key("online")
+        wandb_run.api_key("online")
     paths = inference.find(options["checkpoint"])
     if len(paths) > 1:
         say(f"{len(paths)} checkpoints in {printable(options['checkpoint'])}")
@@ -72,7 +237,7 @@ def _evaluate_all(options: EvaluateOptions) -> None:
     if refused is not None:
         raise refused
     if len(rows) > 1:
-        evaluation_table.show_side_by_side(rows, options)
+        results.show_side_by_side(rows, options)
     if failed:
         raise UserError(f"{failed} of {len(paths)} checkpoints could not be evaluated; the reasons stand above.")
 
@@ -83,23 +248,23 @@ def evaluate_checkpoint(path: Path, options: EvaluateOptions) -> tuple[dict[str,
     Returns the numbers and a function that prints them: if the output pipe is closed by then, nothing is lost.
     """
     from vae_exp import inference
-    from vae_exp.config import devices
-    from vae_exp.training import checkpoint
+    from vae_exp.config import build
+    from vae_exp.training import checkpoints
 
-    kept = checkpoint.load(path)
-    model = inference.TrainedVAE(kept, devices.device(options["device"]), options["trust"], path)
-    measured, drawn = evaluation.evaluate_model(model, options)
+    kept = checkpoints.load(path)
+    model = inference.TrainedVAE(kept, build.device(options["device"]), options["trust"], path)
+    measured, drawn = evaluate_model(model, options)
     result = {"checkpoint": str(path), "step": kept.step, "weights": model.weights, **measured}
-    if wrong := stored_evaluation.not_finite(result):
+    if wrong := results.not_finite(result):
         raise UserError(f"{path}: {', '.join(wrong)}; the model's weights or its data are not sound.")
-    result = _with_what_was_kept(result, stored_evaluation.read(save_results.file_of(path, options["split"])))
-    lines = save_results.write(path, options["split"], model.weights, result, drawn)
-    lines += save_results.in_wandb(path, model.weights, options["wandb"]["mode"], model.config)
+    result = _with_what_was_kept(result, results.read(file_of(path, options["split"])))
+    lines = write(path, options["split"], model.weights, result, drawn)
+    lines += in_wandb(path, model.weights, options["wandb"]["mode"], model.config)
     return result, functools.partial(_show, result, model, lines)
 
 
 def _show(result: dict[str, Any], model: "TrainedVAE", lines: list[str]) -> None:
-    evaluation_table.show(result, model)
+    results.show(result, model)
     print("", *lines, "", sep="\n")
 
 
@@ -111,12 +276,12 @@ def _with_what_was_kept(result: dict[str, Any], before: dict[str, Any]) -> dict[
     if any(before.get(name) != result[name] for name in ("weights", "split", "images")):
         return result
     if scores := before.get("scores"):
-        is_same = all(result.get("scores", scores)[name] == scores[name] for name in stored_evaluation.SETTINGS)
+        is_same = all(result.get("scores", scores)[name] == scores[name] for name in results.SETTINGS)
         result = result | {"scores": (scores if is_same else {}) | result.get("scores", {})}
     samples = dict(before.get("samples", {}))
     for drawn, scores in result.get("samples", {}).items():
         earlier = samples.get(drawn, {})
-        is_same = all(earlier.get(name) == scores[name] for name in stored_evaluation.DRAWN_BY)
+        is_same = all(earlier.get(name) == scores[name] for name in results.DRAWN_BY)
         samples[drawn] = (earlier if is_same else {}) | scores
     result = result | ({"samples": samples} if samples else {})
     kept = {name: before[name] for names in LONG if not set(names) & set(result) for name in names if name in before}

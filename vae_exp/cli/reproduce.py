@@ -1,4 +1,4 @@
-"""`vae-reproduce`: published figures, trained and evaluated by their protocol, beside what is found here."""
+"""`vae-reproduce`: re-run published figures."""
 
 import argparse
 import contextlib
@@ -7,11 +7,11 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from vae_exp.cli import reproduction_table, save_results, shared
+from vae_exp.cli import common, evaluate
 from vae_exp.compare.published import (
     EVALUATED,
     NOT_RUN,
@@ -26,13 +26,50 @@ from vae_exp.compare.published import (
     read,
 )
 from vae_exp.compare.runs import BOOKKEEPING
-from vae_exp.config.check import literal, resolve
-from vae_exp.config.messages import compose, readable
-from vae_exp.errors import UserError
+from vae_exp.config.checks import literal, resolve
+from vae_exp.config.compose import compose, readable
+from vae_exp.errors import UserError, printable
+from vae_exp.evaluation import results
 from vae_exp.files import read_json, write_json
 from vae_exp.torchrun_env import safe_path
-from vae_exp.training import stored_evaluation
-from vae_exp.training.folder import BEST, LAST, OUTPUTS, PREVIOUS, RESULT, SUMMARY, read_summary, runs_below
+from vae_exp.training.run_dir import BEST, LAST, OUTPUTS, PREVIOUS, RESULT, SUMMARY, read_summary, runs_below
+
+Rows = Sequence[tuple[Preset, list[Result]]]
+
+
+def listed(found: Rows, changes: Sequence[str]) -> list[str]:
+    """Return lines that list each preset: name, claims, source, duration, and what was found so far."""
+    lines = []
+    for preset, rows in found:
+        claims = "; ".join(f"{each.claim.name} {each.claim.text(each.claim.value)}" for each in rows)
+        lines += [f"{preset.name}  (about {preset.minutes:g} minutes on one core)", f"    {preset.about}"]
+        lines += [f"    claims   {claims}", f"    source   {preset.source}", f"    differs  {preset.differs}"]
+        lines += [f"    here     {'; '.join(dict.fromkeys(each.verdict(preset, changes) for each in rows))}", ""]
+    return [*lines, "vae-reproduce NAME ... trains, evaluates and compares; all is every one that needs no days."]
+
+
+def table(found: Rows, changes: Sequence[str]) -> list[str]:
+    lines = ["", f"{'':22}{'':31}{'claim':>9}{'within':>8}{'here':>18}   verdict"]
+    for preset, claim, here, verdict in _cells(found, changes):
+        cells = f"{claim.text(claim.value):>9}{claim.within:>8g}{here:>18}"
+        lines.append(f"{preset.name:22}{claim.name:31}{cells}   {verdict}")
+    return lines
+
+
+def markdown(found: Rows, changes: Sequence[str]) -> list[str]:
+    """Return the lines of the table in the README."""
+    lines = ["| preset | number | claim | here | verdict |", "|---|---|---|---|---|"]
+    for preset, claim, here, verdict in _cells(found, changes):
+        claimed = f"{claim.text(claim.value)} ± {claim.within:g}"
+        lines.append(f"| `{preset.name}` | {claim.name} | {claimed} | {here} | {verdict} |")
+    return lines
+
+
+def _cells(found: Rows, changes: Sequence[str]) -> Iterable[tuple]:
+    for preset, rows in found:
+        for each in rows:
+            yield preset, each.claim, each.text(), printable(each.verdict(preset, changes))
+
 
 ABOUT = """Published figures: train, or go on with, the presets that claim them, evaluate them by their protocol, and
 print claim, here and verdict. Without a name: the list. Exit code 1 where a figure is missed or could not be had."""
@@ -43,7 +80,7 @@ NOT_TYPED = ("resume", "replace", "sweep.", "hydra.")  # what this command says 
 
 def main() -> None:
     """Run `vae-reproduce`: exit with code 0, or with 1 if a claim that was asked for is missed."""
-    with shared.exits("vae-reproduce", "config"):
+    with common.exits("vae-reproduce", "config"):
         sys.exit(_main(_arguments().parse_intermixed_args()))
 
 
@@ -53,7 +90,7 @@ def _arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("words", nargs="*", metavar="NAME | all | KEY=VALUE", help="presets, and keys of vae-train")
     parser.add_argument("--markdown", action="store_true", help="the table in Markdown, of all that was found so far")
-    parser.add_argument("--version", action="version", version=shared.versions())
+    parser.add_argument("--version", action="version", version=common.versions())
     return parser
 
 
@@ -68,9 +105,9 @@ def _main(options: argparse.Namespace) -> int:
         raise UserError(f"{' '.join(overrides)}: of which preset? There are {', '.join(names())}, and all.")
     missed = [not _reproduced(preset, _own(preset, overrides)) for preset in asked]
     found = [(preset, _found(preset, _own(preset, overrides))) for preset in presets]
-    lines = reproduction_table.markdown if options.markdown else reproduction_table.table
+    lines = markdown if options.markdown else table
     changes = _changes(overrides)
-    print("\n".join(lines(found, changes) if asked or options.markdown else reproduction_table.listed(found, changes)))
+    print("\n".join(lines(found, changes) if asked or options.markdown else listed(found, changes)))
     return int(any(missed))
 
 
@@ -194,7 +231,7 @@ def _checkpoint(preset: Preset, run: Path) -> tuple[Path, dict[str, Any]]:
 def _measured(preset: Preset, run: Path, claim: Claim) -> float | None:
     """Return what vae-evaluate wrote for a claim by the preset's protocol and the current weights, or None."""
     path, keys = _checkpoint(preset, run)
-    written = stored_evaluation.read(save_results.file_of(path, keys.get("split", "test")))
+    written = results.read(evaluate.file_of(path, keys.get("split", "test")))
     if claim.what == f"{EVALUATED}nll" and written.get("importance_samples") != keys.get("importance_samples"):
         return None
     return number(written.get(claim.what.removeprefix(EVALUATED)))
@@ -235,7 +272,7 @@ def _keep(preset: Preset, folder: Path, rows: list[Result], overrides: list[str]
             if read_json(run / RESULT) == kept:
                 continue
         write_json(run / RESULT, kept)
-        lines += save_results.in_wandb(path, model.weights, _mode(overrides).partition("=")[2], model.config)
+        lines += evaluate.in_wandb(path, model.weights, _mode(overrides).partition("=")[2], model.config)
     return lines
 
 

@@ -5,8 +5,11 @@ import functools
 import logging
 import os
 import shutil
+import signal
 import sys
+import time
 import traceback
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,23 +19,122 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vae_exp import torchrun_env
-from vae_exp.cli import launcher, shared
-from vae_exp.cli.final_message import final_message, resume_hint
-from vae_exp.cli.help import print_help, with_own_options
-from vae_exp.config import check
-from vae_exp.config.check import CONF_DIR, literal
-from vae_exp.config.keys import Config
-from vae_exp.config.messages import HYDRA_VERSION, compose, parse, readable, without_hydra
+from vae_exp.cli import common
+from vae_exp.cli.common import final_message, print_help, resume_hint, with_own_options
+from vae_exp.config import checks
+from vae_exp.config.checks import CONF_DIR, literal
+from vae_exp.config.compose import HYDRA_VERSION, compose, parse, readable, without_hydra
+from vae_exp.config.schema import Config
 from vae_exp.errors import PeerLost, Unwritable, UserError
 from vae_exp.files import write
-from vae_exp.sweeps import config_cache, jobs, plan, processes, search, study, summary
-from vae_exp.sweeps.sweepers import Grid
-from vae_exp.training import cleanup, cores, resume
-from vae_exp.training.folder import OVERRIDES, read_overrides, require_no_owner, require_writable
+from vae_exp.sweeps import jobs, plan, search, study, summary
+from vae_exp.sweeps.jobs import LAUNCHED_BY
+from vae_exp.sweeps.plan import Grid
+from vae_exp.torchrun_env import safe_path, started
+from vae_exp.training import cores, resume
+from vae_exp.training.run_dir import (
+    OVERRIDES,
+    SUMMARY,
+    holds_run,
+    read_overrides,
+    read_summary,
+    require_no_owner,
+    require_unused,
+    require_writable,
+)
+
+START_NOTHING = (
+    "-h", "--help", "--version", "-c", "--cfg", "-i", "--info", "--hydra-help", "-sc", "--shell-completion", "-m",
+    "--multirun",
+)  # fmt: skip
+
+
+def require_one_process(cfg: DictConfig, typed: list[str]) -> None:
+    """Raise UserError for a sweep that was started in several processes, or whose jobs would be."""
+    swept = [word for word in typed if word.startswith("devices=") and word != "devices=1"]
+    if started() > 1 or cfg.devices != 1 or swept:
+        asked = swept[0] if swept else f"devices={max(started(), cfg.devices)}"
+        raise UserError(
+            f"{asked}: is of one run. In a sweep each job is one process on one device; jobs side by side are spread "
+            "over the GPUs (hydra/launcher=joblib)."
+        )
+
+
+def launch(devices: int, words: list[str], run_dir: Path) -> None:
+    """Start the processes of a run with this command line, and end as they end.
+
+    The first of them prints a run's messages. This process prints only what none of them could.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.disable(logging.CRITICAL)  # of torch's: this process says nothing else
+    config = LaunchConfig(
+        1,
+        1,
+        devices,
+        run_id="vae_exp",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="localhost",  # by its name a machine may not find itself
+        max_restarts=0,
+    )
+    named = any(word.startswith("hydra.run.dir=") for word in words)
+    in_folder = [] if named else [f"hydra.run.dir={literal(run_dir)}"]
+    os.environ.update({LAUNCHED_BY: str(os.getpid())} | safe_path())
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings of a connection that is gone say no more
+    cores.withdraw()  # this process computes nothing
+    began = time.time()
+    sys.stdout.flush()
+    try:
+        elastic_launch(config, sys.executable)("-m", "vae_exp", *words, *in_folder)
+    except SignalException as stop:
+        sys.exit(128 + stop.sigval)
+    except ChildFailedError as error:
+        codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
+        killed = {rank: signal.Signals(-code).name for rank, code in codes.items() if code < 0}
+        by_others = {rank: name for rank, name in killed.items() if name != "SIGTERM"}  # which torch sends to the rest
+        by_first = codes.get(0, 0) > 0 or (0 not in by_others and _is_told(run_dir, began))
+        if by_others and not by_first:
+            rank, name = next(iter(by_others.items()))
+            said = f"process {rank} of {devices} was killed ({name}), and the run ends. What was saved is whole."
+            print(f"vae-train: {said}{resume_hint(run_dir)}", file=sys.stderr)
+        told = [code for _, code in sorted(codes.items()) if code > 0]
+        sys.exit(told[0] if told else 1)
+
+
+def _is_told(run_dir: Path, began: float) -> bool:
+    """Return whether the first process has recorded, and printed, how the run that started at `began` ended."""
+    summary, path = read_summary(run_dir), run_dir / SUMMARY
+    return summary is not None and summary.state != "running" and path.stat().st_mtime >= began
+
+
+def follow(arguments: list[str]) -> int:
+    """Run a further process of a run, and return its exit code; the first process alone decides and prints."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # until the run begins there is nothing to save
+    if any(word.partition("=")[0] in START_NOTHING for word in arguments):
+        return 0  # the first does it alone
+    warnings.simplefilter("ignore")
+    from vae_exp import distributed
+    from vae_exp.train import train
+
+    try:
+        train(OmegaConf.create({}), "")
+    except BaseException as error:
+        agreed = {KeyboardInterrupt: 130, SystemExit: getattr(error, "code", 1)}.get(type(error))
+        if isinstance(error, PeerLost) or distributed.fail_with_rank0(surely=agreed is not None):
+            sys.stderr.flush()
+            os._exit(agreed or 1)  # at once: what is left of the connections is in nobody's hands
+        if isinstance(error, UserError):
+            raise UserError(f"process {os.environ['RANK']}: {error}") from error
+        raise
+    return 0
+
 
 log = logging.getLogger(__name__)
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -49,19 +151,19 @@ def main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises its errors instead of printing them
     os.environ.setdefault("OTEL_SDK_DISABLED", "true")  # W&B's own telemetry waits 10 s more for a server that hangs
     cores.limit_spin()
-    with shared.exits("vae-train", "config"):
+    with common.exits("vae-train", "config"):
         sys.argv[1:] = with_own_options(sys.argv[1:])
         sys.exit(_main(sys.argv[1:]))
 
 
 def _main(arguments: list[str]) -> int:
     if torchrun_env.follows():
-        return launcher.follow(arguments)
+        return follow(arguments)
     if {"--help", "-h"} & set(arguments):
         print_help(arguments)
         return 0
     if "--version" in arguments:
-        print(shared.versions())
+        print(common.versions())
         return 0
     if unknown := [a for a in arguments if a.startswith("-") and a.partition("=")[0] not in HYDRA_FLAGS]:
         raise UserError(
@@ -77,7 +179,7 @@ def _main(arguments: list[str]) -> int:
     _require_hydras_own(cfg)
     HydraConfig.instance().set_config(cfg)  # so that ${hydra:runtime.cwd} can be checked
     if len(typed) < len(arguments) or cfg.hydra.mode == RunMode.MULTIRUN:
-        launcher.require_one_process(cfg, typed)
+        require_one_process(cfg, typed)
         return _sweep(typed, cfg)
     if first != typed:
         compose("config", typed)  # which is refused: a sweep without -m
@@ -86,9 +188,9 @@ def _main(arguments: list[str]) -> int:
         sys.argv[1:], run_dir = _to_resume(typed, cfg)
     else:
         _check(cfg)
-        run_dir = check.path_of("hydra.run.dir", cfg.hydra.run.dir)
+        run_dir = checks.path_of("hydra.run.dir", cfg.hydra.run.dir)
         require_no_owner(run_dir)
-        cleanup.require_unused(run_dir, cfg.replace)
+        require_unused(run_dir, cfg.replace)
         sys.argv[1:] = typed
     if not any(word.startswith("hydra.run.dir=") for word in sys.argv):  # else Hydra's clock names another folder
         sys.argv.append(f"hydra.run.dir={literal(run_dir)}")
@@ -115,7 +217,7 @@ def _require_hydras_own(cfg: DictConfig) -> None:
         value = cfg.hydra[name]
         if not isinstance(value, DictConfig) and not (value is None and name in ("launcher", "sweeper")):
             raise UserError(
-                f"hydra.{name}={check.as_typed(value)}: it has keys of its own, such as hydra.run.dir=PATH."
+                f"hydra.{name}={checks.as_typed(value)}: it has keys of its own, such as hydra.run.dir=PATH."
             )
 
 
@@ -182,7 +284,7 @@ def _sweep(typed: list[str], cfg: DictConfig) -> int:
     sys.argv[1:] = ["--multirun", *planned.overrides]
     stopped, error = 0, None
     try:
-        with processes.report_jobs(planned, launcher, cfg.hydra.launcher.get("n_jobs")), config_cache.cache_configs():
+        with jobs.report_jobs(planned, launcher, cfg.hydra.launcher.get("n_jobs")), jobs.cache_configs():
             _job()
     except KeyboardInterrupt:
         stopped = 130
@@ -206,7 +308,7 @@ def _job(cfg: DictConfig) -> float | None:
     if job.mode == RunMode.MULTIRUN:
         return jobs.run_job(cfg, run_dir, job)
 
-    with processes.ends_with_its_launcher():
+    with jobs.ends_with_its_launcher():
         _one_run(cfg, run_dir)
     return None
 
@@ -214,7 +316,7 @@ def _job(cfg: DictConfig) -> float | None:
 def _one_run(cfg: DictConfig, run_dir: Path) -> None:
     """Carry out a run that is not a job of a sweep, and log how it ended."""
     if cfg.devices > 1 and torchrun_env.started() == 1:
-        launcher.launch(cfg.devices, sys.argv[1:], run_dir)
+        launch(cfg.devices, sys.argv[1:], run_dir)
         return
     from vae_exp.tracking.tracker import record_failure
     from vae_exp.train import train
@@ -239,13 +341,13 @@ def _to_resume(typed: list[str], cfg: DictConfig) -> tuple[list[str], Path]:
 
     Raises UserError if there is none, if it is finished or still running, or if the configuration contradicts it.
     """
-    run_dir = check.path_of("hydra.run.dir", cfg.hydra.run.dir)
+    run_dir = checks.path_of("hydra.run.dir", cfg.hydra.run.dir)
     if cfg.resume == "auto":
         folder = resume.find_unfinished(_check(cfg), run_dir)
         if folder is None:
             anew = [*_without(typed, {"resume"}), "resume=null"]
             # What a run left that was stopped before its first checkpoint is no loss.
-            return [*anew, "replace=true"] if cleanup.holds_run(run_dir) else anew, run_dir
+            return [*anew, "replace=true"] if holds_run(run_dir) else anew, run_dir
     else:
         folder = resume.find(str(cfg.resume))
         words = parse(typed)
@@ -274,18 +376,18 @@ def _check(cfg: DictConfig, of_sweep: bool = False) -> Config:
     """Raise UserError for a bad configuration, before Hydra makes a folder for the run; return the checked one."""
     trains_here = not of_sweep or cfg.hydra.runtime.choices["hydra/launcher"] == "basic"
     cfg = without_hydra(cfg)
-    check.check(cfg, combinations=not of_sweep)  # at once, before torch is imported for what only torch can tell
+    checks.check(cfg, combinations=not of_sweep)  # at once, before torch is imported for what only torch can tell
     if trains_here:
         cores.announce()  # now: a run that is started meanwhile takes its part of the cores, and no more
-    from vae_exp.config import build, devices
-    from vae_exp.tracking import wandb_server
-    from vae_exp.training import speed
+    from vae_exp.config import build
+    from vae_exp.tracking import wandb_run
+    from vae_exp.training import precision
 
-    wandb_server.check_environment(cfg.wandb.mode, several_runs=of_sweep)
+    wandb_run.check_environment(cfg.wandb.mode, several_runs=of_sweep)
     if cfg.wandb.mode == "online":
-        wandb_server.api_key(cfg.wandb.mode)
+        wandb_run.api_key(cfg.wandb.mode)
     config = build.check(cfg, combinations=not of_sweep)
     if torchrun_env.started() == 1:
-        devices.require(config["device"], config["devices"])
-    speed.check(config["precision"], config["compile"], devices.device(config["device"]))
+        build.require(config["device"], config["devices"])
+    precision.check(config["precision"], config["compile"], build.device(config["device"]))
     return config

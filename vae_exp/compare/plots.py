@@ -9,9 +9,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from vae_exp.compare import comparable
-from vae_exp.compare.axes import is_logarithmic
+from vae_exp.compare import table
 from vae_exp.compare.runs import PRUNED, SCORES, Run
+from vae_exp.compare.table import is_logarithmic
 from vae_exp.files import atomic_write
 
 
@@ -54,7 +54,7 @@ def _heat_map(runs: list[Run], x_key: str, y_key: str, metric: str) -> plt.Figur
     _number_axis(axes.xaxis, xs, x_key)
     _number_axis(axes.yaxis, ys, y_key)
     pruned = {(ys.index(run.value(y_key)), xs.index(run.value(x_key))) for run in runs if run.state == PRUNED}
-    bests = {(ys.index(run.value(y_key)), xs.index(run.value(x_key))) for run in comparable.best_per_group(runs)}
+    bests = {(ys.index(run.value(y_key)), xs.index(run.value(x_key))) for run in table.best_per_group(runs)}
     for (row, column), value in np.ndenumerate(cells):
         if np.isfinite(value):
             strength = mesh.norm(value)
@@ -80,7 +80,7 @@ def _scatter(runs: list[Run], x_key: str, y_key: str, metric: str) -> plt.Figure
         )
         label = "pruned" if is_pruned and x else None
         points = axes.scatter(x, y, c=c, cmap="viridis_r", norm=colors, s=60, marker=marker, label=label)
-    for best in comparable.best_per_group(runs):
+    for best in table.best_per_group(runs):
         x, y, label = best.value(x_key), best.value(y_key), f"best: {best.metrics[metric]:.2f}"
         axes.scatter([x], [y], s=220, facecolors="none", edgecolors="black", label=label)
     axes.set(xlabel=x_key, ylabel=y_key, title=f"{metric}, lower is better")

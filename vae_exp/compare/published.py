@@ -10,12 +10,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from vae_exp.compare.runs import SEEDS
-from vae_exp.config.check import CONF_DIR, check, flatten
-from vae_exp.config.messages import compose, readable, without_hydra
+from vae_exp.config.checks import CONF_DIR, check, flatten
+from vae_exp.config.compose import compose, readable, without_hydra
 from vae_exp.errors import UserError
 from vae_exp.files import read_json_lines
-from vae_exp.training.compatibility import LENGTH, contradictions
-from vae_exp.training.folder import METRICS, read_config, read_summary
+from vae_exp.training.run_dir import LENGTH, METRICS, contradictions, read_config, read_summary
 
 PUBLISHED = "published"
 EVALUATED = "evaluate/"  # a claim of what vae-evaluate measures; others are of what a run logs

@@ -1,4 +1,4 @@
-"""From a checked configuration to objects: the only file that knows what a _target_ is."""
+"""Build what a checked configuration describes."""
 
 import copy
 import functools
@@ -14,17 +14,80 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from vae_exp.config import check as checks
-from vae_exp.config import devices, own_code
-from vae_exp.config.check import check_values, flatten, rules_for
-from vae_exp.config.combinations import source_problems
-from vae_exp.config.keys import Config
-from vae_exp.config.rules import RULES
+from vae_exp import distributed, torchrun_env
+from vae_exp.config import checks, targets
+from vae_exp.config.checks import check_devices, check_values, flatten, rules_for, source_problems
+from vae_exp.config.schema import RULES, Config
 from vae_exp.datasets import Data, Split, prepare
-from vae_exp.datasets.validate import require_source
+from vae_exp.datasets.prepare import require_source
 from vae_exp.errors import UserError
-from vae_exp.networks import init
+from vae_exp.networks.mlp import IMAGES, glorot_init, mean_image
 from vae_exp.vae import VAE
+
+
+def device(name: str) -> torch.device:
+    """Return the device of that name; auto is the fastest available. Raises UserError if it is not available.
+
+    If several processes compute a run on GPUs, each gets its own.
+    """
+    return torch.device(choose(name, _available(), torch.cuda.device_count(), *torchrun_env.here()))
+
+
+def agreed(config: Mapping[str, Any]) -> int:
+    """Return the number of processes of the run: those that were started, even if devices=N is not given.
+
+    Raises UserError if N is another number, or if these processes cannot do what the run is to do.
+    """
+    asked, there = config["devices"], distributed.world_size()
+    if asked not in (1, there) and there == 1:
+        raise UserError(
+            f"devices={asked}: this is one process. vae-train devices={asked} starts so many, torchrun "
+            f"--nproc-per-node={asked} does for a program of your own."
+        )
+    if asked not in (1, there):
+        raise UserError(f"devices={asked}: {there} processes were started for this run. Leave it out, or say {there}.")
+    if problems := check_devices(flatten({**config, "devices": there})):
+        raise UserError("\n".join(problems))
+    return there
+
+
+def require(name: str, processes: int) -> None:
+    """Raise UserError if this many processes on this machine cannot have a device each."""
+    choose(name, _available(), torch.cuda.device_count(), processes - 1, processes)
+
+
+def _available() -> dict[str, bool]:
+    return {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+
+
+def choose(name: str, available: Mapping[str, bool], n_gpus: int, process: int, processes: int) -> str:
+    """Return the device of one of a run's processes on a machine: cuda:1 for the second.
+
+    Raises UserError as `device` does.
+    """
+    kind, _, number = name.partition(":")
+    if kind == "auto":
+        kind = next(kind for kind, is_there in available.items() if is_there)
+        kind = "cpu" if kind == "mps" and processes > 1 else kind
+    if not available[kind]:
+        raise UserError(f"device={name}: PyTorch {torch.__version__} finds no such device here. Use device=auto.")
+    if processes > 1 and (kind == "mps" or number):
+        raise UserError(f"device={name}: is one device, and {processes} processes need one each. Use cuda or cpu.")
+    if kind != "cuda":
+        return kind
+    index = int(number or process)
+    if index >= n_gpus and number:
+        raise UserError(f"device={name}: the GPUs here are cuda:0 to cuda:{n_gpus - 1}.")
+    if index >= n_gpus:
+        raise UserError(f"devices={processes}: the GPUs here are {n_gpus}. Use devices={n_gpus}, or device=cpu.")
+    return f"cuda:{index}" if number or processes > 1 else kind
+
+
+def of_job(name: str, number: int, n_gpus: int | None = None) -> str:
+    """Return the device of one of the jobs that run side by side on this machine: the GPUs take turns."""
+    n_gpus = torch.cuda.device_count() if n_gpus is None else n_gpus
+    return f"cuda:{number % n_gpus}" if name in ("auto", "cuda") and n_gpus > 1 else name
+
 
 # How the code calls each _target_: so many arguments by place, and these by name. The rest is the config's.
 CALLED_WITH = {
@@ -60,7 +123,7 @@ def check(cfg: DictConfig, combinations: bool = True) -> Config:
     """
     config = checks.check(cfg, combinations)
     _check_calls(config)
-    devices.device(config["device"])
+    device(config["device"])
     return config
 
 
@@ -124,7 +187,7 @@ def resolve(group: str, target: str) -> Callable[..., Any]:
     A module that is not installed is looked for in the current folder: last, so that no file there hides another.
     """
     try:
-        own_code.look_here_too(target.partition(".")[0])
+        targets.look_here_too(target.partition(".")[0])
         found = _named(target)
         inspect.signature(found)
     except (ImportError, AttributeError, TypeError, ValueError, SyntaxError) as error:
@@ -171,8 +234,8 @@ def model(config: Mapping[str, Any], x_shape: tuple[int, int, int], n_classes: i
         target = config["likelihood"]["_target_"]
         raise UserError(f"likelihood._target_={target}: it must return a function of the decoder's outputs.")
     if config["network"].get("init", "pytorch") == "glorot":
-        mean = None if train is None else init.mean_image(train[: init.IMAGES].x)
-        init.glorot_init(encoder, decoder, likelihood, mean)
+        mean = None if train is None else mean_image(train[:IMAGES].x)
+        glorot_init(encoder, decoder, likelihood, mean)
     return VAE(encoder, decoder, likelihood, z_dim, width, config["model"]["stochastic"])
 
 

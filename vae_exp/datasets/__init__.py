@@ -1,7 +1,6 @@
 """Datasets: each is a function that returns a `Source`, and `prepare` makes `Data` of it."""
 
 from vae_exp.datasets.arrays import arrays
-from vae_exp.datasets.celeba import celeba
 from vae_exp.datasets.digits import digits
 from vae_exp.datasets.factor_files import dsprites, mpi3d, shapes3d
 from vae_exp.datasets.factors import Factors
@@ -9,7 +8,7 @@ from vae_exp.datasets.image_folder import image_folder
 from vae_exp.datasets.prepare import Data, prepare
 from vae_exp.datasets.splits import Source, Split, batches
 from vae_exp.datasets.sprites import sprites
-from vae_exp.datasets.torchvision import torchvision_images
+from vae_exp.datasets.torchvision import celeba, torchvision_images
 
 __all__ = [
     "Data",

@@ -8,10 +8,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vae_exp.datasets.factor_table import read_factors
-from vae_exp.datasets.factors import Factors
-from vae_exp.datasets.image_cache import Decoding, cached, left_out_lines
-from vae_exp.datasets.image_files import Unusable, class_folder, decode, find_images, folders_in, list_images
+from vae_exp.datasets.factors import Factors, read_factors
+from vae_exp.datasets.image_files import (
+    Decoding,
+    Unusable,
+    cached,
+    class_folder,
+    decode,
+    find_images,
+    folders_in,
+    left_out_lines,
+    list_images,
+)
 from vae_exp.datasets.prepare import with_test
 from vae_exp.datasets.splits import Source, Split, Streamed
 from vae_exp.errors import UserError, printable

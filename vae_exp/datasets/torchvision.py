@@ -1,4 +1,4 @@
-"""The datasets that torchvision knows: downloaded by it on first use, and read from a copy afterwards."""
+"""Datasets that torchvision downloads, CelebA, and Larochelle's binarised MNIST."""
 
 import contextlib
 import functools
@@ -10,12 +10,45 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
-from vae_exp.datasets.larochelle import larochelle
+from vae_exp.datasets.image_files import Decoding
+from vae_exp.datasets.image_folder import decoded, image_shape
 from vae_exp.datasets.splits import Source, Split
 from vae_exp.errors import Unwritable, UserError
 from vae_exp.files import announce, atomic_write, cache_folder, content_key, of_files
+
+
+def larochelle(name: str, folder: Path) -> Source:
+    """Return MNIST as Larochelle & Murray (2011) split and binarised it: 50,000, 10,000, 10,000 images, no labels.
+
+    Raises UserError if binarized_mnist_{train,valid,test}.amat are not in the folder, or damaged.
+    """
+    parts = {part: folder / f"binarized_mnist_{part}.amat" for part in ("train", "valid", "test")}
+    if missing := [path.name for path in parts.values() if not path.is_file()]:
+        raise UserError(
+            f"dataset.binarize=larochelle: not found in {folder}: {', '.join(missing)}. Put the three files there, or "
+            "say where they are with dataset.root=PATH. dataset.binarize=static is a fixed draw that needs no files."
+        )
+    train, val = _read_larochelle(parts["train"]), _read_larochelle(parts["valid"])
+    files = of_files({path.name: path for path in parts.values()})
+    return Source(name, train, lambda: _read_larochelle(parts["test"]), [], val, files=files)
+
+
+def _read_larochelle(path: Path) -> Split:
+    return _read_amat(path, content_key({path.name: path}))
+
+
+@functools.lru_cache(maxsize=4)  # the jobs of a sweep read their data once; key: until the file has changed
+def _read_amat(path: Path, key: str) -> Split:
+    pixels = np.frombuffer(path.read_bytes(), np.uint8)
+    pixels = pixels[(pixels != ord(" ")) & (pixels != ord("\n")) & (pixels != ord("\r"))] - ord("0")
+    if pixels.size == 0 or pixels.size % 784 or pixels.max() > 1:
+        raise UserError(f"dataset.binarize=larochelle: {path} is damaged: it must hold 784 zeros and ones a line.")
+    x = torch.from_numpy(pixels * np.uint8(255)).view(-1, 1, 28, 28)
+    return Split(x, torch.zeros(len(x), dtype=torch.long))
+
 
 DOWNLOAD_SECONDS = 15  # a mirror that hangs must not hang the run
 COPY_FORMAT = 2  # part of a copy's name: a copy of another format is not found
@@ -225,3 +258,37 @@ def folder_for_a_while(folder: Path) -> Iterator[None]:
 def last_line(error: Exception) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
+
+
+EVERY = 200  # images of which one is looked at, to know the data again: 202,599 files take long
+
+
+def celeba(
+    name: str,
+    root: str,
+    image_size: int | list[int],
+    crop: int | None,
+    attribute: str | None,
+    on_error: str,
+    cache: str | None = None,
+) -> Source:
+    """Return CelebA (Liu et al. 2015) with its own three splits. The label is one of 40 attributes, 0 or 1, or none."""
+    folder = Path(root).expanduser()
+
+    def read(part: str) -> Split:
+        raw = open_torchvision("celeba", folder, part)
+        labels = [0] * len(raw.filename)
+        if attribute is not None:
+            known = [attribute_name for attribute_name in raw.attr_names if attribute_name]
+            if attribute not in known:
+                raise UserError(f"dataset.attribute={attribute}: it takes null or one of {', '.join(known)}.")
+            labels = raw.attr[:, known.index(attribute)].tolist()
+        images = folder / raw.base_folder / "img_align_celeba"
+        how = Decoding(image_shape(image_size, 3), crop, on_error=on_error, cache=cache)
+        return decoded(images, raw.filename, labels, how)
+
+    class_names = [] if attribute is None else [f"not {attribute}", attribute]
+    train, val = read("train"), read("valid")
+    names = (*CELEBA[1:], *(f"{CELEBA[0]}/{number:06}.jpg" for number in range(1, 202_600, EVERY)))
+    digests = of_files({path: folder / "celeba" / path for path in names})
+    return Source(name, train, lambda: read("test"), class_names, val, files=digests)

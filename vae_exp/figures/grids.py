@@ -1,14 +1,158 @@
-"""Pictures of images and codes, and their usual sizes. Each function returns an array [H, W] or [H, W, 3] of uint8."""
+"""Draw grids of images, with text beside them."""
 
-from collections.abc import Sequence
+import functools
+import logging
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from vae_exp.figures import every_class, fonts
+log = logging.getLogger(__name__)
+
+SELECTORS = {chr(code) for code in range(0xFE00, 0xFE10)}  # they choose between forms of a letter and have none
+STAND_INS = ("Last Resort", ".LastResort", "Adobe Blank")  # fonts that have a box for every letter
+
+_told: set[str] = set()
+
+
+def drawable(names: Sequence[str]) -> list[str]:
+    """Return class names, or the number of a class if no installed font has its letters; say so once per class."""
+    without = [name for name in names if any(_find(group) is None for group in _groups(name) if not group.isascii())]
+    if new := [name for name in without if name not in _told]:
+        _told.update(new)
+        log.warning(f"no font installed here has the letters of {', '.join(new)}: pictures show the class's number")
+    return [str(number) if name in without else name for number, name in enumerate(names)]
+
+
+def drawable_name(names: Sequence[str], number: int) -> str:
+    """Return the name of one class as `drawable` gives it; a model may have room for classes without a name."""
+    return drawable([*[""] * number, names[number]])[number] if number < len(names) else str(number)
+
+
+def families(names: Iterable[str]) -> list[str]:
+    """Return the font families that matplotlib needs for all the letters, its own first."""
+    found = {_find(group) for name in names for group in _groups(name) if not group.isascii()}
+    return ["DejaVu Sans", *sorted({font.name for font in found if font is not None} - {"DejaVu Sans"})]
+
+
+def text_width(text: str, size: int) -> float:
+    """Return the width of a text as `write` draws it, in pixels."""
+    return sum(_font(group, size).getlength(group) for group in _groups(text))
+
+
+def write(ink: ImageDraw.ImageDraw, at: tuple[float, float], text: str, size: int, anchor: str) -> None:
+    """Draw a text in black, each of its groups of words with a font that has its letters; anchor is lm, mm or rm."""
+    groups = _groups(text)
+    if len(groups) == 1:
+        ink.text(at, groups[0], "black", _font(groups[0], size), anchor=anchor)
+        return
+    x, y = at
+    x -= text_width(text, size) * {"l": 0, "m": 0.5, "r": 1}[anchor[0]]
+    for group in groups:
+        font = _font(group, size)
+        ink.text((x, y), group, "black", font, anchor=f"l{anchor[1]}")
+        x += font.getlength(group)
+
+
+def _groups(text: str) -> list[str]:
+    """Split a text into groups of whole words, ASCII and other, and join separate accents, as macOS writes them."""
+    groups: list[str] = []
+    for word in re.findall(r"[^ ]+ *|^ +", unicodedata.normalize("NFC", text)):
+        if groups and groups[-1].isascii() == word.isascii():
+            groups[-1] += word
+        else:
+            groups.append(word)
+    return groups
+
+
+@functools.lru_cache(maxsize=256)
+def _font(text: str, size: int) -> Any:
+    found = None if text.isascii() else _find(text)
+    return ImageFont.load_default(size) if found is None else ImageFont.truetype(found.fname, size)
+
+
+def _find(text: str) -> Any:
+    """Return matplotlib's entry of an installed font that has all letters of a text, or None."""
+    return _with_letters(frozenset(text) - SELECTORS - {" "})
+
+
+@functools.lru_cache(maxsize=1024)
+def _with_letters(letters: frozenset[str]) -> Any:
+    from matplotlib import font_manager
+
+    def found() -> Any:
+        fonts = [font for font in font_manager.fontManager.ttflist if font.style == "normal"]
+        fonts = [font for font in fonts if not font.name.startswith(STAND_INS)]
+        fonts.sort(key=lambda font: (font.name != "DejaVu Sans", abs(_weight(font) - 400), font.name))
+        return next((font for font in fonts if letters <= _letters_of(font.fname)), None)
+
+    if (font := found()) is not None:
+        return font
+    known = {font.fname for font in font_manager.fontManager.ttflist}  # as it was when matplotlib first looked
+    for path in set(font_manager.findSystemFonts()) - known:
+        try:
+            font_manager.fontManager.addfont(path)
+        except (OSError, RuntimeError, NotImplementedError, TypeError, ValueError):  # one that matplotlib cannot use
+            continue
+    return found()
+
+
+def _weight(font: Any) -> int:
+    return font.weight if isinstance(font.weight, int) else 400
+
+
+@functools.cache
+def _letters_of(path: str) -> frozenset[str]:
+    from matplotlib.ft2font import FT2Font
+
+    try:
+        return frozenset(map(chr, FT2Font(path).get_charmap()))
+    except (OSError, RuntimeError):  # gone since, or damaged
+        return frozenset()
+
+
+ENOUGH = 0.9  # of the classes that there is room for: in a random order chance may leave out one of ten digits
+MOST_CLASSES = 64  # a row each in a picture; the 62 of EMNIST's largest split fit
+
+
+def in_turn(y: Tensor) -> Tensor:
+    """Return the rows of labels y [N] with their classes taking turns, each class's rows in order, [N].
+
+    [5, 5, 3, 5, 3] gives [0, 2, 1, 4, 3]. The first n rows show as many classes as n rows can, and a longer selection
+    begins with the same rows.
+    """
+    y = y.cpu()
+    _, number = y.unique(return_inverse=True)
+    order = number.argsort(stable=True)
+    counts = number.bincount()
+    starts = counts.cumsum(0) - counts
+    turn = torch.empty_like(number)
+    turn[order] = torch.arange(len(y)) - starts[number[order]]
+    first_row = order[starts]  # of each class
+    return (turn * len(y) + first_row[number]).argsort()
+
+
+def rows(y: Tensor, n: int) -> Tensor:
+    """Return the first n rows of labels y [N], or n rows with classes in turn if the first show too few classes.
+
+    A folder of class folders is sorted by class, so its first rows show only one class.
+    """
+    there, classes = len(y[:n].unique()), len(y.unique())
+    return torch.arange(min(n, len(y))) if there >= ENOUGH * min(n, classes) else in_turn(y)[:n]
+
+
+def shown_classes(n_classes: int, class_names: Sequence[str]) -> int:
+    """Return how many classes get a row each: those in the data, and no more than a picture has room for.
+
+    A model may have room for more classes than there are (dataset.n_classes), of which it has learned nothing.
+    """
+    return min(n_classes, len(class_names) or n_classes, MOST_CLASSES)
+
 
 if TYPE_CHECKING:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -56,7 +200,7 @@ def label_sheet(
     line = round(size * 1.5)
 
     def wide(words: Sequence[str]) -> int:
-        return round(max((fonts.width(word, size) for word in words), default=0))
+        return round(max((text_width(word, size) for word in words), default=0))
 
     stride = 1  # of the words below columns that are too narrow for all of them
     while columns and wide(columns) * 1.2 > stride * width / len(columns):
@@ -67,12 +211,12 @@ def label_sheet(
     page = Image.new("RGB", (left + width + right, top + height + bottom), "white")
     page.paste(Image.fromarray(sheet), (left, top))
     ink = ImageDraw.Draw(page)
-    fonts.write(ink, (line // 4, line // 2), title, size, "lm")
+    write(ink, (line // 4, line // 2), title, size, "lm")
     for i, word in enumerate(rows):
-        fonts.write(ink, (left - line // 4, top + height * (i + 0.5) / len(rows)), word, size, "rm")
+        write(ink, (left - line // 4, top + height * (i + 0.5) / len(rows)), word, size, "rm")
     for i, word in list(enumerate(columns))[::stride]:
-        fonts.write(ink, (left + width * (i + 0.5) / len(columns), top + height + line // 2), word, size, "mm")
-    fonts.write(ink, (left + width / 2, top + height + bottom - line // 2), x_label, size, "mm")
+        write(ink, (left + width * (i + 0.5) / len(columns), top + height + line // 2), word, size, "mm")
+    write(ink, (left + width / 2, top + height + bottom - line // 2), x_label, size, "mm")
     return np.asarray(page)
 
 
@@ -136,8 +280,8 @@ def latents(
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    pictured = every_class.rows(y, n)
-    means, y, names = means.detach().cpu().double()[pictured], y.cpu()[pictured], fonts.drawable(names)
+    pictured = rows(y, n)
+    means, y, names = means.detach().cpu().double()[pictured], y.cpu()[pictured], drawable(names)
     if dims is not None or means.shape[1] <= 2 or len(means) == 1:  # one image has no principal components
         dims = dims or list(range(means.shape[1]))[:2]
         points, axis_names = means[:, dims], [f"mean of q(z{dim} | x)" for dim in dims]
@@ -150,7 +294,7 @@ def latents(
         points = torch.stack([points[:, 0], torch.linspace(0, 1, len(points), dtype=torch.double)], 1)
         axis_names.append("order in the split")
 
-    with plt.rc_context({"font.family": fonts.families(names)}):
+    with plt.rc_context({"font.family": families(names)}):
         shown = f"{len(points):,} of the {of:,}" if len(points) < of else f"{of:,}"
         return _scatter(points, y, names, axis_names, f"posterior means of {shown} images")
 

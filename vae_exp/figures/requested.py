@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from vae_exp.config import build
-from vae_exp.config.keys import GenerateOptions
+from vae_exp.config.schema import GenerateOptions
 from vae_exp.datasets.image_folder import read_images
 from vae_exp.errors import UserError, printable
-from vae_exp.figures import every_class, fonts, grids, latent_walks
+from vae_exp.figures import grids, latent_walks
 from vae_exp.inference import TrainedVAE
 
 LARGEST_GRID = 10_000  # images: a picture of more is larger than what shows it can open
@@ -41,13 +41,13 @@ def _samples(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:
     title += "" if options["sampler"] == "prior" else f" from {options['sampler']}"
     title += "" if temperature == 1 else f", temperature {temperature:g}"
     columns = math.ceil(math.sqrt(n))
-    if label is None and 0 < model.classes_there <= every_class.MOST_CLASSES:
+    if label is None and 0 < model.classes_there <= grids.MOST_CLASSES:
         columns, title = model.classes_there, f"{title}, a label a column"
     return Drawing(n, chunks, lambda x: grids.label_sheet(grids.grid(x, columns), title))
 
 
 def _classes(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:
-    n_classes = every_class.shown_classes(model.model.n_classes, model.class_names)
+    n_classes = grids.shown_classes(model.model.n_classes, model.class_names)
     if not n_classes:
         raise UserError("what=classes: the model is not conditional; use what=samples.")
     _require_room(model, n * n_classes, f"n={n}: {n_classes} classes make {n * n_classes:,} images", options)
@@ -57,7 +57,7 @@ def _classes(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:
     title = "a row per label, the same z in each column"
     if n_classes < model.model.n_classes:
         title += f"; the first {n_classes} of {model.model.n_classes:,}"
-    names = fonts.drawable(model.class_names[:n_classes])
+    names = grids.drawable(model.class_names[:n_classes])
     names += map(str, range(len(names), n_classes))
     return Drawing(len(y), [(images, y)], lambda x: grids.label_sheet(grids.samples(x, n_classes), title, names))
 
@@ -154,7 +154,7 @@ def _label(model: TrainedVAE, options: GenerateOptions) -> tuple[Tensor, str]:
     if not model.model.n_classes:
         return torch.tensor(0, device=model.device), ""
     number = 0 if options["label"] is None else model.number(options["label"])
-    in_title = f", label {fonts.drawable_name(model.class_names, number)}"
+    in_title = f", label {grids.drawable_name(model.class_names, number)}"
     return torch.tensor(number, device=model.device), in_title
 
 
@@ -203,7 +203,7 @@ def _images(model: TrainedVAE, options: GenerateOptions, n: int | None) -> tuple
         if not len(split):
             raise UserError(f"label={options['label']}: none of the {options['split']} images has it.")
     if n is not None:
-        split = split[every_class.in_turn(split.y)[:n]]
+        split = split[grids.in_turn(split.y)[:n]]
     return split.x, split.y, f"{options['split']} images"
 
 

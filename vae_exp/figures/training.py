@@ -7,11 +7,11 @@ import torch
 
 from vae_exp.config import build
 from vae_exp.datasets import Split
-from vae_exp.figures import every_class, fonts, grids, latent_walks
+from vae_exp.evaluation.metrics import Evaluation
+from vae_exp.figures import grids, latent_walks
 from vae_exp.figures.grids import SIZES
-from vae_exp.metrics import Evaluation
-from vae_exp.training.cadence import Cadence
 from vae_exp.training.state import TrainingRun
+from vae_exp.training.stopper import Cadence
 from vae_exp.vae import VAE
 
 Picture = tuple[str, np.ndarray, str]
@@ -43,7 +43,7 @@ def _usual(training: TrainingRun, model: VAE, split: Split, held_out: str, _: Ev
     pixels = reconstructions(model, split, noise)
     yield "reconstructions", pixels, f"epoch {epoch}: {held_out} images, reconstructions below"
     if model.stochastic:  # else there is no prior to draw samples from
-        n_rows = every_class.shown_classes(model.n_classes, training.data.class_names)
+        n_rows = grids.shown_classes(model.n_classes, training.data.class_names)
         how = "a row per class, the same z in each column" if n_rows else "the same z every epoch"
         how += f"; the first {n_rows} of {model.n_classes:,} classes" if n_rows < model.n_classes else ""
         yield "samples", samples(model, n_rows, noise), f"epoch {epoch}: samples from the prior, {how}"
@@ -68,7 +68,7 @@ def test_figure(model: VAE, split: Split, seed: int, epoch: int) -> Picture:
 @torch.no_grad()
 def reconstructions(model: VAE, held_out: Split, noise: torch.Generator) -> np.ndarray:
     """Draw images of every class of a split, in whole rows, above the mean of p(x|z) at one z ~ q(z|x) of each."""
-    first = held_out[every_class.rows(held_out.y, SIZES["reconstructions"])]
+    first = held_out[grids.rows(held_out.y, SIZES["reconstructions"])]
     columns = min(grids.COLUMNS, len(first))
     whole_rows = first[: len(first) // columns * columns]
     x, y = whole_rows.x.float() / 255, whole_rows.y
@@ -87,7 +87,7 @@ def samples(model: VAE, n_rows: int, noise: torch.Generator) -> np.ndarray:
 def _figure(name: str, model: VAE, held_out: Split, measured: Evaluation, class_names: Sequence[str]) -> np.ndarray:
     """Draw one of the further figures by its name in figures=[...]; a conditional model's show its first class."""
     y, dims = torch.zeros((), dtype=torch.long, device=held_out.y.device), latent_walks.most_kl(measured.kl_per_dim)
-    label = f", label {fonts.drawable_name(class_names, 0)}" if model.n_classes else ""
+    label = f", label {grids.drawable_name(class_names, 0)}" if model.n_classes else ""
     if name == "latents":
         return grids.latents(measured.q.mean, held_out.y, class_names, None)
     if name == "manifold":
@@ -96,7 +96,7 @@ def _figure(name: str, model: VAE, held_out: Split, measured: Evaluation, class_
         dims, values = dims[: SIZES["traversals"]], torch.linspace(-grids.RANGE, grids.RANGE, grids.STEPS)
         images = latent_walks.traversal(model, torch.zeros_like(measured.q.mean[0]), y, dims, values)
         return grids.traversals(images, dims, values, measured.kl_per_dim, f"the prior's mean{label}")
-    pictured = every_class.rows(held_out.y, SIZES["reconstructions"]) if not model.n_classes else slice(None)
+    pictured = grids.rows(held_out.y, SIZES["reconstructions"]) if not model.n_classes else slice(None)
     means, y = measured.q.mean[pictured], held_out.y[pictured]
     starts, ends = latent_walks.pairs(y, SIZES["interpolations"], same_label=model.n_classes > 0)
     images = latent_walks.interpolation(model, means[starts], means[ends], y[starts], grids.STEPS, "spherical")

@@ -4,8 +4,7 @@ An encoder maps images [B, C, H, W] and a label context [B, K] to [B, 2Z]; a dec
 the same context to one number per pixel, [B, C, H, W]. K is 0 for an unconditional model.
 """
 
-from vae_exp.networks.convolutional import conv, resnet
+from vae_exp.networks.convolutional import burgess, conv, locatello, resnet
 from vae_exp.networks.mlp import ACTIVATIONS, mlp
-from vae_exp.networks.published import burgess, locatello
 
 __all__ = ["ACTIVATIONS", "burgess", "conv", "locatello", "mlp", "resnet"]

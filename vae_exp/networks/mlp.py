@@ -1,10 +1,55 @@
-"""The multilayer perceptron of the tutorial: linear layers on the flattened image."""
+"""Fully connected encoder and decoder, and how a decoder is initialised."""
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+IMAGES = 10_000  # whose mean the output's bias begins at
+LAYERS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
+CLIPPED = 0.001  # a mean pixel of 0 or 1 would be an infinite logit
+WIDEST, HALVINGS = 1024.0, 40  # of the outputs that are tried: logits for that mean lie far inside
+
+
+def mean_image(images: Tensor) -> Tensor:
+    """Return the mean of images uint8 [N, C, H, W], as [C, H, W] in [0, 1]."""
+    return images.sum(0, dtype=torch.int64).float() / (255 * max(1, len(images)))
+
+
+@torch.no_grad()
+def glorot_init(
+    encoder: nn.Module, decoder: nn.Module, likelihood: Callable[[Tensor], Any], mean: Tensor | None
+) -> None:
+    """Draw weights from U(-a, a) with a^2 = 6 / (inputs + outputs) (Glorot & Bengio 2010), and set the biases.
+
+    Biases are 0, but the bias of the decoder's last layer makes it give the mean image [C, H, W] at first, as in Burda
+    et al. 2016. A layer with a bias for each channel takes the channel's mean. Without a mean image the bias is 0.
+    """
+    layers = [part for part in [*encoder.modules(), *decoder.modules()] if isinstance(part, LAYERS)]
+    for layer in layers:
+        nn.init.xavier_uniform_(layer.weight)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+    bias = layers[-1].bias if layers else None
+    if mean is None or bias is None:
+        return
+    pixels = mean.flatten() if len(bias) == mean.numel() else mean.mean((1, 2))
+    if len(bias) == len(pixels):
+        bias.copy_(_output_with(pixels.clamp(CLIPPED, 1 - CLIPPED), likelihood))
+
+
+def _output_with(mean: Tensor, likelihood: Callable[[Tensor], Any]) -> Tensor:
+    """Return the outputs [D] that give p(x|z) this mean, by bisection: the mean rises with them."""
+    low, high = torch.full_like(mean, -WIDEST), torch.full_like(mean, WIDEST)
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        is_below = likelihood(middle.view(1, -1, 1, 1)).mean.flatten() < mean
+        low, high = torch.where(is_below, middle, low), torch.where(is_below, high, middle)
+    return (low + high) / 2
+
 
 ACTIVATIONS = {
     "relu": nn.ReLU,

@@ -17,13 +17,11 @@ Codes are the means of q(z|x); factors are whole numbers or any values that occu
 """
 
 from vae_exp.scores.agreement import udr
-from vae_exp.scores.frechet import frechet
+from vae_exp.scores.frechet import frechet, kid
 from vae_exp.scores.importance import DCI, completeness, dci, disentanglement
-from vae_exp.scores.infomec import InfoMEC, infomec
 from vae_exp.scores.interventions import beta_vae, factor_vae
-from vae_exp.scores.kernel import kid
 from vae_exp.scores.linear import explicitness, sap
-from vae_exp.scores.mutual_information import mig, modularity, mutual_information
+from vae_exp.scores.mutual_information import InfoMEC, infomec, mig, modularity, mutual_information
 from vae_exp.scores.neighbours import coverage, density, nearest, precision, recall
 from vae_exp.scores.repeats import SCORES, Spread, spread
 

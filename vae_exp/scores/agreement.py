@@ -7,8 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from vae_exp.errors import UserError
-from vae_exp.scores.codes import Known, table
-from vae_exp.scores.fitting import fitting
+from vae_exp.scores.codes import Known, fitting, table
 
 LEAST_KL = 0.01  # nats: a latent below tells nothing
 LASSO_ALPHA = 0.1

@@ -1,6 +1,8 @@
-"""The input of the scores of disentanglement: codes and the factors behind them, checked once."""
+"""Check and prepare codes and factors."""
 
-from collections.abc import Sequence
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +10,24 @@ import numpy as np
 from torch import Tensor
 
 from vae_exp.errors import UserError
+
+
+@contextlib.contextmanager
+def fitting() -> Iterator[None]:
+    """Run the block with one BLAS thread and without scikit-learn's warnings of convergence or many classes.
+
+    The matrices are small: threads gain nothing, and wait for each other for most of the time where cores are busy.
+    A score is defined by the steps that its authors took, converged or not. A factor whose values occur too rarely
+    is rejected before it comes here.
+    """
+    from sklearn.exceptions import ConvergenceWarning  # here, because importing scikit-learn takes a second
+    from threadpoolctl import threadpool_limits  # comes with scikit-learn
+
+    with warnings.catch_warnings(), threadpool_limits(1, "blas"):
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%")
+        yield
+
 
 TEST_PART = 1 / 3  # of the rows: 10,000 to fit and 5,000 to test in Locatello et al. (2019)
 LARGEST = 1e150  # of a number: sums of the squares of larger ones are beyond every float

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 
 from vae_exp.errors import UserError
-from vae_exp.scores.codes import Known
-from vae_exp.scores.fitting import fitting
+from vae_exp.scores.codes import Known, fitting
 
 
 @dataclass(frozen=True)

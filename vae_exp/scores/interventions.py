@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vae_exp.scores.codes import LARGEST_SEED, Known, whole
-from vae_exp.scores.fitting import fitting
+from vae_exp.scores.codes import LARGEST_SEED, Known, fitting, whole
 
 BATCH_SIZE, FIT, TEST = 64, 10_000, 5_000  # as in Locatello et al. (2019)
 LEAST_DEVIATION = 0.05

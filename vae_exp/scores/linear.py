@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 
 from vae_exp.errors import UserError
-from vae_exp.scores.codes import Known, Unsuited
-from vae_exp.scores.fitting import fitting
+from vae_exp.scores.codes import Known, Unsuited, fitting
 
 SVC_C = 0.01  # as in Locatello et al. (2019)
 

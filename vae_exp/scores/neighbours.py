@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vae_exp.errors import UserError
-from vae_exp.scores.arrays import float64, pair
+from vae_exp.scores.features import float64, pair
 
 K_MANIFOLD = 3  # of precision and recall, as in Kynkäänniemi et al. (2019)
 K_DENSITY = 5  # of density and coverage, as in Naeem et al. (2020)

@@ -9,10 +9,9 @@ import numpy as np
 from vae_exp.errors import UserError
 from vae_exp.scores.codes import LARGEST_SEED, Known, Unsuited, whole
 from vae_exp.scores.importance import dci
-from vae_exp.scores.infomec import infomec
 from vae_exp.scores.interventions import beta_vae, factor_vae
 from vae_exp.scores.linear import explicitness, fit_and_test_each_value, sap
-from vae_exp.scores.mutual_information import mig, modularity
+from vae_exp.scores.mutual_information import infomec, mig, modularity
 
 SIZE, REPEATS = 10_000, 5
 

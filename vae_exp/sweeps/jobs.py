@@ -1,22 +1,254 @@
-"""The jobs of a sweep, one by one."""
+"""Run the jobs of a sweep, in one process or several."""
 
 import contextlib
+import copy
+import functools
 import logging
+import os
+import signal
+import sys
+import threading
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from omegaconf import DictConfig, OmegaConf
+from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
+from hydra.core.override_parser.types import Override, OverrideType
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from vae_exp import torchrun_env
-from vae_exp.config.keys import SweepKeys
+from vae_exp.config.compose import parse
+from vae_exp.config.schema import SweepKeys
 from vae_exp.errors import PeerLost, UserError
-from vae_exp.sweeps import config_cache, processes, study
+from vae_exp.files import read_text
+from vae_exp.sweeps import study
 from vae_exp.sweeps.plan import SEARCH, Plan
-from vae_exp.training import console, resume
+from vae_exp.torchrun_env import safe_path
+from vae_exp.training import console, cores, resume
 from vae_exp.training.console import say
-from vae_exp.training.folder import read_summary, runs_below
+from vae_exp.training.run_dir import LOCK, SUMMARY, Summary, read_summary, require_no_owner, runs_below
+
+MOST = 20  # that are kept: in a sweep over many options of groups, looking for one would take as long as composing
+
+
+@dataclass
+class Composed:
+    """A job's configuration as Hydra composed it, and the overrides that made it."""
+
+    words: list[Override]
+    groups: set[str]  # whose options are chosen, not set
+    cfg: DictConfig
+
+    def with_values(self, words: list[Override]) -> DictConfig | None:
+        """Return the configuration Hydra would make of other overrides, or None if more than values differ."""
+        if [word.get_key_element() for word in words] != [word.get_key_element() for word in self.words]:
+            return None
+        changed = [new for new, old in zip(words, self.words, strict=True) if new.input_line != old.input_line]
+        if not all(self._is_value(word) for word in changed):
+            return None
+        cfg = copy.deepcopy(self.cfg)
+        ConfigLoaderImpl._apply_overrides_to_config(changed, cfg)
+        with read_write(cfg.hydra), open_dict(cfg.hydra):
+            ours = [word for word in words if not word.is_hydra_override()]
+            cfg.hydra.overrides.task = [word.input_line for word in ours]
+            cfg.hydra.job.override_dirname = get_overrides_dirname(ours, **cfg.hydra.job.config.override_dirname)
+        return cfg
+
+    def _is_value(self, word: Override) -> bool:
+        """Return whether a word sets one existing value: a group chooses files, and a dictionary is merged."""
+        key = word.key_or_group
+        if word.type != OverrideType.CHANGE or word.package or word.is_hydra_override() or key in self.groups:
+            return False
+        before = OmegaConf.select(self.cfg, key, default=None, throw_on_resolution_failure=False)
+        return not isinstance(before, DictConfig) and not isinstance(word.value(), dict)
+
+
+@contextlib.contextmanager
+def cache_configs() -> Iterator[None]:
+    """Let Hydra compose jobs that differ only in values once, for a sweep in this process, inside the block."""
+    composed: list[Composed] = []
+    of_hydra = ConfigLoaderImpl.load_sweep_config
+
+    def load(self: ConfigLoaderImpl, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        words = parse(sweep_overrides)
+        for kept in composed:
+            if (cfg := kept.with_values(words)) is not None:
+                return cfg
+        cfg = of_hydra(self, master_config, sweep_overrides)
+        if len(composed) < MOST:
+            composed.append(Composed(words, set(map(str, cfg.hydra.runtime.choices)), copy.deepcopy(cfg)))
+        return cfg
+
+    patched: Any = ConfigLoaderImpl
+    patched.load_sweep_config = load
+    try:
+        yield
+    finally:
+        patched.load_sweep_config = of_hydra
+
+
+@functools.cache  # once in a process, and the stack is kept
+def cache_configs_here() -> contextlib.ExitStack:
+    """Do as cache_configs until this process ends: one of joblib's workers, which has the jobs of one sweep."""
+    stack = contextlib.ExitStack()
+    stack.enter_context(cache_configs())
+    return stack
+
+
+LAUNCHED_BY = "VAE_EXP_LAUNCHED_BY"  # in the environment of processes that another started for its jobs or its run
+POLL_SECONDS = 0.5
+
+
+@contextlib.contextmanager
+def report_jobs(planned: Plan, launcher: str, n_jobs: int | None) -> Iterator[None]:
+    """Print a line for each job that ends, read from its folder, while the block runs jobs in other processes."""
+    if launcher == "basic" or (launcher == "joblib" and n_jobs == 1):  # jobs in this process speak for themselves
+        yield
+        return
+    added = {name: value for name, value in safe_path().items() if name not in os.environ}
+    if launcher == "joblib":
+        # Joblib sets what is not set of these, and to 1 also where there are few jobs.
+        most = os.environ.get("OMP_NUM_THREADS", str(cores.allowed()))
+        added |= {name: most for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if name not in os.environ}
+        added[LAUNCHED_BY] = str(os.getpid())
+    os.environ.update(added)
+    over = threading.Event()
+    teller = threading.Thread(target=_tell_of_jobs, args=(planned, over), daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        over.set()
+        teller.join()
+        for name in added:
+            os.environ.pop(name, None)
+
+
+def places(of_hydra: Any) -> int:
+    """Return how many jobs joblib runs at once: n_jobs, from all cores down if negative; other launchers run one."""
+    n_jobs = of_hydra.launcher.get("n_jobs") or 1
+    return n_jobs if n_jobs > 0 else max(1, cores.allowed() + 1 + n_jobs)
+
+
+def print_alone(text: str) -> None:
+    """Print a text, unless the process that started this one does: lines of parallel jobs would mix."""
+    if not _launcher():
+        say(text)
+
+
+def _tell_of_jobs(planned: Plan, over: threading.Event) -> None:
+    began, ended = time.monotonic(), 0
+    known = {folder: _written_at(folder) for folder in runs_below(planned.folder)}
+    for folder in sorted(known):
+        if (summary := read_summary(folder)) is not None and summary.is_done:
+            say(f"{folder.name}  already {summary.state}")
+    is_last = False
+    while not is_last:
+        is_last = over.wait(POLL_SECONDS)  # once more after the last job has ended
+        summaries = {folder: read_summary(folder) for folder in runs_below(planned.folder)}
+        done = sum(summary is not None and summary.is_done for summary in summaries.values())
+        for folder, summary in summaries.items():
+            written = _written_at(folder)
+            if summary is None or summary.state == "running" or known.get(folder) == written:
+                continue
+            known[folder], ended = written, ended + 1
+            failed = sum(summary is not None and summary.state == "failed" for summary in summaries.values())
+            left = (time.monotonic() - began) / ended * (planned.jobs - done - failed)
+            say(f"{folder.name}  {_ending(summary)}    {done} of {planned.jobs} done{time_left(left)}")
+
+
+def time_left(seconds: float) -> str:
+    """Return a text such as ", about 2 min left", empty if no time is left."""
+    if seconds <= 0:
+        return ""
+    return f", about {seconds / 60:.0f} min left" if seconds >= 90 else f", about {seconds:.0f} s left"
+
+
+def _ending(summary: Summary) -> str:
+    if not summary.is_done:
+        return f"{summary.state}: {summary.reason}"
+    pruned = "" if summary.finished else f"  {summary.state}"
+    return f"neg_elbo {summary.score:.3f}  {summary.seconds:.1f} s{pruned}" if summary.score is not None else "finished"
+
+
+def _written_at(folder: Path) -> int:
+    with contextlib.suppress(OSError):
+        return (folder / SUMMARY).stat().st_mtime_ns
+    return 0
+
+
+def is_worker() -> bool:
+    """Return whether this is a process that joblib started for the jobs of a sweep."""
+    return _launcher() is not None
+
+
+def _launcher() -> int | None:
+    """Return the id of the process that started this one for its jobs or its run, or None in any other process."""
+    pid = os.environ.get(LAUNCHED_BY)
+    return int(pid) if pid and int(pid) != os.getpid() else None
+
+
+@contextlib.contextmanager
+def ends_with_its_launcher() -> Iterator[None]:
+    """Run the block, a run; if the process that started this one is gone, save as for SIGTERM and end.
+
+    Otherwise joblib's workers would train on for nobody when their sweep is killed, and the processes of a run too.
+    """
+    launcher = _launcher()
+    if launcher is None:
+        yield
+        return
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(POLL_SECONDS):
+            if os.getppid() != launcher:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        if os.getppid() == launcher:
+            yield
+    finally:
+        over.set()
+        if os.getppid() != launcher:
+            sys.stdout.flush()  # joblib would go on to the next job that it holds, or wait for one
+            os._exit(128 + signal.SIGTERM)
+
+
+def join_tasks() -> None:
+    """Set, for a job that submitit runs in several tasks, the environment that torchrun would have set in each."""
+    from submitit import JobEnvironment
+    from submitit.helpers import TorchDistributedEnvironment
+
+    if JobEnvironment().num_tasks > 1:  # each with all GPUs in sight, of which it takes its own
+        TorchDistributedEnvironment().export(overwrite=True, set_cuda_visible_devices=False)
+
+
+def has_owner(folder: Path) -> bool:
+    """Return whether another process trains in the folder."""
+    try:
+        require_no_owner(folder)
+    except UserError:
+        return True
+    return False
+
+
+def wait_for_owner(folder: Path) -> None:
+    """Wait until no other process trains in the folder: one that outlived its sweep saves, or finishes."""
+    told = False
+    while has_owner(folder):
+        if not told:
+            with contextlib.suppress(OSError):
+                pid = read_text(folder / LOCK).strip() or "?"
+                say(f"waits for process {pid}, which trains in {folder}")
+                told = True
+        time.sleep(POLL_SECONDS)
+
 
 log = logging.getLogger(__name__)
 
@@ -36,14 +268,14 @@ def run_job(cfg: DictConfig, run_dir: Path, job: Any) -> float | None:
     job is Hydra's own configuration. Returns its sweep.metric, which another sweeper of Hydra's may want, or None if it
     failed or has none.
     """
-    if processes.is_worker():
-        config_cache.cache_configs_here()
+    if is_worker():
+        cache_configs_here()
         console.open_streams()
     if job.runtime.choices["hydra/launcher"].startswith("submitit"):
-        processes.join_tasks()
+        join_tasks()
     if torchrun_env.started() > 1:
         return _run_together(cfg, run_dir, job)
-    with processes.ends_with_its_launcher():
+    with ends_with_its_launcher():
         return _run_job(cfg, run_dir, job)
 
 
@@ -66,13 +298,13 @@ def _run_together(cfg: DictConfig, run_dir: Path, job: Any) -> float | None:
 
 
 def _run_job(cfg: DictConfig, run_dir: Path, job: Any) -> float | None:
-    tell = processes.tell
+    tell = print_alone
     as_asked, choices = cfg, job.runtime.choices
     swept = [f"{key}={choices.get(key) or _shown(cfg, key)}" for key in cfg.sweep.over]
     changes: dict[str, Any] = {"sweep": {"over": swept}}  # with their values, for the run's name
     title = f"{_progress(cfg, run_dir, job.job.num)}  {'  '.join(swept)}"
     if cfg.sweep.resume:
-        processes.wait_for_owner(run_dir)
+        wait_for_owner(run_dir)
         before = read_summary(run_dir)
         if before is not None and before.is_done and before.score is not None:
             tell(f"{title}  already {before.state}")
@@ -106,7 +338,7 @@ def _run_job(cfg: DictConfig, run_dir: Path, job: Any) -> float | None:
                 tell(f"      no {cfg.sweep.metric} to be judged by: the run ended before its first epoch was over")
         return value
     except UserError as error:
-        taken = as_asked.sweep.resume and torchrun_env.started() == 1 and processes.has_owner(run_dir)
+        taken = as_asked.sweep.resume and torchrun_env.started() == 1 and has_owner(run_dir)
         if taken:  # another process was quicker to take it over
             return _run_job(as_asked, run_dir, job)
         reason = str(error)
@@ -151,16 +383,16 @@ def _share_machine(cfg: DictConfig, job: Any) -> None:
 
     submitit starts all jobs of a grid on this machine.
     """
-    from vae_exp.config import devices
+    from vae_exp.config import build
     from vae_exp.training import threads
 
-    at_once = processes.places(job)
+    at_once = places(job)
     if job.runtime.choices["hydra/launcher"] == "submitit_local":
         at_once = job.sweeper.get("n_jobs", cfg.sweep.jobs) or 1
     if (at_once := min(at_once, cfg.sweep.jobs or at_once)) > 1:
         threads.share(at_once)
         if torchrun_env.started() == 1:
-            cfg.device = devices.of_job(cfg.device, job.job.num)
+            cfg.device = build.of_job(cfg.device, job.job.num)
 
 
 def _progress(cfg: DictConfig, run_dir: Path, number: int) -> str:
@@ -171,5 +403,5 @@ def _progress(cfg: DictConfig, run_dir: Path, number: int) -> str:
     text = f"job {number + 1}/{cfg.sweep.jobs or '?'}: {len(seconds)} done"
     text += f", {failed} failed" if failed else ""
     if seconds and cfg.sweep.jobs:
-        text += processes.time_left(sum(seconds) / len(seconds) * (cfg.sweep.jobs - len(seconds) - failed))
+        text += time_left(sum(seconds) / len(seconds) * (cfg.sweep.jobs - len(seconds) - failed))
     return text

@@ -1,29 +1,96 @@
-"""The plan of a sweep from its command line: its jobs, its folders and the arguments for Hydra."""
+"""Plan a sweep: its jobs, folders and sweepers."""
 
+import itertools
 import math
+import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
 from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
-from hydra.types import RunMode
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from vae_exp.config.check import as_typed, flatten, options, path_of, quoted
-from vae_exp.config.combinations import check_metric
-from vae_exp.config.kinds import TEXT
-from vae_exp.config.messages import compose, parse
+from vae_exp.config.checks import as_typed, check_metric, flatten, options, path_of, quoted
+from vae_exp.config.compose import compose, parse
+from vae_exp.config.schema import TEXT
 from vae_exp.errors import UserError
-from vae_exp.files import read_json, require_no_links, write_json, writing
-from vae_exp.sweeps import extend
+from vae_exp.files import read_json, require_no_links, write, write_json, writing
 from vae_exp.sweeps.study import JOURNAL
-from vae_exp.sweeps.sweepers import require_together
-from vae_exp.sweeps.values import LONGEST, NUMBER, distinct, job_folder, values_of
-from vae_exp.training.folder import OUTPUTS, UNREADABLE, runs_below
+from vae_exp.sweeps.values import LONGEST, NUMBER, distinct, has_grown, has_same_data, job_folder, rename, values_of
+from vae_exp.training.run_dir import MULTIRUN, OUTPUTS, UNREADABLE, runs_below
+
+Batch = tuple[int, list[list[str]]]  # the number of its first job, and what is swept in each
+
+
+class SweepsJobs(Sweeper):
+    """A sweeper that hands jobs to the launcher, batch after batch."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context, self.config = hydra_context, config
+        self.asked, self.folder = config, Path(config.hydra.sweep.dir)
+        self.launcher: Launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Run all jobs. Raises what a job or the launcher raised; a run that fails does not raise."""
+        overrides = parse(arguments)
+        fixed = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
+        write(self.folder / MULTIRUN, OmegaConf.to_yaml(self.config))
+        for first, jobs in self.batches([override for override in overrides if override.is_sweep_override()]):
+            for job in self.launcher.launch([[*fixed, *job] for job in jobs], initial_job_idx=first):
+                _ = job.return_value
+
+    def batches(self, swept: list[Override]) -> Iterator[Batch]:
+        """Yield the batches of jobs that run together."""
+        raise NotImplementedError
+
+
+class Grid(SweepsJobs):
+    """Every combination of the swept values; keys of sweep.zip take their first values together, then their second.
+
+    If losing jobs end early, they run in a random order by seed: in the order of the grid, the first jobs to be judged
+    would all have the same value, and teach nothing about the others.
+    """
+
+    def __init__(self, max_batch_size: int | None = None, params: DictConfig | None = None) -> None:
+        self.max_batch_size = max_batch_size
+
+    def batches(self, swept: list[Override]) -> Iterator[Batch]:
+        keys, together = self.asked.sweep, self.asked.sweep.zip
+        values = [[f"{o.get_key_element()}={value}" for value in values_of(o)] for o in swept]
+        is_zipped = [override.get_key_element() in together for override in swept]
+        places = itertools.product(*(range(len(each)) for each in values))
+        jobs = [
+            [each[i] for each, i in zip(values, at, strict=True)]
+            for at in places
+            if len({i for i, zipped in zip(at, is_zipped, strict=True) if zipped}) < 2
+        ]
+        if keys.prune:
+            random.Random(self.asked.seed).shuffle(jobs)
+        size = self.max_batch_size or len(jobs)
+        for first in range(0, len(jobs), size):
+            yield first, jobs[first : first + size]
+
+
+def require_together(zipped: list[str], swept: list[Override]) -> None:
+    """Raise UserError if a key of sweep.zip is not swept, or if its keys differ in their number of values."""
+    lengths = {override.get_key_element(): len(values_of(override)) for override in swept}
+    typed = f"sweep.zip=[{','.join(zipped)}]"
+    if not_swept := [key for key in zipped if key not in lengths]:
+        raise UserError(f"{typed}: {not_swept[0]} is not swept. Swept are {', '.join(lengths) or 'none'}.")
+    if len({lengths[key] for key in zipped}) > 1:
+        told = ", ".join(f"{key} {lengths[key]}" for key in zipped)
+        raise UserError(f"{typed}: these keys take their values together, so each has as many ({told}).")
+
 
 SWEEPS = OUTPUTS / "sweeps"
 SWEEP = "sweep.json"
@@ -137,11 +204,11 @@ def plan(typed: list[str], cfg: DictConfig, data_digest: Callable[[], str | None
             raise UserError(f"{DIR}={chosen}: a sweep goes on in its own folder, {folder}; leave {DIR} out.")
         try:
             # What is no path of the data is compared first: other settings may mean other data, which are not read.
-            has_grown = extend.has_grown(before, settings, swept, together, same_data=True)
-            if of_data or not extend.has_same_data(before, data_digest):
-                has_grown = extend.has_grown(before, settings, swept, together, same_data=False)
-            if has_grown:
-                extend.rename(folder, subdir, swept)
+            grown = has_grown(before, settings, swept, together, same_data=True)
+            if of_data or not has_same_data(before, data_digest):
+                grown = has_grown(before, settings, swept, together, same_data=False)
+            if grown:
+                rename(folder, subdir, swept)
         except UserError as error:
             raise UserError(f"sweep.resume={cfg.sweep.resume}: {error}") from error
     elif chosen and (runs_below(chosen, SWEEP) or runs_below(chosen)):

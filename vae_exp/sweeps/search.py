@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.override_parser.types import IntervalSweep, Override
 from omegaconf import DictConfig
 
-from vae_exp.config.check import closest
-from vae_exp.config.messages import parse
+from vae_exp.config.checks import closest
+from vae_exp.config.compose import parse
 from vae_exp.errors import UserError
-from vae_exp.sweeps import processes
+from vae_exp.sweeps import jobs
 from vae_exp.sweeps import study as studies
-from vae_exp.sweeps.sweepers import Batch, SweepsJobs
+from vae_exp.sweeps.plan import Batch, SweepsJobs
 from vae_exp.sweeps.values import values_of
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Search(SweepsJobs):
         from optuna.trial import TrialState
 
         space = {override.get_key_element(): distribution(override) for override in swept}
-        at_once = self.n_jobs or processes.places(self.asked.hydra)
+        at_once = self.n_jobs or jobs.places(self.asked.hydra)
         study = studies.load(self.folder)
         running = [trial for trial in study.get_trials(deepcopy=False) if not trial.state.is_finished()]
         for trial in [trial for trial in running if not _is_in(space, trial.params)]:  # killed while it was chosen
@@ -66,11 +66,11 @@ class Search(SweepsJobs):
             for i in range(0, len(trials), at_once):
                 yield trials[i].number, [_typed(trial.params) for trial in trials[i : i + at_once]]
         while (begun := len(study.get_trials(deepcopy=False))) < self.n_trials:
-            jobs = []
+            chosen = []
             for number in range(begun, min(begun + at_once, self.n_trials)):
                 study.sampler = sampler(self.sampler, self.seed, number)
-                jobs.append(_typed(study.ask(space).params))
-            yield begun, jobs
+                chosen.append(_typed(study.ask(space).params))
+            yield begun, chosen
 
 
 def _is_in(space: dict[str, Any], params: dict[str, Any]) -> bool:

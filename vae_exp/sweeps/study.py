@@ -5,8 +5,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vae_exp.config.combinations import check_metric
-from vae_exp.config.keys import SweepKeys
+from vae_exp.config.checks import check_metric
+from vae_exp.config.schema import SweepKeys
 from vae_exp.errors import UserError
 from vae_exp.files import write, writing
 

@@ -1,20 +1,36 @@
-"""The end of a sweep: its table, results.csv, its figures, and what to type next."""
+"""End a sweep: table, figures, closing lines."""
 
 import shlex
 from pathlib import Path
+from typing import Any
 
-from vae_exp.compare import comparable
 from vae_exp.compare import runs as results
+from vae_exp.compare import table
 from vae_exp.compare.runs import PRUNED, Run
-from vae_exp.compare.terminal import table, wrapped
-from vae_exp.config.check import as_argument
-from vae_exp.config.keys import WandbKeys
+from vae_exp.compare.table import format_table, wrapped
+from vae_exp.config.checks import CONF_DIR, as_argument, as_typed
+from vae_exp.config.schema import WandbKeys
 from vae_exp.errors import UserError
-from vae_exp.files import write
+from vae_exp.files import read_yaml, write
 from vae_exp.sweeps.plan import Plan
 from vae_exp.tracking import wandb_logged
 from vae_exp.training.console import say
-from vae_exp.training.folder import BEST, config_dir, read_overrides, runs_below
+from vae_exp.training.run_dir import BEST, config_dir, read_overrides, runs_below
+
+# Added by the plan of a sweep to what was typed.
+PLANNED = ("sweep.name=", "sweep.over=", "sweep.jobs=", "sweep.resume=")
+
+
+def rerun_command(folder: Path) -> str | None:
+    """Return vae-train -m and what was typed, with a new name and folder for the sweep, or None if unknown."""
+    typed = read_overrides(folder, of_sweep=True)
+    if typed is None:
+        return None
+    defaults: dict[str, Any] = read_yaml(CONF_DIR / "config.yaml")["sweep"]
+    unchanged = {f"sweep.{key}={as_typed(value)}" for key, value in defaults.items()}
+    kept = [word for word in typed if word not in unchanged and not word.startswith(PLANNED)]
+    return shlex.join(["vae-train", "-m", *config_dir(folder), *kept])
+
 
 PRINTED_COLUMNS = ("val/neg_elbo", "test/neg_elbo", "test/reconstruction", "test/kl", *results.SCORES, "seconds")
 MOST_BESTS = 5  # that are told of: where runs do not compare there may be as many as jobs
@@ -34,8 +50,8 @@ def finish(planned: Plan, wandb: WandbKeys, stopped: bool = False) -> int:
     write(planned.folder / "results.csv", results.as_csv(runs, [*columns, "reason"], base=planned.folder))
 
     folded = results.fold_seeds(runs)
-    metric = comparable.metric_of(runs)
-    bests = comparable.best_per_group(folded)
+    metric = table.metric_of(runs)
+    bests = table.best_per_group(folded)
     keys = results.setting_columns(folded)
     shown = [*keys, *(name for name in PRINTED_COLUMNS if any(name in run.metrics for run in runs))]
     shown += ["state"] if done - pruned < len(runs) else []
@@ -43,7 +59,7 @@ def finish(planned: Plan, wandb: WandbKeys, stopped: bool = False) -> int:
     figures: list[Path] = []
     if bests and not stopped:  # before anything is printed: whoever reads it may have gone
         from vae_exp.compare import plots
-        from vae_exp.tracking.wandb_afterwards import publish_sweep
+        from vae_exp.tracking.wandb_views import publish_sweep
 
         figures = plots.of_sweep(folded, runs, keys, metric, planned.folder)
         numbers = {f"best/{column}": bests[0].value(column) for column in shown} if len(bests) == 1 else {}
@@ -53,8 +69,8 @@ def finish(planned: Plan, wandb: WandbKeys, stopped: bool = False) -> int:
         publish_sweep(planned.name, wandb, folders, shown, lines, figures, numbers)
     if runs:
         rows = results.sort_runs(folded, metric)
-        say("\n" + table(rows, shown, bests, metric, f"{planned.folder}/results.csv"))
-        say("\n".join(wrapped([why] if (why := comparable.describe_groups(folded)) else [])))
+        say("\n" + format_table(rows, shown, bests, metric, f"{planned.folder}/results.csv"))
+        say("\n".join(wrapped([why] if (why := table.describe_groups(folded)) else [])))
     told = f", {pruned} of them pruned" if pruned else ""
     say(f"{done} of {planned.jobs} jobs finished{told}; table {planned.folder}/results.csv")
     if done < planned.jobs and (stopped or not planned.search):
@@ -85,7 +101,7 @@ def _read_jobs(planned: Plan) -> list[Run]:
 
 def _say_best(planned: Plan, best: Run) -> None:
     """Print where the best run is, and what to type next."""
-    one = comparable.best(best.members, comparable.metric_of(best.members)) or best  # of these settings the best seed
+    one = table.best(best.members, table.metric_of(best.members)) or best  # of these settings the best seed
     say(f"best    {one.folder}/{BEST}")
     if typed := read_overrides(one.folder, typed=planned.overrides):
         overrides = [word for word in typed if not word.startswith("sweep.")]

@@ -17,16 +17,28 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from vae_exp.config.check import from_anywhere, resolve
-from vae_exp.config.keys import Config
+from vae_exp.config.checks import from_anywhere, resolve
+from vae_exp.config.schema import Config
 from vae_exp.errors import UserError
 from vae_exp.files import atomic_write, no_links, write, write_json, writing
-from vae_exp.tracking import wandb_server
-from vae_exp.tracking.wandb_options import FINISH_SECONDS, as_id, first_line, of_run, run_name
-from vae_exp.tracking.wandb_server import Mode
-from vae_exp.training import cleanup
-from vae_exp.training.checkpoint import Checkpoint
-from vae_exp.training.folder import BEST, CONFIG, IMAGES, LAST, METRICS, SUMMARY, Summary, WandbRun, read_summary
+from vae_exp.tracking import wandb_run
+from vae_exp.tracking.wandb_run import FINISH_SECONDS, Mode, as_id, first_line, of_run, run_name
+from vae_exp.training.checkpoints import Checkpoint
+from vae_exp.training.run_dir import (
+    BEST,
+    CONFIG,
+    IMAGES,
+    LAST,
+    METRICS,
+    SUMMARY,
+    Summary,
+    WandbRun,
+    clear,
+    holds_run,
+    read_summary,
+    require_unused,
+    truncate_metrics,
+)
 from vae_exp.training.state import RunInfo
 
 log = logging.getLogger(__name__)
@@ -60,10 +72,10 @@ class Tracker:
         if before is not None and before.goes_on is not None:
             written = before.goes_on.written
             self.started, self.wandb_id = self.started - written.seconds, written.wandb_id
-            cleanup.truncate_metrics(run_dir, before.step, written.metrics_bytes)
+            truncate_metrics(run_dir, before.step, written.metrics_bytes)
         else:
-            cleanup.require_unused(run_dir, config["replace"])  # again: another process may have been quicker
-            cleanup.clear(run_dir, old_log_bytes)
+            require_unused(run_dir, config["replace"])  # again: another process may have been quicker
+            clear(run_dir, old_log_bytes)
         write(run_dir / CONFIG, OmegaConf.to_yaml(OmegaConf.create(dict(config))))
         with writing(run_dir / METRICS):
             self.metrics = open(run_dir / METRICS, "a", opener=no_links)  # noqa: SIM115
@@ -230,13 +242,13 @@ class Tracker:
                 logged.wait(timeout=FINISH_SECONDS)
                 return
             except WaitTimeoutError:
-                if trouble := wandb_server.trouble():
+                if trouble := wandb_run.trouble():
                     raise RuntimeError(trouble) from None
 
 
 def record_failure(cfg: DictConfig, run_dir: Path, reason: str) -> None:
     """Write a summary.json for a run that failed before it was tracked, unless a run's files are there and say more."""
-    if not (run_dir / SUMMARY).exists() and not cleanup.holds_run(run_dir):
+    if not (run_dir / SUMMARY).exists() and not holds_run(run_dir):
         with contextlib.suppress(UserError):  # an interpolation that leads nowhere may be what failed
             cfg = OmegaConf.create(from_anywhere(resolve(cfg)))
         with contextlib.suppress(OSError, UserError):  # a full disk may be what failed

@@ -8,16 +8,16 @@ from typing import Any
 from urllib.parse import unquote, urlparse
 
 from vae_exp.compare.runs import RESULTS, SEEDS, Run, differing, is_finite
-from vae_exp.config.check import flatten
+from vae_exp.config.checks import flatten
 from vae_exp.errors import UserError
+from vae_exp.evaluation import results
 from vae_exp.files import read_json_lines
-from vae_exp.training import stored_evaluation
-from vae_exp.training.folder import IMAGES, METRICS, Summary, read_config, read_summary
+from vae_exp.training.run_dir import IMAGES, METRICS, Summary, read_config, read_summary
 
 MOST_KEYS = 8  # of runs that were not swept: more levels of groups, or axes side by side, tell nothing
 OVER = "sweep.over"
 NO_SCORES = ("step", "seed", "importance_seed", "importance_samples", "repeats", "images", "active_units")
-NO_PANEL = ("_error", "_real", stored_evaluation.SPREAD)  # how far a number may be off, and what it is read beside
+NO_PANEL = ("_error", "_real", results.SPREAD)  # how far a number may be off, and what it is read beside
 EVALUATED = re.compile(r"(best|last)\.(test|val|train)\.json")
 
 
@@ -155,6 +155,6 @@ def _scores(folder: Path) -> list[str]:
     names = []
     for path in sorted(folder.glob("*.json")):
         if found := EVALUATED.fullmatch(path.name):
-            kept = [name for name in stored_evaluation.numbers(stored_evaluation.read(path)) if name not in NO_SCORES]
+            kept = [name for name in results.numbers(results.read(path)) if name not in NO_SCORES]
             names += [f"evaluate/{found[2]}/{name}" for name in kept if not name.endswith(NO_PANEL)]
     return names

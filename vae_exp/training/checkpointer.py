@@ -8,17 +8,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vae_exp.config import own_code
+from vae_exp.config import targets
 from vae_exp.errors import UserError
-from vae_exp.training import checkpoint
-from vae_exp.training.checkpoint import Checkpoint, Continuation, Written
-from vae_exp.training.cleanup import archive_evaluations
-from vae_exp.training.compatibility import contradictions
-from vae_exp.training.divergence import require_finite, require_finite_weights
-from vae_exp.training.folder import BEST, LAST
-from vae_exp.training.origin import Origin
+from vae_exp.training import checkpoints
+from vae_exp.training.checkpoints import Checkpoint, Continuation, Written
+from vae_exp.training.run_dir import BEST, LAST, Origin, archive_evaluations, contradictions
 from vae_exp.training.state import Best, TrainingRun
-from vae_exp.training.stopper import Stopper
+from vae_exp.training.stopper import Stopper, require_finite, require_finite_weights
 
 Position = tuple[int, int]  # a step, and the epochs that were over by then
 
@@ -61,7 +57,7 @@ class Checkpointer:
 
     def keep_best(self) -> None:
         """Keep the state of the epoch that has just ended, which is the best, until the next write."""
-        self._best, self._best_is_written = checkpoint.copied(self._state()), False
+        self._best, self._best_is_written = checkpoints.copied(self._state()), False
 
     def write(self) -> None:
         """Write what is new.
@@ -77,7 +73,7 @@ class Checkpointer:
             if is_best and best is not None:
                 self._put(LAST, best, (state.step, state.epoch), same=self.run_dir / BEST)
             else:
-                self._put(LAST, checkpoint.content(self._state()), (state.step, state.epoch))
+                self._put(LAST, checkpoints.content(self._state()), (state.step, state.epoch))
 
     def write_best(self) -> None:
         """Write best.pt alone, unless it is on the disk already."""
@@ -85,7 +81,7 @@ class Checkpointer:
 
     def _best_content(self) -> memoryview | None:
         """Return the bytes of best.pt, or None if they are on the disk already or there is no best epoch."""
-        return None if self._best is None or self._best_is_written else checkpoint.content(self._best)
+        return None if self._best is None or self._best_is_written else checkpoints.content(self._best)
 
     def _write_best(self, content: memoryview | None) -> None:
         if self._best is not None and content is not None:
@@ -98,7 +94,7 @@ class Checkpointer:
         before = self._on_disk.get(name, position)
         if before != position:
             archive_evaluations(self.run_dir, name, epoch=before[1])
-        checkpoint.save(self.run_dir / name, content, same)
+        checkpoints.save(self.run_dir / name, content, same)
         self._on_disk[name] = position
 
     def best(self) -> tuple[dict[str, Tensor], Best]:
@@ -129,7 +125,7 @@ class Checkpointer:
             run.optimizer.state_dict(),
             Continuation(run.info, streams, run.meters.state(), written, weights),
             self._origin,
-            own_code.files_of(run.config),
+            targets.files_of(run.config),
         )
 
     @functools.cached_property
@@ -157,7 +153,7 @@ def best_of(folder: Path, before: Checkpoint) -> tuple[Checkpoint, bool]:
     assert before.best is not None, "asked for where an epoch was completed"
     path = folder / BEST
     try:
-        kept = checkpoint.load(path)
+        kept = checkpoints.load(path)
         if kept.best is None:
             raise UserError(f"checkpoint={path}: of a run before its first epoch, and the best is {before.best.epoch}.")
         if wrong := contradictions(kept.config, before.config):

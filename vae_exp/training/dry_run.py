@@ -1,28 +1,176 @@
-"""Parts of a user's own on two images, before a run is opened: whether they return what they must.
-
-In evaluation mode and with random numbers of its own, so that the run is the same without it. What goes wrong inside
-such a part keeps its traceback: its author needs the line.
-"""
+"""Try out before training: memory, own parts, and data that suit the model."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+import logging
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from vae_exp.config.keys import Config
-from vae_exp.datasets import Split
-from vae_exp.errors import UserError
-from vae_exp.shares import Share
+from vae_exp.config import build
+from vae_exp.config.schema import Config
+from vae_exp.datasets import Data, Split
+from vae_exp.distributed import Share
+from vae_exp.errors import UserError, printable
+from vae_exp.scores import repeats as scores
+from vae_exp.scores.codes import TooFewFactors, Unsuited
 from vae_exp.terms import Logged, Progress, elbo_terms, extra_samples
 from vae_exp.vae import VAE
+
+COPIES = 4  # of each weight: itself, its gradient and Adam's two moments
+
+
+@contextlib.contextmanager
+def explain_out_of_memory(config: Config) -> Iterator[None]:
+    """Raise UserError, with what can be made smaller, if PyTorch runs out of memory inside the block."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _is_out_of_memory(error):
+            raise
+        lines = str(error).strip().splitlines()
+        half, odd = divmod(config["batch_size"], 2)
+        the_same = "" if odd else f" accumulate_steps={2 * config['accumulate_steps']}, which makes the same steps"
+        raise UserError(
+            f"out of memory with batch_size={config['batch_size']}, model.z_dim={config['model']['z_dim']} and "
+            f"device={config['device']} ({lines[0] if lines else 'MemoryError'}). Try batch_size="
+            f"{max(1, half)}{the_same}, a smaller network or model.z_dim, or, where the images are large, a smaller "
+            "dataset.device_memory, which streams them."
+        ) from error
+
+
+def check_model(config: Config, x_shape: tuple[int, int, int], n_classes: int, device: torch.device) -> None:
+    """Raise UserError if the weights and what training keeps beside them need more than all of the memory.
+
+    The model is built without its numbers, so this costs nothing however large it is.
+    """
+    too_large = "lower model.z_dim, network.hidden_dims or network.channels"
+    try:
+        with torch.device("meta"):
+            weights = sum(
+                tensor.numel() * tensor.element_size()
+                for tensor in build.model(config, x_shape, n_classes).parameters()
+            )
+    except (RuntimeError, OverflowError, TypeError) as error:
+        if "overflow" not in str(error).lower() and "invalid combination" not in str(error).lower():
+            raise
+        raise UserError(f"model.z_dim={config['model']['z_dim']}: the model is too large; {too_large}.") from error
+    memory = _free(device)
+    copies, free = COPIES + (config["ema"] is not None), " free" if device.type == "cuda" else ""
+    if memory is not None and copies * weights > memory:
+        raise UserError(
+            f"model.z_dim={config['model']['z_dim']}: to train this model takes {copies * weights / 1e9:,.1f} GB for "
+            f"its weights alone, and {device} has {memory / 1e9:,.1f} GB{free}; {too_large}."
+        )
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    text = str(error).lower()
+    signs = ("can't allocate memory", "out of memory", "_status_alloc_failed")  # the last of cuBLAS and cuDNN
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in text for sign in signs)
+
+
+def _free(device: torch.device) -> int | None:
+    """Return the bytes of memory that a GPU has free, or else that this process may use in all.
+
+    It is None if that is not known.
+    """
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by PyTorch, for what comes
+        return torch.cuda.mem_get_info(device)[0] + kept
+    known = []
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        known.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    with contextlib.suppress(OSError, ValueError):  # of a container; "max" where there is no limit
+        known.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(known, default=None)
+
+
+log = logging.getLogger(__name__)
+
+HAVE_FACTORS = "sprites, dsprites, shapes3d and mpi3d have them"
+
+
+def check_data(config: Config, data: Data, held_out: str, held_out_split: Split) -> None:
+    """Raise UserError for a conditional model of data without labels, or for scores of data that do not suit them.
+
+    Scores need known factors and enough images: of the test split, which is measured at the end, and of the held-out
+    one if it is measured while the run trains.
+    """
+    if config["scores"]:
+        if held_out == "test" or config["scores_every_epochs"]:
+            _require_suited(config, data.name, held_out, held_out_split)
+        if held_out != "test":
+            _require_suited(config, data.name, "test", data.read_test())
+        if config["model"]["conditional"] and (given := held_out_split.given_factors()):
+            log.info(f"left out  {given_as_label(given)}")
+    if config["model"]["conditional"] and not data.n_classes:
+        raise UserError(
+            f"model.conditional=true: dataset={data.name} has no labels here. An image folder has them where every "
+            "image lies in a folder of its class, CelebA with dataset.attribute=Smiling. Or use model=vanilla."
+        )
+
+
+def _require_suited(config: Config, name: str, part: str, split: Split) -> None:
+    typed = f"scores=[{','.join(config['scores'])}]"
+    typed += f" scores_every_epochs={config['scores_every_epochs']}" if part == "val" else ""
+    require_factors(typed, name, part, split)
+    conditional = config["model"]["conditional"]
+    if found := find_unsuited(split, config["scores"], scores.usual_size(len(split), 1), conditional=conditional):
+        raise UserError(
+            f"{typed}: the {part} split, {len(split):,} images, does not suit {describe(found)}. It needs "
+            f"{what_helps(found, part, config['dataset'])}."
+        )
+
+
+def require_factors(typed: str, name: str, part: str, split: Split) -> None:
+    """Raise UserError if it is not known what the images of a split were made from."""
+    if split.factors is None:
+        raise UserError(f"{typed}: the {part} split of dataset={name} has no known factors; {HAVE_FACTORS}.")
+
+
+def given_as_label(names: Sequence[str]) -> str:
+    """Return why scores of a conditional model are not of these factors."""
+    return f"{printable(', '.join(names))} of the scores: the model is given it as its label (model.conditional=true)"
+
+
+def find_unsuited(
+    split: Split, names: Collection[str], rows: int, repeats: int = 1, seed: int = 0, *, conditional: bool
+) -> dict[str, Unsuited]:
+    """Return the scores that cannot be measured of so many of a split's images at a time, each with what is wrong."""
+    varying = split.unknown_factors(conditional)
+    if not varying.names:
+        given = split.given_factors() if conditional else []
+        but = f" but {', '.join(given)}, which the model is given as its label" if given else ""
+        return dict.fromkeys(names, TooFewFactors(f"no factor varies{but}"))
+    return scores.unsuited(varying.table.cpu().numpy(), names, rows, repeats, seed, varying.names)
+
+
+def describe(found: Mapping[str, Unsuited]) -> str:
+    """Return the scores that something is wrong with, and what, as in `mig, dci (x has 12 values in 18 rows, ...)`."""
+    by_reason: dict[str, list[str]] = {}
+    for name, error in found.items():
+        by_reason.setdefault(error.reason, []).append(name)
+    return "; ".join(f"{', '.join(names)} ({reason})" for reason, names in by_reason.items())
+
+
+def what_helps(found: Mapping[str, Unsuited], part: str, dataset: Mapping[str, Any]) -> str:
+    """Return what must change in training for a split to suit the scores."""
+    key = f"{part}_size"
+    few_factors = {isinstance(error, TooFewFactors) for error in found.values()}
+    images = f"a larger dataset.{key}" if key in dataset else f"more images in the {part} split"
+    factors = "more factors that vary" + (" (dataset.factors)" if "factors" in dataset else "")
+    return " and ".join([images] * (False in few_factors) + [factors] * (True in few_factors))
+
 
 IMAGES = 2
 
 
-def check(config: Config, model: VAE, objective: Callable[..., tuple[Tensor, Logged]], train: Split) -> float:
+def check_own_parts(config: Config, model: VAE, objective: Callable[..., tuple[Tensor, Logged]], train: Split) -> float:
     """Return the multiplications and additions of a forward pass with its loss, for each image.
 
     Raises UserError naming the function whose part returns something else, and what it must return.

@@ -1,4 +1,4 @@
-"""Going on with a run: which one, and whether the configuration agrees."""
+"""Find the run to resume."""
 
 import contextlib
 import logging
@@ -9,29 +9,30 @@ from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import OmegaConf
 
-from vae_exp.config import foreign, own_code
-from vae_exp.config.check import CALLS, flatten, literal, path_of, resolve
-from vae_exp.config.keys import Config
-from vae_exp.config.kinds import is_path
-from vae_exp.config.messages import compose, parse, without_hydra
-from vae_exp.config.moved import renamed
+from vae_exp.config import targets
+from vae_exp.config.checks import CALLS, flatten, literal, path_of, resolve
+from vae_exp.config.compose import compose, parse, without_hydra
+from vae_exp.config.migrations import renamed
+from vae_exp.config.schema import Config, is_path
 from vae_exp.errors import UserError
-from vae_exp.training.compatibility import LENGTH, contradictions
-from vae_exp.training.folder import (
+from vae_exp.training.run_dir import (
     LAST,
+    LENGTH,
     OUTPUTS,
+    OWN_IMAGES,
     PREVIOUS,
     SUMMARY,
+    contradictions,
+    in_reach,
     newest,
     read_config,
     read_summary,
     require_no_owner,
     runs_below,
 )
-from vae_exp.training.origin import OWN_IMAGES, in_reach
 
 if TYPE_CHECKING:  # the command line asks before torch is imported
-    from vae_exp.training.checkpoint import Checkpoint
+    from vae_exp.training.checkpoints import Checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -91,14 +92,14 @@ def require_known(folder: Path, stored: list[str], typed: list[str], trust: bool
     counts as typed. With trust the run's own code is imported from where it lay when the run was trained.
     """
     config = renamed(resolve(without_hydra(compose("config", [*stored, *typed]))))
-    known: foreign.Trust = trust
-    if not trust and foreign.trusting(config):
-        options = [word for word in stored if foreign.is_group(parse([word])[0].key_or_group)]
+    known: targets.Trust = trust
+    if not trust and targets.trusting(config):
+        options = [word for word in stored if targets.is_group(parse([word])[0].key_or_group)]
         named = OmegaConf.to_container(without_hydra(compose("config", [*options, *typed])), resolve=False)
         known = renamed(cast("dict[str, Any]", named))
-    foreign.check_foreign(config, *CALLS, trust=known, where=f"the run in {folder}")
+    targets.check_foreign(config, *CALLS, trust=known, where=f"the run in {folder}")
     if trust:
-        own_code.find(config, CALLS, _code_of(folder))
+        targets.find(config, CALLS, _code_of(folder))
 
 
 def _of_another_run(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -183,14 +184,14 @@ def _newest(folder: Path) -> "tuple[Path | None, Checkpoint | None, list[str]]":
 
     Also return why newer ones cannot be used.
     """
-    from vae_exp.training import checkpoint
+    from vae_exp.training import checkpoints
 
     reasons: list[str] = []
     for path in (folder / LAST, folder / PREVIOUS):
         if not path.is_file():
             continue
         try:
-            kept = checkpoint.load(path)
+            kept = checkpoints.load(path)
             if kept.goes_on is None:
                 raise UserError(f"checkpoint={path}: holds a model, and not the state of a run.")
             return path, kept, reasons

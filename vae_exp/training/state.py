@@ -1,17 +1,142 @@
-"""The state of a run: what changes while it trains, and what must not."""
+"""Hold what a run changes while it trains: state, random streams, meters, averaged weights."""
 
+import copy
+import logging
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from vae_exp.config import build
-from vae_exp.config.keys import Config
+from vae_exp.config.schema import Config
 from vae_exp.datasets import Data
-from vae_exp.training.meters import Meters
 from vae_exp.vae import VAE
+
+log = logging.getLogger(__name__)
+Means = dict[str, float | Tensor]
+
+
+class Sums(TypedDict):
+    """The state of running means, in a checkpoint."""
+
+    images_seen: int  # since the start
+    steps: int  # since the start
+    first_step: int  # of those that the sums hold
+    sums: dict[str, float]  # since the last read, but for those that are unread
+    epoch_sums: dict[str, float]  # of what was read since the last read_epoch
+
+
+class Meters:
+    """Means of the training terms over images. Each step's are left on the device: only reading them waits for it."""
+
+    def __init__(self) -> None:
+        self.images_seen = self.steps = self.first_step = 0
+        self.sums: dict[str, float] = {}
+        self.epoch_sums: dict[str, float] = {}
+        self._unread: list[tuple[int, Means]] = []
+
+    def add(self, batches: list[tuple[int, Means]], **of_step: float | Tensor) -> None:
+        """Add one step of training on batches of so many images.
+
+        It takes the means over each batch, and the step's own values. All are numbers, or scalars on the device.
+        """
+        if not self._unread and not self.sums:
+            self.first_step = self.steps + 1
+        self._unread += [(images, of_step | means) for images, means in batches]
+        self.steps += 1
+        self.images_seen += sum(images for images, _ in batches)
+
+    @property
+    def span(self) -> str:
+        """Return the steps that the sums hold, in words."""
+        return f"between steps {self.first_step} and {self.steps}"
+
+    def peek(self, prefix: str) -> dict[str, float]:
+        """Return what `read` would, removing nothing; empty if no image has been added since the last read."""
+        self._read_the_unread()
+        return _means(self.sums, prefix) if self.sums else {}
+
+    def read(self, prefix: str, **of_now: Tensor) -> dict[str, float]:
+        """Return the means since the last read, over the steps of `span`, and scalars of this moment, in one look."""
+        now = self._read_the_unread(*of_now.values())
+        sums, self.sums = self.sums, {}
+        self.epoch_sums = {name: self.epoch_sums.get(name, 0.0) + value for name, value in sums.items()}
+        return _means(sums, prefix) | {f"{prefix}/{name}": value for name, value in zip(of_now, now, strict=True)}
+
+    def read_epoch(self, prefix: str) -> dict[str, float]:
+        """Return the means since the last read_epoch, from the sums that were read since."""
+        sums, self.epoch_sums = self.epoch_sums, {}
+        return _means(sums, prefix)
+
+    def _read_the_unread(self, *others: Tensor) -> list[float]:
+        """Add the unread steps up one by one, so that a reading in between changes no digit.
+
+        Returns the values of `others`.
+        """
+        scalars = [mean for _, means in self._unread for mean in means.values() if isinstance(mean, Tensor)]
+        scalars += others
+        read = torch.stack([mean.to(scalars[0]) for mean in scalars]).tolist() if scalars else []
+        numbers = iter(read)
+        for images, means in self._unread:
+            for name, mean in {"images": 1, **means}.items():
+                number = next(numbers) if isinstance(mean, Tensor) else mean
+                self.sums[name] = self.sums.get(name, 0.0) + images * number
+        self._unread = []
+        return read[len(read) - len(others) :]
+
+    def state(self) -> Sums:
+        """Return all of it, for a checkpoint; restore() takes it back."""
+        self._read_the_unread()
+        return Sums(
+            images_seen=self.images_seen,
+            steps=self.steps,
+            first_step=self.first_step,
+            sums=self.sums,
+            epoch_sums=self.epoch_sums,
+        )
+
+    def restore(self, state: Sums) -> None:
+        """Go on from a state.
+
+        Of an older version's state only the counts are taken, with a warning.
+        """
+        self.images_seen, self.steps, self.first_step = state["images_seen"], state["steps"], state["first_step"]
+        if set(state) == set(Sums.__annotations__):
+            self.sums, self.epoch_sums = state["sums"], state["epoch_sums"]
+        else:
+            log.warning("resumed from an older version's checkpoint: the means logged next leave out what came before")
+
+
+def _means(sums: dict[str, float], prefix: str) -> dict[str, float]:
+    means = {f"{prefix}/{name}": value / sums["images"] for name, value in sums.items() if name != "images"}
+    return means | {f"{prefix}/neg_elbo": means[f"{prefix}/reconstruction"] + means[f"{prefix}/kl"]}
+
+
+class EMA:
+    """An exponential moving average of a model's weights in `model`, a copy of it (Polyak & Juditsky 1992).
+
+    With decay None there is none, and `model` is the model itself.
+    """
+
+    def __init__(self, trained: VAE, decay: float | None) -> None:
+        self.decay = decay
+        self.model = trained if decay is None else copy.deepcopy(trained).requires_grad_(False)
+        self._weights = list(self.model.parameters()), list(trained.parameters())
+        self._buffers = list(zip(self.model.buffers(), trained.buffers(), strict=True))
+
+    def after_step(self, step: int) -> None:
+        """Update the average after a step.
+
+        The first steps count for more than 1 - decay, else the first random weights would be remembered for long.
+        """
+        if self.decay is None:
+            return
+        get_ema_multi_avg_fn(min(self.decay, (1 + step) / (10 + step)))(*self._weights, step)
+        for kept, buffer in self._buffers:  # such as a batch norm's means, which are averages themselves
+            kept.copy_(buffer)
 
 
 @dataclass(frozen=True)

@@ -1,24 +1,85 @@
-"""When a run saves, and why it ends before its last epoch: signals, the clock, patience.
-
-Of several processes that compute a run each has signals and a clock of its own. They agree on them at good places, and
-act on what they agreed: if one stopped alone, the others would wait for it.
-"""
+"""Decide when a run stops, saves or has diverged."""
 
 import contextlib
+import math
 import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
+from torch import Tensor, nn
+
 from vae_exp import distributed
-from vae_exp.config.keys import Config
-from vae_exp.errors import PeerLost
-from vae_exp.training.cadence import Cadence
-from vae_exp.training.checkpoint import Checkpoint
+from vae_exp.config.schema import Config
+from vae_exp.errors import Diverged, PeerLost
+from vae_exp.training.checkpoints import Checkpoint
+from vae_exp.training.run_dir import LAST
 from vae_exp.training.state import Best, TrainState
+from vae_exp.vae import VAE
+
+
+class Cadence:
+    """A rule for when work is due: each `every` epochs; never if None; with auto, for at most this share of the time.
+
+    By a share, work that took c seconds the last time is due when c / share seconds have passed since. Before the first
+    time it is taken to cost `price` seconds: work that costs nothing is due after the first epoch.
+    """
+
+    def __init__(self, every: int | str | None, share: float, price: float = 0.0) -> None:
+        self.every, self.share = every, share
+        self._due_at = time.monotonic() + price / share
+
+    def is_due(self, epoch: int) -> bool:
+        """Return whether the work is due now, at the end of this epoch."""
+        if isinstance(self.every, int):
+            return epoch % self.every == 0
+        return self.every is not None and time.monotonic() >= self._due_at
+
+    @contextlib.contextmanager
+    def measure(self) -> Iterator[None]:
+        """Measure how long the block takes, which holds the work itself, to learn what it costs."""
+        began = time.monotonic()
+        yield
+        ended = time.monotonic()
+        self._due_at = ended + (ended - began) / self.share
+
+
+def require_finite(values: dict[str, float], when: str, run_dir: Path) -> None:
+    """Raise Diverged if one of the values is not a finite number."""
+    wrong = [name for name, value in values.items() if not math.isfinite(value)]
+    if wrong:
+        kept = run_dir / LAST
+        raise Diverged(
+            f"the training diverged {when}: {', '.join(wrong)} not finite. "
+            + (f"The last good checkpoint is {kept}. " if kept.exists() else "No last.pt had been written. ")
+            + "A lower optimizer.lr is the first thing to try."
+        )
+
+
+def gradient_norm(model: VAE) -> Tensor:
+    """Return the length of the gradient of all weights, a scalar on the device."""
+    return nn.utils.get_total_norm([weights.grad for weights in model.parameters() if weights.grad is not None])
+
+
+def clip_gradient(model: VAE, norm: Tensor, clip_norm: float) -> None:
+    """Scale the gradient of all weights, of length `norm`, to `clip_norm` if it is longer (Pascanu et al. 2013).
+
+    The norm is not read, because that would wait for the device.
+    """
+    nn.utils.clip_grads_with_norm_(model.parameters(), clip_norm, norm)
+
+
+def require_finite_weights(model: VAE, step: int, run_dir: Path) -> None:
+    """Raise Diverged if weights are not finite, rather than let such a checkpoint replace a good one."""
+    if nn.utils.get_total_norm(model.parameters()).isfinite():  # one look at all, an eighth of the time
+        return
+    wrong = [name for name, weights in model.named_parameters() if not weights.isfinite().all()]
+    require_finite({f"the weights {name}": math.nan for name in wrong}, f"by step {step}", run_dir)
+
 
 CHECKPOINTS_SHARE = 0.01  # of the time, with checkpoint_every_epochs=auto
 ECHO_SECONDS = 2.0  # `timeout`, make and others pass on a signal that the whole group has had already

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vae_exp.files import open_regular
-from vae_exp.training.folder import IMAGES
+from vae_exp.training.run_dir import IMAGES
 
 FIRST = ("test_reconstructions", "samples")  # what the sheet of all runs shows
 

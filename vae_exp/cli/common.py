@@ -1,0 +1,227 @@
+"""What the commands share: exit codes, options, help, closing lines."""
+
+import contextlib
+import errno
+import gc
+import logging
+import os
+import platform
+import re
+import shlex
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vae_exp.config import checks
+from vae_exp.config.checks import CONF_DIR, check_values, flatten, path_of, quoted, resolve, shortened
+from vae_exp.config.compose import compose, explain, parse, readable
+from vae_exp.config.schema import Rule
+from vae_exp.errors import UserError, printable
+from vae_exp.training import console
+from vae_exp.training.run_dir import BEST, IMAGES, LAST, METRICS, SUMMARY, on_checkpoint, on_resume
+from vae_exp.version import __version__
+
+
+def with_own_options(arguments: list[str]) -> list[str]:
+    """Return the arguments with --config-dir FOLDER, which holds the user's own options, turned into a setting.
+
+    The jobs of a sweep keep settings, but not flags.
+    """
+    found = [i for i, argument in enumerate(arguments) if argument.partition("=")[0] in ("--config-dir", "-cd")]
+    if not found:
+        return arguments
+    flag, _, folder = arguments[found[0]].partition("=")
+    after = found[0] + (1 if folder else 2)
+    folder = folder or "".join(arguments[after - 1 : after])
+    if not folder or not path_of(flag, folder).is_dir():
+        raise UserError(f"{flag} {folder}: there is no such folder. It holds options of your own: objective/NAME.yaml")
+    path = f"file://{Path(folder).resolve()}"
+    path = path if re.fullmatch(r"[\w:/.-]+", path) else quoted(path)
+    return [*arguments[: found[0]], *arguments[after:], f"hydra.searchpath=[{path}]"]
+
+
+def print_help(arguments: list[str]) -> None:
+    """Print the help of vae-train; Hydra would fill in the same text, but asks every plugin's groups, for seconds."""
+    folders = [CONF_DIR]
+    for word in arguments:
+        if found := re.fullmatch(r"hydra\.searchpath=\['?file://(.*?)'?\]", word):  # of --config-dir
+            folders.append(Path(found[1]))
+    names: dict[str, list[str]] = {}
+    for folder in folders:
+        for group in checks.groups(folder):
+            names.setdefault(group, []).extend(checks.options(group, folder))
+    listed = "".join(f"{group}: {', '.join(options)}\n" for group, options in sorted(names.items()))
+    template = OmegaConf.load(CONF_DIR / "hydra" / "help" / "vae_exp.yaml").template
+    print(Template(template).substitute(APP_CONFIG_GROUPS=listed))
+
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+
+
+@contextlib.contextmanager
+def exits(program: str, config_name: str) -> Iterator[None]:
+    """Run the block; exit with code 1 and one message for an error the user can fix, or a traceback for our bugs."""
+    # Collect garbage more rarely, to the end: looking for it among what is imported takes half a second of the start.
+    gc.set_threshold(10_000)
+    logging.raiseExceptions = False  # a log that cannot be written is no reason to stop, or to fill stderr
+    console.open_streams()
+    signal.signal(signal.SIGTERM, _exit_on_sigterm)
+    ending: Any = None
+    try:
+        try:
+            yield
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(explain(error, program, config_name)) from error
+    except BaseException as error:
+        ending = _code_or_message(error, program)
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):  # what is left is W&B's own ending; nothing to tell of it
+            signal.signal(number, signal.SIG_DFL)
+    if refusal := _print_what_is_held():
+        ending = ending or _code_or_message(refusal, program)
+    if ending:
+        sys.exit(ending)
+
+
+def _code_or_message(error: BaseException, program: str) -> Any:
+    """Return what the program exits with: a code or a message. Raises the error itself if it is a bug of ours."""
+    if isinstance(error, SystemExit):
+        return error.code
+    if _comes_of_ctrl_c(error):
+        return 130
+    if isinstance(error, UserError):
+        return f"{program}: {error}"
+    if isinstance(error, BrokenPipeError):  # `vae-train --help | head`
+        return 1
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return f"{program}: {shortened(printable(error.filename))}: this name is too long for the file system."
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
+        return f"{program}: {error.filename or 'standard output'}: cannot be written ({error.strerror})."
+    raise error
+
+
+def _print_what_is_held() -> OSError | None:
+    """Flush standard output; if that fails, drop the text, as Python would complain otherwise, and return the error."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return error
+    return None
+
+
+def _comes_of_ctrl_c(error: BaseException | None) -> bool:
+    """Return whether Ctrl-C caused the error: Hydra may raise one of its own instead if it is composing at the time."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def versions() -> str:
+    """Return the versions of vae_exp and of its main dependencies, found without importing them."""
+    found = [f"{name} {metadata.version(name)}" for name in ("torch", "hydra-core", "wandb")]
+    return f"vae_exp {__version__} ({', '.join(found)}, Python {platform.python_version()})"
+
+
+def run(program: str, config_name: str, rules: dict[str, Rule], about: str, work: Callable[[Any], object]) -> None:
+    """Run a command whose keys are those of conf/CONFIG_NAME.yaml: compose and check them, then work.
+
+    That file with its comments is also the command's help.
+    """
+    arguments = sys.argv[1:]
+    with exits(program, config_name):
+        if {"--help", "-h"} & set(arguments):
+            keys = (CONF_DIR / f"{config_name}.yaml").read_text()
+            print(f"{about}\n\n{keys.rstrip()}\n\nAlso: {program} --cfg job prints the configuration and does nothing.")
+            return
+        if "--version" in arguments:
+            print(versions())
+            return
+        show = arguments[:2] == ["--cfg", "job"]
+        overrides = arguments[2:] if show else arguments
+        if flags := [argument for argument in overrides if argument.startswith("-")]:
+            raise UserError(
+                f"{flags[0]}: no such flag. There are --help, --version and --cfg job; all else is KEY=VALUE."
+            )
+        if gone := [argument for argument in overrides if argument.startswith("~")]:
+            raise UserError(f"{gone[0]}: every key has a value; leave {gone[0].lstrip('~')} out for its default.")
+        if paths := [argument for argument in overrides if "=" not in argument]:
+            raise UserError(f"{paths[0]}: write {program} checkpoint={paths[0]}; all that is typed is KEY=VALUE.")
+        overrides = readable(overrides)
+        if several := [word for word in parse(overrides) if word.is_sweep_override()]:
+            raise UserError(f"{several[0].input_line}: {program} takes one value of it.")
+        cfg = compose(config_name, overrides)
+        if show:
+            print(OmegaConf.to_yaml(cfg))
+            return
+        _require_given(cfg, "checkpoint", program)
+        config = resolve(cfg)
+        if problems := check_values(flatten(config, rules), rules):
+            raise UserError("\n".join(problems))
+        logging.basicConfig(level=logging.WARNING, format="%(message)s")
+        work(config)
+
+
+def _require_given(cfg: DictConfig, key: str, program: str) -> None:
+    """Raise UserError if a key that has no default was left out."""
+    if OmegaConf.is_missing(cfg, key):
+        raise UserError(
+            f"{key}: say which, such as `{program} {key}=outputs/.../best.pt`, a run's folder, or {key}=latest."
+        )
+
+
+def _exit_on_sigterm(*_: Any) -> None:
+    sys.exit(128 + signal.SIGTERM)  # so that `with` blocks close, and W&B's file is whole
+
+
+TERMS = ("neg_elbo", "reconstruction", "kl")
+
+
+def resume_hint(run_dir: Path) -> str:
+    """Return the command that resumes a run, on a line of its own, or nothing if there is no checkpoint."""
+    return f"\ngo on     {on_resume(run_dir)}" if (run_dir / LAST).exists() else ""
+
+
+def final_message(summary: dict[str, Any], run_dir: Path, dataset: str) -> str:
+    """Return the message that says where everything is, and what to type next."""
+
+    def program(name: str) -> str:
+        return name if shutil.which(name) else shlex.quote(os.path.relpath(Path(sys.executable).with_name(name)))
+
+    of_test = {key.removeprefix("test/"): value for key, value in summary.items() if key.startswith("test/")}
+    scores = {name: value for name, value in of_test.items() if name not in (*TERMS, "active_units")}
+    test = "   ".join(f"{name} {of_test[name]:.3f}" for name in TERMS)
+    run = summary["wandb"]
+    beside = shlex.quote(str(Path(run["dir"] or "").parent))
+    lines = {
+        "test": f"{test}   ({of_test['active_units']} active units)",
+        "scores": "  ".join(f"{name} {value:.3f}" for name, value in scores.items()),
+        "pictures": f"{run_dir}/{IMAGES}",
+        "numbers": f"{run_dir}/{METRICS}, {SUMMARY}",
+        "weights": f"{run_dir}/{BEST}",
+        "W&B": run["url"],
+        "look": run["dir"] and f"{program('wandb')} leet {beside}    (all runs, here, without an account)",
+        "upload": run["mode"] == "offline" and f"{program('wandb')} sync {_parts(Path(run['dir']), run['id'])}",
+        "evaluate": on_checkpoint(program("vae-evaluate"), run_dir),
+        "generate": on_checkpoint(program("vae-generate"), run_dir),
+        "compare": f"{program('vae-compare')} {shlex.quote(str(run_dir.parent))}",
+        "MNIST": dataset == "vae_exp.datasets.digits"
+        and f"{program('vae-train')} experiment=tutorial    (downloads it once)",
+    }
+    return "\n".join(f"{name:<9} {text}" for name, text in lines.items() if text)
+
+
+def _parts(folder: Path, run_id: str) -> str:
+    """Return the folder of an offline run, or a pattern for the folders of its parts: each resume leaves one."""
+    parts = f"offline-run-*-{run_id}"
+    several = len(list(folder.parent.glob(parts))) > 1
+    return f"{shlex.quote(str(folder.parent))}/{parts}" if several else shlex.quote(str(folder))

@@ -1,0 +1,341 @@
+"""Check a configuration, key by key and between keys."""
+
+import contextlib
+import difflib
+import os
+import re
+import shlex
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vae_exp.config.migrations import renamed
+from vae_exp.config.schema import DATASET_RULES, JUDGED_BY, OPTION_RULES, RULES, RUN_PATH, Config, Rule, is_path
+from vae_exp.errors import UserError
+
+# Why these objectives are not for a deterministic autoencoder.
+NEED_SPREAD = {
+    "vae_exp.objectives.capacity": "holds the KL at a value, and an autoencoder has none",
+    "vae_exp.objectives.iwae": "weighs several draws of z, and an autoencoder's code is always the same",
+    "vae_exp.objectives.beta_tc": "takes the KL apart, and an autoencoder has none",
+    "vae_exp.objectives.dip_vae": "takes the covariance of q(z), and an autoencoder's codes have no density",
+}
+
+
+def check_combinations(flat: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong between keys of different groups."""
+    problems = []
+    if flat.get("model.conditional") is True and flat.get("dataset.n_classes") == 0:
+        problems.append(
+            f"model.conditional=true: dataset={flat.get('dataset.name')} has no labels (dataset.n_classes=0). "
+            "Use model=vanilla or model=beta, or data with labels."
+        )
+    if flat.get("resume") is not None and flat.get("replace") is True:
+        problems.append(f"resume={flat['resume']} and replace=true: one goes on with a run, the other takes it away.")
+    if flat.get("scores_every_epochs") and flat.get("scores") == []:
+        problems.append(
+            f"scores_every_epochs={flat['scores_every_epochs']} and scores=[]: there is nothing to measure. Name "
+            "scores, such as scores=[mig], or use scores_every_epochs=null."
+        )
+    problems += check_devices(flat)
+    problems += _check_objective(flat)
+    if flat.get("early_stopping.patience") and flat.get("dataset.val_size") == 0:
+        problems.append(
+            f"early_stopping.patience={flat['early_stopping.patience']}: there are no validation images to watch "
+            "(dataset.val_size=0). Use early_stopping.patience=null, or keep some."
+        )
+    return problems
+
+
+def check_metric(by: str, metric: str, has_val: bool, why: str) -> list[str]:
+    """Return what is wrong with sweep.metric: runs have val/* with validation images, and test/* without.
+
+    `by` is what judges the jobs, such as hydra/sweeper=optuna; `why` is the setting that decides whether there are
+    validation images.
+    """
+    if metric not in (*JUDGED_BY["val"], *JUDGED_BY["test"]) or metric.startswith("val/") == has_val:
+        return []  # what is no metric is told already
+    if has_val:
+        return [
+            f"sweep.metric={metric}: where there are validation images ({why}) the test images are read once, at the "
+            f"end, and {by} takes one of {', '.join(JUDGED_BY['val'])}. Or use dataset.val_size=0."
+        ]
+    return [
+        f"sweep.metric={metric}: there are no validation images to judge by ({why}), and {by} needs them. Keep some, "
+        f"such as dataset.val_size=0.1, or judge by the test images, with one of {', '.join(JUDGED_BY['test'])}."
+    ]
+
+
+def check_devices(flat: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with settings that several processes cannot share."""
+    if not all(key in flat and RULES[key].allows(flat[key]) for key in ("devices", "batch_size")):  # told already
+        return []
+    devices, batch_size = flat["devices"], flat["batch_size"]
+    if devices == 1:
+        return []
+    problems = []
+    if devices > batch_size:
+        problems.append(f"devices={devices} and batch_size={batch_size}: each process needs an image of a batch.")
+    return problems
+
+
+def _check_objective(flat: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong between an objective and the model or the likelihood, or with its warm-up.
+
+    A warm-up is wrong if it has two lengths, or none.
+    """
+    problems = []
+    target = str(flat.get("objective._target_"))
+    name = target.rsplit(".", 1)[-1]
+    if target in NEED_SPREAD and flat.get("model.stochastic") is False:
+        problems.append(f"objective={name}: it {NEED_SPREAD[target]}. Use objective=elbo.")
+    sigma = flat.get("likelihood.sigma") if is_ours(flat, "likelihood") else None
+    if target == "vae_exp.objectives.iwae" and sigma == "optimal":
+        problems.append(
+            "objective=iwae: the draws of z must be weighed under one sigma, and likelihood.sigma=optimal fits one to "
+            "each. Use likelihood.sigma=learned."
+        )
+    if target == "vae_exp.objectives.dip_vae" and flat.get("batch_size") == 1:
+        problems.append(
+            "objective=dip_vae and batch_size=1: it takes the covariance of the codes of a batch, and one image has "
+            "none. Use batch_size=2 or more."
+        )
+    if not is_ours(flat, "objective"):
+        return problems
+    lengths = [f"objective.warmup_{unit}" for unit in ("epochs", "steps", "fraction")]
+    given = [f"{key}={flat[key]}" for key in lengths if flat.get(key)]
+    if len(given) > 1:
+        problems.append(f"{' and '.join(given)}: a warm-up has one length; set the other to 0.")
+    shape = flat.get("objective.warmup")
+    if shape in ("cosine", "cyclical") and not given:
+        length = "objective.warmup_epochs=5" if shape == "cosine" else "objective.warmup_fraction=1"
+        problems.append(f"objective.warmup={shape}: say how long it lasts, such as {length}.")
+    return problems
+
+
+def source_problems(flat: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with dataset.source and dataset.factors.
+
+    The source may not belong to the chosen dataset, as only EMNIST has parts to choose from; or dataset.factors is a
+    file, and the dataset has factors of its own.
+    """
+    table, target = flat.get("dataset.factors"), flat.get("dataset._target_")
+    if is_ours(flat, "dataset") and isinstance(table, str) and table and target != "vae_exp.datasets.image_folder":
+        return [f"dataset.factors={table}: it takes values by factor names, such as {{shape:[0],x:8}}."]
+    source, split = flat.get("dataset.source"), flat.get("dataset.split")
+    if flat.get("dataset._target_") != "vae_exp.datasets.torchvision_images" or (source == "emnist") == bool(split):
+        return []
+    if source == "emnist":
+        return ["dataset.source=emnist: it needs dataset.split, which dataset=emnist has. Use dataset=emnist."]
+    return [f"dataset.source={source}: dataset.split={split} is of emnist alone. Use dataset={source}."]
+
+
+def is_ours(flat: Mapping[str, Any], group: str) -> bool:
+    """Return whether the group's function is vae_exp's or torch's, so that its keys mean what vae_exp says."""
+    return str(flat.get(f"{group}._target_")).startswith(("vae_exp.", "torch."))
+
+
+_PACKAGE = Path(__file__).parents[1]
+# An installed package carries its own copy of conf/; a checkout has it at the top level.
+CONF_DIR = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
+
+LONGEST_SHOWN = 500  # characters of a value in a message
+EVERY_RULE = RULES | OPTION_RULES | DATASET_RULES
+# A dictionary given for these is refused whole; what has keys of its own is not one of them.
+LEAVES = {key for key in EVERY_RULE if not any(other.startswith(f"{key}.") for other in EVERY_RULE)}
+DATA_PATHS = ("root", "cache")  # of a dataset
+CALLS = ("network", "likelihood", "objective", "dataset", "optimizer", "scheduler")  # groups with a _target_
+
+
+def resolve(cfg: DictConfig) -> dict[str, Any]:
+    """Return the configuration as plain values. Raises UserError for an interpolation that leads nowhere."""
+    try:
+        return cast("dict[str, Any]", OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
+    except OmegaConfBaseException as error:
+        raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+
+
+def check(cfg: DictConfig, combinations: bool = True) -> Config:
+    """Check every value against its rule, and their combinations, and return the resolved configuration.
+
+    Its paths mean the same from any folder. For a sweep only the values of its first job are checked: other jobs may
+    combine them better. Raises UserError naming each wrong key, its value and what is allowed.
+    """
+    config = renamed(resolve(cfg))
+    config.pop("published", None)  # what a preset claims is no setting: vae-reproduce reads it
+    problems: list[str] = []
+    for group in CALLS:
+        if not isinstance(config.get(group), dict) or not isinstance(config[group].get("_target_"), str):
+            problems.append(f"{group}: choose one of {', '.join(options(group))}")
+    flat = flatten(config, LEAVES)
+    rules = rules_for(flat)
+    ruled = {key: value for key, value in flat.items() if key in rules or key.split(".")[0] not in CALLS}
+    problems += check_values(ruled, rules, _copies_of_wrong_ones(cfg, ruled, rules))
+    if combinations:
+        problems += check_combinations(flat)
+    if flat.get("dataset.binarize") == "larochelle" and flat.get("dataset.source") != "mnist":
+        problems.append("dataset.binarize=larochelle: these files are MNIST's; use it with dataset=mnist.")
+    problems += source_problems(flat)
+    if flat.get("sweep.prune"):
+        size = flat.get("dataset.val_size")
+        by, why = f"sweep.prune={flat['sweep.prune']}", f"dataset.val_size={size}"
+        problems += check_metric(by, str(flat.get("sweep.metric")), size != 0, why)
+    if problems:
+        raise UserError("\n".join(problems))
+    return cast("Config", from_anywhere(config))
+
+
+def from_anywhere(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration with absolute paths to its data, which were relative to the current folder.
+
+    ~ stays: it means the same everywhere. In a user's own dataset such a key is a path only if that path exists.
+    """
+    dataset = config.get("dataset")
+    if not isinstance(dataset, dict):
+        return config
+    ours = is_ours({"dataset._target_": dataset.get("_target_")}, "dataset")
+    paths = {key: dataset[key] for key in DATA_PATHS if is_path(dataset.get(key))}
+    placed = {key: absolute(path) for key, path in paths.items() if ours or Path(path).exists()}
+    return config | {"dataset": dataset | placed}
+
+
+def absolute(path: str, folder: Path | None = None) -> str:
+    """Return the path as one that means the same from any folder; relative ones start at `folder`, or the current."""
+    if path.startswith("~"):
+        return path
+    whole = str((folder or Path.cwd()) / path)
+    plain = os.path.normpath(whole)
+    return plain if os.path.realpath(plain) == os.path.realpath(whole) else whole  # a link makes a/../b another place
+
+
+def path_of(key: str, value: Any) -> Path:
+    """Return the path that a key gives, for keys without a rule. Raises UserError if the value is not a path."""
+    if problems := check_values({key: value}, {key: RUN_PATH}):
+        raise UserError(problems[0])
+    return Path(str(value)).expanduser()
+
+
+def _copies_of_wrong_ones(cfg: DictConfig, flat: Mapping[str, Any], rules: Mapping[str, Rule]) -> set[str]:
+    """Return the keys that are interpolations, such as ${seed}, of a wrong key: the error is reported only once."""
+    written = flatten(cast("dict[str, Any]", OmegaConf.to_container(cfg)), LEAVES)
+    wrong = {key for key, value in flat.items() if key in rules and not rules[key].allows(value)}
+    sources = {key: re.fullmatch(r"\$\{([\w.]+)\}", str(written.get(key))) for key in wrong}
+    return {key for key, source in sources.items() if source is not None and source[1] in wrong}
+
+
+def rules_for(flat: Mapping[str, Any]) -> dict[str, Rule]:
+    """Return the rules of every configuration, and those of the options that are present.
+
+    Options of a user's own _target_ mean what the user says: rules bind only vae_exp's and torch's. What all datasets
+    share goes to `prepare`, whoever made the dataset.
+    """
+    options_there = {
+        key: rule for key, rule in OPTION_RULES.items() if key in flat and is_ours(flat, key.split(".")[0])
+    }
+    return RULES | options_there | {key: rule for key, rule in DATASET_RULES.items() if key in flat}
+
+
+def check_values(flat: Mapping[str, Any], rules: Mapping[str, Rule], copies: Iterable[str] = ()) -> list[str]:
+    """Return what is wrong with each key: missing, unknown, or a value that its rule does not allow."""
+    problems = [f"{key}: is missing. It takes {rule.words}." for key, rule in rules.items() if key not in flat]
+    for key, value in flat.items():
+        rule = rules.get(key)
+        if rule is None:
+            problems.append(f"{key}: no such key.{closest(key, rules)}")
+        elif key not in copies and not rule.allows(value):
+            hint = _sweep_hint(key, value, rule) or _text_hint(value, rule)
+            problems.append(f"{key}={shortened(as_typed(value))}: it takes {rule.words}.{hint}")
+    return problems
+
+
+def as_typed(value: Any) -> str:
+    """Return a value as it is written on a command line."""
+    if isinstance(value, list):
+        return f"[{','.join(map(as_typed, value))}]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{as_typed(item)}" for key, item in value.items()) + "}"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def quoted(text: object, mark: str = "'") -> str:
+    """Return text quoted for Hydra's command line, whatever is in it."""
+    return mark + str(text).replace("\\", "\\\\").replace(mark, f"\\{mark}") + mark
+
+
+def literal(path: object, mark: str = "'") -> str:
+    """Return a path quoted for Hydra's command line: a folder called ${oc.env:HOME} is not an interpolation."""
+    return quoted(path, mark).replace("${", "\\${")
+
+
+def as_argument(key: str, path: object) -> str:
+    """Return KEY=PATH as typed in a shell, with the quotes that the shell and Hydra need; shlex reads it back."""
+    text, is_number = str(path), False
+    with contextlib.suppress(ValueError):
+        is_number = isinstance(float(text), float)
+    if is_number or text.lower() in ("null", "true", "false") or not re.fullmatch(r"[\w./+-]+( [\w./+-]+)*", text):
+        text = literal(text, '"')
+    return shlex.quote(f"{key}={text}")
+
+
+def _sweep_hint(key: str, value: Any, rule: Rule) -> str:
+    """Return what to type for one run with each of several values."""
+    if not isinstance(value, list) or not value or not all(map(rule.allows, value)):
+        return ""
+    return f" A run for each value is vae-train -m {key}={','.join(map(as_typed, value))}"
+
+
+def _text_hint(value: Any, rule: Rule) -> str:
+    """Return a hint on why a number is text: it is in quotes, or comes from the environment."""
+    for read in (int, float, {"true": True, "false": False}.__getitem__):
+        with contextlib.suppress(ValueError, KeyError):
+            if isinstance(value, str) and rule.allows(read(value)):
+                return f" This {value} is text: leave its quotes out, or decode it: ${{oc.decode:${{oc.env:NAME}}}}"
+    return ""
+
+
+def shortened(text: str) -> str:
+    """Return text for a message, which shows only the beginning of a very long one."""
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}... ({len(text):,} characters)"
+
+
+def flatten(values: Mapping[str, Any], leaves: Collection[str] = (), prefix: str = "") -> dict[str, Any]:
+    """Return {"model.z_dim": 20} for {"model": {"z_dim": 20}}; the values of the keys in `leaves` stay nested."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, dict) and value and path not in leaves:
+            flat |= flatten(value, leaves, f"{path}.")
+        else:
+            flat[path] = value
+    return flat
+
+
+def options(group: str, folder: Path = CONF_DIR) -> list[str]:
+    """Return the options of a config group, from the names of their files."""
+    return sorted(path.stem for path in (folder / group).glob("*.yaml"))
+
+
+def groups(folder: Path = CONF_DIR) -> list[str]:
+    """Return the config groups, from the names of their folders."""
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name != "hydra")
+
+
+def options_with(key: str) -> list[str]:
+    """Return the options of a group that have the key, such as sgd and rmsprop for optimizer.momentum."""
+    group, _, name = key.partition(".")
+    return [option for option in options(group) if name in OmegaConf.load(CONF_DIR / group / f"{option}.yaml")]
+
+
+def closest(word: str, known: Collection[str]) -> str:
+    """Return a sentence with the known names nearest to a misspelt one, or nothing if none is near.
+
+    Keys are compared in full and by their last part, since people write z_dim=10 for model.z_dim=10.
+    """
+    last = word.rsplit(".", 1)[-1]
+    near = difflib.get_close_matches(word, known, n=3, cutoff=0.7)
+    near += [key for key in known if key.rsplit(".", 1)[-1] == last]
+    near += [key for key in known if difflib.get_close_matches(last, [key.rsplit(".", 1)[-1]], cutoff=0.75)]
+    return f" Did you mean {' or '.join(list(dict.fromkeys(near))[:3])}?" if near else ""

@@ -1,0 +1,346 @@
+"""Load trained models and use them from Python: `vae_exp.load` and what it returns."""
+
+import functools
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vae_exp.config import build, targets
+from vae_exp.config.schema import COUNT, GENERATE_RULES, Rule
+from vae_exp.config.targets import Trust, check_foreign
+from vae_exp.datasets import Data, Split
+from vae_exp.distributions import DiagonalGaussian, Point
+from vae_exp.errors import UserError, printable
+from vae_exp.evaluation import metrics, samplers
+from vae_exp.tracking import wandb_run
+from vae_exp.training import checkpoints, restore
+from vae_exp.training.checkpoints import Checkpoint
+from vae_exp.training.run_dir import BEST, OUTPUTS, newest
+from vae_exp.vae import VAE
+
+ARTIFACT = re.compile(r"(wandb:)?(?P<name>([\w.-]+/){1,2}[\w.-]+:[\w.-]+)")
+
+
+def find(checkpoint: str, only_one: bool = False) -> list[Path]:
+    """Return the checkpoints that a path means.
+
+    It may be a file, a run (its best.pt), a folder of runs (the best.pt of each), the newest run (latest), or a W&B
+    artifact such as ENTITY/PROJECT/NAME:best, which is downloaded.
+
+    Raises UserError if there is none, or if there are several and only_one is set.
+    """
+    path = Path(checkpoint).expanduser()
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        where, found = path, [path / BEST] if (path / BEST).exists() else _below(path)
+    elif checkpoint == "latest":
+        run = newest(BEST)
+        where, found = OUTPUTS, [run / BEST] if run else []
+    elif artifact := ARTIFACT.fullmatch(checkpoint):
+        where = wandb_run.download(artifact["name"])
+        found = sorted(where.glob("*.pt"))
+    else:
+        raise UserError(f"checkpoint={checkpoint}: there is no such file or folder.")
+    if not found:
+        raise UserError(f"checkpoint={checkpoint}: no {BEST} in {where}; a run writes it after its first epoch.")
+    if only_one and len(found) > 1:
+        raise UserError(f"checkpoint={checkpoint}: holds {len(found)} runs; name one, such as {found[0]}")
+    return found
+
+
+def _below(folder: Path) -> list[Path]:
+    """Return the best.pt of every run in a folder. Raises UserError for a whole disk and for the user's home."""
+    if folder.resolve() in (Path(folder.resolve().anchor), Path(os.path.expanduser("~")).resolve()):  # noqa: PTH111
+        raise UserError(f"checkpoint={folder}: is a whole disk or your home. Name a folder of runs, such as {OUTPUTS}.")
+    return sorted(folder.rglob(BEST))
+
+
+def rebuild(kept: Checkpoint, trust: Trust = False) -> VAE:
+    """Return a checkpoint's model with its weights, after comparing its sizes with theirs, which costs nothing.
+
+    Raises UserError for a _target_ that is not vae_exp's own, unless the file and what it names are trusted, and if
+    the weights are not those of the config.
+    """
+    if "amortize" in kept.config:
+        raise UserError("checkpoint: of a network for many settings (amortize=...), which this version does not read.")
+    require_known(kept, "network", "likelihood", trust=trust)
+    build.check_known_values(kept.config)
+    try:
+        with torch.device("meta"):  # shapes without numbers: a small file may ask for a huge model
+            empty = build.model(kept.config, kept.x_shape, kept.n_classes)
+    except (TypeError, ValueError, KeyError, RuntimeError, ArithmeticError) as error:
+        raise UserError(f"checkpoint: its config gives no model ({str(error).splitlines()[0]}).") from error
+    try:
+        checkpoints.require_weights(kept.model, empty.state_dict())
+        checkpoints.require_latents(kept.kl_per_dim, kept.config["model"]["z_dim"])
+    except checkpoints.InvalidCheckpoint as error:
+        raise UserError(f"checkpoint: {error}.") from error
+    model = build.model(kept.config, kept.x_shape, kept.n_classes)
+    model.load_state_dict(kept.model)
+    return model
+
+
+def require_known(kept: Checkpoint, *groups: str, trust: Trust) -> None:
+    """Let a checkpoint name code that is not vae_exp's only if it is trusted, and find that code where it lay.
+
+    Raises UserError for a _target_ that is not trusted, before anything of it is imported, and for one that is gone.
+    """
+    check_foreign(kept.config, *groups, trust=trust)
+    if trust is True:
+        targets.find(kept.config, groups, kept.code)
+
+
+Labels = int | float | str | Sequence[int] | Tensor | None  # a class for all images, or a number for each
+Sampler = Callable[[Tensor, torch.Generator, float], Tensor]  # labels [N], noise, temperature -> codes [N, Z]
+CHUNK = 1000  # images drawn at a time, always whole: the first images are the same for every n
+
+
+class TrainedVAE:
+    """p(x|z), q(z|x) and the prior of a checkpoint. Images are [N, C, H, W], uint8 or floats in [0, 1].
+
+    A conditional model takes one label for all images, the name of a class or its number, or a list or tensor with
+    the number of each image's; an unconditional one ignores what labels images have. `model` is the VAE itself, a
+    torch module; `config`, `epoch` and `kl_per_dim` say how it was trained.
+    """
+
+    def __init__(self, kept: Checkpoint, device: torch.device, trust: Trust = False, path: Path | None = None) -> None:
+        self.model = rebuild(kept, trust).to(device).eval().requires_grad_(False)
+        self.device, self.trust, self.path, self._checkpoint = device, trust, path, kept
+        self.config, self.x_shape, self.epoch = kept.config, kept.x_shape, kept.epoch
+        self.class_names, self.kl_per_dim = kept.class_names, kept.kl_per_dim
+
+    @property
+    def name(self) -> str:
+        kind = " VAE" if self.model.stochastic else ""
+        return f"{self.config['model']['name']}{kind} on {self.config['dataset']['name']}, epoch {self.epoch}"
+
+    @property
+    def classes_there(self) -> int:
+        """Return how many classes the data had (the model may have room for more), or 0 for an unconditional model."""
+        return min(self.model.n_classes, len(self.class_names) or self.model.n_classes)
+
+    @functools.cached_property
+    def weights(self) -> str:
+        """Return a digest that tells one model from another.
+
+        Its file may be another run's by now, with as many steps.
+        """
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self._checkpoint.model.items()):
+            digest.update(name.encode())
+            digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        label: Labels = None,
+        temperature: float = 1.0,
+        seed: int | None = None,
+        sampler: str = "prior",
+        root: str | None = None,
+    ) -> Tensor:
+        """Return the mean of p(x|z) at n draws of z, [n, C, H, W] in [0, 1].
+
+        sampler says where z is drawn: prior, gmm or aggregate, see `sampler`. A temperature below 1 draws nearer to
+        the mean of the prior, or of each Gaussian of another sampler: tidier, less varied images. Without a label a
+        conditional model takes every class in turn. With a seed the images are the same each time. Raises UserError
+        for values that vae-generate refuses too, and for the prior of a deterministic autoencoder, which has none.
+        """
+        n, temperature = _checked("n", n, COUNT), _checked("temperature", temperature, GENERATE_RULES["temperature"])
+        if label is not None and not self.model.n_classes:
+            raise UserError(f"label={label}: this model is not conditional; leave label away.")
+        if label is None and self.model.n_classes:
+            label = torch.arange(n) % self.classes_there
+        noise = torch.Generator()
+        noise.seed() if seed is None else noise.manual_seed(_checked("seed", seed, GENERATE_RULES["seed"]))
+        y = self.labels(label, n)
+        return self.decode(self.sampler(sampler, root)(y, noise, temperature), y)
+
+    @torch.no_grad()
+    def samples(
+        self, n: int, label: int | str | None, draw: Sampler, noise: torch.Generator, temperature: float = 1.0
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images as `sample` draws them, with labels: [B, C, H, W] and [B], in chunks of CHUNK.
+
+        Memory does not grow with n.
+        """
+        for first in range(0, n, CHUNK):
+            every_class = torch.arange(first, first + CHUNK) % max(self.classes_there, 1)
+            y = self.labels(every_class if label is None else label, CHUNK)
+            z, here = draw(y, noise, temperature), min(CHUNK, n - first)
+            yield self.decode(z[:here], y[:here]), y[:here].cpu()
+
+    def sampler(self, name: str = "prior", root: str | None = None) -> Sampler:
+        """Return a function that draws codes: from the prior, a mixture (gmm), or the aggregate posterior.
+
+        prior is N(0, I); gmm is a mixture of Gaussians fitted to the codes of training images; aggregate is q(z|x) of
+        training images.
+
+        The latter two are fitted to the training data (root says where it lies now) when they are first asked for, for
+        each class in a conditional model, and stored beside the checkpoint. Raises UserError if the data cannot be
+        read, and for the prior of a deterministic autoencoder.
+        """
+        name = _checked("sampler", name, GENERATE_RULES["sampler"])
+        if name == "prior":
+            if not self.model.stochastic:
+                raise UserError(
+                    "sampler=prior: an autoencoder has no prior to say where its codes lie. Use sampler=gmm or "
+                    "sampler=aggregate."
+                )
+            return lambda y, noise, temperature: temperature * self.model.prior_sample(len(y), noise)
+
+        def read_train() -> Split:
+            return self.read_data(root).train
+
+        return samplers.load_or_fit(name, self.model, self.weights, read_train, self.path).draw
+
+    @torch.no_grad()
+    def encode(self, x: Tensor | np.ndarray, label: Labels = None) -> DiagonalGaussian | Point:
+        """Return q(z|x): `.mean` and `.log_var` are [N, Z], and `.rsample()` draws from it."""
+        x = self.images(x)
+        return self.model.encode(x, self.labels(label, len(x)))
+
+    @torch.no_grad()
+    def decode(self, z: Tensor | np.ndarray, label: Labels = None) -> Tensor:
+        """Return the mean of p(x|z) for codes z [N, Z], [N, C, H, W] in [0, 1]. Raises UserError for other codes."""
+        z = _tensor("z", z).to(self.device)
+        if z.ndim != 2 or z.shape[1] != self.model.z_dim:
+            raise UserError(f"z of shape {list(z.shape)}: this model takes codes [N, {self.model.z_dim}].")
+        if z.is_complex() or not z.isfinite().all():
+            raise UserError("z: codes are finite real numbers; some of these are not.")
+        return self.model.decode(z.float(), self.labels(label, len(z))).mean
+
+    def reconstruct(self, x: Tensor | np.ndarray, label: Labels = None) -> Tensor:
+        """Return the images decoded from the mean of their q(z|x), [N, C, H, W] in [0, 1]."""
+        return self.decode(self.encode(x, label).mean, label)
+
+    def log_prob_bound(self, x: Tensor | np.ndarray, label: Labels = None, k: int = 100, seed: int = 0) -> Tensor:
+        """Return a lower bound on log p(x) of each image from k importance samples, [N] nats (Burda et al. 2016).
+
+        Raises UserError for fewer than one sample, and for a deterministic autoencoder.
+        """
+        k, seed = _checked("k", k, COUNT), _checked("seed", seed, GENERATE_RULES["seed"])
+        pixels = self.images(x)
+        split = Split(pixels.mul(255).round().to(torch.uint8), self.labels(label, len(pixels)))
+        return metrics.importance_bound(self.model, split, k, torch.Generator().manual_seed(seed))
+
+    def read_data(self, root: str | None = None) -> Data:
+        """Read the dataset the model was trained on, split as then; root says where it lies now.
+
+        Raises UserError if it cannot be found or read, or is someone else's code that is not trusted, and if it has
+        changed: split anew, images that were trained on would be among the test images.
+        """
+        if root is not None and "root" not in self.config["dataset"]:
+            name = self.config["dataset"].get("name")
+            raise UserError(f"dataset.root={root}: the model was trained on {name}, which has no root. Leave it out.")
+        require_known(self._checkpoint, "dataset", trust=self.trust)
+        build.check_dataset(self.config)
+        data = restore.read(self._checkpoint, self.path and self.path.parent, root)
+        if data.x_shape != self.x_shape:
+            raise UserError(f"dataset: its images are {data.x_shape}, and the model was trained on {self.x_shape}.")
+        return data
+
+    def export(self, path: str | Path) -> None:
+        """Write the weights as PATH.safetensors, with all that vae_exp.load needs to rebuild the model from them.
+
+        Raises UserError for another ending, and if the system refuses, such as for a full disk; no half-written file
+        stays.
+        """
+        path = Path(path)
+        kept, origin = self._checkpoint, self._checkpoint.origin
+        if origin is not None and origin.from_run is not None and self.path is not None:
+            from_here = os.path.relpath(self.path.parent / origin.from_run, path.parent)
+            kept = replace(kept, origin=replace(origin, from_run=from_here))
+        checkpoints.export(path, kept)
+
+    def images(self, x: Tensor | np.ndarray) -> Tensor:
+        """Return [N, C, H, W] floats in [0, 1] on the model's device. Raises UserError for another shape or range."""
+        x = _tensor("images", x).to(self.device)
+        x = x[None] if x.shape == self.x_shape else x
+        if tuple(x.shape[1:]) != self.x_shape:
+            raise UserError(f"images of shape {list(x.shape)}: this model takes [N, {str(list(self.x_shape))[1:]}.")
+        if x.dtype == torch.uint8:
+            return x.float() / 255
+        if x.is_complex() or x.isnan().any():
+            raise UserError("images: pixels are real numbers; some of these are not.")
+        if len(x) and not (x.min() >= 0 and x.max() <= 1):
+            raise UserError(f"images from {x.min():g} to {x.max():g}: give uint8 images, or floats from 0 to 1.")
+        return x.float()
+
+    def labels(self, label: Labels, n: int) -> Tensor:
+        """Return [n] labels on the model's device.
+
+        Raises UserError if a conditional model is given none, or wrong ones.
+        """
+        n_classes = self.model.n_classes
+        if isinstance(label, str | int | float) and not n_classes:
+            raise UserError(f"label={label}: this model is not conditional; leave label away.")
+        if not n_classes:
+            return torch.zeros(n, dtype=torch.long, device=self.device)
+        if label is None:
+            raise UserError(
+                f"label: this model is conditional; give one of {', '.join(map(printable, self.class_names))}."
+            )
+        if isinstance(label, str | int | float):  # a class may be called 2.0
+            label = self.number(label)
+        y = _tensor("label", label).to(self.device)
+        if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool or y.shape not in ((), (n,)):
+            raise UserError(
+                f"label: {y.dtype} of shape {list(y.shape)} for {n} image{'s' * (n != 1)}; give the name or the number "
+                "of one class, or a whole number for each image."
+            )
+        y = y.long().expand(n)
+        if n and not (y.min() >= 0 and y.max() < n_classes):
+            raise UserError(
+                f"label: numbers from {y.min()} to {y.max()}; this model's classes are 0 to {n_classes - 1}."
+            )
+        return y
+
+    def number(self, label: int | float | str) -> int:
+        """Return the number of a class, given its name or its number; a class named 7 takes precedence over number 7.
+
+        Raises UserError for a class that the model does not know.
+        """
+        there = len(self.class_names)
+        names = [*self.class_names, *map(str, range(max(there, self.model.n_classes)))]
+        if printable(str(label)) not in names:
+            raise UserError(f"label={label}: this model knows {', '.join(map(printable, self.class_names))}.")
+        found = names.index(printable(str(label)))
+        return found if found < there else found - there
+
+
+def _checked(name: str, value: Any, rule: Rule) -> Any:
+    """Return the value as a plain number. Raises UserError if the same value on the command line would be refused."""
+    if isinstance(value, np.generic | Tensor) and value.ndim == 0:  # NumPy's and PyTorch's numbers
+        value = value.item()
+    if not rule.allows(value):
+        raise UserError(f"{name}={value}: it takes {rule.words}.")
+    return value
+
+
+def _tensor(name: str, values: Any) -> Tensor:
+    """Return the values as a tensor. Raises UserError if they are not numbers, or have rows of different lengths."""
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise UserError(f"{name}: not an array of numbers ({str(error).splitlines()[0]}).") from error
+
+
+__all__ = ["TrainedVAE", "find", "load", "rebuild"]
+
+
+def load(path: str | Path, device: str = "auto", trust: Trust = False) -> TrainedVAE:
+    """Load the model of a checkpoint file or of a run folder; see vae_exp.load."""
+    (path,) = find(str(path), only_one=True)
+    return TrainedVAE(checkpoints.load(path), build.device(device), trust, path)

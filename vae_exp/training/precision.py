@@ -1,0 +1,167 @@
+"""Precision, compilation and determinism of the arithmetic."""
+
+import contextlib
+import importlib.util
+import logging
+import os
+import shlex
+import shutil
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vae_exp.errors import UserError
+
+log = logging.getLogger(__name__)
+Step = Callable[..., Any]
+_cudnn: Any = torch.backends.cudnn  # its types leave out what is set by operation
+
+
+def check(precision: str, compiles: bool | str, device: torch.device) -> None:
+    """Raise UserError for a precision that the device lacks, or a step that nothing here can compile."""
+    if precision == "tf32" and device.type != "cuda":
+        raise UserError(f"precision=tf32: a format of NVIDIA's GPUs, and this run is on {device}. Use fp32 or bf16.")
+    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UserError(
+            f"precision=bf16: {torch.cuda.get_device_name(device)} has no bfloat16 of its own, and emulates it slowly. "
+            "Use fp32."
+        )
+    if compiles is True and (missing := missing_for_compiling(device)):
+        raise UserError(f"compile=true: PyTorch needs {missing}, which is not there. Use compile=false.")
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """Set how float32 products are computed, and return the context in which a step's networks are run.
+
+    fp32 is float32 throughout; tf32 rounds what matrix products and convolutions multiply to 10 bits; bf16 computes
+    them in bfloat16. Weights, densities, the KL and, by exact_products, every measured number stay float32.
+    """
+    _allow_tf32(precision == "tf32", precision == "tf32")
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """Run the block with float32 products in float32, whatever was set before.
+
+    Numbers that are compared must not depend on precision.
+    """
+    before = [kind.fp32_precision == "tf32" for kind in (torch.backends.cuda.matmul, _cudnn.conv)]
+    old = None
+    with contextlib.suppress(RuntimeError, AttributeError):  # set by the new keys alone, or gone
+        old = torch.get_float32_matmul_precision()
+    _allow_tf32(False, False)
+    try:
+        yield
+    finally:
+        _allow_tf32(*before)
+        if old == "medium":  # which the new keys do not tell from "high"
+            torch.set_float32_matmul_precision(old)
+
+
+def _allow_tf32(products: bool, convolutions: bool) -> None:
+    """Set whether matrix products and convolutions may use TF32; PyTorch allows it for convolutions by default.
+
+    The old switches come first, if they still exist: PyTorch's compiler reads them, and if only the new keys were set
+    it refuses to.
+    """
+    if hasattr(torch, "set_float32_matmul_precision"):
+        torch.set_float32_matmul_precision("high" if products else "highest")
+        _cudnn.allow_tf32 = convolutions
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if products else "ieee"
+    _cudnn.conv.fp32_precision = "tf32" if convolutions else "ieee"
+
+
+@contextlib.contextmanager
+def deterministic(device: torch.device) -> Iterator[None]:
+    """Run the block with those of cuDNN's algorithms that give the same bits each time.
+
+    A resumed run promises this, and by default some of them do not.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before = _cudnn.deterministic, _cudnn.benchmark
+    _cudnn.deterministic, _cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        _cudnn.deterministic, _cudnn.benchmark = before
+
+
+@contextlib.contextmanager
+def flush_denormals() -> Iterator[None]:
+    """Flush subnormal numbers, below float32's 1.2e-38, to zero where the processor can; no result depends on them.
+
+    Adam's mean gradient of a dead unit's weights decays to such numbers and stays there. A quarter of the tutorial's
+    were at the end, and arithmetic with them can take a processor a hundred times as long. PyTorch's threads inherit
+    this setting when they start: it must come before the first operation that is shared among them.
+    """
+    before = (torch.tensor(1e-40) * 1).item() == 0
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
+
+
+def compile_step(
+    step: Step, asked: bool | str, was_compiled: bool | None, device: torch.device, interrupted: Callable[[], None]
+) -> Step:
+    """Return the step, compiled with compile=true; with auto only where a run that goes on was compiled before.
+
+    It raises UserError where the compiler fails; with auto it goes on without. `interrupted` is called first: it
+    raises where it was Ctrl-C that made the compiler fail.
+    """
+    if asked is False or (asked == "auto" and not was_compiled):
+        return step
+    if missing := missing_for_compiling(device):
+        log.warning(f"not compiled, for want of {missing}")
+        return step
+    log.info("the first step compiles: up to a minute, and a few seconds where it has been done before on this machine")
+    return Compiled(step, asked is True, interrupted)
+
+
+class Compiled:
+    """A function compiled at its first call, and called as it is if the compiler fails and is not required.
+
+    Raises UserError if it is required.
+    """
+
+    def __init__(self, step: Step, required: bool, interrupted: Callable[[], None]) -> None:
+        torch.compiler.reset()  # else the jobs of a sweep together reach PyTorch's limit of recompilations
+        self.step, self.required, self.interrupted = step, required, interrupted
+        self.compiled, self.works = torch.compile(step), True
+
+    def __call__(self, *arguments: Any) -> Any:
+        if not self.works:
+            return self.step(*arguments)
+        try:
+            return self.compiled(*arguments)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            self.interrupted()
+            reason = f"PyTorch's compiler fails ({str(error).strip().splitlines()[0]})"
+            if self.required:
+                raise UserError(f"compile=true: {reason}. Use compile=false.") from error
+            log.warning(f"not compiled: {reason}")
+            self.works = False
+            return self.step(*arguments)
+
+
+def missing_for_compiling(device: torch.device) -> str | None:
+    """Return what PyTorch needs for compiling and does not find.
+
+    It may be Triton for a GPU, a C++ compiler or Python's headers.
+    """
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        return "Triton (pip install triton)"
+    usual = {"win32": "cl", "darwin": "clang++"}.get(sys.platform, "g++")
+    compiler = (shlex.split(os.environ.get("CXX", "")) or [usual])[0]
+    if not shutil.which(compiler):
+        return f"a C++ compiler ({compiler})"
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    return None if header.exists() else f"{header} (Debian and Ubuntu: apt install python3-dev)"
