@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -22,12 +23,46 @@ from vae_exp.cli import train as cli
 from vae_exp.config.checks import CONF_DIR
 from vae_exp.train import train
 
+ROOT = Path(__file__).parents[1]
+README_FILES = [
+    ROOT / "README.md",
+    *sorted(path for part in ("conf", "tests", "vae_exp") for path in (ROOT / part).rglob("README.md")),
+]
+READMES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in README_FILES}
 A_FEW_SECONDS = 15  # of the README, on a machine with other work to do
 QUICK = ("dataset=digits", "epochs=1", "device=cpu")
 MNIST = Path(os.environ.get("VAE_EXP_DATA", "nowhere"))
 needs_mnist = pytest.mark.skipif(
     not (MNIST / "MNIST" / "raw").is_dir(), reason="VAE_EXP_DATA does not name a folder that holds MNIST/raw"
 )
+
+
+def readme_section(file, heading):
+    """Return the part of a README below a heading, with its subsections."""
+    lines, level, fenced = [], 0, False
+    for line in READMES[file].splitlines(keepends=True):
+        fenced ^= line.startswith("```")
+        marks = 0 if fenced else len(line) - len(line.lstrip("#"))
+        if level and 0 < marks <= level:
+            break
+        if level:
+            lines.append(line)
+        elif marks and line.strip("# \n") == heading:
+            level = marks
+    assert lines, f"{file} has no section {heading}"
+    return "".join(lines)
+
+
+def code_blocks(text):
+    """Return the fenced blocks of a README: pairs of a language and the code."""
+    return re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def readme_python(first_line):
+    """Return the one Python example in the READMEs that begins with this line."""
+    blocks = [code for text in READMES.values() for language, code in code_blocks(text) if language == "python"]
+    (example,) = [code for code in blocks if code.startswith(first_line + "\n")]
+    return example
 
 
 @pytest.fixture(autouse=True)

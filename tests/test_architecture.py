@@ -14,6 +14,8 @@ from vae_exp.config.checks import CONF_DIR, options
 from vae_exp.config.targets import PUBLIC
 
 ROOT = Path(vae_exp.__file__).parent
+
+
 def files():
     return {path.relative_to(ROOT).as_posix(): path for path in sorted(ROOT.rglob("*.py"))}
 

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 import vae_exp.networks
 from tests import hooks
-from tests.conftest import compose, quick_run
+from tests.conftest import READMES, compose, quick_run
 from vae_exp.config.checks import CALLS, CONF_DIR, check, flatten, options
 from vae_exp.config.schema import DATASET_RULES, EVALUATE_RULES, GENERATE_RULES, OPTION_RULES, RULES
 
@@ -364,8 +364,8 @@ def test_shell_completion_answers():
     assert done.stdout.split() == ["optimizer=adam", "optimizer=adamax", "optimizer=adamw"]
 
 
-def test_the_readme_and_the_help_name_only_keys_that_exist():
-    text = (CONF_DIR.parent / "README.md").read_text() + (CONF_DIR / "hydra" / "help" / "vae_exp.yaml").read_text()
+def test_the_readmes_and_the_help_name_only_keys_that_exist():
+    text = "\n".join([*READMES.values(), (CONF_DIR / "hydra" / "help" / "vae_exp.yaml").read_text()])
     of_searches = {f"hydra.sweeper.{key}" for key in OmegaConf.load(CONF_DIR / "hydra" / "sweeper" / "optuna.yaml")}
     ours = {*flatten(check(compose())), *OPTION_RULES, *DATASET_RULES, *GROUPS, "experiment", "install"}
     known = {

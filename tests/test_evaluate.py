@@ -17,7 +17,7 @@ from torch.distributions import MultivariateNormal
 
 import vae_exp
 from tests import hooks
-from tests.conftest import MNIST, full_disk, needs_mnist, quick_run, recorded
+from tests.conftest import MNIST, full_disk, needs_mnist, quick_run, readme_python, recorded
 from tests.conftest import metrics as logged
 from vae_exp import inference
 from vae_exp.config import build
@@ -501,10 +501,8 @@ def test_a_conditional_model_of_mnist_draws_what_its_label_says():
 
 
 def test_the_readmes_training_from_python_is_the_command_lines(vae_train):
-    readme = (CONF_DIR.parent / "README.md").read_text()
-    (lines,) = re.findall(r"```python\n(from vae_exp import compose\n.*?)```", readme, re.DOTALL)
     names: dict = {}
-    exec(lines, names)
+    exec(readme_python("from vae_exp import compose"), names)
     typed = ("dataset=digits", "model=beta", "epochs=2", "wandb.mode=disabled", "hydra.run.dir=typed")
     assert vae_train(*typed)[0] == 0
     assert names["summary"] == json.loads(Path("outputs/from_python/summary.json").read_text())
@@ -516,8 +514,7 @@ def test_the_readmes_training_from_python_is_the_command_lines(vae_train):
 
 def test_the_readmes_two_lines_run_as_they_stand():
     _, folder = quick_run("epochs=1", folder="outputs/2026-11-23/07-55-08-053614_vanilla-mnist-z20")
-    readme = (CONF_DIR.parent / "README.md").read_text()
-    (lines,) = re.findall(r"```python\n(import vae_exp\n.*?)```", readme, re.DOTALL)
+    lines = readme_python("import vae_exp")
     assert str(folder) in lines
     names: dict = {}
     exec(lines, names)

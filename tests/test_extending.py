@@ -1,7 +1,6 @@
-"""Code and options of a user's own, from a folder of their own: what README.md shows, to the letter."""
+"""Code and options of a user's own, from a folder of their own: what the READMEs show, to the letter."""
 
 import json
-import re
 import shlex
 import subprocess
 import sys
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import vae_exp
-from tests.conftest import metrics, quick_run
+from tests.conftest import code_blocks, metrics, quick_run, readme_section
 from tests.test_data import write_idx
 from vae_exp.config.checks import CONF_DIR
 from vae_exp.errors import UserError
@@ -28,9 +27,8 @@ def as_in_a_new_process(monkeypatch):
 
 
 def blocks():
-    """The examples of README.md: files by their names, and commands."""
-    text = (CONF_DIR.parent / "README.md").read_text().split("## To add X, touch Y")[1].split("\n## ")[0]
-    found = re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL)
+    """The examples of "Adding parts" in vae_exp/README.md: files by their names, and commands."""
+    found = code_blocks(readme_section("vae_exp/README.md", "Adding parts"))
     files = {code.split("\n")[0].removeprefix("# "): code for language, code in found if language != "bash"}
     return files, [line for language, code in found if language == "bash" for line in code.splitlines()]
 

@@ -14,7 +14,7 @@ import torch
 from omegaconf import OmegaConf
 
 import vae_exp
-from tests.conftest import quick_run, recorded, written
+from tests.conftest import quick_run, readme_section, recorded, written
 from vae_exp.cli import reproduce
 from vae_exp.compare import published
 from vae_exp.config import build
@@ -22,7 +22,6 @@ from vae_exp.config.checks import CONF_DIR
 from vae_exp.errors import UserError
 
 TINY = ("epochs=2", "wandb.mode=disabled", "device=cpu")
-README = Path(__file__).parents[1] / "README.md"
 
 
 @pytest.mark.parametrize("name", published.names())
@@ -199,7 +198,7 @@ def test_a_killed_one_goes_on_where_it_was(vae_command):
 
 def test_the_table_of_the_readme_is_what_the_command_prints():
     """Each row: the claim as the preset has it, and the verdict that follows from the number that was found."""
-    lines = README.read_text().splitlines()
+    lines = readme_section("tests/README.md", "Published figures").splitlines()
     table = [line for line in lines if re.match(r"\| `\w+` \| .* ± .*\|", line)]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
     expected = [(preset, claim) for preset in map(published.read, published.names()) for claim in preset.claims]
