@@ -27,7 +27,7 @@ from vae_exp.figures import training
 from vae_exp.sweeps import summary
 from vae_exp.tracking.tracker import Tracker
 from vae_exp.training import checkpointer, dry_run
-from vae_exp.training.precision import flush_denormals
+from vae_exp.training.precision import reproducible
 
 MODES = ("offline", "disabled")
 SWEPT = {"model.z_dim": (2, 4, 8, 16), "optimizer.lr": (3e-4, 1e-3, 3e-3), "seed": (0, 1)}  # as the experiment's file
@@ -76,7 +76,7 @@ def bare_sweep(clock: Clock, *overrides: str) -> float:
         compose("experiment=sweep_z_lr", *(f"{key}={value}" for key, value in job.items()), *overrides) for job in every
     ]
     started = clock()
-    with flush_denormals():
+    with reproducible(torch.device("cpu")):
         for cfg in cfgs:
             bare_run(cfg)
     return clock() - started

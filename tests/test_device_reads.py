@@ -107,7 +107,7 @@ def of_fused_adam(event):
 def test_a_run_on_the_cpu_asks_nothing_of_a_gpu(monkeypatch):
     """Its random state would be asked for by starting one, and there is none here to be started."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert RngStreams.of(0, torch.device("cpu")).state().keys() == {"order", "noise", "draws", "torch"}
+    assert RngStreams.from_seed(0, torch.device("cpu")).state_dict().keys() == {"order", "noise", "draws", "torch"}
 
 
 def test_what_a_user_has_set_of_tf32_is_no_obstacle():

@@ -17,7 +17,7 @@ from tests.conftest import QUICK, command, metrics, quick_run, recorded, stored
 from tests.hooks import Crash
 from vae_exp.errors import UserError
 from vae_exp.training import checkpoints
-from vae_exp.training.state import Best, Meters
+from vae_exp.training.state import Best, Meters, TrainState
 from vae_exp.training.stopper import patience_reason
 
 STEPS_PER_EPOCH = 11  # of the digits, 1,297 images in batches of 128
@@ -183,7 +183,7 @@ def test_with_rare_checkpoints_the_best_epoch_waits_in_memory_and_a_signal_saves
 def test_means_of_an_older_version_are_left_out_and_that_is_said(caplog):
     means = Meters()
     older = {"images_seen": 2, "steps": 1, "first_step": 1, "_images": 2, "_on_device": torch.ones(1)}
-    means.restore(older)
+    means.load_state_dict(older)
     assert "older version" in caplog.text
     assert (means.steps, means.images_seen, means.peek("train")) == (1, 2, {})
 
@@ -287,10 +287,18 @@ def test_other_data_than_the_runs_are_refused():
         quick_run(*SMALL, "epochs=2", "resume=run")
 
 
+@pytest.mark.parametrize("limit", ["max_steps=5", "early_stopping.patience=1 optimizer.lr=1e-30 epochs=3"])
+def test_a_run_that_ends_early_writes_its_last_checkpoint_once(limit):
+    """Else last.previous.pt would be a copy of last.pt, and damage to the one would cost the run."""
+    quick_run(*SMALL, *limit.split(), "checkpoint_every_steps=4")
+    last, previous = (stored(Path("run", name))["step"] for name in ("last.pt", "last.previous.pt"))
+    assert previous < last
+
+
 def test_patience_ends_a_run_and_a_longer_one_goes_on(vae_train):
-    best = Best(3, 33)
-    assert [bool(patience_reason(2, epoch, best)) for epoch in (3, 4, 5, 6)] == [False, False, True, True]
-    assert not patience_reason(None, 100, best)
+    states = [TrainState([], torch.empty(0), epoch=epoch, best=Best(3, 33)) for epoch in (3, 4, 5, 6)]
+    assert [bool(patience_reason(2, state)) for state in states] == [False, False, True, True]
+    assert not patience_reason(None, states[-1])
     stuck = ("optimizer.lr=1e-30", "early_stopping.patience=2")  # no epoch is better than the first
     summary, folder = quick_run(*SMALL, *stuck, "epochs=9")
     assert summary["state"] == "finished"

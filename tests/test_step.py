@@ -65,7 +65,7 @@ def test_the_average_is_what_its_formula_says():
     average, decay, expected = EMA(trained, 0.9), 0.9, trained.weight.item()
     for step in range(1, 200):
         trained.weight.data.fill_(float(step))
-        average.after_step(step)
+        average.update(step)
         rate = min(decay, (1 + step) / (10 + step))
         expected = rate * expected + (1 - rate) * step
     assert average.model.weight.item() == pytest.approx(expected, rel=1e-5)

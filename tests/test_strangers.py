@@ -18,7 +18,7 @@ from vae_exp import inference
 from vae_exp.config import build
 from vae_exp.errors import UserError
 from vae_exp.training import restore, resume
-from vae_exp.training.state import Meters, RngStreams, RunInfo, TrainingRun, TrainState
+from vae_exp.training.state import EMA, Meters, RngStreams, RunInfo, TrainingRun, TrainState
 
 # Inside an epoch, with means that are not read yet, a buffer beside the weights, and an optimizer with moments.
 SETTINGS = ("network.hidden_dims=[8]", "model.z_dim=2", "model=conditional", "epochs=2", "log_every_steps=5")
@@ -103,15 +103,16 @@ def go_on(folder, config, data):
     device = torch.device("cpu")
     before = resume.load(folder, config, quiet=True)
     model = build.model(config, data.x_shape, data.n_classes)
-    optimizer, facts = build.optimizer(config, model), RunInfo.of(model, data, device)
-    streams, means = RngStreams.of(0, device), Meters()
-    stands = TrainState([0.0] * model.z_dim, streams.order.get_state())
-    restore.restore(before, TrainingRun(config, data, facts, model, model, optimizer, streams, means, stands))
+    run = TrainingRun(config, folder, device)
+    run.data, run.info, run.model, run.ema = data, RunInfo.of(model, data, device), model, EMA(model, None)
+    run.optimizer, run.rng, run.meters = build.optimizer(config, model), RngStreams.from_seed(0, device), Meters()
+    run.state = TrainState([0.0] * model.z_dim, run.rng.order.get_state())
+    restore.restore(before, run)
     sum(weights.sum() for weights in model.parameters()).backward()
-    optimizer.step()
-    means.add([(1, {"reconstruction": 1.0, "kl": 1.0})])
-    assert means.read("train") and means.read_epoch("train_epoch")
-    assert stands.best is None or stands.best.summary()
+    run.optimizer.step()
+    run.meters.add([(1, {"reconstruction": 1.0, "kl": 1.0})])
+    assert run.meters.read("train") and run.meters.read_epoch("train_epoch")
+    assert run.state.best is None or run.state.best.summary()
 
 
 def check(run, every):

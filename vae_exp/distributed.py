@@ -5,6 +5,7 @@ import contextlib
 import itertools
 import logging
 import os
+import platform
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -153,6 +154,12 @@ def all_gather(value: T) -> list[T]:
     with guard_peers():
         dist.all_gather_object(found, value)
     return found
+
+
+def processes_here() -> int:
+    """Return how many processes of the run, this one included, have its machine and its cores."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    return all_gather((platform.node(), cores)).count((platform.node(), cores))
 
 
 @contextlib.contextmanager

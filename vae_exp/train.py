@@ -1,7 +1,6 @@
-"""One run, from top to bottom."""
+"""One run, from top to bottom: setup, epochs of steps, and the test split at the end. Numbers are nats per image."""
 
 import logging
-import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,234 +11,200 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from vae_exp import distributed
-from vae_exp.config import build, targets
-from vae_exp.config.checks import CALLS
-from vae_exp.config.schema import Config, images_per_step
-from vae_exp.datasets import Split, batches
+from vae_exp.config import build
 from vae_exp.evaluation.metrics import evaluate, factor_scores, sample_eps, scores_warning, told_by_means
 from vae_exp.figures.training import TrainingFigures, test_figure
 from vae_exp.terms import Logged, Progress, compute_loss
-from vae_exp.tracking.tracker import Tracker
 from vae_exp.tracking.wandb_run import choose_mode
-from vae_exp.training import console, cores, dry_run, precision, restore, resume, threads
-from vae_exp.training.checkpointer import Checkpointer
-from vae_exp.training.console import Health
-from vae_exp.training.run_dir import lock_folder, log_bytes, require_unused, require_writable
-from vae_exp.training.state import EMA, Best, Meters, RngStreams, RunInfo, TrainingRun, TrainState
+from vae_exp.training import console, dry_run, precision, restore, threads
+from vae_exp.training.run import Run, require_possible
+from vae_exp.training.run_dir import log_bytes
+from vae_exp.training.state import EMA, Best, Meters, RngStreams, RunInfo, TrainState
 from vae_exp.training.stopper import Stopper, clip_gradient, gradient_norm, require_finite
 
 log = logging.getLogger(__name__)
-Judge = Callable[[int, dict[str, float]], str | None]  # after an epoch, with its val/* or test/*: the reason to end
+Prune = Callable[[int, dict[str, float]], str | None]  # after an epoch, with its val/* or test/*: the reason to end
 
 
-def train(cfg: DictConfig, run_dir: str | Path, prune: Judge | None = None) -> dict[str, Any]:
+def train(cfg: DictConfig, run_dir: str | Path, prune: Prune | None = None) -> dict[str, Any]:
     """Train the VAE that cfg describes and return what run_dir/summary.json then holds.
 
     With cfg.resume it continues from the last checkpoint in run_dir; with cfg.replace a run in run_dir is deleted. A
-    run that `prune` ends early is pruned. Every number is in nats per image. Raises UserError before anything is read
-    or opened if cfg asks for something impossible, if run_dir holds a run, belongs to another process or cannot be
-    written, the disk is full or the memory too small, and Diverged if a number stops being finite. All processes that
-    torchrun starts for a run call it in the same way; the arguments of the first one count.
+    run that `prune` ends early is pruned. Raises UserError before anything is read or opened if cfg asks for something
+    impossible, if run_dir holds a run, belongs to another process or cannot be written, the disk is full or the memory
+    too small, and Diverged if a number stops being finite. All processes that torchrun starts for a run call it in the
+    same way; the arguments of the first one count.
     """
     with distributed.process_group():
         config, run_dir = distributed.broadcast(lambda: (build.check(cfg), Path(run_dir)))
         config["devices"] = build.agreed(config)
-        device = build.device(config["device"])
-        if device.index is not None:  # one GPU of several: what is not told where to be is there too
-            torch.cuda.set_device(device)
-        precision.check(config["precision"], config["compile"], device)
-        if distributed.is_rank0():
-            if not config["resume"]:
-                require_unused(run_dir, config["replace"])
-            require_writable(run_dir)
-        if distributed.world_size() > 1:
-            threads.share(distributed.all_gather(cores.place()).count(cores.place()), "processes")
-        with (
-            dry_run.explain_out_of_memory(config),
-            precision.flush_denormals(),
-            precision.deterministic(device),
-            threads.kept(),
-        ):
-            return _train(config, run_dir, device, prune or (lambda epoch, scores: None))
+        run = Run(config, run_dir, build.device(config["device"]))
+        require_possible(run)
+        with dry_run.explain_out_of_memory(config), precision.reproducible(run.device), threads.restored():
+            old_log_bytes = log_bytes(run_dir)  # of a run whose place this one takes
+            run.resumed = restore.load(run_dir, config)
+            wandb_mode = distributed.rank0_only(choose_mode, config["wandb"]["mode"])
+            setup(run)
+            with run.open(wandb_mode, old_log_bytes):
+                while not run.stop.ends_with(run.state):
+                    if train_epoch(run):
+                        finish_epoch(run, prune)
+                test(run)
+            return distributed.broadcast(run.tracker.summary.as_dict)
 
 
-def _train(config: Config, run_dir: Path, device: torch.device, prune: Judge) -> dict[str, Any]:
-    seed, epochs, batch_size = config["seed"], config["epochs"], config["batch_size"]
-    step_size, clip_norm = images_per_step(config), config["gradient_clip_norm"]
-    scores_every = config["scores_every_epochs"]
-    before = distributed.broadcast(lambda: resume.load(run_dir, config) if config["resume"] else None)
-    info_before = before.goes_on.facts if before and before.goes_on else None
-    if before:  # each process has its own modules
-        if config["trust"]:
-            targets.find(config, CALLS, before.code)
-        else:
-            targets.compare(config, before.code)
-    old_log_bytes = log_bytes(run_dir)  # of a run whose place this one takes
-    wandb_mode = distributed.rank0_only(choose_mode, config["wandb"]["mode"])
+def setup(run: Run) -> None:
+    """Build data, model, optimizer and random streams, as the seed has them or as the last checkpoint left them."""
+    config, device, resumed = run.config, run.device, run.resumed
+    seed, z_dim = config["seed"], config["model"]["z_dim"]
 
-    # Data: as bytes, whole on the training device where it is small enough. Without a validation split the test
-    # split is watched, as in the tutorial; then no epoch is chosen as the best, and best.pt is the last.
+    # Data: as bytes, whole on the training device where it is small enough.
     with distributed.rank0_first():
-        data = restore.read_to_resume(before, run_dir, config["dataset"]) if before else build.dataset(config)
-    split_name, has_val = ("val", True) if len(data.val) else ("test", False)
-    train_split, held_out_split = data.train.to(device), data.split(split_name).to(device)
-    dry_run.check_data(config, data, split_name, held_out_split)
-    steps_per_epoch = math.ceil(len(train_split) / step_size)
+        data = restore.read_data(resumed, run.run_dir, config["dataset"]) if resumed else build.dataset(config)
+    run.data, run.held_out_name = data, "val" if len(data.val) else "test"
+    run.train_split, run.held_out = data.train.to(device), data.split(run.held_out_name).to(device)
+    dry_run.check_data(config, data, run.held_out_name, run.held_out)
 
     # Model: seeded just before it is built, so that its first weights depend on the seed alone.
     dry_run.check_model(config, data.x_shape, data.n_classes, device)
     torch.manual_seed(seed)
-    model = build.model(config, data.x_shape, data.n_classes, data.train).to(device)
-    optimizer, ema = build.optimizer(config, model), EMA(model, config["ema"])
-    objective, schedule = build.partial(config, "objective"), build.partial(config, "scheduler")
-    operations = threads.PASSES * batch_size * dry_run.check_own_parts(config, model, objective, train_split)
-    same_processes = before is not None and before.config["devices"] == config["devices"]
-    threads.choose(
-        config["threads"], info_before.threads if info_before and same_processes else None, operations, device
-    )
+    run.model = model = build.model(config, data.x_shape, data.n_classes, data.train).to(device)
+    run.optimizer, run.ema = build.optimizer(config, model), EMA(model, config["ema"])
+    objective, run.schedule = build.partial(config, "objective"), build.partial(config, "scheduler")
+    run.rng, run.stop = RngStreams.from_seed(seed, device), Stopper(config, resumed)
+    operations = config["batch_size"] * dry_run.check_own_parts(config, model, objective, run.train_split)
+    threads.choose(config, resumed, operations, device)
     autocast = precision.autocast(config["precision"], device)
 
-    def loss_of(now: Progress, x: Tensor, y: Tensor, eps: Tensor) -> tuple[Tensor, Logged]:
+    def loss_fn(now: Progress, x: Tensor, y: Tensor, eps: Tensor) -> tuple[Tensor, Logged]:
         with autocast:
-            return compute_loss(model, objective, x, y, eps, now, rng.noise)
+            return compute_loss(model, objective, x, y, eps, now, run.rng.noise)
 
-    # Where the run stands: at its beginning, or where its last checkpoint left it.
-    rng, stopper = RngStreams.of(seed, device), Stopper(config, before)
-    was_compiled = info_before.compiled if info_before else None
-    compiled = precision.compile_step(loss_of, config["compile"], was_compiled, device, stopper.raise_if_interrupted)
-    meters, info = Meters(), RunInfo.of(model, data, device, compiled=compiled is not loss_of)
-    state, health = (
-        TrainState([0.0] * config["model"]["z_dim"], rng.order.get_state()),
-        Health(config, info.train_size),
-    )
-    eval_noise = sample_eps(held_out_split, config["model"]["z_dim"], build.generator(seed, "evaluation"))
-    figures = distributed.rank0_only(TrainingFigures, config["figure_every_epochs"])
-    run = TrainingRun(config, data, info, model, ema.model, optimizer, rng, meters, state)
-    if before:
-        restore.restore(before, run)
-    distributed.broadcast_weights(model, ema.model)
-    distributed.seed_layers(seed + state.step)
-    console.introduce(config, info, run_dir, grey=ema.model.support == "binary" and data.train.is_grey())
-    last_step = min(epochs * steps_per_epoch, config["max_steps"] or 2**31)
-    with (
-        distributed.rank0_only(lock_folder, run_dir),
-        stopper,
-        distributed.rank0_only(Tracker, config, run_dir, wandb_mode, info, before, old_log_bytes) as tracker,
-        distributed.rank0_only(
-            Checkpointer, run_dir, run, stopper, tracker.position, tracker.to_disk, before
-        ) as checkpoints,
-        distributed.rank0_only(console.progress_bar, last_step, state.step) as bar,
-    ):
-        stop_reason = None  # the reason to end before the last epoch
-        for epoch in range(state.epoch + 1 if before else min(1, epochs), epochs + 1):  # 0: the model as it is built
-            if stop_reason := stopper.stop_reason(state):
-                break
-            stopper.start_epoch()
-            steps_done = state.step - state.epoch * steps_per_epoch  # before the run was interrupted in this epoch
-            for x, y in batches(train_split, step_size, rng.order, rng.draws, steps_done) if epoch else ():
-                now = Progress(state.step, steps_per_epoch, epochs, info.train_size)
-                lr = config["optimizer"]["lr"] * schedule(now.epoch, epochs)
-                for group in optimizer.param_groups:
-                    group["lr"] = lr
-
-                eps = torch.randn(len(x), model.z_dim, generator=rng.noise, device=device)
-                model.zero_grad()
-                logs_of_batches = []
-                for batch in zip(*[part.split(batch_size) for part in (x, y, eps)], strict=True):
-                    size = len(batch[0])
-                    # The last batch of an epoch is smaller: compiling it too would cost as much again.
-                    loss, terms = (compiled if size == batch_size else loss_of)(now, *batch)
-                    loss.backward(torch.full_like(loss, size / len(x)))  # the gradients of several batches add up
-                    logs_of_batches.append((size, terms))
-                distributed.all_reduce_gradients(model)
-                state.step += 1
-                last_of_epoch = state.step % steps_per_epoch == 0
-                logs = last_of_epoch or state.step % config["log_every_steps"] == 0
-                if logs or clip_norm:  # of this step alone: every step's would cost a thirtieth of the tutorial's time
-                    grad_norm = gradient_norm(model)
-                if clip_norm:
-                    clip_gradient(model, grad_norm, clip_norm)
-                optimizer.step()
-                ema.after_step(state.step)
-
-                bar.update()
-                meters.add(logs_of_batches, lr=lr)
-                if logs:
-                    point = meters.read("train", grad_norm=grad_norm, **model.scale())
-                    require_finite(point, meters.span, run_dir)
-                    bar.set_postfix_str(f"neg_elbo {point['train/neg_elbo']:.2f}", refresh=False)
-                    point |= {"epoch": state.step / steps_per_epoch, "images_seen": meters.images_seen}
-                    tracker.log(point, state.step)
-                if stopper.due_after_step(state.step, last_of_epoch):
-                    checkpoints.write()
-                    stopper.raise_if_signalled()
-                    if stop_reason := stopper.stop_reason(state):
-                        break
-            if stop_reason:
-                break
-
-            # The epoch is over: measure, draw, save.
-            row: dict[str, Any] = {"epoch": epoch}
-            if epoch:
-                row |= meters.read_epoch("train_epoch") | stopper.times(len(train_split))
-            evaluation = evaluate(ema.model, held_out_split, eval_noise, shared=True)
-            row |= evaluation.scalars(split_name)
-            if distributed.is_rank0() and scores_every and epoch % scores_every == 0:
-                row |= factor_scores(
-                    evaluation, held_out_split, config["scores"], split_name, config["model"]["conditional"]
-                )
-            require_finite(evaluation.scalars(split_name), f"after step {state.step}", run_dir)
-            tracker.log(row | {f"{split_name}/kl_per_dim": evaluation.kl_per_dim}, state.step)
-            scores = evaluation.scalars("val") if has_val else None
-            scale = {name: value.item() for name, value in ema.model.scale().items()}
-            new_best = state.end_epoch(epoch, evaluation.kl_per_dim, rng.order.get_state(), scores, scale)
-            is_last = epoch == epochs or stopper.stop_reason(state) is not None
-            for figure in figures.after_epoch(run, held_out_split, split_name, evaluation, is_last):
-                tracker.image(*figure, state.step)
-            stopper.start_epoch()
-            if new_best:
-                checkpoints.keep_best()
-                tracker.summarise(new_best.summary())
-            is_best = has_val and new_best is not None
-            log.info(console.epoch_line(epoch, epochs, split_name, row, scale, is_best))
-            for warning in health.warnings(epoch, row, split_name):
-                log.warning(warning)
-            if stopper.due_after_epoch(epoch, state.step):
-                checkpoints.write()
-                stopper.raise_if_signalled()
-            if stop_reason := distributed.broadcast(partial(prune, epoch, evaluation.scalars(split_name))):
-                tracker.ends_as = "pruned"
-                break
-
-        # The end: the test split, read only now, with the weights of the best epoch.
-        if stop_reason:
-            log.info(f"ends early: {stop_reason}")
-            checkpoints.write()
-        if not state.best:  # not even one epoch: the weights as they are
-            state.best = Best(0, state.step)
-            checkpoints.keep_best()
-        checkpoints.write_best()
-        stopper.finish()
-        _test(run, checkpoints, data.read_test().to(device) if has_val else held_out_split, tracker)
-        tracker.summary.reason = stop_reason
-    return distributed.broadcast(tracker.summary.as_dict)
+    run.loss_fn = precision.compile_step(loss_fn, config, resumed, device, run.stop.raise_if_interrupted)
+    run.info = RunInfo.of(model, data, device, compiled=run.loss_fn is not loss_fn)
+    run.meters, run.state = Meters(), TrainState([0.0] * z_dim, run.rng.order.get_state())
+    run.eval_noise = sample_eps(run.held_out, z_dim, build.generator(seed, "evaluation"))
+    run.figures = distributed.rank0_only(TrainingFigures, config["figure_every_epochs"])
+    run.health = console.Health(config, run.info.train_size)
+    if resumed:
+        restore.restore(resumed, run)
+    distributed.broadcast_weights(model, run.eval_model)
+    distributed.seed_layers(seed + run.state.step)
+    console.introduce(config, run.info, run.run_dir, grey=model.support == "binary" and data.train.is_grey())
 
 
-def _test(run: TrainingRun, checkpoints: Checkpointer, test_split: Split, tracker: Tracker) -> None:
-    """Measure and picture the test split with the weights of the best epoch; upload the weights if asked for."""
-    seed, step, model = run.config["seed"], run.state.step, run.eval_model
-    weights, best = distributed.broadcast(checkpoints.best)
+def train_epoch(run: Run) -> bool:
+    """Train for what is left of an epoch; return whether it is over, and not ended by a limit or a signal before."""
+    state = run.state
+    run.stop.start_epoch()
+    for x, y in run.batches():
+        last_of_epoch = (state.step + 1) % run.steps_per_epoch == 0
+        logs = last_of_epoch or (state.step + 1) % run.config["log_every_steps"] == 0
+        grad_norm = train_step(run, x, y, logs)
+        run.bar.update()
+        if logs:
+            row = run.meters.read("train", grad_norm=grad_norm, **run.model.scale())
+            require_finite(row, run.meters.span, run.run_dir)
+            run.bar.set_postfix_str(f"neg_elbo {row['train/neg_elbo']:.2f}", refresh=False)
+            row |= {"epoch": state.step / run.steps_per_epoch, "images_seen": run.meters.images_seen}
+            run.tracker.log(row, state.step)
+        if run.stop.due_after_step(state.step, last_of_epoch):
+            run.checkpoints.write()
+            run.stop.raise_if_signalled()
+            if run.stop.stop_reason(state):
+                return False
+    return True
+
+
+def train_step(run: Run, x: Tensor, y: Tensor, logs: bool) -> Tensor:
+    """Take one optimizer step on x [B, C, H, W] with labels y [B]; return the gradient's norm where it is computed."""
+    config, state, model = run.config, run.state, run.model
+    now = Progress(state.step, run.steps_per_epoch, config["epochs"], run.info.train_size)
+    lr = config["optimizer"]["lr"] * run.schedule(now.epoch, config["epochs"])
+    for group in run.optimizer.param_groups:
+        group["lr"] = lr
+    eps = torch.randn(len(x), model.z_dim, generator=run.rng.noise, device=x.device)
+
+    model.zero_grad()
+    logged = []
+    for part in zip(*(rows.split(config["batch_size"]) for rows in (x, y, eps)), strict=True):
+        loss, terms = run.loss_fn(now, *part)
+        loss.backward(torch.full_like(loss, len(part[0]) / len(x)))  # the gradients of several parts add up
+        logged.append((len(part[0]), terms))
+    distributed.all_reduce_gradients(model)
+
+    clip_norm = config["gradient_clip_norm"]
+    grad_norm = gradient_norm(model) if logs or clip_norm else x.new_zeros(())  # every step's costs a thirtieth
+    if clip_norm:
+        clip_gradient(model, grad_norm, clip_norm)
+    run.optimizer.step()
+    state.step += 1
+    run.ema.update(state.step)
+    run.meters.add(logged, lr=lr)
+    return grad_norm
+
+
+def finish_epoch(run: Run, prune: Prune | None) -> None:
+    """Measure the held-out split, log, draw, keep the best weights, save when due, and ask whether to go on."""
+    config, state, stop, name = run.config, run.state, run.stop, run.held_out_name
+    epoch = min(state.epoch + 1, config["epochs"])
+    row: dict[str, Any] = {"epoch": epoch}
+    if epoch:
+        row |= run.meters.read_epoch("train_epoch") | stop.times(len(run.train_split))
+    evaluation = evaluate(run.eval_model, run.held_out, run.eval_noise, shared=True)
+    scalars = evaluation.scalars(name)
+    row |= scalars
+    every = config["scores_every_epochs"]
+    if distributed.is_rank0() and every and epoch % every == 0:
+        row |= factor_scores(evaluation, run.held_out, config["scores"], name, config["model"]["conditional"])
+    require_finite(scalars, f"after step {state.step}", run.run_dir)
+    run.tracker.log(row | {f"{name}/kl_per_dim": evaluation.kl_per_dim}, state.step)
+
+    val_scalars = scalars if name == "val" else None  # else no epoch is chosen as the best, and best.pt is the last
+    scale = {key: value.item() for key, value in run.eval_model.scale().items()}
+    new_best = state.end_epoch(epoch, evaluation.kl_per_dim, run.rng.order.get_state(), val_scalars, scale)
+    for figure in run.figures.after_epoch(run, run.held_out, name, evaluation, is_last=stop.ends_with(state)):
+        run.tracker.image(*figure, state.step)
+    stop.start_epoch()
+    if new_best:
+        run.checkpoints.keep_best()
+        run.tracker.summarise(new_best.summary())
+    is_best = val_scalars is not None and new_best is not None
+    log.info(console.epoch_line(epoch, config["epochs"], name, row, scale, is_best))
+    for warning in run.health.warnings(epoch, row, name):
+        log.warning(warning)
+    if stop.due_after_epoch(state):
+        run.checkpoints.write()
+        stop.raise_if_signalled()
+    if prune is not None and (reason := distributed.broadcast(partial(prune, epoch, scalars))):
+        stop.reason, run.tracker.ends_as = reason, "pruned"
+
+
+def test(run: Run) -> None:
+    """Save what is not saved; measure and draw the test split, read only now, with the weights of the best epoch."""
+    state, model, step = run.state, run.eval_model, run.state.step
+    if run.stop.reason:
+        log.info(f"ends early: {run.stop.reason}")
+        run.checkpoints.write()
+    if not state.best:  # not even one epoch: the weights as they are
+        state.best = Best(0, step)
+        run.checkpoints.keep_best()
+    run.checkpoints.write_best()
+    run.stop.finish()
+
+    test_split = run.held_out if run.held_out_name == "test" else run.data.read_test().to(run.held_out.y.device)
+    weights, best = distributed.broadcast(run.checkpoints.best)
     model.load_state_dict(weights)
-    evaluation = evaluate(model, test_split, build.generator(seed, "evaluation"), shared=True)
-    if not distributed.is_rank0():
-        return
-    tracker.image(*test_figure(model, test_split, seed, best.epoch), step)
-    conditional = run.config["model"]["conditional"]
-    scores = factor_scores(evaluation, test_split, run.config["scores"], "test", conditional)
-    if scores:
-        factors = test_split.unknown_factors(conditional)
-        if warning := scores_warning(evaluation, told_by_means(evaluation, factors), factors):
-            log.warning(f"scores: {warning}")
-    tracker.summarise(best.summary() | evaluation.scalars("test") | scores)
-    if run.config["wandb"]["log_checkpoints"]:
-        tracker.upload_checkpoints(best_is_last=best.step == step)
+    evaluation = evaluate(model, test_split, build.generator(run.config["seed"], "evaluation"), shared=True)
+    if distributed.is_rank0():
+        run.tracker.image(*test_figure(model, test_split, run.config["seed"], best.epoch), step)
+        conditional = run.config["model"]["conditional"]
+        scores = factor_scores(evaluation, test_split, run.config["scores"], "test", conditional)
+        if scores:
+            factors = test_split.unknown_factors(conditional)
+            if warning := scores_warning(evaluation, told_by_means(evaluation, factors), factors):
+                log.warning(f"scores: {warning}")
+        run.tracker.summarise(best.summary() | evaluation.scalars("test") | scores)
+        if run.config["wandb"]["log_checkpoints"]:
+            run.tracker.upload_checkpoints(best_is_last=best.step == step)
+    run.tracker.summary.reason = run.stop.reason

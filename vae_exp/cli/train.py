@@ -35,7 +35,7 @@ from vae_exp.sweeps import jobs, plan, search, study, summary
 from vae_exp.sweeps.jobs import LAUNCHED_BY
 from vae_exp.sweeps.plan import Grid
 from vae_exp.torchrun_env import safe_path, started
-from vae_exp.training import cores, resume
+from vae_exp.training import resume, threads
 from vae_exp.training.run_dir import (
     OVERRIDES,
     SUMMARY,
@@ -88,7 +88,6 @@ def launch(devices: int, words: list[str], run_dir: Path) -> None:
     in_folder = [] if named else [f"hydra.run.dir={literal(run_dir)}"]
     os.environ.update({LAUNCHED_BY: str(os.getpid())} | safe_path())
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings of a connection that is gone say no more
-    cores.withdraw()  # this process computes nothing
     began = time.time()
     sys.stdout.flush()
     try:
@@ -150,7 +149,7 @@ def main() -> None:
     """Run `vae-train`: exit with code 0, or 1 with one message for what the user can fix; our bugs give a traceback."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises its errors instead of printing them
     os.environ.setdefault("OTEL_SDK_DISABLED", "true")  # W&B's own telemetry waits 10 s more for a server that hangs
-    cores.limit_spin()
+    threads.limit_spin()
     with common.exits("vae-train", "config"):
         sys.argv[1:] = with_own_options(sys.argv[1:])
         sys.exit(_main(sys.argv[1:]))
@@ -374,11 +373,8 @@ def _without(overrides: list[str], keys: set[str]) -> list[str]:
 
 def _check(cfg: DictConfig, of_sweep: bool = False) -> Config:
     """Raise UserError for a bad configuration, before Hydra makes a folder for the run; return the checked one."""
-    trains_here = not of_sweep or cfg.hydra.runtime.choices["hydra/launcher"] == "basic"
     cfg = without_hydra(cfg)
     checks.check(cfg, combinations=not of_sweep)  # at once, before torch is imported for what only torch can tell
-    if trains_here:
-        cores.announce()  # now: a run that is started meanwhile takes its part of the cores, and no more
     from vae_exp.config import build
     from vae_exp.tracking import wandb_run
     from vae_exp.training import precision

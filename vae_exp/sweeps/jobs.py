@@ -27,7 +27,7 @@ from vae_exp.files import read_text
 from vae_exp.sweeps import study
 from vae_exp.sweeps.plan import SEARCH, Plan
 from vae_exp.torchrun_env import safe_path
-from vae_exp.training import console, cores, resume
+from vae_exp.training import console, resume, threads
 from vae_exp.training.console import say
 from vae_exp.training.run_dir import LOCK, SUMMARY, Summary, read_summary, require_no_owner, runs_below
 
@@ -111,7 +111,7 @@ def report_jobs(planned: Plan, launcher: str, n_jobs: int | None) -> Iterator[No
     added = {name: value for name, value in safe_path().items() if name not in os.environ}
     if launcher == "joblib":
         # Joblib sets what is not set of these, and to 1 also where there are few jobs.
-        most = os.environ.get("OMP_NUM_THREADS", str(cores.allowed()))
+        most = os.environ.get("OMP_NUM_THREADS", str(threads.available_cores()))
         added |= {name: most for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if name not in os.environ}
         added[LAUNCHED_BY] = str(os.getpid())
     os.environ.update(added)
@@ -130,7 +130,7 @@ def report_jobs(planned: Plan, launcher: str, n_jobs: int | None) -> Iterator[No
 def places(of_hydra: Any) -> int:
     """Return how many jobs joblib runs at once: n_jobs, from all cores down if negative; other launchers run one."""
     n_jobs = of_hydra.launcher.get("n_jobs") or 1
-    return n_jobs if n_jobs > 0 else max(1, cores.allowed() + 1 + n_jobs)
+    return n_jobs if n_jobs > 0 else max(1, threads.available_cores() + 1 + n_jobs)
 
 
 def print_alone(text: str) -> None:

@@ -1,4 +1,4 @@
-"""The two checkpoints of a run: last.pt, its state, and best.pt, which waits in memory until last.pt is written."""
+"""Write the checkpoints of a run: last.pt, its state, and best.pt, which waits in memory until last.pt is written."""
 
 import contextlib
 import functools
@@ -22,28 +22,27 @@ Position = tuple[int, int]  # a step, and the epochs that were over by then
 class Checkpointer:
     """The writer of last.pt, and of best.pt before it. If both are of the same step they are one file with two names.
 
-    `position` returns the length of metrics.jsonl and the id of the W&B run; `to_disk` brings to the disk what the run
-    has logged so far. `before` is the checkpoint that the run goes on from: the best epoch so far is then best.pt's.
+    `log_position` returns the length of metrics.jsonl and the id of the W&B run; `flush` brings to the disk what the
+    run has logged so far. `resumed` is the checkpoint that the run goes on from: the best epoch so far is best.pt's.
     """
 
     def __init__(
         self,
-        run_dir: Path,
-        training: TrainingRun,
-        watch: Stopper,
-        position: Callable[[], tuple[int, str | None]],
-        to_disk: Callable[[], None],
-        before: Checkpoint | None,
+        run: TrainingRun,
+        stop: Stopper,
+        log_position: Callable[[], tuple[int, str | None]],
+        flush: Callable[[], None],
+        resumed: Checkpoint | None,
     ) -> None:
-        self.run_dir, self.training, self.watch = run_dir, training, watch
-        self.position, self.to_disk = position, to_disk
+        self.run, self.run_dir, self.stop, self.log_position, self.flush = run, run.run_dir, stop, log_position, flush
         self._best: Checkpoint | None = None
         self._best_is_written = False
         self._on_disk: dict[str, Position] = {}  # of which step and epoch the weights in each file are
-        if before is not None:
-            self._on_disk[LAST] = (before.step, before.epoch)
-        if before is not None and before.best is not None:
-            self._best, self._best_is_written = best_of(run_dir, before)
+        self._written: Position | None = None  # last.pt's, if this process wrote it
+        if resumed is not None:
+            self._on_disk[LAST] = _position(resumed)
+        if resumed is not None and resumed.best is not None:
+            self._best, self._best_is_written = best_of(run.run_dir, resumed)
             self._on_disk[BEST] = _position(self._best)
 
     def __enter__(self) -> "Checkpointer":
@@ -52,28 +51,30 @@ class Checkpointer:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         """Write the best epoch of a run that fails."""
         if isinstance(error, Exception):
-            with contextlib.suppress(UserError):  # what went wrong first is what is told
+            with contextlib.suppress(UserError):  # the first error is the one to report
                 self.write_best()
 
     def keep_best(self) -> None:
         """Keep the state of the epoch that has just ended, which is the best, until the next write."""
-        self._best, self._best_is_written = checkpoints.copied(self._state()), False
+        self._best, self._best_is_written = checkpoints.copied(self._state_dict()), False
 
     def write(self) -> None:
         """Write what is new.
 
         Raises UserError if the system refuses, and Diverged rather than save values that are not finite.
         """
-        with self.watch.saving():
+        position = self.run.state.step, self.run.state.epoch
+        if self._written == position:  # again, it would take the place of last.previous.pt
+            return
+        with self.stop.saving():
             best = self._best_content()
             self._write_best(best)  # before last.pt, which says that it is there
-            state = self.training.state
-            is_best = self._best is not None and _position(self._best) == (state.step, state.epoch)
-            self.to_disk()
-            if is_best and best is not None:
-                self._put(LAST, best, (state.step, state.epoch), same=self.run_dir / BEST)
+            self.flush()
+            if best is not None and self._best is not None and _position(self._best) == position:
+                self._put(LAST, best, position, same=self.run_dir / BEST)
             else:
-                self._put(LAST, checkpoints.content(self._state()), (state.step, state.epoch))
+                self._put(LAST, checkpoints.content(self._state_dict()), position)
+            self._written = position
 
     def write_best(self) -> None:
         """Write best.pt alone, unless it is on the disk already."""
@@ -85,7 +86,7 @@ class Checkpointer:
 
     def _write_best(self, content: memoryview | None) -> None:
         if self._best is not None and content is not None:
-            self.to_disk()
+            self.flush()
             self._put(BEST, content, _position(self._best))
             self._best_is_written = True
 
@@ -103,15 +104,15 @@ class Checkpointer:
         assert self._best.best is not None, "set before it was held"
         return self._best.model, self._best.best
 
-    def _state(self) -> Checkpoint:
+    def _state_dict(self) -> Checkpoint:
         """Return all that the run is at this moment, with the order of its images as the epoch began."""
-        run, state = self.training, self.training.state
+        run, state = self.run, self.run.state
         require_finite(run.meters.peek("train"), run.meters.span, self.run_dir)
         for model in {run.model, run.eval_model}:
             require_finite_weights(model, state.step, self.run_dir)
-        streams = run.rng.state() | {"order": state.order}
+        streams = run.rng.state_dict() | {"order": state.order}
+        written = Written(self.stop.seconds, self.stop.epoch_seconds, *self.log_position())
         weights = None if run.eval_model is run.model else run.model.state_dict()
-        written = Written(self.watch.seconds, self.watch.epoch_seconds, *self.position())
         return Checkpoint(
             run.config,
             run.data.x_shape,
@@ -123,7 +124,7 @@ class Checkpointer:
             state.kl_per_dim,
             run.eval_model.state_dict(),
             run.optimizer.state_dict(),
-            Continuation(run.info, streams, run.meters.state(), written, weights),
+            Continuation(run.info, streams, run.meters.state_dict(), written, weights),
             self._origin,
             targets.files_of(run.config),
         )
@@ -131,8 +132,8 @@ class Checkpointer:
     @functools.cached_property
     def _origin(self) -> Origin | None:
         """Return where the data lie and what they are, so that later readers of the checkpoint find and know them."""
-        data = self.training.data.fingerprint
-        root = os.path.expanduser(str(self.training.config["dataset"].get("root")))  # noqa: PTH111  (it never raises)
+        data = self.run.data.fingerprint
+        root = os.path.expanduser(str(self.run.config["dataset"].get("root")))  # noqa: PTH111  (it never raises)
         if data is None:
             return None
         if not Path(root).is_absolute():  # there is none, or what a dataset of a user's own calls so is no path
@@ -140,30 +141,32 @@ class Checkpointer:
         return Origin(root, os.path.relpath(root, self.run_dir), data.record())
 
 
-def _position(kept: Checkpoint) -> Position:
-    return kept.step, kept.epoch
+def _position(checkpoint: Checkpoint) -> Position:
+    return checkpoint.step, checkpoint.epoch
 
 
-def best_of(folder: Path, before: Checkpoint) -> tuple[Checkpoint, bool]:
+def best_of(run_dir: Path, resumed: Checkpoint) -> tuple[Checkpoint, bool]:
     """Return the best epoch's checkpoint of a run that goes on, and whether it is on the disk.
 
     A best.pt that is ahead of the checkpoint is accepted too: the run had come to that epoch. Raises UserError if
     best.pt is missing, damaged or of another epoch, and the checkpoint is not of the best epoch itself.
     """
-    assert before.best is not None, "asked for where an epoch was completed"
-    path = folder / BEST
+    assert resumed.best is not None, "asked for where an epoch was completed"
+    path = run_dir / BEST
     try:
-        kept = checkpoints.load(path)
-        if kept.best is None:
-            raise UserError(f"checkpoint={path}: of a run before its first epoch, and the best is {before.best.epoch}.")
-        if wrong := contradictions(kept.config, before.config):
+        best = checkpoints.load(path)
+        if best.best is None:
+            raise UserError(
+                f"checkpoint={path}: of a run before its first epoch, and the best is {resumed.best.epoch}."
+            )
+        if wrong := contradictions(best.config, resumed.config):
             raise UserError(f"checkpoint={path}: of another run ({wrong[0]}).")
-        if (kept.step != before.best.step and kept.step <= before.step) or (
-            kept.step == before.best.step and kept.best != before.best
+        if (best.step != resumed.best.step and best.step <= resumed.step) or (
+            best.step == resumed.best.step and best.best != resumed.best
         ):
-            raise UserError(f"checkpoint={path}: of epoch {kept.epoch}, and the best one is {before.best.epoch}.")
-        return kept, True
+            raise UserError(f"checkpoint={path}: of epoch {best.epoch}, and the best one is {resumed.best.epoch}.")
+        return best, True
     except UserError as error:
-        if before.best.step == before.step:
-            return before, False
-        raise UserError(f"resume={folder}: its best epoch is lost. {error} resume=null starts anew.") from error
+        if resumed.best.step == resumed.step:
+            return resumed, False
+        raise UserError(f"resume={run_dir}: its best epoch is lost. {error} resume=null starts anew.") from error

@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 
+from vae_exp.config.schema import Config
 from vae_exp.errors import UserError
+from vae_exp.training.checkpoints import Checkpoint
 
 log = logging.getLogger(__name__)
 Step = Callable[..., Any]
@@ -77,71 +79,63 @@ def _allow_tf32(products: bool, convolutions: bool) -> None:
 
 
 @contextlib.contextmanager
-def deterministic(device: torch.device) -> Iterator[None]:
-    """Run the block with those of cuDNN's algorithms that give the same bits each time.
+def reproducible(device: torch.device) -> Iterator[None]:
+    """Run the block with arithmetic that gives the same bits each time, as fast as the processor can.
 
-    A resumed run promises this, and by default some of them do not.
+    A resumed run promises the bits, and by default some of cuDNN's algorithms differ. Subnormal numbers, below
+    float32's 1.2e-38, are flushed to zero where the processor can; no result depends on them. Adam's mean gradient of a
+    dead unit's weights decays to such numbers and stays there. A quarter of the tutorial's were at the end, and
+    arithmetic with them can take a processor a hundred times as long. PyTorch's threads inherit this setting when they
+    start: it must come before the first operation that is shared among them.
     """
-    if device.type != "cuda":
-        yield
-        return
-    before = _cudnn.deterministic, _cudnn.benchmark
-    _cudnn.deterministic, _cudnn.benchmark = True, False
-    try:
-        yield
-    finally:
-        _cudnn.deterministic, _cudnn.benchmark = before
-
-
-@contextlib.contextmanager
-def flush_denormals() -> Iterator[None]:
-    """Flush subnormal numbers, below float32's 1.2e-38, to zero where the processor can; no result depends on them.
-
-    Adam's mean gradient of a dead unit's weights decays to such numbers and stays there. A quarter of the tutorial's
-    were at the end, and arithmetic with them can take a processor a hundred times as long. PyTorch's threads inherit
-    this setting when they start: it must come before the first operation that is shared among them.
-    """
-    before = (torch.tensor(1e-40) * 1).item() == 0
+    flushed = (torch.tensor(1e-40) * 1).item() == 0
+    cudnn = _cudnn.deterministic, _cudnn.benchmark
     torch.set_flush_denormal(True)
+    if device.type == "cuda":
+        _cudnn.deterministic, _cudnn.benchmark = True, False
     try:
         yield
     finally:
-        torch.set_flush_denormal(before)
+        torch.set_flush_denormal(flushed)
+        _cudnn.deterministic, _cudnn.benchmark = cudnn
 
 
 def compile_step(
-    step: Step, asked: bool | str, was_compiled: bool | None, device: torch.device, interrupted: Callable[[], None]
+    step: Step, config: Config, resumed: Checkpoint | None, device: torch.device, interrupted: Callable[[], None]
 ) -> Step:
-    """Return the step, compiled with compile=true; with auto only where a run that goes on was compiled before.
+    """Return the step, compiled if compile=true, or with auto if the run that goes on was compiled.
 
     It raises UserError where the compiler fails; with auto it goes on without. `interrupted` is called first: it
     raises where it was Ctrl-C that made the compiler fail.
     """
-    if asked is False or (asked == "auto" and not was_compiled):
+    was_compiled = resumed is not None and resumed.goes_on is not None and resumed.goes_on.facts.compiled
+    required = config["compile"] is True
+    if not (required or (config["compile"] == "auto" and was_compiled)):
         return step
     if missing := missing_for_compiling(device):
         log.warning(f"not compiled, for want of {missing}")
         return step
     log.info("the first step compiles: up to a minute, and a few seconds where it has been done before on this machine")
-    return Compiled(step, asked is True, interrupted)
+    return Compiled(step, required, config["batch_size"], interrupted)
 
 
 class Compiled:
-    """A function compiled at its first call, and called as it is if the compiler fails and is not required.
+    """A step(now, x, y, eps) compiled for full batches, and called as it is if the compiler fails and is not required.
 
-    Raises UserError if it is required.
+    The last batch of an epoch is smaller: compiling it too would cost as much again. Raises UserError if the compiler
+    fails and is required.
     """
 
-    def __init__(self, step: Step, required: bool, interrupted: Callable[[], None]) -> None:
+    def __init__(self, step: Step, required: bool, batch_size: int, interrupted: Callable[[], None]) -> None:
         torch.compiler.reset()  # else the jobs of a sweep together reach PyTorch's limit of recompilations
-        self.step, self.required, self.interrupted = step, required, interrupted
+        self.step, self.required, self.batch_size, self.interrupted = step, required, batch_size, interrupted
         self.compiled, self.works = torch.compile(step), True
 
-    def __call__(self, *arguments: Any) -> Any:
-        if not self.works:
-            return self.step(*arguments)
+    def __call__(self, now: Any, x: torch.Tensor, *rest: Any) -> Any:
+        if not self.works or len(x) != self.batch_size:
+            return self.step(now, x, *rest)
         try:
-            return self.compiled(*arguments)
+            return self.compiled(now, x, *rest)
         except torch._dynamo.exc.TorchDynamoException as error:
             self.interrupted()
             reason = f"PyTorch's compiler fails ({str(error).strip().splitlines()[0]})"
@@ -149,7 +143,7 @@ class Compiled:
                 raise UserError(f"compile=true: {reason}. Use compile=false.") from error
             log.warning(f"not compiled: {reason}")
             self.works = False
-            return self.step(*arguments)
+            return self.step(now, x, *rest)
 
 
 def missing_for_compiling(device: torch.device) -> str | None:

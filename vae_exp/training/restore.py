@@ -8,19 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from vae_exp.config import build
-from vae_exp.config.schema import images_per_step
+from vae_exp import distributed
+from vae_exp.config import build, targets
+from vae_exp.config.checks import CALLS
+from vae_exp.config.schema import Config, images_per_step
 from vae_exp.datasets import Data
 from vae_exp.errors import UserError
-from vae_exp.training import checkpoints
+from vae_exp.training import checkpoints, resume
 from vae_exp.training.checkpoints import Checkpoint
 from vae_exp.training.run_dir import in_reach, places
-from vae_exp.training.state import RngStreams, TrainingRun
+from vae_exp.training.state import TrainingRun
 
 log = logging.getLogger(__name__)
-_told: set[str] = set()  # the places of data of which this process has said that it does not know them
+_warned: set[str] = set()  # the places of data of which this process has said that it does not know them
 
 
 def read(stored: Checkpoint, run_dir: Path | None, root: str | None = None) -> Data:
@@ -37,7 +38,7 @@ def read(stored: Checkpoint, run_dir: Path | None, root: str | None = None) -> D
     return _read(stored, run_dir, settings, root)
 
 
-def read_to_resume(stored: Checkpoint, run_dir: Path, settings: Mapping[str, Any]) -> Data:
+def read_data(stored: Checkpoint, run_dir: Path, settings: Mapping[str, Any]) -> Data:
     """Read the data as `read` does, for a run that goes on with these settings of its dataset.
 
     If their root is none of the places where the run's data may lie, only that root is used.
@@ -81,8 +82,8 @@ def _unchanged(stored: Checkpoint, data: Data, place: str, run_dir: Path | None)
     """Return the data. Raises UserError if they are not those that the run was trained on."""
     assert data.fingerprint is not None, "prepare makes one"
     changes = data.fingerprint.changes(stored.origin.data) if stored.origin else _other_numbers(stored, data)
-    if stored.origin is None and not changes and place not in _told and run_dir is not None:
-        _told.add(place)
+    if stored.origin is None and not changes and place not in _warned and run_dir is not None:
+        _warned.add(place)
         log.warning(
             f"{place}: {run_dir} is of an older version, which kept no record of its data: whether they have changed "
             "since cannot be told, but for their number."
@@ -109,72 +110,68 @@ def _other_numbers(stored: Checkpoint, data: Data) -> list[str]:
 SAME_FACTS = ("train_size", "val_size", "x_shape", "parameters")
 
 
-def restore(before: Checkpoint, training: TrainingRun) -> None:
+def load(run_dir: Path, config: Config) -> Checkpoint | None:
+    """Return the checkpoint that a run goes on from, in every process, with the modules of its own parts; or None."""
+    if not config["resume"]:
+        return None
+    resumed = distributed.broadcast(lambda: resume.load(run_dir, config))
+    if config["trust"]:
+        targets.find(config, CALLS, resumed.code)
+    else:
+        targets.compare(config, resumed.code)
+    return resumed
+
+
+def restore(resumed: Checkpoint, run: TrainingRun) -> None:
     """Set weights, optimizer, random numbers, meters and state as they were.
 
     Raises UserError for other data, and for a state that is not of this model and this optimizer. On another kind of
     device than before, its random numbers are a new stream.
     """
-    assert before.goes_on is not None, "resume.load takes no other"
-    facts, then = training.info, before.goes_on.facts
-    if wrong := [name for name in SAME_FACTS if getattr(facts, name) != getattr(then, name)]:
-        changes = "; ".join(f"{name} is {getattr(facts, name)}, and was {getattr(then, name)}" for name in wrong)
+    assert resumed.goes_on is not None, "resume.load takes no other"
+    info, then = run.info, resumed.goes_on.facts
+    if wrong := [name for name in SAME_FACTS if getattr(info, name) != getattr(then, name)]:
+        changes = "; ".join(f"{name} is {getattr(info, name)}, and was {getattr(then, name)}" for name in wrong)
         raise UserError(f"resume: the data or the model have changed since the run began: {changes}.")
-    steps_per_epoch = math.ceil(facts.train_size / images_per_step(training.config))
-    if not 0 <= before.step - before.epoch * steps_per_epoch <= steps_per_epoch:
-        raise _damaged(f"its step {before.step} is not in the epoch after epoch {before.epoch}")
-    trained = before.goes_on.weights if training.config["ema"] else before.model
+    steps_per_epoch = math.ceil(info.train_size / images_per_step(run.config))
+    if not 0 <= resumed.step - resumed.epoch * steps_per_epoch <= steps_per_epoch:
+        raise _damaged(f"its step {resumed.step} is not in the epoch after epoch {resumed.epoch}")
+    trained = (resumed.goes_on.weights if run.config["ema"] else resumed.model) or {}
     try:
-        for weights in (before.model, trained):
-            checkpoints.require_weights(weights or {}, training.model.state_dict())
-        checkpoints.require_latents(before.kl_per_dim, training.config["model"]["z_dim"])
-        _restore_optimizer(before, training)
+        for weights in (resumed.model, trained):
+            checkpoints.require_weights(weights, run.model.state_dict())
+        checkpoints.require_latents(resumed.kl_per_dim, run.config["model"]["z_dim"])
+        _restore_optimizer(resumed, run)
     except checkpoints.InvalidCheckpoint as error:
         raise _damaged(error) from error
-    training.eval_model.load_state_dict(before.model)
-    training.model.load_state_dict(trained or {})
-    training.meters.restore(before.goes_on.means)
-    _restore_streams(before.goes_on.streams, training.rng, before.step, facts.trained_on == then.trained_on)
-    state = training.state
-    state.step, state.epoch, state.best = before.step, before.epoch, before.best
-    state.kl_per_dim, state.order = before.kl_per_dim, training.rng.order.get_state()
+    run.eval_model.load_state_dict(resumed.model)
+    run.model.load_state_dict(trained)
+    run.meters.load_state_dict(resumed.goes_on.means)
+    try:
+        run.rng.load_state_dict(resumed.goes_on.streams, resumed.step, info.trained_on == then.trained_on)
+    except (RuntimeError, TypeError) as error:  # PyTorch's answers to a state of another size or kind
+        raise _damaged(f"its random numbers are no state of a generator ({str(error).splitlines()[0]})") from error
+    state = run.state
+    state.step, state.epoch, state.best = resumed.step, resumed.epoch, resumed.best
+    state.kl_per_dim, state.order = resumed.kl_per_dim, run.rng.order.get_state()
 
 
-def _restore_optimizer(before: Checkpoint, training: TrainingRun) -> None:
+def _restore_optimizer(resumed: Checkpoint, run: TrainingRun) -> None:
     """Raise InvalidCheckpoint for a state that is not this optimizer's; else load it with the present settings.
 
     A step with gradients of 0 shows what its state must be. It spoils the weights, which are set afterwards.
     """
-    optimizer, given = training.optimizer, before.optimizer or {}
-    for weights in training.model.parameters():
+    optimizer, stored = run.optimizer, resumed.optimizer or {}
+    for weights in run.model.parameters():
         weights.grad = torch.zeros_like(weights)
     optimizer.step()
     optimizer.zero_grad()
-    own = optimizer.state_dict()
-    checkpoints.require_optimizer(given, own, before.step)
-    for group, then in zip(own["param_groups"], given["param_groups"], strict=True):
+    fresh = optimizer.state_dict()
+    checkpoints.require_optimizer(stored, fresh, resumed.step)
+    for group, then in zip(fresh["param_groups"], stored["param_groups"], strict=True):
         lr = then.get("lr")  # of the last step: a run that has no step left to do writes it down again
         group["lr"] = lr if type(lr) is float and 0 <= lr < math.inf else group["lr"]
-    optimizer.load_state_dict({"state": given["state"], "param_groups": own["param_groups"]})
-
-
-def _restore_streams(states: Mapping[str, Tensor], streams: RngStreams, step: int, same_device: bool) -> None:
-    """Set the streams' states and torch's own. Raises UserError for what is no state of a generator."""
-    try:
-        for name, stream in vars(streams).items():
-            if name == "order" or same_device or states[name].shape == stream.get_state().shape:
-                stream.set_state(states[name])
-            else:
-                stream.manual_seed(stream.initial_seed() + step)
-                log.warning(f"resumed on another kind of device: the random numbers for {name} are a new stream")
-        torch.set_rng_state(states["torch"])
-        device = streams.noise.device
-        if device.type == "cuda" and "cuda" in states:
-            torch.cuda.set_rng_state(states["cuda"], device)
-        elif device.type == "mps" and "mps" in states:
-            torch.mps.set_rng_state(states["mps"])
-    except (RuntimeError, TypeError) as error:  # PyTorch's answers to a state of another size or kind
-        raise _damaged(f"its random numbers are no state of a generator ({str(error).splitlines()[0]})") from error
+    optimizer.load_state_dict({"state": stored["state"], "param_groups": fresh["param_groups"]})
 
 
 def _damaged(reason: object) -> UserError:

@@ -2,7 +2,10 @@
 
 import copy
 import logging
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
@@ -11,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from vae_exp.config import build
-from vae_exp.config.schema import Config
+from vae_exp.config.schema import Config, images_per_step
 from vae_exp.datasets import Data
 from vae_exp.vae import VAE
 
@@ -20,7 +23,7 @@ Means = dict[str, float | Tensor]
 
 
 class Sums(TypedDict):
-    """The state of running means, in a checkpoint."""
+    """The state of the meters, in a checkpoint."""
 
     images_seen: int  # since the start
     steps: int  # since the start
@@ -38,14 +41,14 @@ class Meters:
         self.epoch_sums: dict[str, float] = {}
         self._unread: list[tuple[int, Means]] = []
 
-    def add(self, batches: list[tuple[int, Means]], **of_step: float | Tensor) -> None:
+    def add(self, batches: list[tuple[int, Means]], **per_step: float | Tensor) -> None:
         """Add one step of training on batches of so many images.
 
         It takes the means over each batch, and the step's own values. All are numbers, or scalars on the device.
         """
         if not self._unread and not self.sums:
             self.first_step = self.steps + 1
-        self._unread += [(images, of_step | means) for images, means in batches]
+        self._unread += [(images, per_step | means) for images, means in batches]
         self.steps += 1
         self.images_seen += sum(images for images, _ in batches)
 
@@ -56,40 +59,38 @@ class Meters:
 
     def peek(self, prefix: str) -> dict[str, float]:
         """Return what `read` would, removing nothing; empty if no image has been added since the last read."""
-        self._read_the_unread()
+        self._sum_up()
         return _means(self.sums, prefix) if self.sums else {}
 
-    def read(self, prefix: str, **of_now: Tensor) -> dict[str, float]:
-        """Return the means since the last read, over the steps of `span`, and scalars of this moment, in one look."""
-        now = self._read_the_unread(*of_now.values())
+    def read(self, prefix: str, **scalars: Tensor) -> dict[str, float]:
+        """Return the means since the last read, over the steps of `span`, and further scalars, all in one look."""
+        values = self._sum_up(*scalars.values())
         sums, self.sums = self.sums, {}
         self.epoch_sums = {name: self.epoch_sums.get(name, 0.0) + value for name, value in sums.items()}
-        return _means(sums, prefix) | {f"{prefix}/{name}": value for name, value in zip(of_now, now, strict=True)}
+        further = {f"{prefix}/{name}": value for name, value in zip(scalars, values, strict=True)}
+        return _means(sums, prefix) | further
 
     def read_epoch(self, prefix: str) -> dict[str, float]:
         """Return the means since the last read_epoch, from the sums that were read since."""
         sums, self.epoch_sums = self.epoch_sums, {}
         return _means(sums, prefix)
 
-    def _read_the_unread(self, *others: Tensor) -> list[float]:
-        """Add the unread steps up one by one, so that a reading in between changes no digit.
-
-        Returns the values of `others`.
-        """
-        scalars = [mean for _, means in self._unread for mean in means.values() if isinstance(mean, Tensor)]
-        scalars += others
-        read = torch.stack([mean.to(scalars[0]) for mean in scalars]).tolist() if scalars else []
-        numbers = iter(read)
+    def _sum_up(self, *scalars: Tensor) -> list[float]:
+        """Add the unread steps up one by one, so that a reading in between changes no digit; return the scalars."""
+        unread = [mean for _, means in self._unread for mean in means.values() if isinstance(mean, Tensor)]
+        tensors = [*unread, *scalars]
+        values = torch.stack([value.to(tensors[0]) for value in tensors]).tolist() if tensors else []
+        numbers = iter(values)
         for images, means in self._unread:
             for name, mean in {"images": 1, **means}.items():
                 number = next(numbers) if isinstance(mean, Tensor) else mean
                 self.sums[name] = self.sums.get(name, 0.0) + images * number
         self._unread = []
-        return read[len(read) - len(others) :]
+        return values[len(unread) :]
 
-    def state(self) -> Sums:
-        """Return all of it, for a checkpoint; restore() takes it back."""
-        self._read_the_unread()
+    def state_dict(self) -> Sums:
+        """Return all of it, for a checkpoint."""
+        self._sum_up()
         return Sums(
             images_seen=self.images_seen,
             steps=self.steps,
@@ -98,11 +99,8 @@ class Meters:
             epoch_sums=self.epoch_sums,
         )
 
-    def restore(self, state: Sums) -> None:
-        """Go on from a state.
-
-        Of an older version's state only the counts are taken, with a warning.
-        """
+    def load_state_dict(self, state: Sums) -> None:
+        """Go on from a state; of an older version's only the counts are taken, with a warning."""
         self.images_seen, self.steps, self.first_step = state["images_seen"], state["steps"], state["first_step"]
         if set(state) == set(Sums.__annotations__):
             self.sums, self.epoch_sums = state["sums"], state["epoch_sums"]
@@ -127,7 +125,7 @@ class EMA:
         self._weights = list(self.model.parameters()), list(trained.parameters())
         self._buffers = list(zip(self.model.buffers(), trained.buffers(), strict=True))
 
-    def after_step(self, step: int) -> None:
+    def update(self, step: int) -> None:
         """Update the average after a step.
 
         The first steps count for more than 1 - decay, else the first random weights would be remembered for long.
@@ -135,8 +133,8 @@ class EMA:
         if self.decay is None:
             return
         get_ema_multi_avg_fn(min(self.decay, (1 + step) / (10 + step)))(*self._weights, step)
-        for kept, buffer in self._buffers:  # such as a batch norm's means, which are averages themselves
-            kept.copy_(buffer)
+        for average, buffer in self._buffers:  # such as a batch norm's means, which are averages themselves
+            average.copy_(buffer)
 
 
 @dataclass(frozen=True)
@@ -223,11 +221,11 @@ class RngStreams:
     draws: torch.Generator  # of flips, and of pixels that are binarised anew
 
     @classmethod
-    def of(cls, seed: int, device: torch.device) -> "RngStreams":
+    def from_seed(cls, seed: int, device: torch.device) -> "RngStreams":
         noise, draws = build.generator(seed, "noise", device), build.generator(seed, "images", device)
         return cls(build.generator(seed, "order"), noise, draws)
 
-    def state(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """Return the states of the generators, and of torch's own, which layers such as dropout draw from."""
         state = {name: stream.get_state() for name, stream in vars(self).items()}
         state["torch"] = torch.get_rng_state()
@@ -238,17 +236,46 @@ class RngStreams:
             state["mps"] = torch.mps.get_rng_state()
         return state
 
+    def load_state_dict(self, states: Mapping[str, Tensor], step: int, same_device: bool) -> None:
+        """Set the states; of another kind of device than before, the random numbers after a step are a new stream.
 
-@dataclass(frozen=True)
+        Raises RuntimeError or TypeError for what is no state of a generator.
+        """
+        for name, stream in vars(self).items():
+            if name == "order" or same_device or states[name].shape == stream.get_state().shape:
+                stream.set_state(states[name])
+            else:
+                stream.manual_seed(stream.initial_seed() + step)
+                log.warning(f"resumed on another kind of device: the random numbers for {name} are a new stream")
+        torch.set_rng_state(states["torch"])
+        device = self.noise.device
+        if device.type == "cuda" and "cuda" in states:
+            torch.cuda.set_rng_state(states["cuda"], device)
+        elif device.type == "mps" and "mps" in states:
+            torch.mps.set_rng_state(states["mps"])
+
+
+@dataclass
 class TrainingRun:
-    """The parts of a run; a checkpoint is its state."""
+    """What a checkpoint holds of a run, and what it is made from; train.setup fills it in."""
 
     config: Config
-    data: Data
-    info: RunInfo
-    model: VAE
-    eval_model: VAE  # what is saved: the model itself where ema is null
-    optimizer: Optimizer
-    rng: RngStreams
-    meters: Meters
-    state: TrainState
+    run_dir: Path
+    device: torch.device
+    data: Data = field(init=False)
+    info: RunInfo = field(init=False)
+    model: VAE = field(init=False)
+    ema: EMA = field(init=False)
+    optimizer: Optimizer = field(init=False)
+    rng: RngStreams = field(init=False)
+    meters: Meters = field(init=False)
+    state: TrainState = field(init=False)
+
+    @property
+    def eval_model(self) -> VAE:
+        """Return the model that is measured, drawn and saved: the averaged one, or the model itself without ema."""
+        return self.ema.model
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(len(self.data.train) / images_per_step(self.config))

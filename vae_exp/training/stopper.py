@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
 
@@ -18,7 +18,7 @@ from vae_exp.config.schema import Config
 from vae_exp.errors import Diverged, PeerLost
 from vae_exp.training.checkpoints import Checkpoint
 from vae_exp.training.run_dir import LAST
-from vae_exp.training.state import Best, TrainState
+from vae_exp.training.state import TrainState
 from vae_exp.vae import VAE
 
 
@@ -50,12 +50,11 @@ class Cadence:
 
 def require_finite(values: dict[str, float], when: str, run_dir: Path) -> None:
     """Raise Diverged if one of the values is not a finite number."""
-    wrong = [name for name, value in values.items() if not math.isfinite(value)]
-    if wrong:
-        kept = run_dir / LAST
+    if wrong := [name for name, value in values.items() if not math.isfinite(value)]:
+        last = run_dir / LAST
         raise Diverged(
             f"the training diverged {when}: {', '.join(wrong)} not finite. "
-            + (f"The last good checkpoint is {kept}. " if kept.exists() else "No last.pt had been written. ")
+            + (f"The last good checkpoint is {last}. " if last.exists() else "No last.pt had been written. ")
             + "A lower optimizer.lr is the first thing to try."
         )
 
@@ -83,14 +82,12 @@ def require_finite_weights(model: VAE, step: int, run_dir: Path) -> None:
 
 CHECKPOINTS_SHARE = 0.01  # of the time, with checkpoint_every_epochs=auto
 ECHO_SECONDS = 2.0  # `timeout`, make and others pass on a signal that the whole group has had already
-
-
 # Processes agree by a message, so not after each step, but soon: torchrun kills 30 s after its signal.
 AGREE_SECONDS, AGREE_STEPS = 2.0, 50  # whichever is less
 
 
-class Seen(NamedTuple):
-    """The state of the signals and the clock."""
+class Status(NamedTuple):
+    """What may end a run, or make it save."""
 
     signal: int | None
     seconds: float  # of all parts of the run
@@ -98,33 +95,30 @@ class Seen(NamedTuple):
 
 
 class Stopper:
-    """The saves that are due, and why a run ends. Inside its `with` block it takes over SIGTERM and SIGINT (Ctrl-C).
+    """Why a run ends, and when it saves. Inside its `with` block it takes over SIGTERM and SIGINT (Ctrl-C).
 
     The first signal is noted, for training to end at a good place; a second one, later, ends the process at once.
-    Times are those of all parts of a run: `before` is the checkpoint that it goes on from.
+    Times are those of all parts of a run: `resumed` is the checkpoint that it goes on from.
     """
 
-    def __init__(self, config: Config, before: Checkpoint | None = None) -> None:
-        self.every_steps = config["checkpoint_every_steps"]
+    def __init__(self, config: Config, resumed: Checkpoint | None = None) -> None:
+        self.config, self.reason = config, cast("str | None", None)  # to end before the last epoch
         self.checkpoints = Cadence(config["checkpoint_every_epochs"], CHECKPOINTS_SHARE)
-        self.every_minutes = config["checkpoint_every_minutes"]
-        self.max_steps = config["max_steps"]
-        self.max_minutes, self.patience = config["max_minutes"], config["early_stopping"]["patience"]
-        self.epochs = config["epochs"]
-        now = self._saved = time.monotonic()
-        written = before.goes_on.written if before and before.goes_on else None
+        now = self._saved_at = time.monotonic()
+        written = resumed.goes_on.written if resumed and resumed.goes_on else None
         self._started = now - (written.seconds if written else 0.0)
         self._epoch_began, self._epoch_before = now, written.epoch_seconds if written else 0.0
         self._signal: int | None = None
         self._signal_at = 0.0
         self._all_is_saved = False
-        self._agreed: Seen | None = None  # of several processes, at the last good place
+        self._agreed: Status | None = None  # of several processes, at the last good place
         self._agreed_at = self._agree_at = 0  # steps
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> "Stopper":
         if threading.current_thread() is threading.main_thread():  # Python allows no handler elsewhere
-            self._handlers = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+            signals = signal.SIGTERM, signal.SIGINT
+            self._handlers = {number: signal.signal(number, self._on_signal) for number in signals}
         self._agree()
         return self
 
@@ -133,7 +127,7 @@ class Stopper:
             # Whoever started the processes ends the others when one is gone; first it is told what happened.
             signal.signal(number, signal.SIG_IGN if isinstance(error, PeerLost) else handler)
 
-    def _note(self, number: int, _: FrameType | None) -> None:
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
         if self._signal is not None:
             if time.monotonic() - self._signal_at > ECHO_SECONDS:
                 os._exit(128 + number)
@@ -149,19 +143,19 @@ class Stopper:
         """
         if distributed.world_size() == 1:
             return
-        before, of_all = self._agreed, distributed.all_gather(self._own())
-        caught = next((seen.signal for seen in of_all if seen.signal is not None), None)
-        self._agreed = of_all[0]._replace(signal=caught)
+        before, statuses = self._agreed, distributed.all_gather(self._local_status())
+        caught = next((status.signal for status in statuses if status.signal is not None), None)
+        self._agreed = statuses[0]._replace(signal=caught)
         if step is not None and before is not None:
             a_step = (self._agreed.seconds - before.seconds) / max(1, step - self._agreed_at)  # the same in all of them
             self._agreed_at, self._agree_at = step, step + min(AGREE_STEPS, 1 + int(AGREE_SECONDS / max(a_step, 1e-6)))
 
-    def _own(self) -> Seen:
-        return Seen(self._signal, self.seconds, time.monotonic() - self._saved)
+    def _local_status(self) -> Status:
+        return Status(self._signal, self.seconds, time.monotonic() - self._saved_at)
 
     @property
-    def _seen(self) -> Seen:
-        return self._agreed or self._own()
+    def _status(self) -> Status:
+        return self._agreed or self._local_status()
 
     @property
     def _caught(self) -> int | None:
@@ -210,41 +204,46 @@ class Stopper:
         """Run the block that writes a checkpoint. checkpoint_every_minutes counts from its end."""
         with self.checkpoints.measure():
             yield
-        self._saved = time.monotonic()
+        self._saved_at = time.monotonic()
         self._agreed = self._agreed and self._agreed._replace(since_saved=0.0)
 
     def due_after_step(self, step: int, last_of_epoch: bool) -> bool:
-        """Return whether to save after a step.
-
-        After the last step of an epoch, the end of the epoch saves.
-        """
+        """Return whether to save after a step, or to end; after the last step of an epoch, its end does both."""
         if last_of_epoch or step >= self._agree_at:
             self._agree(step)
         if self._caught is not None:
             return True
-        return not last_of_epoch and (self._is_due(step) or self._is_over(step) is not None)
+        return not last_of_epoch and (self._is_due(step) or self._limit_reached(step) is not None)
 
-    def due_after_epoch(self, epoch: int, step: int) -> bool:
+    def due_after_epoch(self, state: TrainState) -> bool:
         """Return whether to save at the end of an epoch."""
         self._agree()
-        is_last = epoch == self.epochs or self._caught is not None
-        return is_last or self.checkpoints.is_due(epoch) or self._is_due(step)
+        ends = self.ends_with(state) or self._caught is not None
+        return ends or self.checkpoints.is_due(state.epoch) or self._is_due(state.step)
 
     def _is_due(self, step: int) -> bool:
-        by_steps = self.every_steps is not None and step % self.every_steps == 0
-        return by_steps or (self.every_minutes is not None and self._seen.since_saved >= 60 * self.every_minutes)
+        steps, minutes = self.config["checkpoint_every_steps"], self.config["checkpoint_every_minutes"]
+        by_steps = steps is not None and step % steps == 0
+        return by_steps or (minutes is not None and self._status.since_saved >= 60 * minutes)
 
-    def _is_over(self, step: int) -> str | None:
-        """Return the reason to end after a step, wherever in an epoch it is, or None."""
-        if self.max_steps is not None and step >= self.max_steps:
-            return f"max_steps={self.max_steps} are taken"
-        if self.max_minutes is not None and self._seen.seconds >= 60 * self.max_minutes:
-            return f"max_minutes={self.max_minutes:g} are over"
+    def _limit_reached(self, step: int) -> str | None:
+        """Return the limit that ends the run after a step, wherever in an epoch it is, or None."""
+        max_steps, max_minutes = self.config["max_steps"], self.config["max_minutes"]
+        if max_steps is not None and step >= max_steps:
+            return f"max_steps={max_steps} are taken"
+        if max_minutes is not None and self._status.seconds >= 60 * max_minutes:
+            return f"max_minutes={max_minutes:g} are over"
         return None
 
     def stop_reason(self, state: TrainState) -> str | None:
-        """Return the reason to end now, in words, or None."""
-        return self._is_over(state.step) or patience_reason(self.patience, state.epoch, state.best)
+        """Return the reason to end before the last epoch, in words, or None; once there is one, it stays."""
+        patience = self.config["early_stopping"]["patience"]
+        self.reason = self.reason or self._limit_reached(state.step) or patience_reason(patience, state)
+        return self.reason
+
+    def ends_with(self, state: TrainState) -> bool:
+        """Return whether no epoch follows; one does where nothing was measured yet, the model as it is built."""
+        return self.stop_reason(state) is not None or (state.epoch >= self.config["epochs"] and state.best is not None)
 
 
 def _raise_for(number: int | None) -> None:
@@ -254,11 +253,11 @@ def _raise_for(number: int | None) -> None:
         raise SystemExit(128 + number)
 
 
-def patience_reason(patience: int | None, epoch: int, best: Best | None) -> str | None:
-    """Return the reason to stop early after `epoch` epochs, in words, or None (Prechelt 1998, with a fixed patience).
+def patience_reason(patience: int | None, state: TrainState) -> str | None:
+    """Return the reason to stop early, in words, or None (Prechelt 1998, with a fixed patience).
 
     It follows from the best epoch alone, so a resumed run stops where the same run without a break does.
     """
-    if patience is None or best is None or epoch - best.epoch < patience:
+    if patience is None or state.best is None or state.epoch - state.best.epoch < patience:
         return None
-    return f"early_stopping.patience={patience}: no better val/neg_elbo since epoch {best.epoch}"
+    return f"early_stopping.patience={patience}: no better val/neg_elbo since epoch {state.best.epoch}"

@@ -1,66 +1,107 @@
-"""The number of threads for the arithmetic of a run: PyTorch would take every core, whoever else computes there.
+"""Choose the number of CPU threads of a run: PyTorch would take every core, whoever else computes there.
 
 Threads of two runs that share a core wait for each other busily, and both runs become several times as slow. A sum
-over other threads may differ in its last bit, so the number is chosen once, before the first step.
+over other threads may differ in its last bit, so the number is chosen once, before the first step. Nothing here imports
+torch before a run does.
 """
 
 import contextlib
 import logging
+import os
+import statistics
+import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
-from vae_exp.training import cores
+    from vae_exp.config.schema import Config
+    from vae_exp.training.checkpoints import Checkpoint
 
 log = logging.getLogger(__name__)
 # Multiplications and additions of a training step below which a second thread gains nothing: handing work to it costs
 # as much as it saves. The tutorial's step has 500 million, that of its network on the 8x8 digits 58 million.
 TINY_STEP = 100e6
 PASSES = 3  # of a step: forward, and backward to the inputs and to the weights
-_bound = 1  # what OMP_NUM_THREADS, or who called, allows
-_part: tuple[int, str] | None = None  # of a process beside others: its cores, and how many of what there are
+# Turns of a loop that a thread of GNU's OpenMP waits for another before it sleeps; by default 300,000. Meanwhile it
+# keeps its core from whom it waits for, where both share it. Beside a busy program two threads did several times as
+# many steps of the tutorial with 30,000, and alone as many; with 10,000 alone a tenth less. It only counts where it is
+# set before torch is imported.
+SPINS = 30_000
+LOOKS, LOOK_SECONDS = 5, 0.05  # at what else runs: one look alone may catch a process that wakes for a moment
+_bound = 1  # what OMP_NUM_THREADS, or the caller, allows
+_share: tuple[int, str] | None = None  # the cores of a process beside others, and why
 
 
-def share(at_once: int, what: str = "jobs") -> None:
-    """Give this process, one of the jobs that run side by side, its part of the cores until its run is over."""
-    global _part
-    shared, beside = (cores.allowed(), "") if _part is None else (_part[0], f", of {_part[1]}")
-    _part = max(1, shared // at_once), f"{at_once} {what} at once{beside}"
+def limit_spin() -> None:
+    """Let waiting threads give up their core to others sooner, unless the user has set how they wait."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", str(SPINS))
+
+
+def available_cores() -> int:
+    """Return how many cores this process may use: by its affinity, and by the quota of its container."""
+    from joblib import cpu_count  # type: ignore[import-untyped]
+
+    return cpu_count()
+
+
+def busy_cores() -> int:
+    """Return how many threads of other processes run or want to run at this moment; 0 if the system does not tell."""
+    looks = []
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for _ in range(LOOKS):
+            running, _, _ = Path("/proc/loadavg").read_text().split()[3].partition("/")
+            looks.append(int(running) - 1)  # this process itself runs while it looks
+            time.sleep(LOOK_SECONDS)
+    return int(statistics.median(looks)) if looks else 0
+
+
+def share(n: int, what: str = "jobs") -> None:
+    """Give this process, one of n that compute side by side, its part of the cores until its run is over."""
+    global _share
+    cores = available_cores() if _share is None else _share[0]
+    _share = max(1, cores // n), f"its part of {available_cores()} cores, of {n} {what} at once"
 
 
 @contextlib.contextmanager
-def kept() -> Iterator[None]:
-    """Run the block on one thread until it chooses, announced to other runs; then restore its caller's threads."""
-    global _bound, _part
+def restored() -> Iterator[None]:
+    """Run the block on one thread until it chooses, and then restore its caller's number of threads."""
+    import torch
+
+    global _bound, _share
     _bound = torch.get_num_threads()
-    cores.announce()
     torch.set_num_threads(1)
     try:
         yield
     finally:
-        cores.withdraw()
         torch.set_num_threads(_bound)
-        _part = None
+        _share = None
 
 
-def choose(asked: int | str, before: int | None, operations: float, device: torch.device) -> None:
-    """Set the number of threads and say why.
+def choose(config: "Config", resumed: "Checkpoint | None", operations: float, device: "torch.device") -> None:
+    """Set the number of threads of a run and log why.
 
-    `before` is that of the run that goes on, which auto keeps: its numbers stay equal to the bit. `operations` are
-    the multiplications and additions of a step. On another device than a CPU auto is what the caller allows.
+    `operations` are the multiplications and additions of a forward pass. A run that goes on in as many processes keeps
+    its threads with auto: its numbers stay equal to the bit. On another device than a CPU auto is what the caller
+    allows.
     """
-    if asked == "auto" and before is None and device.type != "cpu":
-        torch.set_num_threads(_bound)
-        cores.take(1)
-        return
-    if asked != "auto":
-        threads, why = int(asked), "as asked"
-    elif before is not None:
-        threads, why = before, "as the run began; threads=N changes it, and with it the last digits of its numbers"
+    import torch
+
+    same_processes = resumed is not None and resumed.config["devices"] == config["devices"]
+    previous = resumed.goes_on.facts.threads if resumed and resumed.goes_on and same_processes else None
+    if config["threads"] != "auto":
+        threads, why = int(config["threads"]), "as asked"
+    elif previous is not None:
+        threads, why = previous, "as the run began; threads=N changes it, and with it the last digits of its numbers"
+    elif device.type == "cpu":
+        threads, why = _auto(PASSES * operations)
     else:
-        threads, why = _auto(operations)
+        torch.set_num_threads(_bound)
+        return
     torch.set_num_threads(threads)
-    cores.take(threads)
     log.info(f"threads={threads}: {why}")
 
 
@@ -68,36 +109,16 @@ def _auto(operations: float) -> tuple[int, str]:
     """Return the number of threads, and the reason for it."""
     if operations < TINY_STEP:
         return 1, f"a step of {operations / 1e6:,.0f} million operations gains nothing from more"
-    allowed = cores.allowed()
-    bounded = f"OMP_NUM_THREADS, or who called, allows no more of {allowed} cores"
-    if _part is not None and _part[0] <= _bound:
-        return _part[0], f"its part of {allowed} cores, of {_part[1]}"
-    if _part is not None:
-        return _bound, bounded
-    if min(allowed, _bound) == 1:
-        return 1, bounded if _bound < allowed else "there is one core"
-    others = cores.other_runs()
-    busy = busy_beside(others, cores.busy_with_others())
-    threads = left(allowed, others, busy)
-    if _bound < threads:
-        return _bound, bounded
-    if threads == allowed:
-        return threads, "all cores are free"
-    reasons = [f"{len(others)} other run{'s' * (len(others) > 1)}"] * bool(others)
-    reasons += [f"other programs on {busy}"] * bool(busy)
-    return threads, f"what is left of {allowed} cores beside {' and '.join(reasons)}"
-
-
-def busy_beside(others: list[int | None], busy: float) -> int:
-    """Return how many of the busy cores are busy with programs other than runs.
-
-    Each run is busy on the cores it has taken. A run that is beginning, which has None yet, imports its libraries
-    on one core.
-    """
-    return max(0, round(busy - sum(1 if threads is None else threads for threads in others)))
-
-
-def left(allowed: int, others: list[int | None], busy: int) -> int:
-    """Return the threads for one more run: the cores that others leave, in equal parts with runs that are beginning."""
-    free = allowed - busy - sum(threads or 0 for threads in others)
-    return max(1, free // (1 + others.count(None)))
+    cores = available_cores()
+    if _share is not None:
+        threads, why = _share
+    else:
+        # Of the whole machine: another's load may be on cores that are not this process's.
+        free = (os.cpu_count() or cores) - (busy_cores() if min(cores, _bound) > 1 else 0)
+        threads = max(1, min(cores, free))
+        why = "all cores are free" if threads == cores else f"what other programs leave of {cores} cores"
+    if cores == 1:
+        return 1, "there is one core"
+    if threads > _bound:
+        return _bound, f"OMP_NUM_THREADS, or who called, allows no more of {cores} cores"
+    return threads, why

@@ -1,0 +1,80 @@
+"""Hold a run together while it trains: its state, and the tools that log, save, draw and stop."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vae_exp import distributed
+from vae_exp.config.schema import images_per_step
+from vae_exp.datasets import Split, batches
+from vae_exp.distributed import rank0_only
+from vae_exp.figures.training import TrainingFigures
+from vae_exp.terms import Logged, Progress
+from vae_exp.tracking.tracker import Tracker
+from vae_exp.tracking.wandb_run import Mode
+from vae_exp.training import console, precision, threads
+from vae_exp.training.checkpointer import Checkpointer
+from vae_exp.training.checkpoints import Checkpoint
+from vae_exp.training.run_dir import lock_folder, require_unused, require_writable
+from vae_exp.training.state import TrainingRun
+from vae_exp.training.stopper import Stopper
+
+
+@dataclass
+class Run(TrainingRun):
+    """A run with all that it takes to train it. What only rank 0 has does nothing on the others."""
+
+    resumed: Checkpoint | None = None  # where it goes on from
+    train_split: Split = field(init=False)
+    held_out: Split = field(init=False)  # the validation split; without one the test split, as in the tutorial
+    held_out_name: str = field(init=False)
+    eval_noise: Tensor = field(init=False)  # the same after every epoch
+    loss_fn: Callable[[Progress, Tensor, Tensor, Tensor], tuple[Tensor, Logged]] = field(init=False)
+    schedule: Callable[[float, int], float] = field(init=False)
+    stop: Stopper = field(init=False)
+    figures: TrainingFigures = field(init=False)
+    health: console.Health = field(init=False)
+    tracker: Tracker = field(init=False)
+    checkpoints: Checkpointer = field(init=False)
+    bar: Any = field(init=False)
+
+    @contextlib.contextmanager
+    def open(self, wandb_mode: Mode, old_log_bytes: int) -> Iterator[None]:
+        """Lock the folder, take over signals, open what is written to; close it whatever happens.
+
+        The first bytes of train.log are those of a run whose place this one takes.
+        """
+        last_step = min(self.config["epochs"] * self.steps_per_epoch, self.config["max_steps"] or 2**31)
+        logged = self.config, self.run_dir, wandb_mode, self.info, self.resumed, old_log_bytes
+        with rank0_only(lock_folder, self.run_dir), self.stop, rank0_only(Tracker, *logged) as self.tracker:
+            saved = self, self.stop, self.tracker.position, self.tracker.to_disk, self.resumed
+            with (
+                rank0_only(Checkpointer, *saved) as self.checkpoints,
+                rank0_only(console.progress_bar, last_step, self.state.step) as self.bar,
+            ):
+                yield
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Return what is left of an epoch, x [B, C, H, W] and y [B]; with epochs=0 nothing is trained."""
+        if self.config["epochs"] == 0:
+            return iter(())
+        steps_done = self.state.step - self.state.epoch * self.steps_per_epoch  # before it was interrupted in the epoch
+        return batches(self.train_split, images_per_step(self.config), self.rng.order, self.rng.draws, steps_done)
+
+
+def require_possible(run: Run) -> None:
+    """Raise UserError if the device cannot do what is asked, or the folder cannot be used."""
+    config = run.config
+    if run.device.index is not None:  # one GPU of several: what is not told where to be is there too
+        torch.cuda.set_device(run.device)
+    precision.check(config["precision"], config["compile"], run.device)
+    if distributed.is_rank0():
+        if not config["resume"]:
+            require_unused(run.run_dir, config["replace"])
+        require_writable(run.run_dir)
+    if distributed.world_size() > 1:
+        threads.share(distributed.processes_here(), "processes")
