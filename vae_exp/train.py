@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +101,7 @@ def train_epoch(run: Run) -> bool:
         logs = last_of_epoch or (state.step + 1) % run.config["log_every_steps"] == 0
         grad_norm = train_step(run, x, y, logs)
         run.bar.update()
-        if logs:
+        if grad_norm is not None and logs:
             row = run.meters.read("train", grad_norm=grad_norm, **run.model.scale())
             require_finite(row, run.meters.span, run.run_dir)
             run.bar.set_postfix_str(f"neg_elbo {row['train/neg_elbo']:.2f}", refresh=False)
@@ -116,7 +115,7 @@ def train_epoch(run: Run) -> bool:
     return True
 
 
-def train_step(run: Run, x: Tensor, y: Tensor, logs: bool) -> Tensor:
+def train_step(run: Run, x: Tensor, y: Tensor, logs: bool) -> Tensor | None:
     """Take one optimizer step on x [B, C, H, W] with labels y [B]; return the gradient's norm where it is computed."""
     config, state, model = run.config, run.state, run.model
     now = Progress(state.step, run.steps_per_epoch, config["epochs"], run.info.train_size)
@@ -134,8 +133,8 @@ def train_step(run: Run, x: Tensor, y: Tensor, logs: bool) -> Tensor:
     distributed.all_reduce_gradients(model)
 
     clip_norm = config["gradient_clip_norm"]
-    grad_norm = gradient_norm(model) if logs or clip_norm else x.new_zeros(())  # every step's costs a thirtieth
-    if clip_norm:
+    grad_norm = gradient_norm(model) if logs or clip_norm else None  # each step's would cost a thirtieth of the time
+    if clip_norm and grad_norm is not None:
         clip_gradient(model, grad_norm, clip_norm)
     run.optimizer.step()
     state.step += 1
@@ -176,7 +175,7 @@ def finish_epoch(run: Run, prune: Prune | None) -> None:
     if stop.due_after_epoch(state):
         run.checkpoints.write()
         stop.raise_if_signalled()
-    if prune is not None and (reason := distributed.broadcast(partial(prune, epoch, scalars))):
+    if reason := distributed.broadcast(lambda: prune(epoch, scalars) if prune else None):
         stop.reason, run.tracker.ends_as = reason, "pruned"
 
 
