@@ -121,11 +121,11 @@ def gather_terms(terms: Terms, share: Share) -> Terms:
 def compute_loss(
     model: VAE,
     objective: Callable[[Terms, Progress], tuple[Tensor, Logged]],
+    noise: torch.Generator,
+    now: Progress,
     x: Tensor,
     y: Tensor,
     eps: Tensor,
-    now: Progress,
-    noise: torch.Generator,
 ) -> tuple[Tensor, Logged]:
     """Return the loss at one draw z ~ q(z|x, y) per image, from noise eps [B, Z], and what of it is logged.
 

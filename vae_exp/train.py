@@ -1,7 +1,7 @@
 """One run, from top to bottom: setup, epochs of steps, and the test split at the end. Numbers are nats per image."""
 
 import logging
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +13,23 @@ from vae_exp import distributed
 from vae_exp.config import build
 from vae_exp.evaluation.metrics import evaluate, factor_scores, sample_eps, scores_warning, told_by_means
 from vae_exp.figures.training import TrainingFigures, test_figure
-from vae_exp.terms import Logged, Progress, compute_loss
+from vae_exp.terms import Progress, compute_loss
 from vae_exp.tracking.wandb_run import choose_mode
 from vae_exp.training import console, dry_run, precision, restore, threads
-from vae_exp.training.run import Run, require_possible
+from vae_exp.training.run import Prune, Run, require_possible
 from vae_exp.training.run_dir import log_bytes
 from vae_exp.training.state import EMA, Best, Meters, RngStreams, RunInfo, TrainState
 from vae_exp.training.stopper import Stopper, clip_gradient, gradient_norm, require_finite
 
 log = logging.getLogger(__name__)
-Prune = Callable[[int, dict[str, float]], str | None]  # after an epoch, with its val/* or test/*: the reason to end
 
 
 def train(cfg: DictConfig, run_dir: str | Path, prune: Prune | None = None) -> dict[str, Any]:
     """Train the VAE that cfg describes and return what run_dir/summary.json then holds.
 
-    With cfg.resume it continues from the last checkpoint in run_dir; with cfg.replace a run in run_dir is deleted. A
-    run that `prune` ends early is pruned. Raises UserError before anything is read or opened if cfg asks for something
-    impossible, if run_dir holds a run, belongs to another process or cannot be written, the disk is full or the memory
-    too small, and Diverged if a number stops being finite. All processes that torchrun starts for a run call it in the
-    same way; the arguments of the first one count.
+    With cfg.resume it goes on from the last checkpoint in run_dir; with cfg.replace a run there is deleted. Raises
+    UserError before anything is opened if cfg asks for the impossible or run_dir cannot be used, and Diverged if a
+    number stops being finite. All processes that torchrun starts for a run call it; the arguments of rank 0 count.
     """
     with distributed.process_group():
         config, run_dir = distributed.broadcast(lambda: (build.check(cfg), Path(run_dir)))
@@ -73,13 +70,9 @@ def setup(run: Run) -> None:
     run.rng, run.stop = RngStreams.from_seed(seed, device), Stopper(config, resumed)
     operations = config["batch_size"] * dry_run.check_own_parts(config, model, objective, run.train_split)
     threads.choose(config, resumed, operations, device)
-    autocast = precision.autocast(config["precision"], device)
-
-    def loss_fn(now: Progress, x: Tensor, y: Tensor, eps: Tensor) -> tuple[Tensor, Logged]:
-        with autocast:
-            return compute_loss(model, objective, x, y, eps, now, run.rng.noise)
-
+    loss_fn = partial(compute_loss, model, objective, run.rng.noise)
     run.loss_fn = precision.compile_step(loss_fn, config, resumed, device, run.stop.raise_if_interrupted)
+    run.autocast = precision.autocast(config["precision"], device)
     run.info = RunInfo.of(model, data, device, compiled=run.loss_fn is not loss_fn)
     run.meters, run.state = Meters(), TrainState([0.0] * z_dim, run.rng.order.get_state())
     run.eval_noise = sample_eps(run.held_out, z_dim, build.generator(seed, "evaluation"))
@@ -127,7 +120,8 @@ def train_step(run: Run, x: Tensor, y: Tensor, logs: bool) -> Tensor | None:
     model.zero_grad()
     logged = []
     for part in zip(*(rows.split(config["batch_size"]) for rows in (x, y, eps)), strict=True):
-        loss, terms = run.loss_fn(now, *part)
+        with run.autocast:
+            loss, terms = run.loss_fn(now, *part)
         loss.backward(torch.full_like(loss, len(part[0]) / len(x)))  # the gradients of several parts add up
         logged.append((len(part[0]), terms))
     distributed.all_reduce_gradients(model)

@@ -23,6 +23,8 @@ from vae_exp.training.run_dir import lock_folder, require_unused, require_writab
 from vae_exp.training.state import TrainingRun
 from vae_exp.training.stopper import Stopper
 
+Prune = Callable[[int, dict[str, float]], str | None]  # after an epoch, with its val/* or test/*: the reason to end
+
 
 @dataclass
 class Run(TrainingRun):
@@ -34,6 +36,7 @@ class Run(TrainingRun):
     held_out_name: str = field(init=False)
     eval_noise: Tensor = field(init=False)  # the same after every epoch
     loss_fn: Callable[[Progress, Tensor, Tensor, Tensor], tuple[Tensor, Logged]] = field(init=False)
+    autocast: torch.autocast = field(init=False)
     schedule: Callable[[float, int], float] = field(init=False)
     stop: Stopper = field(init=False)
     figures: TrainingFigures = field(init=False)
