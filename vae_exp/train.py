@@ -18,7 +18,7 @@ from vae_exp.tracking.wandb_run import choose_mode
 from vae_exp.training import console, dry_run, precision, restore, threads
 from vae_exp.training.run import Prune, Run, require_possible
 from vae_exp.training.run_dir import log_bytes
-from vae_exp.training.state import EMA, Best, Meters, RngStreams, RunInfo, TrainState
+from vae_exp.training.state import EMA, Meters, RngStreams, RunInfo, TrainState
 from vae_exp.training.stopper import Stopper, clip_gradient, gradient_norm, require_finite
 
 log = logging.getLogger(__name__)
@@ -95,11 +95,7 @@ def train_epoch(run: Run) -> bool:
         grad_norm = train_step(run, x, y, logs)
         run.bar.update()
         if grad_norm is not None and logs:
-            row = run.meters.read("train", grad_norm=grad_norm, **run.model.scale())
-            require_finite(row, run.meters.span, run.run_dir)
-            run.bar.set_postfix_str(f"neg_elbo {row['train/neg_elbo']:.2f}", refresh=False)
-            row |= {"epoch": state.step / run.steps_per_epoch, "images_seen": run.meters.images_seen}
-            run.tracker.log(row, state.step)
+            run.log_step(grad_norm)
         if run.stop.due_after_step(state.step, last_of_epoch):
             run.checkpoints.write()
             run.stop.raise_if_signalled()
@@ -175,16 +171,8 @@ def finish_epoch(run: Run, prune: Prune | None) -> None:
 
 def test(run: Run) -> None:
     """Save what is not saved; measure and draw the test split, read only now, with the weights of the best epoch."""
-    state, model, step = run.state, run.eval_model, run.state.step
-    if run.stop.reason:
-        log.info(f"ends early: {run.stop.reason}")
-        run.checkpoints.write()
-    if not state.best:  # not even one epoch: the weights as they are
-        state.best = Best(0, step)
-        run.checkpoints.keep_best()
-    run.checkpoints.write_best()
-    run.stop.finish()
-
+    model, step = run.eval_model, run.state.step
+    run.save_what_is_left()
     test_split = run.held_out if run.held_out_name == "test" else run.data.read_test().to(run.held_out.y.device)
     weights, best = distributed.broadcast(run.checkpoints.best)
     model.load_state_dict(weights)

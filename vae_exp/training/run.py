@@ -1,6 +1,7 @@
 """Hold a run together while it trains: its state, and the tools that log, save, draw and stop."""
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,9 +21,10 @@ from vae_exp.training import console, precision, threads
 from vae_exp.training.checkpointer import Checkpointer
 from vae_exp.training.checkpoints import Checkpoint
 from vae_exp.training.run_dir import lock_folder, require_unused, require_writable
-from vae_exp.training.state import TrainingRun
-from vae_exp.training.stopper import Stopper
+from vae_exp.training.state import Best, TrainingRun
+from vae_exp.training.stopper import Stopper, require_finite
 
+log = logging.getLogger(__name__)
 Prune = Callable[[int, dict[str, float]], str | None]  # after an epoch, with its val/* or test/*: the reason to end
 
 
@@ -67,6 +69,32 @@ class Run(TrainingRun):
             return iter(())
         steps_done = self.state.step - self.state.epoch * self.steps_per_epoch  # before it was interrupted in the epoch
         return batches(self.train_split, images_per_step(self.config), self.rng.order, self.rng.draws, steps_done)
+
+    def log_step(self, grad_norm: Tensor) -> None:
+        """Log the means over the steps since the last such row, and the gradient's norm of this step.
+
+        Raises Diverged if one of them is not finite.
+        """
+        state = self.state
+        row = self.meters.read("train", grad_norm=grad_norm, **self.model.scale())
+        require_finite(row, self.meters.span, self.run_dir)
+        self.bar.set_postfix_str(f"neg_elbo {row['train/neg_elbo']:.2f}", refresh=False)
+        row |= {"epoch": state.step / self.steps_per_epoch, "images_seen": self.meters.images_seen}
+        self.tracker.log(row, state.step)
+
+    def save_what_is_left(self) -> None:
+        """Write what no checkpoint holds yet, the weights as they are if no epoch was completed.
+
+        From here on a signal ends the run at once.
+        """
+        if self.stop.reason:
+            log.info(f"ends early: {self.stop.reason}")
+            self.checkpoints.write()
+        if not self.state.best:
+            self.state.best = Best(0, self.state.step)
+            self.checkpoints.keep_best()
+        self.checkpoints.write_best()
+        self.stop.finish()
 
 
 def require_possible(run: Run) -> None:
