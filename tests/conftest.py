@@ -1,7 +1,10 @@
 """Fixtures: a run in a folder of its own, the command line in this process, and a reader of W&B's files."""
 
 import contextlib
+import copy
 import functools
+import gc
+import hashlib
 import json
 import os
 import re
@@ -17,10 +20,20 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import hydra
 import pytest
 import torch
+import yaml
+from filelock import FileLock
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.types import OverrideType
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from wandb.util import get_core_path
 
 from vae_exp.cli import compare, evaluate, generate, reproduce
 from vae_exp.cli import train as cli
-from vae_exp.config.checks import CONF_DIR
+from vae_exp.config import build
+from vae_exp.config.checks import CONF_DIR, options
+from vae_exp.config.compose import parse
+from vae_exp.errors import UserError
 from vae_exp.train import train
 
 ROOT = Path(__file__).parents[1]
@@ -29,6 +42,10 @@ README_FILES = [
     *sorted(path for part in ("conf", "tests", "vae_exp") for path in (ROOT / part).rglob("README.md")),
 ]
 READMES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in README_FILES}
+
+if yaml.__with_libyaml__:
+    yaml.SafeLoader = yaml.CSafeLoader  # Hydra reads some fifteen files for every configuration
+
 A_FEW_SECONDS = 15  # of the README, on a machine with other work to do
 QUICK = ("dataset=digits", "epochs=1", "device=cpu")
 MNIST = Path(os.environ.get("VAE_EXP_DATA", "nowhere"))
@@ -65,25 +82,137 @@ def readme_python(first_line):
     return example
 
 
+def pytest_collection_finish():
+    gc.freeze()  # nothing of what is imported and collected goes before the tests end: not looked through again
+    gc.set_threshold(50_000, 20, 20)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def composed_once():
+    """Hydra composes each command line once: it does so three times for a run, and the tests type many of them again.
+
+    Only from the options of vae_exp and of Hydra, which do not change meanwhile.
+    """
+    compose, composed = ConfigLoaderImpl.load_configuration, {}
+
+    def load_configuration(self, config_name, overrides, run_mode, *flags, **named_flags):
+        places = [source.path for source in self.repository.get_sources()]
+        if places != ["hydra.conf", str(CONF_DIR), ""] or any("searchpath" in word for word in overrides):
+            return compose(self, config_name, overrides, run_mode, *flags, **named_flags)
+        key = (config_name, *overrides, run_mode, *flags, *named_flags.items())
+        if key not in composed:
+            composed[key] = compose(self, config_name, overrides, run_mode, *flags, **named_flags)
+        cfg = copy.deepcopy(composed[key])
+        cfg.hydra.runtime.cwd = str(Path.cwd())
+        return cfg
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ConfigLoaderImpl, "load_configuration", load_configuration)
+        yield
+
+
 @pytest.fixture(autouse=True)
-def alone(tmp_path, tmp_path_factory, monkeypatch):
+def alone(tmp_path, shared_folder, monkeypatch):
     """An empty working folder, and no W&B settings of whoever runs the tests."""
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(shared_folder / "cache"))
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
     monkeypatch.chdir(tmp_path)
     torch.set_num_threads(1)
 
 
 def compose(*overrides):
+    """What Hydra composes: once for each choice of options, into which the values are then set as Hydra sets them."""
+    words = [_parse(word) for word in overrides]
+    values = [word for word in words if _sets_value(word)]
+    cfg = copy.deepcopy(_compose(*(word.input_line for word in words if word not in values)))
+    try:
+        for word in values:
+            OmegaConf.update(cfg, word.key_or_group, word.value())
+    except OmegaConfBaseException:
+        return _compose(*overrides)  # which says in Hydra's words what is wrong
+    return cfg
+
+
+@functools.cache
+def _parse(override):
+    return parse([override])[0]
+
+
+def _sets_value(word):
+    is_group = word.package or options(word.key_or_group)
+    return word.type == OverrideType.CHANGE and not is_group and not isinstance(word.value(), dict)
+
+
+@functools.cache
+def _compose(*overrides):
     with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         return hydra.compose("config", list(overrides))
+
+
+def refusal(*overrides):
+    """What the check of a configuration says against it, before anything is begun."""
+    with pytest.raises(UserError) as error:
+        build.check(compose(*overrides))
+    return str(error.value)
 
 
 def quick_run(*overrides, folder="run", wandb="disabled"):
     """Train on the bundled digits for one epoch; returns the summary and the folder."""
     return train(compose(*QUICK, f"wandb.mode={wandb}", *overrides), Path(folder)), Path(folder)
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory):
+    """A folder of all processes of pytest."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def made_once(shared_folder):
+    """made_once(make, *key): the folder in which make() was called, once for all processes of pytest."""
+
+    def made_once(make, *key):
+        folder = shared_folder / "shared" / hashlib.sha256(repr(key).encode()).hexdigest()[:16]
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"), pytest.MonkeyPatch.context() as patch:
+            if not (folder / "made").exists():
+                patch.chdir(folder)
+                make()
+                Path("made").touch()
+        return folder
+
+    return made_once
+
+
+@pytest.fixture(scope="session")
+def trained(made_once):
+    """Like quick_run, but the run is trained once for all tests: its summary, and the folder of a copy of it."""
+
+    def copied(*overrides, folder="run"):
+        place = made_once(lambda: quick_run(*overrides), "run", *overrides)
+        shutil.copytree(place / "run", folder)
+        return json.loads(Path(folder, "summary.json").read_text()), Path(folder)
+
+    return copied
+
+
+@pytest.fixture(scope="session")
+def trained_by_command(made_once):
+    """A copy of the folder of a run that `vae-train ... hydra.run.dir=run` has trained, once for all tests."""
+
+    def make(arguments):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["vae-train", *arguments, "hydra.run.dir=run"])
+            cli.main()
+
+    def copied(*arguments, folder="run"):
+        place = made_once(lambda: make(arguments), "command", *arguments)
+        return Path(shutil.copytree(place / "run", folder))
+
+    return copied
 
 
 @pytest.fixture
@@ -153,8 +282,9 @@ def metrics(run_dir):
 
 def recorded(folder):
     """What W&B's own log of a run holds, read with W&B's own reader: records by their type."""
-    wandb = shutil.which("wandb") or str(Path(sys.executable).with_name("wandb"))
-    out = subprocess.run([wandb, "leet", "inspect", "--json", folder], capture_output=True, text=True, check=True)
+    (log,) = Path(folder).glob("*.wandb")
+    reader = [get_core_path(), "leet", "inspect", "--no-observability", "--json", "--run-file", log]
+    out = subprocess.run(reader, capture_output=True, text=True, check=True)
     records = [json.loads(line) for line in out.stdout.splitlines()]
     by_type = {}
     for record in records:

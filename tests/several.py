@@ -10,7 +10,7 @@ from tests.conftest import quick_run
 from vae_exp.errors import UserError
 
 # 1,297 digits in batches of 128: eleven steps an epoch, the last of 17 images.
-FIFTY_STEPS = ("epochs=5", "batch_size=128", "log_every_steps=1", "model.z_dim=4")
+TWO_EPOCHS = ("epochs=2", "batch_size=128", "log_every_steps=1", "model.z_dim=4")
 CASES = {
     "elbo": ("objective.warmup_epochs=2", "scheduler=cosine"),
     "beta": ("model=beta", "likelihood=gaussian", "likelihood.sigma=learned", "dataset.val_size=0"),
@@ -28,8 +28,9 @@ AGAIN = "conditional"  # which "again" repeats
 OTHERS = {
     "again": CASES[AGAIN],
     "from_one": (*CASES["steps"], "resume=several/from_one"),
-    "to_one": (*CASES["steps"], "max_steps=25"),
-    "ends_early": ("early_stopping.patience=1", "optimizer.lr=0.3", "compile=true"),
+    "to_one": (*CASES["steps"], "max_steps=12"),
+    "ends_early": ("epochs=5", "early_stopping.patience=1", "optimizer.lr=0.3"),
+    "compiled": ("compile=true",),
     "two_left": (
         "batch_size=259",
         "network=conv",
@@ -40,7 +41,7 @@ OTHERS = {
 
 def settings(name: str) -> tuple[str, ...]:
     case = (CASES | OTHERS)[name]
-    return (*FIFTY_STEPS, *(() if "network=conv" in case else ("network.hidden_dims=[32]",)), *case)
+    return (*TWO_EPOCHS, *(() if "network=conv" in case else ("network.hidden_dims=[32]",)), *case)
 
 
 def main(names: list[str]) -> None:

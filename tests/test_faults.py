@@ -42,8 +42,8 @@ SMALL = ("network.hidden_dims=[16]", "model.z_dim=3")
 RUN = (*QUICK, *SMALL, "wandb.mode=disabled", "hydra.run.dir=run")
 
 
-def test_a_full_disk_is_one_message_and_the_last_good_checkpoint_stays(vae_train):
-    assert vae_train(*RUN)[0] == 0
+def test_a_full_disk_is_one_message_and_the_last_good_checkpoint_stays(vae_train, trained_by_command):
+    trained_by_command(*RUN[:-1])
     before = {path: path.read_bytes() for path in Path("run").glob("*.pt")}
     with full_disk(min(map(len, before.values())) - 100):
         code, said = vae_train("resume=run", "epochs=2")
@@ -168,8 +168,8 @@ READERS = {
 
 
 @pytest.mark.parametrize("reader", [*READERS, "closed"])
-def test_a_measurement_is_written_before_it_is_printed(vae_command, monkeypatch, reader):
-    assert vae_command("vae-train", *RUN)[0] == 0
+def test_a_measurement_is_written_before_it_is_printed(vae_command, trained_by_command, monkeypatch, reader):
+    trained_by_command(*RUN[:-1])
     monkeypatch.setattr(sys, "stdout", Escapes(READERS[reader]()) if reader in READERS else None)
     code, said = vae_command("vae-evaluate", "checkpoint=run", "wandb.mode=disabled", "repeats=1", "device=cpu")
     assert code == (1 if reader in ("gone", "full") else 0)
@@ -184,8 +184,8 @@ def test_a_measurement_is_written_before_it_is_printed(vae_command, monkeypatch,
         assert r"\xb1 images" in Path("said").read_text()
 
 
-def test_a_reader_that_has_gone_stops_no_evaluation_of_several_runs(vae_command, monkeypatch):
-    assert vae_command("vae-train", *RUN)[0] == 0
+def test_a_reader_that_has_gone_stops_no_evaluation_of_several_runs(vae_command, trained_by_command, monkeypatch):
+    trained_by_command(*RUN[:-1])
     shutil.copytree("run", "runs/a")
     shutil.move("run", "runs/b")
     at_once = io.TextIOWrapper(os.fdopen(READERS["full"](), "wb", buffering=0), write_through=True)
@@ -196,8 +196,8 @@ def test_a_reader_that_has_gone_stops_no_evaluation_of_several_runs(vae_command,
     assert {path.parent.name for path in Path("runs").rglob("best.test.json")} == {"a", "b"}
 
 
-def test_an_evaluation_of_a_run_whose_summary_is_damaged_is_told_to_its_end(vae_command):
-    assert vae_command("vae-train", *RUN)[0] == 0
+def test_an_evaluation_of_a_run_whose_summary_is_damaged_is_told_to_its_end(vae_command, trained_by_command):
+    trained_by_command(*RUN[:-1])
     summary = json.loads(Path("run/summary.json").read_text())
     summary["wandb"] |= {"id": 5, "project": [], "group": {}, "tags": [None]}
     Path("run/summary.json").write_text(json.dumps(summary))
@@ -216,7 +216,7 @@ def test_a_sweep_ends_whole_where_nobody_can_read_its_table(vae_train, monkeypat
     assert list(Path("outputs/wandb").glob("offline-run-*-sweep-summary-*"))
 
 
-@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-"])
+@pytest.mark.parametrize("closed", [pytest.param("2>&-", marks=pytest.mark.slow), ">&- 2>&-"])
 def test_a_run_needs_no_terminal_and_no_letters_but_ascii(closed):
     script = f"{sys.executable} -m vae_exp {' '.join((*QUICK, *SMALL))} wandb.mode=disabled hydra.run.dir=é {closed}"
     started = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(Path(__file__).parents[1])}
@@ -230,8 +230,7 @@ def test_a_run_needs_no_terminal_and_no_letters_but_ascii(closed):
 # A stranger's checkpoint.
 
 
-def changed(keys, value):
-    state = stored(quick_run(*SMALL, "epochs=0")[1] / "last.pt")
+def changed(state, keys, value):
     inner = state
     for key in keys[:-1]:
         inner = inner[key]
@@ -262,8 +261,8 @@ ABSURD = [
 
 
 @pytest.mark.parametrize(("keys", "value", "message"), ABSURD, ids=str)
-def test_a_strangers_checkpoint_is_checked_before_anything_is_built(tmp_path, keys, value, message):
-    torch.save(changed(keys, value), tmp_path / "x.pt")
+def test_a_strangers_checkpoint_is_checked_before_anything_is_built(tmp_path, trained, keys, value, message):
+    torch.save(changed(stored(trained(*SMALL, "epochs=0")[1] / "last.pt"), keys, value), tmp_path / "x.pt")
     if message is None:
         inference.rebuild(checkpoints.load(tmp_path / "x.pt"))
         return

@@ -15,30 +15,21 @@ import torch
 import yaml
 
 import vae_exp
-from tests.conftest import command, stored
+from tests.conftest import stored
 from vae_exp.errors import UserError
 
-SMALL = ("dataset=digits", "network.hidden_dims=[8]", "model.z_dim=2", "wandb.mode=disabled", "device=cpu")
+SMALL = ("dataset=digits", "network.hidden_dims=[8]", "model.z_dim=3", "wandb.mode=disabled", "device=cpu")
 GROUPS = ("network", "likelihood", "objective", "dataset", "optimizer", "scheduler")
 EVIL = "from pathlib import Path\nPath('ran').touch()\ndef f(*a, **k):\n    return 1.0\n"
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """The folder of a finished run of one epoch."""
-    folder = tmp_path_factory.mktemp("trained") / "run"
-    process = command(*SMALL, "epochs=1", f"hydra.run.dir={folder}")
-    said, _ = process.communicate()
-    assert process.returncode == 0, said
-    return folder
-
-
 @pytest.fixture
-def run(trained, tmp_path, monkeypatch):
-    """A copy of it in the current folder, beside evil.py, which leaves a file `ran` where it is imported."""
+def run(trained_by_command, tmp_path, monkeypatch):
+    """A finished run of one epoch in the current folder, beside evil.py, which leaves a file `ran` when imported."""
     monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
+    folder = trained_by_command(*SMALL, "epochs=1")
     (tmp_path / "evil.py").write_text(EVIL)
-    yield Path(shutil.copytree(trained, tmp_path / "run"))
+    yield tmp_path / folder
     sys.modules.pop("evil", None)
 
 
@@ -55,8 +46,9 @@ def alter(folder, *words, group=None, settings=None):
         torch.save(state | {"config": state["config"] | {group: settings}}, folder / name)
 
 
-@pytest.mark.parametrize("resume", ["run", "run/last.pt", "latest"])
-@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize(
+    ("group", "resume"), [*((group, "run") for group in GROUPS), ("network", "run/last.pt"), ("network", "latest")]
+)
 def test_a_name_in_a_folder_is_not_imported_when_it_goes_on(vae_train, run, group, resume):
     alter(run, f"{group}._target_=evil.f")
     if resume == "latest":
@@ -139,19 +131,19 @@ OBEYED = [
 ]
 
 
-@pytest.mark.parametrize("word", OBEYED)
-def test_of_the_overrides_in_a_folder_only_our_own_keys_are_taken(vae_train, run, tmp_path, monkeypatch, word):
-    """The run goes on as if the word were not there, which is said on one line."""
+@pytest.mark.parametrize("words", [OBEYED[:10], OBEYED[10:]], ids=["values", "options and no words"])
+def test_of_the_overrides_in_a_folder_only_our_own_keys_are_taken(vae_train, run, tmp_path, monkeypatch, words):
+    """The run goes on as if the other words were not there, which is said on one line."""
     monkeypatch.setenv("HOME", "/a/secret/home")
     Path("precious").write_text("kept")
     Path("evil.yaml").write_text("# @package _global_\nhydra:\n  callbacks:\n    one:\n      _target_: evil.f\n")
-    word = word.replace("{here}", str(tmp_path))
-    alter(run, word)
+    words = [word.replace("{here}", str(tmp_path)) for word in words]
+    alter(run, *words)
     before = {path for path in tmp_path.rglob("*") if run not in path.parents}
     code, said = vae_train("resume=run", "epochs=2")
     assert code == 0, said
     (line,) = [line for line in said.splitlines() if "not taken from" in line]
-    assert word in line
+    assert [word for word in words if word not in line] == []
     assert "epoch 2/2" in said
     assert Path("precious").read_text() == "kept"
     assert {path for path in tmp_path.rglob("*") if run not in path.parents} == before

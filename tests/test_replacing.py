@@ -14,7 +14,8 @@ from vae_exp.errors import UserError
 from vae_exp.train import train
 
 SMALL = ("network.hidden_dims=[16]", "model.z_dim=3", hooks.OWN_OBJECTIVE)  # its name lies in the folder: trust=true
-RUN = (*QUICK, *SMALL, "wandb.mode=disabled", "hydra.run.dir=run")
+START = (*QUICK, *SMALL, "wandb.mode=disabled")
+RUN = (*START, "hydra.run.dir=run")
 STANDS_STILL = ("scheduler=milestones", "scheduler.at_epochs=[1]", "scheduler.gamma=1e-30")  # after its first epoch
 
 
@@ -38,8 +39,8 @@ def names(folder):
     return {path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file()}
 
 
-def test_a_folder_that_holds_a_run_is_refused_with_the_three_ways_on_and_nothing_is_touched(vae_train):
-    assert vae_train(*RUN, "epochs=2")[0] == 0
+def test_a_folder_that_holds_a_run_is_refused_with_three_ways_on_and_nothing_is_touched(vae_train, trained_by_command):
+    trained_by_command(*START, "epochs=2")
     before = content("run")
     code, said = vae_train(*RUN)
     assert code == 1
@@ -58,8 +59,8 @@ def test_a_run_that_has_only_its_numbers_yet_is_a_run():
         quick_run(*SMALL)
 
 
-def test_replace_takes_everything_of_the_old_run_away(vae_train, vae_command):
-    assert vae_train(*RUN, "epochs=2")[0] == 0
+def test_replace_takes_everything_of_the_old_run_away(vae_train, vae_command, trained_by_command):
+    trained_by_command(*START, "epochs=2")
     for name in ("best.pt", "last.pt", "last.previous.pt"):
         evaluate(vae_command, f"run/{name}")
     generate(vae_command, "run")
@@ -74,8 +75,8 @@ def test_replace_takes_everything_of_the_old_run_away(vae_train, vae_command):
     assert stored("run/best.pt")["config"]["seed"] == 1
 
 
-def test_a_new_run_that_cannot_begin_takes_nothing_away(vae_train):
-    assert vae_train(*RUN)[0] == 0
+def test_a_new_run_that_cannot_begin_takes_nothing_away(vae_train, trained_by_command):
+    trained_by_command(*START)
     before = content("run")
     code, said = vae_train(*RUN, "replace=true", "dataset=image_folder", "dataset.root=nowhere", "model=vanilla")
     assert (code, "nowhere" in said) == (1, True), said
@@ -122,8 +123,8 @@ def test_auto_refuses_a_folder_whose_checkpoints_are_damaged(vae_train):
     assert content("run") == before
 
 
-def test_what_was_measured_of_other_weights_is_set_aside(vae_train, vae_command):
-    assert vae_train(*RUN, "epochs=2")[0] == 0
+def test_what_was_measured_of_other_weights_is_set_aside(vae_train, vae_command, trained_by_command):
+    trained_by_command(*START, "epochs=2")
     assert stored("run/best.pt")["epoch"] == 2
     for name in ("best.pt", "last.pt"):
         evaluate(vae_command, f"run/{name}")
@@ -137,8 +138,8 @@ def test_what_was_measured_of_other_weights_is_set_aside(vae_train, vae_command)
     assert len(list(Path("run/earlier/epoch-2/generated").iterdir())) == 1
 
 
-def test_what_was_measured_of_the_same_weights_stays(vae_train, vae_command):
-    assert vae_train(*RUN, *STANDS_STILL, "epochs=2")[0] == 0
+def test_what_was_measured_of_the_same_weights_stays(vae_train, vae_command, trained_by_command):
+    trained_by_command(*START, *STANDS_STILL, "epochs=2")
     for name in ("best.pt", "last.pt"):
         evaluate(vae_command, f"run/{name}")
     generate(vae_command, "run")
@@ -164,7 +165,7 @@ def test_a_job_of_a_resumed_sweep_replaces_what_failed(vae_train):
 
 @pytest.mark.parametrize("place", ["/proc/x", "/proc/nothing/here"])
 def test_a_place_where_nothing_can_be_made_is_one_message(vae_train, place):
-    code, said = vae_train(*RUN[:-1], f"hydra.run.dir={place}")
+    code, said = vae_train(*START, f"hydra.run.dir={place}")
     assert code == 1
     assert len(said.splitlines()) == 1
     assert place in said
@@ -173,8 +174,8 @@ def test_a_place_where_nothing_can_be_made_is_one_message(vae_train, place):
 
 @pytest.mark.parametrize("name", ["train.log", "summary.json", "best.pt", "metrics.jsonl", "last.previous.pt"])
 @pytest.mark.parametrize("kind", ["folder", "pipe"])
-def test_what_stands_in_the_place_of_a_file_is_named(vae_train, name, kind):
-    assert vae_train(*RUN)[0] == 0
+def test_what_stands_in_the_place_of_a_file_is_named(vae_train, name, kind, trained_by_command):
+    trained_by_command(*START)
     Path("run", name).unlink(missing_ok=True)
     Path("run", name).mkdir() if kind == "folder" else os.mkfifo(Path("run", name))
     before = content("run")

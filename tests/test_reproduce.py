@@ -71,28 +71,21 @@ def claimed(value, within=1.0, what="test/neg_elbo", **rest):
 
 
 def test_a_run_is_trained_once_evaluated_and_compared(vae_command):
-    code, said = vae_command("vae-reproduce", "linear_gaussian", "wandb.mode=offline", "device=cpu", "dataset.root=x")
+    """Of two epochs, which is another protocol: the whole one takes longer, in the slow test below."""
+    typed = ("epochs=2", "wandb.mode=offline", "device=cpu")
+    code, said = vae_command("vae-reproduce", "linear_gaussian", *typed, "dataset.root=x")
     assert code == 0, said
-    assert said.count("reproduced") == 2
-    folder = Path("outputs/published/linear_gaussian")
-    kept = json.loads((folder / "reproduced.json").read_text())
-    assert [claim["verdict"] for claim in kept["claims"]] == ["reproduced", "reproduced"]
+    assert said.count("other protocol (epochs=2), off by") == 2
+    folder = Path("outputs/published/linear_gaussian_epochs-2")
+    assert len(json.loads((folder / "reproduced.json").read_text())["claims"]) == 2
     logs = [recorded(path) for path in Path("outputs/wandb").glob("offline-run-*")]
     summary = {name for log in logs for record in log["summary"] for name in record.get("update", {})}
     assert {"published/evaluate/nll", "published/evaluate/nll/here", "evaluate/train/nll"} <= summary
     before = (folder / "summary.json").read_bytes()
-    code, said = vae_command("vae-reproduce", "linear_gaussian", "--markdown")
+    code, said = vae_command("vae-reproduce", "linear_gaussian", *typed, "--markdown")
     assert code == 0, said
-    assert "| `linear_gaussian` | nll | -12.444 ± 0.05 | -12.4" in said
+    assert "| `linear_gaussian` | nll | -12.444 ± 0.05 | " in said
     assert (folder / "summary.json").read_bytes() == before
-    code, said = vae_command("vae-reproduce")
-    assert code == 0, said
-    assert "not run here (needs" in said
-    assert "    here     reproduced\n" in said
-    code, said = vae_command("vae-reproduce", "linear_gaussian", *TINY)
-    assert code == 0, said
-    assert "other protocol (epochs=2), off by" in said
-    assert (folder.parent / "linear_gaussian_epochs-2" / "summary.json").is_file()
 
 
 def test_a_wrong_claim_is_missed_with_exit_code_1(own, vae_command):
@@ -153,9 +146,9 @@ def test_damaged_files_are_no_traceback(own, vae_command, damaged):
     (folder / "metrics.jsonl").write_text(damaged)
     (folder / "summary.json").write_text(json.dumps(summary | {"test/neg_elbo": "abc"}))
     own(claims=[claimed(1.0), claimed(1.0, what="train_epoch/neg_elbo", after_epoch=1)])
-    for typed in ((), ("--markdown",), ("tiny",)):
+    for typed in ((), ("--markdown",), ("tiny",)) if damaged == "[]" else (("tiny",),):
         code, said = vae_command("vae-reproduce", *typed)
-        assert (code, "Traceback" in said) == (int(bool(typed and typed[0] == "tiny")), False)
+        assert (code, "Traceback" in said) == (int(typed == ("tiny",)), False)
     code, said = vae_command("vae-evaluate", f"checkpoint={folder}", "wandb.mode=offline")
     assert code == 0, said
 
@@ -194,6 +187,15 @@ def test_a_killed_one_goes_on_where_it_was(vae_command):
     epochs = [int(n) for n in re.findall(r"^epoch +(\d+)/600", said, re.M)]
     assert epochs[0] == reached + 1
     assert said.count("reproduced") == 2
+    claims = json.loads((folder / "reproduced.json").read_text())["claims"]
+    assert [claim["verdict"] for claim in claims] == ["reproduced", "reproduced"]
+    code, said = vae_command("vae-reproduce", "linear_gaussian", "--markdown")
+    assert code == 0, said
+    assert "| `linear_gaussian` | nll | -12.444 ± 0.05 | -12.4" in said
+    code, said = vae_command("vae-reproduce")
+    assert code == 0, said
+    assert "not run here (needs" in said
+    assert "    here     reproduced\n" in said
 
 
 def test_the_table_of_the_readme_is_what_the_command_prints():

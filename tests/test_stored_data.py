@@ -24,7 +24,7 @@ from vae_exp.errors import UserError
 from vae_exp.train import train
 
 QUIET = ("wandb.mode=disabled", "device=cpu")
-TINY = ("epochs=1", "likelihood=gaussian", "network.hidden_dims=[8]", "model.z_dim=2", "batch_size=16", *QUIET)
+TINY = ("epochs=1", "likelihood=gaussian", "network.hidden_dims=[8]", "model.z_dim=3", "batch_size=16", *QUIET)
 SMALL = ("dataset=image_folder", "dataset.image_size=8", "dataset.cache=cache", *TINY)
 SWEPT = [word for word in SMALL if not word.startswith("model.z_dim")]
 
@@ -397,18 +397,18 @@ def test_a_sweep_grows_from_another_folder_on_the_same_data_alone(vae_train, mon
     draw("B/imgs", shade=99)
     monkeypatch.chdir("A")
     typed = ("-m", *SWEPT)
-    code, said = vae_train(*typed, "dataset.root=imgs", "model.z_dim=2,3", "hydra.sweep.dir=sweep")
+    code, said = vae_train(*typed, "dataset.root=imgs", "model.z_dim=3,4", "hydra.sweep.dir=sweep")
     assert code == 0, said
-    kept = Path("sweep/z_dim-2/summary.json").read_bytes()
+    kept = Path("sweep/z_dim-3/summary.json").read_bytes()
     monkeypatch.chdir("../B")
     for root in ("imgs", "../B/imgs"):
-        code, said = vae_train(*typed, f"dataset.root={root}", "model.z_dim=2,3,4", "sweep.resume=../A/sweep")
+        code, said = vae_train(*typed, f"dataset.root={root}", "model.z_dim=3,4,5", "sweep.resume=../A/sweep")
         assert (code, "the data have changed since the sweep began" in said) == (1, True), said
-    code, said = vae_train(*typed, "dataset.root=../A/imgs", "model.z_dim=2,3,4", "sweep.resume=../A/sweep")
+    code, said = vae_train(*typed, "dataset.root=../A/imgs", "model.z_dim=3,4,5", "sweep.resume=../A/sweep")
     assert code == 0, said
     assert said.count("already finished") == 2
-    assert Path("../A/sweep/z_dim-2/summary.json").read_bytes() == kept
-    assert Path("../A/sweep/z_dim-4/summary.json").exists()
+    assert Path("../A/sweep/z_dim-3/summary.json").read_bytes() == kept
+    assert Path("../A/sweep/z_dim-5/summary.json").exists()
 
 
 def test_a_sweep_over_folders_keeps_its_jobs_when_it_grows(vae_train, monkeypatch):
@@ -418,13 +418,13 @@ def test_a_sweep_over_folders_keeps_its_jobs_when_it_grows(vae_train, monkeypatc
     typed = ("-m", *SWEPT, "dataset.root=cats,dogs")
     assert vae_train(*typed, "hydra.sweep.dir=sweep")[0] == 0
     assert {path.parent.name for path in Path("sweep").glob("*/summary.json")} == {"root-cats", "root-dogs"}
-    code, said = vae_train(*typed, "model.z_dim=2,20", "sweep.resume=sweep")
+    code, said = vae_train(*typed, "model.z_dim=4,20", "sweep.resume=sweep")
     assert code == 0, said
     assert said.count("already finished") == 2
-    names = {f"root-{root}_z_dim-{z_dim}" for root in ("cats", "dogs") for z_dim in (2, 20)}
+    names = {f"root-{root}_z_dim-{z_dim}" for root in ("cats", "dogs") for z_dim in (4, 20)}
     assert {path.parent.name for path in Path("sweep").glob("*/summary.json")} == names
     monkeypatch.chdir("..")
-    code, said = vae_train(*typed, "model.z_dim=2,20", "sweep.resume=A/sweep")
+    code, said = vae_train(*typed, "model.z_dim=4,20", "sweep.resume=A/sweep")
     assert (code, "the sweep was started with" in said) == (1, True), "cats and dogs are not in this folder"
 
 

@@ -21,7 +21,7 @@ from vae_exp.training import restore, resume
 from vae_exp.training.state import EMA, Meters, RngStreams, RunInfo, TrainingRun, TrainState
 
 # Inside an epoch, with means that are not read yet, a buffer beside the weights, and an optimizer with moments.
-SETTINGS = ("network.hidden_dims=[8]", "model.z_dim=2", "model=conditional", "epochs=2", "log_every_steps=5")
+SETTINGS = ("network.hidden_dims=[8]", "model.z_dim=3", "model=conditional", "epochs=2", "log_every_steps=5")
 SETTINGS += ("likelihood=gaussian", "likelihood.sigma=optimal", "checkpoint_every_steps=4", hooks.OWN_OBJECTIVE)
 GONE = object()  # the entry itself is taken away
 ALTERED = (
@@ -148,8 +148,13 @@ LINKS = ["lock", "train.log", "metrics.jsonl", "summary.json", ".hydra/config.ya
 LINKS += ["images", "earlier", "generated", ".hydra", "earlier/epoch-1", "images/samples_0000012.png"]
 
 
-@pytest.mark.parametrize("name", LINKS)
-@pytest.mark.parametrize("begins", ["resume=run", "hydra.run.dir=run replace=true"])
+@pytest.mark.parametrize(
+    ("name", "begins"),
+    [
+        *((name, "resume=run") for name in LINKS),
+        *((name, "hydra.run.dir=run replace=true") for name in ("lock", "train.log", "images", ".hydra/config.yaml")),
+    ],
+)
 def test_a_link_in_a_strangers_folder_is_refused_before_anything_is_touched(vae_train, run, tmp_path, name, begins):
     shutil.copytree(run[0], tmp_path / "run")
     (tmp_path / "mine").mkdir()
@@ -236,15 +241,15 @@ def test_pictures_beside_a_checkpoint_follow_no_link(vae_command, tmp_path, prog
 
 
 def test_a_link_to_a_jobs_log_is_refused_before_a_sweep_goes_on(vae_train, tmp_path):
-    typed = ("-m", *QUICK[:2], "network.hidden_dims=[8]", "wandb.mode=disabled", "model.z_dim=2,3")
+    typed = ("-m", *QUICK[:2], "network.hidden_dims=[8]", "wandb.mode=disabled", "model.z_dim=3,4")
     assert vae_train(*typed, "hydra.sweep.dir=sweep")[0] == 0
-    log = Path("sweep/z_dim-2/train.log")
+    log = Path("sweep/z_dim-3/train.log")
     log.unlink()
     Path("mine").write_text("mine")
     log.symlink_to(tmp_path / "mine")
     code, said = vae_train(*typed, "sweep.resume=sweep")
     assert (code, len(said.splitlines())) == (1, 1)
-    assert "sweep/z_dim-2/train.log: a link, to " in said
+    assert "sweep/z_dim-3/train.log: a link, to " in said
     assert Path("mine").read_text() == "mine"
 
 

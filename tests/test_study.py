@@ -19,7 +19,7 @@ from vae_exp.sweeps import study as studies
 from vae_exp.training import checkpoints
 
 TINY = ("dataset=digits", "device=cpu", "network.hidden_dims=[16]", "wandb.mode=disabled")
-GRID = ("-m", *TINY, "epochs=9", "model.z_dim=2,3", "optimizer.lr=1e-5,1e-4,1e-3,1e-2")
+GRID = ("-m", *TINY, "epochs=9", "model.z_dim=3,4", "optimizer.lr=1e-5,1e-4,1e-3,1e-2")
 SEARCH = ("experiment=search", "device=cpu", "network.hidden_dims=[16]", "wandb.mode=disabled", "epochs=4")
 
 
@@ -207,12 +207,12 @@ def test_options_that_differ_in_what_a_sweep_shares_are_refused(vae_train, tmp_p
 
 
 def test_keys_that_go_together(vae_train):
-    together = ("model.z_dim=2,4", "network.hidden_dims=[8],[16]", "sweep.zip=[model.z_dim,network.hidden_dims]")
+    together = ("model.z_dim=3,4", "network.hidden_dims=[8],[16]", "sweep.zip=[model.z_dim,network.hidden_dims]")
     code, said = vae_train("-m", *TINY[:2], "wandb.mode=disabled", "epochs=0", *together, "seed=0,1")
     assert code == 0, said
     assert "4 of 4 jobs finished" in said
     pairs = [(row["model.z_dim"], row["network.hidden_dims"], row["seed"]) for row in table(only_sweep())]
-    assert sorted(pairs) == [("2", "[8]", "0"), ("2", "[8]", "1"), ("4", "[16]", "0"), ("4", "[16]", "1")]
+    assert sorted(pairs) == [("3", "[8]", "0"), ("3", "[8]", "1"), ("4", "[16]", "0"), ("4", "[16]", "1")]
 
 
 @pytest.mark.slow
@@ -313,23 +313,23 @@ def test_a_pruned_grid_that_is_killed_goes_on(vae_train):
 
 def test_a_sweep_grows(vae_train):
     asked = ("-m", *TINY, "epochs=1")
-    assert vae_train(*asked, "model.z_dim=2,3", "optimizer.lr=1e-3")[0] == 0
+    assert vae_train(*asked, "model.z_dim=3,4", "optimizer.lr=1e-3")[0] == 0
     before = {path.name: (path / "metrics.jsonl").read_bytes() for path in only_sweep().iterdir() if path.is_dir()}
-    assert set(before) == {"z_dim-2", "z_dim-3"}
-    code, said = vae_train(*asked, "model.z_dim=2,3,5", "optimizer.lr=1e-3", "sweep.resume=latest")
+    assert set(before) == {"z_dim-3", "z_dim-4"}
+    code, said = vae_train(*asked, "model.z_dim=3,4,5", "optimizer.lr=1e-3", "sweep.resume=latest")
     assert code == 0, said
     assert said.count("already finished") == 2
-    code, said = vae_train(*asked, "model.z_dim=2,3,5", "optimizer.lr=1e-3", "seed=0,1", "sweep.resume=latest")
+    code, said = vae_train(*asked, "model.z_dim=3,4,5", "optimizer.lr=1e-3", "seed=0,1", "sweep.resume=latest")
     assert code == 0, said
     assert said.count("already finished") == 3
-    code, said = vae_train(*asked, "model.z_dim=2,3,5", "optimizer.lr=1e-3,1e-2", "seed=0,1", "sweep.resume=latest")
+    code, said = vae_train(*asked, "model.z_dim=3,4,5", "optimizer.lr=1e-3,1e-2", "seed=0,1", "sweep.resume=latest")
     assert code == 0, said
     assert said.count("already finished") == 6
     jobs = {path.name: path for path in only_sweep().iterdir() if path.is_dir()}
-    assert set(jobs) == {f"z_dim-{z}_lr-{lr}_seed-{s}" for z in (2, 3, 5) for lr in ("0.001", "0.01") for s in (0, 1)}
+    assert set(jobs) == {f"z_dim-{z}_lr-{lr}_seed-{s}" for z in (3, 4, 5) for lr in ("0.001", "0.01") for s in (0, 1)}
     for old in before:
         assert (jobs[f"{old}_lr-0.001_seed-0"] / "metrics.jsonl").read_bytes() == before[old]
-    for typed in (("model.z_dim=2,3", "seed=0,1"), ("model.z_dim=2,3,5", "seed=1,2"), ("model.z_dim=2,3,5", "seed=0")):
+    for typed in (("model.z_dim=3,4", "seed=0,1"), ("model.z_dim=3,4,5", "seed=1,2"), ("model.z_dim=3,4,5", "seed=0")):
         code, said = vae_train(*asked, *typed, "optimizer.lr=1e-3,1e-2", "sweep.resume=latest")
         assert code == 1, said
         assert "A sweep that goes on keeps its settings and its values" in said
@@ -338,11 +338,11 @@ def test_a_sweep_grows(vae_train):
 
 def test_a_sweep_grows_only_around_what_it_has(vae_train):
     asked = ("-m", *TINY, "epochs=0")
-    assert vae_train(*asked, "model.z_dim=2,3")[0] == 0
-    code, said = vae_train(*asked, "model.z_dim=2,3", "seed=1,2", "sweep.resume=latest")
+    assert vae_train(*asked, "model.z_dim=3,4")[0] == 0
+    code, said = vae_train(*asked, "model.z_dim=3,4", "seed=1,2", "sweep.resume=latest")
     assert code == 1, said
     assert "its jobs have seed=0, which is not among seed=1,2" in said
-    assert {path.name for path in only_sweep().iterdir() if path.is_dir()} == {"z_dim-2", "z_dim-3"}
+    assert {path.name for path in only_sweep().iterdir() if path.is_dir()} == {"z_dim-3", "z_dim-4"}
 
 
 def test_numbered_jobs_do_not_grow(vae_train):

@@ -140,10 +140,10 @@ def test_a_number_that_is_typed_counts_whatever_is_free(vae_train):
     assert "threads=0: it takes a whole number from 1 to 1,024, or auto." in said
 
 
-def test_omp_num_threads_bounds_auto():
-    running = command(*QUICK, LARGE_STEP, "wandb.mode=disabled", "hydra.run.dir=run", OMP_NUM_THREADS="1")
-    said, _ = running.communicate()
-    assert running.returncode == 0, said
+def test_omp_num_threads_bounds_auto(vae_train, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    code, said = vae_train(*QUICK, LARGE_STEP, "wandb.mode=disabled", "hydra.run.dir=run")
+    assert code == 0, said
     assert read_summary(Path("run")).results["threads"] == 1
     assert threads.available_cores() == 1 or "threads=1: OMP_NUM_THREADS, or who called, allows no more of" in said
 

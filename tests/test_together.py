@@ -1,7 +1,6 @@
 """One run in several processes: the numbers of one process, whoever is killed, and one voice."""
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -34,23 +33,16 @@ def torchrun(processes, *arguments, folder=None):
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-    """The folder in which two processes have made every run of tests.several, and gone on with a run of one.
+def pair(made_once):
+    """The folder in which two processes have made every run of tests.several, and gone on with a run of one."""
 
-    Made once for all processes of pytest.
-    """
-    root = tmp_path_factory.getbasetemp()
-    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
-    folder = root / "pair"
-    with (root / "pair.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "made").exists():
-            quick_run(*several.settings("steps"), "max_steps=25", folder=folder / "several" / "from_one")
-            others = ("again", "from_one", "to_one", "ends_early")
-            code, said = torchrun(2, "tests.several", *several.CASES, *others, folder=folder)
-            assert code == 0, said
-            (folder / "made").touch()
-    return folder / "several"
+    def make():
+        quick_run(*several.settings("steps"), "max_steps=12", folder=Path("several/from_one"))
+        others = ("again", "from_one", "to_one", "ends_early")
+        code, printed = torchrun(2, "tests.several", *several.CASES, *others)
+        assert code == 0, printed
+
+    return made_once(make, "pair") / "several"
 
 
 def numbers(folder):
@@ -77,7 +69,7 @@ def weights(folder):
 
 @pytest.mark.parametrize("name", several.CASES)
 def test_two_processes_have_the_numbers_of_one(name, pair):
-    """Each objective, over 55 steps, the last batch of an epoch with 17 images among them."""
+    """Each objective, over 22 steps, the last batch of an epoch with 17 images among them."""
     quick_run(*several.settings(name))
     assert_equal_but_for_rounding(pair / name, Path("run"))
     torch.testing.assert_close(weights(pair / name), weights(Path("run")), rtol=1e-5, atol=1e-5)
@@ -96,7 +88,7 @@ def test_a_run_goes_on_with_another_number_of_processes(pair):
 
 
 def test_a_run_ends_early_in_all_processes(pair):
-    """Compiled, too: the two measure the same and stop after the same epoch."""
+    """The two measure the same and stop after the same epoch."""
     quick_run(*several.settings("ends_early"))
     assert_equal_but_for_rounding(pair / "ends_early", Path("run"))
     assert metrics("run")[-1]["epoch"] < 5
@@ -113,8 +105,8 @@ def test_a_launcher_that_starts_one_process_changes_nothing(monkeypatch):
 
 @pytest.mark.slow
 def test_three_processes_share_batches_that_do_not_divide(tmp_path):
-    """Of 17 images, and of the last two of an epoch, for which one of the processes has nothing to do."""
-    few = ("elbo", "optimal", "conditional", "two_left")
+    """Of 17 images, and of the last two of an epoch, for which one process has nothing to do; compiled, too."""
+    few = ("elbo", "optimal", "conditional", "compiled", "two_left")
     code, said = torchrun(3, "tests.several", *few, folder=tmp_path)
     assert code == 0, said
     for name in few:
@@ -173,9 +165,8 @@ KILLS = {  # who is sent what; the exit code, the run's state and what is said o
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc to tell the processes of a run apart")
-@pytest.mark.parametrize(
-    "name", [name if name == "the second killed" else pytest.param(name, marks=pytest.mark.slow) for name in KILLS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KILLS)
 def test_whoever_is_killed_the_run_ends_with_one_message_and_goes_on(name, started):
     rank, number, code, state, said = KILLS[name]
     process = started(*LONG)

@@ -234,8 +234,8 @@ def test_a_bad_checkpoint_is_named_and_nothing_in_it_is_run(tmp_path, damage):
         "vae_exp.likelihoods.Tensor",
     ],
 )
-def test_a_checkpoint_may_name_only_what_is_ours(group, target):
-    state = checkpoints.load(quick_run("epochs=0")[1] / "last.pt")
+def test_a_checkpoint_may_name_only_what_is_ours(trained, group, target):
+    state = checkpoints.load(trained("epochs=0")[1] / "last.pt")
     state.config[group]["_target_"] = target
     with pytest.raises(UserError, match=f"{group}._target_={target}"):
         inference.rebuild(state)
@@ -298,7 +298,8 @@ def test_one_epoch_of_the_tutorial_reaches_the_tutorials_numbers():
 
 
 def test_the_note_on_pixels_between_black_and_white_is_given_once_a_sweep():
-    typed = (*QUICK, "network.hidden_dims=[8]", "model.z_dim=2", "wandb.mode=disabled", "seed=0,1,2")
+    """In a new process, which has given it to nobody yet."""
+    typed = (*QUICK, "epochs=0", "network.hidden_dims=[8]", "wandb.mode=disabled", "seed=0,1,2")
     said, _ = command("-m", *typed).communicate()
     assert "3 of 3 jobs finished" in said
     assert said.count("pixels between black and white") == 1
