@@ -335,7 +335,7 @@ def test_a_column_that_was_asked_for_is_shown_whatever_the_width(monkeypatch, co
         config = {f"a_rather_long_name_of_a_key.{key}": number for key in "abcdefgh"}
         runs.append(finished(f"run{number}", float(number), **{key: [key, number] for key in config}))
         runs[-1].metrics |= {name: float(number) for name in RESULTS}
-    shown = format_table(runs, usual_columns(runs), metric="val/neg_elbo", asked=[UDR]).split("not shown")[0]
+    shown = format_table(runs, usual_columns(runs), metric="val/neg_elbo", requested=[UDR]).split("not shown")[0]
     assert sum(line.split().count(UDR) for line in shown.splitlines()) == 1
     assert "val/neg_elbo" in shown
 

@@ -18,8 +18,7 @@ import yaml
 
 from tests.conftest import quick_run
 from vae_exp.cli import compare
-from vae_exp.compare.report import pictures
-from vae_exp.compare.report.page import T_975, thinned, verdict
+from vae_exp.compare.report import T_975, gather_pictures, thinned, verdict
 from vae_exp.compare.runs import Run
 from vae_exp.compare.table import is_logarithmic, swept
 
@@ -634,16 +633,16 @@ def test_where_there_is_no_room_every_run_gets_its_last_picture_first(tmp_path):
             (folder / "images" / f"samples_{step:07d}.png").write_bytes(
                 b"\x89PNG\r\n\x1a\n" + f"{folder.name}{step}".encode() * 26
             )
-    epochs = [{step: step + 1 for step in range(9)}] * 2
+    epochs = {str(folder): {step: step + 1 for step in range(9)} for folder in folders}
     steps = []
     for most in (80, 160, 240, 320, 480, 10_000):
-        stored, shown = pictures.gather(folders, epochs, most)
-        assert sum(len(picture.data) for picture in stored) <= most
-        steps.append([[epoch for epoch, _ in each.by_name.get("samples", [])] for each in shown])
-        assert all(len(of_run) + each.left_out == 9 for of_run, each in zip(steps[-1], shown, strict=True))
+        stored, _, shown = gather_pictures(epochs, most)
+        assert sum(map(len, stored)) <= most
+        steps.append([[epoch for epoch, _ in each["pictures"].get("samples", [])] for each in shown.values()])
+        assert all(len(of_run) + each["left_out"] == 9 for of_run, each in zip(steps[-1], shown.values(), strict=True))
     assert steps[:-1] == [[[9], []], [[9], [9]], [[1, 9], [9]], [[1, 9], [1, 9]], [[1, 5, 9], [1, 5, 9]]]
     assert steps[-1] == [list(range(1, 10))] * 2
-    assert base64.b64decode(stored[shown[1].by_name["samples"][4][1]].data).endswith(b"b4" * 26)
+    assert base64.b64decode(stored[shown[str(folders[1])]["pictures"]["samples"][4][1]]).endswith(b"b4" * 26)
 
 
 def test_the_points_of_a_long_curve_are_thinned_evenly():

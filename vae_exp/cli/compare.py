@@ -61,7 +61,6 @@ def check(options: argparse.Namespace) -> None:
         _parts(options.wandb)
     from vae_exp.tracking import wandb_views
 
-    wandb_views.require_library()
     if not options.dry_run:
         wandb_views.require_account()
 
@@ -98,7 +97,7 @@ def send(options: argparse.Namespace, runs: list[Run]) -> list[str]:
 
 
 def _place(asked: str, runs: list[Run]) -> str:
-    place = asked or wandb_logged.place(run.folder for run in runs)
+    place = asked or wandb_logged.project_of(run.folder for run in runs)
     if not place:
         raise UserError(
             "--wandb: the runs do not name one project that they were logged to. Say --wandb ENTITY/PROJECT."
@@ -241,15 +240,15 @@ def compare(options: argparse.Namespace) -> None:
     chosen = [_known(column, known) for column in options.columns.split(",")] if options.columns else None
     columns = chosen or usual_columns(runs)
     marked = table.best_per_group(runs) if len(runs) > 1 else []
-    asked = [UDR] if options.udr else []
-    lines = [format_table(runs, columns, marked, None if options.columns else metric, asked=asked)]
+    requested = [UDR] if options.udr else []
+    lines = [format_table(runs, columns, marked, None if options.columns else metric, requested=requested)]
     if why := table.describe_groups(runs):
         lines += wrapped([why])
     # All is written before it is printed: whoever reads that may have gone.
     if options.csv:
         lines.append(_write(options.csv, as_csv(runs, columns)))
     if options.html:
-        from vae_exp.compare.report.page import page
+        from vae_exp.compare.report import page
 
         others = sort_runs(single if options.fold_seeds else fold_seeds(single), column, options.descending)
         shown = [runs, others] if len(others) != len(runs) else [runs]

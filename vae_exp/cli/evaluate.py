@@ -42,10 +42,10 @@ def in_wandb(path: Path, weights: str, mode: str, config: Any) -> list[str]:
 
     Returns the line to print, if W&B took it.
     """
-    from vae_exp.tracking import wandb_views
+    from vae_exp.tracking import wandb_run
 
     numbers, pictures = _numbers(path, weights), _pictures(path, weights)
-    where = wandb_views.record_evaluation(mode, path.parent, config, numbers, pictures)
+    where = wandb_run.record_evaluation(mode, path.parent, config, numbers, pictures)
     return [f"W&B       {where}"] if where else []
 
 

@@ -258,7 +258,7 @@ def _keep(preset: Preset, folder: Path, rows: list[Result], overrides: list[str]
     trust = compose("config", readable(overrides)).trust is True
     claims = [
         {"what": each.claim.what, "after_epoch": each.claim.after_epoch, "value": each.claim.value}
-        | {"within": each.claim.within, "here": each.here, "values": each.values}
+        | {"within": each.claim.within, "here": each.mean, "values": each.values}
         | {"verdict": each.verdict(preset, _changes(overrides))}
         for each in rows
     ]

@@ -1,7 +1,7 @@
 """Figures of a sweep: a heat map over two swept numbers, curves with a band over seeds for one."""
 
-import math
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -10,59 +10,55 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from vae_exp.compare import table
-from vae_exp.compare.runs import PRUNED, SCORES, Run
-from vae_exp.compare.table import is_logarithmic
+from vae_exp.compare.runs import PRUNED, SCORES, Run, is_number
+from vae_exp.compare.table import cell, is_logarithmic
 from vae_exp.files import atomic_write
 
 
-def of_sweep(folded: list[Run], runs: list[Run], keys: list[str], metric: str, folder: Path) -> list[Path]:
-    """Draw a sweep as PNG files in the folder, and return their paths.
-
-    The figures are those that the number of swept numeric keys allows, and the reconstruction that scores of
-    disentanglement cost, if there are any.
-    """
-    scored = [name for name in SCORES if sum(name in run.metrics for run in folded) > 1]
-    return _of_keys(folded, runs, keys, metric, folder) + (
-        [_save(_trade_off(folded, keys, scored), folder / "trade_off.png")] if scored else []
-    )
-
-
-def _of_keys(folded: list[Run], runs: list[Run], keys: list[str], metric: str, folder: Path) -> list[Path]:
-    numeric = [key for key in keys if all(_is_number(run.value(key)) for run in folded)]
+def draw(folded: list[Run], runs: list[Run], keys: list[str], metric: str, folder: Path) -> list[Path]:
+    """Draw a sweep as PNG files in the folder, by the number of its numeric keys, and return their paths."""
+    figures: dict[str, plt.Figure] = {}
     done = [run for run in folded if metric in run.metrics]
-    if len(keys) == 2 and len(numeric) == 2:
-        draw = (
-            _heat_map
-            if 2 * len(done) > np.prod([len({run.value(key) for run in done}) for key in numeric])
-            else _scatter
-        )
-        return [_save(draw(done, numeric[0], numeric[1], metric), folder / "heat_map.png")]
-    if len(keys) == 1 and len(numeric) == 1:
-        return [_save(_curves(done, runs, numeric[0], metric), folder / "curves.png")]
-    return []
+    if all(is_number(run.value(key)) for run in folded for key in keys):
+        if len(keys) == 2:
+            cells = np.prod([len({run.value(key) for run in done}) for key in keys])
+            figures["heat_map"] = (_heat_map if 2 * len(done) > cells else _scatter)(done, keys[0], keys[1], metric)
+        if len(keys) == 1:
+            figures["curves"] = _curves(done, runs, keys[0], metric)
+    if scores := [name for name in SCORES if sum(name in run.metrics for run in folded) > 1]:
+        figures["trade_off"] = _trade_off(folded, keys, scores)
+    paths = []
+    for name, figure in figures.items():
+        paths.append(folder / f"{name}.png")
+        with atomic_write(paths[-1]) as file:
+            figure.savefig(file, dpi=110)
+        plt.close(figure)
+    return paths
 
 
 def _heat_map(runs: list[Run], x_key: str, y_key: str, metric: str) -> plt.Figure:
     xs, ys = (sorted({run.value(key) for run in runs}) for key in (x_key, y_key))
     cells = np.full((len(ys), len(xs)), np.nan)
-    for run in runs:
-        cells[ys.index(run.value(y_key)), xs.index(run.value(x_key))] = run.metrics[metric]
+    by_cell = {(ys.index(run.value(y_key)), xs.index(run.value(x_key))): run for run in runs}
+    for index, run in by_cell.items():
+        cells[index] = run.metrics[metric]
     figure, axes = plt.subplots(figsize=(1.6 + 1.1 * len(xs), 1.4 + 0.8 * len(ys)), layout="constrained")
     # A diverged corner must not wash out the differences among the good runs.
-    top = np.nanquantile(cells, 0.9) if np.isfinite(cells).sum() > 4 else None
+    top = np.nanquantile(cells, 0.9) if len(runs) > 4 else None
     mesh = axes.pcolormesh(_edges(xs), _edges(ys), cells, cmap="viridis_r", vmax=top)
     _number_axis(axes.xaxis, xs, x_key)
     _number_axis(axes.yaxis, ys, y_key)
-    pruned = {(ys.index(run.value(y_key)), xs.index(run.value(x_key))) for run in runs if run.state == PRUNED}
-    bests = {(ys.index(run.value(y_key)), xs.index(run.value(x_key))) for run in table.best_per_group(runs)}
-    for (row, column), value in np.ndenumerate(cells):
-        if np.isfinite(value):
-            strength = mesh.norm(value)
-            ink = "white" if strength is not None and float(np.clip(strength, 0, 1)) > 0.5 else "black"
-            is_best = (row, column) in bests
-            weight = "bold" if is_best else "normal"
-            label = f"{value:.2f}" + ("\nbest" if is_best else "\npruned" if (row, column) in pruned else "")
-            axes.text(xs[column], ys[row], label, ha="center", va="center", color=ink, weight=weight)
+    bests, strength = table.best_per_group(runs), np.asarray(mesh.norm(cells))
+    for (row, column), run in by_cell.items():
+        is_best = any(run is best for best in bests)
+        note = "\nbest" if is_best else "\npruned" if run.state == PRUNED else ""
+        axes.text(
+            *(xs[column], ys[row], f"{run.metrics[metric]:.2f}{note}"),
+            ha="center",
+            va="center",
+            color="white" if strength[row, column] > 0.5 else "black",
+            weight="bold" if is_best else "normal",
+        )
     figure.colorbar(mesh, label=f"{metric}, nats per image", extend="max" if top is not None else "neither")
     axes.set_title(f"{metric}, lower is better")
     return figure
@@ -70,24 +66,21 @@ def _heat_map(runs: list[Run], x_key: str, y_key: str, metric: str) -> plt.Figur
 
 def _scatter(runs: list[Run], x_key: str, y_key: str, metric: str) -> plt.Figure:
     """Draw a point for each run of a search, whose points lie on no grid."""
-    xs, ys, numbers = ([run.value(key) for run in runs] for key in (x_key, y_key, metric))
     figure, axes = plt.subplots(figsize=(6, 4.5), layout="constrained")
-    colors = plt.Normalize(min(numbers), np.quantile(numbers, 0.9))
-    for marker, is_pruned in (("o", False), ("X", True)):  # a cross for those whose numbers are of fewer epochs
-        x, y, c = (
-            [value for run, value in zip(runs, values, strict=True) if (run.state == PRUNED) == is_pruned]
-            for values in (xs, ys, numbers)
-        )
-        label = "pruned" if is_pruned and x else None
-        points = axes.scatter(x, y, c=c, cmap="viridis_r", norm=colors, s=60, marker=marker, label=label)
+    values = [run.metrics[metric] for run in runs]
+    colors = plt.Normalize(min(values), np.quantile(values, 0.9))
+    for marker, label in (("o", None), ("X", "pruned")):  # a cross for those whose numbers are of fewer epochs
+        if points := [run for run in runs if (run.state == PRUNED) == (label is not None)]:
+            x, y, c = ([run.value(key) for run in points] for key in (x_key, y_key, metric))
+            axes.scatter(x, y, c=c, cmap="viridis_r", norm=colors, s=60, marker=marker, label=label)
     for best in table.best_per_group(runs):
-        x, y, label = best.value(x_key), best.value(y_key), f"best: {best.metrics[metric]:.2f}"
-        axes.scatter([x], [y], s=220, facecolors="none", edgecolors="black", label=label)
-    axes.set(xlabel=x_key, ylabel=y_key, title=f"{metric}, lower is better")
-    axes.set_xscale("log" if 0 < 30 * min(xs) < max(xs) else "linear")
-    axes.set_yscale("log" if 0 < 30 * min(ys) < max(ys) else "linear")
+        label = f"best: {best.metrics[metric]:.2f}"
+        axes.scatter(best.value(x_key), best.value(y_key), s=220, facecolors="none", edgecolors="black", label=label)
+    scales = ["log" if is_logarithmic({run.value(key) for run in runs}) else "linear" for key in (x_key, y_key)]
+    axes.set(xlabel=x_key, ylabel=y_key, xscale=scales[0], yscale=scales[1], title=f"{metric}, lower is better")
     axes.legend()
-    figure.colorbar(points, label=f"{metric}, nats per image", extend="max")
+    mappable = plt.cm.ScalarMappable(colors, "viridis_r")
+    figure.colorbar(mappable, ax=axes, label=f"{metric}, nats per image", extend="max")
     return figure
 
 
@@ -103,18 +96,19 @@ def _curves(folded: list[Run], runs: list[Run], key: str, metric: str) -> plt.Fi
     over_key.set_ylabel(f"{metric}, nats per image")
     seeds = max(run.seeds for run in folded)
     over_key.set_title(f"best epoch, band: one standard deviation over {seeds} seeds" if seeds > 1 else "best epoch")
-    for i, run in enumerate(folded):
-        same = [r.history(metric) for r in runs if r.state == run.state and r.value(key) == run.value(key)]
-        epochs = min(map(len, same), default=0)
-        values = np.array([[value for _, value in history[:epochs]] for history in same])
-        if values.size:
+    for i, setting in enumerate(folded):
+        same = [run for run in runs if run.state == setting.state and run.value(key) == setting.value(key)]
+        histories = [
+            [(row["epoch"], row[metric]) for row in run.logged() if is_number(row.get(metric))] for run in same
+        ]
+        if histories and (epochs := min(map(len, histories))):
+            values = np.array([[value for _, value in history[:epochs]] for history in histories])
             color = plt.get_cmap("viridis")(i / max(len(folded) - 1, 1) * 0.9)
-            ticks = [epoch for epoch, _ in same[0][:epochs]]
-            marker = "o" if len(ticks) == 1 else None  # a line through one point is none
-            over_epochs.plot(ticks, values.mean(0), marker=marker, color=color, label=f"{key}={run.value(key):g}")
+            ticks = [epoch for epoch, _ in histories[0][:epochs]]
+            marker = "o" if epochs == 1 else None  # a line through one point is none
+            over_epochs.plot(ticks, values.mean(0), marker=marker, color=color, label=f"{key}={setting.value(key):g}")
             over_epochs.fill_between(ticks, values.min(0), values.max(0), color=color, alpha=0.2)
-    over_epochs.set_xlabel("epoch")
-    over_epochs.set_title("over training, band: all seeds")
+    over_epochs.set(xlabel="epoch", title="over training, band: all seeds")
     if over_epochs.lines:  # there are none of runs that ended within their first epoch
         over_epochs.legend()
     return figure
@@ -122,25 +116,23 @@ def _curves(folded: list[Run], runs: list[Run], key: str, metric: str) -> plt.Fi
 
 def _trade_off(folded: list[Run], keys: list[str], scores: list[str]) -> plt.Figure:
     """Draw each score over the reconstruction, a point per setting, with bars of one standard deviation over seeds."""
-    figure, drawn = plt.subplots(1, len(scores), figsize=(3.6 * len(scores), 3.6), layout="constrained", squeeze=False)
+    figure, grid = plt.subplots(1, len(scores), figsize=(3.6 * len(scores), 3.6), layout="constrained", squeeze=False)
     cost = "test/reconstruction"
-    for axes, name in zip(drawn[0], scores, strict=True):
+    for axes, name in zip(grid[0], scores, strict=True):
         for run in (run for run in folded if name in run.metrics):
-            x, y, spreads = run.metrics[cost], run.metrics[name], [run.spread.get(key, 0.0) for key in (cost, name)]
-            axes.errorbar([x], [y], xerr=[spreads[0]], yerr=[spreads[1]], fmt="o", capsize=2)
-            settings = " ".join(
-                f"{run.value(key):g}" if _is_number(run.value(key)) else str(run.value(key)) for key in keys
-            )
+            (x, x_spread), (y, y_spread) = ((run.metrics[key], run.spread.get(key, 0.0)) for key in (cost, name))
+            axes.errorbar([x], [y], xerr=[x_spread], yerr=[y_spread], fmt="o", capsize=2)
+            settings = " ".join(cell(run, key) for key in keys)
             axes.annotate(settings, (x, y), xytext=(5, 5), textcoords="offset points", fontsize=8, parse_math=False)
-        axes.set(xlabel=f"{cost}, nats per image", title=f"{name}, higher is better")
+        axes.set(xlabel=f"{cost}, nats per image")
+        axes.set_title(f"{name}, higher is better", fontsize=10)
         axes.margins(0.15)  # for the words beside the points
         axes.set_ylim(bottom=0)
-        axes.title.set_fontsize(10)
     figure.suptitle(", ".join(keys), fontsize=9)
     return figure
 
 
-def _number_axis(axis, values: list[float], key: str) -> None:
+def _number_axis(axis: Any, values: list[float], key: str) -> None:
     axis.axes.set(**{f"{axis.axis_name}scale": "log" if is_logarithmic(values) else "linear"})
     axis.set_ticks(values, [f"{value:g}" for value in values], minor=False)
     axis.set_minor_locator(matplotlib.ticker.NullLocator())
@@ -151,20 +143,6 @@ def _edges(values: list[float]) -> np.ndarray:
     """Return the borders of the cells around the values: halfway between neighbours, on the axis's own scale."""
     log = is_logarithmic(values)
     v = np.log(values) if log else np.array(values, dtype=float)
-    if len(v) == 1:
-        edges = np.array([v[0] - 0.5, v[0] + 0.5])
-    else:
-        middle = (v[1:] + v[:-1]) / 2
-        edges = np.concatenate([[2 * v[0] - middle[0]], middle, [2 * v[-1] - middle[-1]]])
+    middle = (v[1:] + v[:-1]) / 2 if len(v) > 1 else v[:1] + 0.5
+    edges = np.concatenate([[2 * v[0] - middle[0]], middle, [2 * v[-1] - middle[-1]] if len(v) > 1 else []])
     return np.exp(edges) if log else edges
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _save(figure: plt.Figure, path: Path) -> Path:
-    with atomic_write(path) as file:
-        figure.savefig(file, dpi=110)
-    plt.close(figure)
-    return path

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from vae_exp.compare.runs import SEEDS
+from vae_exp.compare.runs import SEEDS, is_number
 from vae_exp.config.checks import CONF_DIR, check, flatten
 from vae_exp.config.compose import compose, readable, without_hydra
 from vae_exp.errors import UserError
@@ -69,24 +70,21 @@ class Result:
     values: list[float] = field(default_factory=list)  # one, or one for each seed; empty: not run to the end
 
     @property
-    def here(self) -> float | None:
+    def mean(self) -> float | None:
         return statistics.mean(self.values) if self.values else None
 
     def text(self) -> str:
         """Return the value found here, with its standard deviation over seeds."""
-        if self.here is None:
+        if self.mean is None:
             return "-"
         spread = f" ± {self.claim.text(statistics.stdev(self.values))}" if len(self.values) > 1 else ""
-        return self.claim.text(self.here) + spread
+        return self.claim.text(self.mean) + spread
 
     def verdict(self, preset: Preset, changes: Sequence[str] = ()) -> str:
-        """Return "reproduced", or by how much the claim is missed.
-
-        If not the whole protocol was run, return only how far off the result is.
-        """
-        if self.here is None:
+        """Return "reproduced", or by how much the claim is missed; of another protocol only how far off it is."""
+        if self.mean is None:
             return f"{NOT_RUN} (needs {preset.needs or f'{preset.minutes:g} minutes'})"
-        off = self.here - self.claim.value
+        off = self.mean - self.claim.value
         if changes:
             return f"other protocol ({' '.join(changes)}), off by {off:+.2f}"
         if preset.shortened:
@@ -103,18 +101,17 @@ def read(name: str) -> Preset:
     if name not in names():
         raise UserError(f"{name}: no such preset. There are {', '.join(names())}, and all.")
     cfg = compose("config", [f"experiment={PUBLISHED}/{name}"])
-    said: Any = OmegaConf.to_container(cfg[PUBLISHED]) if isinstance(cfg.get(PUBLISHED), DictConfig) else None
     try:
-        assert isinstance(said, dict), "published: is missing"
-        claims = [Claim(**claim) for claim in said.pop("claims")]
+        content: Any = OmegaConf.to_container(cfg[PUBLISHED])
+        claims = [Claim(**claim) for claim in content.pop("claims")]
         if not claims:
             raise ValueError("no claims")
-        return Preset(name=name, claims=claims, runs=_runs(cfg), has_root="root" in cfg.dataset, **said)
-    except (AssertionError, KeyError, TypeError, ValueError) as error:
+        return Preset(name=name, claims=claims, runs=_job_count(cfg), has_root="root" in cfg.dataset, **content)
+    except (OmegaConfBaseException, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"conf/experiment/{PUBLISHED}/{name}.yaml: its claims are not complete ({error}).") from error
 
 
-def _runs(cfg: DictConfig) -> int | None:
+def _job_count(cfg: DictConfig) -> int | None:
     """Return the number of runs of a preset that is a sweep, or None if it is a single run."""
     if cfg.hydra.mode is None:
         return None
@@ -126,22 +123,22 @@ def finished_runs(preset: Preset, overrides: Sequence[str], folders: Iterable[Pa
 
     Raise UserError if a run in its place was trained by another protocol.
     """
-    ended = [folder for folder in folders if (summary := read_summary(folder)) is not None and summary.finished]
-    if not ended:
+    finished = [folder for folder in folders if (summary := read_summary(folder)) is not None and summary.finished]
+    finished = [folder for folder in finished if read_config(folder) is not None]
+    if not finished:
         return []
-    now = check(without_hydra(compose("config", readable([preset.config, *overrides]))))
-    done = []
-    for folder in ended:
-        before = read_config(folder)
-        if before is None:
-            continue
-        mine, theirs = ({k: v for k, v in flatten(config).items() if k not in SEEDS} for config in (now, before))
-        wrong = contradictions(theirs, mine)
-        wrong += [f"{key}={mine[key]}: it has {theirs.get(key)}" for key in LENGTH if mine[key] != theirs.get(key)]
+    wanted = _protocol(check(without_hydra(compose("config", readable([preset.config, *overrides])))))
+    for folder in finished:
+        actual = _protocol(read_config(folder) or {})
+        wrong = contradictions(actual, wanted)
+        wrong += [f"{key}={wanted[key]}: it has {actual.get(key)}" for key in LENGTH if wanted[key] != actual.get(key)]
         if wrong:
             raise UserError(f"{folder}: no run of {preset.name}; take it away, or move it.\n" + "\n".join(wrong))
-        done.append(folder)
-    return done if len(done) == (preset.runs or 1) else []
+    return finished if len(finished) == (preset.runs or 1) else []
+
+
+def _protocol(config: Any) -> dict[str, Any]:
+    return {key: value for key, value in flatten(config).items() if key not in SEEDS}
 
 
 def logged_value(folder: Path, claim: Claim) -> float | None:
@@ -149,13 +146,10 @@ def logged_value(folder: Path, claim: Claim) -> float | None:
     if claim.after_epoch is None:
         summary = read_summary(folder)
         return number(summary.results.get(claim.what)) if summary else None
-    for row in read_json_lines(folder / METRICS):
-        if row.get("epoch") == claim.after_epoch and claim.what in row:
-            return number(row[claim.what])
-    return None
+    rows = (row for row in read_json_lines(folder / METRICS) if row.get("epoch") == claim.after_epoch)
+    return next((number(row[claim.what]) for row in rows if claim.what in row), None)
 
 
 def number(value: Any) -> float | None:
     """Return the value if it is a finite number, else None."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if is_number else None
+    return float(value) if is_number(value) else None

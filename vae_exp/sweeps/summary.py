@@ -59,9 +59,9 @@ def finish(planned: Plan, wandb: WandbKeys, stopped: bool = False) -> int:
     figures: list[Path] = []
     if bests and not stopped:  # before anything is printed: whoever reads it may have gone
         from vae_exp.compare import plots
-        from vae_exp.tracking.wandb_views import publish_sweep
+        from vae_exp.tracking.wandb_run import publish_sweep
 
-        figures = plots.of_sweep(folded, runs, keys, metric, planned.folder)
+        figures = plots.draw(folded, runs, keys, metric, planned.folder)
         numbers = {f"best/{column}": bests[0].value(column) for column in shown} if len(bests) == 1 else {}
         lines = [[run.value(column) for column in shown] for run in folded]
         folders = [run.folder for run in runs]
@@ -80,7 +80,7 @@ def finish(planned: Plan, wandb: WandbKeys, stopped: bool = False) -> int:
     if bests:
         place_of = shlex.quote(str(planned.folder))
         say(f"compare vae-compare {place_of} --html report.html")
-        if place := wandb_logged.place(run.folder for run in runs):
+        if place := wandb_logged.project_of(run.folder for run in runs):
             say(f"in W&B  vae-compare {place_of} --wandb {shlex.quote(place)} --wandb-report")
     for figure in figures:
         say(f"figure  {figure}")

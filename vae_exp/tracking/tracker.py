@@ -1,7 +1,6 @@
 """A run's own files while it trains, with W&B beside them."""
 
 import contextlib
-import functools
 import json
 import logging
 import os
@@ -9,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,9 +20,9 @@ from PIL import Image
 from vae_exp.config.checks import from_anywhere, resolve
 from vae_exp.config.schema import Config
 from vae_exp.errors import UserError
-from vae_exp.files import atomic_write, no_links, write, write_json, writing
+from vae_exp.files import atomic_write, no_links, write, writing
 from vae_exp.tracking import wandb_run
-from vae_exp.tracking.wandb_run import FINISH_SECONDS, Mode, as_id, first_line, of_run, run_name
+from vae_exp.tracking.wandb_run import FINISH_SECONDS, Mode, as_id, first_line
 from vae_exp.training.checkpoints import Checkpoint
 from vae_exp.training.run_dir import (
     BEST,
@@ -59,7 +59,7 @@ class Tracker:
         config: Config,
         run_dir: Path,
         wandb_mode: Mode,
-        facts: RunInfo,
+        info: RunInfo,
         before: Checkpoint | None = None,
         old_log_bytes: int = 0,
     ) -> None:
@@ -67,8 +67,7 @@ class Tracker:
         self.started, self.wandb_id = time.monotonic(), None
         self.ends_as = "finished"  # the state of a run that ends without an error
         summary = read_summary(run_dir) if before is not None else None
-        self._known_in_wandb = summary.wandb if summary is not None else WandbRun()
-        self._wandb_step, self._wandb_values = 0, dict[str, Any]()  # not sent yet
+        known = summary.wandb if summary is not None else WandbRun()
         if before is not None and before.goes_on is not None:
             written = before.goes_on.written
             self.started, self.wandb_id = self.started - written.seconds, written.wandb_id
@@ -80,8 +79,9 @@ class Tracker:
         with writing(run_dir / METRICS):
             self.metrics = open(run_dir / METRICS, "a", opener=no_links)  # noqa: SIM115
         best = before.best.summary() if before is not None and before.best is not None else {}
-        self.summary = Summary("running", name=run_name(config), results=asdict(facts) | best)
-        self.wandb = None if wandb_mode == "disabled" else self._open_wandb(config, wandb_mode, facts)
+        self.name = wandb_run.run_name(config)
+        self.summary = Summary("running", name=self.name, results=asdict(info) | best)
+        self.wandb = None if wandb_mode == "disabled" else self._open_wandb(config, wandb_mode, asdict(info), known)
         if self.wandb is not None:
             self.wandb_id = self.wandb.id
             self.summary.wandb = _describe(self.wandb, wandb_mode)
@@ -89,28 +89,25 @@ class Tracker:
         if best:
             self._in_wandb(lambda run: run.summary.update(best))
 
-    def _open_wandb(self, config: Config, mode: Mode, facts: RunInfo) -> Any:
+    def _open_wandb(self, config: Config, mode: Mode, info: dict[str, Any], known: WandbRun) -> Any:
         import wandb
 
         try:
-            options = of_run(config, asdict(facts), self.summary.name, self.wandb_id, self._known_in_wandb)
+            options = wandb_run.training_options(config, info, self.name, self.wandb_id, known)
             return wandb.init(mode=mode, **options)
         except Exception as error:  # whatever is wrong with W&B, it must not cost the run
             if mode == "offline":
                 log.warning("W&B could not be started (%s); the run folder has everything.", first_line(error))
                 return None
             log.warning("W&B: %s; the run goes on offline.", first_line(error))
-            return self._open_wandb(config, "offline", facts)
+            return self._open_wandb(config, "offline", info, known)
 
     def log(self, values: dict[str, Any], step: int) -> None:
         """Log scalars, and lists that W&B shows as histograms."""
         with writing(self.run_dir / METRICS):
             self.metrics.write(json.dumps({"step": step} | values) + "\n")
             self.metrics.flush()
-        if self.wandb is not None:
-            import wandb
-
-            self._log_in_wandb({k: wandb.Histogram(v) if isinstance(v, list) else v for k, v in values.items()}, step)
+        self._in_wandb(lambda run: run.log(_with_histograms(values), step=step))
 
     def image(self, name: str, pixels: np.ndarray, caption: str, step: int) -> None:
         """Write a picture, as images/NAME_STEP.png and in W&B as images/NAME; it is encoded once."""
@@ -119,25 +116,13 @@ class Tracker:
             path.parent.mkdir(exist_ok=True)
         with atomic_write(path, sync=False) as file:
             Image.fromarray(pixels).save(file, "PNG")
-        if self.wandb is not None:
+
+        def log_image(run: Any) -> None:
             import wandb
 
-            self._log_in_wandb({f"images/{name}": wandb.Image(str(path), caption=caption)}, step)
+            run.log({f"images/{name}": wandb.Image(str(path), caption=caption)}, step=step)
 
-    def write(self, name: str, content: Any) -> None:
-        """Write a file of the run folder, as JSON."""
-        write_json(self.run_dir / name, content)
-
-    def _log_in_wandb(self, values: dict[str, Any], step: int) -> None:
-        """Log a step in one call, which takes a millisecond; W&B itself holds a step back until the next begins."""
-        if step != self._wandb_step:
-            self._send_to_wandb()
-        self._wandb_step, self._wandb_values = step, self._wandb_values | values
-
-    def _send_to_wandb(self) -> None:
-        values, self._wandb_values = self._wandb_values, {}
-        if values:
-            self._in_wandb(lambda run: run.log(values, step=self._wandb_step))
+        self._in_wandb(log_image)
 
     def position(self) -> tuple[int, str | None]:
         """Return the size of metrics.jsonl, to which a resumed run cuts it back, and the W&B run's id."""
@@ -154,7 +139,29 @@ class Tracker:
         self.summary.results.update(results)
         self._in_wandb(lambda run: run.summary.update(results))
 
+    def upload_checkpoints(self, best_is_last: bool) -> None:
+        """Upload best.pt and last.pt as versions of the run's W&B artifact; if they are the same model, as one file."""
+        files = {LAST: ["best", "last"]} if best_is_last else {BEST: ["best"], LAST: ["last"]}
+        for name, aliases in files.items():
+            self._in_wandb(partial(self._upload, name, aliases))
+
+    def _upload(self, name: str, aliases: list[str], run: Any) -> None:
+        import wandb
+        from wandb.sdk.artifacts.exceptions import WaitTimeoutError
+
+        artifact = wandb.Artifact(f"model-{as_id(self.name)}", type="model", metadata={"run": self.run_dir.name})
+        artifact.add_file(str(self.run_dir / name), policy="immutable")  # no second copy in W&B's cache at home
+        logged = run.log_artifact(artifact, aliases=aliases)
+        while not run.offline:  # here and not in finish, which does not wait for large files
+            try:
+                logged.wait(timeout=FINISH_SECONDS)
+                return
+            except WaitTimeoutError:
+                if problem := wandb_run.server_problem():
+                    raise RuntimeError(problem) from None
+
     def _in_wandb(self, call: Callable[[Any], Any]) -> None:
+        """Call with the W&B run, if there is one; if that fails, go on without."""
         if self.wandb is None:
             return
         try:
@@ -166,12 +173,10 @@ class Tracker:
                 self.summary.wandb.dir,
             )
             self.wandb = None
-            import wandb
-
             # Else it fails once more, with a traceback, when Python ends; beside, because it waits for the server.
-            closing = threading.Thread(target=_quietly, args=(wandb.teardown,), daemon=True)
-            closing.start()
-            closing.join(TEARDOWN_SECONDS)
+            teardown = threading.Thread(target=_teardown, daemon=True)
+            teardown.start()
+            teardown.join(TEARDOWN_SECONDS)
 
     def _write_summary(self) -> None:
         self.summary.seconds = round(time.monotonic() - self.started, 3)
@@ -185,65 +190,37 @@ class Tracker:
     ) -> None:
         if error is not None:  # written first: whoever stops a run may not wait for W&B
             with contextlib.suppress(OSError, UserError):  # what the error says is what matters
-                self._write_ending(error)
+                self._write_end(error)
         try:  # else the run is finished only when its W&B run is
             self._close_wandb(error)
             self.metrics.close()
         except (KeyboardInterrupt, SystemExit) as stop:
-            self._write_ending(stop)
+            self._write_end(stop)
             raise
         if error is None:
-            self._write_ending(None)
+            self._write_end(None)
 
-    def _write_ending(self, error: BaseException | None) -> None:
-        state, reason, _ = self._ending(error)
-        self.summary.state = state
-        self.summary.reason = self.summary.reason if error is None else reason
+    def _write_end(self, error: BaseException | None) -> None:
+        self.summary.state, self.summary.reason, _ = self._end(error)
         self._write_summary()
 
-    def _ending(self, error: BaseException | None) -> tuple[str, str | None, int]:
+    def _close_wandb(self, error: BaseException | None) -> None:
+        state, reason, exit_code = self._end(error)
+        if isinstance(error, SystemExit):
+            self._in_wandb(lambda run: run.mark_preempting())
+        self._in_wandb(lambda run: run.summary.update({"state": state, "reason": reason}))
+        self._in_wandb(lambda run: run.finish(exit_code=exit_code))
+
+    def _end(self, error: BaseException | None) -> tuple[str, str | None, int]:
         """Return the state of a run that ends with this error or none, the reason, and W&B's exit code."""
         if error is None:
-            return self.ends_as, None, 0
+            return self.ends_as, self.summary.reason, 0
         if isinstance(error, KeyboardInterrupt):
             return "interrupted", "Ctrl-C", 130
         if isinstance(error, SystemExit):
             code = error.code if isinstance(error.code, int) else 1
             return "interrupted", "SIGTERM" if code == 143 else f"{error.code}", code
         return "failed", str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}", 1
-
-    def _close_wandb(self, error: BaseException | None) -> None:
-        self._send_to_wandb()
-        state, reason, exit_code = self._ending(error)
-        ending = {"state": state, "reason": self.summary.reason if error is None else reason}
-        if isinstance(error, SystemExit):
-            self._in_wandb(lambda run: run.mark_preempting())
-        self._in_wandb(lambda run: run.summary.update(ending))
-        self._in_wandb(lambda run: run.finish(exit_code=exit_code))
-
-    def upload_checkpoints(self, best_is_last: bool) -> None:
-        """Upload best.pt and last.pt as versions of the run's W&B artifact; if they are the same model, as one file."""
-        if best_is_last:
-            self._in_wandb(functools.partial(self._log_artifact, LAST, ["best", "last"]))
-        else:
-            self._in_wandb(functools.partial(self._log_artifact, BEST, ["best"]))
-            self._in_wandb(functools.partial(self._log_artifact, LAST, ["last"]))
-
-    def _log_artifact(self, name: str, aliases: list[str], run: Any) -> None:
-        import wandb
-        from wandb.sdk.artifacts.exceptions import WaitTimeoutError
-
-        metadata = {"run": self.run_dir.name}
-        artifact = wandb.Artifact(f"model-{as_id(str(self.summary.name))}", type="model", metadata=metadata)
-        artifact.add_file(str(self.run_dir / name), policy="immutable")  # no second copy in W&B's cache at home
-        logged = run.log_artifact(artifact, aliases=aliases)
-        while not run.offline:  # here and not in finish, which does not wait for large files
-            try:
-                logged.wait(timeout=FINISH_SECONDS)
-                return
-            except WaitTimeoutError:
-                if trouble := wandb_run.trouble():
-                    raise RuntimeError(trouble) from None
 
 
 def record_failure(cfg: DictConfig, run_dir: Path, reason: str) -> None:
@@ -258,12 +235,26 @@ def record_failure(cfg: DictConfig, run_dir: Path, reason: str) -> None:
 
 
 def _describe(run: Any, mode: str) -> WandbRun:
-    folder = os.path.relpath(Path(run.dir).parent)
-    place = {"project": run.project, "entity": run.entity, "group": run.group, "tags": list(run.tags or ())}
-    place = {name: value or None for name, value in place.items()}
-    return WandbRun("offline" if run.offline else mode, run.id, folder, None if run.offline else run.url, **place)
+    return WandbRun(
+        mode="offline" if run.offline else mode,
+        id=run.id,
+        dir=os.path.relpath(Path(run.dir).parent),
+        url=None if run.offline else run.url,
+        project=run.project or None,
+        entity=run.entity or None,
+        group=run.group or None,
+        tags=list(run.tags or ()) or None,
+    )
 
 
-def _quietly(call: Callable[[], Any]) -> None:
+def _with_histograms(values: dict[str, Any]) -> dict[str, Any]:
+    import wandb
+
+    return {name: wandb.Histogram(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def _teardown() -> None:
+    import wandb
+
     with contextlib.suppress(Exception):
-        call()
+        wandb.teardown()

@@ -1,33 +1,142 @@
-"""Options of W&B runs, and the server they go to."""
+"""W&B runs: their mode and server, their options, and those beside training: an evaluation's, a sweep's summary."""
 
 import base64
 import functools
+import hashlib
 import logging
 import netrc
 import os
 import re
 import secrets
+import shutil
 import ssl
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 from urllib.error import HTTPError
 from urllib.parse import urlparse
 from urllib.request import Request, urlopen
 
+from vae_exp.compare.runs import is_number
+from vae_exp.config.checks import as_typed
 from vae_exp.config.schema import Config, WandbKeys
 from vae_exp.errors import UserError, printable
-from vae_exp.training.run_dir import OUTPUTS, WandbRun
+from vae_exp.training.run_dir import OUTPUTS, WandbRun, read_summary
 
 log = logging.getLogger(__name__)
-
-INIT_SECONDS = 8  # with wandb_server.PROBE_SECONDS: a server that does not answer may cost 15 s in all
+Mode = Literal["online", "offline", "disabled"]
+PROBE_SECONDS = 4
+INIT_SECONDS = 8  # with PROBE_SECONDS: a server that does not answer may cost 15 s in all
 FINISH_SECONDS = 10  # of uploading at the end; what is not there by then stays in W&B's folder, to be synced
-LONGEST_TAG = 64
-UNKNOWN = WandbRun()
+MAX_TAG = 64  # characters
+REFUSED_IN_IDS = ":;,#?/'"
+SWEEP_SUMMARY = "sweep-summary"  # the job type of the run that has a sweep's table and figures
 SHORT = {"model.z_dim": "z", "optimizer.lr": "lr", "seed": "s"}
 IN_EVERY_NAME = ("model", "model.name", "dataset", "model.z_dim", "optimizer.lr", "seed")
+
+
+def choose_mode(wanted: str) -> Mode:
+    """Return the mode for wandb.init: online, offline or disabled.
+
+    auto is what W&B's variables say, else online if an API key is configured, else offline. A server that does not
+    answer, or refuses the key, means offline, and wrong settings mean disabled. Raise UserError as api_key and
+    check_environment do.
+    """
+    mode = _mode_of_environment() if wanted == "auto" else wanted
+    if mode == "disabled":
+        return "disabled"
+    check_environment(wanted)
+    # W&B reads its variables itself: for a tag that is too long or an empty id it refuses the run.
+    for name, value in {"RUN_ID": os.environ.get("WANDB_RUN_ID"), "TAGS": ",".join(_tags_of_environment())}.items():
+        os.environ.pop(f"WANDB_{name}", None)
+        if value:
+            os.environ[f"WANDB_{name}"] = value
+    import wandb
+
+    try:
+        server = _settings().base_url
+        key = api_key(mode) if mode in ("auto", "online") else None
+        problem = _probe(server, key) if key else None
+    except (ValueError, wandb.Error) as error:  # such as WANDB_BASE_URL without http://
+        log.warning("W&B: its settings are wrong, so the run goes on without it: %s", error)
+        return "disabled"
+    if key is not None and not problem:
+        return "online"
+    if problem:
+        log.warning("W&B: %s; the run goes on offline.", problem)
+    # Said to the whole process: else W&B's service talks to its server even for an offline run, and the
+    # program's end waits for an answer.
+    wandb.setup(wandb.Settings(silent=True, mode="offline"))
+    return "offline"
+
+
+def _mode_of_environment() -> str:
+    """Return what wandb.mode=auto means, by W&B's own variables."""
+    is_disabled = os.environ.get("WANDB_DISABLED", "").strip().lower() in ("true", "1", "yes", "y", "on", "t")
+    return "disabled" if is_disabled else os.environ.get("WANDB_MODE", "auto")
+
+
+def check_environment(wanted: str, several_runs: bool = False) -> None:
+    """Raise UserError if W&B would refuse WANDB_RUN_ID, or if it is set for several runs; wanted is wandb.mode."""
+    run_id = os.environ.get("WANDB_RUN_ID", "")
+    if (_mode_of_environment() if wanted == "auto" else wanted) == "disabled":
+        return
+    if run_id != run_id.strip() or any(letter in REFUSED_IN_IDS or not letter.isprintable() for letter in run_id):
+        raise UserError(
+            f"WANDB_RUN_ID={run_id}: W&B takes no id with spaces around it or any of {' '.join(REFUSED_IN_IDS)} in it."
+        )
+    if run_id and several_runs:
+        raise UserError(f"WANDB_RUN_ID={run_id}: is of one run, and each job of a sweep is a run of its own. Unset it.")
+
+
+def api_key(mode: str, because: str = "wandb.mode=online", instead: str = "use wandb.mode=offline") -> str | None:
+    """Return the W&B API key, an empty text for other credentials, or None if there are none.
+
+    Raise UserError if wandb.mode=online has none; it says what to do instead of `wandb login`.
+    """
+    settings = _settings()
+    key = settings.api_key or _key_in_netrc(settings.base_url) or ("" if settings.identity_token_file else None)
+    if mode == "online" and key is None:
+        raise UserError(f"{because}: no W&B API key is configured. `wandb login`, or {instead}.")
+    return key
+
+
+def _key_in_netrc(server: str) -> str | None:
+    """Return the key that `wandb login` wrote, found without the network that wandb.login waits for."""
+    try:
+        entry = netrc.netrc(os.environ.get("NETRC")).hosts.get(urlparse(server).hostname or "")
+    except (OSError, netrc.NetrcParseError):
+        return None
+    return entry[2] if entry else None
+
+
+def _settings() -> Any:
+    import wandb
+
+    return wandb.setup(wandb.Settings(silent=True)).settings
+
+
+def server_problem() -> str | None:
+    """Return what is wrong with the server just now, or None."""
+    return _probe.__wrapped__(_settings().base_url, api_key("auto") or "")
+
+
+@functools.lru_cache  # a server that is away is waited for once, not once per job of a sweep
+def _probe(server: str, key: str) -> str | None:
+    """Ask the server who we are, as wandb would, and return what is wrong with it, or None."""
+    login = base64.b64encode(f"api:{key}".encode()).decode()
+    headers = {"Content-Type": "application/json", "Authorization": f"Basic {login}"}
+    request = Request(f"{server.rstrip('/')}/graphql", b'{"query": "query { viewer { id } }"}', headers)
+    try:
+        urlopen(request, timeout=PROBE_SECONDS).close()
+    except HTTPError as error:
+        return f"{server} refuses the API key ({error.code})" if error.code in (401, 403) else None
+    except (OSError, ValueError, HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        if not isinstance(reason, ssl.SSLError):  # wandb has its own certificates
+            return f"{server} does not answer ({reason})"
+    return None
 
 
 def run_name(config: Config) -> str:
@@ -42,74 +151,29 @@ def run_name(config: Config) -> str:
     return str(name)
 
 
-def of_run(
-    config: Config, facts: dict[str, Any], name: str | None, wandb_id: str | None, known: WandbRun
+def training_options(
+    config: Config, info: dict[str, Any], name: str, wandb_id: str | None, known: WandbRun
 ) -> dict[str, Any]:
-    """Return the options of wandb.init for a training run.
-
-    wandb_id is the id of the run to resume, if there is one, and known is what summary.json has of that run.
-    """
-    keys = config["wandb"]
-    return common(keys, known) | {
-        "config": {**config, **facts},
-        "id": os.environ.get("WANDB_RUN_ID") or wandb_id or new_id(_for_the_list(config, str(name))),
-        "resume": "allow" if wandb_id else None,
-        "name": name,
-        "group": group(config, name, known),
-        "job_type": os.environ.get("WANDB_JOB_TYPE") or "train",
-        "tags": tags(config, known),
-        "notes": text(keys["notes"]),
-    }
-
-
-def group(config: Mapping[str, Any], name: str | None, known: WandbRun) -> str | None:
-    """Return the W&B group of a run and of its evaluations: the configured one, its sweep, or its own name.
-
-    known is what summary.json has of the run: the environment may be another one by now.
-    """
-    asked = (config.get("wandb") or {}).get("group") or (config.get("sweep") or {}).get("name")
-    return text(asked or known.group or os.environ.get("WANDB_RUN_GROUP") or name)
-
-
-def tags(config: Mapping[str, Any], known: WandbRun) -> list[str]:
-    """Return the W&B tags of a run and of its evaluations: its model, its dataset, the user's; known as in group."""
-    own = (config.get("wandb") or {}).get("tags")
-    if not own and isinstance(known.tags, list):
-        return short([str(tag) for tag in known.tags])
-    names = [(config.get(part) or {}).get("name") for part in ("model", "dataset")]
-    return short([str(tag) for tag in (*names, *(own or _tags_of_environment())) if tag is not None])
-
-
-def tags_of_sweep(keys: WandbKeys, known: Iterable[WandbRun]) -> list[str]:
-    """Return all tags of a sweep's runs, or the user's tags if none are known."""
-    of_runs = dict.fromkeys(tag for run in known if isinstance(run.tags, list) for tag in run.tags)
-    return short([str(tag) for tag in of_runs or keys["tags"] or _tags_of_environment()])
-
-
-def _tags_of_environment() -> list[str]:
-    return [tag for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag.strip()]
-
-
-def _for_the_list(config: Config, name: str) -> str:
-    """Put what is swept before the name: `wandb leet` lists runs by the first few letters of their ids."""
+    """Return the options of wandb.init for a training run; wandb_id and known are of the run to resume."""
+    # `wandb leet` lists runs by the first few letters of their ids: what is swept comes first.
     swept = [word.partition("=") for word in config["sweep"]["over"]]
     values = [SHORT.get(key, key.rsplit(".", 1)[-1]) + value for key, _, value in swept]
-    return "-".join([*values, name])
+    return (
+        _options(config["wandb"], known)
+        | _labels(config, name, known)
+        | {
+            "config": {**config, **info},
+            "id": os.environ.get("WANDB_RUN_ID") or wandb_id or new_id("-".join([*values, name])),
+            "resume": "allow" if wandb_id else None,
+            "name": name,
+            "job_type": os.environ.get("WANDB_JOB_TYPE") or "train",
+            "notes": None if config["wandb"]["notes"] is None else str(config["wandb"]["notes"]),
+        }
+    )
 
 
-def short(tags: list[str]) -> list[str]:
-    """Return the tags that W&B accepts: with one that is too long it would refuse the run."""
-    if long := [tag for tag in tags if len(tag) > LONGEST_TAG]:
-        shown = ", ".join(printable(tag[:LONGEST_TAG]) + "..." for tag in long)
-        log.warning("W&B: left out what is longer than the %d characters of a tag: %s", LONGEST_TAG, shown)
-    return [tag for tag in tags if len(tag) <= LONGEST_TAG]
-
-
-def common(keys: WandbKeys, known: WandbRun = UNKNOWN) -> dict[str, Any]:
-    """Return the options of wandb.init that are the same for every run: of training, an evaluation, a sweep's summary.
-
-    known is what summary.json has of the run that is written to, or that is evaluated.
-    """
+def _options(keys: WandbKeys, known: WandbRun) -> dict[str, Any]:
+    """Return the options of wandb.init that all runs have: known is the run that is resumed, or evaluated."""
     import wandb
 
     # Absolute, because W&B's service keeps the working folder of its start.
@@ -126,6 +190,32 @@ def common(keys: WandbKeys, known: WandbRun = UNKNOWN) -> dict[str, Any]:
     }
 
 
+def _labels(config: Mapping[str, Any], name: str, known: WandbRun) -> dict[str, Any]:
+    """Return the W&B group of a run and of its evaluations (chosen, its sweep, or its own name), and their tags.
+
+    known is what summary.json has of the run: its environment, which may be another one by now.
+    """
+    keys, sweep = config.get("wandb") or {}, config.get("sweep") or {}
+    group = keys.get("group") or sweep.get("name") or known.group or os.environ.get("WANDB_RUN_GROUP") or name
+    if known.tags is not None and not keys.get("tags"):
+        return {"group": str(group), "tags": _accepted(known.tags)}
+    names = [(config.get(part) or {}).get("name") for part in ("model", "dataset")]
+    return {"group": str(group), "tags": _accepted([*names, *(keys.get("tags") or _tags_of_environment())])}
+
+
+def _tags_of_environment() -> list[str]:
+    return _accepted(tag for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag.strip())
+
+
+def _accepted(tags: Iterable[Any]) -> list[str]:
+    """Return the tags that W&B accepts: with one that is too long it would refuse the run."""
+    texts = [str(tag) for tag in tags if tag is not None]
+    if long := [tag for tag in texts if len(tag) > MAX_TAG]:
+        beginnings = ", ".join(printable(tag[:MAX_TAG]) + "..." for tag in long)
+        log.warning("W&B: left out what is longer than the %d characters of a tag: %s", MAX_TAG, beginnings)
+    return [tag for tag in texts if len(tag) <= MAX_TAG]
+
+
 def new_id(name: str) -> str:
     """Make an id that no other run has."""
     return f"{as_id(name)}-{secrets.token_hex(3)}"
@@ -136,134 +226,107 @@ def as_id(name: str) -> str:
     return re.sub("[^A-Za-z0-9._-]", "-", name)[:80]
 
 
-def text(value: Any) -> str | None:
-    return None if value is None else str(value)
-
-
 def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-PROBE_SECONDS = 4
-REFUSED_IN_IDS = ":;,#?/'"
-Mode = Literal["online", "offline", "disabled"]
+def record_evaluation(
+    wandb_mode: str, run_dir: Path, config: Config, values: dict[str, Any], pictures: dict[str, Path]
+) -> str | None:
+    """Add numbers and pictures to a run's W&B run, or, if that cannot be reopened, to a run in its group.
 
-
-def api_key(mode: str, because: str = "wandb.mode=online", instead: str = "use wandb.mode=offline") -> str | None:
-    """Return the W&B API key, an empty text for other credentials, or None if there are none.
-
-    Raise UserError if wandb.mode=online has none; it says what to do instead of `wandb login`.
+    wandb_mode=auto means the mode of the run itself. Return in words where they are, or None if nothing was logged.
     """
-    import wandb
-
-    settings = wandb.setup(wandb.Settings(silent=True)).settings
-    key = settings.api_key or _key_in_netrc(settings.base_url) or ("" if settings.identity_token_file else None)
-    if mode == "online" and key is None:
-        raise UserError(f"{because}: no W&B API key is configured. `wandb login`, or {instead}.")
-    return key
-
-
-def choose_mode(wanted: str) -> Mode:
-    """Return the mode for wandb.init: online, offline or disabled.
-
-    auto is disabled if WANDB_DISABLED says so, else WANDB_MODE's value, else online if an API key is configured, else
-    offline. A server that does not answer, or refuses the key, means offline, and wrong settings mean disabled. Raise
-    UserError as api_key and check_environment do.
-    """
-    mode = from_environment() if wanted == "auto" else wanted
-    if mode == "disabled":
-        return "disabled"
-    check_environment(wanted)
-    _mend_environment()
-    import wandb
-
-    try:
-        key = api_key(mode) if mode in ("auto", "online") else None
-        server = wandb.setup(wandb.Settings(silent=True)).settings.base_url
-    except (ValueError, wandb.Error) as error:  # such as WANDB_BASE_URL without http://
-        log.warning("W&B: its settings are wrong, so the run goes on without it: %s", error)
-        return "disabled"
-    if key is not None:
-        trouble = _ask(server, key) if key else None
-        if not trouble:
-            return "online"
-        log.warning("W&B: %s %s; the run goes on offline.", server, trouble)
-    # Said to the whole process: else W&B's service talks to its server even for an offline run, and the
-    # program's end waits for an answer.
-    wandb.setup(wandb.Settings(silent=True, mode="offline"))
-    return "offline"
-
-
-def from_environment() -> str:
-    """Return what wandb.mode=auto means, by W&B's own variables."""
-    is_disabled = os.environ.get("WANDB_DISABLED", "").strip().lower() in ("true", "1", "yes", "y", "on", "t")
-    return "disabled" if is_disabled else os.environ.get("WANDB_MODE", "auto")
-
-
-def check_environment(wanted: str, several_runs: bool = False) -> None:
-    """Raise UserError if W&B would refuse WANDB_RUN_ID, or if it is set for several runs; wanted is wandb.mode."""
-    run_id = os.environ.get("WANDB_RUN_ID", "")
-    if "disabled" in (wanted, from_environment() if wanted == "auto" else wanted):
-        return
-    if run_id != run_id.strip() or any(letter in REFUSED_IN_IDS or not letter.isprintable() for letter in run_id):
-        raise UserError(
-            f"WANDB_RUN_ID={run_id}: W&B takes no id with spaces around it or any of {' '.join(REFUSED_IN_IDS)} in it."
-        )
-    if run_id and several_runs:
-        raise UserError(f"WANDB_RUN_ID={run_id}: is of one run, and each job of a sweep is a run of its own. Unset it.")
-
-
-def _mend_environment() -> None:
-    """Correct W&B's variables, which it reads itself: for a tag that is too long or an empty id it refuses them all."""
-    if os.environ.get("WANDB_RUN_ID") == "":
-        del os.environ["WANDB_RUN_ID"]
-    if tags := os.environ.get("WANDB_TAGS"):
-        os.environ["WANDB_TAGS"] = ",".join(short([tag for tag in tags.split(",") if tag.strip()]))
-    if os.environ.get("WANDB_TAGS") == "":
-        del os.environ["WANDB_TAGS"]
-
-
-def _key_in_netrc(server: str) -> str | None:
-    """Return the key that `wandb login` wrote, found without the network that wandb.login waits for."""
-    try:
-        entry = netrc.netrc(os.environ.get("NETRC")).hosts.get(urlparse(server).hostname or "")
-    except (OSError, netrc.NetrcParseError):
+    summary = read_summary(run_dir)
+    if summary is None or summary.name is None:  # a checkpoint that was taken out of its run's folder
         return None
-    return entry[2] if entry else None
+    if wandb_mode == "auto" and _mode_of_environment() == "disabled":
+        return None
+    mode = choose_mode(summary.wandb.mode if wandb_mode == "auto" else wandb_mode)
+    if mode == "disabled":
+        return None
+    import wandb
 
-
-@functools.lru_cache  # a server that is away is waited for once, not once per job of a sweep
-def _ask(server: str, key: str) -> str | None:
-    """Ask the server who we are, as wandb would, and return what is wrong with it, or None."""
-    login = base64.b64encode(f"api:{key}".encode()).decode()
-    headers = {"Content-Type": "application/json", "Authorization": f"Basic {login}"}
-    request = Request(f"{server.rstrip('/')}/graphql", b'{"query": "query { viewer { id } }"}', headers)
-    try:
-        urlopen(request, timeout=PROBE_SECONDS).close()
-    except HTTPError as error:
-        return f"refuses the API key ({error.code})" if error.code in (401, 403) else None
-    except (OSError, ValueError, HTTPException) as error:
-        reason = getattr(error, "reason", error)
-        return (
-            None if isinstance(reason, ssl.SSLError) else f"does not answer ({reason})"
-        )  # wandb has its own certificates
+    keys = cast("WandbKeys", dict.fromkeys(WandbKeys.__annotations__) | config.get("wandb", {}))
+    reopened: dict[str, Any] = {"id": summary.wandb.id, "resume": "must"}
+    unique = hashlib.sha256(os.fsencode(summary.wandb.id or run_dir.resolve())).hexdigest()[:6]
+    beside: dict[str, Any] = {
+        "id": f"{as_id(f'evaluate-{summary.name}')}-{unique}",  # of every evaluation of the run, so that W&B joins them
+        "resume": "allow",
+        "name": f"evaluate {summary.name}",
+        "job_type": "evaluate",
+        "config": config,
+    } | _labels(config, summary.name, summary.wandb)
+    can_reopen = mode == "online" and summary.wandb.id and summary.wandb.url
+    for options in [reopened, beside] if can_reopen else [beside]:
+        try:
+            with wandb.init(mode=mode, **_options(keys, summary.wandb), **options) as run:
+                run.summary.update(values)
+                if pictures:
+                    run.log({name: wandb.Image(str(path)) for name, path in pictures.items()})
+        except Exception as error:  # whatever is wrong with W&B, it must not cost the evaluation
+            log.warning("W&B: the evaluation could not be logged (%s).", first_line(error))
+            continue
+        folder = Path(run.dir).parent
+        if run.offline:
+            _remove_previous(folder, beside["id"])
+        name = f"run {run.id}" if options is reopened else f"{run.name!r} in group {run.group}"
+        return f"{name}, {os.path.relpath(folder) if run.offline else run.url}"
     return None
 
 
-def trouble() -> str | None:
-    """Return what is wrong with the server just now, or None."""
+def _remove_previous(folder: Path, run_id: str) -> None:
+    """Remove the folders of previous evaluations of the same run, whose numbers the new one has too."""
+    pattern = re.compile(rf"offline-run-\d+_\d+-{re.escape(run_id)}(-\d+)?")  # the last for two of one second
+    for path in folder.parent.iterdir():
+        if pattern.fullmatch(path.name) and path.name != folder.name:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def publish_sweep(
+    name: str,
+    keys: WandbKeys,
+    folders: list[Path],
+    columns: list[str],
+    rows: list[list[Any]],
+    figures: list[Path],
+    results: dict[str, Any],
+) -> None:
+    """Log the table and figures of a sweep as one W&B run, sweep-summary, in the sweep's group, with its runs' tags."""
+    mode = choose_mode(keys["mode"])
+    if mode == "disabled":
+        return
     import wandb
 
-    server = wandb.setup(wandb.Settings(silent=True)).settings.base_url
-    found = _ask.__wrapped__(server, api_key("auto") or "")
-    return f"{server} {found}" if found else None
+    summaries = [summary for folder in folders if (summary := read_summary(folder)) is not None]
+    tags = list(dict.fromkeys(tag for summary in summaries for tag in summary.wandb.tags or ()))
+    options: dict[str, Any] = {
+        "id": new_id(f"{SWEEP_SUMMARY}-{name}"),
+        "name": f"{SWEEP_SUMMARY} {name}",
+        "group": keys["group"] or name,
+        "tags": _accepted(tags or keys["tags"] or _tags_of_environment()),
+        "job_type": SWEEP_SUMMARY,
+    }
+    table = wandb.Table(columns=[*columns], data=[*zip(*map(_one_type, zip(*rows, strict=True)), strict=True)])
+    try:
+        with wandb.init(mode=mode, **_options(keys, WandbRun()), **options) as run:
+            run.log({"sweep/table": table})
+            run.log({f"sweep/{figure.stem}": wandb.Image(str(figure)) for figure in figures})
+            run.summary.update(results)
+    except Exception as error:  # whatever is wrong with W&B, it must not cost the sweep
+        log.warning("W&B: the sweep's summary could not be logged (%s).", first_line(error))
+
+
+def _one_type(column: Sequence[Any]) -> list[Any]:
+    """Return a column as W&B's tables take it: numbers, texts or booleans, else all of it as it would be typed."""
+    kinds = {float if is_number(value) else type(value) for value in column if value is not None}
+    if len(kinds) < 2 and kinds <= {float, str, bool}:
+        return [*column]
+    return [None if value is None else as_typed(value) for value in column]
 
 
 def download(artifact: str) -> Path:
-    """Download a W&B artifact such as ENTITY/PROJECT/NAME:best into outputs/wandb/artifacts, and return its folder.
-
-    Raise UserError if there is no key, no such artifact, or no network.
-    """
+    """Return the folder to which a W&B artifact such as ENTITY/PROJECT/NAME:best is downloaded, or raise UserError."""
     api_key("online", f"checkpoint={artifact} is an artifact of W&B's", "give the path of a file or of a run's folder")
     import wandb
 

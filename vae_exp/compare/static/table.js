@@ -1,24 +1,25 @@
 // The table of a section: a row a run, columns to sort by, bookkeeping on request.
 
 function table(section) {
-  const heads = section.columns.map((column, i) => head(column, i));
-  const first = element("th", { scope: "col", class: "name" });
-  first.append(button("run", () => sortBy(first, id => runs[id].name)));
+  const first = head("name", ["run"], id => runs[id].name);
+  const heads = section.columns.map(column =>
+    head(kinds(column), breakable(column.name), id => runs[id].known[column.name] ?? null),
+  );
   const rows = new Map(section.runs.map(id => [id, row(section, id)]));
-  const body = element("tbody", {}, ...rows.values());
+  const body = element("tbody", {}, [...rows.values()]);
   const made = element(
     "table",
     { class: "runs" },
     element("caption", { class: "unseen" }, `runs of ${section.title ?? "this page"}`),
-    element("thead", {}, element("tr", {}, first, ...heads)),
+    element("thead", {}, element("tr", {}, first, heads)),
     body,
   );
   roving(body);
 
-  function head(column, i) {
-    const made = element("th", { scope: "col", class: kinds(column) });
-    made.append(button("", () => sortBy(made, id => runs[id].values[i])));
-    made.firstChild.append(...breakable(column.name));
+  function head(kind, text, value) {
+    const made = element("th", { scope: "col", class: kind });
+    made.append(button("", () => sortBy(made, value)));
+    made.firstChild.append(...text);
     return made;
   }
 
@@ -35,12 +36,9 @@ function table(section) {
   if (hidden) box.push(element("p", { class: "note" }, `not shown: ${hidden} (swept, and not among --columns)`));
   const folded = section.columns.filter(column => column.is_folded);
   if (!folded.length) return box;
-  const more = button(`${folded.length} more: ${folded.map(column => column.name).join(", ")}`, () => {
-    const isOpen = made.classList.toggle("with-folded");
-    more.setAttribute("aria-expanded", isOpen);
-  });
-  more.className = "quiet";
-  more.setAttribute("aria-expanded", "false");
+  const names = folded.map(column => column.name).join(", ");
+  const toggle = () => more.setAttribute("aria-expanded", made.classList.toggle("with-folded"));
+  const more = button(`${folded.length} more: ${names}`, toggle, { class: "quiet", "aria-expanded": "false" });
   return [...box, more];
 }
 
@@ -48,21 +46,15 @@ const kinds = column => [column.is_number && "number", column.is_folded && "fold
 
 function row(section, id) {
   const run = runs[id];
-  const dot = element("span", { class: "dot", "aria-hidden": "true" });
-  const name = element(
-    "th",
-    { scope: "row", class: "name", title: run.name },
-    dot,
-    ...breakable(run.short, /(?<=[/_])/),
-  );
-  if (run.is_best) name.append(element("span", { class: "badge" }, "best"));
+  const name = [dot(), breakable(run.short, /(?<=[/_])/), badge(run)];
   const cells = section.columns.map((column, i) => {
     const attributes = { class: kinds(column) || null };
     if (column.name === "reason") Object.assign(attributes, { class: "reason", title: run.reason });
     if (column.name === "state") attributes.class = `state ${run.state.split(" ").pop()}`;
     return element("td", attributes, run.cells[i]);
   });
-  return element("tr", belonging([id], { class: run.is_best ? "best" : null, tabindex: -1 }), name, ...cells);
+  const head = element("th", { scope: "row", class: "name", title: run.name }, name);
+  return element("tr", belonging([id], { class: run.is_best ? "best" : null, tabindex: -1 }), head, cells);
 }
 
 // Numbers by size, then texts by name; what is missing stays last in either order.
@@ -84,8 +76,8 @@ function roving(body) {
   body.addEventListener("focusin", event => reach(event.target.closest("tr")));
   body.addEventListener("keydown", event => {
     const shown = [...body.rows].filter(row => !row.hidden);
-    const here = shown.indexOf(event.target.closest("tr"));
-    const to = { ArrowDown: here + 1, ArrowUp: here - 1, Home: 0, End: shown.length - 1 }[event.key];
+    const at = shown.indexOf(event.target.closest("tr"));
+    const to = { ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: shown.length - 1 }[event.key];
     if (to !== undefined) {
       event.preventDefault();
       shown[between(to, 0, shown.length - 1)]?.focus();

@@ -7,15 +7,14 @@ const NEAR = 40; // pixels from the pointer
 function chart(title, lines, { height = 260, isLive = true } = {}) {
   const note = element("span", { class: "note" });
   const box = element("div", { class: "plot", style: `height: ${height}px` });
-  const stop = drawnInto(box, width => {
+  const made = element("figure", { class: "chart" }, element("figcaption", {}, title, " ", note), box);
+  made.stop = drawInto(box, width => {
     const shown = lines().filter(line => line.epochs.length);
     if (!shown.length) return [element("p", { class: "none" }, "nothing logged")];
-    const top = yRange(shown);
-    note.textContent = top.isCut ? "higher values are cut off" : "";
-    return [chartAt(width, height, shown, top, title, isLive)];
+    const y = yRange(shown);
+    note.textContent = y.isCut ? "higher values are cut off" : "";
+    return [chartAt(width, height, shown, y, title, isLive)];
   });
-  const made = element("figure", { class: "chart" }, element("figcaption", {}, title, " ", note), box);
-  made.stop = stop;
   return made;
 }
 
@@ -34,30 +33,17 @@ function chartAt(width, height, lines, y, title, isLive) {
   const epochs = lines.flatMap(line => line.epochs);
   const ends = [Math.min(...epochs), Math.max(...epochs)];
   const toX = ends[0] === ends[1] ? () => (left + right) / 2 : linear(ends, [left, right]);
-  const toY = linear([y.low, y.high], [bottom, top]);
+  const { made, toY } = plane(width, { ...CHART, height }, title, [y.low, y.high], 5, "epoch");
   const clip = `clip-${clips++}`;
-  const made = drawn("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": title });
-  made.append(
-    drawn(
-      "clipPath",
-      { id: clip },
-      drawn("rect", { x: left - 5, y: top, width: right - left + 10, height: bottom - top }),
-    ),
-  );
-  for (const tick of ticks(y.low, y.high, 5)) {
-    made.append(drawn("line", { class: "grid", x1: left, x2: right, y1: toY(tick), y2: toY(tick) }));
-    made.append(drawn("text", { x: left - 6, y: toY(tick) + 4, "text-anchor": "end" }, number(tick)));
-  }
+  const area = svg("rect", { x: left - 5, y: top, width: right - left + 10, height: bottom - top });
+  made.append(svg("clipPath", { id: clip }, area));
   for (const tick of ticks(...ends, Math.max(2, width / 90)).filter(Number.isInteger)) {
-    made.append(drawn("text", { x: toX(tick), y: bottom + 16, "text-anchor": "middle" }, String(tick)));
+    made.append(svg("text", { x: toX(tick), y: bottom + 16, "text-anchor": "middle" }, String(tick)));
   }
-  made.append(drawn("text", { x: (left + right) / 2, y: height - 4, "text-anchor": "middle", class: "axis" }, "epoch"));
-  const inside = drawn("g", { "clip-path": `url(#${clip})` });
-  for (const line of lines) inside.append(...lineOf(line, toX, toY));
-  made.append(inside);
-  const dot = drawn("circle", { class: "at", r: 4, visibility: "hidden" });
-  made.append(dot);
-  pointing(made, lines, toX, toY, dot, isLive);
+  const point = svg("circle", { class: "at", r: 4, visibility: "hidden" });
+  const paths = lines.map(line => lineOf(line, toX, toY));
+  made.append(svg("g", { "clip-path": `url(#${clip})` }, paths), point);
+  pointing(made, lines, toX, toY, point, isLive);
   return made;
 }
 
@@ -71,16 +57,16 @@ function lineOf(line, toX, toY) {
   const made = [];
   if (line.spread.some(spread => spread > 0)) {
     const edge = sign => line.epochs.map((epoch, i) => [toX(epoch), toY(line.values[i] + sign * line.spread[i])]);
-    made.push(drawn("path", { ...belongs, class: "band", d: `M${joined([...edge(1), ...edge(-1).reverse()])}Z` }));
+    made.push(svg("path", { ...belongs, class: "band", d: `M${joined([...edge(1), ...edge(-1).reverse()])}Z` }));
   }
-  if (points.length === 1)
-    made.push(drawn("circle", { ...belongs, class: kind, cx: points[0][0], cy: points[0][1], r: 3.5 }));
-  else made.push(drawn("path", { ...belongs, class: kind, d: `M${joined(points)}`, "stroke-dasharray": line.dash }));
-  return made;
+  const [cx, cy] = points[0];
+  if (points.length === 1) return [...made, svg("circle", { ...belongs, class: kind, cx, cy, r: 3.5 })];
+  const path = { ...belongs, class: kind, d: `M${joined(points)}`, "stroke-dasharray": line.dash };
+  return [...made, svg("path", path)];
 }
 
-// The point nearest to the pointer: its run is marked everywhere and its number told.
-function pointing(made, lines, toX, toY, dot, isLive) {
+// The point nearest to the pointer: its run is marked everywhere and its number shown.
+function pointing(made, lines, toX, toY, point, isLive) {
   made.classList.add("nearest");
   let at = null;
   made.addEventListener("pointermove", event => {
@@ -97,17 +83,17 @@ function pointing(made, lines, toX, toY, dot, isLive) {
     if (!at) return leave();
     if (isLive) mark(at.line.ids);
     const { line, i } = at;
-    dot.setAttribute("cx", toX(line.epochs[i]));
-    dot.setAttribute("cy", toY(line.values[i]));
-    dot.setAttribute("visibility", "visible");
-    dot.style.setProperty("--color", line.ids.length ? colorOf(line.ids[0]) : line.color);
+    point.setAttribute("cx", toX(line.epochs[i]));
+    point.setAttribute("cy", toY(line.values[i]));
+    point.setAttribute("visibility", "visible");
+    point.style.setProperty("--color", line.ids.length ? colorOf(line.ids[0]) : line.color);
     const spread = line.spread[i] ? ` ± ${number(line.spread[i])}` : "";
-    tell(event, line.label, `${line.values[i].toFixed(3)}${spread} at epoch ${number(line.epochs[i])}`);
+    showTip(event, line.label, `${line.values[i].toFixed(3)}${spread} at epoch ${number(line.epochs[i])}`);
   });
   const leave = () => {
     at = null;
-    dot.setAttribute("visibility", "hidden");
-    untell();
+    point.setAttribute("visibility", "hidden");
+    tip.hidden = true;
     if (isLive) mark(resting);
   };
   made.addEventListener("pointerleave", leave);
@@ -115,7 +101,7 @@ function pointing(made, lines, toX, toY, dot, isLive) {
 }
 
 // A deterministic autoencoder has a KL of zero at all epochs.
-const isTold = (run, name) => run.curves[name]?.values.some(value => value !== 0);
+const hasCurve = (run, name) => run.curves[name]?.values.some(value => value !== 0);
 
 function lineOfRun(id, name) {
   const run = runs[id];
@@ -127,16 +113,11 @@ function lineOfRun(id, name) {
 function curves(section) {
   const part = section.metric.split("/")[0];
   const names = [section.metric, "train_epoch/neg_elbo", `${part}/reconstruction`, `${part}/kl`];
-  const told = names.filter(name => section.runs.some(id => isTold(runs[id], name)));
-  if (!told.length) return [];
-  const lines = name => () =>
-    section.ranked
-      .filter(isShown)
-      .reverse()
-      .map(id => lineOfRun(id, name));
+  const logged = names.filter(name => section.runs.some(id => hasCurve(runs[id], name)));
+  if (!logged.length) return [];
+  const shown = () => section.ranked.filter(isShown).reverse();
+  const lines = name => () => shown().map(id => lineOfRun(id, name));
   const title = name => name.replace("train_epoch/", "train ");
-  return [
-    element("h3", {}, "Training"),
-    element("div", { class: "charts" }, ...told.map(name => chart(title(name), lines(name)))),
-  ];
+  const charts = logged.map(name => chart(title(name), lines(name)));
+  return [element("h3", {}, "Training"), element("div", { class: "charts" }, charts)];
 }

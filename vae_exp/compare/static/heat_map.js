@@ -1,26 +1,26 @@
 // Results over two swept keys as a heat map, and over three as one for each value of the third.
 
-const MOST_VALUES = 14; // of a key, or its cells have no room for their numbers
+const MAX_VALUES = 14; // of a key, or its cells have no room for their numbers
 
 function heatMaps(section) {
-  const scored = section.runs.filter(id => runs[id].score !== null);
-  const axes = section.axes.map((axis, i) => ({ ...axis, i }));
-  if (axes.length < 2 || axes.length > 3 || axes.some(axis => axis.texts.length > MOST_VALUES)) return [];
+  const { axes } = section;
+  const ids = scored(section);
+  if (axes.length < 2 || axes.length > 3 || axes.some(axis => axis.texts.length > MAX_VALUES)) return [];
   const cells = axes.reduce((product, axis) => product * axis.texts.length, 1);
-  const filledCells = new Set(scored.map(id => runs[id].places.join("\n"))).size;
+  const filledCells = new Set(ids.map(id => settingOf(section, id))).size;
   if (2 * filledCells < cells || filledCells < 3) return []; // a search, whose points lie on no grid
   // The key with the fewest values makes the multiples.
   const fewest = [...axes].sort((a, b) => a.texts.length - b.texts.length)[0];
   const third = axes.length === 3 ? fewest : null;
   const [x, y] = axes.filter(axis => axis !== third);
   const box = element("div", { class: "heat-maps" });
-  drawnInto(box, () => {
-    const shown = scored.filter(isShown);
+  drawInto(box, () => {
+    const shown = ids.filter(isShown);
     const facets = third ? third.texts : [null];
     return facets.map(facet => {
-      const of = third ? shown.filter(id => runs[id].places[third.i] === facet) : shown;
+      const members = third ? shown.filter(id => valueOn(third, id) === facet) : shown;
       const title = third && `${third.key} ${facet}`;
-      return element("div", { class: "scroll" }, heatMap(section, x, y, of, title));
+      return element("div", { class: "scroll" }, heatMap(section, x, y, members, title));
     });
   });
   return [element("h3", {}, `${section.metric} over ${axes.map(axis => axis.key).join(", ")}`), box];
@@ -29,39 +29,34 @@ function heatMaps(section) {
 function heatMap(section, x, y, ids, title) {
   const scale = scaleOfCells(section);
   const across = x.texts.map(text => element("th", { scope: "col" }, text));
-  const corner = element("th", { class: "corner" });
-  corner.append(...breakable(y.key));
+  const corner = element("th", { class: "corner" }, breakable(y.key));
   const rows = [...y.texts].reverse().map(row => {
     const cells = x.texts.map(column => {
-      const here = ids.filter(id => runs[id].places[x.i] === column && runs[id].places[y.i] === row);
-      return here.length ? cellOf(here, scale) : element("td", { class: "empty" });
+      const members = ids.filter(id => valueOn(x, id) === column && valueOn(y, id) === row);
+      return members.length ? cellOf(members, scale) : element("td", { class: "empty" });
     });
-    return element("tr", {}, element("th", { scope: "row" }, row), ...cells);
+    return element("tr", {}, element("th", { scope: "row" }, row), cells);
   });
   const key = element("th", { colspan: x.texts.length, class: "key" }, x.key);
   return element(
     "table",
     { class: "heat-map" },
     title && element("caption", {}, title),
-    element("tbody", {}, ...rows),
-    element("tfoot", {}, element("tr", {}, corner, ...across), element("tr", {}, element("td"), key)),
+    element("tbody", {}, rows),
+    element("tfoot", {}, element("tr", {}, corner, across), element("tr", {}, element("td"), key)),
   );
 }
 
 // One scale of colors for all maps of a section, that of the means in their cells, and the best of these.
 function scaleOfCells(section) {
-  const byPlace = new Map();
-  for (const id of section.runs.filter(id => runs[id].score !== null)) {
-    const place = runs[id].places.join("\n");
-    byPlace.set(place, [...(byPlace.get(place) ?? []), id]);
+  const bySetting = new Map();
+  for (const id of scored(section)) {
+    const setting = settingOf(section, id);
+    bySetting.set(setting, [...(bySetting.get(setting) ?? []), id]);
   }
-  const cells = [...byPlace.values()];
-  const [low, high] = range(cells.map(mean));
+  const cells = [...bySetting.values()];
   const finished = cells.filter(ids => ids.every(id => runs[id].state === "finished"));
-  return {
-    part: value => (high > low ? between((value - low) / (high - low), 0, 1) : 0),
-    best: finished.length ? Math.min(...finished.map(mean)) : null,
-  };
+  return { part: partIn(range(cells.map(mean))), best: Math.min(...finished.map(mean)) };
 }
 
 const mean = ids => ids.reduce((sum, id) => sum + runs[id].score, 0) / ids.length;
@@ -74,16 +69,11 @@ function cellOf(ids, scale) {
   const spread = ids.length > 1 ? `± ${number(Number(deviation.toPrecision(2)))}` : null;
   const states = new Set(ids.map(id => runs[id].state).filter(state => !state.endsWith("finished")));
   const note = [spread, ...states, value === scale.best && "best"].filter(Boolean).join(" ");
-  const made = element(
+  const title = ranked.map(id => `${runs[id].label}: ${number(runs[id].score)}`).join("\n");
+  return element(
     "td",
-    {
-      "data-runs": ranked.join(" "),
-      title: ranked.map(id => `${runs[id].label}: ${number(runs[id].score)}`).join("\n"),
-    },
+    { "data-runs": ranked.join(" "), title, style: `background: ${color}; color: ${inkOn(color)}` },
     element("div", {}, value.toFixed(Math.abs(value) < 10 ? 3 : 2)),
-    note && element("small", {}, note),
+    note !== "" && element("small", {}, note),
   );
-  made.style.background = color;
-  made.style.color = inkOn(color);
-  return made;
 }

@@ -16,10 +16,10 @@ function openRun(id) {
     dialog.addEventListener("click", event => event.target === dialog && dialog.close());
   }
   open = { id, ...contentOf(id) };
-  dialog.replaceChildren(...open.parts);
+  dialog.replaceChildren(open.page);
   if (!dialog.open) dialog.showModal();
   dialog.scrollTop = 0;
-  untell();
+  tip.hidden = true;
   history.replaceState(null, "", address(runs[id]));
 }
 
@@ -36,23 +36,20 @@ function contentOf(id) {
   const run = runs[id];
   const section = sections.find(section => section.runs.includes(id));
   const charts = chartsOf(id);
-  const parts = [
+  const commands = Object.entries({ ...run.commands, folder: run.folder }).map(commandOf);
+  const page = filled(document.createDocumentFragment(), {}, [
     headOf(id, section),
     run.reason && element("p", { class: "reason" }, run.reason),
     tiles(run),
     run.members.length > 0 && membersOf(run, section),
-    charts.length > 0 && element("div", { class: "charts" }, ...charts),
-    ...overEpochs(run),
+    charts.length > 0 && element("div", { class: "charts" }, charts),
+    overEpochs(run),
     element("h3", {}, "Commands"),
-    element(
-      "dl",
-      { class: "commands" },
-      ...Object.entries({ ...run.commands, folder: run.folder }).flatMap(([name, text]) => commandOf(name, text)),
-    ),
+    element("dl", { class: "commands" }, commands),
     element("h3", {}, "Configuration"),
     configOf(run, section),
-  ].filter(Boolean);
-  return { parts, stop: () => charts.forEach(made => made.stop()) };
+  ]);
+  return { page, stop: () => charts.forEach(made => made.stop()) };
 }
 
 function headOf(id, section) {
@@ -66,39 +63,33 @@ function headOf(id, section) {
     });
   const close = button("×", () => dialog.close(), { "aria-label": "close", autofocus: true, class: "close" });
   const state = element("span", { class: `state ${run.state.split(" ").pop()}` }, run.state);
-  const title = element(
-    "h2",
-    { style: `--color: ${colorOf(id)}`, title: run.name },
-    element("span", { class: "dot" }),
-    run.name,
-  );
-  if (run.is_best) title.append(element("span", { class: "badge" }, "best"));
+  const title = { style: `--color: ${colorOf(id)}`, title: run.name };
   return element(
     "header",
     {},
-    title,
+    element("h2", title, dot(), run.name, badge(run)),
     state,
     element("nav", {}, go("‹", -1, "the run before"), go("›", 1, "the next run"), close),
   );
 }
 
 function tiles(run) {
-  const each = ([name, text]) =>
+  const tile = ([name, text]) =>
     element("div", { class: "tile" }, element("span", {}, name), element("strong", {}, text));
-  return element("div", { class: "tiles" }, ...Object.entries(run.results).map(each));
+  return element("div", { class: "tiles" }, Object.entries(run.results).map(tile));
 }
 
 function membersOf(run, section) {
   const rows = run.members.map(member => element("li", {}, `${member.name}: ${member.score}`));
   const head = `${section.metric} of each seed; pictures, latents and commands are of ${run.shown}`;
-  return element("details", {}, element("summary", {}, head), element("ul", {}, ...rows));
+  return element("details", {}, element("summary", {}, head), element("ul", {}, rows));
 }
 
 // Training and held-out numbers of one term in one chart.
 function chartsOf(id) {
   const run = runs[id];
   return ["neg_elbo", "reconstruction", "kl", "active_units"].flatMap(term => {
-    const parts = ["val", "test", "train_epoch"].filter(part => isTold(run, `${part}/${term}`));
+    const parts = ["val", "test", "train_epoch"].filter(part => hasCurve(run, `${part}/${term}`));
     if (!parts.length) return [];
     const lines = parts.map(part => ({
       ...run.curves[`${part}/${term}`],
@@ -115,18 +106,15 @@ function chartsOf(id) {
 // One slider moves all pictures, and the KL of the latents, over the epochs.
 function overEpochs(run) {
   const names = Object.keys(run.pictures);
-  const latents = isTold(run, "val/kl") || isTold(run, "test/kl") ? run.latents : [];
-  const told = [
-    ...names.flatMap(name => run.pictures[name].map(([epoch]) => epoch)),
-    ...latents.map(([epoch]) => epoch),
-  ];
-  const epochs = [...new Set(told)].sort((a, b) => a - b);
+  const latents = hasCurve(run, "val/kl") || hasCurve(run, "test/kl") ? run.latents : [];
+  const stages = [...Object.values(run.pictures), latents].flat().map(([epoch]) => epoch);
+  const epochs = [...new Set(stages)].sort((a, b) => a - b);
   if (!epochs.length) return [];
   const slider = element("input", { type: "range", min: 0, max: epochs.length - 1, step: 1, "aria-label": "epoch" });
   const says = element("output", {});
   const images = names.map(name => element("img", { alt: caption(name) }));
   // Small ones are enlarged with their pixels, large ones need the room of two.
-  const kinds = names.map(name => (held.sizes[lastOf(run, name)][0] < 350 ? "small" : "large"));
+  const kinds = names.map(name => (data.sizes[lastOf(run, name)][0] < 350 ? "small" : "large"));
   const ages = names.map(() => element("span", { class: "note" }));
   const bars = element("div", { class: "latents" });
   const latest = (all, epoch) => all.findLast(([at]) => at <= epoch) ?? all[0];
@@ -135,8 +123,8 @@ function overEpochs(run) {
     says.textContent = `epoch ${number(epoch)}`;
     slider.setAttribute("aria-valuetext", says.textContent);
     names.forEach((name, i) => {
-      const [at, place] = latest(run.pictures[name], epoch);
-      const url = source(place);
+      const [at, index] = latest(run.pictures[name], epoch);
+      const url = source(index);
       if (images[i].src !== url) images[i].src = url;
       ages[i].textContent = at === epoch ? "" : `epoch ${number(at)}`;
     });
@@ -148,17 +136,16 @@ function overEpochs(run) {
   const figures = names.map((name, i) =>
     element("figure", { class: kinds[i] }, element("figcaption", {}, caption(name), " ", ages[i]), images[i]),
   );
-  const left = run.left_out
-    ? element(
-        "p",
-        { class: "note" },
-        `${run.left_out} more pictures are in ${run.folder}/images: the page would be too large with all.`,
-      )
-    : null;
-  const row = epochs.length > 1 ? [element("div", { class: "slider" }, slider, says)] : [];
-  // The slider stays in sight as far as what it moves.
-  const moved = [element("div", { class: "pictures" }, ...figures), left, latents.length ? bars : null];
-  return [element("h3", {}, "Over the epochs"), element("div", {}, ...row, ...moved)];
+  const left = `${run.left_out} more pictures are in ${run.folder}/images: the page would be too large with all.`;
+  const all = element(
+    "div", // the slider stays in sight as far as what it moves
+    {},
+    epochs.length > 1 && element("div", { class: "slider" }, slider, says),
+    element("div", { class: "pictures" }, figures),
+    run.left_out > 0 && element("p", { class: "note" }, left),
+    latents.length > 0 && bars,
+  );
+  return [element("h3", {}, "Over the epochs"), all];
 }
 
 // The KL of each latent, the largest first: those near zero are not used.
@@ -168,13 +155,13 @@ function barsOf(latents, [epoch, kl]) {
   const bars = order.map(([value, i]) => {
     const bar = element("span", { class: "bar", title: `latent ${i}: ${number(value)} nats` });
     bar.style.height = `${between((100 * value) / most, 0.5, 100)}%`;
-    return element("li", {}, bar, kl.length <= 32 ? element("small", {}, String(i)) : null);
+    return element("li", {}, bar, kl.length <= 32 && element("small", {}, String(i)));
   });
   const text = `KL of each latent at epoch ${number(epoch)}, up to ${number(most)} nats; ${number(kl.reduce((a, b) => a + b, 0))} in all`;
-  return [element("p", { class: "note" }, text), element("ol", { class: "bars" }, ...bars)];
+  return [element("p", { class: "note" }, text), element("ol", { class: "bars" }, bars)];
 }
 
-function commandOf(name, text) {
+function commandOf([name, text]) {
   const copy = button("copy", async () => {
     // Where a page from a file may not write to the clipboard the text is selected, to be copied by hand.
     getSelection().selectAllChildren(code);
@@ -191,7 +178,7 @@ function commandOf(name, text) {
 function configOf(run, section) {
   const rows = Object.entries(run.config).map(([key, text]) => {
     const kind = section.differing.includes(key) ? "differs" : null;
-    return element("div", { class: kind }, element("dt", {}, ...breakable(key)), element("dd", {}, text));
+    return element("div", { class: kind }, element("dt", {}, breakable(key)), element("dd", {}, text));
   });
-  return element("dl", { class: "config" }, ...rows);
+  return element("dl", { class: "config" }, rows);
 }

@@ -1,25 +1,22 @@
 // Elements of the page and of its drawings. Names and configurations are strangers' text: they reach the page as
 // text nodes and as values of a few fixed attributes, never as markup.
 
-const held = JSON.parse(document.getElementById("runs").textContent);
+const data = JSON.parse(document.getElementById("runs").textContent);
 // The runs that are shown now: each by itself, or folded over seeds.
-let { runs, sections } = held.views[0];
+let { runs, sections } = data.views[0];
 
+// Children may be lists; what is null, undefined or false is left out, of children and of attributes.
 function filled(made, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (value !== undefined && value !== null && value !== false) made.setAttribute(name, value === true ? "" : value);
   }
-  made.append(...children.filter(child => child !== undefined && child !== null));
+  made.append(...children.flat(2).filter(child => child !== undefined && child !== null && child !== false));
   return made;
 }
 
-function element(tag, attributes = {}, ...children) {
-  return filled(document.createElement(tag), attributes, children);
-}
-
-function drawn(tag, attributes = {}, ...children) {
-  return filled(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
-}
+const element = (tag, attributes = {}, ...children) => filled(document.createElement(tag), attributes, children);
+const svg = (tag, attributes = {}, ...children) =>
+  filled(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
 
 function button(text, onclick, attributes = {}) {
   const made = element("button", { type: "button", ...attributes }, text);
@@ -27,13 +24,15 @@ function button(text, onclick, attributes = {}) {
   return made;
 }
 
-// A list of texts to choose from; the choice is the text's place.
-function choice(name, texts, chosen, onchange) {
+// A list of texts to choose from; the choice is the text's index.
+function choice(name, texts, onchange) {
   const list = element("select", {}, ...texts.map((text, i) => element("option", { value: i }, text)));
-  list.value = chosen;
   list.addEventListener("change", () => onchange(Number(list.value)));
   return element("label", { class: "choice" }, name, list);
 }
+
+const badge = run => run.is_best && element("span", { class: "badge" }, "best");
+const dot = () => element("span", { class: "dot", "aria-hidden": "true" });
 
 // A run's color is a property of the page, so that a change of it reaches all that shows the run.
 const colorOf = id => `var(--run-${id})`;
@@ -44,10 +43,10 @@ function belonging(ids, attributes = {}) {
 }
 
 // Long keys may break after a dot or a slash, names of runs also between their words.
-function breakable(text, after = /(?<=[./])/) {
-  const parts = text.split(after);
-  return parts.flatMap((part, i) => (i ? [element("wbr"), part] : [part]));
-}
+const breakable = (text, after = /(?<=[./])/) =>
+  text.split(after).flatMap((part, i) => (i ? [element("wbr"), part] : [part]));
+
+const shortened = text => (text.length > 14 ? `${text.slice(0, 13)}…` : text);
 
 function number(value) {
   if (value === null || value === undefined) return "–";
@@ -59,7 +58,7 @@ function number(value) {
 // Draws into a box at its own width, again when that changes and when asked: letters keep their size on any screen.
 const drawings = new Set();
 
-function drawnInto(box, draw) {
+function drawInto(box, draw) {
   let width = 0;
   const again = () => width > 0 && box.replaceChildren(...draw(width));
   drawings.add(again);
@@ -78,10 +77,6 @@ function drawnInto(box, draw) {
   return again.stop; // what a closed run's page drew is not drawn again
 }
 
-function forgetDrawings() {
-  for (const again of drawings) again.stop();
-}
-
 function redraw() {
   for (const again of drawings) again();
 }
@@ -89,7 +84,7 @@ function redraw() {
 // One small text beside the pointer.
 const tip = element("div", { id: "tip", role: "status", hidden: true });
 
-function tell(event, ...lines) {
+function showTip(event, ...lines) {
   tip.replaceChildren(...lines.map(line => element("div", {}, line)));
   (document.querySelector("dialog[open]") ?? document.body).append(tip);
   tip.hidden = false;
@@ -97,8 +92,4 @@ function tell(event, ...lines) {
   const left = x + 16 + tip.offsetWidth > innerWidth ? x - 12 - tip.offsetWidth : x + 16;
   tip.style.left = `${Math.max(4, left)}px`;
   tip.style.top = `${Math.max(4, Math.min(y + 12, innerHeight - tip.offsetHeight - 4))}px`;
-}
-
-function untell() {
-  tip.hidden = true;
 }

@@ -12,6 +12,9 @@ function range(values) {
 
 const between = (value, low, high) => Math.min(high, Math.max(low, value));
 
+// Where a value lies in a range, from 0 to 1.
+const partIn = ([low, high], alone = 0) => value => (high > low ? between((value - low) / (high - low), 0, 1) : alone);
+
 // Value to pixel.
 function linear([low, high], [from, to]) {
   const span = high - low || 1;
@@ -24,18 +27,37 @@ function ticks(low, high, count) {
   const rough = (high - low) / count;
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].find(factor => factor * power >= rough) * power;
-  const found = [];
+  const result = [];
   for (let i = Math.ceil(low / step); i * step <= high + step / 1e6; i++)
-    found.push(Number((i * step).toPrecision(12)));
-  return found;
+    result.push(Number((i * step).toPrecision(12)));
+  return result;
 }
 
+// An empty plot: lines at round values of y, and the name of x.
+function plane(width, { height, left, right, top, bottom }, title, [low, high], count, xName) {
+  const toY = linear([low, high], [height - bottom, top]);
+  const made = svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": title });
+  for (const tick of ticks(low, high, count)) {
+    made.append(svg("line", { class: "grid", x1: left, x2: width - right, y1: toY(tick), y2: toY(tick) }));
+    made.append(svg("text", { x: left - 6, y: toY(tick) + 4, "text-anchor": "end" }, number(tick)));
+  }
+  made.append(svg("text", { x: (left + width - right) / 2, y: height - 4, "text-anchor": "middle" }, xName));
+  return { made, toY };
+}
+
+const scored = section => section.runs.filter(id => runs[id].score !== null);
+const scoreRange = section => range(scored(section).map(id => runs[id].score));
+
+// A run's value on an axis, and on all axes of its section, as texts.
+const valueOn = (axis, id) => runs[id].config[axis.key] ?? "-";
+const settingOf = (section, id) => section.axes.map(axis => valueOn(axis, id)).join("\n");
+
 // Where a swept key's values lie on its axis, from 0 to 1, by their texts.
-function axisPlaces(axis) {
+function axisPositions(axis) {
   const lies = axis.numbers && axis.numbers.map(axis.is_logarithmic ? Math.log : Number);
   const [low, high] = lies ? [Math.min(...lies), Math.max(...lies)] : [0, axis.texts.length - 1];
-  const at = i => (high > low ? ((lies ? lies[i] : i) - low) / (high - low) : 0.5);
-  return new Map(axis.texts.map((text, i) => [text, at(i)]));
+  const part = partIn([low, high], 0.5);
+  return new Map(axis.texts.map((text, i) => [text, part(lies ? lies[i] : i)]));
 }
 
 // Of Okabe and Ito, told apart by those who see fewer colors too; black and yellow are left out, which one of the two
@@ -45,7 +67,7 @@ const CATEGORIES = {
   dark: ["#4aa8e0", "#f0803c", "#2fc69a", "#dd95bd", "#8fd0f5", "#e5b73b"],
 };
 const DASHES = [null, "7 3", "2 3"];
-const MOST_NAMED = 12; // of more runs a color is a value
+const MAX_NAMED = 12; // of more runs a color is a value
 
 // Viridis, at nine places.
 const VIRIDIS = ["#440154", "#472d7b", "#3b528b", "#2c728e", "#21918c", "#28ae80", "#5ec962", "#addc30", "#fde725"];
@@ -53,16 +75,12 @@ const VIRIDIS = ["#440154", "#472d7b", "#3b528b", "#2c728e", "#21918c", "#28ae80
 const systemTheme = matchMedia("(prefers-color-scheme: dark)");
 const isDark = () => (document.documentElement.dataset.theme ?? (systemTheme.matches ? "dark" : "light")) === "dark";
 
-function rgb(hex) {
-  return [1, 3, 5].map(i => parseInt(hex.slice(i, i + 2), 16));
-}
-
 // 0 is the best: what stands out most from the background. The end that would vanish in it is not used.
 function shade(part) {
-  const place = (isDark() ? 1 - 0.8 * between(part, 0, 1) : 0.88 * between(part, 0, 1)) * (VIRIDIS.length - 1);
-  const i = Math.min(VIRIDIS.length - 2, Math.floor(place));
-  const [from, to] = [rgb(VIRIDIS[i]), rgb(VIRIDIS[i + 1])];
-  return `rgb(${from.map((value, c) => Math.round(value + (to[c] - value) * (place - i))).join(" ")})`;
+  const at = (isDark() ? 1 - 0.8 * between(part, 0, 1) : 0.88 * between(part, 0, 1)) * (VIRIDIS.length - 1);
+  const i = Math.min(VIRIDIS.length - 2, Math.floor(at));
+  const [from, to] = [VIRIDIS[i], VIRIDIS[i + 1]].map(hex => [1, 3, 5].map(c => parseInt(hex.slice(c, c + 2), 16)));
+  return `rgb(${from.map((value, c) => Math.round(value + (to[c] - value) * (at - i))).join(" ")})`;
 }
 
 // Black or white, whichever is read better on a color.
@@ -73,34 +91,28 @@ function inkOn(color) {
 
 // What colors the runs of a section: their names where they are few, else their result or a swept key.
 function colorings(section) {
-  const score = { name: section.metric, of: scoreParts(section) };
-  const byKey = section.axes.map((axis, i) => {
-    const places = axisPlaces(axis);
-    return { name: axis.key, axis, of: new Map(section.runs.map(id => [id, places.get(runs[id].places[i])])) };
+  const ofScore = partIn(scored(section).length ? scoreRange(section) : [0, 1]);
+  const byScore = { name: section.metric, part: id => (runs[id].score === null ? null : ofScore(runs[id].score)) };
+  const byKey = section.axes.map(axis => {
+    const positions = axisPositions(axis);
+    return { name: axis.key, axis, part: id => positions.get(valueOn(axis, id)) ?? null };
   });
-  return [score, ...byKey];
+  return [byScore, ...byKey];
 }
 
-function scoreParts(section) {
-  const scores = section.runs.map(id => runs[id].score).filter(score => score !== null);
-  const [low, high] = scores.length ? range(scores) : [0, 1];
-  const part = score => (high > low ? between((score - low) / (high - low), 0, 1) : 0);
-  return new Map(section.runs.map(id => [id, runs[id].score === null ? null : part(runs[id].score)]));
-}
-
-const isNamed = section => section.runs.length <= MOST_NAMED;
+const isNamed = section => section.runs.length <= MAX_NAMED;
 
 function paint(section, coloring) {
   const palette = CATEGORIES[isDark() ? "dark" : "light"];
-  const settingOf = id => (section.axes.length ? runs[id].places.join("\n") : id); // seeds alone have a color each
-  const settings = [...new Set(section.runs.map(settingOf))];
+  const group = id => (section.axes.length ? settingOf(section, id) : id); // seeds alone have a color each
+  const settings = [...new Set(section.runs.map(group))];
   const used = palette.map(() => 0);
   for (const id of section.runs) {
-    const part = coloring.of.get(id);
+    const part = coloring.part(id);
     // Seeds of a setting share its color, and so do settings that are more than the colors: dashes tell them apart.
-    const i = settings.indexOf(settingOf(id)) % palette.length;
-    const value = isNamed(section) ? palette[i] : (part ?? null) === null ? "var(--faint)" : shade(part);
-    document.documentElement.style.setProperty(`--run-${id}`, value);
+    const i = settings.indexOf(group(id)) % palette.length;
+    const color = isNamed(section) ? palette[i] : part === null ? "var(--faint)" : shade(part);
+    document.documentElement.style.setProperty(`--run-${id}`, color);
     runs[id].dash = isNamed(section) ? DASHES[Math.min(used[i]++, DASHES.length - 1)] : null;
   }
 }

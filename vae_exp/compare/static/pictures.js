@@ -2,9 +2,9 @@
 
 let store = null;
 
-function source(place) {
+function source(index) {
   store ??= JSON.parse(document.getElementById("pictures").textContent);
-  return `data:image/png;base64,${store[place]}`;
+  return `data:image/png;base64,${store[index]}`;
 }
 
 // The pictures stand at the end of the file, and the script runs before they are read.
@@ -28,14 +28,14 @@ const nearScreen = new IntersectionObserver(
   { rootMargin: "600px" },
 );
 
-function lazyPicture(place, alt) {
-  const [width, height] = held.sizes[place]; // with them nothing moves when the picture comes
-  const made = element("img", { alt, title: alt, "data-picture": place, width, height });
+function lazyPicture(index, alt) {
+  const [width, height] = data.sizes[index]; // with them nothing moves when the picture comes
+  const made = element("img", { alt, title: alt, "data-picture": index, width, height });
   nearScreen.observe(made);
   return made;
 }
 
-const FIRST_SHOWN = 24; // runs: the sheet of all is long
+const MAX_FIRST = 24; // runs: the sheet of all is long
 const lastOf = (run, name) => run.pictures[name].at(-1)[1];
 
 // The sheet of a section: of each run the last picture of the chosen kinds, the best run first.
@@ -48,7 +48,7 @@ function pictures(section) {
   const sheet = element("div", { class: "sheet" });
   const show = chosen => {
     const figures = withPictures.map(id => ofRun(id, choices[chosen], section.metric)).filter(Boolean);
-    figures.slice(FIRST_SHOWN).forEach(figure => figure.classList.add("later"));
+    figures.slice(MAX_FIRST).forEach(figure => figure.classList.add("later"));
     sheet.replaceChildren(...figures);
     hideFiltered();
   };
@@ -56,24 +56,23 @@ function pictures(section) {
   const texts = choices.map(choice => choice.map(kind => kind.replaceAll("_", " ")).join(" and "));
   const isChoice = choices.length > 1 && new Set(texts).size > 1;
   const left = section.runs.reduce((sum, id) => sum + runs[id].left_out, 0);
-  const note = left
-    ? `${left} more pictures would make this page too large: earlier epochs, of the lower ranked runs first. They are in the runs' folders.`
-    : null;
-  return [
-    element("h3", {}, "Pictures"),
-    isChoice ? choice("Show", [...texts], 0, show) : null,
-    element("p", { class: "note" }, "Of the last epoch; test images are reconstructed by the best epoch. ", note),
-    sheet,
-    withPictures.length > FIRST_SHOWN ? allOf(sheet, withPictures.length) : null,
-  ].filter(Boolean);
-}
-
-function allOf(sheet, count) {
-  const more = button(`show all ${count} runs`, () => {
+  const note = `${left} more pictures would make this page too large: earlier epochs, of the lower ranked runs first. They are in the runs' folders.`;
+  const more = button(`show all ${withPictures.length} runs`, () => {
     sheet.classList.add("all");
     more.remove();
   });
-  return more;
+  return [
+    element("h3", {}, "Pictures"),
+    isChoice && choice("Show", texts, show),
+    element(
+      "p",
+      { class: "note" },
+      "Of the last epoch; test images are reconstructed by the best epoch. ",
+      left > 0 && note,
+    ),
+    sheet,
+    withPictures.length > MAX_FIRST && more,
+  ];
 }
 
 function ofRun(id, kinds, metric) {
@@ -82,8 +81,6 @@ function ofRun(id, kinds, metric) {
   if (!shown.length) return null;
   const says = `${run.label}: ${run.results[metric] ?? run.state}`;
   const images = shown.map(kind => lazyPicture(lastOf(run, kind), caption(kind)));
-  const dot = element("span", { class: "dot", "aria-hidden": "true" });
-  const head = element("figcaption", { title: run.shown }, dot, says, run.seeds > 1 ? `, of ${run.shown}` : null);
-  if (run.is_best) head.append(element("span", { class: "badge" }, "best"));
-  return element("figure", belonging([id]), head, ...images);
+  const head = [dot(), says, run.seeds > 1 && `, of ${run.shown}`, badge(run)];
+  return element("figure", belonging([id]), element("figcaption", { title: run.shown }, head), images);
 }

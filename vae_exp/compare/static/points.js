@@ -1,0 +1,80 @@
+// Results as points, one a run: over the one key that was swept, and scores of disentanglement over what they cost.
+
+const OVER_KEY = { height: 260, left: 56, right: 24, top: 12, bottom: 40 };
+const TRADE_OFF = { height: 240, left: 50, right: 16, top: 12, bottom: 40 };
+const COST = "test/reconstruction";
+
+const xText = (plot, x, text) => svg("text", { x, y: plot.height - plot.bottom + 18, "text-anchor": "middle" }, text);
+
+function overKey(section) {
+  const ids = scored(section);
+  if (section.axes.length !== 1 || ids.length < 2) return [];
+  const box = element("div", { class: "plot over-key" });
+  drawInto(box, width => [overKeyAt(width, section, ids.filter(isShown))]);
+  return [element("h3", {}, `${section.metric} over ${section.axes[0].key}`), box];
+}
+
+// With a bar of one standard deviation where seeds were folded.
+function overKeyAt(width, section, ids) {
+  const { height, left, right, top, bottom } = OVER_KEY;
+  const [axis] = section.axes;
+  const positions = axisPositions(axis);
+  const toX = linear([0, 1], [left + 20, width - right - 20]);
+  const [low, high] = scoreRange(section);
+  const room = (high - low || 1) * 0.12;
+  const title = `${section.metric} over ${axis.key}`;
+  const { made, toY } = plane(width, OVER_KEY, title, [low - room, high + room], 5, axis.key);
+  let last = -Infinity;
+  for (const text of axis.texts) {
+    const x = toX(positions.get(text));
+    if (x - last < 8 * Math.min(text.length, 14) + 6) continue; // there is no room for its letters
+    last = x;
+    made.append(xText(OVER_KEY, x, shortened(text)));
+  }
+  for (const id of ids) {
+    const run = runs[id];
+    const x = toX(positions.get(valueOn(axis, id)));
+    const off = run.score > high ? " (above the axis)" : "";
+    const point = svg("g", belonging([id], { class: "point" }));
+    const [up, down] = [run.score + run.spread, run.score - run.spread].map(toY);
+    if (run.spread && !off)
+      point.append(svg("line", { x1: x, x2: x, y1: Math.max(top, up), y2: Math.min(height - bottom, down) }));
+    point.append(
+      svg("circle", { cx: x, cy: toY(between(run.score, low, high)), r: 5 }),
+      svg("title", {}, `${run.label}: ${run.results[section.metric]}${off}`),
+    );
+    made.append(point);
+  }
+  return made;
+}
+
+function tradeOffs(section) {
+  const names = data.scores.filter(name => section.runs.filter(id => hasBoth(id, name)).length > 1);
+  if (!names.length) return [];
+  const boxes = names.map(name => {
+    const box = element("div", { class: "plot trade-off" });
+    drawInto(box, width => [tradeOff(width, section, name)]);
+    return element("figure", {}, element("figcaption", {}, element("b", {}, name), " higher is better"), box);
+  });
+  return [element("h3", {}, "Disentanglement and reconstruction"), element("div", { class: "charts" }, boxes)];
+}
+
+const hasBoth = (id, name) => [name, COST].every(key => typeof runs[id].known[key] === "number");
+
+function tradeOff(width, section, name) {
+  const ids = section.runs.filter(id => hasBoth(id, name));
+  const [low, high] = range(ids.map(id => runs[id].known[COST]));
+  const room = (high - low || 1) * 0.06;
+  const best = Math.max(...ids.map(id => runs[id].known[name]));
+  const toX = linear([low - room, high + room], [TRADE_OFF.left, width - TRADE_OFF.right]);
+  const { made, toY } = plane(width, TRADE_OFF, `${name} over ${COST}`, [0, best * 1.1 || 1], 4, COST);
+  for (const tick of ticks(low, high, 5)) made.append(xText(TRADE_OFF, toX(tick), number(tick)));
+  for (const id of ids.filter(isShown)) {
+    const { known, results, label } = runs[id];
+    const x = toX(between(known[COST], low - room, high + room));
+    const circle = svg("circle", { cx: x, cy: toY(known[name]), r: 5 });
+    const title = svg("title", {}, `${label}: ${name} ${results[name]}, ${COST} ${results[COST]}`);
+    made.append(svg("g", belonging([id], { class: "point" }), circle, title));
+  }
+  return made;
+}
