@@ -392,7 +392,7 @@ def test_more_classes_than_a_picture_has_room_for(vae_command, conditional):
     assert vae_command("vae-generate", where, "label=300")[0] == 1
     code, said = vae_command("vae-evaluate", where, "wandb.mode=disabled")
     assert code == 0, said
-    assert grids.shown_classes(70, [str(i) for i in range(70)]) == grids.MOST_CLASSES < 70
+    assert grids.n_class_rows(70, [str(i) for i in range(70)]) == grids.MAX_CLASSES < 70
 
 
 GENERATE = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000)); "

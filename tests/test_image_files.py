@@ -13,8 +13,7 @@ from PIL import Image
 
 import vae_exp
 from tests.test_images import BLUE, RED, every, flat, folder
-from vae_exp.datasets.image_files import list_images
-from vae_exp.datasets.image_folder import read_images
+from vae_exp.datasets.image_folder import list_images, read_images
 from vae_exp.errors import UserError, printable
 
 NAMES = [
@@ -31,7 +30,7 @@ TINY = ("dataset=image_folder", "dataset.image_size=8", "dataset.cache=cache", "
 
 
 def strange_things(root):
-    """Five images, and everything else that may have an image's name: what it is called in the warning."""
+    """Five images, and everything else that may have an image's name; the names of what is no file."""
     for i in range(5):
         flat(root / f"good{i}.png")
     os.mkfifo(root / "pipe.png")
@@ -47,33 +46,27 @@ def strange_things(root):
     (root / "itself").symlink_to(root)
     (root / "above").symlink_to(root.parent)
     (root / "round").symlink_to("round")
-    return {
-        "pipe.png": "a named pipe, not a file",
-        "socket.png": "a socket, not a file",
-        "dangling.png": "a link that leads nowhere",
-        "loop.png": "a link that leads nowhere",
-        "device.png": "a device, not a file",
-    }
+    return ["pipe.png", "socket.png", "dangling.png", "loop.png", "device.png"]
 
 
 def test_only_files_are_opened_and_all_else_is_left_out_and_named(tmp_path, caplog):
-    reasons = strange_things(tmp_path / "mine")
+    names = strange_things(tmp_path / "mine")
     data = folder(tmp_path / "mine")
     assert len(every(data)) == 5
     assert data.n_classes == 0, "a link to the folder itself is no class"
     assert "left out 5 of 10 files" in caplog.text
-    for name, reason in reasons.items():
-        assert f"{name}: {reason}" in caplog.text
-        with pytest.raises(UserError, match=f"{name}: {reason}|there is no such file"):
+    for name in names:
+        assert f"{name}: not a file" in caplog.text
+        with pytest.raises(UserError, match=f"{name}: not a file|there is no such file"):
             read_images(tmp_path / "mine" / name, (3, 8, 8))
     assert len(read_images(tmp_path / "mine", (3, 8, 8))[0]) == 5
-    with pytest.raises(UserError, match=r"dangling.png: a link that leads nowhere .*dataset.on_error=skip leaves"):
+    with pytest.raises(UserError, match=r"dangling.png: not a file.*dataset.on_error=skip leaves"):
         folder(tmp_path / "mine", on_error="fail")
     flat(tmp_path / "mine" / "nowhere.png")
     assert len(every(folder(tmp_path / "mine"))) == 7, "a link that has found its end is another folder's content"
 
 
-@pytest.mark.parametrize("damaged", ["images.uint8", "about.json", "about.json of another", "folder", "link"])
+@pytest.mark.parametrize("damaged", ["images.uint8", "about.json", "about.json of another", "folder"])
 def test_a_damaged_cache_is_made_anew(tmp_path, caplog, damaged):
     for i in range(4):
         flat(tmp_path / "mine" / f"{i}.png", (60 * i, 0, 0))
@@ -88,9 +81,9 @@ def test_a_damaged_cache_is_made_anew(tmp_path, caplog, damaged):
         (cache / "about.json").write_text('{"unusable": {"0": "no", "3": "no"}}')
     else:
         shutil.rmtree(cache)
-        cache.symlink_to("nowhere") if damaged == "link" else cache.mkdir()
+        cache.mkdir()
     assert torch.equal(every(folder(tmp_path / "mine")), before)
-    assert "damaged, so the images are decoded anew" in caplog.text
+    assert ("damaged, so the images are decoded anew" in caplog.text) == (damaged != "folder")
     assert (cache / "about.json").is_file()
 
 
@@ -110,7 +103,7 @@ def test_a_command_does_not_wait_at_a_pipe(tmp_path, vae_train):
     strange_things(tmp_path / "mine")
     code, printed = vae_train(*TINY, "dataset.root=mine", *QUICKLY)
     assert code == 0, printed
-    assert "pipe.png: a named pipe, not a file" in printed
+    assert "pipe.png: not a file" in printed
 
 
 def test_links_to_folders_elsewhere_are_classes(tmp_path):

@@ -524,12 +524,11 @@ def test_a_cache_that_was_interrupted_is_not_used_and_leaves_nothing(tmp_path):
     with when_read(stop_at_five), pytest.raises(KeyboardInterrupt):
         folder(tmp_path / "mine")
     assert list(Path("cache/image_cache").iterdir()) == []
-    killed = [Path("cache/image_cache") / f"mine-0.partial-{name}" for name in ("old", "new")]
+    killed = [Path("cache/image_cache/0123") / f"images.uint8.{name}.partial" for name in ("old", "new")]
+    killed[0].parent.mkdir()
     for partial in killed:
-        partial.mkdir()
-        (partial / "images.uint8").write_bytes(b"half")
-    for path in (killed[0] / "images.uint8", killed[0]):
-        os.utime(path, (time.time() - 1e5,) * 2)
+        partial.write_bytes(b"half")
+    os.utime(killed[0], (time.time() - 1e5,) * 2)
     assert len(every(folder(tmp_path / "mine"))) == 8
     assert [partial.exists() for partial in killed] == [False, True], "another process may be writing the new one"
 

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 import vae_exp
 from tests.conftest import QUICK, metrics
 from tests.test_data import write_idx
+from vae_exp.config import build, migrations
 
 OLD = Path(__file__).parent / "data" / "runs_of_0_1_0"
 FINISHED = {"mlp": 2, "conv": 1, "image_folder": 1}  # and after how many epochs
@@ -146,6 +147,11 @@ def test_an_option_of_ones_own_may_have_an_old_name(vae_train, own_options, opti
     assert code == 0, said
     assert kept_config("run")[option.partition("=")[0]]["_target_"] == today
     assert vae_exp.load("run").sample(2).isfinite().all()
+
+
+def test_every_old_name_leads_to_a_function_of_today():
+    for target in migrations.MOVED.values():
+        assert callable(build.resolve("dataset", target))
 
 
 def test_an_old_name_keeps_the_rules_of_what_it_means(vae_train, own_options):

@@ -99,11 +99,11 @@ def test_values_are_numbered_in_their_natural_order(tmp_path):
     }
     rows = zip([f"{i}.png" for i in range(6)], *columns.values(), strict=True)
     write(tmp_path, ["file,number,text,whole", *(",".join(row) for row in rows)])
-    table = read_factors(tmp_path, "factors.csv")
-    assert table.factors.table.T.tolist() == [[3, 0, 3, 2, 1, 0], [4, 0, 2, 1, 5, 3], [2, 1, 0, 0, 0, 0]]
-    assert table.values["number"] == ["-2", "+.5", "9.5", "10"]
-    assert table.values["text"] == ["10", "2", "B", "a b", "b", "é"]
-    assert table.factors.sizes == [4, 6, 3]
+    factors, values = read_factors(tmp_path, "factors.csv", [f"{i}.png" for i in range(6)])
+    assert factors.table.T.tolist() == [[3, 0, 3, 2, 1, 0], [4, 0, 2, 1, 5, 3], [2, 1, 0, 0, 0, 0]]
+    assert values[0] == ["-2", "+.5", "9.5", "10"]
+    assert values[1] == ["10", "2", "B", "a b", "b", "é"]
+    assert factors.sizes == [4, 6, 3]
 
 
 WRONG_TABLES = [
@@ -112,13 +112,21 @@ WRONG_TABLES = [
     ("pipe", None, r"dataset.factors=pipe: there is no such file"),
     ("a\0b", None, r"there is no such file"),
     ({"shape": 3}, None, r"dataset=image_folder takes the path of a CSV file, or null"),
-    ("factors.csv", "", r"its first column must be file, the path of each image, and is ''"),
-    ("factors.csv", "name,size\n0.png,1", r"its first column must be file, .* and is 'name'"),
-    ("factors.csv", "file;size\n0.png;1", r"its first column must be file, .* A comma separates the columns"),
-    ("factors.csv", "file\n0.png", r"it has no column of a factor beside file"),
-    ("factors.csv", "file,size,\n0.png,1,2", r"column 3 has no name"),
-    ("factors.csv", "file,size,kind,size\n0.png,1,2,3", r"there are two columns size"),
-    ("factors.csv", "file,size,file\n0.png,1,2", r"there are two columns file"),
+    ("factors.csv", "", r"its first line must be file, for the path of each image, .* and is ''"),
+    ("factors.csv", "name,size\n0.png,1", r"its first line must be file, .* and is 'name,size'"),
+    (
+        "factors.csv",
+        "file;size\n0.png;1",
+        r"its first line must be file, .* with commas between them, and is 'file;size'",
+    ),
+    ("factors.csv", "file\n0.png", r"a name of its own for each factor, .* and is 'file'"),
+    ("factors.csv", "file,size,\n0.png,1,2", r"a name of its own for each factor, .* and is 'file,size,'"),
+    (
+        "factors.csv",
+        "file,size,kind,size\n0.png,1,2,3",
+        r"a name of its own for each factor, .* and is 'file,size,kind,size'",
+    ),
+    ("factors.csv", "file,size,file\n0.png,1,2", r"a name of its own for each factor, .* and is 'file,size,file'"),
     ("factors.csv", "file,size\n\n", r"it has no rows below its first line"),
     ("factors.csv", "file,size,kind\n0.png,1,a\n1.png,1\n", r"line 3 has 2 cells, and the first line 3"),
     ("factors.csv", "file,size\n0.png,1,2\n", r"line 2 has 3 cells, and the first line 2"),
@@ -279,10 +287,10 @@ WRONG_ARRAYS = [
     ({"factors": np.zeros((90, 2), int)}, r"factors has 90 rows, and images 96"),
     ({"factors": np.zeros(96, int)}, r"factors must be \[N, F\], and is \[96\]"),
     ({"factors": np.zeros((96, 0), int)}, r"factors must be \[N, F\], and is \[96, 0\]"),
-    ({"factor_names": ["a"]}, r"factor_names has 1 names, and factors 2 columns"),
-    ({"factor_names": ["a", "a"]}, r"factor_names must be different names, and is \[a,a\]"),
-    ({"factor_names": ["a", " "]}, r"factor_names must be different names"),
-    ({"factor_names": [1, 2]}, r"factor_names must be text \[F\], and is int64 \[2\]"),
+    ({"factor_names": ["a"]}, r"factor_names must be .* for each of the 2 columns of factors, and is <U1 \[a\]"),
+    ({"factor_names": ["a", "a"]}, r"factor_names must be text \[F\], a different name .* and is <U1 \[a,a\]"),
+    ({"factor_names": ["a", " "]}, r"factor_names must be text \[F\], a different name"),
+    ({"factor_names": [1, 2]}, r"factor_names must be text \[F\], .* and is int64 \[1,2\]"),
     ({"factor_names": np.array(["a", "b"], object)}, r"factor_names is pickled"),
     ({"factors": None, "factor_names": ["a"]}, r"it holds factor_names, and no factors"),
     (

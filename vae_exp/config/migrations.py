@@ -9,7 +9,7 @@ MOVED = {
     "vae_exp.conv_networks.burgess": "vae_exp.networks.burgess",
     "vae_exp.conv_networks.locatello": "vae_exp.networks.locatello",
     "vae_exp.image_folder.image_folder": "vae_exp.datasets.image_folder",
-    "vae_exp.image_folder.celeba": "vae_exp.datasets.torchvision",
+    "vae_exp.image_folder.celeba": "vae_exp.datasets.celeba",
 }
 ADDED: dict[str, Any] = {  # with the value that changes nothing
     "accumulate_steps": 1,

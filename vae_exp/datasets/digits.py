@@ -18,12 +18,12 @@ def digits(name: str) -> Source:
 
     Raises UserError if scikit-learn's file is missing.
     """
-    # Only its file is wanted: importing scikit-learn takes half as long as importing PyTorch.
+    # Importing scikit-learn itself would take half as long as importing PyTorch.
     package = importlib.util.find_spec("sklearn")
-    places = [Path(place, FILE) for place in (package.submodule_search_locations or [] if package else [])]
-    if not any(place.is_file() for place in places):
+    paths = [Path(folder, FILE) for folder in (package.submodule_search_locations or [] if package else [])]
+    if not any(path.is_file() for path in paths):
         raise UserError(f"dataset=digits: {FILE} of scikit-learn is not there. Install it: pip install scikit-learn")
-    raw = torch.from_numpy(np.loadtxt(places[0], delimiter=",", dtype=np.uint8))
+    raw = torch.from_numpy(np.loadtxt(paths[0], delimiter=",", dtype=np.uint8))
     x = (raw[:, :-1].double() * 255 / 16).round().to(torch.uint8).unflatten(1, (1, 8, 8))
     y = raw[:, -1].long()
     # The test split is the same for every seed, or runs of different seeds could not be compared.

@@ -4,22 +4,24 @@ import csv
 import logging
 import posixpath
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vae_exp.errors import UserError, printable
 
+log = logging.getLogger(__name__)
 EXAMPLE = "{shape:[0],x:8}"
 
 
 @dataclass
 class Factors:
-    """The values of the factors behind each image, int64 [N, F], numbered from 0 to below sizes [F]; with names [F]."""
+    """Values of the factors behind each image, int64 [N, F], numbered from 0 to below sizes [F]; with names [F]."""
 
     table: Tensor
     names: list[str]
@@ -37,8 +39,8 @@ class Factors:
     def varying(self, without: Collection[str] = ()) -> "Factors":
         """Return the factors, except those with one value in all of the images and those with these names."""
         varies = (self.table != self.table[:1]).any(0).tolist()
-        kept = [i for i, name in enumerate(self.names) if varies[i] and name not in without]
-        return Factors(self.table[:, kept], [self.names[i] for i in kept], [self.sizes[i] for i in kept])
+        columns = [i for i, name in enumerate(self.names) if varies[i] and name not in without]
+        return Factors(self.table[:, columns], [self.names[i] for i in columns], [self.sizes[i] for i in columns])
 
     def column(self, name: str) -> Tensor:
         """Return one factor of every image, int64 [N]. Raises UserError for a name that does not exist."""
@@ -48,36 +50,33 @@ class Factors:
 
 
 def chosen_values(
-    sizes: Mapping[str, int], wanted: Mapping[str, int | Sequence[int]] | None, round_about: Sequence[str] = ()
+    sizes: Mapping[str, int], requested: Mapping[str, int | Sequence[int]] | None, periodic: Sequence[str] = ()
 ) -> dict[str, list[int]]:
     """Return, for each factor, the numbers of the values to use, of a grid with `sizes` values of each.
 
-    A list names them. A number n takes n values, evenly spread from the first to the last; for the factors in
-    `round_about`, whose last value is the first once more, it leaves the last one out. A factor that is not named is
-    used with all of its values, and None is the whole grid. Raises UserError for factors and values that do not exist.
+    A list names them; a number n takes n values, evenly spread from the first to the last. The last value of a periodic
+    factor is the first once more, and is left out then. Other factors have all of their values. Raises UserError for
+    factors and values that do not exist.
     """
-    wanted = {} if wanted is None else wanted
-    if not isinstance(wanted, Mapping):
-        raise UserError(f"dataset.factors={printable(wanted)}: it takes values by factor names, such as {EXAMPLE}.")
-    if unknown := [str(name) for name in wanted if name not in sizes]:
+    requested = {} if requested is None else requested
+    if not isinstance(requested, Mapping):
+        raise UserError(f"dataset.factors={printable(requested)}: it takes values by factor names, such as {EXAMPLE}.")
+    if unknown := [str(name) for name in requested if name not in sizes]:
         raise UserError(f"dataset.factors: there is no {printable(', '.join(unknown))}. There are {', '.join(sizes)}.")
-    chosen = {}
-    for name, size in sizes.items():
-        asked = wanted.get(name, size)
-        if isinstance(asked, bool) or not isinstance(asked, int | Sequence) or isinstance(asked, str):
-            raise UserError(f"dataset.factors.{name}={printable(asked)}: it takes so many values, or a list of them.")
-        if isinstance(asked, int):
-            if not 0 < asked <= size:
-                raise UserError(f"dataset.factors.{name}={asked}: it has from 1 to {size} values.")
-            steps = asked if name in round_about and asked < size else max(1, asked - 1)
-            chosen[name] = [round(i * (size - 1) / steps) for i in range(asked)]
-            continue
-        chosen[name] = list(asked)
-        are_whole = all(isinstance(value, int) and not isinstance(value, bool) for value in asked)
-        if not asked or not are_whole or not all(0 <= value < size for value in asked) or len(set(asked)) < len(asked):
-            shown = ",".join(map(str, asked))
-            raise UserError(f"dataset.factors.{name}=[{shown}]: it takes different numbers from 0 to {size - 1}.")
-    return chosen
+    return {name: _values_of(name, requested.get(name, size), size, name in periodic) for name, size in sizes.items()}
+
+
+def _values_of(name: str, requested: Any, size: int, periodic: bool) -> list[int]:
+    if type(requested) is int and 0 < requested <= size:
+        steps = requested if periodic and requested < size else max(1, requested - 1)
+        return [round(i * (size - 1) / steps) for i in range(requested)]
+    values = list(requested) if isinstance(requested, list | tuple) else []
+    if values and all(type(value) is int and 0 <= value < size for value in values) and len({*values}) == len(values):
+        return values
+    raise UserError(
+        f"dataset.factors.{name}={printable(str(requested).replace(' ', ''))}: it takes so many values, from 1 to "
+        f"{size}, or a list of different ones, numbered from 0 to {size - 1}."
+    )
 
 
 def grid(names: Sequence[str], sizes: Sequence[int]) -> Factors:
@@ -86,116 +85,86 @@ def grid(names: Sequence[str], sizes: Sequence[int]) -> Factors:
     return Factors(table, list(names), list(sizes))
 
 
-log = logging.getLogger(__name__)
-
 FILE = "file"  # the name of the first column
 MISSING = frozenset(("", "nan", "NaN"))  # cells
-SHOWN = 5  # files named in a message
+MAX_FILES = 5  # named in a message
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,4})?", re.ASCII | re.IGNORECASE)
 
 
-@dataclass(frozen=True)
-class FactorTable:
-    """The factors of a table's files."""
+def read_factors(root: Path, path: str, files: Sequence[str]) -> tuple[Factors, list[list[str]]]:
+    """Return the factors of files from the table that dataset.factors names, and what each factor's values are called.
 
-    typed: str  # where it comes from, for messages
-    root: Path  # what the files are relative to
-    row: dict[str, int]  # of each file
-    factors: Factors  # of all rows, in their order
-    values: dict[str, list[str]]  # what the values 0, 1, ... of each factor are called
-
-    def of(self, files: Sequence[str]) -> Factors:
-        """Return the factors of these files, in their order."""
-        return self.factors[torch.tensor([self.row[file] for file in files])]
-
-    def require(self, files: Sequence[str]) -> None:
-        """Raise UserError if files have no row; warn of rows that belong to none of the files."""
-        if bare := [file for file in files if file not in self.row]:
-            raise UserError(
-                f"{self.typed}: it has no row for {len(bare):,} of the {len(files):,} images: {_first(bare)}. Its "
-                f"column {FILE} holds their paths relative to {self.root}."
-            )
-        there = set(files)
-        if others := [file for file in self.row if file not in there]:
-            log.warning(
-                f"{self.typed}: left out {len(others):,} of {len(self.row):,} rows, which are of no image in "
-                f"{self.root}: {_first(others)}"
-            )
-
-
-def read_factors(root: Path, typed: str) -> FactorTable:
-    """Read the table of factors that dataset.factors names; a relative path begins at root, the folder of the images.
-
-    Its first column is the path of each image relative to root, every further column a factor, and its first row their
-    names. Raises UserError for a file that cannot be read as such a table, naming the line.
+    A relative path begins at root, the folder of the files. The first column of the table is the path of each file
+    relative to root, every further column a factor, and its first row their names. Rows of other files are left out,
+    with a warning. Raises UserError for files without a row, and if this is no such table, naming the line.
     """
-    told = f"dataset.factors={printable(str(typed))}"
-    if not isinstance(typed, str):
-        raise UserError(f"{told}: dataset=image_folder takes the path of a CSV file, or null.")
-    rows = _rows(told, root / Path(typed).expanduser())
-    _, header = next(rows, (0, []))
-    names = _names(told, header)
-    row: dict[str, int] = {}
-    cells: list[list[str]] = []
-    for line, found in rows:
-        file, *texts = posixpath.normpath(found[0]), *found[1:]  # ./a.png is a.png
-        if len(texts) != len(names):
-            raise UserError(f"{told}: line {line:,} has {len(found):,} cells, and the first line {len(header):,}.")
-        if not MISSING.isdisjoint(found):
-            column = next(column for column, text in zip([FILE, *names], found, strict=True) if text in MISSING)
-            raise UserError(f"{told}: line {line:,} has no value of {column}.")
-        if file in row:
-            raise UserError(f"{told}: line {line:,} is a second row of {printable(file)}; each image has one.")
-        row[file] = len(cells)
-        cells.append(texts)
-    if not cells:
-        raise UserError(f"{told}: it has no rows below its first line.")
-    numbered = [_numbered(column) for column in zip(*cells, strict=True)]
-    table = torch.tensor([numbers for numbers, _ in numbered]).T.contiguous()
-    values = {name: called for name, (_, called) in zip(names, numbered, strict=True)}
-    return FactorTable(told, root, row, Factors(table, names, [len(called) for called in values.values()]), values)
+    key = f"dataset.factors={printable(path)}"
+    if not isinstance(path, str):
+        raise UserError(f"{key}: dataset=image_folder takes the path of a CSV file, or null.")
+    names, cells = _read_table(key, root / Path(path).expanduser())
+    row = {file: number for number, file in enumerate(cells)}
+    if missing := [file for file in files if file not in row]:
+        raise UserError(
+            f"{key}: it has no row for {len(missing):,} of the {len(files):,} images: {_first(missing)}. Its "
+            f"column {FILE} holds their paths relative to {root}."
+        )
+    present = set(files)
+    if others := [file for file in row if file not in present]:
+        log.warning(
+            f"{key}: left out {len(others):,} of {len(row):,} rows, which are of no image in {root}: {_first(others)}"
+        )
+    numbers, values = zip(*map(_number, zip(*cells.values(), strict=True)), strict=True)
+    factors = Factors(torch.tensor(numbers).T.contiguous(), names, list(map(len, values)))
+    return factors[torch.tensor([row[file] for file in files])], list(values)
 
 
-def _rows(told: str, path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield the rows of a CSV with their line numbers. All cells but the first are stripped of spaces around them."""
+def _read_table(key: str, path: Path) -> tuple[list[str], dict[str, list[str]]]:
+    """Return the names of the factors, and by file their cells, stripped of spaces around them."""
+    table: dict[str, list[str]] = {}
     try:
         if not path.is_file():  # a named pipe would keep its reader waiting for ever
-            raise UserError(f"{told}: there is no such file: {path}. A relative path begins at dataset.root.")
+            raise UserError(f"{key}: there is no such file: {path}. A relative path begins at dataset.root.")
         with path.open(encoding="utf-8-sig", newline="") as file:  # a spreadsheet writes the mark of UTF-8
             reader = csv.reader(file, strict=True)
-            for first, *others in filter(None, reader):
-                yield reader.line_num, [first, *(cell.strip() for cell in others)]
+            rows = ([first, *(cell.strip() for cell in others)] for first, *others in filter(None, reader))
+            columns = _check_header(key, next(rows, [""]))
+            for cells in rows:
+                name, line = posixpath.normpath(cells[0]), f"line {reader.line_num:,}"  # ./a.png is a.png
+                if len(cells) != len(columns):
+                    raise UserError(f"{key}: {line} has {len(cells):,} cells, and the first line {len(columns):,}.")
+                if missing := [column for column, cell in zip(columns, cells, strict=True) if cell in MISSING]:
+                    raise UserError(f"{key}: {line} has no value of {missing[0]}.")
+                if name in table:
+                    raise UserError(f"{key}: {line} is a second row of {printable(name)}; each image has one.")
+                table[name] = cells[1:]
     except (OSError, ValueError, csv.Error) as error:  # text of another encoding is a ValueError
-        raise UserError(f"{told}: {path} cannot be read as a CSV file in UTF-8 ({error}).") from error
+        raise UserError(f"{key}: {path} cannot be read as a CSV file in UTF-8 ({error}).") from error
+    if not table:
+        raise UserError(f"{key}: it has no rows below its first line.")
+    return columns[1:], table
 
 
-def _names(told: str, header: list[str]) -> list[str]:
-    """Return the names of the factors. Raises UserError if the first line does not name file and then each factor."""
-    first, *names = [printable(name) for name in header] or [""]
-    if first.strip() != FILE:
+def _check_header(key: str, header: list[str]) -> list[str]:
+    """Return the names of the columns. Raises UserError if they are not file and then those of the factors."""
+    columns = [printable(name) for name in header]
+    first, *names = columns
+    if first.strip() != FILE or not names or "" in names or len({FILE, *names}) < len(columns):
         raise UserError(
-            f"{told}: its first column must be {FILE}, the path of each image, and is {first!r}. A comma separates "
-            "the columns, and the first line names them."
+            f"{key}: its first line must be {FILE}, for the path of each image, and then a name of its own for each "
+            f"factor, with commas between them, and is {','.join(columns)!r}."
         )
-    if not names:
-        raise UserError(f"{told}: it has no column of a factor beside {FILE}.")
-    if "" in names:
-        raise UserError(f"{told}: column {names.index('') + 2} has no name.")
-    if twice := [name for name in dict.fromkeys(names) if [FILE, *names].count(name) > 1]:
-        raise UserError(f"{told}: there are two columns {twice[0]}; each factor needs a name of its own.")
-    return names
+    return [FILE, *names]
 
 
-def _numbered(texts: Sequence[str]) -> tuple[list[int], list[str]]:
+def _number(texts: Sequence[str]) -> tuple[list[int], list[str]]:
     """Return the number of each cell's value, and the values' names: in order, by size if all are numbers."""
     different = list(dict.fromkeys(texts))
-    are_numbers = all(map(NUMBER.fullmatch, different))
-    value = {text: Decimal(text) if are_numbers else text for text in different}
-    called = {value[text]: text for text in reversed(different)}  # 1 and 1.0 are one value, called as it first is
-    order = sorted(called)  # all are numbers, or all are text
-    number = {known: at for at, known in enumerate(order)}
-    return [number[value[text]] for text in texts], [called[known] for known in order]
+    parse = Decimal if all(map(NUMBER.fullmatch, different)) else str
+    value = {text: parse(text) for text in different}
+    name = {value[text]: text for text in reversed(different)}  # 1 and 1.0 are one value, named as it comes first
+    number = {known: at for at, known in enumerate(sorted(name))}
+    return [number[value[text]] for text in texts], [name[known] for known in number]
 
 
 def _first(files: Sequence[str]) -> str:
-    return ", ".join(map(printable, files[:SHOWN])) + (", ..." if len(files) > SHOWN else "")
+    return ", ".join(map(printable, files[:MAX_FILES])) + (", ..." if len(files) > MAX_FILES else "")

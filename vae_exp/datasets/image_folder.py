@@ -1,32 +1,81 @@
 """A folder of any images: its files are listed, given labels by their folders, and decoded once into a cache."""
 
 import contextlib
+import hashlib
+import itertools
+import json
 import logging
+import math
+import os
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+from tqdm import tqdm
 
 from vae_exp.datasets.factors import Factors, read_factors
-from vae_exp.datasets.image_files import (
-    Decoding,
-    Unusable,
-    cached,
-    class_folder,
-    decode,
-    find_images,
-    folders_in,
-    left_out_lines,
-    list_images,
-)
 from vae_exp.datasets.prepare import with_test
 from vae_exp.datasets.splits import Source, Split, Streamed
-from vae_exp.errors import UserError, printable
-from vae_exp.files import of_files
+from vae_exp.errors import Unwritable, UserError, printable
+from vae_exp.files import (
+    ABANDONED_SECONDS,
+    announce,
+    atomic_write,
+    cache_folder,
+    content_key,
+    of_files,
+    read_json,
+    write,
+)
 
 log = logging.getLogger(__name__)
+
+# Pillow refuses images of more than 179 million pixels; its warning from 89 million on names no file.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+FORMAT = 3  # in the key: a cache of another format, or of another way to decode, is not found
+CHUNK = 1024  # files decoded before their images are used
+MAX_ENLARGED = 4  # an image that would be enlarged more has nothing to show at this size
+MAX_FILES = 5  # or folders named in a message
+MAX_PATH = 200  # characters of a folder's path in a message
 VALIDATION = ("val", "valid", "validation", "dev")  # what people call the folder
+WHITE = {"16-bit": 65535.0, "32-bit": 65535.0, "float": 1.0}  # of the deep greys, where dataset.white is null
+
+_reported: set[tuple[Path, str]] = set()  # what this process has logged about which cache
+
+
+class Unusable(Exception):
+    """A file that is no image, is damaged, or is too small."""
+
+
+class Decoded(NamedTuple):
+    """An image as training takes it."""
+
+    pixels: np.ndarray  # uint8 [C, H, W]
+    depth: str | None  # of a deep grey, a key of WHITE; None of what has 8 bits, or is given 8 by Pillow
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """Settings by which image files become pixels, and the folder where these are cached.
+
+    Greys of 16 or 32 bits and floats go from 0 to white, or to WHITE if that is None. crop is the side of the middle
+    square that is used, in pixels of the file. on_error is skip or fail. A cache of None is the user's cache folder.
+    """
+
+    x_shape: tuple[int, int, int]
+    crop: int | None = None
+    white: float | None = None
+    on_error: str = "skip"
+    cache: str | None = None
 
 
 def image_folder(
@@ -45,9 +94,9 @@ def image_folder(
     """Return the images of a folder: flat, in a folder per class, or in train/, val/ and test/ with either in them.
 
     Without test/ the test split is test_size of the training images, the same for every seed. factors is a CSV with a
-    row for each image, and label the factor that y holds in place of the class folders. white is the white of greys of
-    more than 8 bits, see decode. Raises UserError if there are too few images that can be used, if a folder cannot be
-    read and on_error=fail, and if the table is not one or does not fit these images.
+    row for each image, and label the factor that y holds in place of the class folders. white is that of Decoding.
+    Raises UserError if there are too few images that can be used, if a folder cannot be read and on_error=fail, and if
+    the table is not one or does not fit these images.
     """
     folder = Path(root).expanduser()
     if not folder.is_dir():
@@ -56,27 +105,28 @@ def image_folder(
         raise UserError(f"dataset.label={label}: it takes null where dataset.factors is null. A table has factors.")
     parts = _parts(folder)
     listed = {part: list_images(path, on_error) for part, path in parts.items()}
-    classes, class_names = _class_folders(listed)
+    paths = {  # relative to the folder
+        part: [(parts[part].relative_to(folder) / file).as_posix() for file in files] for part, files in listed.items()
+    }
+    sources = {path: folder / path for files in paths.values() for path in files}
+    labels, class_names = _class_labels(listed)
     known: dict[str, Factors] = {}
     if factors is not None:
-        table = read_factors(folder, factors)
-        paths = {part: _below(folder, parts[part], files) for part, files in listed.items()}
-        table.require([file for files in paths.values() for file in files])
-        known = {part: table.of(files) for part, files in paths.items()}
+        every, values = read_factors(folder, factors, list(sources))
+        ends = itertools.accumulate(map(len, paths.values()))
+        known = {part: every[end - len(paths[part]) : end] for part, end in zip(paths, ends, strict=True)}
+        sources["dataset.factors"] = folder / Path(factors).expanduser()
         if label is not None:
-            classes = {part: of_part.column(str(label)).tolist() for part, of_part in known.items()}
-            class_names = table.values[str(label)]
-
+            labels = {part: factors.column(str(label)).tolist() for part, factors in known.items()}
+            class_names = values[every.names.index(str(label))]
     how = Decoding(image_shape(image_size, channels), crop, white, on_error, cache)
 
     def read(part: str) -> Split:
-        return decoded(parts[part], listed[part], classes[part], how, known.get(part))
+        return read_split(parts[part], listed[part], labels[part], how, known.get(part))
 
     train = read("train")
     val = read("val") if "val" in parts else None
-    read_from = {file: folder / file for part, files in listed.items() for file in _below(folder, parts[part], files)}
-    read_from |= {} if factors is None else {"dataset.factors": folder / Path(factors).expanduser()}
-    digests = of_files(read_from)
+    digests = of_files(sources)
     if "test" in parts:
         return Source(name, train, lambda: read("test"), class_names, val, files=digests)
     train, test = with_test(train, test_size, str(folder))
@@ -89,31 +139,29 @@ def _parts(folder: Path) -> dict[str, Path]:
     Warns of everything else that holds images and is not read, and of a test/ that is taken for a class. Raises
     UserError for several folders of validation images.
     """
-    beside = {name: folder / name for name in folders_in(folder) if not name.startswith(".")}
-    named = ", ".join(f"{name}/" for name in (*VALIDATION, "test"))
-    if "train" not in beside:
-        if misread := [f"{name}/" for name in beside if name.lower() in ("train", "training", "test", *VALIDATION)]:
+    names = folders_in(folder)
+    parts_are = ", ".join(f"{name}/" for name in (*VALIDATION, "test"))
+    if "train" not in names:
+        if misread := [f"{name}/" for name in names if name.lower() in ("train", "training", "test", *VALIDATION)]:
             log.warning(
                 f"{printable(folder)}: {printable(', '.join(misread))} taken for classes, as there is no train/; with "
-                f"one, {named} beside it are its other parts"
+                f"one, {parts_are} beside it are its other parts"
             )
         return {"train": folder}
-    held_out = [name for name in VALIDATION if name in beside]
+    held_out = [name for name in VALIDATION if name in names]
     if len(held_out) > 1:
         raise UserError(
             f"dataset.root={folder}: {' and '.join(f'{name}/' for name in held_out)} beside train/: which are the "
             "validation images? Keep one of them."
         )
-    parts = {"train": beside["train"]}
-    if held_out:
-        parts["val"] = beside[held_out[0]]
-    if "test" in beside:
-        parts["test"] = beside["test"]
-    unread = {f"in {name}/": _count(path) for name, path in beside.items() if path not in parts.values()}
+    parts = {"train": folder / "train"}
+    parts |= {"val": folder / held_out[0]} if held_out else {}
+    parts |= {"test": folder / "test"} if "test" in names else {}
+    unread = {f"in {name}/": _count(folder / name) for name in names if folder / name not in parts.values()}
     unread["in no folder"] = len(find_images(folder, below=False))
-    if counted := ", ".join(f"{count:,} {where}" for where, count in unread.items() if count):
+    if counts := ", ".join(f"{count:,} {where}" for where, count in unread.items() if count):
         log.warning(
-            f"{printable(folder)}: images beside train/ that are not read: {printable(counted)}; {named} would be"
+            f"{printable(folder)}: images beside train/ that are not read: {printable(counts)}; {parts_are} would be"
         )
     return parts
 
@@ -125,19 +173,175 @@ def _count(folder: Path) -> int:
     return 0
 
 
-def _class_folders(listed: dict[str, list[str]]) -> tuple[dict[str, list[int]], list[str]]:
+def _class_labels(listed: dict[str, list[str]]) -> tuple[dict[str, list[int]], list[str]]:
     """Return the label of each file by its class folder, and the names of the labels."""
-    folders = {part: [class_folder(file) for file in files] for part, files in listed.items()}
-    names = sorted({name for of_part in folders.values() for name in of_part})
+    folders = {part: list(map(class_folder, files)) for part, files in listed.items()}
+    names = sorted({name for files in folders.values() for name in files})
     # Images beside the class folders belong to no class; then there are no classes at all.
     names = [] if "" in names else names
     number = {class_name: label for label, class_name in enumerate(names)}
-    return {part: [number.get(name, 0) for name in of_part] for part, of_part in folders.items()}, names
+    return {part: [number.get(name, 0) for name in files] for part, files in folders.items()}, names
 
 
-def _below(folder: Path, part: Path, files: list[str]) -> list[str]:
-    """Return the files of a part of the folder, relative to the folder."""
-    return [(part.relative_to(folder) / file).as_posix() for file in files]
+def class_folder(file: str) -> str:
+    """Return the first folder on the way to a listed file; nothing if the file lies at the top."""
+    return file.split("/")[0] if "/" in file else ""
+
+
+def image_shape(image_size: int | list[int], channels: int) -> tuple[int, int, int]:
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    return channels, height, width
+
+
+def read_split(root: Path, files: list[str], labels: list[int], how: Decoding, factors: Factors | None = None) -> Split:
+    """Return the usable files as a split; the labels and any factors are given for all files, usable or not."""
+    path, usable = decode_once(root, files, how)
+    images, rows = Streamed(path, (len(usable), *how.x_shape), torch.arange(len(usable))), torch.tensor(usable)
+    return Split(images, torch.tensor(labels)[rows], factors=None if factors is None else factors[rows])
+
+
+def list_images(folder: Path, on_error: str = "skip") -> list[str]:
+    """Return the image files below the folder, relative to it and in order.
+
+    Raises UserError if there are none, and with on_error=fail for a folder that cannot be read; otherwise a warning
+    counts such folders.
+    """
+    errors: list[OSError] = []
+    files = find_images(folder, errors=errors)
+    if errors:
+        lines = [_line(os.path.relpath(error.filename, folder)[:MAX_PATH], error.strerror) for error in errors]
+        if on_error == "fail":
+            raise UserError(f"{folder}: {lines[0]}. dataset.on_error=skip leaves such folders out.")
+        count = f"{len(lines):,} folder{'s' * (len(lines) > 1)} in {printable(folder)} that cannot be read"
+        log.warning("\n  ".join([f"left out {count}, with all that is in them", *lines[:MAX_FILES]]))
+    if not files:
+        raise UserError(f"{folder}: no images in it, by the endings of the names (.png, .jpg, .webp, ...).")
+    return files
+
+
+def find_images(folder: Path, below: bool = True, errors: list[OSError] | None = None) -> list[str]:
+    """Return the files in the folder, and below it, that have an image's ending, in order; no hidden ones.
+
+    Links at the top are followed, except those that lead back to the folder itself or to one that holds it: its images
+    would come twice, the second time as a class of the link's name. `errors` collects why folders below cannot be read.
+    Raises UserError if the folder itself cannot be.
+    """
+    Image.init()
+    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    linked = [folder / name for name in folders_in(folder) if (folder / name).is_symlink()]
+    linked = [link for link in linked if not folder.resolve().is_relative_to(link.resolve())]
+    files = []
+    for top in (folder, *linked) if below else (folder,):
+        for path, folders, names in os.walk(top, onerror=None if errors is None else errors.append):
+            folders[:] = [name for name in folders if below and not name.startswith(".")]
+            relative = Path(path).relative_to(folder)
+            images = (name for name in names if Path(name).suffix.lower() in endings and not name.startswith("."))
+            files += [(relative / name).as_posix() for name in images]
+    return sorted(files)
+
+
+def folders_in(folder: Path) -> list[str]:
+    """Return the names of the folders in a folder, and of links to folders, in order; no hidden ones.
+
+    Raises UserError if it cannot be listed.
+    """
+    try:
+        return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be listed ({error.strerror or error}).") from error
+
+
+def decode(path: Path, how: Decoding) -> Decoded:
+    """Return the image turned upright, cropped to its middle, and resized so that it fills H x W.
+
+    Transparent parts become white; more colours than C become grey, fewer are repeated. Raises Unusable, and UserError
+    for deep greys out of their usual range if how.white is None.
+    """
+    channels, height, width = how.x_shape
+    try:
+        if not path.is_file():  # a named pipe would keep its reader waiting for ever
+            raise Unusable("not a file, or a link that leads nowhere")
+        with Image.open(path) as image:  # Pillow refuses decompression bombs here
+            if how.crop is None:  # a JPEG's own smaller scales, still twice as large as is needed, save much time
+                image.draft(None, (2 * max(width, height),) * 2)
+            depth = _depth(image)
+            image = ImageOps.exif_transpose(image)
+            if depth is not None:
+                image = _eight_bits(path, image, depth, how.white)
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            image = image.convert("L" if channels == 1 else "RGB")
+    except (UserError, Unusable):
+        raise
+    except UnidentifiedImageError as error:
+        raise Unusable("not an image that Pillow can read") from error
+    except Exception as error:  # a damaged file makes Pillow's readers raise almost anything
+        raise Unusable(str(error) or repr(error)) from error
+    if how.crop is not None:
+        across, down = min(how.crop, image.width), min(how.crop, image.height)
+        left, top = (image.width - across) // 2, (image.height - down) // 2
+        image = image.crop((left, top, left + across, top + down))
+    if max(width / image.width, height / image.height) > MAX_ENLARGED:
+        raise Unusable(f"{image.width}x{image.height} pixels are too few for {width}x{height} (dataset.image_size)")
+    pixels = np.asarray(ImageOps.fit(image, (width, height)))
+    return Decoded(pixels[None] if channels == 1 else pixels.transpose(2, 0, 1), depth)
+
+
+def _depth(image: Image.Image) -> str | None:
+    """Return the kind of a deep grey, a key of WHITE; None for what Pillow reads as 8 bits."""
+    if image.mode == "F":
+        return "float"
+    if image.mode == "I":  # of a PNG or a PGM it is Pillow's word for 16 bits
+        return "32-bit" if image.format == "TIFF" else "16-bit"
+    return "16-bit" if image.mode.startswith("I;16") else None
+
+
+def _eight_bits(path: Path, image: Image.Image, depth: str, white: float | None) -> Image.Image:
+    """Return a deep grey scaled so that white is 255, where Pillow would clip it instead.
+
+    The scale is never guessed from the pixels: one image would then be brighter than the next. Raises UserError if
+    white is None and the pixels are outside of their usual range.
+    """
+    deep = np.asarray(image, dtype=np.float64)
+    if not np.isfinite(deep).all():
+        raise Unusable("pixels that are not finite numbers")
+    low, high, top = deep.min(), deep.max(), white or WHITE[depth]
+    if white is None and (low < 0 or high > top):
+        raise UserError(
+            f"{printable(path)}: its pixels go from {low:g} to {high:g}, and a {depth} grey from 0 (black) to {top:g} "
+            "(white). Say what white is, the same for all images, such as dataset.white=255; what lies outside is cut "
+            "off then."
+        )
+    return Image.fromarray((deep / top * 255).clip(0, 255).round().astype(np.uint8))
+
+
+def decode_all(root: Path, files: list[str], how: Decoding) -> Iterator[tuple[int, Decoded | Unusable]]:
+    """Yield the row and the image of each file in order, or why it cannot be used.
+
+    Raises UserError for the first of these with how.on_error=fail.
+    """
+
+    def attempt(file: str) -> Decoded | Unusable:
+        try:
+            return decode(root / file, how)
+        except Unusable as error:
+            return error
+
+    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    bar = tqdm(total=len(files), unit="image", desc="decoding", disable=None, leave=False, dynamic_ncols=True)
+    # Threads are enough: Pillow lets go of Python's lock while it decodes and resizes.
+    with bar, ThreadPoolExecutor(workers) as pool:
+        for start in range(0, len(files), CHUNK):
+            for row, image in enumerate(pool.map(attempt, files[start : start + CHUNK]), start):
+                bar.update()
+                if isinstance(image, Unusable) and how.on_error == "fail":
+                    raise _refusal(root / files[row], image)
+                yield row, image
+
+
+def _refusal(path: Path, reason: object) -> UserError:
+    return UserError(f"{printable(path)}: {reason}. dataset.on_error=skip leaves such files out.")
 
 
 def read_images(
@@ -148,38 +352,134 @@ def read_images(
     Returns with them the class folder of each, empty for an image outside of any. Files of a folder that cannot be used
     are left out with a warning. Raises UserError if none can be used, or if a single one cannot.
     """
-    path = Path(path).expanduser()
+    path, how = Path(path).expanduser(), Decoding(x_shape, crop, white)
     if not path.exists():
         raise UserError(f"{path}: there is no such file or folder.")
     if x_shape[0] not in (1, 3):
         raise UserError(f"{path}: images are read with 1 channel or 3, not with {x_shape[0]}.")
     if not path.is_dir():
         try:
-            return torch.from_numpy(decode(path, x_shape, crop, white).pixels.copy())[None], [""]
+            return torch.from_numpy(decode(path, how).pixels.copy())[None], [""]
         except Unusable as error:
             raise UserError(f"{path}: {error}.") from error
-    images, left_out = {}, {}
     files = list_images(path)
-    for file in files:
-        try:
-            images[file] = decode(path / file, x_shape, crop, white).pixels
-        except Unusable as error:
-            left_out[file] = str(error)
-    if not images:
-        raise UserError(f"{path}: none of its {len(files):,} images can be used; {left_out_lines(left_out)[0]}.")
-    if left_out:
-        lines = left_out_lines(left_out)
-        log.warning("\n  ".join([f"left out {len(lines):,} of {len(files):,} files in {path}:", *lines]))
-    return torch.from_numpy(np.stack(list(images.values()))), [class_folder(file) for file in images]
+    images = dict(decode_all(path, files, how))
+    report_unusable(path, files, {row: str(image) for row, image in images.items() if isinstance(image, Unusable)})
+    usable = {files[row]: image.pixels for row, image in images.items() if isinstance(image, Decoded)}
+    return torch.from_numpy(np.stack(list(usable.values()))), list(map(class_folder, usable))
 
 
-def image_shape(image_size: int | list[int], channels: int) -> tuple[int, int, int]:
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    return channels, height, width
+Reasons = dict[int, str]  # why files cannot be used, by their rows
 
 
-def decoded(root: Path, files: list[str], labels: list[int], how: Decoding, factors: Factors | None = None) -> Split:
-    """Return the usable files as a split; the labels and any factors are given for all files, usable or not."""
-    path, usable = cached(root, files, how)
-    images, rows = Streamed(path, (len(usable), *how.x_shape), torch.arange(len(usable))), torch.tensor(usable)
-    return Split(images, torch.tensor(labels)[rows], factors=None if factors is None else factors[rows])
+def decode_once(root: Path, files: list[str], how: Decoding) -> tuple[Path, list[int]]:
+    """Return a file of the decoded images [N, C, H, W], and which of the files they are, in their order.
+
+    The cache is found by the files' names, sizes, times and sampled bytes, and by how they are decoded, wherever they
+    lie: reading all of them again would take as long as reading the disk. Raises UserError if it cannot be written, if
+    no file can be used, and with on_error=fail if any file cannot.
+    """
+    folder = cache_folder("image_cache") if how.cache is None else Path(how.cache).expanduser() / "image_cache"
+    decoding = json.dumps([FORMAT, list(how.x_shape), how.crop, how.white])
+    content = content_key({file: root / file for file in files})
+    cache = folder / hashlib.sha256(f"{decoding}\n{content}".encode()).hexdigest()[:16]
+    about = _read_about(cache, len(files), how.x_shape)
+    announce(folder, "decoded images", "dataset.cache")
+    try:
+        unusable, depths = about or _write(cache, root, files, how)
+    except (OSError, Unwritable) as error:
+        raise UserError(
+            f"{folder}: the decoded images cannot be written there ({error}). dataset.cache=FOLDER: elsewhere."
+        ) from error
+    if unusable and how.on_error == "fail":
+        row, reason = next(iter(unusable.items()))
+        raise _refusal(root / files[row], reason)
+    report_unusable(root, files, unusable, cache)
+    _report_white(cache, root, depths, how.white)
+    return cache / "images.uint8", [row for row in range(len(files)) if row not in unusable]
+
+
+def _read_about(cache: Path, n_files: int, x_shape: tuple[int, int, int]) -> tuple[Reasons, dict[str, int]] | None:
+    """Return a cache's unusable files, and how many images there are of each deep grey; None if it is damaged.
+
+    The size of its images is checked, but they are not read: that would cost as much as decoding saves.
+    """
+    try:
+        stored = read_json(cache / "about.json")
+        unusable = {int(row): str(reason) for row, reason in stored["unusable"].items()}
+        depths = {str(depth): int(count) for depth, count in stored["depths"].items()}
+        is_complete = (cache / "images.uint8").stat().st_size == (n_files - len(unusable)) * math.prod(x_shape)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return (unusable, depths) if is_complete and all(0 <= row < n_files for row in unusable) else None
+
+
+def _write(cache: Path, root: Path, files: list[str], how: Decoding) -> tuple[Reasons, dict[str, int]]:
+    """Decode the files into the cache. Each of its files appears complete or not at all, about.json last."""
+    for partial in cache.parent.glob("*/*.partial"):
+        with contextlib.suppress(OSError):  # another process takes it away, or has just finished it
+            if time.time() - partial.stat().st_mtime > ABANDONED_SECONDS:  # by a killed process
+                partial.unlink()
+    if (cache / "about.json").exists():
+        log.warning(f"{cache}: damaged, so the images are decoded anew")
+    unusable: Reasons = {}
+    depths: Counter[str] = Counter()
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with atomic_write(cache / "images.uint8") as out:
+            for row, image in decode_all(root, files, how):
+                if isinstance(image, Unusable):
+                    unusable[row] = str(image)
+                else:
+                    out.write(np.ascontiguousarray(image.pixels).data)
+                    depths.update([image.depth] if image.depth else [])
+        if unusable:
+            write(cache / "left_out.txt", "\n".join([*_lines(files, unusable), ""]))
+        write(cache / "about.json", json.dumps({"unusable": unusable, "depths": depths}))
+    except BaseException:
+        with contextlib.suppress(OSError):  # another process has made the cache meanwhile
+            cache.rmdir()
+        raise
+    return unusable, depths
+
+
+def _report_white(cache: Path, root: Path, depths: dict[str, int], white: float | None) -> None:
+    """Log which brightness is white in images of more than 8 bits, once per process."""
+    if (cache, "white") in _reported or not log.isEnabledFor(logging.INFO):
+        return
+    _reported.add((cache, "white"))
+    if depths:
+        images = ", ".join(f"{count:,} {depth} images: {white or WHITE[depth]:g}" for depth, count in depths.items())
+        setting = "null" if white is None else f"{white:g}"
+        log.info(f"what is white in {printable(root)}: {images} (dataset.white={setting})")
+    elif white is not None:
+        log.warning(
+            f"dataset.white={white:g}: changes nothing in {printable(root)}, where no grey has more than 8 bits"
+        )
+
+
+def report_unusable(root: Path, files: list[str], unusable: Reasons, cache: Path | None = None) -> None:
+    """Warn of the files that cannot be used, naming the first ones, of a cache once per process.
+
+    Raises UserError if no file can be used.
+    """
+    if not unusable:
+        return
+    lines = _lines(files, unusable)
+    if len(lines) == len(files):
+        raise UserError(f"{root}: none of its {len(files):,} images can be used; {lines[0]}.")
+    where, named = "", lines[:MAX_FILES]
+    if cache is not None:
+        named = [] if (cache, "left out") in _reported else named
+        _reported.add((cache, "left out"))
+        if len(named) < len(lines) and (cache / "left_out.txt").is_file():
+            where = f"; all of them are named in {cache / 'left_out.txt'}"
+    log.warning("\n  ".join([f"left out {len(lines):,} of {len(files):,} files in {root}{where}", *named]))
+
+
+def _lines(files: list[str], unusable: Reasons) -> list[str]:
+    return [_line(files[row], reason) for row, reason in unusable.items()]
+
+
+def _line(file: str, reason: object) -> str:
+    return printable(f"{file}: {reason}")

@@ -1,9 +1,10 @@
-"""Turn a source of images into the splits of a run: split, binarise, fingerprint, validate."""
+"""Turn a source of images into the splits of a run: validate, split, binarise, fingerprint."""
 
 import hashlib
-from bisect import bisect_right
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,72 +14,67 @@ from vae_exp.datasets.factors import Factors
 from vae_exp.datasets.splits import Source, Split, Streamed, size_in_bytes
 from vae_exp.errors import UserError, printable
 
-ROWS = 64  # images looked at of a split that no file is known of
-LABELS = 2**18  # of fewer images all labels and factors are looked at, of more each second, third, ...
+ROWS = 64  # images sampled of a split that is read from no file
+LABELS = 2**18  # of fewer images all labels and factors are hashed, of more each second, third, ...
 MAX_RANGES = 256  # of files in a record, which every checkpoint holds: so many files or fewer are recorded one by one
-SHOWN = 3  # names in a message
+MAX_NAMES = 3  # in a message
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """The number of images, the classes, and digests of labels, of factors and of what the images are read from."""
+    """Number of images, classes, and digests of labels, of factors and of what the images are read from."""
 
     images: dict[str, int]  # of train, and of val where the data come with one
     class_names: list[str]
     labels: dict[str, str]
-    files: dict[str, str]  # by their names, or of the data that are no files by the names of their splits
+    files: dict[str, str]  # by name; of data that are no files by split
 
     def digest(self) -> str:
         """Return a digest that depends on the images, and not on their labels."""
-        return _hashed([*(f"{part} {n}" for part, n in sorted(self.images.items())), *self._lines(sorted(self.files))])
+        return _hash([*(f"{part} {n}" for part, n in sorted(self.images.items())), *self._lines(sorted(self.files))])
 
     def record(self) -> dict[str, Any]:
         """Return a short record of plain values for the checkpoint, with which `changes` compares later data."""
         names = sorted(self.files)
         size = max(1, -(-len(names) // MAX_RANGES))
         parts = [names[at : at + size] for at in range(0, len(names), size)]
-        ranges = [[part[0], part[-1], len(part), _hashed(self._lines(part))] for part in parts]
+        ranges = [[part[0], part[-1], len(part), _hash(self._lines(part))] for part in parts]
         return {"images": self.images, "class_names": self.class_names, "labels": self.labels, "files": ranges}
 
     def changes(self, record: Mapping[str, Any]) -> list[str]:
         """Return, in words, the differences from the record of earlier data; nothing if all is the same."""
-        told = []
+        changes = []
         if self.class_names != record["class_names"]:
-            told.append(f"the classes are {_listed(self.class_names)}, and were {_listed(record['class_names'])}")
-        told += self._changed_files(record["files"])
-        if not told:
-            for part in {**record["images"], **self.images}:
-                now, then = self.images.get(part, 0), record["images"].get(part, 0)
-                told += [f"{now:,} images for {part}, and were {then:,}"] if now != then else []
-        if not told:
-            names = {**record["labels"], **self.labels}
-            told += [f"other {name}" for name in names if self.labels.get(name) != record["labels"].get(name)]
-        return told
+            changes.append(f"the classes are {_first(self.class_names)}, and were {_first(record['class_names'])}")
+        if changes := changes + self._changed_files(record["files"]):
+            return changes
+        for part in {**record["images"], **self.images}:
+            now, before = self.images.get(part, 0), record["images"].get(part, 0)
+            changes += [f"{now:,} images for {part}, and were {before:,}"] if now != before else []
+        names = {**record["labels"], **self.labels}
+        return changes or [f"other {name}" for name in names if self.labels.get(name) != record["labels"].get(name)]
 
     def _changed_files(self, ranges: list[list[Any]]) -> list[str]:
         """Return which files are new, gone or changed, or between which names; a range goes up to the next one."""
-        starts = [first for first, *_ in ranges]
-        now: list[list[str]] = [[] for _ in ranges]
-        found: dict[str, list[str]] = {"new": [], "gone": [], "changed": [], "among": []}
-        for name in sorted(self.files):
-            at = bisect_right(starts, name)
-            (now[at - 1] if at else found["new"]).append(name)
-        for (first, last, n, digest), names in zip(ranges, now, strict=True):
-            if _hashed(self._lines(names)) == digest:
+        files = sorted(self.files)
+        starts = [*(bisect_left(files, first) for first, *_ in ranges), len(files)]
+        changed: dict[str, list[str]] = {"new": files[: starts[0]], "gone": [], "changed": [], "among": []}
+        for (first, last, n, digest), start, end in zip(ranges, starts[:-1], starts[1:], strict=True):
+            names = files[start:end]
+            if _hash(self._lines(names)) == digest:
                 continue
             if n > 1:
-                found["among"].append(
-                    f"{first} to {last}" + (f" ({len(names)}, and were {n})" if len(names) != n else "")
-                )
+                count = f" ({len(names)}, and were {n})" if len(names) != n else ""
+                changed["among"].append(f"{first} to {last}{count}")
                 continue
-            found["new"] += [name for name in names if name != first]
+            changed["new"] += [name for name in names if name != first]
             if first not in names:
-                found["gone"].append(first)
-            elif _hashed(self._lines([first])) != digest:
-                found["changed"].append(first)
+                changed["gone"].append(first)
+            elif _hash(self._lines([first])) != digest:
+                changed["changed"].append(first)
         total, before = len(self.files), sum(n for _, _, n, _ in ranges)
-        told = [f"{total:,} files, and were {before:,}"] if total != before else []
-        return told + [f"{kind} {_listed(names)}" for kind, names in found.items() if names]
+        numbers = [f"{total:,} files, and were {before:,}"] if total != before else []
+        return numbers + [f"{how} {_first(names)}" for how, names in changed.items() if names]
 
     def _lines(self, names: Iterable[str]) -> list[str]:
         return [f"{name}\0{self.files[name]}" for name in names]
@@ -87,44 +83,44 @@ class Fingerprint:
 def fingerprint(source: Source) -> Fingerprint:
     """Return the fingerprint of a dataset: from the digests of its files, or of some images of each split.
 
-    A test split that is not at hand is not read for it: it is read once, at the end of training.
+    A test split is not read for it, unless it is at hand.
     """
     splits = {"train": source.train} | ({} if source.val is None else {"val": source.val})
-    images = {part: len(split) for part, split in splits.items()}
+    n_images = {part: len(split) for part, split in splits.items()}
     if source.test_is_at_hand:
         splits["test"] = source.read_test()
-    labels = {f"labels of {part}": _of_tensor(split.y) for part, split in splits.items()}
+    labels = {f"labels of {part}": _hash_values(split.y) for part, split in splits.items()}
     for part, split in splits.items():
         if split.factors is not None:
-            labels[f"factors of {part}"] = _of_tensor(split.factors.table)
+            labels[f"factors of {part}"] = _hash_values(split.factors.table)
     files = source.files
     if files is None:
-        files = {f"images of {part}": _of_images(split) for part, split in splits.items()}
-    return Fingerprint(images, list(source.class_names), labels, files)
+        files = {f"images of {part}": _hash_images(split) for part, split in splits.items()}
+    return Fingerprint(n_images, list(source.class_names), labels, files)
 
 
-def _of_images(split: Split) -> str:
-    """Return a digest of the number and shape of the images and of evenly spread rows of them."""
+def _hash_images(split: Split) -> str:
+    """Hash the number and shape of the images and evenly spread rows of them."""
     rows = torch.linspace(0, len(split) - 1, min(ROWS, len(split))).round().long()
     images = split.images[rows]
-    shown = images.read() if isinstance(images, Streamed) else images
-    return _hashed([f"{list(split.images.shape[1:])} {len(split)}"], shown)
+    sample = images.read() if isinstance(images, Streamed) else images
+    return _hash([f"{list(split.images.shape[1:])} {len(split)}"], sample)
 
 
-def _of_tensor(values: Tensor) -> str:
-    return _hashed([str(list(values.shape))], values[:: 1 + len(values) // LABELS])
+def _hash_values(values: Tensor) -> str:
+    return _hash([str(list(values.shape))], values[:: 1 + len(values) // LABELS])
 
 
-def _hashed(lines: Iterable[str], values: Tensor | None = None) -> str:
+def _hash(lines: Iterable[str], values: Tensor | None = None) -> str:
     digest = hashlib.sha256("\n".join(lines).encode(errors="surrogateescape"))
     if values is not None:
         digest.update(values.cpu().contiguous().numpy().data)
     return digest.hexdigest()[:16]
 
 
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
-    return ", ".join(map(printable, names[:SHOWN])) + more if names else "none"
+def _first(names: list[str]) -> str:
+    more = f" and {len(names) - MAX_NAMES:,} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(map(printable, names[:MAX_NAMES])) + more if names else "none"
 
 
 @dataclass
@@ -138,14 +134,14 @@ class Data:
     n_classes: int  # 0 where there are no labels
     class_names: list[str]
     read_train: Callable[[], Split]  # with the images that were split off for validation, or left out by train_size
-    fingerprint: Fingerprint | None = None  # of all of the dataset, whatever part of it was chosen
+    fingerprint: Fingerprint | None = None  # of all of the dataset, whatever part of it is used
 
     def split(self, name: str) -> Split:
         """Return train, val or test. Raises UserError for a validation split that is empty."""
-        chosen = self.read_test() if name == "test" else getattr(self, name)
-        if not len(chosen):
+        split = self.read_test() if name == "test" else getattr(self, name)
+        if not len(split):
             raise UserError(f"split={name}: the model was trained with dataset.val_size=0, on all; use split=test.")
-        return chosen
+        return split
 
     @property
     def x_shape(self) -> tuple[int, int, int]:
@@ -165,182 +161,175 @@ def prepare(
     flip: bool = False,
     device_memory: int | str = "2GB",
 ) -> Data:
-    """Choose classes, split off validation images by seed, choose a part, binarise, and place in memory or stream.
+    """Choose classes, split off validation images by seed, choose a part, binarise, and load into memory or stream.
 
     A size below 1 is a fraction. n_classes is the data's if it is null, and 0 hides the labels. Images taken for
     validation are the same whatever train_size is. Raises UserError for options that this data cannot satisfy, and for
     labels that leave nothing to train on, to validate with or, when it is read, to test on.
     """
     limit = size_in_bytes(device_memory)
-    kept = _kept_labels(source, labels)
-    names = [printable(source.class_names[label]) for label in kept]
+    numbers = _label_numbers(source, labels)
+    names = [printable(source.class_names[number]) for number in numbers]
     largest = len(names) - 1 if names else int(source.train.y.max())
     if n_classes and largest >= n_classes:
         raise UserError(f"dataset.n_classes={n_classes}: {source.name} has labels up to {largest}.")
-
-    def require_some(split: Split, part: str) -> None:
-        if labels is not None and not torch.isin(split.y, torch.tensor(kept)).any():
-            shown = ",".join(printable(label) for label in labels)
-            raise UserError(f"dataset.labels=[{shown}]: none of the {len(split):,} {part} images has such a label.")
-
-    def chosen(split: Split, how: str, part: str = "training") -> Split:
-        require_some(split, part)
-        # Binarised first: which images are chosen must not change the draw that an image meets.
-        split = _binarized(split.placed(limit), how)
-        return split if labels is None else _with_labels(split, kept)
-
-    if source.test_is_at_hand:
-        require_some(source.read_test(), "test")
-    before = "none" if binarize == "dynamic" else binarize
-    held_out = "static" if binarize == "dynamic" else binarize
-    train = chosen(source.train, before)
-    by_seed = torch.Generator().manual_seed(seed)
-    if source.val is None:
-        rows = torch.randperm(len(train), generator=by_seed)
-        n_val = count(val_size, len(train))
-        if n_val >= len(train):
-            raise UserError(
-                f"dataset.val_size={val_size}: {source.name} has {len(train):,} training images; "
-                "leave at least one of them."
-            )
-        held = rows[:n_val].sort().values
-        if binarize != "dynamic":
-            val = train[held]
-        elif isinstance(train.images, Streamed):
-            val = _binarized(train[held].placed(limit), "static")
-        else:  # the draw that binarize=static gives them
-            val = chosen(source.train, "static")[held]
-        rows = rows[n_val:]
-    else:
-        val = chosen(source.val, held_out, "validation")[: None if val_size else 0]
-        rows = torch.randperm(len(train), generator=by_seed)
+    load = partial(_load, limit=limit, labels=labels, numbers=numbers)
+    if source.test_is_at_hand and labels is not None:
+        _rows_with(source.read_test(), labels, numbers, "test")
+    dynamic = binarize == "dynamic"
+    before, held_out = ("none", "static") if dynamic else (binarize, binarize)
+    train = load(source.train, before)
+    rows = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
+    n_val = count(val_size, len(train)) if source.val is None else 0
+    if n_val >= len(train):
+        raise UserError(
+            f"dataset.val_size={val_size}: {source.name} has {len(train):,} training images; leave at least one."
+        )
+    val_rows, rows = rows[:n_val].sort().values, rows[n_val:]
+    if source.val is not None:
+        val = load(source.val, held_out, "validation")[: None if val_size else 0]
+    elif not dynamic:
+        val = train[val_rows]
+    elif isinstance(train.images, Streamed):
+        val = _binarize(train[val_rows].stream_above(limit), "static")
+    else:  # the draw that binarize=static gives them
+        val = load(source.train, "static")[val_rows]
     n_train = len(rows) if train_size is None else count(train_size, len(rows))
     if not 0 < n_train <= len(rows):
         raise UserError(f"dataset.train_size={train_size}: {source.name} has {len(rows):,} images left for training.")
     train = train if n_train == len(train) else train[rows[:n_train].sort().values]
     return Data(
         name=source.name,
-        train=replace(train.placed(limit), flip=flip, dynamic=binarize == "dynamic"),
-        val=val.placed(limit),
-        read_test=lambda: chosen(source.read_test(), held_out, "test").placed(limit),
+        train=replace(train.stream_above(limit), flip=flip, dynamic=dynamic),
+        val=val.stream_above(limit),
+        read_test=lambda: load(source.read_test(), held_out, "test").stream_above(limit),
         n_classes=len(names) if n_classes is None else n_classes,
         class_names=[] if n_classes == 0 else names,
-        read_train=lambda: chosen(source.train, before),
+        read_train=lambda: load(source.train, before),
         fingerprint=fingerprint(source),
     )
 
 
-def count(size: int | float, of: int) -> int:
-    """Return a whole number as it is, and a fraction as that part of the images: at least one if it is not 0."""
-    return size if isinstance(size, int) else max(1, round(size * of)) if size else 0
+def _load(
+    split: Split,
+    binarize: str,
+    part: str = "training",
+    *,
+    limit: int,
+    labels: list[int | str] | None,
+    numbers: list[int],
+) -> Split:
+    """Return the images with these labels, binarised. Raises UserError if there are none."""
+    rows = None if labels is None else _rows_with(split, labels, numbers, part)
+    # Binarised first: which images are chosen must not change the draw that an image meets.
+    split = _binarize(split.stream_above(limit), binarize)
+    if rows is None:
+        return split
+    split = split[rows]  # renumbered from 0: a conditional model has no empty class
+    return replace(split, y=torch.searchsorted(torch.tensor(numbers), split.y))
 
 
-def with_test(split: Split, test_size: int | float, of: str) -> tuple[Split, Split]:
-    """Return the images to train on, and test_size of them set aside, the same for every seed.
+def count(size: int | float, n: int) -> int:
+    """Return a whole number as it is, and a fraction as that part of n images: at least one if it is not 0."""
+    return size if isinstance(size, int) else max(1, round(size * n)) if size else 0
+
+
+def with_test(split: Split, test_size: int | float, name: str) -> tuple[Split, Split]:
+    """Return the images to train on, and test_size of them set aside at random, the same for every seed.
 
     Raises UserError if nothing is left to train on.
     """
-    n_test = count(test_size, len(split))
-    if n_test >= len(split):
+    n, n_test = len(split), count(test_size, len(split))
+    if n_test >= n:
         raise UserError(
-            f"dataset.test_size={test_size}: {of} has {len(split):,} usable image{'s' * (len(split) > 1)}; "
+            f"dataset.test_size={test_size}: {name} has {n:,} usable image{'s' * (n > 1)}; "
             "training and testing need at least one each."
         )
-    return split_off(split, n_test)
+    rows = torch.randperm(n, generator=torch.Generator().manual_seed(0))
+    return split[rows[n_test:].sort().values], split[rows[:n_test].sort().values]
 
 
-def split_off(split: Split, n: int) -> tuple[Split, Split]:
-    """Return the remaining images, and n that are chosen at random, always the same ones."""
-    rows = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
-    return split[rows[n:].sort().values], split[rows[:n].sort().values]
-
-
-def _kept_labels(source: Source, labels: list[int | str] | None) -> list[int]:
+def _label_numbers(source: Source, labels: list[int | str] | None) -> list[int]:
     """Return the numbers of the labels to use, given by names or numbers, in the data's own order."""
-    if labels is None:
-        return list(range(len(source.class_names)))
-    numbers = {str(number): number for number in range(len(source.class_names))}
     class_names = list(map(printable, source.class_names))
-    known = numbers | {name: number for number, name in enumerate(class_names)}
-    wanted = [printable(str(label)) for label in labels]
-    if unknown := [label for label in wanted if label not in known]:
-        names = ", ".join(class_names) if class_names else "none"
-        raise UserError(f"dataset.labels: {source.name} has no {', '.join(unknown)}. Its labels: {names}.")
-    return sorted({known[label] for label in wanted})
+    if labels is None:
+        return list(range(len(class_names)))
+    numbers = {str(number): number for number in range(len(class_names))}
+    numbers |= {name: number for number, name in enumerate(class_names)}
+    requested = [printable(label) for label in labels]
+    if unknown := [label for label in requested if label not in numbers]:
+        known = ", ".join(class_names) or "none"
+        raise UserError(f"dataset.labels: {source.name} has no {', '.join(unknown)}. Its labels: {known}.")
+    return sorted({numbers[label] for label in requested})
 
 
-def _with_labels(split: Split, kept: list[int]) -> Split:
-    """Return the images with these labels, renumbered from 0, so that a conditional model has no empty class."""
-    rows = torch.isin(split.y, torch.tensor(kept)).nonzero()[:, 0]
-    chosen = split[rows]
-    return replace(chosen, y=torch.searchsorted(torch.tensor(kept), chosen.y))
+def _rows_with(split: Split, labels: list[int | str], numbers: list[int], part: str) -> Tensor:
+    """Return the rows of a split that have one of the labels. Raises UserError if there are none."""
+    rows = torch.isin(split.y, torch.tensor(numbers)).nonzero()[:, 0]
+    if not len(rows):
+        requested = ",".join(map(printable, labels))
+        raise UserError(f"dataset.labels=[{requested}]: none of the {len(split):,} {part} images has such a label.")
+    return rows
 
 
-def _binarized(split: Split, how: str) -> Split:
+def _binarize(split: Split, how: str) -> Split:
     """Make every pixel black or white: by a threshold at one half, or by one fixed draw of Bernoulli(pixel).
 
-    That draw is the same for every seed, as a binarised dataset on disk would be: otherwise runs of different seeds
-    would be measured on different test images. Larochelle's files are binary already.
+    That draw is the same for every seed: otherwise runs of different seeds would have different test images.
     """
-    if how in ("none", "larochelle"):
-        return split
-    if isinstance(split.images, Streamed) and split.images.is_binary:
+    if how in ("none", "larochelle"):  # Larochelle's files are binary
         return split
     if isinstance(split.images, Streamed):
+        if split.images.is_binary:
+            return split
         raise UserError(
             f"dataset.binarize: {len(split):,} images are more than dataset.device_memory, and only images in memory "
             "can be binarised once and for all. Raise dataset.device_memory, or use dataset.binarize=none."
         )
-    return replace(split, images=_black_or_white(split.images, how))
-
-
-def _black_or_white(x: Tensor, how: str) -> Tensor:
     if how == "threshold":
-        return (x >= 128).to(torch.uint8) * 255
-    fixed = torch.Generator().manual_seed(0)
-    return (torch.rand(x.shape, generator=fixed) < x.float() / 255).to(torch.uint8) * 255
+        white = split.images >= 128
+    else:
+        draws = torch.rand(split.images.shape, generator=torch.Generator().manual_seed(0))
+        white = draws < split.images.float() / 255
+    return replace(split, images=white.to(torch.uint8) * 255)
 
 
-def require_source(found: Any, target: str) -> Source:
-    """Return what the function named target returned; its test split is checked when it is read.
+def require_source(source: Any, target: str) -> Source:
+    """Return the Source that the function named target returned; its test split is checked when it is read.
 
-    Raises UserError if that is not a Source, and for images and labels that do not go together.
+    Raises UserError if it is none, and for images and labels that do not go together.
     """
-    if not isinstance(found, Source):
-        raise UserError(
-            f"dataset._target_={target}: it must return a vae_exp.datasets.Source, and returned {_kind(found)}."
-        )
-    wrong = None
-    if not isinstance(found.class_names, list | tuple) or not all(isinstance(name, str) for name in found.class_names):
-        wrong = "class_names must be a list of text, the name of each label"
-    elif not callable(found.read_test):
-        wrong = f"read_test must be a function that returns the test split, not {_kind(found.read_test)}"
-    wrong = wrong or _why_unsound("train", found.train, found)
-    if wrong is None and found.val is not None:
-        wrong = _why_unsound("val", found.val, found)
-    if wrong:
-        raise UserError(f"dataset._target_={target}: of the Source that it returned, {wrong}.")
-    return replace(found, read_test=_reader(found, target))
+    if not isinstance(source, Source):
+        kind = _kind(source)
+        raise UserError(f"dataset._target_={target}: it must return a vae_exp.datasets.Source, and returned {kind}.")
 
+    def require(problem: str | None) -> None:
+        if problem:
+            raise UserError(f"dataset._target_={target}: of the Source that it returned, {problem}.")
 
-def _reader(source: Source, target: str) -> Callable[[], Split]:
     def read_test() -> Split:
-        split = source.read_test()
-        if wrong := _why_unsound("test", split, source):
-            raise UserError(f"dataset._target_={target}: of the Source that it returned, {wrong}.")
-        return split
+        test = source.read_test()
+        require(_problem("test", test, source))
+        return test
 
-    return read_test
+    names = source.class_names
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        require("class_names must be a list of text, the name of each label")
+    if not callable(source.read_test):
+        require(f"read_test must be a function that returns the test split, not {_kind(source.read_test)}")
+    require(_problem("train", source.train, source))
+    require(None if source.val is None else _problem("val", source.val, source))
+    return replace(source, read_test=read_test)
 
 
-def _why_unsound(part: str, split: Any, source: Source) -> str | None:
+def _problem(part: str, split: Any, source: Source) -> str | None:
     """Return what is wrong with a split, in words, or None."""
     if not isinstance(split, Split):
         return f"{part} must be a vae_exp.datasets.Split, not {_kind(split)}"
     images, y = split.images, split.y
-    held = images.source if isinstance(images, Streamed) else images
-    if not isinstance(images, Tensor | Streamed) or (isinstance(held, Tensor) and held.dtype != torch.uint8):
-        return f"the images of {part} must be a tensor of uint8, 0 to 255, not {_kind(held)}"
+    pixels = images.source if isinstance(images, Streamed) else images
+    if not isinstance(images, Tensor | Streamed) or (isinstance(pixels, Tensor) and pixels.dtype != torch.uint8):
+        return f"the images of {part} must be a tensor of uint8, 0 to 255, not {_kind(pixels)}"
     if len(images.shape) != 4 or 0 in images.shape[1:]:
         return f"the images of {part} must have the shape [N, C, H, W], not {list(images.shape)}"
     if not isinstance(y, Tensor) or y.dtype != torch.int64 or y.ndim != 1:
@@ -351,36 +340,32 @@ def _why_unsound(part: str, split: Any, source: Source) -> str | None:
         return f"{part} is empty" + ("; val=None where there are no validation images" if part == "val" else "")
     if images.shape[1:] != source.train.images.shape[1:]:
         return f"the images of {part} are {split.x_shape}, and those of train {source.train.x_shape}"
-    if wrong := _why_factors_unsound(part, split):
-        return wrong
-    low, high = int(y.min()), int(y.max())
-    if low < 0 or (source.class_names and high >= len(source.class_names)):
-        of = f", and there are {len(source.class_names):,} class_names" if low >= 0 else ""
-        return f"the labels of {part} go from {low} to {high:,}{of}"
+    if split.factors is not None and (problem := _factors_problem(part, split.factors, len(split))):
+        return problem
+    low, high, n = int(y.min()), int(y.max()), len(source.class_names)
+    if low < 0 or (n and high >= n):
+        return f"the labels of {part} go from {low} to {high:,}" + (f", and there are {n:,} class_names" * (low >= 0))
     return None
 
 
-def _why_factors_unsound(part: str, split: Split) -> str | None:
-    factors = split.factors
-    if factors is None:
-        return None
+def _factors_problem(part: str, factors: Any, n_images: int) -> str | None:
     if not isinstance(factors, Factors):
         return f"the factors of {part} must be a vae_exp.datasets.Factors, not {_kind(factors)}"
-    table, n = factors.table, len(factors.names)
-    if not isinstance(table, Tensor) or table.dtype != torch.int64 or table.shape != (len(split), n):
-        return f"the factors of {part} must be a tensor of int64 {[len(split), n]}, not {_kind(table)}"
-    if not all(isinstance(name, str) for name in factors.names) or len(set(factors.names)) < n:
-        return f"the names of the factors of {part} must be different texts, not {list(factors.names)}"
-    if len(factors.sizes) != n:
-        return f"the factors of {part} have {n} names and {len(factors.sizes)} sizes"
-    if n and (bool((table < 0).any()) or bool((table >= torch.tensor(factors.sizes)).any())):
-        return f"the factors of {part} must be numbered from 0 to below their sizes {list(factors.sizes)}"
+    table, names, sizes = factors.table, factors.names, factors.sizes
+    if not isinstance(table, Tensor) or table.dtype != torch.int64 or table.shape != (n_images, len(names)):
+        return f"the factors of {part} must be a tensor of int64 {[n_images, len(names)]}, not {_kind(table)}"
+    if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        return f"the names of the factors of {part} must be different texts, not {list(names)}"
+    if len(sizes) != len(names):
+        return f"the factors of {part} have {len(names)} names and {len(sizes)} sizes"
+    if bool((table < 0).any()) or bool((table >= torch.tensor(sizes, dtype=torch.long)).any()):
+        return f"the factors of {part} must be numbered from 0 to below their sizes {list(sizes)}"
     return None
 
 
 def _kind(value: Any) -> str:
     """Return the kind of a value in words: for an array, its type and shape."""
     name = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
-    if isinstance(value, Tensor) or hasattr(value, "dtype"):
+    if hasattr(value, "dtype"):
         return f"{name} of {str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
     return name

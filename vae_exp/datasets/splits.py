@@ -1,9 +1,9 @@
-"""Images and labels, the place where they lie, and the batches they come in. Images are uint8 until they are used."""
+"""Images with their labels, in memory or streamed, and batches of them. Images are uint8 until they are used."""
 
 import math
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,22 +17,21 @@ from vae_exp.datasets.factors import Factors
 from vae_exp.errors import UserError
 
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-AHEAD = 4  # batches that are read before they are asked for
+PREFETCH = 4  # batches
 
 
 @dataclass
 class Streamed:
     """Images too large for the device, uint8 [N, C, H, W]: some rows of a tensor, a file of raw bytes or a function.
 
-    Choosing rows reads nothing. A file is mapped anew for every read, so that its pages never add up in the memory of
-    this process, however often the images are shuffled; the system's file cache holds them if it can. A function makes
-    the images of the rows that it is given.
+    Indexing reads nothing. A file is mapped anew for every read: its pages never add up in the memory of this process.
+    A function makes the images of the rows that it is given.
     """
 
     source: Tensor | Path | Callable[[Tensor], Tensor]
-    shape: tuple[int, ...]  # of the whole source
-    rows: Tensor  # int64 [N]: those that are meant
-    is_binary: bool = False  # known to be black or white: there is nothing to binarise
+    shape: tuple[int, ...]  # of all rows of the source
+    rows: Tensor  # int64 [N], of the source
+    is_binary: bool = False  # known to be black or white
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -41,7 +40,7 @@ class Streamed:
         return replace(self, rows=self.rows[rows])
 
     def read(self) -> Tensor:
-        """Read the images themselves into memory."""
+        """Read the images into memory."""
         if isinstance(self.source, Tensor):
             return self.source[self.rows]
         if not isinstance(self.source, Path):
@@ -52,13 +51,13 @@ class Streamed:
 
 @dataclass
 class Split:
-    """Images, uint8 [N, C, H, W], and their labels y, int64 [N], which lie on the device that batches go to."""
+    """Images, uint8 [N, C, H, W], and their labels y, int64 [N], on the device that batches go to."""
 
     images: Tensor | Streamed
     y: Tensor
     flip: bool = False  # in training, half of the images are mirrored, left to right
     dynamic: bool = False  # every pixel is drawn from Bernoulli(pixel) each time it is used
-    factors: Factors | None = None  # where it is known what the images were made from
+    factors: Factors | None = None
 
     def __len__(self) -> int:
         return len(self.y)
@@ -69,7 +68,7 @@ class Split:
 
     @property
     def x(self) -> Tensor:
-        """Return all of the images at once, on the labels' device."""
+        """Return all images at once, on the labels' device."""
         return (self.images.read() if isinstance(self.images, Streamed) else self.images).to(self.y.device)
 
     @property
@@ -85,7 +84,7 @@ class Split:
     def given_factors(self) -> list[str]:
         """Return the names of the varying factors that the label determines: a conditional model is given them.
 
-        Each label goes with one value of such a factor; labels that occur only once or twice would do so by chance.
+        Labels that occur only once or twice are left out: they go with one value of any factor by chance.
         """
         n_labels = len(self.y.unique())
         if self.factors is None or 2 * n_labels > len(self):
@@ -105,8 +104,8 @@ class Split:
         factors = None if self.factors is None else self.factors.to(device)
         return replace(self, images=images, y=self.y.to(device), factors=factors)
 
-    def placed(self, limit: int) -> "Split":
-        """Return the same images: in memory, to go to a device, or streamed if they take more bytes than limit."""
+    def stream_above(self, limit: int) -> "Split":
+        """Return the same images in memory, or streamed if they take more bytes than limit."""
         images = self.images
         if len(self) * math.prod(self.x_shape) <= limit:
             return replace(self, images=images.read()) if isinstance(images, Streamed) else self
@@ -121,11 +120,11 @@ class Source:
 
     name: str
     train: Split
-    read_test: Callable[[], Split]  # a function, because the test split is read only when it is measured
+    read_test: Callable[[], Split]  # called once, at the end of a run
     class_names: list[str]  # of the labels 0, 1, ...; empty where there are none
-    val: Split | None = None  # where the data comes with a validation split of its own
-    test_is_at_hand: bool = False  # to look at its labels costs nothing, before it is measured
-    files: dict[str, str] | None = None  # what all images are read from, by names below the root: fingerprint.of_files
+    val: Split | None = None  # where the data comes with one
+    test_is_at_hand: bool = False  # its labels cost nothing to read before the end
+    files: dict[str, str] | None = None  # digests of what the images are read from, by names below the root: of_files
 
 
 def batches(
@@ -136,55 +135,54 @@ def batches(
     skip: int = 0,
     stop: int | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield x [B, C, H, W] in [0, 1] and y [B], over all of the split, the last partial batch included.
+    """Yield x [B, C, H, W] in [0, 1] and y [B], the last partial batch included.
 
-    With `order` the images come in a new random order; it lives on the CPU, so that every device gets the same one.
-    With `draws`, which lives on the labels' device, images are flipped and binarised anew if the split says so; without
-    it they are not flipped, and the random binarisation is the same every time. The first `skip` batches are left out
-    without being read: a run that resumes inside an epoch has already used them. Without an order, those from `stop` on
-    are left out too.
+    With `order`, on the CPU so that every device gets the same one, images come in a new random order. With `draws`, on
+    the labels' device, they are flipped and binarised anew if the split says so; without it they are not flipped, and
+    binarised the same every time. The first `skip` batches are left out without being read, as for a run that resumes
+    inside an epoch; without an order, those from `stop` on too.
     """
     device = split.y.device
     binary = draws or torch.Generator(device).manual_seed(0)
-    rows: Sequence[Any]  # slices or tensors of row numbers, a batch each
-    on_device: Sequence[Any]
-    if order is None:  # slices, which copy nothing
-        slices: list[Any] = [slice(at, at + batch_size) for at in range(0, len(split), batch_size)]
+    rows: Any  # a slice or a tensor of row numbers for each batch
+    on_device: Any
+    if order is None:
+        slices = [slice(at, at + batch_size) for at in range(0, len(split), batch_size)]
         rows = on_device = slices[skip:stop]
-        for left_out in slices[:skip] if split.dynamic and draws is None else ():
-            torch.bernoulli(torch.zeros(len(split.y[left_out]), *split.x_shape, device=device), generator=binary)
+        for skipped in slices[:skip] if split.dynamic and draws is None else ():
+            torch.bernoulli(torch.zeros(len(split.y[skipped]), *split.x_shape, device=device), generator=binary)
     else:
         shuffled = torch.randperm(len(split), generator=order)[skip * batch_size :]
         if not len(shuffled):  # split would make one empty batch of nothing
             return
         rows, on_device = shuffled.split(batch_size), shuffled.to(device).split(batch_size)
     if isinstance(split.images, Streamed):
-        read = _ahead(split.images, rows, device)
+        read = _prefetch(split.images, rows, device)
     elif order is None:
-        read = (split.images[chosen] for chosen in on_device)
+        read = (split.images[batch] for batch in on_device)
     else:  # seven times as fast as indexing
-        read = (split.images.index_select(0, chosen) for chosen in on_device)
-    for x, chosen in zip(read, on_device, strict=True):
+        read = (split.images.index_select(0, batch) for batch in on_device)
+    for x, batch in zip(read, on_device, strict=True):
         if split.flip and draws is not None:
             mirrored = torch.rand(len(x), 1, 1, 1, generator=draws, device=device) < 0.5
             x = torch.where(mirrored, x.flip(-1), x)
         x = x.float().div_(255)
-        yield torch.bernoulli(x, generator=binary) if split.dynamic else x, split.y[chosen]
+        yield torch.bernoulli(x, generator=binary) if split.dynamic else x, split.y[batch]
 
 
-def _ahead(images: Streamed, rows: Iterable[slice | Tensor], device: torch.device) -> Iterator[Tensor]:
+def _prefetch(images: Streamed, rows: Iterable[slice | Tensor], device: torch.device) -> Iterator[Tensor]:
     """Yield uint8 batches on the device, read ahead of the steps by one thread; copies to a GPU do not wait."""
     cuda = device.type == "cuda"
 
-    def read(chosen: slice | Tensor) -> Tensor:
-        x = images[chosen].read()
+    def read(batch: slice | Tensor) -> Tensor:
+        x = images[batch].read()
         return x.pin_memory() if cuda else x
 
     with ThreadPoolExecutor(1) as reader:
         waiting: deque = deque()
-        for chosen in rows:
-            waiting.append(reader.submit(read, chosen))
-            if len(waiting) > AHEAD:
+        for batch in rows:
+            waiting.append(reader.submit(read, batch))
+            if len(waiting) > PREFETCH:
                 yield waiting.popleft().result().to(device, non_blocking=cuda)
         while waiting:
             yield waiting.popleft().result().to(device, non_blocking=cuda)
@@ -192,7 +190,7 @@ def _ahead(images: Streamed, rows: Iterable[slice | Tensor], device: torch.devic
 
 def size_in_bytes(size: int | str) -> int:
     """Return a size in bytes: 2GB is 2,000,000,000, a plain number is bytes. Raises UserError for anything else."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?B)?", str(size).strip(), re.IGNORECASE)
-    if isinstance(size, bool) or not found:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?B)?", str(size).strip(), re.IGNORECASE)
+    if isinstance(size, bool) or not match:
         raise UserError(f"dataset.device_memory={size}: it takes a size such as 500MB or 2GB; 0 streams everything.")
-    return int(float(found[1]) * UNITS[(found[2] or "B").upper()])
+    return int(float(match[1]) * UNITS[(match[2] or "B").upper()])

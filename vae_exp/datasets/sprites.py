@@ -4,24 +4,23 @@ The images of dSprites (Matthey et al. 2017, https://github.com/google-deepmind/
 frames show them: nearly to the pixel, but not the published file.
 """
 
-import functools
 import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vae_exp.datasets.factors import Factors, chosen_values, grid
-from vae_exp.datasets.prepare import count, split_off
+from vae_exp.datasets.factors import chosen_values, grid
+from vae_exp.datasets.prepare import with_test
 from vae_exp.datasets.splits import Source, Split, Streamed
-from vae_exp.errors import UserError
 
 SIZES = {"shape": 3, "scale": 6, "orientation": 40, "x": 32, "y": 32}
 SHAPES = ("square", "ellipse", "heart")
 SIDE = 64  # pixels of an image
 BOX = 28  # pixels that a sprite may touch in each direction
 REACH = 9.6 * math.sqrt(2)  # of the corner of a square from its centre, the farthest of all
-AT_ONCE = 128  # images drawn together: what is computed on the way stays in the processor's cache
+CHUNK = 128  # images drawn together: what is computed on the way stays in the processor's cache
 
 Array = np.ndarray
 
@@ -38,53 +37,48 @@ def sprites(
     label. The test split is the same for every seed. Raises UserError for factors, values and labels that do not exist,
     and if the part of the grid is too small to be split.
     """
-    chosen = chosen_values(SIZES, factors, round_about=["orientation"])
-    known = grid(list(SIZES), [len(values) for values in chosen.values()])
-    source = functools.partial(_draw_rows, list(chosen.values()))
-    images = Streamed(source, (len(known), 1, SIDE, SIDE), torch.arange(len(known)), is_binary=True)
-    return source_of(name, images, known, label, test_size, _names(label, chosen))
+    values = chosen_values(SIZES, factors, periodic=["orientation"])
+    n = math.prod(SIZES.values())
+    images = Streamed(draw, (n, 1, SIDE, SIDE), torch.arange(n), is_binary=True)
+    return grid_source(name, images, SIZES, values, label, test_size, {"shape": SHAPES})
 
 
-def source_of(
+def grid_source(
     name: str,
-    images: Tensor | Streamed,
-    known: Factors,
+    images: Streamed,
+    sizes: Mapping[str, int],
+    values: Mapping[str, Sequence[int]],
     label: str | None,
     test_size: int | float,
-    names: list[str],
+    names: Mapping[str, Sequence[str]],
     files: dict[str, str] | None = None,
 ) -> Source:
-    """Return a Source of images with known factors, one of them the label; a fixed random part is the test split.
+    """Return a Source of some values of each factor, one of them the label; a fixed random part is the test split.
 
-    Raises UserError for a label that is no factor, and if nothing is left to train on.
+    images holds every combination of `sizes` values of each factor, the last factor fastest; names are those of the
+    values of some factors. Raises UserError for a label that is no factor, and if nothing is left to train on.
     """
-    y = torch.zeros(len(known), dtype=torch.long) if label is None else known.column(label)
-    n_test = count(test_size, len(known))
-    if n_test >= len(known):
-        raise UserError(
-            f"dataset.test_size={test_size}: there are {len(known):,} images; training and testing need some each."
-        )
-    train, test = split_off(Split(images, y, factors=known), n_test)
-    return Source(name, train, lambda: test, names, test_is_at_hand=True, files=files)
+    factors = grid(list(sizes), list(map(len, values.values())))
+    rows = y = torch.zeros(len(factors), dtype=torch.long)
+    for column, (factor, size) in zip(factors.table.T, sizes.items(), strict=True):
+        rows = rows * size + torch.tensor(values[factor])[column]
+    class_names = []
+    if label is not None:
+        y = factors.column(label)
+        class_names = [names[label][value] if label in names else str(value) for value in values[label]]
+    train, test = with_test(Split(images[rows], y, factors=factors), test_size, name)
+    return Source(name, train, lambda: test, class_names, test_is_at_hand=True, files=files)
 
 
-def _names(label: str | None, chosen: dict[str, list[int]]) -> list[str]:
-    """Return the names of the label's values."""
-    if label is None or label not in chosen:
-        return []
-    return [SHAPES[value] if label == "shape" else str(value) for value in chosen[label]]
-
-
-def _draw_rows(chosen: list[list[int]], rows: Tensor) -> Tensor:
-    """Draw rows [N] of the grid of the chosen values, given as numbers of published ones, as images [N, 1, 64, 64].
+def draw(rows: Tensor) -> Tensor:
+    """Draw rows [N] of the grid of all values as images [N, 1, 64, 64].
 
     NumPy draws them in the calling thread: PyTorch's threads are for the model.
     """
     images = np.zeros((len(rows), SIDE * SIDE), np.uint8)
-    numbers = np.unravel_index(rows.cpu().numpy(), [len(values) for values in chosen])
-    values = [np.array(known)[number] for known, number in zip(chosen, numbers, strict=True)]
-    for at in range(0, len(rows), AT_ONCE):
-        part = slice(at, at + AT_ONCE)
+    values = np.unravel_index(rows.cpu().numpy(), list(SIZES.values()))
+    for at in range(0, len(rows), CHUNK):
+        part = slice(at, at + CHUNK)
         _draw(images[part], *[value[part] for value in values])
     return torch.from_numpy(images).view(-1, 1, SIDE, SIDE)
 
@@ -101,8 +95,8 @@ def _draw(canvas: np.ndarray, shape: Array, scale: Array, orientation: Array, x:
     v = (sin * dx).astype(np.float32)[:, None, :] + (cos * dy).astype(np.float32)[:, :, None]
     inside = np.empty(u.shape, bool)
     for number, is_inside in enumerate((_in_square, _in_ellipse, _in_heart)):
-        of_it = np.flatnonzero(shape == number)
-        inside[of_it] = is_inside(u[of_it], v[of_it])
+        rows_of_shape = np.flatnonzero(shape == number)
+        inside[rows_of_shape] = is_inside(u[rows_of_shape], v[rows_of_shape])
     pixel = rows[:, :, None] * SIDE + columns[:, None, :]
     np.put_along_axis(canvas, pixel.reshape(len(pixel), -1), inside.reshape(len(inside), -1) * np.uint8(255), axis=1)
 

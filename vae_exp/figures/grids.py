@@ -1,11 +1,12 @@
-"""Draw grids of images, with text beside them."""
+"""Draw grids of images, with text beside them, and scatter plots."""
 
+import contextlib
 import functools
 import logging
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,28 +17,45 @@ log = logging.getLogger(__name__)
 
 SELECTORS = {chr(code) for code in range(0xFE00, 0xFE10)}  # they choose between forms of a letter and have none
 STAND_INS = ("Last Resort", ".LastResort", "Adobe Blank")  # fonts that have a box for every letter
+# How many images a picture shows, or rows of a walk, or steps a side of the manifold.
+SIZES = {
+    "samples": 64,
+    "classes": 8,  # of each
+    "reconstructions": 32,
+    "interpolations": 8,
+    "traversals": 20,
+    "manifold": 20,
+    "latents": 5000,
+}
+STEPS = 11  # of interpolations and traversals
+RANGE = 3.0  # of traversals: standard deviations of the prior either way
+COLUMNS = 8
+GREY = 128  # around and between images
+READABLE = 28  # pixels; smaller images are enlarged to about this, for people to see
+ENOUGH = 0.9  # of the classes that there is room for: in a random order chance may leave out one of ten digits
+MAX_CLASSES = 64  # a row each in a picture; the 62 of EMNIST's largest split fit
 
-_told: set[str] = set()
+_reported: set[str] = set()
 
 
 def drawable(names: Sequence[str]) -> list[str]:
-    """Return class names, or the number of a class if no installed font has its letters; say so once per class."""
-    without = [name for name in names if any(_find(group) is None for group in _groups(name) if not group.isascii())]
-    if new := [name for name in without if name not in _told]:
-        _told.update(new)
+    """Return class names, or the number of a class if no installed font has its letters; warn once per class."""
+    without = [name for name in names if None in map(_font_for, _foreign_groups(name))]
+    if new := [name for name in without if name not in _reported]:
+        _reported.update(new)
         log.warning(f"no font installed here has the letters of {', '.join(new)}: pictures show the class's number")
     return [str(number) if name in without else name for number, name in enumerate(names)]
 
 
 def drawable_name(names: Sequence[str], number: int) -> str:
     """Return the name of one class as `drawable` gives it; a model may have room for classes without a name."""
-    return drawable([*[""] * number, names[number]])[number] if number < len(names) else str(number)
+    return drawable(names)[number] if number < len(names) else str(number)
 
 
 def families(names: Iterable[str]) -> list[str]:
     """Return the font families that matplotlib needs for all the letters, its own first."""
-    found = {_find(group) for name in names for group in _groups(name) if not group.isascii()}
-    return ["DejaVu Sans", *sorted({font.name for font in found if font is not None} - {"DejaVu Sans"})]
+    fonts = {_font_for(group) for name in names for group in _foreign_groups(name)}
+    return ["DejaVu Sans", *sorted({font.name for font in fonts if font} - {"DejaVu Sans"})]
 
 
 def text_width(text: str, size: int) -> float:
@@ -70,40 +88,37 @@ def _groups(text: str) -> list[str]:
     return groups
 
 
+def _foreign_groups(text: str) -> list[str]:
+    return [group for group in _groups(text) if not group.isascii()]
+
+
 @functools.lru_cache(maxsize=256)
 def _font(text: str, size: int) -> Any:
-    found = None if text.isascii() else _find(text)
-    return ImageFont.load_default(size) if found is None else ImageFont.truetype(found.fname, size)
-
-
-def _find(text: str) -> Any:
-    """Return matplotlib's entry of an installed font that has all letters of a text, or None."""
-    return _with_letters(frozenset(text) - SELECTORS - {" "})
+    font = None if text.isascii() else _font_for(text)
+    return ImageFont.truetype(font.fname, size) if font else ImageFont.load_default(size)
 
 
 @functools.lru_cache(maxsize=1024)
-def _with_letters(letters: frozenset[str]) -> Any:
+def _font_for(text: str) -> Any:
+    """Return matplotlib's entry of an installed font that has all letters of a text, or None."""
     from matplotlib import font_manager
 
-    def found() -> Any:
-        fonts = [font for font in font_manager.fontManager.ttflist if font.style == "normal"]
-        fonts = [font for font in fonts if not font.name.startswith(STAND_INS)]
-        fonts.sort(key=lambda font: (font.name != "DejaVu Sans", abs(_weight(font) - 400), font.name))
-        return next((font for font in fonts if letters <= _letters_of(font.fname)), None)
+    def usual(font: Any) -> tuple[bool, int, str]:
+        weight = font.weight if isinstance(font.weight, int) else 400
+        return font.name != "DejaVu Sans", abs(weight - 400), font.name
 
-    if (font := found()) is not None:
-        return font
-    known = {font.fname for font in font_manager.fontManager.ttflist}  # as it was when matplotlib first looked
-    for path in set(font_manager.findSystemFonts()) - known:
-        try:
-            font_manager.fontManager.addfont(path)
-        except (OSError, RuntimeError, NotImplementedError, TypeError, ValueError):  # one that matplotlib cannot use
-            continue
-    return found()
+    def search() -> Any:
+        fonts = [font for font in manager.ttflist if font.style == "normal" and not font.name.startswith(STAND_INS)]
+        return next((font for font in sorted(fonts, key=usual) if letters <= _letters_of(font.fname)), None)
 
-
-def _weight(font: Any) -> int:
-    return font.weight if isinstance(font.weight, int) else 400
+    letters, manager = frozenset(text) - SELECTORS - {" "}, font_manager.fontManager
+    font = search()
+    if font is None:  # matplotlib knows the fonts of when it first looked
+        for path in set(font_manager.findSystemFonts()) - {font.fname for font in manager.ttflist}:
+            with contextlib.suppress(OSError, RuntimeError, NotImplementedError, TypeError, ValueError):  # unusable
+                manager.addfont(path)
+        font = search()
+    return font
 
 
 @functools.cache
@@ -114,10 +129,6 @@ def _letters_of(path: str) -> frozenset[str]:
         return frozenset(map(chr, FT2Font(path).get_charmap()))
     except (OSError, RuntimeError):  # gone since, or damaged
         return frozenset()
-
-
-ENOUGH = 0.9  # of the classes that there is room for: in a random order chance may leave out one of ten digits
-MOST_CLASSES = 64  # a row each in a picture; the 62 of EMNIST's largest split fit
 
 
 def in_turn(y: Tensor) -> Tensor:
@@ -142,37 +153,16 @@ def rows(y: Tensor, n: int) -> Tensor:
 
     A folder of class folders is sorted by class, so its first rows show only one class.
     """
-    there, classes = len(y[:n].unique()), len(y.unique())
-    return torch.arange(min(n, len(y))) if there >= ENOUGH * min(n, classes) else in_turn(y)[:n]
+    enough = len(y[:n].unique()) >= ENOUGH * min(n, len(y.unique()))
+    return torch.arange(min(n, len(y))) if enough else in_turn(y)[:n]
 
 
-def shown_classes(n_classes: int, class_names: Sequence[str]) -> int:
+def n_class_rows(n_classes: int, class_names: Sequence[str]) -> int:
     """Return how many classes get a row each: those in the data, and no more than a picture has room for.
 
-    A model may have room for more classes than there are (dataset.n_classes), of which it has learned nothing.
+    A model may have room for more classes than the data have (dataset.n_classes).
     """
-    return min(n_classes, len(class_names) or n_classes, MOST_CLASSES)
-
-
-if TYPE_CHECKING:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-# How many images a picture shows, or rows of a walk, or steps a side of the manifold.
-SIZES = {
-    "samples": 64,
-    "classes": 8,  # of each
-    "reconstructions": 32,
-    "interpolations": 8,
-    "traversals": 20,
-    "manifold": 20,
-    "latents": 5000,
-}
-STEPS = 11  # of interpolations and traversals
-RANGE = 3.0  # of traversals: standard deviations of the prior either way
-COLUMNS = 8
-GREY = 128  # around and between images
-READABLE = 28  # pixels; smaller images are enlarged to about this, for people to see
+    return min(n_classes, len(class_names) or n_classes, MAX_CLASSES)
 
 
 def grid(images: Tensor, columns: int) -> np.ndarray:
@@ -233,33 +223,34 @@ def samples(images: Tensor, n_classes: int) -> np.ndarray:
     return grid(images, len(images) // n_classes if n_classes else COLUMNS)
 
 
+def walk_sheet(
+    images: Tensor, title: str, rows: Sequence[str] = (), columns: Sequence[str] = (), x_label: str = ""
+) -> np.ndarray:
+    """Draw walks, images [R, S, C, H, W], one per row, with words around them."""
+    return label_sheet(grid(images.flatten(0, 1), images.shape[1]), title, rows, columns, x_label)
+
+
 def interpolations(images: Tensor, path: str) -> np.ndarray:
-    """Draw one walk per row, from images [R, S, C, H, W] of walks.interpolation."""
-    steps = [f"{t:.1f}" for t in torch.linspace(0, 1, images.shape[1]).tolist()]
-    return label_sheet(
-        grid(images.flatten(0, 1), images.shape[1]),
-        f"{path} interpolations of z",
-        columns=steps,
-        x_label="way from left to right",
-    )
+    """Draw one walk per row, from images [R, S, C, H, W] of latent_walks.interpolation."""
+    columns = [f"{t:.1f}" for t in torch.linspace(0, 1, images.shape[1]).tolist()]
+    return walk_sheet(images, f"{path} interpolations of z", columns=columns, x_label="way from left to right")
 
 
 def traversals(images: Tensor, dims: list[int], values: Tensor, kl: list[float], around: str) -> np.ndarray:
-    """Draw one latent dimension per row, from images [R, S, C, H, W] of walks.traversal."""
+    """Draw one latent dimension per row, from images [R, S, C, H, W] of latent_walks.traversal."""
     rows = [f"z{dim}  {kl[dim]:.2f}" for dim in dims]
-    columns = [signed(value) for value in values.tolist()]
-    title = f"one latent (its KL in nats) at a time, around {around}"
-    return label_sheet(
-        grid(images.flatten(0, 1), images.shape[1]), title, rows, columns, "standard deviations of the prior"
-    )
+    return traversal_sheet(images, f"one latent (its KL in nats) at a time, around {around}", rows, values)
+
+
+def traversal_sheet(images: Tensor, title: str, rows: Sequence[str], values: Tensor) -> np.ndarray:
+    return walk_sheet(images, title, rows, list(map(signed, values.tolist())), "standard deviations of the prior")
 
 
 def manifold(images: Tensor, values: Tensor, dims: list[int], note: str = "") -> np.ndarray:
-    """Draw the plane of two latents, images [S, S, C, H, W] of walks.manifold: the first right, the second up."""
+    """Draw the plane of two latents, images [S, S, C, H, W] of latent_walks.manifold: first right, second up."""
     words = [signed(value) for value in values.tolist()]
-    sheet = grid(images.flatten(0, 1), images.shape[1])
     rows = [f"z{dims[1]} {word}" if i == 0 else word for i, word in enumerate(reversed(words))] if len(dims) > 1 else []
-    return label_sheet(sheet, f"p(x|z) at equally likely z{note}", rows, words, f"z{dims[0]}")
+    return walk_sheet(images, f"p(x|z) at equally likely z{note}", rows, words, f"z{dims[0]}")
 
 
 def latents(
@@ -268,73 +259,75 @@ def latents(
     names: Sequence[str],
     dims: list[int] | None,
     n: int = SIZES["latents"],
-    of: int | None = None,
+    total: int | None = None,
 ) -> np.ndarray:
     """Draw n of the posterior means [N, Z] with labels [N] as a scatter of two latents or principal components.
 
-    The title says how many images there are: `of`, or N.
+    The title says how many images there are: `total`, or N.
     """
-    of = len(means) if of is None else of
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    pictured = rows(y, n)
-    means, y, names = means.detach().cpu().double()[pictured], y.cpu()[pictured], drawable(names)
+    total = len(means) if total is None else total
+    chosen = rows(y, n)
+    means, y, names = means.detach().cpu().double()[chosen], y.cpu()[chosen], drawable(names)
     if dims is not None or means.shape[1] <= 2 or len(means) == 1:  # one image has no principal components
         dims = dims or list(range(means.shape[1]))[:2]
         points, axis_names = means[:, dims], [f"mean of q(z{dim} | x)" for dim in dims]
     else:
         centred = means - means.mean(0)
         _, strength, directions = torch.linalg.svd(centred, full_matrices=False)
-        points, share = centred @ directions[:2].T, strength.square() / strength.square().sum()
-        axis_names = [f"principal component {i + 1} ({share[i]:.0%} of the variance)" for i in range(2)]
+        points, variance = centred @ directions[:2].T, strength.square() / strength.square().sum()
+        axis_names = [f"principal component {i + 1} ({variance[i]:.0%} of the variance)" for i in range(2)]
     if points.shape[1] == 1:  # one latent: spread out by the order of the images
         points = torch.stack([points[:, 0], torch.linspace(0, 1, len(points), dtype=torch.double)], 1)
         axis_names.append("order in the split")
-
-    with plt.rc_context({"font.family": families(names)}):
-        shown = f"{len(points):,} of the {of:,}" if len(points) < of else f"{of:,}"
-        return _scatter(points, y, names, axis_names, f"posterior means of {shown} images")
+    count = f"{len(points):,} of the {total:,}" if len(points) < total else f"{total:,}"
+    return _scatter(points, y, names, axis_names, f"posterior means of {count} images")
 
 
 def _scatter(points: Tensor, y: Tensor, names: Sequence[str], axis_names: list[str], title: str) -> np.ndarray:
     """Draw points [N, 2] coloured by their labels [N], with a legend of the names if there are few."""
+    style: dict[str, Any] = {"s": 6, "alpha": 0.7, "linewidths": 0}
+    with new_axes((6.4, 5.4), names) as axes:
+        if 0 < len(names) <= 20:
+            from matplotlib import colormaps
+
+            colors = colormaps["tab10" if len(names) <= 10 else "tab20"].resampled(len(names))
+            for label in range(len(names)):
+                axes.scatter(*points[y == label].T, color=colors(label), label=str(label), **style)
+            legend = axes.legend(
+                title="label", markerscale=3, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False
+            )
+            for text, name in zip(legend.get_texts(), names, strict=True):  # as it is: _ hides a label, $ is a formula
+                text.set_parse_math(False)
+                text.set_text(name)
+        elif names:
+            axes.figure.colorbar(axes.scatter(*points.T, c=y, cmap="viridis", **style), label="label")
+        else:
+            axes.scatter(*points.T, color="tab:blue", **style)
+        axes.set(xlabel=axis_names[0], ylabel=axis_names[1], title=title)
+        axes.set_aspect("equal", adjustable="datalim")
+        return pixels(axes.figure)
+
+
+@contextlib.contextmanager
+def new_axes(size: tuple[float, float], names: Sequence[str]) -> Iterator[Any]:
+    """Yield the axes of a new matplotlib figure of this size in inches, with fonts that have the names' letters."""
+    import matplotlib
+
+    matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(6.4, 5.4), dpi=100, layout="constrained")
-    few = 0 < len(names) <= 20
-    colors = plt.get_cmap("tab10" if len(names) <= 10 else "tab20" if few else "viridis", max(len(names), 1))
-    for label in range(len(names)) if few else ():
-        chosen = y == label
-        axes.scatter(
-            points[chosen, 0], points[chosen, 1], s=6, color=colors(label), label=str(label), alpha=0.7, linewidths=0
-        )
-    if few:
-        legend = axes.legend(title="label", markerscale=3, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-        for text, name in zip(legend.get_texts(), names, strict=True):  # as it is: _ hides a label, $ begins a formula
-            text.set_parse_math(False)
-            text.set_text(name)
-    else:
-        coloured: dict[str, Any] = {"c": y, "cmap": "viridis"} if len(names) else {"color": "tab:blue"}
-        shown = axes.scatter(points[:, 0], points[:, 1], s=6, alpha=0.7, linewidths=0, **coloured)
-        if names:
-            figure.colorbar(shown, label="label")
-    axes.set(xlabel=axis_names[0], ylabel=axis_names[1], title=title)
-    axes.set_aspect("equal", adjustable="datalim")
-    return pixels(figure)
+    with plt.rc_context({"font.family": families(names)}):
+        figure, axes = plt.subplots(figsize=size, dpi=100, layout="constrained")
+        try:
+            yield axes
+        finally:
+            plt.close(figure)
 
 
-def pixels(figure: "Figure") -> np.ndarray:
-    """Return a matplotlib figure as an array [H, W, 3], and close it."""
-    import matplotlib.pyplot as plt
-
-    canvas = cast("FigureCanvasAgg", figure.canvas)
-    canvas.draw()
-    drawn = np.asarray(canvas.buffer_rgba())[..., :3].copy()
-    plt.close(figure)
-    return drawn
+def pixels(figure: Any) -> np.ndarray:
+    """Return a matplotlib figure as an array [H, W, 3]."""
+    figure.canvas.draw()
+    return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
 
 
 def signed(value: float) -> str:

@@ -11,6 +11,8 @@ from vae_exp.figures import grids
 from vae_exp.vae import VAE
 
 BATCH_SIZE = 1000
+MAX_LATENTS = 40  # rows of the matrix that can be read
+MIN_RANGE = 0.1  # nats of its colours: where no latent tells anything, all are dark
 
 
 def interpolation(model: VAE, start: Tensor, end: Tensor, y: Tensor, steps: int, path: str) -> Tensor:
@@ -61,12 +63,12 @@ def classes(model: VAE, z: Tensor, n_classes: int) -> Tensor:
 
 def pairs(y: Tensor, n: int, same_label: bool) -> tuple[list[int], list[int]]:
     """Return n pairs of different images to walk between, as two lists of rows; same_label pairs share a label."""
-    if not same_label:
-        n = min(n, len(y) // 2)
-        return list(range(0, 2 * n, 2)), list(range(1, 2 * n, 2))
-    by_label = [(y == label).nonzero().flatten().tolist() for label in y.unique().tolist()]
-    found = [(rows[i], rows[i + 1]) for i in range(0, 2 * n, 2) for rows in by_label if i + 1 < len(rows)][:n]
-    return [a for a, _ in found], [b for _, b in found]
+    if same_label:
+        by_label = [(y == label).nonzero().flatten().tolist() for label in y.unique().tolist()]
+    else:
+        by_label = [list(range(len(y)))]
+    pairs = [(rows[i], rows[i + 1]) for i in range(0, 2 * n, 2) for rows in by_label if i + 1 < len(rows)][:n]
+    return [a for a, _ in pairs], [b for _, b in pairs]
 
 
 def most_kl(kl_per_dim: list[float]) -> list[int]:
@@ -77,42 +79,28 @@ def most_kl(kl_per_dim: list[float]) -> list[int]:
 @torch.no_grad()
 def decode(model: VAE, z: Tensor, y: Tensor) -> Tensor:
     """Return the mean of p(x|z, y) for codes z [R, S, Z] with labels y [R]."""
-    rows, steps = z.shape[:2]
-    pairs = zip(z.flatten(0, 1).split(BATCH_SIZE), y.repeat_interleave(steps).split(BATCH_SIZE), strict=True)
+    labels = y.repeat_interleave(z.shape[1]).split(BATCH_SIZE)
     with model.evaluating():
-        images = torch.cat([model.decode(codes, labels).mean for codes, labels in pairs])
-    return images.unflatten(0, (rows, steps))
-
-
-MOST_LATENTS = 40  # rows that can be read
-LEAST_RANGE = 0.1  # nats of the colours: where no latent tells anything, all are dark
+        images = [model.decode(*part).mean for part in zip(z.flatten(0, 1).split(BATCH_SIZE), labels, strict=True)]
+    return torch.cat(images).unflatten(0, z.shape[:2])
 
 
 def matrix(information: np.ndarray, names: Sequence[str]) -> np.ndarray:
     """Draw I(z_i; v_j) [Z, F], in nats, bounded as above: a row per latent, a column per factor; array [H, W, 3]."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    shown = np.argsort(-information.max(1), kind="stable")[:MOST_LATENTS]
-    shown = np.sort(shown)  # in the model's own order, without those that tell least
-    values, names = information[shown], grids.drawable(list(names))
-    size = (1.6 + 0.9 * len(names), 1.4 + 0.34 * len(shown))
-    with plt.rc_context({"font.family": grids.families(names)}):
-        figure, axes = plt.subplots(figsize=size, dpi=100, layout="constrained")
-        largest = max(values.max(), LEAST_RANGE)
-        drawn = axes.imshow(values, cmap="viridis", vmin=0, vmax=largest, aspect="auto")
+    # In the model's own order, without those that tell least.
+    latents = np.sort(np.argsort(-information.max(1), kind="stable")[:MAX_LATENTS])
+    values, names = information[latents], grids.drawable(list(names))
+    largest = max(values.max(), MIN_RANGE)
+    with grids.new_axes((1.6 + 0.9 * len(names), 1.4 + 0.34 * len(latents)), names) as axes:
+        heat_map = axes.imshow(values, cmap="viridis", vmin=0, vmax=largest, aspect="auto")
         axes.set_xticks(range(len(names)), names, rotation=30, ha="right", parse_math=False)
-        axes.set_yticks(range(len(shown)), [f"z{latent}" for latent in shown])
-        for i, row in enumerate(values):
-            for j, value in enumerate(row):
-                axes.text(
-                    j, i, f"{value:.2f}", ha="center", va="center", color="white" if value < largest / 2 else "black"
-                )
+        axes.set_yticks(range(len(latents)), [f"z{latent}" for latent in latents])
+        for (i, j), value in np.ndenumerate(values):
+            color = "white" if value < largest / 2 else "black"
+            axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=color)
         axes.set_title("I(z; factor) above that of\nshuffled factors, nats;\nat most the KL of the latent", fontsize=10)
-        figure.colorbar(drawn)
-        return grids.pixels(figure)
+        axes.figure.colorbar(heat_map)
+        return grids.pixels(axes.figure)
 
 
 @torch.no_grad()
@@ -122,10 +110,7 @@ def traversals(model: VAE, information: np.ndarray, names: Sequence[str]) -> np.
     dims = information.argmax(0).tolist()
     values = torch.linspace(-grids.RANGE, grids.RANGE, grids.STEPS)
     label = torch.zeros((), dtype=torch.long, device=device)
-    with model.evaluating():
-        images = traversal(model, torch.zeros(model.z_dim, device=device), label, dims, values)
+    images = traversal(model, torch.zeros(model.z_dim, device=device), label, dims, values)
     rows = [f"{name}: z{dim}  {information[dim, j]:.2f}" for j, (name, dim) in enumerate(zip(names, dims, strict=True))]
-    columns = [grids.signed(value) for value in values.tolist()]
     title = "the latent that tells most about each factor (nats above chance, at most its KL), around the prior's mean"
-    grid = grids.grid(images.flatten(0, 1), images.shape[1])
-    return grids.label_sheet(grid, title, grids.drawable(rows), columns, "standard deviations of the prior")
+    return grids.traversal_sheet(images, title, grids.drawable(rows), values)

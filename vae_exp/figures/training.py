@@ -20,43 +20,40 @@ SHARE = 0.005  # of the time with figure_every_epochs=auto, for the usual pictur
 
 
 class TrainingFigures:
-    """The pictures of a run after its epochs: those that are due, and all of them after the last epoch."""
+    """Pictures of a run after its epochs: those that are due, and all of them after the last epoch."""
 
     def __init__(self, every_epochs: int | str) -> None:
         self.usual, self.further = Cadence(every_epochs, SHARE), Cadence(every_epochs, SHARE, price=FIGURE_SECONDS)
 
     def after_epoch(
-        self, training: TrainingRun, split: Split, held_out: str, measured: Evaluation, is_last: bool
+        self, run: TrainingRun, split: Split, held_out: str, evaluation: Evaluation, is_last: bool
     ) -> Iterator[Picture]:
         """Yield pictures of held-out images, of samples, and those of figures=[...]; the caller writes them."""
-        epoch = training.state.epoch
-        for due, drawn in ((self.usual, _usual), (self.further, _further)):
-            if is_last or due.is_due(epoch):
-                with due.measure():
-                    yield from drawn(training, training.eval_model, split, held_out, measured)
+        for cadence, draw in ((self.usual, _usual), (self.further, _further)):
+            if is_last or cadence.is_due(run.state.epoch):
+                with cadence.measure():
+                    for name, pixels, caption in draw(run, split, held_out, evaluation):
+                        yield name, pixels, f"epoch {run.state.epoch}: {caption}"
 
 
-def _usual(training: TrainingRun, model: VAE, split: Split, held_out: str, _: Evaluation) -> Iterator[Picture]:
+def _usual(run: TrainingRun, split: Split, held_out: str, _: Evaluation) -> Iterator[Picture]:
     """Yield reconstructions of the held-out split and samples, from the same noise every epoch."""
-    epoch = training.state.epoch
-    noise = build.generator(training.config["seed"], "pictures")
-    pixels = reconstructions(model, split, noise)
-    yield "reconstructions", pixels, f"epoch {epoch}: {held_out} images, reconstructions below"
+    model, noise = run.eval_model, build.generator(run.config["seed"], "pictures")
+    yield "reconstructions", reconstructions(model, split, noise), f"{held_out} images, reconstructions below"
     if model.stochastic:  # else there is no prior to draw samples from
-        n_rows = grids.shown_classes(model.n_classes, training.data.class_names)
+        n_rows = grids.n_class_rows(model.n_classes, run.data.class_names)
         how = "a row per class, the same z in each column" if n_rows else "the same z every epoch"
         how += f"; the first {n_rows} of {model.n_classes:,} classes" if n_rows < model.n_classes else ""
-        yield "samples", samples(model, n_rows, noise), f"epoch {epoch}: samples from the prior, {how}"
+        yield "samples", samples(model, n_rows, noise), f"samples from the prior, {how}"
 
 
-def _further(training: TrainingRun, model: VAE, split: Split, held_out: str, measured: Evaluation) -> Iterator[Picture]:
+def _further(run: TrainingRun, split: Split, held_out: str, evaluation: Evaluation) -> Iterator[Picture]:
     """Yield the figures of figures=[...], or those that a model of two latents gets by default."""
-    names = training.config["figures"]
+    model, names = run.eval_model, run.config["figures"]
     if names is None:
         names = ["manifold", "latents"] if model.z_dim == 2 and model.stochastic else []
     for name in names:
-        pixels = _figure(name, model, split, measured, training.data.class_names)
-        yield name, pixels, f"epoch {training.state.epoch}: {name}, {held_out} images"
+        yield name, _figure(name, model, split, evaluation, run.data.class_names), f"{name}, {held_out} images"
 
 
 def test_figure(model: VAE, split: Split, seed: int, epoch: int) -> Picture:
@@ -70,11 +67,11 @@ def reconstructions(model: VAE, held_out: Split, noise: torch.Generator) -> np.n
     """Draw images of every class of a split, in whole rows, above the mean of p(x|z) at one z ~ q(z|x) of each."""
     first = held_out[grids.rows(held_out.y, SIZES["reconstructions"])]
     columns = min(grids.COLUMNS, len(first))
-    whole_rows = first[: len(first) // columns * columns]
-    x, y = whole_rows.x.float() / 255, whole_rows.y
+    first = first[: len(first) // columns * columns]
+    x, y = first.x.float() / 255, first.y
     with model.evaluating():
-        again = model.decode(model.encode(x, y).rsample(noise), y).mean
-    return grids.reconstructions(x, again)
+        recon = model.decode(model.encode(x, y).rsample(noise), y).mean
+    return grids.reconstructions(x, recon)
 
 
 @torch.no_grad()
@@ -84,20 +81,23 @@ def samples(model: VAE, n_rows: int, noise: torch.Generator) -> np.ndarray:
     return grids.samples(latent_walks.classes(model, z, n_rows).flatten(0, 1), n_rows)
 
 
-def _figure(name: str, model: VAE, held_out: Split, measured: Evaluation, class_names: Sequence[str]) -> np.ndarray:
+def _figure(name: str, model: VAE, split: Split, evaluation: Evaluation, class_names: Sequence[str]) -> np.ndarray:
     """Draw one of the further figures by its name in figures=[...]; a conditional model's show its first class."""
-    y, dims = torch.zeros((), dtype=torch.long, device=held_out.y.device), latent_walks.most_kl(measured.kl_per_dim)
+    means, y, kl = evaluation.q.mean, split.y, evaluation.kl_per_dim
+    dims, first_class = latent_walks.most_kl(kl), torch.zeros((), dtype=torch.long, device=y.device)
     label = f", label {grids.drawable_name(class_names, 0)}" if model.n_classes else ""
     if name == "latents":
-        return grids.latents(measured.q.mean, held_out.y, class_names, None)
+        return grids.latents(means, y, class_names, None)
     if name == "manifold":
-        return grids.manifold(*latent_walks.manifold(model, dims[:2], y, SIZES["manifold"]), dims[:2], label)
+        images, values = latent_walks.manifold(model, dims[:2], first_class, SIZES["manifold"])
+        return grids.manifold(images, values, dims[:2], label)
     if name == "traversals":
         dims, values = dims[: SIZES["traversals"]], torch.linspace(-grids.RANGE, grids.RANGE, grids.STEPS)
-        images = latent_walks.traversal(model, torch.zeros_like(measured.q.mean[0]), y, dims, values)
-        return grids.traversals(images, dims, values, measured.kl_per_dim, f"the prior's mean{label}")
-    pictured = grids.rows(held_out.y, SIZES["reconstructions"]) if not model.n_classes else slice(None)
-    means, y = measured.q.mean[pictured], held_out.y[pictured]
+        images = latent_walks.traversal(model, torch.zeros_like(means[0]), first_class, dims, values)
+        return grids.traversals(images, dims, values, kl, f"the prior's mean{label}")
+    if not model.n_classes:
+        chosen = grids.rows(y, SIZES["reconstructions"])
+        means, y = means[chosen], y[chosen]
     starts, ends = latent_walks.pairs(y, SIZES["interpolations"], same_label=model.n_classes > 0)
     images = latent_walks.interpolation(model, means[starts], means[ends], y[starts], grids.STEPS, "spherical")
     return grids.interpolations(images, "spherical")

@@ -3,14 +3,13 @@
 import math
 from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 
 from vae_exp.errors import UserError
-from vae_exp.networks.mlp import ACTIVATIONS
+from vae_exp.networks.mlp import ACTIVATIONS, with_context
 
-SMALLEST = 3  # pixels: images are halved while their shorter side keeps this many
-WIDEST = 8  # times the first layer's channels: they double with each halving, up to this
+MIN_SIDE = 3  # pixels: images are halved while their shorter side keeps this many
+MAX_WIDTH = 8  # times the first layer's channels: they double with each halving, up to this
 Networks = tuple[nn.Module, nn.Module]
 
 
@@ -22,10 +21,7 @@ class Encoder(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        if context.shape[1]:
-            planes = context[:, :, None, None].expand(-1, -1, *x.shape[2:])
-            x = torch.cat([x, planes], dim=1)
-        return self.layers(x)
+        return self.layers(with_context(x, context[:, :, None, None].expand(-1, -1, *x.shape[2:])))
 
 
 class Decoder(nn.Module):
@@ -36,15 +32,13 @@ class Decoder(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, z: Tensor, context: Tensor) -> Tensor:
-        if context.shape[1]:
-            z = torch.cat([z, context], dim=1)
-        return self.layers(z)
+        return self.layers(with_context(z, context))
 
 
 class Residual(nn.Module):
     """x + f(x) with two convolutions, the normalisation before each (He et al. 2016, arXiv:1603.05027).
 
-    GroupNorm (Wu & He 2018): an image is normalised by itself, so a batch of one and evaluation are nothing special.
+    GroupNorm (Wu & He 2018) normalises an image by itself: a batch of one and evaluation are nothing special.
     """
 
     def __init__(self, width: int, activation: str) -> None:
@@ -89,7 +83,7 @@ def resnet(
     for n_in, n_out in pairwise([x_shape[0] + context_dim, *widths]):
         down += [_halve(n_in, n_out), *(Residual(n_out, activation) for _ in range(blocks))]
     for (n_in, n_out), size in zip(pairwise([*widths[::-1], x_shape[0]]), sizes[-2::-1], strict=True):
-        up += [*(Residual(n_in, activation) for _ in range(blocks))]
+        up += [Residual(n_in, activation) for _ in range(blocks)]
         up += [*_normed(n_in, activation), _double(n_in, n_out, size)]
     flat = (widths[-1], *sizes[-1])
     encoder = Encoder(*down, *_normed(widths[-1], activation), nn.Flatten(), nn.Linear(math.prod(flat), 2 * z_dim))
@@ -102,19 +96,21 @@ def _levels(x_shape: tuple[int, int, int], channels: int, network: str) -> tuple
     (1, 28, 28) with 32 channels: [(28, 28), (14, 14), (7, 7), (3, 3)] and [32, 64, 128].
     """
     _, h, w = x_shape
-    sizes = [(h, w)]
-    while min(sizes[-1]) >= 2 * SMALLEST:
-        sizes.append((sizes[-1][0] // 2, sizes[-1][1] // 2))
-    if len(sizes) == 1:
+    smallest = 2 * MIN_SIDE
+    if min(h, w) < smallest:
         raise UserError(
-            f"network={network}: images of {h}x{w} are too small to be halved; it takes {2 * SMALLEST}x"
-            f"{2 * SMALLEST} and larger. Use network=mlp."
+            f"network={network}: images of {h}x{w} are too small to be halved; it takes {smallest}x{smallest} and "
+            "larger. Use network=mlp."
         )
-    return sizes, [channels * min(2**level, WIDEST) for level in range(len(sizes) - 1)]
+    sizes = [(h, w)]
+    while min(h, w) >= smallest:
+        h, w = h // 2, w // 2
+        sizes.append((h, w))
+    return sizes, [channels * min(2**level, MAX_WIDTH) for level in range(len(sizes) - 1)]
 
 
 def _halve(n_in: int, n_out: int) -> nn.Module:
-    """Make a layer from [B, n_in, H, W] to [B, n_out, H // 2, W // 2] that uses every pixel, in odd sizes too."""
+    """Make a layer to [B, n_out, H // 2, W // 2] that uses every pixel, in odd sizes too."""
     return nn.Conv2d(n_in, n_out, 4, stride=2, padding=1)
 
 
@@ -135,7 +131,7 @@ def burgess(x_shape: tuple[int, int, int], z_dim: int, context_dim: int) -> Netw
     Images of 32x32 get three convolutions, as in the implementations that others compare with. Raises UserError for
     other sizes.
     """
-    _only(x_shape, (64, 32), "burgess", "Burgess et al. 2018")
+    _require_size(x_shape, (64, 32), "burgess", "Burgess et al. 2018")
     widths = [32] * (4 if x_shape[1] == 64 else 3)
     return _published(x_shape[0], z_dim, context_dim, widths, [4] * len(widths), [256, 256])
 
@@ -145,7 +141,7 @@ def locatello(x_shape: tuple[int, int, int], z_dim: int, context_dim: int) -> Ne
 
     Raises UserError if images are not 64x64.
     """
-    _only(x_shape, (64,), "locatello", "Locatello et al. 2019")
+    _require_size(x_shape, (64,), "locatello", "Locatello et al. 2019")
     return _published(x_shape[0], z_dim, context_dim, [32, 32, 64, 64], [4, 4, 2, 2], [256])
 
 
@@ -167,7 +163,7 @@ def _published(
     return encoder, Decoder(*first, nn.Unflatten(1, flat), *up[:-1])
 
 
-def _only(x_shape: tuple[int, int, int], sizes: tuple[int, ...], network: str, paper: str) -> None:
+def _require_size(x_shape: tuple[int, int, int], sizes: tuple[int, ...], network: str, paper: str) -> None:
     _, h, w = x_shape
     if h != w or h not in sizes:
         allowed = " or ".join(f"{size}x{size}" for size in sizes)

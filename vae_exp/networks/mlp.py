@@ -10,8 +10,16 @@ from torch import Tensor, nn
 
 IMAGES = 10_000  # whose mean the output's bias begins at
 LAYERS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
-CLIPPED = 0.001  # a mean pixel of 0 or 1 would be an infinite logit
-WIDEST, HALVINGS = 1024.0, 40  # of the outputs that are tried: logits for that mean lie far inside
+MIN_MEAN = 0.001  # a mean pixel of 0 or 1 would be an infinite logit
+MAX_OUTPUT, HALVINGS = 1024.0, 40  # of the bisection: logits lie far inside
+ACTIVATIONS = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+}
 
 
 def mean_image(images: Tensor) -> Tensor:
@@ -38,27 +46,17 @@ def glorot_init(
         return
     pixels = mean.flatten() if len(bias) == mean.numel() else mean.mean((1, 2))
     if len(bias) == len(pixels):
-        bias.copy_(_output_with(pixels.clamp(CLIPPED, 1 - CLIPPED), likelihood))
+        bias.copy_(_outputs_for(pixels.clamp(MIN_MEAN, 1 - MIN_MEAN), likelihood))
 
 
-def _output_with(mean: Tensor, likelihood: Callable[[Tensor], Any]) -> Tensor:
+def _outputs_for(mean: Tensor, likelihood: Callable[[Tensor], Any]) -> Tensor:
     """Return the outputs [D] that give p(x|z) this mean, by bisection: the mean rises with them."""
-    low, high = torch.full_like(mean, -WIDEST), torch.full_like(mean, WIDEST)
+    low, high = torch.full_like(mean, -MAX_OUTPUT), torch.full_like(mean, MAX_OUTPUT)
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         is_below = likelihood(middle.view(1, -1, 1, 1)).mean.flatten() < mean
         low, high = torch.where(is_below, middle, low), torch.where(is_below, high, middle)
     return (low + high) / 2
-
-
-ACTIVATIONS = {
-    "relu": nn.ReLU,
-    "leaky_relu": nn.LeakyReLU,
-    "elu": nn.ELU,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-    "tanh": nn.Tanh,
-}
 
 
 def mlp(
@@ -83,7 +81,9 @@ class MLP(nn.Module):
         self.out_shape = tuple(out_shape)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        x = x.flatten(1)
-        if context.shape[1]:  # joining nothing would still copy the batch
-            x = torch.cat([x, context], dim=1)
-        return self.layers(x).unflatten(1, self.out_shape)
+        return self.layers(with_context(x.flatten(1), context)).unflatten(1, self.out_shape)
+
+
+def with_context(x: Tensor, context: Tensor) -> Tensor:
+    """Join x [B, D, ...] with the context [B, K, ...]; joining nothing would still copy the batch."""
+    return torch.cat([x, context], dim=1) if context.shape[1] else x
