@@ -12,8 +12,9 @@ from tests import cautions
 from vae_exp import scores
 from vae_exp.errors import UserError
 from vae_exp.scores import repeats
-from vae_exp.scores.codes import Known
-from vae_exp.scores.mutual_information import above_chance, nearest_information
+from vae_exp.scores.common import LabelledCodes
+from vae_exp.scores.infomec import nearest_information
+from vae_exp.scores.mig import above_chance
 
 DSPRITES = (3, 6, 40, 32, 32)
 N = 1000
@@ -184,11 +185,11 @@ def test_what_the_interventions_are_known_to_miss():
 
 
 def test_batches_share_one_value_of_the_factor_that_is_fixed():
-    from vae_exp.scores.interventions import _ByValue
+    from vae_exp.scores.factor_vae import _SameValue
 
     v, rng = drawn(2, 3, 7, n=50), np.random.default_rng(0)
     fixed, rows = rng.integers(3, size=200), rng.integers(50, size=(200, 16))
-    others = _ByValue(Known.of(noise(1, 50), v)).drawn(fixed, rows, rng)
+    others = _SameValue(LabelledCodes.of(noise(1, 50), v)).draw(fixed, rows, rng)
     same = v[rows] == v[others]
     assert np.take_along_axis(same, fixed[:, None, None], axis=2).all()
     assert not same.all()
@@ -201,7 +202,7 @@ def test_information_by_neighbours_is_that_of_scikit_learn():
     factors = drawn(3, 20, n=600)
     codes = noise(3, 600) + factors[:, [0]] * [0, 0.5, 5]
     codes[:, 1] *= factors[:, 1] + 1
-    found = nearest_information(Known.of(codes, factors), seed=0, k=4)
+    found = nearest_information(LabelledCodes.of(codes, factors), seed=0, k=4)
     for j, v in enumerate(factors.T):
         theirs = mutual_info_classif(codes, v, discrete_features=False, n_neighbors=4, random_state=0)
         np.testing.assert_allclose(np.maximum(found[:, j], 0), theirs, atol=1e-6)
@@ -315,11 +316,11 @@ def test_latents_that_tell_nothing_do_not_count_for_udr():
     assert scores.udr([v, quiet], kl=[[1, 1], [1, 1, 0.001]]) == pytest.approx(1)
     assert scores.udr([v, np.ones((25, 2))]).tolist() == [0, 0]
     for arguments, says in [
-        (([v],), "give codes of two or more, not of 1"),
+        (([v],), "one of each of two or more models"),
         (([v, v[1:]],), "all models need the same images"),
         (([v, v], [[1], [1, 1]]), r"kl\[0\]: 1 numbers, and the codes have 2 latents"),
         (([v, v], None, "pearson"), "by=pearson: it takes spearman or lasso"),
-        ((3,), "codes=3: udr takes a list of arrays, one of each model"),
+        ((3,), "codes: udr takes a list of arrays"),
         (([v, v], [[1, 1]]), "kl: of 1 models, and there are codes of 2"),
     ]:
         with pytest.raises(UserError, match=says):
@@ -357,12 +358,12 @@ def test_arrays_that_no_score_can_use_are_refused_in_words(name):
         (z[0], v, "codes: an array [N, D] is needed, a row per image; this is [3]"),
         (z, v[:-1], "codes has 60 rows and factors 59"),
         (z * np.nan, v, "codes: some of the numbers are not finite"),
-        (z, [["a", "b"]] * 60, "factors: these are not numbers"),
+        (z, [["a", "b"]] * 60, "factors: these are not real numbers"),
         (z, v * [1, 0], "factors: column 1 has one value only in 60 rows; leave it out"),
-        (z + 1j, v, "codes: these are complex numbers, and real ones are needed"),
-        (torch.tensor(z + 1j), v, "codes: these are complex numbers, and real ones are needed"),
+        (z + 1j, v, "codes: these are not real numbers"),
+        (torch.tensor(z + 1j), v, "codes: these are not real numbers"),
         (np.ma.masked_array(z, z > 1), v, "codes: some of the numbers are masked"),
-        (z * 1e151, v, "codes: some of the numbers are too large, beyond 1e+150"),
+        (z * 1e151, v, "codes: some of the numbers are not finite, or too large, beyond 1e+150"),
         (z, np.c_[v, z], "factors: column 2 has 60 values in 60 rows"),
     ]:
         with pytest.raises(UserError) as error:
@@ -414,7 +415,7 @@ def test_explicitness_is_that_of_standardised_codes_whatever_their_scale():
     from sklearn.preprocessing import StandardScaler
 
     v = drawn(4, 6, 8, 10, n=2000)
-    fit, test = Known.of(scaled(v), v).fit_and_test(0)
+    fit, test = LabelledCodes.of(scaled(v), v).split(0)
     scaler = StandardScaler().fit(fit.codes)
     areas = []
     for labels, held_out in zip(fit.factors.T, test.factors.T, strict=True):
@@ -453,9 +454,9 @@ def test_parts_of_the_rows_are_checked_before_anything_is_measured(monkeypatch):
     monkeypatch.setattr("vae_exp.scores.repeats.mig", lambda *_: pytest.fail("it was measured"))
     with pytest.raises(UserError, match=r"column 0 has 1\d values in 18 rows"):
         scores.spread(noise(2, 36), known, ["mig"])
-    found = repeats.unsuited(known, ["mig", "dci"], 18, 5, 0, ["shape", "x"])
+    found = repeats.unsuitable(known, ["mig", "dci"], 18, 5, 0, ["shape", "x"])
     assert found["mig"].reason.startswith("shape has 1")
-    assert repeats.unsuited(known, ["mig", "dci"], 36, 1, 0) == {}
+    assert repeats.unsuitable(known, ["mig", "dci"], 36, 1, 0) == {}
 
 
 def test_a_score_that_is_no_number_in_some_repeat_is_none_at_all():
@@ -479,7 +480,7 @@ def test_information_above_that_of_shuffled_factors():
 @pytest.mark.parametrize("name", scores.SCORES)
 def test_scores_of_two_factors_or_more_say_so(name):
     v = drawn(4)
-    if scores.SCORES[name].fewest == 1:
+    if scores.SCORES[name].min_factors == 1:
         assert all(np.isfinite(value) for value in measured(name, scaled(v), v).values())
     else:
         with pytest.raises(UserError, match="this score needs 2 factors or more, and there is 1"):
@@ -492,7 +493,7 @@ def test_a_second_implementation_agrees():
     v = drawn(3, 4, 6, n=1500)
     codes = scaled(v) @ np.linalg.qr(noise(3, 3))[0] + 0.5 * noise(3, 1500)
     assert scores.mig(codes, v) == pytest.approx(theirs["mig"]._compute_mig(codes.T, v.T)["mig.discrete_score"])
-    fit, test = Known.of(codes, v).fit_and_test(0)
+    fit, test = LabelledCodes.of(codes, v).split(0)
     parts = fit.codes.T, fit.factors.T, test.codes.T, test.factors.T
     assert scores.sap(codes, v) == pytest.approx(theirs["sap"]._compute_sap(*parts, False)["sap.score"])
     r2 = theirs["sap"]._compute_sap(codes.T, v.T, codes.T, v.T, True)["sap.score"]

@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -154,7 +155,11 @@ def divided(q, seed=0):
     """The information of posteriors, as vae-evaluate takes it, by a seed."""
     kl = q.kl_to_prior().double()
     part, noise = (torch.Generator().manual_seed(100 * seed + i) for i in (0, 1))
-    found = metrics.information(metrics.Evaluation(q, torch.zeros(1, len(kl)), kl), part, noise)
+    numbers = metrics.information(metrics.Evaluation(q, torch.zeros(1, len(kl)), kl), part, noise)
+    names = {"images": "mutual_information_images", "kl": "mutual_information_kl", "mutual": "mutual_information"}
+    names |= {"mutual_error": "mutual_information_error"}
+    names |= {"aggregate": "kl_aggregate", "aggregate_error": "kl_aggregate_error"}
+    found = SimpleNamespace(**{short: numbers[name] for short, name in names.items()})
     assert found.mutual + found.aggregate == pytest.approx(found.kl, abs=1e-12)
     return found
 

@@ -26,7 +26,7 @@ from vae_exp.evaluation import factor_scores, results
 from vae_exp.evaluation import metrics as metrics_of
 from vae_exp.figures import latent_walks as figures
 from vae_exp.scores import repeats
-from vae_exp.scores.mutual_information import above_chance
+from vae_exp.scores.mig import above_chance
 from vae_exp.tracking import wandb_logged
 from vae_exp.training import checkpoints, dry_run
 
@@ -51,7 +51,6 @@ def kl_of_latents(folder, split="test"):
 
 def test_the_words_of_the_rules_are_the_scores_that_there_are():
     assert set(FACTOR_SCORES) == set(scores.SCORES)
-    assert factor_scores.DEFAULT == repeats.DEFAULT
     keys = {key for score in scores.SCORES.values() for key in score.keys}
     assert {name.removeprefix("test/") for name in SCORES} <= keys
 
@@ -192,11 +191,11 @@ def test_of_one_factor_the_scores_that_suit_are_measured(capsys):
     dry_run.check_data(config, data, "val", known)
     model = SimpleNamespace(config=config)
     options = {"scores": None, "split": "test", "score_repeats": 5, "score_rows": None, "seed": 0}
-    assert factor_scores.chosen(model, data, known, options) == (["mig"], 10)
+    assert factor_scores.choose(model, data, known, options) == (["mig"], 10)
     reason = "this score needs 2 factors or more, and there is 1, a"
     assert f"does not suit dci, infomec ({reason})" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"and there is 1, a.*training with more factors that vary .dataset.factors"):
-        factor_scores.chosen(model, data, known, options | {"scores": ["dci"]})
+        factor_scores.choose(model, data, known, options | {"scores": ["dci"]})
     config["scores"] = ["mig", "modularity"]
     with pytest.raises(UserError, match=r"does not suit modularity .* It needs more factors that vary"):
         dry_run.check_data(config, data, "val", known)
@@ -293,7 +292,7 @@ def test_what_chance_finds_of_few_images_is_no_warning():
             mean = torch.tensor(np.concatenate([table - table.mean(0), inactive], axis=1))
             q = DiagonalGaussian(mean, torch.tensor([-6.0] * 3 + [0.0] * 5).expand(images, -1))
             measured = metrics_of.Evaluation(q, torch.zeros(1, images), q.kl_to_prior())
-            told = metrics_of.told_by_means(measured, factors)
+            told = metrics_of.known_from_means(measured, factors)
             assert metrics_of.scores_warning(measured, told, factors) is None
 
 
@@ -303,7 +302,7 @@ def test_scores_of_what_latents_carry_have_no_warning_and_an_autoencoder_no_boun
 
     def warning(q):
         measured = metrics_of.Evaluation(q, torch.zeros(1, 360), q.kl_to_prior().double())
-        return metrics_of.scores_warning(measured, metrics_of.told_by_means(measured, factors), factors)
+        return metrics_of.scores_warning(measured, metrics_of.known_from_means(measured, factors), factors)
 
     assert warning(DiagonalGaussian(mean, torch.full_like(mean, -4.0))) is None
     assert warning(Point(0.001 * mean)) is None

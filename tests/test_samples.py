@@ -198,7 +198,7 @@ def test_what_cannot_be_scored_is_refused_and_leaves_nothing(typed, says, vae_co
 
 def test_a_covariance_of_too_many_pixels_is_refused_and_other_scores_are_not(vae_command, monkeypatch):
     quick_run()
-    monkeypatch.setattr(sample_scores, "LARGEST_COVARIANCE", 63)
+    monkeypatch.setattr(sample_scores, "MAX_COVARIANCE", 63)
     code, said = vae_command("vae-evaluate", "checkpoint=run", "samples=[frechet]", "features=pixels", *FEW)
     assert code == 1
     assert "64 pixels have too large a covariance" in said

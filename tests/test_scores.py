@@ -136,7 +136,7 @@ def test_noise_is_worse_than_blurred_digits_and_these_are_worse_than_other_digit
 def test_arrays_that_cannot_be_compared_are_refused_in_words(score):
     x = drawn(20, 3)
     for wrong, says in [
-        (x[0], "features are [N, D]"),
+        (x[0], "an array [N, D] is needed"),
         (x * np.nan, "not finite"),
         (drawn(20, 4), "both need the same"),
     ]:

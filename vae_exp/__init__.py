@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vae_exp.errors import UserError
-from vae_exp.version import __version__
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -14,6 +13,7 @@ if TYPE_CHECKING:
 
     from vae_exp.inference import TrainedVAE
 
+__version__ = "0.2.0"
 __all__ = ["UserError", "__version__", "compose", "load"]
 
 

@@ -5,7 +5,9 @@ times the arithmetic. The tests hold them against torch.distributions.
 """
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -58,3 +60,17 @@ class Point:
     def kl_to_prior(self) -> Tensor:
         """Return 0, [B, Z]: the objective has no KL. (That of a point to N(0, I) would be infinite.)"""
         return torch.zeros_like(self.mean)
+
+
+Posterior = DiagonalGaussian | Point
+Q = TypeVar("Q", DiagonalGaussian, Point, Posterior)
+
+
+def map_parameters(function: Callable[[Tensor], Tensor], q: Q) -> Q:
+    """Return q with the function applied to each of its parameters."""
+    return type(q)(**{name: function(values) for name, values in vars(q).items()})
+
+
+def concatenate(parts: Sequence[Posterior]) -> Posterior:
+    """Return one posterior over all the images of the parts, of one class."""
+    return type(parts[0])(**{name: torch.cat([getattr(q, name) for q in parts]) for name in vars(parts[0])})

@@ -19,17 +19,16 @@ from torch import Tensor, nn
 from vae_exp import distributed
 
 INITIAL_SCALE = 0.1  # of a pixel in [0, 1]: about the error a small VAE leaves on MNIST
-LARGEST_LOGIT = 16.0  # of the continuous Bernoulli: a probability of float32's epsilon, torch.distributions' limit
-SMALLEST_SIGMA = math.exp(-6)  # of the optimal sigma, which would be 0 for a perfect batch; as in Rybkin et al.
+MAX_LOGIT = 16.0  # of the continuous Bernoulli: a probability of float32's epsilon, torch.distributions' limit
+MIN_SIGMA = math.exp(-6)  # of the optimal sigma, which would be 0 for a perfect batch; as in Rybkin et al.
 
 
 class _CrossEntropy(torch.autograd.Function):
     """sum_d log(1 + exp(t_d)) - t_d x_d of logits t and pixels x in [0, 1], both [B, D]; [B] nats.
 
-    It is a sum of |t| (x or 1 - x, the one that t is against) and log(1 + exp(-|t|)), neither of which is negative, so
-    nothing cancels however sure the decoder is: PyTorch's own loses the digits of black pixels that it is sure of. A
-    sum of logarithms is the logarithm of a product, and (1 + a)(1 + b) - 1 = a + b + ab keeps the digits of a small a
-    and b: up to 64 pixels share one logarithm, which takes most of the time otherwise.
+    It is a sum of |t| (x or 1 - x, the one that t is against) and log(1 + exp(-|t|)), neither of which is negative:
+    nothing cancels however sure the decoder is, as it does in PyTorch's. (1 + a)(1 + b) - 1 = a + b + ab keeps the
+    digits of a small a and b: up to 64 pixels share one logarithm, which takes most of the time otherwise.
     """
 
     @staticmethod
@@ -70,14 +69,12 @@ class Bernoulli:
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Return log p(x|z) summed over pixels, [B] nats. On grey pixels: minus the binary cross-entropy."""
-        # Not in float16, whose range the product would leave.
-        logits = self.logits.float() if self.logits.dtype == torch.float16 else self.logits
-        return -_CrossEntropy.apply(logits.flatten(1), x.flatten(1).to(logits.dtype))
+        return -_CrossEntropy.apply(self.logits.flatten(1), x.flatten(1).to(self.logits.dtype))
 
 
 @dataclass
 class ContinuousBernoulli:
-    """The Bernoulli as a density over [0, 1], with its normalising constant (Loaiza-Ganem & Cunningham 2019).
+    """p(x|z) of the Bernoulli as a density over [0, 1], with its normalising constant (Loaiza-Ganem & Cunningham 2019).
 
     In the logit t it is p(x) = t exp(t x) / (exp(t) - 1). Around 1/2 both its constant and its mean come from
     functions of u = t/2 that tend to 0/0 at u = 0; below |u| = 0.3 their series are exact to float32.
@@ -89,20 +86,22 @@ class ContinuousBernoulli:
     @property
     def mean(self) -> Tensor:
         """Return the mean, [B, C, H, W] in (0, 1): 1/2 + (coth(u) - 1/u) / 2."""
-        u = 0.5 * self.logits.abs()
-        near = u < 0.3
-        small, large = torch.where(near, u, 0.3), torch.where(near, 0.3, u)
+        near, small, large = self._halves()
         series = small / 3 - small**3 / 45 + 2 * small**5 / 945 - small**7 / 4725
         return 0.5 + 0.5 * self.logits.sign() * torch.where(near, series, 1 / torch.tanh(large) - 1 / large)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Return log p(x|z) summed over pixels, [B] nats: t (x - 1/2) - log(sinh(u) / u)."""
-        u = 0.5 * self.logits.abs()
-        near = u < 0.3
-        small, large = torch.where(near, u, 0.3), torch.where(near, 0.3, u)
+        near, small, large = self._halves()
         series = small**2 / 6 - small**4 / 180 + small**6 / 2835
         log_sinhc = torch.where(near, series, large + torch.log(-torch.expm1(-2 * large) / (2 * large)))
         return (self.logits * (x - 0.5) - log_sinhc).flatten(1).sum(1)
+
+    def _halves(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return where |u| < 0.3, and |u| for the series and for the closed form: 0.3 where it is the other's."""
+        u = 0.5 * self.logits.abs()
+        near = u < 0.3
+        return near, torch.where(near, u, 0.3), torch.where(near, 0.3, u)
 
 
 @dataclass
@@ -135,7 +134,7 @@ class Laplace:
 
 @dataclass
 class DiscretizedLogistic:
-    """The probability that a logistic variable rounds to the byte of each pixel (Kingma et al. 2016, IAF).
+    """p(x|z) = the probability that a logistic variable rounds to the byte of each pixel (Kingma et al. 2016, IAF).
 
     mean is [B, C, H, W] in pixels of [0, 1], scale one number. 0 and 255 take the tails.
     """
@@ -158,7 +157,7 @@ class DiscretizedLogistic:
 
 
 class Learned(nn.Module):
-    """A family with one scale for all pixels, learned by its logarithm beside the weights."""
+    """Make distributions of a family with one scale for all pixels, learned by its logarithm beside the weights."""
 
     def __init__(self, family: Callable[[Tensor, Tensor], Any]) -> None:
         super().__init__()
@@ -176,7 +175,7 @@ class Learned(nn.Module):
 
 
 class Optimal(nn.Module):
-    """The Gaussian with its most likely sigma, the root mean square error (sigma-VAE, Rybkin et al. 2021).
+    """Make Gaussians with their most likely sigma, the root mean square error (sigma-VAE, Rybkin et al. 2021).
 
     In training it is that of the batch. Evaluation must not depend on which images are measured together: it uses
     the running mean of the batches' squared errors, over the last hundred or so, which is saved with the weights.
@@ -200,9 +199,9 @@ class Optimal(nn.Module):
         return FittedGaussian(mean, self) if self.training else Gaussian(mean, self.scale)
 
     def fit(self, error: Tensor) -> Tensor:
-        """Return the batch's own sigma, a scalar; add its square to the running mean."""
+        """Return the sigma of the batch, a scalar; add its square to the running mean."""
         # Detached: at its optimum the density does not change with sigma, so the gradient is the same without it.
-        mean_square = distributed.mean(error.detach().square()).clamp(min=SMALLEST_SIGMA**2)
+        mean_square = distributed.mean(error.detach().square()).clamp(min=MIN_SIGMA**2)
         self.batches += 1
         self.mean_square.lerp_(mean_square, (2 / (self.batches + 1)).clamp(min=0.01))
         return mean_square.sqrt()
@@ -232,7 +231,7 @@ def continuous_bernoulli() -> Callable[[Tensor], ContinuousBernoulli]:
     Its logits are bounded, smoothly. The density at a pixel that is exactly black has no maximum, and a decoder without
     a bound spends its training, and hundreds of nats of KL, on ever blacker black.
     """
-    return lambda outputs: ContinuousBernoulli(LARGEST_LOGIT * torch.tanh(outputs / LARGEST_LOGIT))
+    return lambda outputs: ContinuousBernoulli(MAX_LOGIT * torch.tanh(outputs / MAX_LOGIT))
 
 
 def gaussian(sigma: float | str) -> Callable[[Tensor], Any]:

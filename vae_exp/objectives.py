@@ -31,7 +31,7 @@ def elbo(
     With another beta it is beta-VAE's objective (Higgins et al. 2017). The weight rises from 0 to beta over the
     warm-up (Bowman et al. 2016; Sønderby et al. 2016), several times if it is cyclical (Fu et al. 2019).
     """
-    kl_weight = beta * _risen(_part(now, warmup_epochs, warmup_steps, warmup_fraction), warmup, cycles)
+    kl_weight = beta * _ramp(_fraction_of_span(now, warmup_epochs, warmup_steps, warmup_fraction), warmup, cycles)
     return (terms.reconstruction + kl_weight * terms.kl.sum(1)).mean(), {"kl_weight": kl_weight}
 
 
@@ -55,15 +55,13 @@ def capacity(
     warmup_fraction: float = 0,
 ) -> tuple[Tensor, Logged]:
     """Return reconstruction + gamma * |KL - C|; C rises linearly from 0 to capacity_nats (Burgess et al. 2018)."""
-    target = capacity_nats * _part(now, warmup_epochs, warmup_steps, warmup_fraction)
+    target = capacity_nats * _fraction_of_span(now, warmup_epochs, warmup_steps, warmup_fraction)
     kl = terms.kl.sum(1).mean()
     return terms.reconstruction.mean() + gamma * (kl - target).abs(), {"capacity": target}
 
 
 def iwae(terms: Terms, now: Progress, *, beta: float, samples: int, samples_at_once: int) -> tuple[Tensor, Logged]:
-    """Return minus the importance-weighted bound, a mean over images (Burda et al. 2016).
-
-    The loss of an image is -log 1/K sum_k p(x, z_k) / q(z_k|x).
+    """Return minus the importance-weighted bound, log 1/K sum_k p(x, z_k) / q(z_k|x) (Burda et al. 2016).
 
     beta weighs log p(z) / q(z|x) in it; with 1 it is the bound. The first z is the one of the terms.
     """
@@ -140,13 +138,13 @@ def log_shares(n: int, train_size: int, sampling: str, device: torch.device | st
     return torch.full((n, n), others, device=device).fill_diagonal_(1 / train_size).log()
 
 
-def _part(now: Progress, epochs: float, steps: int, fraction: float) -> float:
+def _fraction_of_span(now: Progress, epochs: float, steps: int, fraction: float) -> float:
     """Return the part of a span that is over, 0 to 1; one of the three gives its length, and 0 is over at once."""
     length = steps or (epochs or fraction * now.epochs) * now.steps_per_epoch
     return min(1.0, now.step / length) if length else 1.0
 
 
-def _risen(part: float, shape: str, cycles: int) -> float:
+def _ramp(part: float, shape: str, cycles: int) -> float:
     """Return how far a weight has risen, 0 to 1, when this part of its warm-up is over."""
     if part >= 1:
         return 1.0

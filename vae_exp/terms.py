@@ -8,12 +8,12 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from vae_exp import distributed
 from vae_exp.distributed import Share
-from vae_exp.distributions import DiagonalGaussian, Point
+from vae_exp.distributions import DiagonalGaussian, Point, Posterior
 from vae_exp.vae import VAE
 
 Logged = dict[str, float | Tensor]
@@ -21,7 +21,7 @@ DrawMore = Callable[[int, int], Iterator[tuple[Tensor, Tensor]]]  # (samples, at
 
 
 class Progress(NamedTuple):
-    """The progress of a run when it takes its next step."""
+    """Progress of a run when it takes its next step."""
 
     step: int  # taken so far
     steps_per_epoch: int
@@ -35,11 +35,11 @@ class Progress(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """The two sides of the negative ELBO, in nats per image and not yet reduced, and what they were made from."""
+    """Both sides of the negative ELBO, in nats per image and not yet reduced, and what they were made from."""
 
     reconstruction: Tensor  # [B]: -log p(x|z), summed over pixels
     kl: Tensor  # [B, Z]: KL(q(z|x) || p(z)) of each latent dimension
-    q: DiagonalGaussian | Point | None = None
+    q: Posterior | None = None
     z: Tensor | None = None  # [B, Z]: the draw of the reconstruction
     draw_more: DrawMore | None = None  # extra_samples of the same images
 
@@ -56,9 +56,7 @@ class Terms(NamedTuple):
         return self.q, self.z
 
 
-def elbo_terms(
-    x: Tensor, q: DiagonalGaussian | Point, p: Any, z: Tensor | None = None, draw_more: DrawMore | None = None
-) -> Terms:
+def elbo_terms(x: Tensor, q: Posterior, p: Any, z: Tensor | None = None, draw_more: DrawMore | None = None) -> Terms:
     """Return -log p(x|z) of one draw z ~ q, and the closed-form KL (Kingma & Welling 2014, eq. 10)."""
     return Terms(-p.log_prob(x), q.kl_to_prior(), q, z, draw_more)
 
@@ -67,17 +65,17 @@ def extra_samples(
     model: VAE,
     x: Tensor,
     y: Tensor,
-    q: DiagonalGaussian | Point,
-    share: Share,
+    q: Posterior,
+    shard: Share,
     noise: torch.Generator,
     samples: int,
     at_once: int,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield further draws z ~ q(z|x, y) [k, B, Z] with log p(x|z, y) [k, B] nats, at most at_once in a chunk.
 
-    Only z of a chunk is kept until the backward pass, which decodes it again: memory does not grow with samples.
-    The draws are the same however they are chunked. x, y and q are this process's share of the batch; the
-    result covers the full batch.
+    Only z of a chunk is stored until the backward pass, which decodes it again: memory does not grow with samples.
+    The draws are the same however they are chunked. x, y and q are this process's shard of the batch, the result is of
+    the full batch.
     """
 
     def log_likelihood(z: Tensor) -> Tensor:
@@ -88,34 +86,20 @@ def extra_samples(
     if isinstance(q, Point):
         raise TypeError("an autoencoder's code is always the same: there are no more draws of it")
     many = DiagonalGaussian(q.mean.expand(samples, -1, -1), q.log_var.expand(samples, -1, -1))
-    shape = (samples, sum(share.sizes), model.z_dim)
+    shape = (samples, sum(shard.sizes), model.z_dim)
     eps = torch.randn(shape, generator=noise, device=noise.device, dtype=q.mean.dtype)
-    keeps = not all(map(_draws_nothing, model.decoder.modules()))
-    for z in many.rsample(share.local(eps, dim=1)).split(at_once) if samples else ():
-        if samples <= at_once:
-            log_p = log_likelihood(z)
-        else:
-            log_p = checkpoint(log_likelihood, z, use_reentrant=False, preserve_rng_state=keeps)
-        yield share.gather(z, dim=1), share.gather(log_p, dim=1)
+    for z in many.rsample(shard.local(eps, dim=1)).split(at_once) if samples else ():
+        log_p = log_likelihood(z) if samples <= at_once else checkpoint(log_likelihood, z, use_reentrant=False)
+        yield shard.gather(z, dim=1), shard.gather(log_p, dim=1)
 
 
-def _draws_nothing(layer: nn.Module) -> bool:
-    """Return whether a layer is known to draw no random numbers.
-
-    That is known of vae_exp's and PyTorch's layers; only others may need their random numbers a second time.
-    """
-    is_known = type(layer).__module__.startswith(("vae_exp.", "torch.nn.modules."))
-    return is_known and not (isinstance(layer, nn.modules.dropout._DropoutNd | nn.RReLU) or hasattr(layer, "dropout"))
-
-
-def gather_terms(terms: Terms, share: Share) -> Terms:
+def gather_terms(terms: Terms, shard: Share) -> Terms:
     """Return the terms of the full batch, from all processes, so that an objective is the same function everywhere."""
-    if len(share.sizes) == 1 or terms.q is None or terms.z is None:
+    if len(shard.sizes) == 1 or terms.q is None or terms.z is None:
         return terms
-    of_q = vars(terms.q)
-    parts = [terms.reconstruction[:, None], terms.kl, terms.z, *of_q.values()]
-    reconstruction, kl, z, *q = share.gather(torch.cat(parts, 1)).split([part.shape[1] for part in parts], 1)
-    return Terms(reconstruction[:, 0], kl, type(terms.q)(**dict(zip(of_q, q, strict=True))), z, terms.draw_more)
+    parts = [terms.reconstruction[:, None], terms.kl, terms.z, *vars(terms.q).values()]
+    reconstruction, kl, z, *q = shard.gather(torch.cat(parts, 1)).split([part.shape[1] for part in parts], 1)
+    return Terms(reconstruction[:, 0], kl, type(terms.q)(*q), z, terms.draw_more)
 
 
 def compute_loss(
@@ -130,14 +114,14 @@ def compute_loss(
     """Return the loss at one draw z ~ q(z|x, y) per image, from noise eps [B, Z], and what of it is logged.
 
     Images x are [B, C, H, W] in [0, 1], labels y [B]. Objectives that need more draws take them from `noise`. If
-    several processes compute a run, each takes its share of the images here, and the loss is that of all of them.
+    several processes compute a run, each takes its shard of the images here, and the loss is that of all of them.
     """
-    share = distributed.share(len(x))
-    x, y, eps = (share.local(part) for part in (x, y, eps))
+    shard = distributed.share(len(x))
+    x, y, eps = (shard.local(part) for part in (x, y, eps))
     q = model.encode(x, y)
     z = q.rsample(eps)
     p = model.decode(z, y)
-    terms = gather_terms(elbo_terms(x, q, p, z, partial(extra_samples, model, x, y, q, share, noise)), share)
+    terms = gather_terms(elbo_terms(x, q, p, z, partial(extra_samples, model, x, y, q, shard, noise)), shard)
     loss, logged = objective(terms, now)
     means = {"loss": loss, "reconstruction": terms.reconstruction.mean(), "kl": terms.kl.sum(1).mean(), **logged}
     return loss, {name: mean.detach() if isinstance(mean, Tensor) else mean for name, mean in means.items()}

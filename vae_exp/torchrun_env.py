@@ -14,7 +14,7 @@ def follows() -> bool:
     return started() > 1 and os.environ["RANK"] != "0"
 
 
-def here() -> tuple[int, int]:
+def local_rank() -> tuple[int, int]:
     """Return the number of this process among those of the run on its machine, and how many there are."""
     if started() == 1:
         return 0, 1

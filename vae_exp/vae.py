@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vae_exp.distributions import DiagonalGaussian, Point
+from vae_exp.distributions import DiagonalGaussian, Point, Posterior
 from vae_exp.errors import UserError
 
 
@@ -41,14 +41,14 @@ class VAE(nn.Module):
             return torch.empty(len(y), 0, device=y.device)
         return F.one_hot(y, self.n_classes).float()
 
-    def encode(self, x: Tensor, y: Tensor) -> DiagonalGaussian | Point:
+    def encode(self, x: Tensor, y: Tensor) -> Posterior:
         """Return the approximate posterior q(z|x, y) of images x [B, C, H, W] in [0, 1] with labels y [B]."""
-        mean, log_var = _full(self.encoder(x, self.context(y))).chunk(2, dim=1)
+        mean, log_var = _float32(self.encoder(x, self.context(y))).chunk(2, dim=1)
         return DiagonalGaussian(mean, log_var) if self.stochastic else Point(mean)
 
     def decode(self, z: Tensor, y: Tensor) -> Any:
         """Return the likelihood p(x|z, y) of codes z [B, Z] with labels y [B]; its mean is an image."""
-        return self.likelihood(_full(self.decoder(z, self.context(y))))
+        return self.likelihood(_float32(self.decoder(z, self.context(y))))
 
     @property
     @torch.no_grad()
@@ -86,10 +86,10 @@ class VAE(nn.Module):
         if not self.stochastic:
             raise UserError("model.stochastic=false: an autoencoder has no prior over its codes to sample from.")
         device = next(self.parameters()).device
-        drawn_on = device if generator is None else generator.device  # one on the CPU gives every device the same
-        return torch.randn(n, self.z_dim, generator=generator, device=drawn_on).to(device)
+        source = device if generator is None else generator.device  # one on the CPU gives every device the same
+        return torch.randn(n, self.z_dim, generator=generator, device=source).to(device)
 
 
-def _full(outputs: Tensor) -> Tensor:
-    """Return outputs in bfloat16 as float32: the three digits of bfloat16 are too few for a density's sums."""
-    return outputs.float() if outputs.dtype == torch.bfloat16 else outputs
+def _float32(outputs: Tensor) -> Tensor:
+    """Return outputs of 16 bits as float32: their digits, or their range, are too few for a density's sums."""
+    return outputs.float() if outputs.dtype in (torch.bfloat16, torch.float16) else outputs

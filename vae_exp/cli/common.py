@@ -21,6 +21,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from vae_exp import __version__
 from vae_exp.config import checks
 from vae_exp.config.checks import CONF_DIR, check_values, flatten, path_of, quoted, resolve, shortened
 from vae_exp.config.compose import compose, explain, parse, readable
@@ -28,7 +29,6 @@ from vae_exp.config.schema import Rule
 from vae_exp.errors import UserError, printable
 from vae_exp.training import console
 from vae_exp.training.run_dir import BEST, IMAGES, LAST, METRICS, SUMMARY, on_checkpoint, on_resume
-from vae_exp.version import __version__
 
 
 def with_own_options(arguments: list[str]) -> list[str]:

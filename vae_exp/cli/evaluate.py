@@ -130,11 +130,11 @@ def evaluate_model(model: "TrainedVAE", options: EvaluateOptions) -> "tuple[dict
     data = model.read_data(options["dataset"]["root"])
     split = data.split(options["split"]).to(model.device)
     # First what may be refused, before minutes of samples and of importance samples.
-    names, rows = factor_scores.chosen(model, data, split, options)
+    names, rows = factor_scores.choose(model, data, split, options)
     if (samples := options["importance_samples"]) and not vae.stochastic:
         raise UserError(f"importance_samples={samples}: an autoencoder gives images no likelihood to bound.")
     judged = functools.cache(lambda: reference_classifier.reference_classifier(data, model.device))
-    of_samples, drawn = sample_scores.scored(model, data, split, judged, options) if options["samples"] else ({}, {})
+    of_samples, drawn = sample_scores.evaluate_samples(model, data, split, judged, options)
     seed, batch_size = options["seed"], options["batch_size"]
     noise = functools.partial(build.generator, seed)
     measured = metrics.evaluate(vae, split, noise("evaluation"), options["repeats"], batch_size=batch_size)
@@ -152,22 +152,13 @@ def evaluate_model(model: "TrainedVAE", options: EvaluateOptions) -> "tuple[dict
         nats = result.get("nll", result["neg_elbo"])
         result["bits_per_dim"] = nats / math.log(2) / math.prod(model.x_shape)
     if vae.stochastic:
-        found = metrics.information(measured, noise("part"), noise("information"))
-        result |= {
-            "mutual_information": found.mutual,
-            "mutual_information_error": found.mutual_error,
-            "mutual_information_at_most": math.log(found.images),
-            "mutual_information_images": found.images,
-            "mutual_information_kl": found.kl,
-            "kl_aggregate": found.aggregate,
-            "kl_aggregate_error": found.aggregate_error,
-        }
+        result |= metrics.information(measured, noise("part"), noise("information"))
     result |= {"active_units": measured.active_units, "kl_per_dim": measured.kl_per_dim}
     result |= {name: value.item() for name, value in vae.scale().items()}
     if vae.n_classes and vae.stochastic and options["label_accuracy"]:
         result |= reference_classifier.label_accuracy(vae, judged()[0], data, split, noise("labels"))
     if names:
-        scores, of_factors = factor_scores.scored(model, measured, split, names, rows, options)
+        scores, of_factors = factor_scores.score(model, measured, split, names, rows, options)
         result, drawn = result | {"scores": scores}, drawn | of_factors
     return result | ({"samples": of_samples} if of_samples else {}), drawn
 
@@ -213,7 +204,7 @@ def _evaluate_all(options: EvaluateOptions) -> None:
     from vae_exp.tracking import wandb_run
 
     sample_scores.check(options)
-    factor_scores.SAID.clear()
+    factor_scores.printed_notes.clear()
     if options["wandb"]["mode"] == "online":  # before anything is measured
         wandb_run.api_key("online")
     paths = inference.find(options["checkpoint"])
@@ -281,7 +272,7 @@ def _with_what_was_kept(result: dict[str, Any], before: dict[str, Any]) -> dict[
     samples = dict(before.get("samples", {}))
     for drawn, scores in result.get("samples", {}).items():
         earlier = samples.get(drawn, {})
-        is_same = all(earlier.get(name) == scores[name] for name in results.DRAWN_BY)
+        is_same = all(earlier.get(name) == scores[name] for name in results.SAMPLE_SETTINGS)
         samples[drawn] = (earlier if is_same else {}) | scores
     result = result | ({"samples": samples} if samples else {})
     kept = {name: before[name] for names in LONG if not set(names) & set(result) for name in names if name in before}

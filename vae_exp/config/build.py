@@ -30,7 +30,7 @@ def device(name: str) -> torch.device:
 
     If several processes compute a run on GPUs, each gets its own.
     """
-    return torch.device(choose(name, _available(), torch.cuda.device_count(), *torchrun_env.here()))
+    return torch.device(choose(name, _available(), torch.cuda.device_count(), *torchrun_env.local_rank()))
 
 
 def agreed(config: Mapping[str, Any]) -> int:

@@ -1,6 +1,7 @@
-"""Train the classifier whose features and labels judge samples."""
+"""Train the classifier of real images whose features and labels judge samples."""
 
 import hashlib
+import itertools
 import math
 from pathlib import Path
 
@@ -17,51 +18,50 @@ from vae_exp.training.precision import full_precision
 from vae_exp.vae import VAE
 
 STEPS, BATCH_SIZE, HIDDEN = 2000, 128, 512
-RECIPE = 1  # to be raised where judges are made otherwise: those that were kept are then not found
-READ_AT_ONCE = 10_000  # images, while their digest is computed
+RECIPE = 1  # to be raised where classifiers are made otherwise: cached ones are then not found
+CHUNK = 10_000  # images read at a time, while their digest is computed
+N_GENERATED = 5000  # images drawn to be read
 
 
 def cache() -> Path:
-    """Return the folder of cached judges and features of real images, computed once for all runs on the same data."""
+    """Return the folder of classifiers and features of real images, computed once for all runs on the same data."""
     return cache_folder("features")
 
 
 def digest(split: Split) -> str:
     """Return a digest that identifies a set of images and labels by their bytes, however they were split or chosen."""
-    found = hashlib.sha256(repr((len(split), split.x_shape, split.dynamic)).encode())
-    for rows in torch.arange(len(split)).split(READ_AT_ONCE):
+    sha256 = hashlib.sha256(repr((len(split), split.x_shape, split.dynamic)).encode())
+    for rows in torch.arange(len(split)).split(CHUNK):
         part = split[rows.to(split.y.device)]
-        found.update(part.x.cpu().contiguous().numpy().tobytes())
-        found.update(part.y.cpu().numpy().tobytes())
-    return found.hexdigest()[:16]
+        sha256.update(part.x.cpu().contiguous().numpy().tobytes())
+        sha256.update(part.y.cpu().numpy().tobytes())
+    return sha256.hexdigest()[:16]
 
 
 def reference_classifier(data: Data, device: torch.device) -> tuple[nn.Sequential, str]:
     """Return the classifier of a data set, and a name that tells it from all others.
 
-    It learns from all training images, whatever part of them a model had, so that one judges the models of every
-    seed. It is read from the cache, or else trained and cached.
+    It learns from all training images, whatever part of them a model had, so that one serves the models of every seed.
+    It is read from the cache, or else trained and cached.
     """
     train, n_classes = data.read_train().to(device), data.n_classes
     path = cache() / f"judge-{RECIPE}-{digest(train)}-{n_classes}.npz"
-    if kept := arrays.read(path):
-        with torch.device("meta"):  # no random numbers are drawn for weights that are there
-            classifier = _empty(train, n_classes)
-        shapes = {name: tuple(values.shape) for name, values in classifier.state_dict().items()}
-        are_sound = arrays.are_numbers(kept, dict.fromkeys(shapes, np.float32))
-        if are_sound and {name: values.shape for name, values in kept.items()} == shapes:
-            weights = {name: torch.from_numpy(values) for name, values in kept.items()}
-            classifier.load_state_dict(weights, assign=True)
-            return classifier.to(device).eval(), _name(kept)
-    classifier = train_classifier(train, n_classes, seed=0)
-    content = {name: values.cpu().numpy() for name, values in classifier.state_dict().items()}
-    arrays.write(path, content)
-    return classifier, _name(content)
-
-
-def _name(weights: dict[str, np.ndarray]) -> str:
-    """Return a name made from the weights themselves: another machine trains another judge of the same images."""
-    return f"judge-{hashlib.sha256(b''.join(weights[name].tobytes() for name in sorted(weights))).hexdigest()[:16]}"
+    with torch.device("meta"):  # no random numbers are drawn for weights that are cached
+        classifier = _build(train, n_classes)
+    weights = arrays.read(path) or {}
+    shapes = {name: values.shape for name, values in classifier.state_dict().items()}
+    is_whole = arrays.are_numbers(weights, dict.fromkeys(shapes, np.float32))
+    if is_whole and all(weights[name].shape == shape for name, shape in shapes.items()):
+        tensors = {name: torch.from_numpy(values) for name, values in weights.items()}
+        classifier.load_state_dict(tensors, assign=True)
+        classifier = classifier.to(device).eval()
+    else:
+        classifier = train_classifier(train, n_classes, seed=0)
+        weights = {name: values.cpu().numpy() for name, values in classifier.state_dict().items()}
+        arrays.write(path, weights)
+    # Named by the weights themselves: another machine trains another classifier of the same images.
+    content = b"".join(weights[name].tobytes() for name in sorted(weights))
+    return classifier, f"judge-{hashlib.sha256(content).hexdigest()[:16]}"
 
 
 def features(classifier: nn.Sequential, x: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ def features(classifier: nn.Sequential, x: Tensor) -> Tensor:
     return classifier[:3](x)
 
 
-def _empty(train: Split, n_classes: int) -> nn.Sequential:
+def _build(train: Split, n_classes: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Flatten(),
         nn.Linear(math.prod(train.x_shape), HIDDEN),
@@ -85,24 +85,18 @@ def train_classifier(train: Split, n_classes: int, seed: int) -> nn.Sequential:
     device = train.y.device
     with torch.random.fork_rng(devices=[]):  # its weights are its own affair
         torch.manual_seed(seed)
-        classifier = _empty(train, n_classes).to(device)
+        classifier = _build(train, n_classes).to(device)
         optimizer = torch.optim.Adam(classifier.parameters(), lr=2e-3, fused=True)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
-        order, step = torch.Generator().manual_seed(seed), 0
-        while step < STEPS:
-            for x, y in batches(train, BATCH_SIZE, order):
-                loss = F.cross_entropy(classifier(x), y)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                step += 1
-                if step == STEPS:
-                    break
+        order = torch.Generator().manual_seed(seed)
+        epochs = (batches(train, BATCH_SIZE, order) for _ in itertools.count())
+        for x, y in itertools.islice(itertools.chain.from_iterable(epochs), STEPS):
+            loss = F.cross_entropy(classifier(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
     return classifier.eval()
-
-
-GENERATED = 5000  # images drawn to be read
 
 
 @torch.no_grad()
@@ -114,20 +108,15 @@ def label_accuracy(model: VAE, classifier: nn.Module, data: Data, held_out: Spli
     against the drawn images' labels in random order, which is chance.
     """
     # Labels that the data have: a model may have room for more (dataset.n_classes), of which nobody knows the look.
-    y = (torch.arange(GENERATED) % (len(data.class_names) or data.n_classes)).to(held_out.y.device)
-    z = torch.randn(GENERATED, model.z_dim, generator=noise).to(y.device)
+    y = (torch.arange(N_GENERATED) % (len(data.class_names) or data.n_classes)).to(held_out.y.device)
+    z = torch.randn(N_GENERATED, model.z_dim, generator=noise).to(y.device)
     with model.evaluating():
-        read = torch.cat(
-            [_read(classifier, model.decode(*part).mean) for part in zip(z.split(1000), y.split(1000), strict=True)]
-        )
-    real = torch.cat([_read(classifier, x) for x, _ in batches(held_out, 1000)])
-    shuffled = y[torch.randperm(GENERATED, generator=noise).to(y.device)]
+        parts = zip(z.split(1000), y.split(1000), strict=True)
+        read = torch.cat([classifier(model.decode(*part).mean).argmax(1) for part in parts])
+    real = torch.cat([classifier(x).argmax(1) for x, _ in batches(held_out, 1000)])
+    shuffled = y[torch.randperm(N_GENERATED, generator=noise).to(y.device)]
     return {
         "label_accuracy": (read == y).cpu().double().mean().item(),
         "label_accuracy_real": (real == held_out.y).cpu().double().mean().item(),
         "label_accuracy_shuffled": (read == shuffled).cpu().double().mean().item(),
     }
-
-
-def _read(classifier: nn.Module, images: Tensor) -> Tensor:
-    return classifier(images).argmax(1)

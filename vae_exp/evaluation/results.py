@@ -8,98 +8,16 @@ from vae_exp.config.schema import SAMPLE_SCORES, EvaluateOptions
 from vae_exp.errors import printable
 from vae_exp.files import read_json
 
+if TYPE_CHECKING:  # which imports torch
+    from vae_exp.inference import TrainedVAE
+
 TEXTS = ("checkpoint", "weights", "model", "split")
 SETTINGS = ("rows", "repeats", "seed", "factors")  # of scores of disentanglement: those of others do not compare
 WARNING = "warning"  # beside them: what a reader of all the scores should know, if anything
 SPREAD = "_std"  # behind the name of a score: over its repeats
-DRAWN_BY = ("n", "seed")  # samples: scores of other numbers of them do not compare
+SAMPLE_SETTINGS = ("n", "seed")  # scores of other numbers of samples do not compare
 NO_RESULTS = ("step", "seed", "importance_seed", "repeats", "images", "mutual_information_images", "n")
-
-
-def read(path: Path) -> dict[str, Any]:
-    """Read an evaluation, without entries that are not as written; empty if there is no file or it cannot be read."""
-    try:
-        content = read_json(path)
-    except OSError:
-        return {}
-    return _sound(content) if isinstance(content, dict) else {}
-
-
-def scores_of(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the scores of disentanglement of an evaluation by name: mean, std and caution."""
-    return {name: score for name, score in result.get("scores", {}).items() if name not in (*SETTINGS, WARNING)}
-
-
-def numbers(result: dict[str, Any]) -> dict[str, float]:
-    """Return all results of an evaluation as in W&B, such as mig, mig_std and samples/prior/classifier/frechet."""
-    found = {name: value for name, value in result.items() if _is_finite(value) and name not in NO_RESULTS}
-    found |= {name: score["mean"] for name, score in scores_of(result).items()}
-    found |= {f"{name}{SPREAD}": score["std"] for name, score in scores_of(result).items() if score["std"] is not None}
-    for drawn, of_samples in result.get("samples", {}).items():
-        found |= {f"samples/{drawn}/{name}": value for name, value in of_samples.items() if name not in NO_RESULTS}
-    return found
-
-
-def not_finite(result: dict[str, Any]) -> list[str]:
-    """Return the numbers of a new evaluation that are not finite, such as `nll is nan`.
-
-    They mean that its weights or its data are not sound.
-    """
-    flat = dict(result)
-    flat |= {name: score["mean"] for name, score in scores_of(result).items()}
-    for drawn, of_samples in result.get("samples", {}).items():
-        flat |= {f"{name} of {drawn}": value for name, value in of_samples.items()}
-    return [f"{n} is {value}" for n, value in flat.items() if isinstance(value, float) and not math.isfinite(value)]
-
-
-def _sound(content: dict[str, Any]) -> dict[str, Any]:
-    """Return the content without what is not as it was written."""
-    plain = {name: value for name, value in content.items() if name not in ("scores", "samples")}
-    kept = {name: value for name, value in plain.items() if _is_plain(name, value)}
-    if _are_scores(content.get("scores")):
-        kept["scores"] = content["scores"]
-    if isinstance(content.get("samples"), dict):
-        kept["samples"] = {drawn: found for drawn, found in content["samples"].items() if _are_of_samples(drawn, found)}
-    return kept
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
-
-
-def _is_plain(name: str, value: Any) -> bool:
-    if name in TEXTS:
-        return isinstance(value, str)
-    is_list = isinstance(value, list) and all(map(_is_finite, value))
-    return value is None or _is_finite(value) or (name == "kl_per_dim" and is_list)
-
-
-def _are_scores(content: Any) -> bool:
-    if not isinstance(content, dict) or not set(SETTINGS) <= content.keys():
-        return False
-    parts = [score for name, score in content.items() if name not in (*SETTINGS, WARNING)]
-    can_be_read = isinstance(content["factors"], list) and isinstance(content.get(WARNING), str | None)
-    return can_be_read and all(
-        isinstance(score, dict)
-        and _is_finite(score.get("mean"))
-        and "std" in score
-        and (score["std"] is None or _is_finite(score["std"]))
-        and isinstance(score.get("caution"), str)
-        for score in parts
-    )
-
-
-def _are_of_samples(drawn: str, content: Any) -> bool:
-    if drawn.count("/") != 1 or not isinstance(content, dict) or not set(DRAWN_BY) <= content.keys():
-        return False
-    names = [name for name in content if name not in DRAWN_BY and not name.endswith("_real")]
-    return all(map(_is_finite, content.values())) and all(f"{name}_real" in content for name in names)
-
-
-if TYPE_CHECKING:
-    from vae_exp.inference import TrainedVAE
-
-SHOWN = ("mig", "dci_disentanglement", "infom", "infom_published")  # beside the other numbers of several checkpoints
+TABLE_SCORES = ("mig", "dci_disentanglement", "infom", "infom_published")  # of several checkpoints side by side
 MEANINGS = {
     "frechet": "0 is best; the fewer images, the higher",
     "kid": "0 is best",
@@ -111,7 +29,80 @@ MEANINGS = {
 }
 
 
+def read(path: Path) -> dict[str, Any]:
+    """Read an evaluation, without entries that are not as written; empty if there is no file or it cannot be read."""
+    try:
+        content = read_json(path)
+    except OSError:
+        return {}
+    return {name: value for name, value in content.items() if _is_valid(name, value)} if _is_dict(content) else {}
+
+
+def scores_of(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the scores of disentanglement of an evaluation by name: mean, std and caution."""
+    return {name: score for name, score in result.get("scores", {}).items() if name not in (*SETTINGS, WARNING)}
+
+
+def numbers(result: dict[str, Any]) -> dict[str, float]:
+    """Return all results of an evaluation as in W&B, such as mig, mig_std and samples/prior/classifier/frechet."""
+    scores = scores_of(result)
+    flat = {name: value for name, value in result.items() if _is_finite(value) and name not in NO_RESULTS}
+    flat |= {name: score["mean"] for name, score in scores.items()}
+    flat |= {f"{name}{SPREAD}": score["std"] for name, score in scores.items() if score["std"] is not None}
+    for source, values in result.get("samples", {}).items():
+        flat |= {f"samples/{source}/{name}": value for name, value in values.items() if name not in NO_RESULTS}
+    return flat
+
+
+def not_finite(result: dict[str, Any]) -> list[str]:
+    """Return the numbers of a new evaluation that are not finite, such as `nll is nan`: it has bad weights or data."""
+    flat = result | {name: score["mean"] for name, score in scores_of(result).items()}
+    for source, values in result.get("samples", {}).items():
+        flat |= {f"{name} of {source}": value for name, value in values.items()}
+    return [f"{n} is {value}" for n, value in flat.items() if isinstance(value, float) and not math.isfinite(value)]
+
+
+def _is_valid(name: str, value: Any) -> bool:
+    """Return whether an entry of a stored evaluation is as it was written."""
+    if name in TEXTS:
+        return isinstance(value, str)
+    if name == "kl_per_dim":
+        return isinstance(value, list) and all(map(_is_finite, value))
+    if name == "scores":
+        return _is_dict(value, *SETTINGS) and isinstance(value["factors"], list) and all(map(_is_score, value.items()))
+    if name == "samples":
+        return _is_dict(value) and all(map(_are_sample_scores, value.items()))
+    return value is None or _is_finite(value)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+
+
+def _is_dict(value: Any, *keys: str) -> bool:
+    return isinstance(value, dict) and value.keys() >= set(keys)
+
+
+def _is_score(item: tuple[str, Any]) -> bool:
+    name, score = item
+    if name in SETTINGS:
+        return True
+    if name == WARNING:
+        return isinstance(score, str | None)
+    is_score = _is_dict(score, "mean", "std", "caution") and isinstance(score["caution"], str)
+    return is_score and _is_finite(score["mean"]) and (score["std"] is None or _is_finite(score["std"]))
+
+
+def _are_sample_scores(item: tuple[str, Any]) -> bool:
+    source, scores = item
+    if source.count("/") != 1 or not _is_dict(scores, *SAMPLE_SETTINGS):
+        return False
+    names = {name.removesuffix("_real") for name in scores.keys() - {*SAMPLE_SETTINGS}}
+    return all(map(_is_finite, scores.values())) and all({name, f"{name}_real"} <= scores.keys() for name in names)
+
+
 def show(result: dict[str, Any], model: "TrainedVAE") -> None:
+    """Print an evaluation."""
     draws = "one draw" if result["repeats"] == 1 else f"{result['repeats']} draws"
     print(f"{printable(model.name)}\n{result['split']} split, {result['images']:,} images, {draws} of z for each\n")
     print(f"{'nats per image':28}{'':>12}{'± images':>12}{'± noise':>12}")
@@ -136,26 +127,23 @@ def show(result: dict[str, Any], model: "TrainedVAE") -> None:
         read, real, chance = (result[f"label_accuracy{end}"] for end in ("", "_real", "_shuffled"))
         print(f"{'labels read back':28}{read:12.1%}   real images {real:.1%}, shuffled labels {chance:.1%}")
     per_dim = sorted(((kl, i) for i, kl in enumerate(result["kl_per_dim"])), reverse=True)
-    shown = "  ".join(f"z{i} {kl:.2f}" for kl, i in per_dim[:10])
-    print(f"{'KL of each latent':28}{shown}" + ("  ..." if len(per_dim) > 10 else ""))
+    largest = "  ".join(f"z{i} {kl:.2f}" for kl, i in per_dim[:10])
+    print(f"{'KL of each latent':28}{largest}" + ("  ..." if len(per_dim) > 10 else ""))
     if scores := scores_of(result):
         _show_scores(scores, result)
-    for drawn, scores in result.get("samples", {}).items():
-        _show_samples(drawn, scores, result)
+    for source, scores in result.get("samples", {}).items():
+        _show_samples(source, scores, result)
 
 
 def show_side_by_side(rows: dict[Path, dict[str, Any]], options: EvaluateOptions) -> None:
     """Print the runs of a folder side by side, the best first."""
-    names = [
-        n
-        for n in ("nll", "neg_elbo", "reconstruction", "kl", "active_units", "label_accuracy")
-        if any(n in r for r in rows.values())
-    ]
-    drawn = f"{options['sampler']}/{options['features']}"
-    rows = {path: row | row.get("samples", {}).get(drawn, {}) for path, row in rows.items()}
-    names += options["samples"]
-    rows = {path: row | {n: s["mean"] for n, s in scores_of(row).items()} for path, row in rows.items()}
-    names += [name for name in SHOWN if any(name in row for row in rows.values())]
+    source = f"{options['sampler']}/{options['features']}"
+    rows = {
+        path: row | row.get("samples", {}).get(source, {}) | {name: s["mean"] for name, s in scores_of(row).items()}
+        for path, row in rows.items()
+    }
+    always = ("nll", "neg_elbo", "reconstruction", "kl", "active_units", "label_accuracy")
+    names = [n for n in (*always, *options["samples"], *TABLE_SCORES) if any(n in row for row in rows.values())]
     print("  ".join(f"{name:>14}" for name in names) + "  checkpoint")
     for path, row in sorted(rows.items(), key=lambda item: item[1].get(names[0], math.inf)):
         cells = (f"{row[n]:14.3f}" if isinstance(row.get(n), float) else f"{row.get(n, '-')!s:>14}" for n in names)
@@ -170,13 +158,13 @@ def _show_scores(scores: dict[str, Any], result: dict[str, Any]) -> None:
     if warning := settings.get(WARNING):
         print(f"   warning: {printable(warning)}")
     for name, score in scores.items():
-        spread = "-" if score["std"] is None else f"{score['std']:.4f}"
-        print(f"{name:28}{score['mean']:12.4f}{spread:>12}   {score['caution']}".rstrip())
+        std = "-" if score["std"] is None else f"{score['std']:.4f}"
+        print(f"{printable(name):28}{score['mean']:12.4f}{std:>12}   {printable(score['caution'])}".rstrip())
 
 
-def _show_samples(drawn: str, scores: dict[str, Any], result: dict[str, Any]) -> None:
+def _show_samples(source: str, scores: dict[str, Any], result: dict[str, Any]) -> None:
     """Print the scores of one sampler and one kind of features, beside those of real images in place of samples."""
-    sampler, features = drawn.split("/")
+    sampler, features = printable(source).split("/")
     others = "test" if result["split"] == "train" else "training"
     print(f"\n{scores['n']:,} samples of {sampler}, {features} features, against the {result['split']} images")
     print(f"{'':28}{'samples':>12}{'real images':>12}   (real: {others} images in their place)")

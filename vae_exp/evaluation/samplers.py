@@ -1,7 +1,9 @@
 """Samplers fitted to the codes of the training data."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +12,17 @@ from torch import Tensor
 
 from vae_exp.config import build
 from vae_exp.datasets import Split
-from vae_exp.distributions import DiagonalGaussian, Point
+from vae_exp.distributions import DiagonalGaussian, Posterior, map_parameters
 from vae_exp.errors import UserError
 from vae_exp.evaluation import metrics
 from vae_exp.training import arrays
 from vae_exp.vae import VAE
 
 COMPONENTS = 10  # of a fitted mixture, for each class of a conditional model
-IMAGES_EACH = 100  # a component needs so many images: a class of few has fewer components
-DRAWS = 200  # codes that a mixture is fitted on at least: of a class of few images several draws each
+MIN_IMAGES = 100  # that a component needs: a class of few has fewer components
+MIN_DRAWS = 200  # codes that a mixture is fitted on: of a class of few images several draws each
+CODES = 10_000  # random training images whose codes a sampler is fitted to
+TYPES = {"group": np.int64, "weight": np.float32, "mean": np.float32, "root": np.float32}
 
 
 @dataclass
@@ -37,26 +41,26 @@ class Mixture:
         """
         y, n = y.cpu(), len(y)
         uniform, eps = torch.rand(n, 1, generator=noise), torch.randn(n, self.mean.shape[1], generator=noise)
-        chosen = torch.empty(n, dtype=torch.long)
+        component = torch.empty(n, dtype=torch.long)
         for label in y.unique().tolist():
-            of_label, rows = (self.group == label).nonzero()[:, 0], y == label
-            if not len(of_label):
+            members, rows = (self.group == label).nonzero()[:, 0], y == label
+            if not len(members):
                 raise UserError(
                     f"sampler: no training image has label {label}, so no codes of it are known; they are of "
                     f"{', '.join(map(str, self.group.unique().tolist()))}. Use sampler=prior, or label= one of these."
                 )
-            below = self.weight[of_label].double().cumsum(0)
-            place = torch.searchsorted(below, uniform[rows, 0].double() * below[-1], right=True)
-            chosen[rows] = of_label[place.clamp(max=len(of_label) - 1)]
+            cumulative = self.weight[members].double().cumsum(0)
+            index = torch.searchsorted(cumulative, uniform[rows, 0].double() * cumulative[-1], right=True)
+            component[rows] = members[index.clamp(max=len(members) - 1)]
         if self.root.ndim == 2:
-            return self.mean[chosen] + temperature * self.root[chosen] * eps
-        for component in chosen.unique().tolist():  # a matrix for each code would take N times its memory
-            rows = chosen == component
-            eps[rows] = eps[rows] @ self.root[component].T
-        return self.mean[chosen] + temperature * eps
+            return self.mean[component] + temperature * self.root[component] * eps
+        for number in component.unique().tolist():  # a matrix for each code would take N times its memory
+            rows = component == number
+            eps[rows] = eps[rows] @ self.root[number].T
+        return self.mean[component] + temperature * eps
 
 
-def aggregate(q: DiagonalGaussian | Point, group: Tensor) -> Mixture:
+def aggregate(q: Posterior, group: Tensor) -> Mixture:
     """Return the aggregate posterior: q(z|x) of an image that is chosen evenly among those of the label.
 
     An autoencoder's codes have no spread of their own: they get that of a kernel density, by Scott's rule.
@@ -72,35 +76,29 @@ def aggregate(q: DiagonalGaussian | Point, group: Tensor) -> Mixture:
     return Mixture(group, 1 / group.bincount()[group].float(), mean, root)
 
 
-def fitted(q: DiagonalGaussian | Point, group: Tensor, seed: int = 0) -> Mixture:
+def gmm(q: Posterior, group: Tensor, seed: int = 0) -> Mixture:
     """Fit COMPONENTS Gaussians to each group by maximum likelihood, on draws of z ~ q(z|x), [N, Z]."""
     from sklearn.mixture import GaussianMixture  # here: it takes a second to import
 
-    noise, group = torch.Generator().manual_seed(seed), group.cpu()
-    q = type(q)(**{name: values.cpu() for name, values in vars(q).items()})
+    noise, group, q = torch.Generator().manual_seed(seed), group.cpu(), map_parameters(Tensor.cpu, q)
     parts = []
     for rows in _groups(group):
-        n = len(rows)
-        of_group = type(q)(**{name: values[rows.repeat(-(-DRAWS // n))] for name, values in vars(q).items()})
-        z = of_group.rsample(noise).double().numpy()
-        components = min(COMPONENTS, max(1, n // IMAGES_EACH))
-        found = GaussianMixture(components, random_state=seed).fit(z)
+        repeated = rows.repeat(math.ceil(MIN_DRAWS / len(rows)))
+        z = map_parameters(itemgetter(repeated), q).rsample(noise)
+        components = min(COMPONENTS, max(1, len(rows) // MIN_IMAGES))
+        fit = GaussianMixture(components, random_state=seed).fit(z.double().numpy())
+        root = torch.linalg.cholesky(torch.from_numpy(fit.covariances_))
         label = group[rows[0]].expand(components)
-        root = torch.linalg.cholesky(torch.from_numpy(found.covariances_))
-        parts.append([label, *(torch.as_tensor(v).float() for v in (found.weights_, found.means_, root))])
+        parts.append([label, *(torch.as_tensor(v).float() for v in (fit.weights_, fit.means_, root))])
     return Mixture(*(torch.cat(arrays) for arrays in zip(*parts, strict=True)))
 
 
-FITTED = {"gmm": fitted, "aggregate": aggregate}
+FITTED = {"gmm": gmm, "aggregate": aggregate}
 
 
 def _groups(group: Tensor) -> list[Tensor]:
     """Return the rows of each group that occurs."""
     return [(group == label).nonzero()[:, 0] for label in group.unique().tolist()]
-
-
-TYPES = {"group": np.int64, "weight": np.float32, "mean": np.float32, "root": np.float32}
-CODES = 10_000  # training images, chosen by chance, whose codes a sampler is fitted to
 
 
 def load_or_fit(
@@ -111,31 +109,32 @@ def load_or_fit(
     Raises UserError if the training data, read only for a fit, cannot be read.
     """
     path = checkpoint and checkpoint.with_name(f"{checkpoint.stem}.{name}.npz")
-    if path and (kept := _read(path, weights, model)):
-        return kept
+    if path and (stored := _read(path, weights, model)):
+        return stored
     train = read_train()
-    chosen = torch.randperm(len(train), generator=build.generator(0, "codes"))[:CODES].sort().values
-    train = train[chosen].to(next(model.parameters()).device)
-    with torch.no_grad():
-        q = metrics.posterior(model, train)
-    found = FITTED[name](q, train.y if model.n_classes else torch.zeros_like(train.y))
+    rows = torch.randperm(len(train), generator=build.generator(0, "codes"))[:CODES].sort().values
+    train = train[rows].to(next(model.parameters()).device)
+    q = metrics.posterior(model, train)
+    mixture = FITTED[name](q, train.y if model.n_classes else torch.zeros_like(train.y))
     if path:
-        content = {name: values.numpy() for name, values in vars(found).items()}
+        content = {name: values.numpy() for name, values in vars(mixture).items()}
         arrays.write(path, content | {"weights": np.array(weights)})
-    return found
+    return mixture
 
 
 def _read(path: Path, weights: str, model: VAE) -> Mixture | None:
     """Read a stored sampler; return None if there is none, it is of other weights, or it cannot be what was written."""
-    kept = arrays.read(path)
-    if kept is None or str(kept.pop("weights", "")) != weights or not arrays.are_numbers(kept, TYPES):
+    stored = arrays.read(path)
+    if stored is None or str(stored.pop("weights", "")) != weights or not arrays.are_numbers(stored, TYPES):
         return None
-    found = Mixture(**{name: torch.from_numpy(values) for name, values in kept.items()})
-    n, z_dim = found.group.numel(), model.z_dim
-    shapes = found.group.shape == found.weight.shape == (n,) and found.mean.shape == (n, z_dim)
-    if not n or not shapes or found.root.shape not in ((n, z_dim), (n, z_dim, z_dim)):
-        return None
-    if found.group.min() < 0 or found.group.max() >= max(model.n_classes, 1) or found.weight.min() < 0:
-        return None
-    sums = torch.zeros(int(found.group.max()) + 1).index_add(0, found.group, found.weight)
-    return found if ((sums[found.group] - 1).abs() < 1e-3).all() else None
+    mixture = Mixture(**{name: torch.from_numpy(values) for name, values in stored.items()})
+    group, weight, mean, root = vars(mixture).values()
+    n, z_dim = group.numel(), model.z_dim
+    is_valid = (
+        group.shape == weight.shape == (n,)
+        and mean.shape == (n, z_dim)
+        and root.shape in ((n, z_dim), (n, z_dim, z_dim))
+        and set(group.tolist()) <= set(range(max(model.n_classes, 1)))
+        and bool((weight >= 0).all())
+    )
+    return mixture if n and is_valid else None

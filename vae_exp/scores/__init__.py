@@ -16,14 +16,15 @@ How well codes [N, Z] are disentangled, where the factors [N, F] behind the imag
 Codes are the means of q(z|x); factors are whole numbers or any values that occur often. `udr` needs no factors.
 """
 
-from vae_exp.scores.agreement import udr
+from vae_exp.scores.dci import DCI, completeness, dci, disentanglement
+from vae_exp.scores.factor_vae import beta_vae, factor_vae
 from vae_exp.scores.frechet import frechet, kid
-from vae_exp.scores.importance import DCI, completeness, dci, disentanglement
-from vae_exp.scores.interventions import beta_vae, factor_vae
-from vae_exp.scores.linear import explicitness, sap
-from vae_exp.scores.mutual_information import InfoMEC, infomec, mig, modularity, mutual_information
+from vae_exp.scores.infomec import InfoMEC, infomec
+from vae_exp.scores.mig import mig, modularity, mutual_information
 from vae_exp.scores.neighbours import coverage, density, nearest, precision, recall
 from vae_exp.scores.repeats import SCORES, Spread, spread
+from vae_exp.scores.sap import explicitness, sap
+from vae_exp.scores.udr import udr
 
 __all__ = [
     "DCI",

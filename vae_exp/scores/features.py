@@ -1,4 +1,4 @@
-"""Check features of images, and extract them."""
+"""Extract features of images: pixels, or those of the Inception network."""
 
 import hashlib
 import io
@@ -11,38 +11,7 @@ from torch import Tensor
 
 from vae_exp.errors import UserError
 
-
-def rows(name: str, features: Any) -> Tensor:
-    """Return features [N, D] as float64.
-
-    Raises UserError for another shape, no rows, or numbers that are not finite.
-    """
-    found = float64(torch.as_tensor(features))
-    if found.ndim != 2 or not len(found):
-        raise UserError(f"{name}: features are [N, D], a row per image; these are {list(found.shape)}.")
-    if not found.isfinite().all():
-        raise UserError(f"{name}: some of the features are not finite numbers.")
-    return found
-
-
-def pair(real: Any, fake: Any) -> tuple[Tensor, Tensor]:
-    """Return both arrays on one device. Raises UserError if they have different numbers of features."""
-    real, fake = rows("real", real), rows("fake", fake)
-    if real.shape[1] != fake.shape[1]:
-        raise UserError(f"real has {real.shape[1]:,} features and fake {fake.shape[1]:,}; both need the same.")
-    return real, fake.to(real.device)
-
-
-def float64(features: Tensor) -> Tensor:
-    """Return features as float64, on the CPU if their device has no float64.
-
-    The terms that the scores sum nearly cancel: in float32, distances below a thousandth of the rows' lengths would be
-    lost to rounding.
-    """
-    return (features.cpu() if features.device.type == "mps" else features).double()
-
-
-AT_ONCE = 50  # images of 299x299 in Inception's memory
+CHUNK = 50  # images of 299x299 in Inception's memory
 # Of the weights that torch-fidelity publishes; their name has its first digits.
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 PACKAGE = "features=inception: the network is torch-fidelity's; pip install 'vae_exp[fidelity]'."
@@ -70,26 +39,26 @@ def _published_weights(url: str) -> io.BytesIO:
             f"features=inception: its weights cannot be had ({str(error).splitlines()[0]}). Without a network, put "
             f"{path.name} of {url} into {path.parent}."
         ) from error
-    if (found := hashlib.sha256(content).hexdigest()) != INCEPTION_SHA256:
+    if (digest := hashlib.sha256(content).hexdigest()) != INCEPTION_SHA256:
         raise UserError(
-            f"features=inception: {path} is not the published file (its sha256 is {found}, and {INCEPTION_SHA256} was "
+            f"features=inception: {path} is not the published file (its sha256 is {digest}, and {INCEPTION_SHA256} was "
             "published). Take it away, and the published one is downloaded."
         )
-    kept = io.BytesIO()
+    plain = io.BytesIO()
     try:
-        torch.save(torch.load(io.BytesIO(content), weights_only=True), kept)
+        torch.save(torch.load(io.BytesIO(content), weights_only=True), plain)
     except (RuntimeError, pickle.UnpicklingError) as error:
         raise UserError(f"features=inception: {path} holds more than weights ({type(error).__name__}).") from error
-    kept.seek(0)
-    return kept
+    plain.seek(0)
+    return plain
 
 
 class Inception:
-    """The last pooled features of the Inception network that the FID is defined by (Heusel et al. 2017), [N, 2048].
+    """Extract the last pooled features of the Inception network that the FID is defined by (Heusel et al. 2017).
 
-    Its weights and its resizing are torch-fidelity's, https://github.com/toshas/torch-fidelity: TensorFlow's own. They
-    are downloaded when first used, and are the published ones to the byte. Raises UserError if the package is not
-    installed, and if the weights are missing or differ.
+    Its weights and its resizing are torch-fidelity's, https://github.com/toshas/torch-fidelity: TensorFlow's own, which
+    are downloaded when first used. Raises UserError if the package is not installed, and if the weights are missing or
+    are not the published ones to the byte.
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
@@ -111,7 +80,7 @@ class Inception:
         Images are rounded to bytes as image files are; grey ones get three equal channels.
         """
         parts = []
-        for part in x.split(AT_ONCE):
+        for part in x.split(CHUNK):
             image = part.to(self._device).clamp(0, 1).mul(255).round().to(torch.uint8)
             parts.append(self._network(image.expand(-1, 3, -1, -1) if image.shape[1] == 1 else image)[0])
         return torch.cat(parts)

@@ -1,4 +1,4 @@
-"""Distances between features: Fréchet and kernel."""
+"""Distances between the features of real and of fake images: Fréchet and kernel."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,15 +7,16 @@ import torch
 from torch import Tensor
 
 from vae_exp.errors import UserError
-from vae_exp.scores.features import pair
+from vae_exp.scores.common import feature_pair
+
+SUBSETS, SUBSET_SIZE = 100, 1000  # of the kernel distance
 
 
 @dataclass
 class Moments:
-    """The number of features, their mean [D] and their sum of centred products [D, D], in float64.
+    """Count of features, their mean [D] and their sum of centred products [D, D], in float64.
 
-    Memory does not grow with the number of images. Batches are joined by the formula of Chan et al. (1979), in which
-    no large terms cancel.
+    Batches are joined by the formula of Chan et al. (1979), in which no large terms cancel.
     """
 
     n: int
@@ -46,11 +47,11 @@ class Moments:
 def frechet(real: Any, fake: Any) -> float:
     """Return |mu_r - mu_f|^2 + tr(S_r + S_f - 2 (S_r S_f)^(1/2)) of features [N, D] and [M, D]; 0 is best.
 
-    With Inception's features this is the FID of Heusel et al. (2017), https://arxiv.org/abs/1706.08500. The estimate is
-    biased upwards, the more the fewer images there are, so only equal numbers compare. Raises UserError for arrays of
-    other shapes, with numbers that are not finite, or of one row.
+    With Inception's features this is the FID of Heusel et al. (2017), https://arxiv.org/abs/1706.08500. It is biased
+    upwards, the more the fewer images there are: only equal numbers compare. Raises UserError for arrays of other
+    shapes, with numbers that are not finite, or of one row.
     """
-    real, fake = pair(real, fake)
+    real, fake = feature_pair(real, fake)
     return frechet_of(Moments.of(real), Moments.of(fake))
 
 
@@ -66,15 +67,12 @@ def frechet_of(real: Moments, fake: Moments) -> float:
     return max(0.0, distance.item())  # rounding may leave a little less than nothing
 
 
-SUBSETS, SUBSET_SIZE = 100, 1000
-
-
 def kid(real: Any, fake: Any, subsets: int = SUBSETS, subset_size: int = SUBSET_SIZE, seed: int = 0) -> float:
     """Return the squared maximum mean discrepancy of features [N, D] and [M, D]; 0 is best.
 
-    The kernel is (x.y / D + 1)^3. The score is the mean of its unbiased estimates over random subsets, as in
-    https://arxiv.org/abs/1801.01401. Without a bias it compares between different numbers of images, and may come out a
-    little below 0. Raises UserError for arrays of other shapes, with numbers that are not finite, or of one row.
+    The kernel is (x.y / D + 1)^3; the score is the mean of unbiased estimates over random subsets, as in
+    https://arxiv.org/abs/1801.01401. So it compares between different numbers of images, and may come out a little
+    below 0. Raises UserError as frechet.
     """
     return kid_of_subsets(real, fake, subsets, subset_size, seed).mean().item()
 
@@ -83,26 +81,27 @@ def kid_of_subsets(
     real: Any, fake: Any, subsets: int = SUBSETS, subset_size: int = SUBSET_SIZE, seed: int = 0
 ) -> Tensor:
     """Return the estimate from each subset, [subsets] float64; subsets are as large as the smaller side allows."""
-    real, fake = pair(real, fake)
+    real, fake = feature_pair(real, fake)
     size = min(subset_size, len(real), len(fake))
     if size < 2:
         raise UserError("kid: needs two images or more on either side.")
     noise = torch.Generator().manual_seed(seed)
 
-    def drawn(features: Tensor) -> Tensor:
+    def subset(features: Tensor) -> Tensor:
         return features[torch.randperm(len(features), generator=noise)[:size].to(features.device)]
 
-    return torch.stack([_unbiased(drawn(real), drawn(fake)) for _ in range(subsets)])
+    return torch.stack([_unbiased(subset(real), subset(fake)) for _ in range(subsets)])
 
 
 def _unbiased(x: Tensor, y: Tensor) -> Tensor:
     """Return one estimate, from as many rows of either side: an image is not compared with itself."""
     n = len(x)
 
-    def total(a: Tensor, b: Tensor, but_itself: bool) -> Tensor:
-        """Return the sum of the kernels of all pairs: the three sums nearly cancel."""
-        kernel = (a @ b.T).div_(a.shape[1]).add_(1).pow_(3)  # in place: new memory takes longer than the arithmetic
-        return (kernel.sum() - (kernel.diagonal().sum() if but_itself else 0)).cpu()
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        return (a @ b.T).div_(a.shape[1]).add_(1).pow_(3)  # in place: new memory takes longer than the arithmetic
 
-    inside = total(x, x, True) + total(y, y, True)
-    return inside / (n * (n - 1)) - 2 * total(x, y, False) / n**2
+    def off_diagonal_sum(k: Tensor) -> Tensor:
+        return (k.sum() - k.diagonal().sum()).cpu()
+
+    inside = off_diagonal_sum(kernel(x, x)) + off_diagonal_sum(kernel(y, y))
+    return inside / (n * (n - 1)) - 2 * kernel(x, y).sum().cpu() / n**2

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vae_exp.errors import UserError
-from vae_exp.scores.features import float64, pair
+from vae_exp.scores.common import feature_pair, float64
 
 K_MANIFOLD = 3  # of precision and recall, as in Kynkäänniemi et al. (2019)
 K_DENSITY = 5  # of density and coverage, as in Naeem et al. (2020)
@@ -18,11 +18,10 @@ BLOCK = 1000  # rows compared at a time
 
 
 def precision(real: Any, fake: Any, k: int = K_MANIFOLD) -> float:
-    """Return the part of fake [M, D] that lies in the ball of some row of real [N, D].
+    """Return the part of fake [M, D] that lies in the ball of some row of real [N, D], which its k-th neighbour bounds.
 
-    A ball reaches to the k-th neighbour. Improved precision (Kynkäänniemi et al. 2019),
-    https://arxiv.org/abs/1904.06991: 1 is best, and says that samples look real. Raises UserError for arrays of other
-    shapes, with numbers that are not finite, or of k rows or fewer.
+    Improved precision (Kynkäänniemi et al. 2019), https://arxiv.org/abs/1904.06991: 1 is best, and says that samples
+    look real. Raises UserError for arrays of other shapes, with numbers that are not finite, or of k rows or fewer.
     """
     return neighbour_scores(real, fake, ["precision"], k, k)["precision"]
 
@@ -30,7 +29,7 @@ def precision(real: Any, fake: Any, k: int = K_MANIFOLD) -> float:
 def recall(real: Any, fake: Any, k: int = K_MANIFOLD) -> float:
     """Return the part of real [N, D] in the ball of some row of fake [M, D]: precision with the sides exchanged.
 
-    Improved recall: 1 is best, and says that the samples are as varied as the data. Raises UserError as precision.
+    1 is best, and says that the samples are as varied as the data. Raises UserError as precision.
     """
     return neighbour_scores(real, fake, ["recall"], k, k)["recall"]
 
@@ -38,16 +37,16 @@ def recall(real: Any, fake: Any, k: int = K_MANIFOLD) -> float:
 def density(real: Any, fake: Any, k: int = K_DENSITY) -> float:
     """Return in how many balls of real rows a fake row lies, over k: 1 is expected of samples like the data.
 
-    Naeem et al. (2020), https://arxiv.org/abs/2002.09797. It may exceed 1 where samples crowd where the data are dense,
-    and one outlier among the data, with its large ball, moves it little. Raises UserError as precision.
+    Naeem et al. (2020), https://arxiv.org/abs/2002.09797. It exceeds 1 where samples crowd where the data are dense.
+    Raises UserError as precision.
     """
     return neighbour_scores(real, fake, ["density"], k, k)["density"]
 
 
 def coverage(real: Any, fake: Any, k: int = K_DENSITY) -> float:
-    """Return the part of real [N, D] whose ball contains some row of fake [M, D].
+    """Return the part of real [N, D] whose ball contains some row of fake [M, D]: 1 is best (Naeem et al. 2020).
 
-    A ball reaches to the k-th real neighbour. Naeem et al. (2020): 1 is best. Raises UserError as precision.
+    Raises UserError as precision.
     """
     return neighbour_scores(real, fake, ["coverage"], k, k)["coverage"]
 
@@ -57,30 +56,29 @@ def neighbour_scores(
 ) -> dict[str, float]:
     """Return the named ones of precision, recall, density and coverage, from one pass over all pairs of rows."""
     real, fake = _centred(real, fake)
-    by_density = {"density", "coverage"} & set(names)
-    largest = max(k_manifold, k_density) if by_density else k_manifold
+    k_max = max(k_density if name in ("density", "coverage") else k_manifold for name in names)
     for side, features in (("real", real), ("fake", fake)):
-        if len(features) <= largest:
-            raise UserError(f"{side}: {len(features)} rows; {largest + 1} or more are needed for {largest} neighbours.")
-    real_radii = _squared_radii(real, largest)
-    ball, ball_of_density = real_radii[:, k_manifold - 1], real_radii[:, (k_density if by_density else k_manifold) - 1]
+        if len(features) <= k_max:
+            raise UserError(f"{side}: {len(features)} rows; {k_max + 1} or more are needed for {k_max} neighbours.")
+    radii = _squared_radii(real, k_max)
+    ball, density_ball = radii[:, k_manifold - 1], radii[:, min(k_density, k_max) - 1]
     fake_ball = _squared_radii(fake, k_manifold)[:, -1] if "recall" in names else None
     precise, dense, covered, recalled = 0, 0, torch.zeros_like(ball, dtype=torch.bool), torch.zeros_like(ball).bool()
     for rows in torch.arange(len(fake), device=fake.device).split(BLOCK):
         distance = squared_distances(fake[rows], real)
         precise += int((distance <= ball).any(1).sum())
-        inside = distance <= ball_of_density
+        inside = distance <= density_ball
         dense += int(inside.sum())
         covered |= inside.any(0)
         if fake_ball is not None:
             recalled |= (distance <= fake_ball[rows, None]).any(0)
-    found = {
+    scores = {
         "precision": precise / len(fake),
         "recall": recalled.double().mean().item(),
         "density": dense / (k_density * len(fake)),
         "coverage": covered.double().mean().item(),
     }
-    return {name: found[name] for name in names}
+    return {name: scores[name] for name in names}
 
 
 def nearest(fake: Any, real: Any, k: int = 1) -> tuple[Tensor, Tensor]:
@@ -96,10 +94,9 @@ def nearest(fake: Any, real: Any, k: int = 1) -> tuple[Tensor, Tensor]:
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    """Return squared distances [N, M] of rows [N, D] and [M, D], float64; rounding is set to 0.
+    """Return squared distances [N, M] of rows [N, D] and [M, D], float64; what rounding may leave is set to 0.
 
-    So equal rows have a distance of exactly 0. Rounding means distances below a few hundred-millionths of the rows'
-    lengths (2e-7 of 2048 features): rows that lie far from 0 and near each other should be centred first.
+    So equal rows have a distance of exactly 0; rows that lie far from 0 and near each other should be centred first.
     """
     x, y = float64(x), float64(y)
     lengths = torch.linalg.vector_norm(x, dim=1).square()[:, None] + torch.linalg.vector_norm(y, dim=1).square()
@@ -110,17 +107,17 @@ def squared_distances(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _centred(real: Any, fake: Any) -> tuple[Tensor, Tensor]:
-    """Subtract the mean of real from both: shorter rows lose less to rounding. Raises UserError as pair does."""
-    real, fake = pair(real, fake)
+    """Subtract the mean of real from both: shorter rows lose less to rounding. Raises UserError as feature_pair."""
+    real, fake = feature_pair(real, fake)
     centre = real.mean(0)
     return real - centre, fake - centre
 
 
 def _squared_radii(x: Tensor, k: int) -> Tensor:
     """Return squared distances of each row to its 1st to k-th neighbour among the others, [N, k]."""
-    found = []
+    radii = []
     for rows in torch.arange(len(x), device=x.device).split(BLOCK):
         distance = squared_distances(x[rows], x)
         distance[torch.arange(len(rows), device=x.device), rows] = torch.inf
-        found.append(distance.topk(k, dim=1, largest=False).values)
-    return torch.cat(found)
+        radii.append(distance.topk(k, dim=1, largest=False).values)
+    return torch.cat(radii)

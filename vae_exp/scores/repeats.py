@@ -1,17 +1,19 @@
-"""A score with its spread: measured several times, on random parts of the rows."""
+"""The disentanglement scores by name, and each with its spread: measured several times, on random parts of the rows."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from vae_exp.errors import UserError
-from vae_exp.scores.codes import LARGEST_SEED, Known, Unsuited, whole
-from vae_exp.scores.importance import dci
-from vae_exp.scores.interventions import beta_vae, factor_vae
-from vae_exp.scores.linear import explicitness, fit_and_test_each_value, sap
-from vae_exp.scores.mutual_information import infomec, mig, modularity
+from vae_exp.scores.common import MAX_SEED, LabelledCodes, UnsuitableFactors, integer
+from vae_exp.scores.dci import dci
+from vae_exp.scores.factor_vae import beta_vae, factor_vae
+from vae_exp.scores.infomec import infomec
+from vae_exp.scores.mig import mig, modularity
+from vae_exp.scores.sap import explicitness, sap
 
 SIZE, REPEATS = 10_000, 5
 
@@ -25,72 +27,76 @@ class Spread:
 
 @dataclass(frozen=True)
 class Score:
-    keys: tuple[str, ...]  # the numbers that it has
+    cautions: dict[str, str]  # what a reader of each of its numbers should know
     measure: Callable[[np.ndarray, np.ndarray, int], tuple[float, ...]]  # of codes, factors and a seed
-    caution: str = ""  # what a reader of its numbers should know
-    fewest: int = 1  # factors that it needs
-    check: Callable[[Known, int], object] = lambda known, seed: None  # of its own; raises Unsuited
-    cautions: Mapping[str, str] = field(default_factory=dict)  # of a single number, where they differ
+    min_factors: int = 1
+    check: Callable[[LabelledCodes, int], object] = lambda data, seed: None  # raises UnsuitableFactors
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Return the names of its numbers."""
+        return tuple(self.cautions)
 
     def caution_of(self, key: str) -> str:
-        return self.cautions.get(key, self.caution)
+        return self.cautions[key]
 
 
-def _of_dci(codes: np.ndarray, factors: np.ndarray, seed: int) -> tuple[float, ...]:
-    found = dci(codes, factors, seed=seed)
-    return found.disentanglement, found.completeness, found.informativeness
+def _dci(codes: np.ndarray, factors: np.ndarray, seed: int) -> tuple[float, ...]:
+    score = dci(codes, factors, seed=seed)
+    return score.disentanglement, score.completeness, score.informativeness
 
 
-def _of_infomec(codes: np.ndarray, factors: np.ndarray, seed: int) -> tuple[float, ...]:
-    found = infomec(codes, factors, seed=seed)
-    of_authors = found.modularity_published, found.compactness_published
-    return found.modularity, of_authors[0], found.compactness, of_authors[1], found.explicitness
+def _infomec(codes: np.ndarray, factors: np.ndarray, seed: int) -> tuple[float, ...]:
+    score = infomec(codes, factors, seed=seed)
+    published = score.modularity_published, score.compactness_published
+    return score.modularity, published[0], score.compactness, published[1], score.explicitness
 
 
 # Ranges are those over 24 draws by tests/cautions.py, which says of what codes.
 SCORES = {
-    "mig": Score(("mig",), lambda z, v, _: (mig(z, v),), "a factor of more than 20 values cannot reach 1"),
+    "mig": Score({"mig": "a factor of more than 20 values cannot reach 1"}, lambda z, v, seed: (mig(z, v),)),
     "dci": Score(
-        ("dci_disentanglement", "dci_completeness", "dci_informativeness"), _of_dci, "", 2, Known.fit_and_test
+        {"dci_disentanglement": "", "dci_completeness": "", "dci_informativeness": ""}, _dci, 2, LabelledCodes.split
     ),
     "infomec": Score(
-        ("infom", "infom_published", "infoc", "infoc_published", "infoe"),
-        _of_infomec,
-        fewest=2,
-        cautions={
+        {
             "infom": "rotated factors have 0.33 to 0.67 (mean 0.49); latents of noise count as 0",
             "infom_published": "the authors' formula, as in papers; noise has 0.42 to 0.86 (mean 0.61)",
             "infoc": "rotated factors have 0.26 to 0.71 (mean 0.50)",
             "infoc_published": "the authors' formula, as in papers; noise has 0.36 to 0.78 (mean 0.57)",
+            "infoe": "",
         },
+        _infomec,
+        2,
     ),
     "factor_vae": Score(
-        ("factor_vae",),
+        {
+            "factor_vae": "rotated factors have 0.62 to 1.00 (mean 0.86); latents with a standard deviation under 0.05 "
+            "are left out"
+        },
         lambda z, v, seed: (factor_vae(z, v, seed=seed),),
-        "rotated factors have 0.62 to 1.00 (mean 0.86); latents with a standard deviation under 0.05 are left out",
     ),
     "beta_vae": Score(
-        ("beta_vae",),
+        {
+            "beta_vae": "rotated factors have 0.79 to 1.00 (mean 0.93), and a code without one of five factors 1; "
+            "depends on scale"
+        },
         lambda z, v, seed: (beta_vae(z, v, seed=seed),),
-        "rotated factors have 0.79 to 1.00 (mean 0.93), and a code without one of five factors 1; depends on scale",
     ),
     "sap": Score(
-        ("sap",),
+        {"sap": "a perfect code of dSprites' factors has 0.17 to 0.22 (mean 0.19); depends on scale and offset"},
         lambda z, v, seed: (sap(z, v, seed=seed),),
-        "a perfect code of dSprites' factors has 0.17 to 0.22 (mean 0.19); depends on scale and offset",
-        check=Known.fit_and_test,
+        check=LabelledCodes.split,
     ),
     "modularity": Score(
-        ("modularity",),
-        lambda z, v, _: (modularity(z, v),),
-        "noise has 0.64 to 0.70 (mean 0.67), rotated factors 0.74 to 0.97 (mean 0.85)",
+        {"modularity": "noise has 0.64 to 0.70 (mean 0.67), rotated factors 0.74 to 0.97 (mean 0.85)"},
+        lambda z, v, seed: (modularity(z, v),),
         2,
     ),
     "explicitness": Score(
-        ("explicitness",),
+        {"explicitness": "chance is 0.5; rotated factors have as much as a perfect code"},
         lambda z, v, seed: (explicitness(z, v, seed=seed),),
-        "chance is 0.5; rotated factors have as much as a perfect code",
-        check=fit_and_test_each_value,
+        check=partial(LabelledCodes.split, in_both=True),
     ),
 }
 DEFAULT = ("mig", "dci", "infomec")
@@ -122,56 +128,50 @@ def spread(
         raise UserError(f"names={names}: it takes a list of names, such as [{names!r}].")
     if unknown := [name for name in names if name not in SCORES]:
         raise UserError(f"scores: there is no {', '.join(map(str, unknown))}. There are {', '.join(SCORES)}.")
-    known = Known.of(codes, factors)
-    n = len(known.codes)
-    size = min(SIZE, n // 2) if size is None else whole("size", size, 1)
+    data = LabelledCodes.of(codes, factors)
+    n = len(data.codes)
+    size = min(SIZE, n // 2) if size is None else integer("size", size, 1)
     if size > n:
         raise UserError(f"size={size}: there are {n:,} rows to take from.")
-    repeats, seed = whole("repeats", repeats, 1), whole("seed", seed, 0, LARGEST_SEED)
-    if unsuited := next(iter(_unsuited(known, names, size, repeats, seed).values()), None):
-        raise unsuited
-    found: dict[str, list[float]] = {}
-    for repeat, rows in _parts(n, size, repeats, seed):
-        for name in names:
-            score = SCORES[name]
-            measured = score.measure(known.codes[rows], known.factors[rows], repeat)
-            for key, value in zip(score.keys, measured, strict=True):
-                found.setdefault(key, []).append(value)
+    repeats, seed = integer("repeats", repeats, 1), integer("seed", seed, 0, MAX_SEED)
+    for error in unsuitable(data.factors, names, size, repeats, seed).values():
+        raise error
+    values: dict[str, list[float]] = {}
+    for repeat_seed, rows in _random_parts(n, size, repeats, seed):
+        for score in (SCORES[name] for name in names):
+            numbers = score.measure(data.codes[rows], data.factors[rows], repeat_seed)
+            for key, value in zip(score.keys, numbers, strict=True):
+                values.setdefault(key, []).append(value)
     return {
-        key: Spread(float(np.mean(values)), float(np.std(values, ddof=1)) if repeats > 1 else float("nan"), values)
-        for key, values in found.items()
+        key: Spread(float(np.mean(v)), float(np.std(v, ddof=1)) if repeats > 1 else float("nan"), v)
+        for key, v in values.items()
     }
 
 
-def unsuited(
-    factors: Any, names: Collection[str], size: int, repeats: int, seed: int, called: Sequence[str] = ()
-) -> dict[str, Unsuited]:
+def unsuitable(
+    factors: Any, names: Collection[str], size: int, repeats: int, seed: int, factor_names: Sequence[str] = ()
+) -> dict[str, UnsuitableFactors]:
     """Return the scores that cannot be measured on `size` rows of these factors at a time, each with its error.
 
     It draws the parts of the rows that `spread` would draw, and measures nothing.
     """
     try:
-        known = Known.of(np.zeros((len(factors), 1)), factors, called=called)
-    except Unsuited as error:
+        data = LabelledCodes.of(np.zeros((len(factors), 1)), factors, names=factor_names)
+    except UnsuitableFactors as error:
         return dict.fromkeys(names, error)
-    return _unsuited(known, names, size, repeats, seed)
-
-
-def _unsuited(known: Known, names: Collection[str], size: int, repeats: int, seed: int) -> dict[str, Unsuited]:
-    found: dict[str, Unsuited] = {}
+    errors: dict[str, UnsuitableFactors] = {}
     codes = np.zeros((size, 1))
-    for repeat, rows in _parts(len(known.codes), size, repeats, seed):
-        for name in [name for name in names if name not in found]:
+    for repeat_seed, rows in _random_parts(len(data.codes), size, repeats, seed):
+        for name in [name for name in names if name not in errors]:
             score = SCORES[name]
             try:
-                score.check(Known.of(codes, known.factors[rows], score.fewest, known.called), repeat)
-            except Unsuited as error:
-                found[name] = error
-    return found
+                score.check(LabelledCodes.of(codes, data.factors[rows], score.min_factors, data.names), repeat_seed)
+            except UnsuitableFactors as error:
+                errors[name] = error
+    return errors
 
 
-def _parts(n: int, size: int, repeats: int, seed: int) -> Iterator[tuple[int, np.ndarray]]:
+def _random_parts(n: int, size: int, repeats: int, seed: int) -> Iterator[tuple[int, np.ndarray]]:
     """Yield the seed of each repeat and the rows that it takes."""
-    for repeat in range(seed, seed + repeats):
-        of_it = repeat % (LARGEST_SEED + 1)
-        yield of_it, np.random.default_rng(of_it).permutation(n)[:size]
+    for repeat_seed in (repeat % (MAX_SEED + 1) for repeat in range(seed, seed + repeats)):
+        yield repeat_seed, np.random.default_rng(repeat_seed).permutation(n)[:size]

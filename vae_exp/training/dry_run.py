@@ -17,7 +17,7 @@ from vae_exp.datasets import Data, Split
 from vae_exp.distributed import Share
 from vae_exp.errors import UserError, printable
 from vae_exp.scores import repeats as scores
-from vae_exp.scores.codes import TooFewFactors, Unsuited
+from vae_exp.scores.common import TooFewFactors, UnsuitableFactors
 from vae_exp.terms import Logged, Progress, elbo_terms, extra_samples
 from vae_exp.vae import VAE
 
@@ -140,17 +140,17 @@ def given_as_label(names: Sequence[str]) -> str:
 
 def find_unsuited(
     split: Split, names: Collection[str], rows: int, repeats: int = 1, seed: int = 0, *, conditional: bool
-) -> dict[str, Unsuited]:
+) -> dict[str, UnsuitableFactors]:
     """Return the scores that cannot be measured of so many of a split's images at a time, each with what is wrong."""
     varying = split.unknown_factors(conditional)
     if not varying.names:
         given = split.given_factors() if conditional else []
         but = f" but {', '.join(given)}, which the model is given as its label" if given else ""
         return dict.fromkeys(names, TooFewFactors(f"no factor varies{but}"))
-    return scores.unsuited(varying.table.cpu().numpy(), names, rows, repeats, seed, varying.names)
+    return scores.unsuitable(varying.table.cpu().numpy(), names, rows, repeats, seed, varying.names)
 
 
-def describe(found: Mapping[str, Unsuited]) -> str:
+def describe(found: Mapping[str, UnsuitableFactors]) -> str:
     """Return the scores that something is wrong with, and what, as in `mig, dci (x has 12 values in 18 rows, ...)`."""
     by_reason: dict[str, list[str]] = {}
     for name, error in found.items():
@@ -158,7 +158,7 @@ def describe(found: Mapping[str, Unsuited]) -> str:
     return "; ".join(f"{', '.join(names)} ({reason})" for reason, names in by_reason.items())
 
 
-def what_helps(found: Mapping[str, Unsuited], part: str, dataset: Mapping[str, Any]) -> str:
+def what_helps(found: Mapping[str, UnsuitableFactors], part: str, dataset: Mapping[str, Any]) -> str:
     """Return what must change in training for a split to suit the scores."""
     key = f"{part}_size"
     few_factors = {isinstance(error, TooFewFactors) for error in found.values()}

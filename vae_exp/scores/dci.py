@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from vae_exp.errors import UserError
-from vae_exp.scores.codes import Known, fitting
+from vae_exp.scores.common import LabelledCodes, quiet_fit, standardise
 
 
 @dataclass(frozen=True)
@@ -20,25 +20,22 @@ class DCI:
 
 
 def dci(codes: Any, factors: Any, predictor: str | Callable[[int], Any] = "random_forest", seed: int = 0) -> DCI:
-    """Return DCI scores of codes [N, Z] and two factors [N, F] or more: three scores, of which 1 is best.
+    """Return disentanglement, completeness and informativeness, of which 1 is best.
 
-    They are disentanglement, completeness and informativeness.
-
-    Eastwood & Williams (2018), https://openreview.net/forum?id=By-7dz-AZ: how important z_i is for the prediction of
-    v_j, by a random forest, one of their two predictors. predictor=gradient_boosting is that of Locatello et al.
-    (2019), which takes a minute a factor; scores of different predictors do not compare. It may also be a function
-    from a seed to a classifier of scikit-learn's kind that has feature_importances_ after its fit. It sees codes with
-    mean 0 and standard deviation 1, so that neither their scale nor an offset matters. Two thirds of the rows are for
-    fitting; seed chooses them and is the predictor's.
+    From codes [N, Z], standardised, and two factors [N, F] or more, by how important z_i is for the prediction of v_j.
+    Eastwood & Williams (2018), https://openreview.net/forum?id=By-7dz-AZ, with a random forest, one of their two
+    predictors. predictor=gradient_boosting is that of Locatello et al. (2019), which takes a minute a factor; scores of
+    different predictors do not compare. It may also be a function from a seed to a classifier of scikit-learn's kind
+    that has feature_importances_. Two thirds of the rows are for fitting; seed chooses them and is the predictor's.
 
     Raises UserError for arrays that do not go together, a factor that never changes, and a predictor without a name.
     """
-    known = Known.of(codes, factors, fewest=2)
+    data = LabelledCodes.of(codes, factors, min_factors=2)
     make = PREDICTORS.get(predictor) if isinstance(predictor, str) else predictor
     if not callable(make):
         raise UserError(f"predictor={predictor}: it takes one of {', '.join(PREDICTORS)}, or a function of a seed.")
-    fit, test = replace(known, codes=known.standardised()).fit_and_test(seed)
-    with fitting():
+    fit, test = replace(data, codes=standardise(data.codes)).split(seed)
+    with quiet_fit():
         models = [make(seed).fit(fit.codes, labels) for labels in fit.factors.T]
     importance = np.stack([np.abs(model.feature_importances_) for model in models], axis=1)
     right = [(model.predict(test.codes) == labels).mean() for model, labels in zip(models, test.factors.T, strict=True)]
@@ -60,9 +57,9 @@ def _concentration(importance: np.ndarray) -> float:
     if not weight.any():
         return 0.0
     if n == 1:
-        return 1.0  # all of it is in the one place that there is
-    share = np.divide(importance, weight[:, None], out=np.zeros_like(importance), where=weight[:, None] > 0)
-    entropy = -(share * np.log(share, out=np.zeros_like(share), where=share > 0)).sum(1) / np.log(n)
+        return 1.0
+    p = np.divide(importance, weight[:, None], out=np.zeros_like(importance), where=weight[:, None] > 0)
+    entropy = -(p * np.log(p, out=np.zeros_like(p), where=p > 0)).sum(1) / np.log(n)
     return float(((1 - entropy) * weight).sum() / weight.sum())
 
 
@@ -72,8 +69,8 @@ def _random_forest(seed: int) -> Any:
     # Each split sees every latent: with a part of them, a factor that one latent holds would look spread over all.
     # The leaves, three of a thousand rows or more, end a tree before it tells rows apart by noise: then a code with
     # noise has the importances that boosting gives it.
-    how = {"max_features": None, "min_samples_leaf": 0.003}
-    return RandomForestClassifier(10, **how, n_jobs=torch.get_num_threads(), random_state=seed)
+    settings = {"max_features": None, "min_samples_leaf": 0.003}
+    return RandomForestClassifier(10, **settings, n_jobs=torch.get_num_threads(), random_state=seed)
 
 
 def _gradient_boosting(seed: int) -> Any:
