@@ -293,7 +293,7 @@ def test_what_chance_finds_of_few_images_is_no_warning():
             q = DiagonalGaussian(mean, torch.tensor([-6.0] * 3 + [0.0] * 5).expand(images, -1))
             measured = metrics_of.Evaluation(q, torch.zeros(1, images), q.kl_to_prior())
             told = metrics_of.known_from_means(measured, factors)
-            assert metrics_of.scores_warning(measured, told, factors) is None
+            assert metrics_of.scores_warning(measured, factors, told) is None
 
 
 def test_scores_of_what_latents_carry_have_no_warning_and_an_autoencoder_no_bound():
@@ -302,7 +302,7 @@ def test_scores_of_what_latents_carry_have_no_warning_and_an_autoencoder_no_boun
 
     def warning(q):
         measured = metrics_of.Evaluation(q, torch.zeros(1, 360), q.kl_to_prior().double())
-        return metrics_of.scores_warning(measured, metrics_of.known_from_means(measured, factors), factors)
+        return metrics_of.scores_warning(measured, factors)
 
     assert warning(DiagonalGaussian(mean, torch.full_like(mean, -4.0))) is None
     assert warning(Point(0.001 * mean)) is None

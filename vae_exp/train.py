@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vae_exp import distributed
 from vae_exp.config import build
-from vae_exp.evaluation.metrics import evaluate, factor_scores, known_from_means, sample_eps, scores_warning
+from vae_exp.evaluation.metrics import evaluate, factor_scores, sample_eps, scores_warning
 from vae_exp.figures.training import TrainingFigures, test_figure
 from vae_exp.terms import Progress, compute_loss
 from vae_exp.tracking.wandb_run import choose_mode
@@ -181,10 +181,8 @@ def test(run: Run) -> None:
         run.tracker.image(*test_figure(model, test_split, run.config["seed"], best.epoch), step)
         conditional = run.config["model"]["conditional"]
         scores = factor_scores(evaluation, test_split, run.config["scores"], "test", conditional)
-        if scores:
-            factors = test_split.unknown_factors(conditional)
-            if warning := scores_warning(evaluation, known_from_means(evaluation, factors), factors):
-                log.warning(f"scores: {warning}")
+        if scores and (warning := scores_warning(evaluation, test_split.unknown_factors(conditional))):
+            log.warning(f"scores: {warning}")
         run.tracker.summarise(best.summary() | evaluation.scalars("test") | scores)
         if run.config["wandb"]["log_checkpoints"]:
             run.tracker.upload_checkpoints(best_is_last=best.step == step)

@@ -85,7 +85,7 @@ def score(
     repeats, seed = options["score_repeats"], options["seed"]
     known = metrics.known_from_means(evaluation, factors, seed)
     result: dict[str, Any] = {"rows": rows, "repeats": repeats, "seed": seed, "factors": factors.names}
-    result[results.WARNING] = metrics.scores_warning(evaluation, known, factors)
+    result[results.WARNING] = metrics.scores_warning(evaluation, factors, known)
     cautions = {key: caution for name in names for key, caution in scores.SCORES[name].cautions.items()}
     for name, spread in scores.spread(evaluation.q.mean, factors.table, names, rows, repeats, seed).items():
         if math.isnan(spread.mean):

@@ -185,11 +185,12 @@ def max_information(evaluation: Evaluation) -> np.ndarray:
     return kl if isinstance(evaluation.q, DiagonalGaussian) else np.full_like(kl, np.inf)
 
 
-def scores_warning(evaluation: Evaluation, known: np.ndarray, factors: Factors) -> str | None:
+def scores_warning(evaluation: Evaluation, factors: Factors, known: np.ndarray | None = None) -> str | None:
     """Return a warning if the means of q(z|x), which the scores read, tell more than z with its noise does.
 
     `known` is what `known_from_means` returns for these factors, [Z, F]. None if the latents carry what they seem to.
     """
+    known = known_from_means(evaluation, factors) if known is None else known
     bound, most, names = max_information(evaluation), known.max(1), factors.names
     n_values = np.array([len(column.unique()) for column in factors.table.T])
     # 2 N times the estimate of nothing is chi-squared: of few images and many values chance finds much.
