@@ -21,7 +21,7 @@ from vae_exp.torchrun_env import started
 FINDING = timedelta(minutes=5)  # for all processes to come
 PATIENCE = timedelta(hours=6)  # with one that is at work: the first downloads data and draws while the others wait
 ENDING = 10.0  # seconds in which what is wrong in all processes is found by all
-_rank, _size = 0, 1  # of this process, and of all of them; 1 outside `joined`
+_rank, _size = 0, 1  # of this process, and of all of them; 1 outside `process_group`
 _store: dist.Store | None = None  # where they leave word for each other beside their common work
 _times_joined = 0
 P = ParamSpec("P")
@@ -125,8 +125,8 @@ def guard_peers() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # gloo's are of no kind of their own
-        of_gloo = any(sign in str(error) for sign in ("gloo", "onnection", "imed out", "roken pipe"))
-        if not of_gloo and not isinstance(error, dist.DistError):
+        is_gloos = any(sign in str(error) for sign in ("gloo", "onnection", "imed out", "roken pipe"))
+        if not is_gloos and not isinstance(error, dist.DistError):
             raise
         raise _lost(error) from error
 
@@ -140,20 +140,20 @@ def broadcast(make: Callable[[], T]) -> T:
     """Return in every process what `make` returns in the first."""
     if _size == 1:
         return make()
-    carried: list[Any] = [make() if _rank == 0 else None]
+    values: list[Any] = [make() if _rank == 0 else None]
     with guard_peers():
-        dist.broadcast_object_list(carried)
-    return cast("T", carried[0])
+        dist.broadcast_object_list(values)
+    return cast("T", values[0])
 
 
 def all_gather(value: T) -> list[T]:
     """Return the values of all processes, in order, in every process."""
     if _size == 1:
         return [value]
-    found: list[Any] = [None] * _size
+    values: list[Any] = [None] * _size
     with guard_peers():
-        dist.all_gather_object(found, value)
-    return found
+        dist.all_gather_object(values, value)
+    return values
 
 
 def processes_here() -> int:
@@ -218,21 +218,21 @@ class Share(NamedTuple):
         """Return the rows of this process."""
         return self.parts[rank() if len(self.sizes) > 1 else 0]
 
-    def local(self, whole: Tensor, dim: int = 0) -> Tensor:
+    def local(self, full: Tensor, dim: int = 0) -> Tensor:
         """Return this process's rows of a tensor that has all of them."""
         if len(self.sizes) == 1:
-            return whole
-        return whole.narrow(dim, self.rows.start, self.sizes[rank()])
+            return full
+        return full.narrow(dim, self.rows.start, self.sizes[rank()])
 
-    def gather(self, mine: Tensor, dim: int = 0) -> Tensor:
+    def gather(self, local: Tensor, dim: int = 0) -> Tensor:
         """Return the rows of all processes, in order; the gradient of each row goes back to its own process.
 
         Whatever is computed from them is the same in every process. The gradients of the weights are then a part of
         the sum in each, and all_reduce_gradients adds the parts.
         """
         if len(self.sizes) == 1:
-            return mine
-        return cast("Tensor", _Gather.apply(mine.movedim(dim, 0), self.sizes)).movedim(0, dim)
+            return local
+        return cast("Tensor", _Gather.apply(local.movedim(dim, 0), self.sizes)).movedim(0, dim)
 
 
 def share(n: int) -> Share:
@@ -247,10 +247,10 @@ class _Gather(torch.autograd.Function):
     """Rows [b, ...] of each process, concatenated to [B, ...]."""
 
     @staticmethod
-    def forward(ctx: Any, mine: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    def forward(ctx: Any, local: Tensor, sizes: tuple[int, ...]) -> Tensor:
         ctx.sizes = sizes
-        padded = mine.new_zeros(max(sizes), *mine.shape[1:])
-        padded[: len(mine)] = mine
+        padded = local.new_zeros(max(sizes), *local.shape[1:])
+        padded[: len(local)] = local
         parts = [torch.empty_like(padded) for _ in sizes]
         with guard_peers():
             dist.all_gather(parts, padded)
@@ -265,13 +265,13 @@ def all_reduce_gradients(model: nn.Module) -> None:
     """Replace the gradient of each weight by its sum over the processes."""
     if world_size() == 1:
         return
-    having = [weights for weights in model.parameters() if weights.grad is not None]
-    for dtype in sorted({weights.dtype for weights in having}, key=str):  # in one order everywhere
-        of_type = [weights for weights in having if weights.dtype == dtype]
-        flat = torch.cat([cast("Tensor", weights.grad).flatten() for weights in of_type])
+    trained = [weights for weights in model.parameters() if weights.grad is not None]
+    for dtype in sorted({weights.dtype for weights in trained}, key=str):  # in one order everywhere
+        same_dtype = [weights for weights in trained if weights.dtype == dtype]
+        flat = torch.cat([cast("Tensor", weights.grad).flatten() for weights in same_dtype])
         with guard_peers():
             dist.all_reduce(flat)
-        for weights, part in zip(of_type, flat.split([weights.numel() for weights in of_type]), strict=True):
+        for weights, part in zip(same_dtype, flat.split([weights.numel() for weights in same_dtype]), strict=True):
             weights.grad = part.view_as(weights)
 
 

@@ -44,66 +44,66 @@ def read_data(stored: Checkpoint, run_dir: Path, settings: Mapping[str, Any]) ->
     If their root is none of the places where the run's data may lie, only that root is used.
     """
     root = settings.get("root")
-    own = places(stored.config["dataset"], stored.origin, run_dir)
     try:
-        return _read(stored, run_dir, settings, None if root in own else root)
+        known = places(stored.config["dataset"], stored.origin, run_dir)
+        return _read(stored, run_dir, settings, None if root in known else root)
     except UserError as error:
         raise UserError(f"{error} resume=null starts a new run.") from error
 
 
 def _read(stored: Checkpoint, run_dir: Path | None, settings: Mapping[str, Any], root: str | None) -> Data:
-    found = in_reach(stored.config["dataset"], stored.origin, run_dir) if root is None else [root]
-    refused: UserError | None = None
-    for place in found:
+    roots = in_reach(stored.config["dataset"], stored.origin, run_dir) if root is None else [root]
+    errors = []
+    for candidate in roots:
         try:
-            data = build.dataset({"dataset": _at(place, settings, stored)})
-            return _unchanged(stored, data, f"dataset.root={place}", run_dir)
+            data = build.dataset({"dataset": _moved_to(candidate, settings, stored)})
+            return _require_unchanged(stored, data, f"dataset.root={candidate}", run_dir)
         except UserError as error:  # the data may lie at the next place
-            refused = refused or error
-    if refused is not None:
-        raise refused
-    return _unchanged(stored, build.dataset({"dataset": settings}), "dataset", None)  # which lies nowhere
+            errors.append(error)
+    if errors:
+        raise errors[0]
+    return _require_unchanged(stored, build.dataset({"dataset": settings}), "dataset", None)  # which lies nowhere
 
 
-def _at(place: str, settings: Mapping[str, Any], stored: Checkpoint) -> dict[str, Any]:
-    """Return the settings for data at a place.
+def _moved_to(root: str, settings: Mapping[str, Any], stored: Checkpoint) -> dict[str, Any]:
+    """Return the settings for data at a root.
 
     A table of factors is looked for as far from it as it was, and otherwise where it was.
     """
     then, table = stored.origin and stored.origin.root, settings.get("factors")
     if then and isinstance(table, str) and Path(table).is_absolute():
-        moved = os.path.normpath(Path(place) / os.path.relpath(table, then))
+        moved = os.path.normpath(Path(root) / os.path.relpath(table, then))
         if os.path.exists(moved) or not os.path.exists(table):  # noqa: PTH110  (it never raises)
-            return {**settings, "root": place, "factors": moved}
-    return {**settings, "root": place}
+            return {**settings, "root": root, "factors": moved}
+    return {**settings, "root": root}
 
 
-def _unchanged(stored: Checkpoint, data: Data, place: str, run_dir: Path | None) -> Data:
+def _require_unchanged(stored: Checkpoint, data: Data, what: str, run_dir: Path | None) -> Data:
     """Return the data. Raises UserError if they are not those that the run was trained on."""
     assert data.fingerprint is not None, "prepare makes one"
-    changes = data.fingerprint.changes(stored.origin.data) if stored.origin else _other_numbers(stored, data)
-    if stored.origin is None and not changes and place not in _warned and run_dir is not None:
-        _warned.add(place)
-        log.warning(
-            f"{place}: {run_dir} is of an older version, which kept no record of its data: whether they have changed "
-            "since cannot be told, but for their number."
-        )
+    changes = data.fingerprint.changes(stored.origin.data) if stored.origin else _changed_sizes(stored, data)
     if changes:
         raise UserError(
-            f"{place}: these are not the data of training any more: {'; '.join(changes)}. Split anew, images that were "
+            f"{what}: these are not the data of training any more: {'; '.join(changes)}. Split anew, images that were "
             "trained on would count as test images. Bring the data back as they were, or say where they are: "
             "dataset.root=PATH."
+        )
+    if stored.origin is None and what not in _warned and run_dir is not None:
+        _warned.add(what)
+        log.warning(
+            f"{what}: {run_dir} is of an older version, which kept no record of its data: whether they have changed "
+            "since cannot be told, but for their number."
         )
     return data
 
 
-def _other_numbers(stored: Checkpoint, data: Data) -> list[str]:
+def _changed_sizes(stored: Checkpoint, data: Data) -> list[str]:
     """Return what is known to have changed since a run of an older version."""
     numbers = {"classes": (len(data.class_names), len(stored.class_names))}
     if stored.goes_on is not None:
-        facts = stored.goes_on.facts
-        numbers["training images"] = len(data.train), facts.train_size
-        numbers["validation images"] = len(data.val), facts.val_size
+        info = stored.goes_on.facts
+        numbers["training images"] = len(data.train), info.train_size
+        numbers["validation images"] = len(data.val), info.val_size
     return [f"{now:,} {what}, and were {then:,}" for what, (now, then) in numbers.items() if now != then]
 
 
