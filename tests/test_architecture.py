@@ -76,10 +76,10 @@ KINDS = [
     (schema.SweepKeys, "config.yaml", "sweep"),
     (schema.ModelKeys, "model/vanilla.yaml", None),
     (schema.EvaluateOptions, "evaluate.yaml", None),
-    (schema.DataPlace, "evaluate.yaml", "dataset"),
-    (schema.WandbMode, "evaluate.yaml", "wandb"),
+    (schema.DataRootKeys, "evaluate.yaml", "dataset"),
+    (schema.WandbModeKeys, "evaluate.yaml", "wandb"),
     (schema.GenerateOptions, "generate.yaml", None),
-    (schema.DataPlace, "generate.yaml", "dataset"),
+    (schema.DataRootKeys, "generate.yaml", "dataset"),
 ]
 
 

@@ -150,7 +150,7 @@ WRONG = [
     ),
     ("objective=capacity model=autoencoder", "objective=capacity: it holds the KL at a value, and an autoencoder has"),
     ("objective=iwae likelihood=gaussian likelihood.sigma=optimal", "objective=iwae: the draws of z must be weighed"),
-    ("objective=beta_tc objective.sampling=all", "objective.sampling=all: it takes one of stratified, weighted"),
+    ("objective=beta_tc objective.sampling=all", "objective.sampling=all: it takes stratified or weighted"),
     ("model.stochastic=1", "model.stochastic=1: it takes true or false"),
     ("dataset.val_size=-1", "dataset.val_size=-1: it takes a whole number, 0 or more, or a fraction such as 0.1"),
     ("dataset.train_size=1.5", "dataset.train_size=1.5: it takes a whole number, 1 or more, or a fraction"),

@@ -240,3 +240,34 @@ def test_a_mistake_is_one_message(vae_train, arguments, message):
     assert code == 1
     assert message in said
     assert "Traceback" not in said
+
+
+TYPED = """
+from typing import Literal
+
+def f(terms, now, nats: float, mode: Literal["soft", "hard"] = "soft", parts: "list[int] | None" = None, n: int = None):
+    return terms.neg_elbo.mean(), {}
+
+def unknown(terms, now, nats: "Nats", shape: tuple[int, int] = (1, 2)):
+    return f(terms, now, 1.0)
+"""
+HINTS = [
+    ("+objective.nats=true", "objective.nats=true: it takes a number."),
+    ("+objective.nats=1 +objective.mode=sfot", "objective.mode=sfot: it takes soft or hard."),
+    (
+        "+objective.nats=1 +objective.parts=[1,a]",
+        "objective.parts=[1,a]: it takes a list, each a whole number, or null.",
+    ),
+    ('+objective.nats="1"', "objective.nats=1: it takes a number. This 1 is text"),
+    ("+objective.nats=1 +objective.n=null +objective.parts=[2]", None),
+    ("objective._target_=mine.unknown +objective.nats=few +objective.shape=[3,4]", None),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), HINTS)
+def test_type_hints_of_ones_own_function_are_the_rules_of_its_settings(vae_train, arguments, message):
+    """What no hint says, or one that cannot be checked, is the function's own affair."""
+    write({"mine.py": TYPED, "conf/objective/mine.yaml": "_target_: mine.f\n"})
+    typed = ("dataset=digits", "epochs=0", "wandb.mode=disabled", "device=cpu")
+    code, said = vae_train("--config-dir", "conf", "objective=mine", *typed, *arguments.split())
+    assert (code, message is None or message in said) == (int(message is not None), True), said

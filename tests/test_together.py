@@ -285,8 +285,8 @@ def test_a_device_that_is_not_there_is_refused(name, available, gpus, process, p
 
 
 def test_jobs_side_by_side_take_turns_at_the_gpus():
-    assert [build.of_job("auto", job, 3) for job in range(4)] == ["cuda:0", "cuda:1", "cuda:2", "cuda:0"]
-    assert [build.of_job(name, 1, gpus) for name, gpus in (("cpu", 3), ("cuda:2", 3), ("auto", 1))] == [
+    assert [build.job_device("auto", job, 3) for job in range(4)] == ["cuda:0", "cuda:1", "cuda:2", "cuda:0"]
+    assert [build.job_device(name, 1, gpus) for name, gpus in (("cpu", 3), ("cuda:2", 3), ("auto", 1))] == [
         "cpu",
         "cuda:2",
         "auto",

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from vae_exp.config import build, targets
-from vae_exp.config.schema import COUNT, GENERATE_RULES, Rule
-from vae_exp.config.targets import Trust, check_foreign
+from vae_exp.config.schema import Count, Sampler, Seed, Temperature, rule_of
+from vae_exp.config.targets import Trust
 from vae_exp.datasets import Data, Split
 from vae_exp.distributions import DiagonalGaussian, Point
 from vae_exp.errors import UserError, printable
@@ -26,7 +26,17 @@ from vae_exp.training.checkpoints import Checkpoint
 from vae_exp.training.run_dir import BEST, OUTPUTS, newest
 from vae_exp.vae import VAE
 
+__all__ = ["TrainedVAE", "find", "load", "rebuild"]
 ARTIFACT = re.compile(r"(wandb:)?(?P<name>([\w.-]+/){1,2}[\w.-]+:[\w.-]+)")
+CHUNK = 1000  # images sampled at a time, always whole: the first images are the same for every n
+Labels = int | float | str | Sequence[int] | Tensor | None  # a class for all images, or a number for each
+Draw = Callable[[Tensor, torch.Generator, float], Tensor]  # labels [N], noise, temperature -> codes [N, Z]
+
+
+def load(path: str | Path, device: str = "auto", trust: Trust = False) -> "TrainedVAE":
+    """Load the model of a checkpoint file or of a run folder; see vae_exp.load."""
+    (path,) = find(str(path), only_one=True)
+    return TrainedVAE(checkpoints.load(path), build.device(device), trust, path)
 
 
 def find(checkpoint: str, only_one: bool = False) -> list[Path]:
@@ -41,20 +51,20 @@ def find(checkpoint: str, only_one: bool = False) -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        where, found = path, [path / BEST] if (path / BEST).exists() else _below(path)
+        folder, paths = path, [path / BEST] if (path / BEST).exists() else _below(path)
     elif checkpoint == "latest":
         run = newest(BEST)
-        where, found = OUTPUTS, [run / BEST] if run else []
+        folder, paths = OUTPUTS, [run / BEST] if run else []
     elif artifact := ARTIFACT.fullmatch(checkpoint):
-        where = wandb_run.download(artifact["name"])
-        found = sorted(where.glob("*.pt"))
+        folder = wandb_run.download(artifact["name"])
+        paths = sorted(folder.glob("*.pt"))
     else:
         raise UserError(f"checkpoint={checkpoint}: there is no such file or folder.")
-    if not found:
-        raise UserError(f"checkpoint={checkpoint}: no {BEST} in {where}; a run writes it after its first epoch.")
-    if only_one and len(found) > 1:
-        raise UserError(f"checkpoint={checkpoint}: holds {len(found)} runs; name one, such as {found[0]}")
-    return found
+    if not paths:
+        raise UserError(f"checkpoint={checkpoint}: no {BEST} in {folder}; a run writes it after its first epoch.")
+    if only_one and len(paths) > 1:
+        raise UserError(f"checkpoint={checkpoint}: holds {len(paths)} runs; name one, such as {paths[0]}")
+    return paths
 
 
 def _below(folder: Path) -> list[Path]:
@@ -64,44 +74,40 @@ def _below(folder: Path) -> list[Path]:
     return sorted(folder.rglob(BEST))
 
 
-def rebuild(kept: Checkpoint, trust: Trust = False) -> VAE:
+def rebuild(checkpoint: Checkpoint, trust: Trust = False) -> VAE:
     """Return a checkpoint's model with its weights, after comparing its sizes with theirs, which costs nothing.
 
     Raises UserError for a _target_ that is not vae_exp's own, unless the file and what it names are trusted, and if
     the weights are not those of the config.
     """
-    if "amortize" in kept.config:
+    if "amortize" in checkpoint.config:
         raise UserError("checkpoint: of a network for many settings (amortize=...), which this version does not read.")
-    require_known(kept, "network", "likelihood", trust=trust)
-    build.check_known_values(kept.config)
+    _require_known(checkpoint, "network", "likelihood", trust=trust)
+    build.check_stored(checkpoint.config, "model", "network", "likelihood")
+    make_model = functools.partial(build.model, checkpoint.config, checkpoint.x_shape, checkpoint.n_classes)
     try:
         with torch.device("meta"):  # shapes without numbers: a small file may ask for a huge model
-            empty = build.model(kept.config, kept.x_shape, kept.n_classes)
+            empty = make_model()
     except (TypeError, ValueError, KeyError, RuntimeError, ArithmeticError) as error:
         raise UserError(f"checkpoint: its config gives no model ({str(error).splitlines()[0]}).") from error
     try:
-        checkpoints.require_weights(kept.model, empty.state_dict())
-        checkpoints.require_latents(kept.kl_per_dim, kept.config["model"]["z_dim"])
+        checkpoints.require_weights(checkpoint.model, empty.state_dict())
+        checkpoints.require_latents(checkpoint.kl_per_dim, empty.z_dim)
     except checkpoints.InvalidCheckpoint as error:
         raise UserError(f"checkpoint: {error}.") from error
-    model = build.model(kept.config, kept.x_shape, kept.n_classes)
-    model.load_state_dict(kept.model)
+    model = make_model()
+    model.load_state_dict(checkpoint.model)
     return model
 
 
-def require_known(kept: Checkpoint, *groups: str, trust: Trust) -> None:
-    """Let a checkpoint name code that is not vae_exp's only if it is trusted, and find that code where it lay.
+def _require_known(checkpoint: Checkpoint, *groups: str, trust: Trust) -> None:
+    """Let a checkpoint name code that is not vae_exp's only if it is trusted, and import that code from where it lay.
 
     Raises UserError for a _target_ that is not trusted, before anything of it is imported, and for one that is gone.
     """
-    check_foreign(kept.config, *groups, trust=trust)
+    targets.check_foreign(checkpoint.config, *groups, trust=trust)
     if trust is True:
-        targets.find(kept.config, groups, kept.code)
-
-
-Labels = int | float | str | Sequence[int] | Tensor | None  # a class for all images, or a number for each
-Sampler = Callable[[Tensor, torch.Generator, float], Tensor]  # labels [N], noise, temperature -> codes [N, Z]
-CHUNK = 1000  # images drawn at a time, always whole: the first images are the same for every n
+        targets.find(checkpoint.config, groups, checkpoint.code)
 
 
 class TrainedVAE:
@@ -112,11 +118,13 @@ class TrainedVAE:
     torch module; `config`, `epoch` and `kl_per_dim` say how it was trained.
     """
 
-    def __init__(self, kept: Checkpoint, device: torch.device, trust: Trust = False, path: Path | None = None) -> None:
-        self.model = rebuild(kept, trust).to(device).eval().requires_grad_(False)
-        self.device, self.trust, self.path, self._checkpoint = device, trust, path, kept
-        self.config, self.x_shape, self.epoch = kept.config, kept.x_shape, kept.epoch
-        self.class_names, self.kl_per_dim = kept.class_names, kept.kl_per_dim
+    def __init__(
+        self, checkpoint: Checkpoint, device: torch.device, trust: Trust = False, path: Path | None = None
+    ) -> None:
+        self.model = rebuild(checkpoint, trust).to(device).eval().requires_grad_(False)
+        self.device, self.trust, self.path, self._checkpoint = device, trust, path, checkpoint
+        self.config, self.x_shape, self.epoch = checkpoint.config, checkpoint.x_shape, checkpoint.epoch
+        self.class_names, self.kl_per_dim = checkpoint.class_names, checkpoint.kl_per_dim
 
     @property
     def name(self) -> str:
@@ -130,10 +138,7 @@ class TrainedVAE:
 
     @functools.cached_property
     def weights(self) -> str:
-        """Return a digest that tells one model from another.
-
-        Its file may be another run's by now, with as many steps.
-        """
+        """Return a digest of the weights: the file of a path may be another run's by now, with as many steps."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self._checkpoint.model.items()):
             digest.update(name.encode())
@@ -157,53 +162,46 @@ class TrainedVAE:
         conditional model takes every class in turn. With a seed the images are the same each time. Raises UserError
         for values that vae-generate refuses too, and for the prior of a deterministic autoencoder, which has none.
         """
-        n, temperature = _checked("n", n, COUNT), _checked("temperature", temperature, GENERATE_RULES["temperature"])
+        n, temperature = _checked("n", n, Count), _checked("temperature", temperature, Temperature)
         if label is not None and not self.model.n_classes:
             raise UserError(f"label={label}: this model is not conditional; leave label away.")
         if label is None and self.model.n_classes:
             label = torch.arange(n) % self.classes_there
         noise = torch.Generator()
-        noise.seed() if seed is None else noise.manual_seed(_checked("seed", seed, GENERATE_RULES["seed"]))
+        noise.seed() if seed is None else noise.manual_seed(_checked("seed", seed, Seed))
         y = self.labels(label, n)
         return self.decode(self.sampler(sampler, root)(y, noise, temperature), y)
 
     @torch.no_grad()
     def samples(
-        self, n: int, label: int | str | None, draw: Sampler, noise: torch.Generator, temperature: float = 1.0
+        self, n: int, label: int | str | None, draw: Draw, noise: torch.Generator, temperature: float = 1.0
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield images as `sample` draws them, with labels: [B, C, H, W] and [B], in chunks of CHUNK.
-
-        Memory does not grow with n.
-        """
+        """Yield images as `sample` draws them, with labels: [B, C, H, W] and [B], in chunks that fit the memory."""
         for first in range(0, n, CHUNK):
             every_class = torch.arange(first, first + CHUNK) % max(self.classes_there, 1)
             y = self.labels(every_class if label is None else label, CHUNK)
-            z, here = draw(y, noise, temperature), min(CHUNK, n - first)
-            yield self.decode(z[:here], y[:here]), y[:here].cpu()
+            z, size = draw(y, noise, temperature), min(CHUNK, n - first)
+            yield self.decode(z[:size], y[:size]), y[:size].cpu()
 
-    def sampler(self, name: str = "prior", root: str | None = None) -> Sampler:
-        """Return a function that draws codes: from the prior, a mixture (gmm), or the aggregate posterior.
+    def sampler(self, name: str = "prior", root: str | None = None) -> Draw:
+        """Return a function that draws codes from the prior N(0, I), a mixture (gmm) or the aggregate posterior.
 
-        prior is N(0, I); gmm is a mixture of Gaussians fitted to the codes of training images; aggregate is q(z|x) of
-        training images.
-
-        The latter two are fitted to the training data (root says where it lies now) when they are first asked for, for
-        each class in a conditional model, and stored beside the checkpoint. Raises UserError if the data cannot be
-        read, and for the prior of a deterministic autoencoder.
+        gmm is a mixture of Gaussians fitted to the codes of training images; aggregate is q(z|x) of training images.
+        They are fitted when they are first asked for (root says where the data lie now), for each class in a
+        conditional model, and stored beside the checkpoint. Raises UserError if the data cannot be read, and for the
+        prior of a deterministic autoencoder.
         """
-        name = _checked("sampler", name, GENERATE_RULES["sampler"])
-        if name == "prior":
-            if not self.model.stochastic:
-                raise UserError(
-                    "sampler=prior: an autoencoder has no prior to say where its codes lie. Use sampler=gmm or "
-                    "sampler=aggregate."
-                )
-            return lambda y, noise, temperature: temperature * self.model.prior_sample(len(y), noise)
-
-        def read_train() -> Split:
-            return self.read_data(root).train
-
-        return samplers.load_or_fit(name, self.model, self.weights, read_train, self.path).draw
+        name = _checked("sampler", name, Sampler)
+        if name != "prior":
+            return samplers.load_or_fit(
+                name, self.model, self.weights, lambda: self.read_data(root).train, self.path
+            ).draw
+        if not self.model.stochastic:
+            raise UserError(
+                "sampler=prior: an autoencoder has no prior to say where its codes lie. Use sampler=gmm or "
+                "sampler=aggregate."
+            )
+        return lambda y, noise, temperature: temperature * self.model.prior_sample(len(y), noise)
 
     @torch.no_grad()
     def encode(self, x: Tensor | np.ndarray, label: Labels = None) -> DiagonalGaussian | Point:
@@ -230,7 +228,7 @@ class TrainedVAE:
 
         Raises UserError for fewer than one sample, and for a deterministic autoencoder.
         """
-        k, seed = _checked("k", k, COUNT), _checked("seed", seed, GENERATE_RULES["seed"])
+        k, seed = _checked("k", k, Count), _checked("seed", seed, Seed)
         pixels = self.images(x)
         split = Split(pixels.mul(255).round().to(torch.uint8), self.labels(label, len(pixels)))
         return metrics.importance_bound(self.model, split, k, torch.Generator().manual_seed(seed))
@@ -244,7 +242,7 @@ class TrainedVAE:
         if root is not None and "root" not in self.config["dataset"]:
             name = self.config["dataset"].get("name")
             raise UserError(f"dataset.root={root}: the model was trained on {name}, which has no root. Leave it out.")
-        require_known(self._checkpoint, "dataset", trust=self.trust)
+        _require_known(self._checkpoint, "dataset", trust=self.trust)
         build.check_dataset(self.config)
         data = restore.read(self._checkpoint, self.path and self.path.parent, root)
         if data.x_shape != self.x_shape:
@@ -254,15 +252,14 @@ class TrainedVAE:
     def export(self, path: str | Path) -> None:
         """Write the weights as PATH.safetensors, with all that vae_exp.load needs to rebuild the model from them.
 
-        Raises UserError for another ending, and if the system refuses, such as for a full disk; no half-written file
-        stays.
+        Raises UserError for another ending, and if the system refuses; no half-written file stays.
         """
-        path = Path(path)
-        kept, origin = self._checkpoint, self._checkpoint.origin
+        path, checkpoint = Path(path), self._checkpoint
+        origin = checkpoint.origin
         if origin is not None and origin.from_run is not None and self.path is not None:
             from_here = os.path.relpath(self.path.parent / origin.from_run, path.parent)
-            kept = replace(kept, origin=replace(origin, from_run=from_here))
-        checkpoints.export(path, kept)
+            checkpoint = replace(checkpoint, origin=replace(origin, from_run=from_here))
+        checkpoints.export(path, checkpoint)
 
     def images(self, x: Tensor | np.ndarray) -> Tensor:
         """Return [N, C, H, W] floats in [0, 1] on the model's device. Raises UserError for another shape or range."""
@@ -279,21 +276,20 @@ class TrainedVAE:
         return x.float()
 
     def labels(self, label: Labels, n: int) -> Tensor:
-        """Return [n] labels on the model's device.
+        """Return [n] labels on the model's device: zeros for an unconditional model.
 
-        Raises UserError if a conditional model is given none, or wrong ones.
+        Raises UserError for a name or a number that an unconditional model is given, and for a missing or wrong label.
         """
         n_classes = self.model.n_classes
-        if isinstance(label, str | int | float) and not n_classes:
-            raise UserError(f"label={label}: this model is not conditional; leave label away.")
+        if isinstance(label, str | int | float):
+            if not n_classes:
+                raise UserError(f"label={label}: this model is not conditional; leave label away.")
+            label = self.number(label)
         if not n_classes:
             return torch.zeros(n, dtype=torch.long, device=self.device)
         if label is None:
-            raise UserError(
-                f"label: this model is conditional; give one of {', '.join(map(printable, self.class_names))}."
-            )
-        if isinstance(label, str | int | float):  # a class may be called 2.0
-            label = self.number(label)
+            names = ", ".join(map(printable, self.class_names))
+            raise UserError(f"label: this model is conditional; give one of {names}.")
         y = _tensor("label", label).to(self.device)
         if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool or y.shape not in ((), (n,)):
             raise UserError(
@@ -312,19 +308,19 @@ class TrainedVAE:
 
         Raises UserError for a class that the model does not know.
         """
-        there = len(self.class_names)
-        names = [*self.class_names, *map(str, range(max(there, self.model.n_classes)))]
-        if printable(str(label)) not in names:
+        name = printable(label)
+        if name in self.class_names:
+            return self.class_names.index(name)
+        if name not in map(str, range(max(len(self.class_names), self.model.n_classes))):
             raise UserError(f"label={label}: this model knows {', '.join(map(printable, self.class_names))}.")
-        found = names.index(printable(str(label)))
-        return found if found < there else found - there
+        return int(name)
 
 
-def _checked(name: str, value: Any, rule: Rule) -> Any:
+def _checked(name: str, value: Any, kind: Any) -> Any:
     """Return the value as a plain number. Raises UserError if the same value on the command line would be refused."""
     if isinstance(value, np.generic | Tensor) and value.ndim == 0:  # NumPy's and PyTorch's numbers
         value = value.item()
-    if not rule.allows(value):
+    if (rule := rule_of(kind)) and not rule.allows(value):
         raise UserError(f"{name}={value}: it takes {rule.words}.")
     return value
 
@@ -335,12 +331,3 @@ def _tensor(name: str, values: Any) -> Tensor:
         return torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise UserError(f"{name}: not an array of numbers ({str(error).splitlines()[0]}).") from error
-
-
-__all__ = ["TrainedVAE", "find", "load", "rebuild"]
-
-
-def load(path: str | Path, device: str = "auto", trust: Trust = False) -> TrainedVAE:
-    """Load the model of a checkpoint file or of a run folder; see vae_exp.load."""
-    (path,) = find(str(path), only_one=True)
-    return TrainedVAE(checkpoints.load(path), build.device(device), trust, path)

@@ -278,7 +278,7 @@ def _name(options: GenerateOptions) -> str:
     """
     usual = flatten(yaml.safe_load((CONF_DIR / "generate.yaml").read_text()))
     chosen = flatten(options)
-    parts = [options["what"]]
+    parts: list[str] = [options["what"]]
     for key in IN_THE_NAME:
         if chosen[key] != usual[key]:
             shown = str(chosen[key])

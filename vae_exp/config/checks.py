@@ -1,11 +1,11 @@
-"""Check a configuration, key by key and between keys."""
+"""Check a configuration, key by key and between keys; and the words, paths and options that its messages name."""
 
 import contextlib
 import difflib
 import os
 import re
 import shlex
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,141 +13,18 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vae_exp.config.migrations import renamed
-from vae_exp.config.schema import DATASET_RULES, JUDGED_BY, OPTION_RULES, RULES, RUN_PATH, Config, Rule, is_path
+from vae_exp.config.schema import DATASET_RULES, METRICS, OPTION_RULES, RULES, RUN_PATH, Config, Rule, is_path
 from vae_exp.errors import UserError
-
-# Why these objectives are not for a deterministic autoencoder.
-NEED_SPREAD = {
-    "vae_exp.objectives.capacity": "holds the KL at a value, and an autoencoder has none",
-    "vae_exp.objectives.iwae": "weighs several draws of z, and an autoencoder's code is always the same",
-    "vae_exp.objectives.beta_tc": "takes the KL apart, and an autoencoder has none",
-    "vae_exp.objectives.dip_vae": "takes the covariance of q(z), and an autoencoder's codes have no density",
-}
-
-
-def check_combinations(flat: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong between keys of different groups."""
-    problems = []
-    if flat.get("model.conditional") is True and flat.get("dataset.n_classes") == 0:
-        problems.append(
-            f"model.conditional=true: dataset={flat.get('dataset.name')} has no labels (dataset.n_classes=0). "
-            "Use model=vanilla or model=beta, or data with labels."
-        )
-    if flat.get("resume") is not None and flat.get("replace") is True:
-        problems.append(f"resume={flat['resume']} and replace=true: one goes on with a run, the other takes it away.")
-    if flat.get("scores_every_epochs") and flat.get("scores") == []:
-        problems.append(
-            f"scores_every_epochs={flat['scores_every_epochs']} and scores=[]: there is nothing to measure. Name "
-            "scores, such as scores=[mig], or use scores_every_epochs=null."
-        )
-    problems += check_devices(flat)
-    problems += _check_objective(flat)
-    if flat.get("early_stopping.patience") and flat.get("dataset.val_size") == 0:
-        problems.append(
-            f"early_stopping.patience={flat['early_stopping.patience']}: there are no validation images to watch "
-            "(dataset.val_size=0). Use early_stopping.patience=null, or keep some."
-        )
-    return problems
-
-
-def check_metric(by: str, metric: str, has_val: bool, why: str) -> list[str]:
-    """Return what is wrong with sweep.metric: runs have val/* with validation images, and test/* without.
-
-    `by` is what judges the jobs, such as hydra/sweeper=optuna; `why` is the setting that decides whether there are
-    validation images.
-    """
-    if metric not in (*JUDGED_BY["val"], *JUDGED_BY["test"]) or metric.startswith("val/") == has_val:
-        return []  # what is no metric is told already
-    if has_val:
-        return [
-            f"sweep.metric={metric}: where there are validation images ({why}) the test images are read once, at the "
-            f"end, and {by} takes one of {', '.join(JUDGED_BY['val'])}. Or use dataset.val_size=0."
-        ]
-    return [
-        f"sweep.metric={metric}: there are no validation images to judge by ({why}), and {by} needs them. Keep some, "
-        f"such as dataset.val_size=0.1, or judge by the test images, with one of {', '.join(JUDGED_BY['test'])}."
-    ]
-
-
-def check_devices(flat: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with settings that several processes cannot share."""
-    if not all(key in flat and RULES[key].allows(flat[key]) for key in ("devices", "batch_size")):  # told already
-        return []
-    devices, batch_size = flat["devices"], flat["batch_size"]
-    if devices == 1:
-        return []
-    problems = []
-    if devices > batch_size:
-        problems.append(f"devices={devices} and batch_size={batch_size}: each process needs an image of a batch.")
-    return problems
-
-
-def _check_objective(flat: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong between an objective and the model or the likelihood, or with its warm-up.
-
-    A warm-up is wrong if it has two lengths, or none.
-    """
-    problems = []
-    target = str(flat.get("objective._target_"))
-    name = target.rsplit(".", 1)[-1]
-    if target in NEED_SPREAD and flat.get("model.stochastic") is False:
-        problems.append(f"objective={name}: it {NEED_SPREAD[target]}. Use objective=elbo.")
-    sigma = flat.get("likelihood.sigma") if is_ours(flat, "likelihood") else None
-    if target == "vae_exp.objectives.iwae" and sigma == "optimal":
-        problems.append(
-            "objective=iwae: the draws of z must be weighed under one sigma, and likelihood.sigma=optimal fits one to "
-            "each. Use likelihood.sigma=learned."
-        )
-    if target == "vae_exp.objectives.dip_vae" and flat.get("batch_size") == 1:
-        problems.append(
-            "objective=dip_vae and batch_size=1: it takes the covariance of the codes of a batch, and one image has "
-            "none. Use batch_size=2 or more."
-        )
-    if not is_ours(flat, "objective"):
-        return problems
-    lengths = [f"objective.warmup_{unit}" for unit in ("epochs", "steps", "fraction")]
-    given = [f"{key}={flat[key]}" for key in lengths if flat.get(key)]
-    if len(given) > 1:
-        problems.append(f"{' and '.join(given)}: a warm-up has one length; set the other to 0.")
-    shape = flat.get("objective.warmup")
-    if shape in ("cosine", "cyclical") and not given:
-        length = "objective.warmup_epochs=5" if shape == "cosine" else "objective.warmup_fraction=1"
-        problems.append(f"objective.warmup={shape}: say how long it lasts, such as {length}.")
-    return problems
-
-
-def source_problems(flat: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with dataset.source and dataset.factors.
-
-    The source may not belong to the chosen dataset, as only EMNIST has parts to choose from; or dataset.factors is a
-    file, and the dataset has factors of its own.
-    """
-    table, target = flat.get("dataset.factors"), flat.get("dataset._target_")
-    if is_ours(flat, "dataset") and isinstance(table, str) and table and target != "vae_exp.datasets.image_folder":
-        return [f"dataset.factors={table}: it takes values by factor names, such as {{shape:[0],x:8}}."]
-    source, split = flat.get("dataset.source"), flat.get("dataset.split")
-    if flat.get("dataset._target_") != "vae_exp.datasets.torchvision_images" or (source == "emnist") == bool(split):
-        return []
-    if source == "emnist":
-        return ["dataset.source=emnist: it needs dataset.split, which dataset=emnist has. Use dataset=emnist."]
-    return [f"dataset.source={source}: dataset.split={split} is of emnist alone. Use dataset={source}."]
-
-
-def is_ours(flat: Mapping[str, Any], group: str) -> bool:
-    """Return whether the group's function is vae_exp's or torch's, so that its keys mean what vae_exp says."""
-    return str(flat.get(f"{group}._target_")).startswith(("vae_exp.", "torch."))
-
 
 _PACKAGE = Path(__file__).parents[1]
 # An installed package carries its own copy of conf/; a checkout has it at the top level.
 CONF_DIR = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
-
-LONGEST_SHOWN = 500  # characters of a value in a message
+CALLS = ("network", "likelihood", "objective", "dataset", "optimizer", "scheduler")  # groups with a _target_
+DATA_PATHS = ("root", "cache")  # of a dataset
 EVERY_RULE = RULES | OPTION_RULES | DATASET_RULES
 # A dictionary given for these is refused whole; what has keys of its own is not one of them.
 LEAVES = {key for key in EVERY_RULE if not any(other.startswith(f"{key}.") for other in EVERY_RULE)}
-DATA_PATHS = ("root", "cache")  # of a dataset
-CALLS = ("network", "likelihood", "objective", "dataset", "optimizer", "scheduler")  # groups with a _target_
+MAX_CHARACTERS = 500  # of a value in a message
 
 
 def resolve(cfg: DictConfig) -> dict[str, Any]:
@@ -166,19 +43,18 @@ def check(cfg: DictConfig, combinations: bool = True) -> Config:
     """
     config = renamed(resolve(cfg))
     config.pop("published", None)  # what a preset claims is no setting: vae-reproduce reads it
-    problems: list[str] = []
-    for group in CALLS:
-        if not isinstance(config.get(group), dict) or not isinstance(config[group].get("_target_"), str):
-            problems.append(f"{group}: choose one of {', '.join(options(group))}")
+    problems = [
+        f"{group}: choose one of {', '.join(options(group))}"
+        for group in CALLS
+        if not isinstance(config.get(group), dict) or not isinstance(config[group].get("_target_"), str)
+    ]
     flat = flatten(config, LEAVES)
     rules = rules_for(flat)
     ruled = {key: value for key, value in flat.items() if key in rules or key.split(".")[0] not in CALLS}
-    problems += check_values(ruled, rules, _copies_of_wrong_ones(cfg, ruled, rules))
+    problems += check_values(ruled, rules, _copies_of_wrong_values(cfg, ruled, rules))
     if combinations:
-        problems += check_combinations(flat)
-    if flat.get("dataset.binarize") == "larochelle" and flat.get("dataset.source") != "mnist":
-        problems.append("dataset.binarize=larochelle: these files are MNIST's; use it with dataset=mnist.")
-    problems += source_problems(flat)
+        problems += combination_problems(flat)
+    problems += dataset_problems(flat)
     if flat.get("sweep.prune"):
         size = flat.get("dataset.val_size")
         by, why = f"sweep.prune={flat['sweep.prune']}", f"dataset.val_size={size}"
@@ -188,37 +64,23 @@ def check(cfg: DictConfig, combinations: bool = True) -> Config:
     return cast("Config", from_anywhere(config))
 
 
-def from_anywhere(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the configuration with absolute paths to its data, which were relative to the current folder.
+def rules_for(flat: Mapping[str, Any]) -> dict[str, Rule]:
+    """Return the rules of every configuration, and those of the options that are present.
 
-    ~ stays: it means the same everywhere. In a user's own dataset such a key is a path only if that path exists.
+    Options of a user's own _target_ mean what the user says: rules bind only vae_exp's and torch's. What all datasets
+    share goes to `prepare`, whoever made the dataset.
     """
-    dataset = config.get("dataset")
-    if not isinstance(dataset, dict):
-        return config
-    ours = is_ours({"dataset._target_": dataset.get("_target_")}, "dataset")
-    paths = {key: dataset[key] for key in DATA_PATHS if is_path(dataset.get(key))}
-    placed = {key: absolute(path) for key, path in paths.items() if ours or Path(path).exists()}
-    return config | {"dataset": dataset | placed}
+    ours = {group for group in CALLS if is_ours(flat.get(f"{group}._target_"))}
+    chosen = {key: rule for key, rule in OPTION_RULES.items() if key in flat and key.split(".")[0] in ours}
+    return RULES | chosen | {key: rule for key, rule in DATASET_RULES.items() if key in flat}
 
 
-def absolute(path: str, folder: Path | None = None) -> str:
-    """Return the path as one that means the same from any folder; relative ones start at `folder`, or the current."""
-    if path.startswith("~"):
-        return path
-    whole = str((folder or Path.cwd()) / path)
-    plain = os.path.normpath(whole)
-    return plain if os.path.realpath(plain) == os.path.realpath(whole) else whole  # a link makes a/../b another place
+def is_ours(target: Any) -> bool:
+    """Return whether a _target_ is vae_exp's or torch's, so that its settings mean what vae_exp says."""
+    return str(target).startswith(("vae_exp.", "torch."))
 
 
-def path_of(key: str, value: Any) -> Path:
-    """Return the path that a key gives, for keys without a rule. Raises UserError if the value is not a path."""
-    if problems := check_values({key: value}, {key: RUN_PATH}):
-        raise UserError(problems[0])
-    return Path(str(value)).expanduser()
-
-
-def _copies_of_wrong_ones(cfg: DictConfig, flat: Mapping[str, Any], rules: Mapping[str, Rule]) -> set[str]:
+def _copies_of_wrong_values(cfg: DictConfig, flat: Mapping[str, Any], rules: Mapping[str, Rule]) -> set[str]:
     """Return the keys that are interpolations, such as ${seed}, of a wrong key: the error is reported only once."""
     written = flatten(cast("dict[str, Any]", OmegaConf.to_container(cfg)), LEAVES)
     wrong = {key for key, value in flat.items() if key in rules and not rules[key].allows(value)}
@@ -226,19 +88,7 @@ def _copies_of_wrong_ones(cfg: DictConfig, flat: Mapping[str, Any], rules: Mappi
     return {key for key, source in sources.items() if source is not None and source[1] in wrong}
 
 
-def rules_for(flat: Mapping[str, Any]) -> dict[str, Rule]:
-    """Return the rules of every configuration, and those of the options that are present.
-
-    Options of a user's own _target_ mean what the user says: rules bind only vae_exp's and torch's. What all datasets
-    share goes to `prepare`, whoever made the dataset.
-    """
-    options_there = {
-        key: rule for key, rule in OPTION_RULES.items() if key in flat and is_ours(flat, key.split(".")[0])
-    }
-    return RULES | options_there | {key: rule for key, rule in DATASET_RULES.items() if key in flat}
-
-
-def check_values(flat: Mapping[str, Any], rules: Mapping[str, Rule], copies: Iterable[str] = ()) -> list[str]:
+def check_values(flat: Mapping[str, Any], rules: Mapping[str, Rule], copies: Collection[str] = ()) -> list[str]:
     """Return what is wrong with each key: missing, unknown, or a value that its rule does not allow."""
     problems = [f"{key}: is missing. It takes {rule.words}." for key, rule in rules.items() if key not in flat]
     for key, value in flat.items():
@@ -249,6 +99,154 @@ def check_values(flat: Mapping[str, Any], rules: Mapping[str, Rule], copies: Ite
             hint = _sweep_hint(key, value, rule) or _text_hint(value, rule)
             problems.append(f"{key}={shortened(as_typed(value))}: it takes {rule.words}.{hint}")
     return problems
+
+
+def _sweep_hint(key: str, value: Any, rule: Rule) -> str:
+    """Return what to type for one run with each of several values."""
+    if not isinstance(value, list) or not value or not all(map(rule.allows, value)):
+        return ""
+    return f" A run for each value is vae-train -m {key}={','.join(map(as_typed, value))}"
+
+
+def _text_hint(value: Any, rule: Rule) -> str:
+    """Return a hint on why a number is text: it is in quotes, or comes from the environment."""
+    for read in (int, float, {"true": True, "false": False}.__getitem__):
+        with contextlib.suppress(ValueError, KeyError):
+            if isinstance(value, str) and rule.allows(read(value)):
+                return f" This {value} is text: leave its quotes out, or decode it: ${{oc.decode:${{oc.env:NAME}}}}"
+    return ""
+
+
+def combination_problems(flat: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is wrong between keys of different groups."""
+    if flat.get("model.conditional") is True and flat.get("dataset.n_classes") == 0:
+        yield (
+            f"model.conditional=true: dataset={flat.get('dataset.name')} has no labels (dataset.n_classes=0). "
+            "Use model=vanilla or model=beta, or data with labels."
+        )
+    if flat.get("resume") is not None and flat.get("replace") is True:
+        yield f"resume={flat['resume']} and replace=true: one goes on with a run, the other takes it away."
+    if flat.get("scores_every_epochs") and flat.get("scores") == []:
+        yield (
+            f"scores_every_epochs={flat['scores_every_epochs']} and scores=[]: there is nothing to measure. Name "
+            "scores, such as scores=[mig], or use scores_every_epochs=null."
+        )
+    if flat.get("early_stopping.patience") and flat.get("dataset.val_size") == 0:
+        yield (
+            f"early_stopping.patience={flat['early_stopping.patience']}: there are no validation images to watch "
+            "(dataset.val_size=0). Use early_stopping.patience=null, or keep some."
+        )
+    yield from check_devices(flat)
+    yield from _objective_problems(flat)
+
+
+def check_devices(flat: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with settings that several processes cannot share."""
+    devices, batch_size = flat.get("devices"), flat.get("batch_size")
+    if isinstance(devices, int) and isinstance(batch_size, int) and devices > batch_size > 0:
+        return [f"devices={devices} and batch_size={batch_size}: each process needs an image of a batch."]
+    return []
+
+
+# Why these objectives are not for a deterministic autoencoder.
+NEED_SPREAD = {
+    "vae_exp.objectives.capacity": "holds the KL at a value, and an autoencoder has none",
+    "vae_exp.objectives.iwae": "weighs several draws of z, and an autoencoder's code is always the same",
+    "vae_exp.objectives.beta_tc": "takes the KL apart, and an autoencoder has none",
+    "vae_exp.objectives.dip_vae": "takes the covariance of q(z), and an autoencoder's codes have no density",
+}
+
+
+def _objective_problems(flat: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is wrong between an objective and the model or the likelihood, or with the length of its warm-up."""
+    target = str(flat.get("objective._target_"))
+    if target in NEED_SPREAD and flat.get("model.stochastic") is False:
+        yield f"objective={target.rpartition('.')[2]}: it {NEED_SPREAD[target]}. Use objective=elbo."
+    is_optimal = flat.get("likelihood.sigma") == "optimal" and is_ours(flat.get("likelihood._target_"))
+    if target == "vae_exp.objectives.iwae" and is_optimal:
+        yield (
+            "objective=iwae: the draws of z must be weighed under one sigma, and likelihood.sigma=optimal fits one to "
+            "each. Use likelihood.sigma=learned."
+        )
+    if target == "vae_exp.objectives.dip_vae" and flat.get("batch_size") == 1:
+        yield (
+            "objective=dip_vae and batch_size=1: it takes the covariance of the codes of a batch, and one image has "
+            "none. Use batch_size=2 or more."
+        )
+    if not is_ours(target):
+        return
+    lengths = [f"objective.warmup_{unit}" for unit in ("epochs", "steps", "fraction")]
+    given = [f"{key}={flat[key]}" for key in lengths if flat.get(key)]
+    if len(given) > 1:
+        yield f"{' and '.join(given)}: a warm-up has one length; set the other to 0."
+    shape = flat.get("objective.warmup")
+    if shape in ("cosine", "cyclical") and not given:
+        length = "objective.warmup_epochs=5" if shape == "cosine" else "objective.warmup_fraction=1"
+        yield f"objective.warmup={shape}: say how long it lasts, such as {length}."
+
+
+def dataset_problems(flat: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is wrong between the keys of a dataset, such as a source that is another dataset's."""
+    target, source, split, table = (flat.get(f"dataset.{key}") for key in ("_target_", "source", "split", "factors"))
+    if flat.get("dataset.binarize") == "larochelle" and source != "mnist":
+        yield "dataset.binarize=larochelle: these files are MNIST's; use it with dataset=mnist."
+    if is_ours(target) and isinstance(table, str) and table and target != "vae_exp.datasets.image_folder":
+        yield f"dataset.factors={table}: it takes values by factor names, such as {{shape:[0],x:8}}."
+    if target == "vae_exp.datasets.torchvision_images" and (source == "emnist") != bool(split):
+        if source == "emnist":
+            yield "dataset.source=emnist: it needs dataset.split, which dataset=emnist has. Use dataset=emnist."
+        else:
+            yield f"dataset.source={source}: dataset.split={split} is of emnist alone. Use dataset={source}."
+
+
+def check_metric(by: str, metric: str, has_val: bool, why: str) -> list[str]:
+    """Return what is wrong with sweep.metric: runs have val/* with validation images, and test/* without.
+
+    `by` is what judges the jobs, such as hydra/sweeper=optuna; `why` is the setting that decides whether there are
+    validation images.
+    """
+    if has_val and metric in METRICS["test"]:
+        return [
+            f"sweep.metric={metric}: where there are validation images ({why}) the test images are read once, at the "
+            f"end, and {by} takes one of {', '.join(METRICS['val'])}. Or use dataset.val_size=0."
+        ]
+    if not has_val and metric in METRICS["val"]:
+        return [
+            f"sweep.metric={metric}: there are no validation images to judge by ({why}), and {by} needs them. "
+            "Keep some, such as dataset.val_size=0.1, or judge by the test images, with one of "
+            f"{', '.join(METRICS['test'])}."
+        ]
+    return []
+
+
+def from_anywhere(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration with absolute paths to its data, which were relative to the current folder.
+
+    ~ stays: it means the same everywhere. In a user's own dataset such a key is a path only if that path exists.
+    """
+    dataset = config.get("dataset")
+    if not isinstance(dataset, dict):
+        return config
+    paths = {key: dataset[key] for key in DATA_PATHS if is_path(dataset.get(key))}
+    if not is_ours(dataset.get("_target_")):
+        paths = {key: path for key, path in paths.items() if Path(path).exists()}
+    return config | {"dataset": dataset | {key: absolute(path) for key, path in paths.items()}}
+
+
+def absolute(path: str, folder: Path | None = None) -> str:
+    """Return the path as one that means the same from any folder; relative ones start at `folder`, or the current."""
+    if path.startswith("~"):
+        return path
+    joined = str((folder or Path.cwd()) / path)
+    plain = os.path.normpath(joined)
+    return plain if os.path.realpath(plain) == os.path.realpath(joined) else joined  # a link makes a/../b another place
+
+
+def path_of(key: str, value: Any) -> Path:
+    """Return the path that a key gives, for keys without a rule. Raises UserError if the value is not a path."""
+    if problems := check_values({key: value}, {key: RUN_PATH}):
+        raise UserError(problems[0])
+    return Path(str(value)).expanduser()
 
 
 def as_typed(value: Any) -> str:
@@ -280,25 +278,9 @@ def as_argument(key: str, path: object) -> str:
     return shlex.quote(f"{key}={text}")
 
 
-def _sweep_hint(key: str, value: Any, rule: Rule) -> str:
-    """Return what to type for one run with each of several values."""
-    if not isinstance(value, list) or not value or not all(map(rule.allows, value)):
-        return ""
-    return f" A run for each value is vae-train -m {key}={','.join(map(as_typed, value))}"
-
-
-def _text_hint(value: Any, rule: Rule) -> str:
-    """Return a hint on why a number is text: it is in quotes, or comes from the environment."""
-    for read in (int, float, {"true": True, "false": False}.__getitem__):
-        with contextlib.suppress(ValueError, KeyError):
-            if isinstance(value, str) and rule.allows(read(value)):
-                return f" This {value} is text: leave its quotes out, or decode it: ${{oc.decode:${{oc.env:NAME}}}}"
-    return ""
-
-
 def shortened(text: str) -> str:
     """Return text for a message, which shows only the beginning of a very long one."""
-    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}... ({len(text):,} characters)"
+    return text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]}... ({len(text):,} characters)"
 
 
 def flatten(values: Mapping[str, Any], leaves: Collection[str] = (), prefix: str = "") -> dict[str, Any]:

@@ -2,12 +2,13 @@
 
 import contextlib
 import re
+from collections.abc import Callable
 from typing import Any, cast
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -16,9 +17,8 @@ from vae_exp.config.schema import DATASET_RULES, EVALUATE_RULES, GENERATE_RULES,
 from vae_exp.errors import UserError, printable
 
 HYDRA_VERSION = "1.3"
-# What Hydra's plugins are called, and the extras of vae_exp that bring them.
-TEXT_OR_NOT = RULES | DATASET_RULES | EVALUATE_RULES | GENERATE_RULES  # not those of options, which may be a user's own
-PLUGINS = {"launcher": ["basic", "joblib", "ray", "submitit"], "sweeper": ["basic", "optuna"]}
+KNOWN_RULES = RULES | DATASET_RULES | EVALUATE_RULES | GENERATE_RULES  # not those of options, which may be a user's own
+PLUGINS = {"launcher": ["basic", "joblib", "ray", "submitit"], "sweeper": ["basic", "optuna"]}  # extras of vae_exp
 
 
 def parse(overrides: list[str]) -> list[Override]:
@@ -27,83 +27,12 @@ def parse(overrides: list[str]) -> list[Override]:
 
 
 def readable(overrides: list[str]) -> list[str]:
-    """Return the overrides, with quotes around values that Hydra's grammar cannot read.
+    """Return the overrides, with quotes around values that Hydra's grammar cannot read, or reads as no text.
 
-    Such a value is a path with a space or an é. Text that Hydra would take for a number or a truth value, such as
-    a class +1 or true, is quoted too.
-
-    The shell passes such a value in one piece; nobody should have to quote it twice. Raises UserError for a word that
-    is not KEY=VALUE.
+    Such a value is a path with a space or an é, or a class called +1 or true. The shell passes it in one piece; nobody
+    should have to quote it twice. Raises UserError for a word that is not KEY=VALUE.
     """
     return [_readable(_with_text_quoted(word)) for word in overrides]
-
-
-def _with_text_quoted(word: str) -> str:
-    """Return the word with quotes around each text that Hydra would read differently from what was typed.
-
-    Numbers that are written as Python writes them stay numbers, as in configurations of older runs.
-    """
-    key, _, value = word.partition("=")
-    rule = TEXT_OR_NOT.get(key.lstrip("+"))
-    if rule is None or "${" in value:
-        return word
-    if rule.allows(["text"]):
-        lists = [part.strip() for part in _split(value)]
-        if not all(part.startswith("[") and part.endswith("]") for part in lists):
-            return _inside_of_choice(word)
-        return f"{key}={','.join(f'[{_texts(part[1:-1])}]' for part in lists)}"
-    if rule.allows("text"):
-        with contextlib.suppress(HydraException):  # what cannot be read is one text, its commas too
-            parse([word])
-            return (
-                _inside_of_choice(word) if SWEEP_OF.fullmatch(value) else f"{key}={_texts(value, null=key != 'label')}"
-            )
-    return word
-
-
-SWEEP_OF = re.compile(r"((?:choice|shuffle|sort)\()(.*)\)", re.DOTALL)
-
-
-def _inside_of_choice(word: str) -> str:
-    """Return a sweep such as choice(+1,0) with the texts in it quoted; any other word unchanged."""
-    key, _, value = word.partition("=")
-    found = SWEEP_OF.fullmatch(value)
-    return f"{key}={found[1]}{_with_text_quoted(f'{key}={found[2]}').partition('=')[2]})" if found else word
-
-
-def _texts(value: str, null: bool = False) -> str:
-    """Return comma-separated values, quoted if Hydra would read another text; `null` says that null is not text."""
-    return ",".join(_text(part, null) for part in _split(value))
-
-
-def _text(typed: str, null: bool) -> str:
-    text = typed.strip()
-    if not text or text[0] in "'\"[{" or re.fullmatch(r"\w+\(.*\)", text):  # quoted, no text, or a function of Hydra's
-        return typed
-    try:
-        read = parse([f"x={text}"])[0].value()
-    except HydraException:
-        return quoted(text)
-    is_as_typed = isinstance(read, str) or (is_number(read) and str(read) == text) or (read is None and null)
-    return typed if is_as_typed else quoted(text)
-
-
-def _split(values: str) -> list[str]:
-    """Split at the commas that are inside neither quotes nor brackets."""
-    parts, depth, quote, before = [""], 0, "", ""
-    for letter in values:
-        if quote:
-            quote = "" if letter == quote and before != "\\" else quote
-        elif letter in "'\"":
-            quote = letter
-        else:
-            depth += (letter in "[{(") - (letter in ")}]")
-        if letter == "," and not quote and not depth:
-            parts.append("")
-        else:
-            parts[-1] += letter
-        before = letter
-    return parts
 
 
 def _readable(word: str) -> str:
@@ -115,8 +44,60 @@ def _readable(word: str) -> str:
         with contextlib.suppress(HydraException):
             if sign and parse([f"{key}={quoted(value)}"]):
                 return f"{key}={quoted(value)}"
-        reason = str(error).splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{printable(word)}: what is typed has the form KEY=VALUE. ({printable(reason)})") from error
+        raise UserError(
+            f"{printable(word)}: what is typed has the form KEY=VALUE. ({printable(_first_line(error))})"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+PART = re.compile(  # of comma-separated values: what is in quotes or brackets is one
+    r"""(?:^|,) ( (?: '(?:\\.|[^'\\])*' | "(?:\\.|[^"\\])*" | \[[^]]*] | \([^)]*\) | \{[^}]*} | [^,] )* )""",
+    re.DOTALL | re.VERBOSE,
+)
+SWEEP = re.compile(r"((?:choice|shuffle|sort)\()(.*)\)", re.DOTALL)
+
+
+def _with_text_quoted(word: str) -> str:
+    """Return the word with quotes around each text that Hydra would read differently from what was typed.
+
+    Numbers that are written as Python writes them stay numbers, as in configurations of older runs.
+    """
+    key, _, value = word.partition("=")
+    rule = KNOWN_RULES.get(key.lstrip("+"))
+    if rule is None or "${" in value or not (rule.allows(["text"]) or rule.allows("text")):
+        return word
+    if sweep := SWEEP.fullmatch(value):  # choice(+1,0): quotes inside of it
+        inner = _with_text_quoted(f"{key}={sweep[2]}").partition("=")[2]
+        return f"{key}={sweep[1]}{inner})"
+    if rule.allows(["text"]):
+        lists = [part.strip() for part in PART.findall(value)]
+        if all(part.startswith("[") and part.endswith("]") for part in lists):
+            return f"{key}={','.join(f'[{_texts(part[1:-1])}]' for part in lists)}"
+        return word
+    with contextlib.suppress(HydraException):  # what cannot be read is one text, its commas too
+        parse([word])
+        return f"{key}={_texts(value, null=key != 'label')}"
+    return word
+
+
+def _texts(value: str, null: bool = False) -> str:
+    """Return comma-separated values, quoted if Hydra would read another text; `null` says that null is not text."""
+    return ",".join(_text(part, null) for part in PART.findall(value))
+
+
+def _text(word: str, null: bool) -> str:
+    text = word.strip()
+    if not text or text[0] in "'\"[{" or re.fullmatch(r"\w+\(.*\)", text):  # quoted, no text, or a function of Hydra's
+        return word
+    try:
+        value = parse([f"x={text}"])[0].value()
+    except HydraException:
+        return quoted(text)
+    is_as_typed = isinstance(value, str) or (is_number(value) and str(value) == text) or (value is None and null)
+    return word if is_as_typed else quoted(text)
 
 
 def compose(config_name: str, overrides: list[str]) -> DictConfig:
@@ -127,25 +108,27 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
     try:
         with hydra.initialize_config_dir(str(CONF_DIR), version_base=HYDRA_VERSION):
             return hydra.compose(config_name, overrides, return_hydra_config=config_name == "config")
-    except ConfigCompositionException as error:
-        if not str(error).startswith("Error resolving interpolation"):
+    except (ConfigCompositionException, ValueError, AssertionError, TypeError, AttributeError, KeyError) as error:
+        # A group's option is chosen before there are any values to refer to; Hydra answers model=null with its bugs.
+        wrong = [word for word in overrides if _names_no_option(word)]
+        is_interpolation = wrong and str(error).startswith("Error resolving interpolation")
+        if isinstance(error, ConfigCompositionException) and not is_interpolation:
             raise
-        # A group's option is chosen before there are any values to refer to.
-        chosen = [word.partition("=") for word in overrides if "${" in word]
-        wrong = [(key, value) for key, _, value in chosen if options(key) or key.startswith("hydra/")]
-        if not wrong:
-            raise
-        key, value = wrong[0]
-        named = f" Choose one of {', '.join(options(key))}." if options(key) else ""
-        raise UserError(f"{key}={value}: a group takes the name of an option.{named}") from error
-    except (ValueError, AssertionError, TypeError, AttributeError, KeyError) as error:  # Hydra's answers to model=null
-        of_groups = [
-            word
-            for word in overrides
-            if options(re.split("[=@]", word.lstrip("+~"))[0]) and not isinstance(parse([word])[0].value(), str)
-        ] or overrides
-        reason = str(error).splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{' '.join(of_groups)}: a group takes the name of an option. ({reason})") from error
+        named = options(_group_of(wrong[0])) if wrong else []
+        choose = f"Choose one of {', '.join(named)}." if named else f"({_first_line(error)})"
+        raise UserError(f"{' '.join(wrong or overrides)}: a group takes the name of an option. {choose}") from error
+
+
+def _group_of(word: str) -> str:
+    return re.split("[=@]", word.lstrip("+~"))[0]
+
+
+def _names_no_option(word: str) -> bool:
+    """Return whether a word gives a group something else than the name of an option."""
+    group = _group_of(word)
+    if not options(group) and not group.startswith("hydra/"):
+        return False
+    return "${" in word or not isinstance(parse([word])[0].value(), str)
 
 
 def without_hydra(cfg: DictConfig) -> DictConfig:
@@ -158,46 +141,54 @@ def explain(error: Exception, program: str, config_name: str) -> str:
     text = str(error)
     if isinstance(error, OverrideParseException):  # the grammar's own complaint, which does not name the key
         return f"{error.override}: Hydra cannot read it ({text.splitlines()[0]}). Quotes may help: 'KEY=\"VALUE\"'."
-    if found := re.search(r"Could not find 'hydra/(launcher|sweeper)/(\w*?)(?:_local|_slurm)?'", text):
-        kind, name = found.groups()
-        known = PLUGINS[kind]
-        if name not in known:
-            return f"hydra/{kind}={name}: there is no such {kind}.{closest(name, known)} There are {', '.join(known)}."
-        return f"hydra/{kind}={name}: not installed. It comes with: pip install 'vae_exp[{name}]'"
-    if isinstance(error, MissingConfigException) and (
-        found := re.search(r"Could not (?:find|load) '(hydra/\w+|\w+)/(.*?)'", text)
-    ):
-        group, option = found.groups()
-        if not options(group):  # Hydra's own
-            return f"{group}={option}: there is no such option of Hydra's."
-        if not option:
-            return f"{group}=: choose one of {', '.join(options(group))}."
-        hint = closest(option, options(group))
-        own = "" if hint else " One of your own is found with --config-dir FOLDER."
-        return f"{group}={option}: there is no such {group}.{hint} There are {', '.join(options(group))}.{own}"
-    if found := re.match(r"Ambiguous value for argument '(.*?)=(.*)'", text):
-        key, value = found.groups()
-        return (
-            f"{key}={value}: several values are a sweep; add -m. One list is written {key}=[...], text with a comma "
-            f"'{key}=\"...\"'."
-        )
-    if found := re.search(r"Could not override '([^']+)'", text):
-        return _unknown_key(found[1], program, config_name)
-    cause = f"\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
-    return text + cause
+    for pattern, reword in COMPLAINTS.items():
+        if match := re.search(pattern, text):
+            return reword(*match.groups())
+    if match := re.search(r"Could not override '([^']+)'", text):
+        return _unknown_key(match[1], program, config_name)
+    return text + (f"\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else "")
+
+
+def _no_plugin(kind: str, name: str) -> str:
+    known = PLUGINS[kind]
+    if name not in known:
+        return f"hydra/{kind}={name}: there is no such {kind}.{closest(name, known)} There are {', '.join(known)}."
+    return f"hydra/{kind}={name}: not installed. It comes with: pip install 'vae_exp[{name}]'"
+
+
+def _no_option(group: str, option: str) -> str:
+    known = options(group)
+    if not known:
+        return f"{group}={option}: there is no such option of Hydra's."
+    if not option:
+        return f"{group}=: choose one of {', '.join(known)}."
+    hint = closest(option, known)
+    elsewhere = "" if hint else " One of your own is found with --config-dir FOLDER."
+    return f"{group}={option}: there is no such {group}.{hint} There are {', '.join(known)}.{elsewhere}"
+
+
+def _several_values(key: str, value: str) -> str:
+    return (
+        f"{key}={value}: several values are a sweep; add -m. One list is written {key}=[...], text with a comma "
+        f"'{key}=\"...\"'."
+    )
+
+
+# What Hydra complains of, and what we say of it.
+COMPLAINTS: dict[str, Callable[..., str]] = {
+    r"Could not find 'hydra/(launcher|sweeper)/(\w*?)(?:_local|_slurm)?'": _no_plugin,
+    r"Could not (?:find|load) '(hydra/\w+|\w+)/(.*?)'": _no_option,
+    r"^Ambiguous value for argument '(.*?)=(.*)'": _several_values,
+}
 
 
 def _unknown_key(key: str, program: str, config_name: str) -> str:
-    known = list(flatten(_keys_of(config_name)))
+    # The keys of a configuration without overrides; some of their values may still be missing.
+    known = list(flatten(cast("dict[str, Any]", OmegaConf.to_container(without_hydra(compose(config_name, []))))))
     if config_name != "config":
         return f"{key}: no such key.{closest(key, known)} `{program} --help` lists every key."
-    if having := options_with(key):
+    if names := options_with(key):
         group = key.split(".")[0]
-        return f"{key}: the chosen {group} has no such key; {group}={'|'.join(having)} has."
+        return f"{key}: the chosen {group} has no such key; {group}={'|'.join(names)} has."
     hint = closest(key, [*known, *groups()])
     return f"{key}: no such key.{hint} `vae-train --help` lists the groups, `vae-train --cfg job` every key."
-
-
-def _keys_of(config_name: str) -> dict[str, Any]:
-    """Return the keys of a configuration without overrides; some of their values may still be missing."""
-    return cast("dict[str, Any]", OmegaConf.to_container(without_hydra(compose(config_name, []))))

@@ -6,9 +6,8 @@ import os
 import re
 import sys
 from collections.abc import Collection, Iterable, Mapping
-from importlib.machinery import ModuleSpec
+from importlib.machinery import PathFinder
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from vae_exp.config.checks import CALLS, groups
@@ -23,7 +22,7 @@ def _named(module: str, *names: str) -> set[str]:
     return {f"vae_exp.{module}.{name}" for name in names}
 
 
-# These names stay when files move: see config/moved.py.
+# These names stay when files move: see config/migrations.py.
 PUBLIC = {
     "network": _named("networks", "mlp", "conv", "resnet", "burgess", "locatello"),
     "likelihood": _named(
@@ -39,14 +38,14 @@ PUBLIC = {
 }
 OPTIMIZER = re.compile(r"torch\.optim\.[A-Z]\w*")  # all that torch.optim has under such a name are its classes
 
+# Keys that may stand in a file read from disk; `trust` only counts where it is typed.
 OWN = {key.split(".")[0] for key in RULES} | {*CALLS, "experiment"}
-NEVER = ("trust",)  # of ours, which only counts where it is typed
-LAUNCHERS = ("basic", "joblib", "ray", "submitit_local", "submitit_slurm")
-SWEEPERS = ("basic", "optuna")
-OF_SWEEPER = ("n_trials", "n_jobs", "sampler", "seed")
-OF_LAUNCHER = (
-    *("n_jobs", "partition", "account", "qos", "nodes", "gpus_per_node", "tasks_per_node", "cpus_per_task"),
-    *("mem_gb", "timeout_min", "array_parallelism"),
+OWN_OF_HYDRA = re.compile(
+    r"hydra/launcher=(basic|joblib|ray|submitit_local|submitit_slurm)"
+    r"|hydra/sweeper=(basic|optuna)"
+    r"|hydra\.sweeper\.(n_trials|n_jobs|sampler|seed)=[\w.+-]+"
+    r"|hydra\.launcher\.(n_jobs|partition|account|qos|nodes|gpus_per_node|tasks_per_node|cpus_per_task"
+    r"|mem_gb|timeout_min|array_parallelism)=[\w.+-]+"
 )
 PARAMS = "hydra.sweeper.params."
 # A sweep adds these itself, each time anew.
@@ -66,17 +65,15 @@ def check_foreign(config: Mapping[str, Any], *names: str, trust: Trust = False, 
     Every _target_ that was not typed, but read from a run folder, a checkpoint, an export or an artifact, is checked
     here. Deeper down, and beside plain values, no _target_ is allowed without trust: a user's own code may call it.
     """
+    trusted = config if trust is True else trust or {}
     for group in names:
-        settings, typed = config.get(group), trust.get(group, {}) if isinstance(trust, Mapping) else {}
-        if not isinstance(settings, dict):
-            raise UserError(f"checkpoint: its {group} is not a _target_ with plain values.")
-        if trust is True:
-            continue
-        stored = {key: value for key, value in settings.items() if key != "_target_" and typed.get(key) != value}
-        if any(str(key).startswith("_") or not _is_plain(value) for key, value in stored.items()):
+        settings, known = config.get(group), trusted.get(group) or {}
+        if not isinstance(settings, dict) or not _is_plain(
+            {key: value for key, value in settings.items() if key != "_target_" and known.get(key) != value}
+        ):
             raise UserError(f"checkpoint: its {group} is not a _target_ with plain values.")
         target = settings.get("_target_")
-        if not is_published(group, target) and target != typed.get("_target_", object()):
+        if not is_published(group, target) and target != known.get("_target_", object()):
             raise UserError(
                 f"{group}._target_={target}: {where} names code that is not vae_exp's, and using it would run that "
                 "code. Where you know both, say trust=true, or vae_exp.load(..., trust=True)."
@@ -97,19 +94,18 @@ def trusting(config: Mapping[str, Any], names: Iterable[str] = CALLS) -> list[st
     return [] if all(is_published(group, target) for group, target in targets.items()) else ["trust=true"]
 
 
-def own_words(stored: Iterable[str], typed: Collection[str] = ()) -> tuple[list[str], list[str]]:
+def own_words(stored: Iterable[str], overrides: Collection[str] = ()) -> tuple[list[str], list[str]]:
     """Divide overrides that were read from disk into those that are accepted, and those that are not.
 
     Accepted are vae_exp's own keys, and of Hydra's a launcher and a sweeper with their numbers; nothing that reads the
-    environment, calls a resolver or names a file outside the folders of options. Those in `typed` pass.
+    environment, calls a resolver or names a file outside the folders of options. Those that were typed as well pass.
     """
-    kept: list[str] = []
+    accepted: list[str] = []
     dropped: list[str] = []
     for word in stored:
-        if word.startswith(PLANNED) and word not in typed:
-            continue
-        (kept if word in typed or _is_own(word) else dropped).append(word)
-    return kept, dropped
+        if word in overrides or not word.startswith(PLANNED):
+            (accepted if word in overrides or _is_own(word) else dropped).append(word)
+    return accepted, dropped
 
 
 def _is_own(line: str) -> bool:
@@ -122,16 +118,16 @@ def _is_own(line: str) -> bool:
     except HydraException:
         return False
     key, value = word.key_or_group, str(word.input_line).partition("=")[2]
+    if word.package is not None:
+        return False
     if key.startswith(PARAMS) and value:
-        return word.package is None and _is_own(f"{key.removeprefix(PARAMS)}={value}")
+        return _is_own(f"{key.removeprefix(PARAMS)}={value}")
     if word.is_hydra_override():
-        return not line.startswith("~") and _is_of_launcher_or_sweeper(key, value)
+        return not line.startswith("~") and OWN_OF_HYDRA.fullmatch(f"{key}={value}") is not None
     references = re.findall(r"\$\{(\w+)[\w.]*\}", line)
     if len(references) != line.count("${") or not OWN.issuperset(references):
         return False
-    if word.package is not None or re.split("[./]", key)[0] not in OWN - {*NEVER}:
-        return False
-    return not (is_group(key) and _leads_out(value))
+    return re.split("[./]", key)[0] in OWN - {"trust"} and not (is_group(key) and _leads_out(value))
 
 
 def is_group(key: str) -> bool:
@@ -145,38 +141,36 @@ def _leads_out(value: str) -> bool:
     return any(".." in name or "\\" in name or "{" in name or name.startswith("/") for name in names)
 
 
-def _is_of_launcher_or_sweeper(key: str, value: str) -> bool:
-    if key in ("hydra/launcher", "hydra/sweeper"):
-        return value in (LAUNCHERS if key == "hydra/launcher" else SWEEPERS)
-    known = {f"hydra.sweeper.{name}" for name in OF_SWEEPER} | {f"hydra.launcher.{name}" for name in OF_LAUNCHER}
-    return key in known and re.fullmatch(r"[\w.+-]+", value) is not None
-
-
 log = logging.getLogger(__name__)
 
 
 def look_here_too(module: str) -> None:
     """Let a module that is not installed be found in the current folder."""
-    here = os.getcwd()  # noqa: PTH109
-    if module not in sys.modules and here not in sys.path and importlib.util.find_spec(module) is None:
-        sys.path.append(here)
+    folder = os.getcwd()  # noqa: PTH109
+    if module not in sys.modules and folder not in sys.path and importlib.util.find_spec(module) is None:
+        sys.path.append(folder)
+
+
+def _own_modules(config: Mapping[str, Any], groups: Iterable[str]) -> list[str]:
+    """Return the modules outside of vae_exp and torch.optim that a configuration names."""
+    named = [(group, str(config[group].get("_target_"))) for group in groups]
+    return list(dict.fromkeys(target.partition(".")[0] for group, target in named if not is_published(group, target)))
 
 
 def files_of(config: Mapping[str, Any]) -> dict[str, str]:
     """Return the files of the user's own modules that a configuration names, by module; installed ones are left out."""
-    found = {}
-    for group in CALLS:
-        target = str(config[group]["_target_"])
-        name = target.partition(".")[0]
-        place = None if is_published(group, target) else _place(sys.modules.get(name))
-        of_python = name in sys.stdlib_module_names or name in ("vae_exp", "torch", "__main__")
-        if place and not of_python and not {"site-packages", "dist-packages"} & set(place.parts):
-            found[name] = str(place)
-    return found
+    files = {name: _file_of(name) for name in _own_modules(config, CALLS)}
+    installed = {*sys.stdlib_module_names, "vae_exp", "torch", "__main__"}
+    return {
+        name: str(file)
+        for name, file in files.items()
+        if file and name not in installed and not {"site-packages", "dist-packages"} & set(file.parts)
+    }
 
 
-def _place(module: ModuleType | None) -> Path | None:
-    """Return the file of a module, or the folder of a package without __init__.py."""
+def _file_of(name: str) -> Path | None:
+    """Return the file of an imported module, or the folder of a package without __init__.py."""
+    module = sys.modules.get(name)
     file = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), None)
     return Path(file).absolute() if file else None
 
@@ -187,24 +181,23 @@ def find(config: Mapping[str, Any], groups: Iterable[str], code: Mapping[str, st
     A missing file is looked for as at the start of a run, with a note. Raises UserError if it cannot be found, and
     for a module that was imported from another file.
     """
-    targets = [(group, str(config[group].get("_target_"))) for group in groups]
-    for name in dict.fromkeys(t.partition(".")[0] for group, t in targets if not is_published(group, t)):
-        place, loaded = Path(code.get(name, "")), _place(sys.modules.get(name))
-        if name not in code or (loaded and (not place.exists() or _is_same(loaded, place))):
+    for name in _own_modules(config, groups):
+        if name not in code:
             continue
-        if loaded:
-            raise UserError(
-                f"{name}: the run's is {place}, and {loaded} is imported already. Each needs a process of its own."
-            )
-        if place.exists():
-            _import(name, place)
-            continue
-        look_here_too(name)
-        spec = importlib.util.find_spec(name)
-        if spec is None:
-            here = Path.cwd()
-            raise UserError(f"{name}: the run's code was {place}, which is gone, and in {here} there is none either.")
-        log.warning(f"{name}: the run's code was {place}, which is gone; {spec.origin or name} is taken.")
+        file, loaded = Path(code[name]), _file_of(name)
+        if loaded is not None:
+            if file.exists() and not _is_same(loaded, file):
+                raise UserError(
+                    f"{name}: the run's is {file}, and {loaded} is imported already. Each needs a process of its own."
+                )
+        elif file.exists():
+            _import(name, file)
+        else:
+            look_here_too(name)
+            gone, spec = f"{name}: the run's code was {file}, which is gone", importlib.util.find_spec(name)
+            if spec is None:
+                raise UserError(f"{gone}, and in {Path.cwd()} there is none either.")
+            log.warning(f"{gone}; {spec.origin or name} is taken.")
 
 
 def compare(config: Mapping[str, Any], before: Mapping[str, str]) -> None:
@@ -223,17 +216,12 @@ def _is_same(one: Path, other: Path) -> bool:
     return are_modules and one.read_bytes() == other.read_bytes()
 
 
-def _import(name: str, place: Path) -> None:
-    """Import a module from this very file. Raises UserError if it is not a module."""
-    spec: ModuleSpec | None = ModuleSpec(name, None, is_package=True)
-    inside = [str(place.parent)] if place.name == "__init__.py" else None
-    if place.is_dir() and spec:
-        spec.submodule_search_locations = [str(place)]
-    else:
-        spec = importlib.util.spec_from_file_location(name, place, submodule_search_locations=inside)
-    folder = str(place.parent.parent if inside else place.parent)
+def _import(name: str, file: Path) -> None:
+    """Import a module from the folder of this file, whatever else has its name. Raises UserError if it is no module."""
+    folder = str((file.parent if file.name == "__init__.py" else file).parent)
     if folder not in sys.path:  # last, for what it imports itself: no file there hides what is installed
         sys.path.append(folder)
+    spec = PathFinder.find_spec(name, [folder])
     try:
         if spec is None:
             raise ImportError("no module of Python's")
@@ -243,5 +231,5 @@ def _import(name: str, place: Path) -> None:
     except Exception as error:
         sys.modules.pop(name, None)
         if isinstance(error, ImportError | SyntaxError | OSError):
-            raise UserError(f"{name}: the run's code {place} cannot be imported ({error}).") from error
+            raise UserError(f"{name}: the run's code {file} cannot be imported ({error}).") from error
         raise

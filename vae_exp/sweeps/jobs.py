@@ -392,7 +392,7 @@ def _share_machine(cfg: DictConfig, job: Any) -> None:
     if (at_once := min(at_once, cfg.sweep.jobs or at_once)) > 1:
         threads.share(at_once)
         if torchrun_env.started() == 1:
-            cfg.device = build.of_job(cfg.device, job.job.num)
+            cfg.device = build.job_device(cfg.device, job.job.num)
 
 
 def _progress(cfg: DictConfig, run_dir: Path, number: int) -> str:
