@@ -247,16 +247,16 @@ ABSURD = [
     (("config", "network", "hidden_dims"), None, "network.hidden_dims=null: it takes"),
     (("config", "network", "more"), 1, "its config gives no model"),
     (("config", "network", "_args_"), [1], "plain values"),
-    (("config", "network"), "mlp", "its entries are not"),
-    (("x_shape",), [1, 10**9, 10**9], "its entries are not"),
+    (("config", "network"), "mlp", "not a checkpoint that this version reads"),
+    (("x_shape",), [1, 10**9, 10**9], "not a checkpoint that this version reads"),
     (("x_shape",), [1, 2**16, 2**16], "its weights are not those"),
-    (("n_classes",), -1, "its entries are not"),
+    (("n_classes",), -1, "not a checkpoint that this version reads"),
     (("class_names",), ["../../out"], None),  # a name like others; no file is called by it
     (("class_names",), ["a\nb"], None),  # a folder may be called so
-    (("class_names",), [1], "its entries are not"),
+    (("class_names",), [1], "not a checkpoint that this version reads"),
     (("model",), {}, "its weights are not those"),
-    (("model",), {"a": 1}, "its entries are not"),
-    (("kl_per_dim",), "many", "its entries are not"),
+    (("model",), {"a": 1}, "not a checkpoint that this version reads"),
+    (("kl_per_dim",), "many", "not a checkpoint that this version reads"),
 ]
 
 

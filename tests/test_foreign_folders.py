@@ -297,7 +297,7 @@ def test_names_typed_anew_are_those_of_the_current_folder_with_a_note(vae_train,
 @pytest.mark.parametrize("code", [None, 3, [], {"a b": "x"}, {"mynet": 3}, {"": ""}])
 def test_where_code_lay_is_text(run, code):
     torch.save(stored(run / "best.pt") | {"code": code}, run / "best.pt")
-    with pytest.raises(UserError, match="made by hand"):
+    with pytest.raises(UserError, match="not a checkpoint that this version reads"):
         vae_exp.load("run")
 
 

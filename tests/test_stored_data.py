@@ -388,7 +388,7 @@ def test_an_origin_that_is_none_is_damaged(copied, wrong):
     else:
         state["origin"] = wrong
     torch.save(state, copied / "best.pt")
-    with pytest.raises(UserError, match=r"damaged, or made by hand: .*origin"):
+    with pytest.raises(UserError, match="not a checkpoint that this version reads"):
         vae_exp.load(copied)
 
 

@@ -207,7 +207,7 @@ def test_a_small_file_of_huge_weights_is_refused_before_they_fill_the_memory(run
     of_width = {name: [2**16 if side == 8 else side for side in t.shape] for name, t in state["model"].items()}
     state["model"] = {name: torch.zeros(()).expand(sides) for name, sides in of_width.items()}
     torch.save(state, tmp_path / "best.pt")
-    with pytest.raises(UserError, match=r"its weights \S+ are not plain numbers"):
+    with pytest.raises(UserError, match=r"a tensor is not of plain numbers"):
         inference.load(tmp_path / "best.pt")
 
 

@@ -1,4 +1,4 @@
-"""Files, whoever wrote them: how they are read and written, where caches are, and how contents are told apart."""
+"""Read and write files, whoever wrote them; find caches, and tell contents apart."""
 
 import contextlib
 import glob
@@ -13,19 +13,21 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import yaml
 
 from vae_exp.errors import Unwritable, UserError, printable
 
+if TYPE_CHECKING:
+    import numpy as np
+
 log = logging.getLogger(__name__)
 _announced: set[Path] = set()
-BLOCK = 4096  # bytes read at each of the sampled places
-WHOLE = 4 * BLOCK  # bytes of a file that is hashed whole
-EVERY = 2**20  # bytes of a larger file between two sampled places
-MAX_BLOCKS = 64
 NO_FILE = "no file"  # in the place of a digest
+BLOCK = 4096  # bytes that are sampled at once; of a smaller file than four of them, all
+BLOCK_DISTANCE = 2**20  # bytes of a larger file between two blocks
+MAX_BLOCKS = 64
 MAX_BYTES = 2**24  # of a text file: the largest of ours have kilobytes
 MAX_YAML_BYTES = 2**17  # PyYAML takes a second for so many
 MAX_LINE_BYTES = 2**20
@@ -63,39 +65,35 @@ def content_key(files: Mapping[str, Path]) -> str:
     Their folder is not part of it. A file that cannot be read counts by its name: it may be readable the next time.
     """
     digest = hashlib.sha256()
-    for name, known in of_files(files).items():
+    for name, path in files.items():
         content = ""
-        with contextlib.suppress(OSError):  # it may have gone meanwhile
-            content = "" if known == NO_FILE else f"{files[name].stat().st_mtime_ns}\0{known}"
+        with contextlib.suppress(OSError, ValueError):  # unreadable, or gone meanwhile
+            content = f"{path.stat().st_mtime_ns}\0{sampled_digest(path)}"
         digest.update(f"{name}\0{content}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]
 
 
 def of_files(files: Mapping[str, Path]) -> dict[str, str]:
-    """Return a digest of each file's size and some of its bytes, by the given names."""
-    return {name: _digest_or_none(path) for name, path in files.items()}
-
-
-def _digest_or_none(path: Path) -> str:
-    try:
-        return sampled_digest(path)
-    except (OSError, ValueError):  # a link that leads nowhere, a pipe, a file of somebody else's
-        return NO_FILE
+    """Return the sampled digest of each file by its name, or NO_FILE for what cannot be read, such as a pipe."""
+    digests = dict.fromkeys(files, NO_FILE)
+    for name, path in files.items():
+        with contextlib.suppress(OSError, ValueError):
+            digests[name] = sampled_digest(path)
+    return digests
 
 
 def sampled_digest(path: Path) -> str:
     """Return a hash of a file's size and of blocks spread evenly over it, its first and last bytes among them.
 
-    It reads at most 256 KiB of any file, so that 60,000 images or 10 GB of arrays cost seconds. Raises OSError if
-    the file cannot be read, or is not a regular file.
+    It reads at most 256 KiB of any file, so that 60,000 images or 10 GB of arrays cost seconds. Raises OSError.
     """
     with open_regular(path, buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         digest = hashlib.sha256(f"{size}\n".encode())
-        if size <= WHOLE:
-            digest.update(file.read(WHOLE))
+        if size <= 4 * BLOCK:
+            digest.update(file.read(4 * BLOCK))
         else:
-            blocks = min(MAX_BLOCKS, max(WHOLE // BLOCK, size // EVERY))
+            blocks = min(MAX_BLOCKS, max(4, size // BLOCK_DISTANCE))
             for i in range(blocks):
                 file.seek(i * (size - BLOCK) // (blocks - 1))
                 digest.update(file.read(BLOCK))
@@ -157,25 +155,16 @@ def parse_json(text: str) -> Any:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise Unreadable(f"no JSON ({type(error).__name__})") from error
-    return _shallow(value)
+    return require_shallow(value)
 
 
 def parse_yaml(text: str) -> Any:
     """Return the value of a YAML text. Raises Unreadable if it is none, has aliases, or is deeper than MAX_DEPTH."""
     try:
         value = yaml.load(text, _WithoutAliases)
-    # PyYAML lets errors of Python through, such as for the 13th month.
-    except (
-        yaml.YAMLError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        LookupError,
-        ArithmeticError,
-        RecursionError,
-    ) as error:
+    except Exception as error:  # PyYAML lets errors of Python through, such as for the 13th month
         raise Unreadable(f"no YAML ({type(error).__name__})") from error
-    return _shallow(value)
+    return require_shallow(value)
 
 
 class _WithoutAliases(yaml.SafeLoader):
@@ -187,17 +176,14 @@ class _WithoutAliases(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-def _shallow(value: Any) -> Any:
+def require_shallow(value: Any) -> Any:
     """Return the value. Raises Unreadable if it is deeper than MAX_DEPTH, or has a number of over MAX_BITS."""
     level = [value]
     for _ in range(MAX_DEPTH + 1):
         if any(isinstance(item, int) and item.bit_length() > MAX_BITS for item in level):
             raise Unreadable("a number without end")
-        nested = [
-            [*item, *item.values()] if isinstance(item, dict) else item
-            for item in level
-            if isinstance(item, dict | list)
-        ]
+        nested = [item for item in level if isinstance(item, list)]
+        nested += [[*item, *item.values()] for item in level if isinstance(item, dict)]
         if not nested:
             return value
         level = [item for items in nested for item in items]
@@ -227,75 +213,102 @@ def write(
     same: Path | None = None,
     sync: bool = True,
 ) -> None:
-    """Write a file completely or not at all, text as UTF-8; with sync it is on disk before it takes its place.
+    """Write a file as `atomic_write` does, text as UTF-8.
 
-    With `previous` the old file is kept under that name. If `same` has just been written with the same content, this
-    becomes a second name (a hard link) of that file, where the system allows it. Raises Unwritable.
+    If `same` has just been written with the same content, this becomes a second name (a hard link) of that file, where
+    the system allows it.
     """
-    content = content.encode(errors="backslashreplace") if isinstance(content, str) else content
-    with _beside(path, previous) as partial:
-        if same is None or not _linked(partial, same):
-            with _new(partial, sync) as file:
-                file.write(content)
+    if same is not None:
+        with contextlib.suppress(OSError):
+            partial = partial_of(path)
+            os.link(same, partial)
+            _replace(path, partial, previous)
+            return
+    with atomic_write(path, sync, previous) as file:
+        file.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file for people to read, as `write` does."""
+    """Write a JSON file for people to read, as `atomic_write` does."""
     write(path, json.dumps(content, indent=2) + "\n")
 
 
 @contextlib.contextmanager
-def atomic_write(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
+def atomic_write(path: Path, sync: bool = True, previous: Path | None = None) -> Iterator[BinaryIO]:
     """Yield a file that replaces path when the block ends, and is deleted if the block fails.
 
-    For what is written piece by piece, or by a library. Any OSError inside is raised as Unwritable.
+    With sync it is on disk before it takes its place; with `previous` the old file is kept under that name. Any
+    OSError inside is raised as Unwritable.
     """
-    with _beside(path) as partial, _new(partial, sync) as file:
-        yield file
-
-
-@contextlib.contextmanager
-def _beside(path: Path, previous: Path | None = None) -> Iterator[Path]:
-    """Yield a name in the same folder that nobody else writes to; that file is renamed to path at the end."""
     partial = partial_of(path)
     try:
         with writing(path):
-            yield partial
-            if previous is not None and path.exists():
-                path.replace(previous)
-            partial.replace(path)
+            with partial.open("xb") as file:
+                yield file
+                if sync:
+                    file.flush()
+                    os.fsync(file.fileno())
+            _replace(path, partial, previous)
     except BaseException:
         with contextlib.suppress(OSError):  # a full disk needs the room
             partial.unlink()
         raise
 
 
+def _replace(path: Path, partial: Path, previous: Path | None) -> None:
+    if previous is not None and path.exists():
+        path.replace(previous)
+    partial.replace(path)
+
+
 def partial_of(path: Path) -> Path:
     """Return a new name beside path for an unfinished file or folder; delete those that killed processes left."""
     start = path.name[:50]  # short enough for every file system
-    for left in path.parent.glob(f"{glob.escape(start)}.*.partial"):
+    for abandoned in path.parent.glob(f"{glob.escape(start)}.*.partial"):
         with contextlib.suppress(OSError):  # another process takes it away, or is still writing it
-            if time.time() - left.lstat().st_mtime > ABANDONED_SECONDS:
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            if time.time() - abandoned.lstat().st_mtime > ABANDONED_SECONDS:
+                shutil.rmtree(abandoned) if abandoned.is_dir() else abandoned.unlink()
     return path.with_name(f"{start}.{os.urandom(4).hex()}.partial")
 
 
-@contextlib.contextmanager
-def _new(path: Path, sync: bool) -> Iterator[BinaryIO]:
-    with path.open("xb") as file:
-        yield file
-        if sync:
-            file.flush()
-            os.fsync(file.fileno())
+# Arrays that can be computed again: whole or not there, and no code when they are read.
 
 
-def _linked(path: Path, other: Path) -> bool:
-    """Return whether a second name (a hard link) of the file could be made."""
+def read_arrays(path: Path) -> "dict[str, np.ndarray] | None":
+    """Return the arrays of a file by name; None if it is missing, not whole, or holds more than plain arrays."""
+    import zipfile
+
+    import numpy as np
+
     try:
-        os.link(other, path)
-    except OSError:
-        return False
-    return True
+        with open_regular(path) as file, np.load(file, allow_pickle=False) as arrays:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in arrays.zip.infolist()):
+                return None  # as write_arrays leaves none: what is packed may be of any size
+            return {name: arrays[name] for name in arrays.files}
+    except Exception:  # a damaged file may raise nearly anything: zlib's, zipfile's, tokenize's errors, no memory
+        return None
+
+
+def are_numbers(arrays: "Mapping[str, np.ndarray]", dtypes: Mapping[str, type]) -> bool:
+    """Return whether exactly these arrays are there, each of its type and finite."""
+    import numpy as np
+
+    return arrays.keys() == dtypes.keys() and all(
+        values.dtype == dtypes[name] and bool(np.isfinite(values).all()) for name, values in arrays.items()
+    )
+
+
+def write_arrays(path: Path, arrays: "Mapping[str, np.ndarray]") -> None:
+    """Write arrays by name. If the system refuses, log a warning that they will be computed again."""
+    import numpy as np
+
+    try:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path, sync=False) as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+    except Unwritable as error:
+        log.warning("%s These arrays will be computed again.", error)
 
 
 # A folder of somebody else's may hold links: what is written, moved or deleted through them lies elsewhere.
@@ -308,13 +321,13 @@ def no_links(path: str, flags: int) -> int:
 
 def require_no_links(folder: Path, names: Iterable[str]) -> None:
     """Raise UserError if one of these names in a folder is a link, a pipe or a device, or contains one."""
-    for path in (folder / name for name in names):
-        below = (Path(at, name) for at, folders, files in os.walk(path) for name in (*folders, *files))
-        for each in itertools.chain([path], below):
-            if each.is_symlink():
+    for top in (folder / name for name in names):
+        below = (Path(parent, name) for parent, folders, files in os.walk(top) for name in (*folders, *files))
+        for path in itertools.chain([top], below):
+            if path.is_symlink():
                 raise UserError(
-                    f"{each}: a link, to {each.readlink()}. What is written, moved or deleted in {folder} must lie "
+                    f"{path}: a link, to {path.readlink()}. What is written, moved or deleted in {folder} must lie "
                     "there: put the file or folder itself in its place, or take the link away."
                 )
-            if each.exists() and not each.is_file() and not each.is_dir():  # whoever opens a pipe waits for ever
-                raise UserError(f"{each}: not a file or folder. Take it away first.")
+            if path.exists() and not path.is_file() and not path.is_dir():  # whoever opens a pipe waits for ever
+                raise UserError(f"{path}: not a file or folder. Take it away first.")

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from vae_exp.datasets.prepare import Data
 from vae_exp.datasets.splits import Split, batches
-from vae_exp.files import cache_folder
-from vae_exp.training import arrays
+from vae_exp.files import are_numbers, cache_folder, read_arrays, write_arrays
 from vae_exp.training.precision import full_precision
 from vae_exp.vae import VAE
 
@@ -48,9 +47,9 @@ def reference_classifier(data: Data, device: torch.device) -> tuple[nn.Sequentia
     path = cache() / f"judge-{RECIPE}-{digest(train)}-{n_classes}.npz"
     with torch.device("meta"):  # no random numbers are drawn for weights that are cached
         classifier = _build(train, n_classes)
-    weights = arrays.read(path) or {}
+    weights = read_arrays(path) or {}
     shapes = {name: values.shape for name, values in classifier.state_dict().items()}
-    is_whole = arrays.are_numbers(weights, dict.fromkeys(shapes, np.float32))
+    is_whole = are_numbers(weights, dict.fromkeys(shapes, np.float32))
     if is_whole and all(weights[name].shape == shape for name, shape in shapes.items()):
         tensors = {name: torch.from_numpy(values) for name, values in weights.items()}
         classifier.load_state_dict(tensors, assign=True)
@@ -58,7 +57,7 @@ def reference_classifier(data: Data, device: torch.device) -> tuple[nn.Sequentia
     else:
         classifier = train_classifier(train, n_classes, seed=0)
         weights = {name: values.cpu().numpy() for name, values in classifier.state_dict().items()}
-        arrays.write(path, weights)
+        write_arrays(path, weights)
     # Named by the weights themselves: another machine trains another classifier of the same images.
     content = b"".join(weights[name].tobytes() for name in sorted(weights))
     return classifier, f"judge-{hashlib.sha256(content).hexdigest()[:16]}"

@@ -18,11 +18,11 @@ from vae_exp.datasets.splits import Split, batches
 from vae_exp.errors import UserError
 from vae_exp.evaluation import reference_classifier
 from vae_exp.figures import grids
+from vae_exp.files import are_numbers, read_arrays, write_arrays
 from vae_exp.inference import TrainedVAE
 from vae_exp.scores import features as image_features
 from vae_exp.scores.frechet import Moments, frechet_of, kid_of_subsets
 from vae_exp.scores.neighbours import neighbour_scores, squared_distances
-from vae_exp.training import arrays
 from vae_exp.training.precision import full_precision
 
 Features = Callable[[Tensor], Tensor]  # of images [B, C, H, W] in [0, 1], [B, D]
@@ -51,16 +51,16 @@ def real_stats(split: Split, n: int, key: str, features: Features) -> FeatureSta
     """Return the statistics of n real images, or of all, from the cache or else computed now and cached."""
     split = split[random_rows(len(split), n)]
     path = reference_classifier.cache() / f"{reference_classifier.digest(split)}-{key}.npz"
-    cached = arrays.read(path) or {}
+    cached = read_arrays(path) or {}
     types = {"rows": np.float32} | ({"mean": np.float64, "scatter": np.float64} if "mean" in cached else {})
-    if arrays.are_numbers(cached, types) and len(cached["rows"]) == min(len(split), COMPARED):
+    if are_numbers(cached, types) and len(cached["rows"]) == min(len(split), COMPARED):
         rows, *moments = (torch.from_numpy(cached[name]) for name in types)
         return FeatureStats(Moments(len(split), *moments) if moments else None, rows)
     stats = gather((x for x, _ in batches(split, 1000)), len(split), features, "real images")
     content = {"rows": stats.rows}
     if stats.moments:
         content |= {"mean": stats.moments.mean, "scatter": stats.moments.scatter}
-    arrays.write(path, {name: values.numpy() for name, values in content.items()})
+    write_arrays(path, {name: values.numpy() for name, values in content.items()})
     return stats
 
 

@@ -15,7 +15,7 @@ from vae_exp.datasets import Split
 from vae_exp.distributions import DiagonalGaussian, Posterior, map_parameters
 from vae_exp.errors import UserError
 from vae_exp.evaluation import metrics
-from vae_exp.training import arrays
+from vae_exp.files import are_numbers, read_arrays, write_arrays
 from vae_exp.vae import VAE
 
 COMPONENTS = 10  # of a fitted mixture, for each class of a conditional model
@@ -118,14 +118,14 @@ def load_or_fit(
     mixture = FITTED[name](q, train.y if model.n_classes else torch.zeros_like(train.y))
     if path:
         content = {name: values.numpy() for name, values in vars(mixture).items()}
-        arrays.write(path, content | {"weights": np.array(weights)})
+        write_arrays(path, content | {"weights": np.array(weights)})
     return mixture
 
 
 def _read(path: Path, weights: str, model: VAE) -> Mixture | None:
     """Read a stored sampler; return None if there is none, it is of other weights, or it cannot be what was written."""
-    stored = arrays.read(path)
-    if stored is None or str(stored.pop("weights", "")) != weights or not arrays.are_numbers(stored, TYPES):
+    stored = read_arrays(path)
+    if stored is None or str(stored.pop("weights", "")) != weights or not are_numbers(stored, TYPES):
         return None
     mixture = Mixture(**{name: torch.from_numpy(values) for name, values in stored.items()})
     group, weight, mean, root = vars(mixture).values()

@@ -17,12 +17,12 @@ if TYPE_CHECKING:  # the command line names ConsoleHandler before torch is impor
     from vae_exp.training.state import RunInfo
 
 log = logging.getLogger(__name__)
-BETWEEN = (
+GREY = (
     "note: pixels between black and white under a Bernoulli likelihood. It is no density over them, so neg_elbo "
     "compares only with other runs on the same pixels, never with published nats: those are of "
     "dataset.binarize=static or dynamic."
 )
-_told: set[str] = set()  # notes that this process has given: the jobs of a sweep need not repeat them
+_warned: set[str] = set()  # of the warnings that this process has given: the jobs of a sweep need not repeat them
 
 
 def open_streams() -> None:
@@ -44,7 +44,7 @@ def open_streams() -> None:
 
 
 class ConsoleHandler(logging.StreamHandler):
-    """A log handler that writes above a progress bar instead of through it; named in conf/config.yaml."""
+    """Write log records above a progress bar instead of through it; conf/config.yaml names this handler."""
 
     def emit(self, record: logging.LogRecord) -> None:
         say(self.format(record), sys.stdout)
@@ -80,8 +80,8 @@ def introduce(config: Config, info: "RunInfo", run_dir: Path, grey: bool) -> Non
     if not stochastic:
         log.info("deterministic: the KL counts as 0, so neg_elbo is no bound, and there is no prior to sample from")
     if grey:
-        log.log(logging.INFO if BETWEEN in _told else logging.WARNING, BETWEEN)
-        _told.add(BETWEEN)
+        log.log(logging.INFO if GREY in _warned else logging.WARNING, GREY)
+        _warned.add(GREY)
 
 
 def epoch_line(epoch: int, epochs: int, held_out: str, row: dict[str, Any], scale: dict[str, float], best: bool) -> str:
@@ -98,18 +98,16 @@ def epoch_line(epoch: int, epochs: int, held_out: str, row: dict[str, Any], scal
 
 
 # A posterior that finds its use late has been seen with 0.03 nats for ten epochs; one that has collapsed falls below.
-COLLAPSED_NATS = 0.02
-COLLAPSED_EPOCHS = 5  # in a row
+COLLAPSED_NATS, COLLAPSED_EPOCHS = 0.02, 5  # in a row
 # Telling an image from N others takes log N nats, and a latent that holds 4 nats more is placed to one part in fifty.
 # Healthy models have been seen with half of both together.
 LARGE_NATS_PER_LATENT = 4
-RISING_EPOCHS = 3  # in a row,
-RISING_FACTOR = 1.02  # by so much over all of them
+RISING_EPOCHS, RISING_FACTOR = 3, 1.02  # in a row, and by so much over all of them
 SCHEDULED = ("train_epoch/kl_weight", "train_epoch/capacity")
 
 
 class Health:
-    """A check of each epoch as it ends, which warns of a collapsed posterior and of a KL without bound, once each."""
+    """Check each epoch as it ends, and warn of a collapsed posterior and of a KL without bound, once each."""
 
     def __init__(self, config: Config, train_size: int) -> None:
         self.config = config
@@ -132,35 +130,36 @@ class Health:
             return []
         self._collapsed_epochs = self._collapsed_epochs + 1 if active == 0 and kl < COLLAPSED_NATS else 0
         self._kls = [*self._kls, kl][-RISING_EPOCHS - 1 :]
-        found = {}
-        if self._collapsed_epochs >= COLLAPSED_EPOCHS:
-            found["collapse"] = (
+        rises = len(self._kls) > RISING_EPOCHS and self._kls == sorted(self._kls) and kl > RISING_FACTOR * self._kls[0]
+        warnings = []
+        if self._collapsed_epochs >= COLLAPSED_EPOCHS and self._is_new("collapse"):
+            warnings.append(
                 f"the posterior has collapsed: no latent unit is active after epoch {epoch} (KL {kl:.3f} nats), and z "
                 f"says nothing of an image. {self._advice(weaker=True)}"
             )
-        rises = len(self._kls) > RISING_EPOCHS and self._kls == sorted(self._kls) and kl > RISING_FACTOR * self._kls[0]
-        if rises and kl > self.large_nats:
-            found["growth"] = (
+        if rises and kl > self.large_nats and self._is_new("growth"):
+            warnings.append(
                 f"the KL grows without bound: {kl:.1f} nats after epoch {epoch}, and higher after each of the last "
                 f"{RISING_EPOCHS} epochs. {self._advice(weaker=False)}"
             )
-        new = [warning for name, warning in found.items() if name not in self._warned]
-        self._warned |= found.keys()
-        return new
+        return warnings
+
+    def _is_new(self, name: str) -> bool:
+        is_new = name not in self._warned
+        self._warned.add(name)
+        return is_new
 
     def _advice(self, weaker: bool) -> str:
-        """Return advice on the keys that this configuration has.
-
-        It says which way to turn them for a weaker or a stronger KL.
-        """
+        """Return which keys of this configuration to turn, and which way, for a weaker or a stronger KL."""
         beta, likelihood = self.config["model"]["beta"], self.config["likelihood"]
-        tries = ["objective=free_bits"] if weaker else []
-        if weaker and "warmup_epochs" in self.config["objective"]:
-            tries.insert(0, "objective.warmup_epochs=5")
-        tries += [f"a model.beta {'below' if weaker else 'above'} {beta:g}"]
-        for key in ("sigma", "scale"):
-            if key in likelihood:
-                tries.append(f"a {'smaller' if weaker else 'larger'} likelihood.{key} (it is {likelihood[key]})")
+        tries = [f"a model.beta {'below' if weaker else 'above'} {beta:g}"]
+        if weaker:
+            warmup = ["objective.warmup_epochs=5"] if "warmup_epochs" in self.config["objective"] else []
+            tries = [*warmup, "objective=free_bits", *tries]
+        size = "smaller" if weaker else "larger"
+        tries += [
+            f"a {size} likelihood.{key} (it is {likelihood[key]})" for key in ("sigma", "scale") if key in likelihood
+        ]
         if not weaker:
             tries.append(f"an optimizer.lr below {self.config['optimizer']['lr']:g}")
         return f"Try {', '.join(tries[:-1])} or {tries[-1]}."

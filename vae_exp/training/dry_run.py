@@ -21,7 +21,11 @@ from vae_exp.scores.common import TooFewFactors, UnsuitableFactors
 from vae_exp.terms import Logged, Progress, elbo_terms, extra_samples
 from vae_exp.vae import VAE
 
+log = logging.getLogger(__name__)
 COPIES = 4  # of each weight: itself, its gradient and Adam's two moments
+HAVE_FACTORS = "sprites, dsprites, shapes3d and mpi3d have them"
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "_status_alloc_failed")  # the last of cuBLAS and cuDNN
+IMAGES = 2  # that are passed through a model before it is trained
 
 
 @contextlib.contextmanager
@@ -29,16 +33,17 @@ def explain_out_of_memory(config: Config) -> Iterator[None]:
     """Raise UserError, with what can be made smaller, if PyTorch runs out of memory inside the block."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not _is_out_of_memory(error):
+    except (MemoryError, RuntimeError) as error:
+        text = str(error).strip()
+        is_known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not is_known and not any(sign in text.lower() for sign in OUT_OF_MEMORY):
             raise
-        lines = str(error).strip().splitlines()
         half, odd = divmod(config["batch_size"], 2)
-        the_same = "" if odd else f" accumulate_steps={2 * config['accumulate_steps']}, which makes the same steps"
+        same = "" if odd else f" accumulate_steps={2 * config['accumulate_steps']}, which makes the same steps"
         raise UserError(
             f"out of memory with batch_size={config['batch_size']}, model.z_dim={config['model']['z_dim']} and "
-            f"device={config['device']} ({lines[0] if lines else 'MemoryError'}). Try batch_size="
-            f"{max(1, half)}{the_same}, a smaller network or model.z_dim, or, where the images are large, a smaller "
+            f"device={config['device']} ({text.splitlines()[0] if text else 'MemoryError'}). Try batch_size="
+            f"{max(1, half)}{same}, a smaller network or model.z_dim, or, where the images are large, a smaller "
             "dataset.device_memory, which streams them."
         ) from error
 
@@ -48,51 +53,40 @@ def check_model(config: Config, x_shape: tuple[int, int, int], n_classes: int, d
 
     The model is built without its numbers, so this costs nothing however large it is.
     """
-    too_large = "lower model.z_dim, network.hidden_dims or network.channels"
+    key, advice = (
+        f"model.z_dim={config['model']['z_dim']}",
+        "lower model.z_dim, network.hidden_dims or network.channels",
+    )
     try:
         with torch.device("meta"):
-            weights = sum(
-                tensor.numel() * tensor.element_size()
-                for tensor in build.model(config, x_shape, n_classes).parameters()
-            )
+            parameters = list(build.model(config, x_shape, n_classes).parameters())
     except (RuntimeError, OverflowError, TypeError) as error:
         if "overflow" not in str(error).lower() and "invalid combination" not in str(error).lower():
             raise
-        raise UserError(f"model.z_dim={config['model']['z_dim']}: the model is too large; {too_large}.") from error
-    memory = _free(device)
-    copies, free = COPIES + (config["ema"] is not None), " free" if device.type == "cuda" else ""
-    if memory is not None and copies * weights > memory:
+        raise UserError(f"{key}: the model is too large; {advice}.") from error
+    copies, memory = COPIES + (config["ema"] is not None), _available_memory(device)
+    needed = copies * sum(tensor.numel() * tensor.element_size() for tensor in parameters)
+    if memory is not None and needed > memory:
+        free = " free" if device.type == "cuda" else ""
         raise UserError(
-            f"model.z_dim={config['model']['z_dim']}: to train this model takes {copies * weights / 1e9:,.1f} GB for "
-            f"its weights alone, and {device} has {memory / 1e9:,.1f} GB{free}; {too_large}."
+            f"{key}: to train this model takes {needed / 1e9:,.1f} GB for its weights alone, and {device} has "
+            f"{memory / 1e9:,.1f} GB{free}; {advice}."
         )
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    text = str(error).lower()
-    signs = ("can't allocate memory", "out of memory", "_status_alloc_failed")  # the last of cuBLAS and cuDNN
-    return isinstance(error, torch.OutOfMemoryError) or any(sign in text for sign in signs)
-
-
-def _free(device: torch.device) -> int | None:
-    """Return the bytes of memory that a GPU has free, or else that this process may use in all.
-
-    It is None if that is not known.
-    """
+def _available_memory(device: torch.device) -> int | None:
+    """Return the bytes that a GPU has free, or else that this process may use in all; None if that is not known."""
     if device.type == "cuda":
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by PyTorch, for what comes
-        return torch.cuda.mem_get_info(device)[0] + kept
-    known = []
+        reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(
+            device
+        )  # PyTorch's, to be used again
+        return torch.cuda.mem_get_info(device)[0] + reserve
+    limits = []
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        known.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     with contextlib.suppress(OSError, ValueError):  # of a container; "max" where there is no limit
-        known.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return min(known, default=None)
-
-
-log = logging.getLogger(__name__)
-
-HAVE_FACTORS = "sprites, dsprites, shapes3d and mpi3d have them"
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(limits, default=None)
 
 
 def check_data(config: Config, data: Data, held_out: str, held_out_split: Split) -> None:
@@ -116,21 +110,21 @@ def check_data(config: Config, data: Data, held_out: str, held_out_split: Split)
 
 
 def _require_suited(config: Config, name: str, part: str, split: Split) -> None:
-    typed = f"scores=[{','.join(config['scores'])}]"
-    typed += f" scores_every_epochs={config['scores_every_epochs']}" if part == "val" else ""
-    require_factors(typed, name, part, split)
-    conditional = config["model"]["conditional"]
-    if found := find_unsuited(split, config["scores"], scores.usual_size(len(split), 1), conditional=conditional):
+    overrides = f"scores=[{','.join(config['scores'])}]"
+    overrides += f" scores_every_epochs={config['scores_every_epochs']}" if part == "val" else ""
+    require_factors(overrides, name, part, split)
+    rows, conditional = scores.usual_size(len(split), 1), config["model"]["conditional"]
+    if unsuited := find_unsuited(split, config["scores"], rows, conditional=conditional):
         raise UserError(
-            f"{typed}: the {part} split, {len(split):,} images, does not suit {describe(found)}. It needs "
-            f"{what_helps(found, part, config['dataset'])}."
+            f"{overrides}: the {part} split, {len(split):,} images, does not suit {describe(unsuited)}. It needs "
+            f"{what_helps(unsuited, part, config['dataset'])}."
         )
 
 
-def require_factors(typed: str, name: str, part: str, split: Split) -> None:
+def require_factors(overrides: str, name: str, part: str, split: Split) -> None:
     """Raise UserError if it is not known what the images of a split were made from."""
     if split.factors is None:
-        raise UserError(f"{typed}: the {part} split of dataset={name} has no known factors; {HAVE_FACTORS}.")
+        raise UserError(f"{overrides}: the {part} split of dataset={name} has no known factors; {HAVE_FACTORS}.")
 
 
 def given_as_label(names: Sequence[str]) -> str:
@@ -167,9 +161,6 @@ def what_helps(found: Mapping[str, UnsuitableFactors], part: str, dataset: Mappi
     return " and ".join([images] * (False in few_factors) + [factors] * (True in few_factors))
 
 
-IMAGES = 2
-
-
 def check_own_parts(config: Config, model: VAE, objective: Callable[..., tuple[Tensor, Logged]], train: Split) -> float:
     """Return the multiplications and additions of a forward pass with its loss, for each image.
 
@@ -179,7 +170,7 @@ def check_own_parts(config: Config, model: VAE, objective: Callable[..., tuple[T
     x, y = first.x.float() / 255, first.y
     if config["devices"] > 1 and any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model.modules()):
         raise UserError(
-            f"devices={config['devices']}: {_named(config, 'network')} has a batch norm, which would normalise by a "
+            f"devices={config['devices']}: {_target(config, 'network')} has a batch norm, which would normalise by a "
             "process's part of the batch. Use devices=1, or a group norm."
         )
     with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []), model.evaluating():
@@ -202,72 +193,69 @@ def _counting(model: VAE) -> Iterator[list[float]]:
 
     PyTorch's own counter would take as long to import as a tenth of PyTorch.
     """
-    counted: list[float] = []
+    operations: list[float] = []
 
     def count(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         weight = getattr(layer, "weight", None)
         if isinstance(weight, Tensor) and weight.dim() > 1 and isinstance(output, Tensor):
-            transposed = getattr(
-                layer, "transposed", False
-            )  # then each input's place meets every weight, not each output's
-            meets = inputs[0] if transposed else output
-            counted.append(2 * weight.numel() * meets.numel() / weight.shape[0])
+            # In a transposed layer each input's pixel meets every weight, elsewhere each output's.
+            pixels = inputs[0] if getattr(layer, "transposed", False) else output
+            operations.append(2 * weight.numel() * pixels.numel() / weight.shape[0])
 
     hooks = [layer.register_forward_hook(count) for layer in model.modules()]
     try:
-        yield counted
+        yield operations
     finally:
         for hook in hooks:
             hook.remove()
 
 
 def _check_network(config: Config, model: VAE, x: Tensor, y: Tensor) -> None:
-    n, z_dim, context = len(x), model.z_dim, model.context(y)
+    size, context = [len(x), 2 * model.z_dim], model.context(y)
     encoded = model.encoder(x, context)
-    if not _has_shape(encoded, n, 2 * z_dim):
-        must = f"its encoder must return [B, 2 model.z_dim], means beside log-variances: [{n}, {2 * z_dim}] here"
-        raise _refusal(config, "network", must, encoded)
-    decoded = model.decoder(encoded[:, :z_dim], context)
-    if not _has_shape(decoded, *x.shape):
-        must = f"its decoder must return a number for each pixel, [B, C, H, W]: {list(x.shape)} here"
-        raise _refusal(config, "network", must, decoded)
+    must = f"its encoder must return [B, 2 model.z_dim], means beside log-variances: {size} here"
+    _require_shape(config, "network", must, encoded, size)
+    decoded = model.decoder(encoded[:, : model.z_dim], context)
+    must = f"its decoder must return a number for each pixel, [B, C, H, W]: {list(x.shape)} here"
+    _require_shape(config, "network", must, decoded, x.shape)
 
 
 def _check_likelihood(config: Config, p: Any, x: Tensor) -> None:
-    must = "it must return what makes of the decoder's outputs a distribution with log_prob(x) and mean"
     if missing := [name for name in ("log_prob", "mean") if not hasattr(p, name)]:
-        raise UserError(f"{_named(config, 'likelihood')}: {must}; {_kind(p)} has no {' and no '.join(missing)}.")
-    log_prob = p.log_prob(x)
-    if not _has_shape(log_prob, len(x)):
-        raise _refusal(config, "likelihood", f"log_prob(x) must be summed over pixels, [B]: [{len(x)}] here", log_prob)
-    if not _has_shape(p.mean, *x.shape):
-        raise _refusal(config, "likelihood", f"mean must be an image, [B, C, H, W]: {list(x.shape)} here", p.mean)
+        must = "it must return what makes of the decoder's outputs a distribution with log_prob(x) and mean"
+        raise UserError(f"{_target(config, 'likelihood')}: {must}; {_kind(p)} has no {' and no '.join(missing)}.")
+    must = f"log_prob(x) must be summed over pixels, [B]: [{len(x)}] here"
+    _require_shape(config, "likelihood", must, p.log_prob(x), [len(x)])
+    must = f"mean must be an image, [B, C, H, W]: {list(x.shape)} here"
+    _require_shape(config, "likelihood", must, p.mean, x.shape)
 
 
 def _check_objective(config: Config, returned: Any) -> None:
-    must = "it must return the loss and a dict of what to log, such as (loss, {})"
     if not isinstance(returned, tuple | list) or len(returned) != 2 or not isinstance(returned[1], dict):
+        must = "it must return the loss and a dict of what to log, such as (loss, {})"
         raise _refusal(config, "objective", must, returned)
-    loss, logged = returned
-    if not _has_shape(loss) or not loss.is_floating_point():
-        raise _refusal(config, "objective", "the loss must be one number, a tensor of shape [] such as a mean", loss)
+    loss, logs = returned
+    must = "the loss must be one number, a tensor of shape [] such as a mean"
+    _require_shape(config, "objective", must, loss, [])
+    if not loss.is_floating_point():
+        raise _refusal(config, "objective", must, loss)
     if not loss.requires_grad:
-        raise UserError(f"{_named(config, 'objective')}: no gradient leads from the loss to the weights.")
-    for name, value in logged.items():
-        if not isinstance(value, int | float) and not _has_shape(value):
-            must = f"what it logs as {name} must be one number, such as a mean"
-            raise _refusal(config, "objective", must, value)
+        raise UserError(f"{_target(config, 'objective')}: no gradient leads from the loss to the weights.")
+    for name, value in logs.items():
+        if not isinstance(value, int | float):
+            _require_shape(config, "objective", f"what it logs as {name} must be one number, such as a mean", value, [])
 
 
-def _has_shape(value: Any, *shape: int) -> bool:
-    return isinstance(value, Tensor) and tuple(value.shape) == shape
+def _require_shape(config: Config, group: str, must: str, value: Any, shape: Sequence[int]) -> None:
+    if not isinstance(value, Tensor) or list(value.shape) != list(shape):
+        raise _refusal(config, group, must, value)
 
 
 def _refusal(config: Config, group: str, must: str, returned: Any) -> UserError:
-    return UserError(f"{_named(config, group)}: {must}, and it is {_kind(returned)}.")
+    return UserError(f"{_target(config, group)}: {must}, and it is {_kind(returned)}.")
 
 
-def _named(config: Config, group: str) -> str:
+def _target(config: Config, group: str) -> str:
     return f"{group}._target_={cast('dict[str, Any]', config)[group]['_target_']}"
 
 

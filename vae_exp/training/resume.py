@@ -43,10 +43,10 @@ def find(path_or_latest: str) -> Path:
     Raises UserError if there is none to go on with.
     """
     if path_or_latest == "latest":
-        found = newest(LAST, PREVIOUS)
-        if found is None:
+        run = newest(LAST, PREVIOUS)
+        if run is None:
             raise UserError(f"resume=latest: there is no run in {OUTPUTS} with a {LAST}.")
-        return found
+        return run
     path = path_of("resume", path_or_latest)
     folder = path.parent if path.is_file() else path
     if not any((folder / name).is_file() for name in (LAST, PREVIOUS)):
@@ -62,20 +62,18 @@ def find_unfinished(config: Config, run_dir: Path) -> Path | None:
     """
     if any((run_dir / name).is_file() for name in (SUMMARY, LAST, PREVIOUS)):
         require_no_owner(run_dir)
-        before, summary = read_config(run_dir), read_summary(run_dir)
-        if before is not None and (wrong := _of_another_run(before, config)):
-            raise UserError(_refusal(run_dir, wrong))
-        if summary is not None and summary.finished:
+        before = read_config(run_dir)
+        if before is not None and (wrong := _differences(before, config)):
+            raise _contradicted(run_dir, wrong)
+        if _is_finished(run_dir):
             raise UserError(f"resume=auto: the run in {run_dir} is finished. resume={run_dir} epochs=... trains on.")
         path, _, reasons = _newest(run_dir)
         if reasons and path is None:
-            raise UserError(_unreadable(run_dir, reasons))
+            raise _unreadable(run_dir, reasons)
         return run_dir if path else None
     for folder in runs_below(OUTPUTS):
-        before, summary = read_config(folder), read_summary(folder)
-        if before is None or (summary is not None and summary.finished) or flatten(before).get("sweep.jobs"):
-            continue
-        if _of_another_run(before, config):
+        before = read_config(folder)
+        if before is None or _is_finished(folder) or flatten(before).get("sweep.jobs") or _differences(before, config):
             continue
         path, _, reasons = _newest(folder)
         if path:
@@ -85,32 +83,39 @@ def find_unfinished(config: Config, run_dir: Path) -> Path | None:
     return None
 
 
-def require_known(folder: Path, stored: list[str], typed: list[str], trust: bool) -> None:
+def _is_finished(folder: Path) -> bool:
+    summary = read_summary(folder)
+    return summary is not None and summary.finished
+
+
+def require_known(folder: Path, stored: list[str], overrides: list[str], trust: bool) -> None:
     """Raise UserError if words stored in a run's folder name code that is neither typed nor trusted.
 
     An option of a group stored there is a file of vae_exp's, or of the --config-dir that was typed, so what it names
     counts as typed. With trust the run's own code is imported from where it lay when the run was trained.
     """
-    config = renamed(resolve(without_hydra(compose("config", [*stored, *typed]))))
+    config = renamed(resolve(without_hydra(compose("config", [*stored, *overrides]))))
     known: targets.Trust = trust
     if not trust and targets.trusting(config):
         options = [word for word in stored if targets.is_group(parse([word])[0].key_or_group)]
-        named = OmegaConf.to_container(without_hydra(compose("config", [*options, *typed])), resolve=False)
+        named = OmegaConf.to_container(without_hydra(compose("config", [*options, *overrides])), resolve=False)
         known = renamed(cast("dict[str, Any]", named))
     targets.check_foreign(config, *CALLS, trust=known, where=f"the run in {folder}")
     if trust:
-        targets.find(config, CALLS, _code_of(folder))
+        _, checkpoint, _ = _newest(folder)
+        targets.find(config, CALLS, checkpoint.code if checkpoint else {})
 
 
-def _of_another_run(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return the contradictions of two configurations, with more of them for resume=auto.
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the contradictions of two configurations for resume=auto.
 
     There, a run of another length, or of one's own images elsewhere, is another run too.
     """
-    other_length = [f"epochs={now['epochs']}: the run has epochs={before.get('epochs')}"]
-    wrong = contradictions(before, now) + (other_length if before.get("epochs") != now["epochs"] else [])
+    wrong = contradictions(before, now)
+    if before.get("epochs") != now["epochs"]:
+        wrong.append(f"epochs={now['epochs']}: the run has epochs={before.get('epochs')}")
     if now["dataset"]["_target_"] in OWN_IMAGES and not wrong:
-        was, root = (Path(each["dataset"]["root"]).expanduser() for each in (before, now))
+        was, root = (Path(config["dataset"]["root"]).expanduser() for config in (before, now))
         if was.exists() and was.resolve() != root.resolve():
             wrong.append(f"dataset.root={root}: the run has dataset.root={was}")
     return wrong
@@ -119,19 +124,14 @@ def _of_another_run(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[s
 def require_unfinished(folder: Path, config: Config) -> None:
     """Raise UserError if a run is finished and config gives it no more to do, or if config contradicts it."""
     before, summary = read_config(folder), read_summary(folder)
-    if before is not None and (wrong := contradictions(before, config)):
-        raise UserError(_refusal(folder, wrong))
-    if before is None or summary is None or not summary.finished:
+    if before is None:
         return
-    if all(flatten(before).get(key) == flatten(config).get(key) for key in LENGTH):
+    if wrong := contradictions(before, config):
+        raise _contradicted(folder, wrong)
+    same_length = all(flatten(before).get(key) == flatten(config).get(key) for key in LENGTH)
+    if summary is not None and summary.finished and same_length:
         done = f"({summary.reason})" if summary.reason else f"after epoch {before.get('epochs')}"
         raise UserError(f"resume={folder}: the run is finished {done}. epochs=... with a larger number trains on.")
-
-
-def _code_of(folder: Path) -> dict[str, str]:
-    """Return where the own modules of the run in a folder lay, by their names; nothing where that cannot be read."""
-    _, before, _ = _newest(folder)
-    return before.code if before else {}
 
 
 def with_its_data(folder: Path, overrides: list[str], typed_now: set[str]) -> list[str]:
@@ -143,47 +143,39 @@ def with_its_data(folder: Path, overrides: list[str], typed_now: set[str]) -> li
     dataset = config.get("dataset") if config else None
     if not isinstance(dataset, dict) or {"dataset", "experiment"} & typed_now:
         return overrides
-    now: dict[str, str | None] = {}
-    if "dataset.root" not in typed_now and (there := _in_reach(dataset, folder)):
-        now["dataset.root"] = there[0]
+    paths: dict[str, str | None] = {}
+    if "dataset.root" not in typed_now and (available := _in_reach(dataset, folder)):
+        paths["dataset.root"] = available[0]
     cache = dataset.get("cache")
     if "dataset.cache" not in typed_now and is_path(cache):
-        now["dataset.cache"] = cache if Path(str(cache)).expanduser().is_dir() else None  # as usual where it is gone
-    kept = [str(word.input_line) for word in parse(overrides) if word.key_or_group not in now]
-    return kept + [f"++{key}={literal(path)}" for key, path in now.items() if path is not None]
+        paths["dataset.cache"] = cache if Path(str(cache)).expanduser().is_dir() else None  # as usual where it is gone
+    others = [str(word.input_line) for word in parse(overrides) if word.key_or_group not in paths]
+    return others + [f"++{key}={literal(path)}" for key, path in paths.items() if path is not None]
 
 
 def _in_reach(dataset: Mapping[str, Any], folder: Path) -> list[str]:
-    """Return where the data of a run lie, by Hydra's record, or else by its checkpoint.
-
-    ~ may be another folder by now.
-    """
+    """Return where the data of a run lie, by Hydra's record, or else by its checkpoint: ~ may be another folder now."""
     try:
         return in_reach(dataset, None, folder)
     except UserError:
-        _, before, _ = _newest(folder)
-        if before is None or before.origin is None:
+        _, checkpoint, _ = _newest(folder)
+        if checkpoint is None or checkpoint.origin is None:
             raise
-        return in_reach(dataset, before.origin, folder)
+        return in_reach(dataset, checkpoint.origin, folder)
 
 
 def is_resumable(folder: Path) -> bool:
     """Return whether the run in a folder has a readable checkpoint, and its best epoch."""
-    from vae_exp.training import checkpointer
+    from vae_exp.training.checkpointer import best_of
 
-    _, before, _ = _newest(folder)
-    if before is None:
-        return False
+    _, checkpoint, _ = _newest(folder)
     with contextlib.suppress(UserError):
-        return before.best is None or checkpointer.best_of(folder, before) is not None
+        return checkpoint is not None and (checkpoint.best is None or bool(best_of(folder, checkpoint)))
     return False
 
 
 def _newest(folder: Path) -> "tuple[Path | None, Checkpoint | None, list[str]]":
-    """Return the newest checkpoint that a run can go on from, with its path.
-
-    Also return why newer ones cannot be used.
-    """
+    """Return the newest checkpoint that a run can go on from, with its path, and why newer ones cannot be used."""
     from vae_exp.training import checkpoints
 
     reasons: list[str] = []
@@ -191,10 +183,10 @@ def _newest(folder: Path) -> "tuple[Path | None, Checkpoint | None, list[str]]":
         if not path.is_file():
             continue
         try:
-            kept = checkpoints.load(path)
-            if kept.goes_on is None:
+            checkpoint = checkpoints.load(path)
+            if checkpoint.goes_on is None:
                 raise UserError(f"checkpoint={path}: holds a model, and not the state of a run.")
-            return path, kept, reasons
+            return path, checkpoint, reasons
         except UserError as error:
             reasons.append(f"{error} It cannot be resumed from.")
     return None, None, reasons
@@ -206,29 +198,28 @@ def load(folder: Path, config: Config, quiet: bool = False) -> "Checkpoint":
     Raises UserError if there is none, if the configuration contradicts it, or if the best epoch is lost: at the end of
     the run it would be too late.
     """
-    from vae_exp.training import checkpointer
+    from vae_exp.training.checkpointer import best_of
 
-    path, before, reasons = _newest(folder)
-    if before is None:
-        raise UserError(_unreadable(folder, reasons))
-    if wrong := contradictions(before.config, config):
-        raise UserError(_refusal(folder, wrong))
-    if before.best is not None:
-        best, _ = checkpointer.best_of(folder, before)
-        before = replace(before, best=best.best)  # best.pt may be ahead of last.pt
+    path, checkpoint, reasons = _newest(folder)
+    if checkpoint is None:
+        raise _unreadable(folder, reasons)
+    if wrong := contradictions(checkpoint.config, config):
+        raise _contradicted(folder, wrong)
+    if checkpoint.best is not None:  # best.pt may be ahead of last.pt
+        checkpoint = replace(checkpoint, best=best_of(folder, checkpoint)[0].best)
     if not quiet:
         for reason in reasons:
             log.warning(reason)
-        log.info(f"goes on from {path}: step {before.step:,}, {before.epoch} epochs done")
-    return before
+        log.info(f"goes on from {path}: step {checkpoint.step:,}, {checkpoint.epoch} epochs done")
+    return checkpoint
 
 
-def _unreadable(folder: Path, reasons: list[str]) -> str:
-    return (
+def _unreadable(folder: Path, reasons: list[str]) -> UserError:
+    return UserError(
         f"resume={folder}: no {LAST} that can be read is there, nor {PREVIOUS}. resume=null starts anew, in this "
         f"folder with replace=true.{''.join(f' {reason}' for reason in reasons)}"
     )
 
 
-def _refusal(folder: Path, wrong: list[str]) -> str:
-    return f"resume={folder}: the configuration contradicts the run.\n" + "\n".join(wrong)
+def _contradicted(folder: Path, wrong: list[str]) -> UserError:
+    return UserError("\n".join([f"resume={folder}: the configuration contradicts the run.", *wrong]))

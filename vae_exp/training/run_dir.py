@@ -6,7 +6,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TextIO
@@ -29,55 +29,49 @@ from vae_exp.files import (
     writing,
 )
 
-# What a run may change on its way; a key that ends in a dot stands for its whole group.
+log = logging.getLogger(__name__)
+OUTPUTS = Path("outputs")
+LAST, PREVIOUS, BEST = CHECKPOINTS = "last.pt", "last.previous.pt", "best.pt"
+SUMMARY, CONFIG, METRICS, IMAGES, LOCK = "summary.json", "config.yaml", "metrics.jsonl", "images", "lock"
+LOG = "train.log"
+EARLIER, GENERATED = "earlier", "generated"
+RESULT = "reproduced.json"  # of vae-reproduce: what is claimed of this run, and what was found
+OVERRIDES, HYDRA = Path(".hydra", "overrides.yaml"), Path(".hydra", "hydra.yaml")
+MULTIRUN = "multirun.yaml"  # in a sweep's folder: what was typed for all of its jobs
+FILES = (*CHECKPOINTS, SUMMARY, CONFIG, METRICS, LOG)
+# What a run writes, moves or takes away, and what its evaluations and pictures are.
+ENTRIES = (*FILES, LOCK, RESULT, ".hydra", IMAGES, EARLIER, GENERATED)
+FIRST_FILES_BYTES = 2**14  # of .hydra/, config.yaml and summary.json together
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)  # a file of ours, or what it holds
+
+# The keys and groups that a run may change on its way.
 MAY_CHANGE = (
-    "epochs", "max_steps", "max_minutes", "early_stopping.", "resume", "trust", "replace",
-    "device", "devices", "threads", "precision", "compile",
-    "wandb.", "sweep.",
+    "epochs", "max_steps", "max_minutes", "early_stopping", "resume", "trust", "replace",
+    "device", "devices", "threads", "precision", "compile", "wandb", "sweep",
     "log_every_steps", "figures", "figure_every_epochs", "scores", "scores_every_epochs",
     "checkpoint_every_epochs", "checkpoint_every_steps", "checkpoint_every_minutes",
     "dataset.root", "dataset.cache", "dataset.device_memory",
 )  # fmt: skip
-
 LENGTH = ("epochs", "max_steps", "max_minutes", "early_stopping.patience")  # what gives a finished run more to do
+MODEL = ("network", "likelihood", "dataset")  # the groups that are built to use a trained model
+OWN_IMAGES = ("vae_exp.datasets.image_folder", "vae_exp.datasets.arrays")  # whatever lies at dataset.root
 
 
 def contradictions(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return the keys whose values differ and may not, with both values."""
     before, now = flatten(before), flatten(now)
-    missing = "not there"
+    free = tuple(f"{key}." for key in MAY_CHANGE)
+    values = [(key, now.get(key, "not there"), before.get(key, "not there")) for key in {**before, **now}]
     return [
-        f"{key}={now.get(key, missing)}: the run has {key}={before.get(key, missing)}"
-        for key in dict.fromkeys([*before, *now])
-        if before.get(key, missing) != now.get(key, missing) and not _may_change(key)
+        f"{key}={value}: the run has {key}={old}"
+        for key, value, old in values
+        if value != old and not f"{key}.".startswith(free)
     ]
-
-
-def _may_change(key: str) -> bool:
-    return any(key == name or (name.endswith(".") and key.startswith(name)) for name in MAY_CHANGE)
-
-
-OUTPUTS = Path("outputs")
-BEST, LAST, PREVIOUS = "best.pt", "last.pt", "last.previous.pt"
-SUMMARY, CONFIG, METRICS, IMAGES, LOCK = "summary.json", "config.yaml", "metrics.jsonl", "images", "lock"
-LOG = "train.log"
-MODEL = ("network", "likelihood", "dataset")  # the groups that are built to use a trained model
-EARLIER, GENERATED = "earlier", "generated"
-RESULT = "reproduced.json"  # of vae-reproduce: what is claimed of this run, and what was found
-FIRST_FILES_BYTES = 2**14  # of .hydra/, config.yaml and summary.json together
-OVERRIDES, OF_HYDRA = Path(".hydra", "overrides.yaml"), Path(".hydra", "hydra.yaml")
-# What a run writes, moves or takes away, and what its evaluations and pictures are.
-OF_A_RUN = (
-    *(BEST, LAST, PREVIOUS, SUMMARY, CONFIG, METRICS, LOG, LOCK, RESULT),
-    *(".hydra", IMAGES, EARLIER, GENERATED),
-)
-MULTIRUN = "multirun.yaml"  # in a sweep's folder: what was typed for all of its jobs
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)  # a file of ours, or what it holds
 
 
 @dataclass(frozen=True)
 class WandbRun:
-    """The W&B run that a run was logged to, and its place there; no id if W&B was disabled."""
+    """Name the W&B run that a run was logged to, and its place there; no id if W&B was disabled."""
 
     mode: str = "disabled"
     id: str | None = None
@@ -91,7 +85,7 @@ class WandbRun:
 
 @dataclass
 class Summary:
-    """The content of summary.json: the state of a run or how it ended, and its results."""
+    """Hold the content of summary.json: the state of a run or how it ended, and its results."""
 
     state: str  # running, finished, pruned, interrupted or failed
     reason: str | None = None
@@ -134,18 +128,17 @@ def read_summary(folder: Path) -> Summary | None:
         known = {name: content.pop(name) for name in ("state", "reason", "name", "seconds") if name in content}
         if not all(isinstance(known.get(name), str | None) for name in ("reason", "name")):
             raise TypeError("its reason and its name are texts")
-        return Summary(**known, wandb=_wandb_run(content.pop("wandb", None)), results=content)
+        return Summary(**known, wandb=_wandb_run(content.pop("wandb", None) or {}), results=content)
     except UNREADABLE:
         return None
 
 
-def _wandb_run(stored: Any) -> WandbRun:
+def _wandb_run(stored: dict[str, Any]) -> WandbRun:
     """Return what is known of a W&B run; another version may have written more of it, or less."""
-    known = stored if isinstance(stored, dict) else {}
-    sound: dict[str, Any] = {name: value for name, value in known.items() if name != "tags" and isinstance(value, str)}
-    if isinstance(tags := known.get("tags"), list) and all(isinstance(tag, str) for tag in tags):
-        sound["tags"] = tags
-    return WandbRun(**{each.name: sound[each.name] for each in fields(WandbRun) if each.name in sound})
+    texts = {key.name: stored[key.name] for key in fields(WandbRun) if isinstance(stored.get(key.name), str)}
+    tags = stored.get("tags")
+    is_list = isinstance(tags, list) and all(isinstance(tag, str) for tag in tags)
+    return WandbRun(**texts | {"tags": tags if is_list else None})
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:
@@ -158,7 +151,7 @@ def read_config(folder: Path) -> dict[str, Any] | None:
 
 def read_hydra(folder: Path) -> dict[str, Any]:
     """Return Hydra's own part of the configuration of the run in a folder, or of its sweep, as it lies there."""
-    for path in (folder / OF_HYDRA, folder / MULTIRUN):
+    for path in (folder / HYDRA, folder / MULTIRUN):
         with contextlib.suppress(*UNREADABLE):
             return dict(read_yaml(path)["hydra"])
     return {}
@@ -180,21 +173,17 @@ def config_dir(folder: Path) -> list[str]:
 
 def on_resume(folder: Path, *more: str) -> str:
     """Return the command that goes on with the run in a folder, as a shell takes it."""
-    words = [*map(shlex.quote, config_dir(folder)), as_argument("resume", folder), *_trust(folder, CALLS), *more]
-    return " ".join(["vae-train", *words])
+    words = [*map(shlex.quote, config_dir(folder)), as_argument("resume", folder)]
+    return " ".join(["vae-train", *words, *trusting(read_config(folder) or {}, CALLS), *more])
 
 
 def on_checkpoint(program: str, folder: Path) -> str:
     """Return the command of a program that takes the run's best.pt, as a shell takes it."""
-    return " ".join([program, as_argument("checkpoint", folder), *_trust(folder, MODEL)])
-
-
-def _trust(folder: Path, groups: Iterable[str]) -> list[str]:
-    return trusting(read_config(folder) or {}, groups)
+    return " ".join([program, as_argument("checkpoint", folder), *trusting(read_config(folder) or {}, MODEL)])
 
 
 def read_overrides(folder: Path, of_sweep: bool = False, typed: Collection[str] = ()) -> list[str] | None:
-    """Return what was typed for the run, or for the sweep, in a folder, as Hydra kept it; None where it is unreadable.
+    """Return the overrides of the run, or of the sweep, in a folder, as Hydra kept them; None if they are unreadable.
 
     The folder may be a stranger's: what a stranger may not say is left out, with a line that says so, unless it is
     also `typed` now.
@@ -205,34 +194,33 @@ def read_overrides(folder: Path, of_sweep: bool = False, typed: Collection[str] 
     try:
         stored = read_yaml(path)
         lists = [stored["hydra"]["overrides"][kind] for kind in ("hydra", "task")] if of_sweep else [stored]
-        kept, dropped = own_words([str(word) for words in lists for word in words], typed)
+        overrides, dropped = own_words([str(word) for words in lists for word in words], typed)
     except UNREADABLE:
         return None
     if of_sweep and config_dir(folder):  # which commands have in its place
         dropped = [word for word in dropped if not word.startswith("hydra.searchpath=")]
     if dropped:
-        left_out = " ".join(map(printable, dropped))
-        say(f"not taken from {printable(path)}: {shortened(left_out)}. Type it again where you want it.", sys.stderr)
-    return kept
+        words = shortened(" ".join(map(printable, dropped)))
+        say(f"not taken from {printable(path)}: {words}. Type it again where you want it.", sys.stderr)
+    return overrides
 
 
-def runs_below(folder: Path, *having: str) -> list[Path]:
+def runs_below(folder: Path, *names: str) -> list[Path]:
     """Return the folders at or below a folder that have a file of these names (summary.json), newest file first."""
     times: dict[Path, int] = {}
-    for name in having or (SUMMARY,):
+    for name in names or (SUMMARY,):
         for file in folder.rglob(name):
             with contextlib.suppress(OSError):  # another process has taken it away meanwhile
                 times[file.parent] = max(times.get(file.parent, 0), file.stat().st_mtime_ns)
     return sorted(times, key=lambda run: (times[run], str(run)), reverse=True)
 
 
-def newest(*having: str) -> Path | None:
+def newest(*names: str) -> Path | None:
     """Return the run in outputs whose file of these names is the newest, which `latest` means, or None.
 
     Copies of W&B's artifacts lie in outputs too and are no runs: they have no summary.
     """
-    runs = (run for run in runs_below(OUTPUTS, *having) if (run / SUMMARY).is_file())
-    return next(runs, None)
+    return next((run for run in runs_below(OUTPUTS, *names) if (run / SUMMARY).is_file()), None)
 
 
 @contextlib.contextmanager
@@ -245,13 +233,33 @@ def lock_folder(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / LOCK, "a+", opener=no_links)  # noqa: SIM115
     with lock:
-        if not _locked(lock):
-            raise _taken(folder, lock)
+        _lock(lock, folder)
         with contextlib.suppress(OSError):  # the number is for people; a full disk may refuse it
             lock.truncate(0)
             lock.write(f"{os.getpid()}\n")
             lock.flush()
         yield
+
+
+def require_no_owner(folder: Path) -> None:
+    """Raise UserError if another process holds the folder; the folder is not held afterwards."""
+    with contextlib.suppress(OSError), open(folder / LOCK, "r+", opener=no_links) as lock:
+        _lock(lock, folder)
+
+
+def _lock(file: TextIO, folder: Path) -> None:
+    """Lock a folder's file until it is closed. Raises UserError naming the process that has locked it already."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        raise UserError(
+            f"{folder}: process {file.read().strip() or '?'} is training in this folder just now."
+        ) from None
+    except (ImportError, OSError):  # Windows, or a file system without locks
+        pass
 
 
 def require_writable(folder: Path) -> None:
@@ -262,59 +270,17 @@ def require_writable(folder: Path) -> None:
     """
     if "${" in str(folder):  # Hydra would look for what it refers to
         raise UserError(f"{folder}: a run's folder may have no ${{ in its name.")
-    require_no_links(folder, OF_A_RUN)
-    for name in (BEST, LAST, PREVIOUS, SUMMARY, CONFIG, METRICS, LOG):
-        if (folder / name).exists() and not (folder / name).is_file():
-            raise UserError(f"{folder / name}: not a file, and a run writes one of this name. Take it away first.")
-    missing = [place for place in (folder, *folder.parents) if not place.exists()]
-    trial = partial_of(folder / LOG)
-    try:
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        with writing(folder / LOG):
+    require_no_links(folder, ENTRIES)
+    with writing(folder):
+        parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        trial = partial_of(parent / LOG)
+        try:
             trial.write_bytes(bytes(FIRST_FILES_BYTES))
-            if (folder / LOG).exists():
-                (folder / LOG).open("ab").close()
-    finally:
-        with contextlib.suppress(OSError):
+        finally:
             trial.unlink(missing_ok=True)
-        for made in missing:
-            with contextlib.suppress(OSError):  # it was never made, or another job of a sweep has its folder there
-                made.rmdir()
-
-
-def require_no_owner(folder: Path) -> None:
-    """Raise UserError if another process holds the folder; the folder is not held afterwards."""
-    with contextlib.suppress(OSError), open(folder / LOCK, "r+", opener=no_links) as lock:
-        if not _locked(lock):
-            raise _taken(folder, lock)
-
-
-def _taken(folder: Path, lock: TextIO) -> UserError:
-    lock.seek(0)
-    return UserError(f"{folder}: process {lock.read().strip() or '?'} is training in this folder just now.")
-
-
-def _locked(lock: TextIO) -> bool:
-    """Return whether this process now holds the lock.
-
-    Without locks in the system nothing can be known, so the answer is yes.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return True
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        return True
-    return True
-
-
-log = logging.getLogger(__name__)
-CHECKPOINTS = (LAST, PREVIOUS, BEST)
+    if (folder / LOG).exists():
+        with writing(folder / LOG):
+            (folder / LOG).open("ab").close()
 
 
 def holds_run(folder: Path) -> bool:
@@ -345,19 +311,17 @@ def log_bytes(folder: Path) -> int:
 
 def clear(folder: Path, old_log_bytes: int) -> None:
     """Remove all that an earlier run left in the folder of a new one, and the first `old_log_bytes` of train.log."""
-    measured = [file for name in CHECKPOINTS for file in _measured(folder, name)]
+    results = [path for name in CHECKPOINTS for path in _results(folder, name)]
     old = [folder / name for name in (IMAGES, GENERATED, EARLIER, RESULT, METRICS, *CHECKPOINTS)]
-    old.append(folder / SUMMARY)  # last: what is there until then is a run
-    for path in [*old, *measured, *_partials(folder)]:
+    for path in [*results, *_partials(folder), *old, folder / SUMMARY]:  # until the summary is gone it is a run
         with writing(path):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    log = folder / LOG
     if old_log_bytes:
-        with writing(log):
-            said = log.read_bytes()[old_log_bytes:]
-            os.truncate(log, 0)  # the same file: Hydra holds it open and appends
-            with log.open("ab") as file:
-                file.write(said)
+        with writing(folder / LOG), (folder / LOG).open("r+b") as file:  # the same file: Hydra holds it open
+            new = file.read()[old_log_bytes:]
+            file.seek(0)
+            file.write(new)
+            file.truncate()
 
 
 def truncate_metrics(folder: Path, step: int, metrics_bytes: int) -> None:
@@ -366,22 +330,22 @@ def truncate_metrics(folder: Path, step: int, metrics_bytes: int) -> None:
     with writing(metrics):
         for partial in _partials(folder):
             partial.unlink()
-        whole = metrics.read_bytes()[:metrics_bytes] if metrics.is_file() else b""
-        if len(whole) < metrics_bytes or not _is_of_rows(whole):
+        rows = metrics.read_bytes()[:metrics_bytes] if metrics.is_file() else b""
+        if len(rows) < metrics_bytes or not _are_rows(rows):
             log.warning(f"{metrics}: rows from before step {step:,} are lost or damaged; the weights are not.")
-        write(metrics, whole[: whole.rfind(b"\n") + 1])
-        for picture in (folder / IMAGES).glob("*_*.png"):
-            drawn = picture.stem.rpartition("_")[2]
-            if drawn.isdigit() and (int(drawn) > step or picture.name.startswith("test_")):
-                picture.unlink()
+        write(metrics, rows[: rows.rfind(b"\n") + 1])
+        for figure in (folder / IMAGES).glob("*_*.png"):
+            at_step = figure.stem.rpartition("_")[2]
+            if at_step.isdigit() and (int(at_step) > step or figure.name.startswith("test_")):
+                figure.unlink()
 
 
 def _partials(folder: Path) -> list[Path]:
     """Return what killed processes left of the files that only the folder's one process writes."""
-    return [path for name in (*CHECKPOINTS, SUMMARY, CONFIG, METRICS) for path in folder.glob(f"{name}*.partial")]
+    return [path for name in FILES for path in folder.glob(f"{name}*.partial")]
 
 
-def _is_of_rows(content: bytes) -> bool:
+def _are_rows(content: bytes) -> bool:
     try:
         return all(isinstance(parse_json(row.decode()), dict) for row in content.splitlines())
     except (Unreadable, UnicodeDecodeError):
@@ -389,35 +353,31 @@ def _is_of_rows(content: bytes) -> bool:
 
 
 def archive_evaluations(folder: Path, checkpoint: str, epoch: int) -> None:
-    """Move what was measured of a checkpoint of `epoch` to earlier/epoch-N, before it gets other weights.
+    """Move the evaluations of a checkpoint of `epoch` to earlier/epoch-N, before it gets other weights.
 
     generated/ goes with best.pt, from which pictures are drawn unless another checkpoint is named.
     """
-    kept = folder / EARLIER / f"epoch-{epoch}"
-    drawn = (folder / GENERATED).rglob("*") if checkpoint == BEST else ()
-    for file in [*_measured(folder, checkpoint), *drawn]:
-        if not file.is_dir():
-            there = kept / file.relative_to(folder)
-            with writing(there):
-                there.parent.mkdir(parents=True, exist_ok=True)
-                file.replace(there)
-    if checkpoint == BEST:
-        with contextlib.suppress(OSError):  # another process draws just now
-            for emptied in sorted([folder / GENERATED, *(folder / GENERATED).rglob("*")], reverse=True):
-                emptied.rmdir()
+    generated = [folder / GENERATED, *(folder / GENERATED).rglob("*")] if checkpoint == BEST else []
+    for path in [*_results(folder, checkpoint), *generated]:
+        if path.is_file():
+            target = folder / EARLIER / f"epoch-{epoch}" / path.relative_to(folder)
+            with writing(target):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                path.replace(target)
+    with contextlib.suppress(OSError):  # another process draws just now
+        for path in sorted(generated, reverse=True):
+            if path.is_dir():
+                path.rmdir()
 
 
-def _measured(folder: Path, checkpoint: str) -> list[Path]:
+def _results(folder: Path, checkpoint: str) -> list[Path]:
     """Return the files measured of a checkpoint or fitted to it, such as best.test.json and best.gmm.npz beside it."""
     return [file for kind in ("json", "npz") for file in folder.glob(f"{Path(checkpoint).stem}.*.{kind}")]
 
 
-OWN_IMAGES = ("vae_exp.datasets.image_folder", "vae_exp.datasets.arrays")  # whatever lies at dataset.root
-
-
 @dataclass(frozen=True)
 class Origin:
-    """The place of dataset.root, absolute and from the run's folder, and the record of the data's fingerprint."""
+    """Hold the place of dataset.root, absolute and from the run's folder, and the record of the data's fingerprint."""
 
     root: str | None  # None here and below of data that lie nowhere
     from_run: str | None
@@ -429,16 +389,16 @@ def in_reach(dataset: Mapping[str, Any], origin: Origin | None, run_dir: Path | 
 
     Raises UserError where nothing lies at any place, unless the data can be downloaded or are code's of the user's own.
     """
-    found, target = places(dataset, origin, run_dir), str(dataset.get("_target_"))
-    there = [place for place in found if os.path.exists(os.path.expanduser(place))]  # noqa: PTH110, PTH111  (never raise)
-    if there or not found:
-        return there
+    paths, target = places(dataset, origin, run_dir), str(dataset.get("_target_"))
+    available = [path for path in paths if os.path.exists(os.path.expanduser(path))]  # noqa: PTH110, PTH111  (never raise)
+    if available or not paths:
+        return available
     if target in OWN_IMAGES:
         raise UserError(
-            f"dataset.root={found[0]}: the data of the run are not there"
-            f"{''.join(f', nor at {place}' for place in found[1:])}. Say where they lie now: dataset.root=PATH."
+            f"dataset.root={paths[0]}: the data of the run are not there"
+            f"{''.join(f', nor at {path}' for path in paths[1:])}. Say where they lie now: dataset.root=PATH."
         )
-    return found[-1:] if target.startswith("vae_exp.") else found[:1]
+    return paths[-1:] if target.startswith("vae_exp.") else paths[:1]
 
 
 def places(dataset: Mapping[str, Any], origin: Origin | None, run_dir: Path | None) -> list[str]:
@@ -451,39 +411,28 @@ def places(dataset: Mapping[str, Any], origin: Origin | None, run_dir: Path | No
     if not isinstance(root, str):
         return []
     if origin is not None:
-        found, from_run = [root, *([origin.root] if origin.root else [])], origin.from_run
+        paths, from_run = [root, *([origin.root] if origin.root else [])], origin.from_run
     else:
-        cwd, run_dir_then = _as_hydra_has_it(run_dir)
-        root = _resumed_with(run_dir) or root
-        found = [str((cwd or Path()) / os.path.expanduser(root))]  # noqa: PTH111
-        from_run = os.path.relpath(found[0], run_dir_then) if run_dir_then else None
+        cwd, old_run_dir = _hydra_folders(run_dir)
+        root = _absolute_root(run_dir) or root
+        paths = [str((cwd or Path()) / os.path.expanduser(root))]  # noqa: PTH111
+        from_run = os.path.relpath(paths[0], old_run_dir) if old_run_dir else None
     if run_dir is not None and from_run is not None:
-        found.append(os.path.normpath(run_dir.absolute() / from_run))
-    if target.startswith("vae_exp.") and target not in OWN_IMAGES:
-        found.append(str(data_folder()))
-    return list(dict.fromkeys(found))
+        paths.append(os.path.normpath(run_dir.absolute() / from_run))
+    if target.startswith("vae_exp.") and target not in OWN_IMAGES:  # as conf/dataset/*.yaml say
+        paths.append(os.environ.get("VAE_EXP_DATA") or str(cache_folder("").parent))
+    return list(dict.fromkeys(paths))
 
 
-def data_folder() -> Path:
-    """Return where downloaded data and decoded images lie, as conf/dataset/*.yaml say."""
-    return Path(os.environ.get("VAE_EXP_DATA") or cache_folder("").parent)
-
-
-def _resumed_with(run_dir: Path | None) -> str | None:
-    """Return the absolute root in a run's config.yaml, or None.
-
-    It is where the run went on since; best.pt may still be of an older version.
-    """
+def _absolute_root(run_dir: Path | None) -> str | None:
+    """Return the absolute root in config.yaml, where the run went on since; best.pt may be of an older version."""
     dataset = ((read_config(run_dir) if run_dir else None) or {}).get("dataset")
     root = dataset.get("root") if isinstance(dataset, dict) else None
     return root if isinstance(root, str) and Path(root).is_absolute() else None
 
 
-def _as_hydra_has_it(run_dir: Path | None) -> tuple[Path | None, Path | None]:
-    """Return the folder in which a run was started, and its own at that time.
-
-    They are None if Hydra left no record that can be read.
-    """
+def _hydra_folders(run_dir: Path | None) -> tuple[Path | None, Path | None]:
+    """Return the folder in which a run was started and its own at that time, or None if Hydra's record says neither."""
     try:
         runtime = read_hydra(run_dir or Path())["runtime"]
         cwd, output_dir = Path(runtime["cwd"]), Path(runtime["output_dir"])
