@@ -21,6 +21,7 @@ import hydra
 import numpy as np
 import pytest
 import torch
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.errors import ConfigCompositionException
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -489,7 +490,7 @@ def test_ctrl_c_while_hydra_composes_ends_like_any_ctrl_c(vae_train, monkeypatch
         except KeyboardInterrupt:
             raise ConfigCompositionException("what Hydra says then")  # noqa: B904
 
-    monkeypatch.setattr(hydra, "compose", interrupted)
+    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", interrupted)
     assert vae_train("model.z_dim=3") == (130, "")
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from omegaconf import OmegaConf
 
 from tests import hooks
@@ -15,7 +14,7 @@ from tests.conftest import QUICK, metrics, quick_run, stored
 from tests.hooks import Crash
 from vae_exp.errors import UserError
 from vae_exp.figures import training
-from vae_exp.sweeps import jobs
+from vae_exp.sweeps import sweepers
 from vae_exp.training import checkpoints
 from vae_exp.training.stopper import CHECKPOINTS_SHARE, Cadence
 
@@ -143,23 +142,17 @@ def test_null_means_not_by_epochs_and_a_share_counts_from_the_end():
     ],
 )
 def test_the_configurations_of_a_sweep_are_those_that_hydra_composes(vae_train, monkeypatch, swept):
-    of_hydra, quick, compared = ConfigLoaderImpl.load_sweep_config, jobs.Composed.with_values, []
+    load, compared = sweepers.JobConfigs.load_sweep_config, []
 
-    def composed(self, words):
-        cfg = quick(self, words)
-        if cfg is not None:
-            lines = [word.input_line for word in words]
-            hydras = of_hydra(compared_with["loader"], compared_with["master"], lines)
+    def load_both(self, master_config, sweep_overrides):
+        known = len(self.composed)
+        cfg = load(self, master_config, sweep_overrides)
+        if len(self.composed) == known:
+            hydras = self.loader.load_sweep_config(master_config, sweep_overrides)
             compared.append((OmegaConf.to_yaml(cfg), OmegaConf.to_yaml(hydras)))
         return cfg
 
-    def noted(self, master_config, sweep_overrides):
-        compared_with.update(loader=self, master=master_config)
-        return of_hydra(self, master_config, sweep_overrides)
-
-    compared_with = {}
-    monkeypatch.setattr(jobs.Composed, "with_values", composed)
-    monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", noted)
+    monkeypatch.setattr(sweepers.JobConfigs, "load_sweep_config", load_both)
     code, said = vae_train("-m", *QUICK[::2], "epochs=0", "wandb.mode=disabled", *swept)
     assert code == 0, said
     assert compared

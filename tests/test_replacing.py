@@ -87,6 +87,30 @@ def test_a_new_run_that_cannot_begin_takes_nothing_away(vae_train, trained_by_co
     assert after[Path("run/train.log")][0].startswith(before[Path("run/train.log")][0])
 
 
+@pytest.mark.parametrize(
+    "typed",
+    [
+        (*RUN,),
+        (*RUN, "replace=true", "model.z_dim=0"),
+        (*RUN, "replace=true", "model=conditional", "dataset.n_classes=0"),
+        (*RUN, "replace=true", "hydra/job_logging=disabled"),
+        (*RUN, "resume=auto", "batch_size=7"),
+        ("resume=run", "trust=true"),
+        ("resume=run", "trust=true", "epochs=2", "model.z_dim=9"),
+        ("resume=run", "epochs=2"),
+        ("resume=run", "trust=true", "epochs=2", "optimizer.zr=9"),
+    ],
+    ids=lambda typed: " ".join(word for word in typed if word not in RUN),
+)
+def test_a_refused_start_changes_no_byte_of_a_run(vae_train, typed):
+    assert vae_train(*RUN)[0] == 0
+    before = content("run")
+    assert Path("run/.hydra/hydra.yaml") in before
+    code, said = vae_train(*typed)
+    assert (code, "Traceback" in said) == (1, False), said
+    assert content("run") == before
+
+
 def test_a_folder_whose_run_failed_before_it_began_is_used_again(vae_train):
     code, said = vae_train("dataset=image_folder", "dataset.root=photos", *RUN[2:], "batch_size=64")
     assert (code, "photos" in said) == (1, True), said

@@ -326,9 +326,12 @@ def test_a_sweep_grows(vae_train):
     assert code == 0, said
     assert said.count("already finished") == 6
     jobs = {path.name: path for path in only_sweep().iterdir() if path.is_dir()}
-    assert set(jobs) == {f"z_dim-{z}_lr-{lr}_seed-{s}" for z in (3, 4, 5) for lr in ("0.001", "0.01") for s in (0, 1)}
+    assert len(jobs) == 12
     for old in before:
-        assert (jobs[f"{old}_lr-0.001_seed-0"] / "metrics.jsonl").read_bytes() == before[old]
+        assert (jobs[old] / "metrics.jsonl").read_bytes() == before[old]
+    rows = {(row["model.z_dim"], row["optimizer.lr"], row["seed"]): row["run"] for row in table(only_sweep())}
+    assert len(rows) == 12
+    assert (rows["3", "0.001", "0"], rows["3", "0.01", "1"]) == ("z_dim-3", "z_dim-3_lr-0.01_seed-1")
     for typed in (("model.z_dim=3,4", "seed=0,1"), ("model.z_dim=3,4,5", "seed=1,2"), ("model.z_dim=3,4,5", "seed=0")):
         code, said = vae_train(*asked, *typed, "optimizer.lr=1e-3,1e-2", "sweep.resume=latest")
         assert code == 1, said
@@ -345,12 +348,17 @@ def test_a_sweep_grows_only_around_what_it_has(vae_train):
     assert {path.name for path in only_sweep().iterdir() if path.is_dir()} == {"z_dim-3", "z_dim-4"}
 
 
-def test_numbered_jobs_do_not_grow(vae_train):
+def test_numbered_jobs_grow_around_those_that_are_there(vae_train):
     asked = ("-m", *TINY[:2], "wandb.mode=disabled", "epochs=0")
     assert vae_train(*asked, "network.hidden_dims=[8],[16]")[0] == 0
-    code, said = vae_train(*asked, "network.hidden_dims=[8],[16],[4]", "sweep.resume=latest")
-    assert code == 1
-    assert "its jobs are told apart by numbers" in said
+    code, said = vae_train(*asked, "network.hidden_dims=[4],[8],[16]", "sweep.resume=latest")
+    assert code == 0, said
+    assert said.count("already finished") == 2
+    assert {row["network.hidden_dims"]: row["run"] for row in table(only_sweep())} == {
+        "[8]": "0",
+        "[16]": "1",
+        "[4]": "3",
+    }
 
 
 def test_an_old_optuna_is_told_of(vae_train, monkeypatch, tmp_path):

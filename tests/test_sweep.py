@@ -395,6 +395,7 @@ def test_the_folder_of_a_sweep_can_be_chosen(vae_train):
         (("-m", "seed=0,1", "sweep.resume=1"), "sweep.resume=1: no sweep was started there"),
         (("-m", "seed=0,1", "sweep.resume=0"), "sweep.resume=0: no sweep was started there"),
         (("-m", "model.beta=range(1,3,0)"), "model.beta=range(1,3,0): range() arg 3 must not be zero."),
+        (("-m", "model.z_dim=2,0"), "model.z_dim=0: it takes a whole number, 1 or more."),
         (("-m", "seed=0,1", "hydra.run.dir=a"), "hydra.run.dir=a: is of one run. The folder of a sweep is"),
     ],
 )

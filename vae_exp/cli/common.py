@@ -18,7 +18,7 @@ from string import Template
 from typing import Any
 
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vae_exp import __version__
@@ -36,32 +36,30 @@ def with_own_options(arguments: list[str]) -> list[str]:
 
     The jobs of a sweep keep settings, but not flags.
     """
-    found = [i for i, argument in enumerate(arguments) if argument.partition("=")[0] in ("--config-dir", "-cd")]
-    if not found:
-        return arguments
-    flag, _, folder = arguments[found[0]].partition("=")
-    after = found[0] + (1 if folder else 2)
-    folder = folder or "".join(arguments[after - 1 : after])
-    if not folder or not path_of(flag, folder).is_dir():
-        raise UserError(f"{flag} {folder}: there is no such folder. It holds options of your own: objective/NAME.yaml")
-    path = f"file://{Path(folder).resolve()}"
-    path = path if re.fullmatch(r"[\w:/.-]+", path) else quoted(path)
-    return [*arguments[: found[0]], *arguments[after:], f"hydra.searchpath=[{path}]"]
+    for i, argument in enumerate(arguments):
+        flag, is_given, folder = argument.partition("=")
+        if flag in ("--config-dir", "-cd"):
+            folder, *rest = arguments[i + 1 :] or [""] if not is_given else [folder, *arguments[i + 1 :]]
+            if not folder or not path_of(flag, folder).is_dir():
+                raise UserError(
+                    f"{flag} {folder}: there is no such folder. It holds options of your own: objective/NAME.yaml"
+                )
+            path = f"file://{Path(folder).resolve()}"
+            path = path if re.fullmatch(r"[\w:/.-]+", path) else quoted(path)
+            return [*arguments[:i], *rest, f"hydra.searchpath=[{path}]"]
+    return arguments
 
 
 def print_help(arguments: list[str]) -> None:
     """Print the help of vae-train; Hydra would fill in the same text, but asks every plugin's groups, for seconds."""
-    folders = [CONF_DIR]
-    for word in arguments:
-        if found := re.fullmatch(r"hydra\.searchpath=\['?file://(.*?)'?\]", word):  # of --config-dir
-            folders.append(Path(found[1]))
+    matches = [re.fullmatch(r"hydra\.searchpath=\['?file://(.*?)'?\]", word) for word in arguments]  # of --config-dir
     names: dict[str, list[str]] = {}
-    for folder in folders:
+    for folder in (CONF_DIR, *(Path(match[1]) for match in matches if match)):
         for group in checks.groups(folder):
             names.setdefault(group, []).extend(checks.options(group, folder))
-    listed = "".join(f"{group}: {', '.join(options)}\n" for group, options in sorted(names.items()))
+    groups = "".join(f"{group}: {', '.join(options)}\n" for group, options in sorted(names.items()))
     template = OmegaConf.load(CONF_DIR / "hydra" / "help" / "vae_exp.yaml").template
-    print(Template(template).substitute(APP_CONFIG_GROUPS=listed))
+    print(Template(template).substitute(APP_CONFIG_GROUPS=groups))
 
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
@@ -77,22 +75,29 @@ def exits(program: str, config_name: str) -> Iterator[None]:
     signal.signal(signal.SIGTERM, _exit_on_sigterm)
     ending: Any = None
     try:
-        try:
+        with explained(program, config_name):
             yield
-        except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(explain(error, program, config_name)) from error
     except BaseException as error:
-        ending = _code_or_message(error, program)
+        ending = code_or_message(error, program)
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):  # what is left is W&B's own ending; nothing to tell of it
             signal.signal(number, signal.SIG_DFL)
     if refusal := _print_what_is_held():
-        ending = ending or _code_or_message(refusal, program)
+        ending = ending or code_or_message(refusal, program)
     if ending:
         sys.exit(ending)
 
 
-def _code_or_message(error: BaseException, program: str) -> Any:
+@contextlib.contextmanager
+def explained(program: str, config_name: str) -> Iterator[None]:
+    """Run the block and turn an error of Hydra's into UserError, in the user's words."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error, program, config_name)) from error
+
+
+def code_or_message(error: BaseException, program: str) -> Any:
     """Return what the program exits with: a code or a message. Raises the error itself if it is a bug of ours."""
     if isinstance(error, SystemExit):
         return error.code
@@ -146,24 +151,16 @@ def run(program: str, config_name: str, rules: dict[str, Rule], about: str, work
         if "--version" in arguments:
             print(versions())
             return
-        show = arguments[:2] == ["--cfg", "job"]
-        overrides = arguments[2:] if show else arguments
-        if flags := [argument for argument in overrides if argument.startswith("-")]:
-            raise UserError(
-                f"{flags[0]}: no such flag. There are --help, --version and --cfg job; all else is KEY=VALUE."
-            )
-        if gone := [argument for argument in overrides if argument.startswith("~")]:
-            raise UserError(f"{gone[0]}: every key has a value; leave {gone[0].lstrip('~')} out for its default.")
-        if paths := [argument for argument in overrides if "=" not in argument]:
-            raise UserError(f"{paths[0]}: write {program} checkpoint={paths[0]}; all that is typed is KEY=VALUE.")
-        overrides = readable(overrides)
-        if several := [word for word in parse(overrides) if word.is_sweep_override()]:
-            raise UserError(f"{several[0].input_line}: {program} takes one value of it.")
-        cfg = compose(config_name, overrides)
-        if show:
+        only_prints = arguments[:2] == ["--cfg", "job"]
+        cfg = compose(config_name, _overrides(program, arguments[2:] if only_prints else arguments))
+        if only_prints:
             print(OmegaConf.to_yaml(cfg))
             return
-        _require_given(cfg, "checkpoint", program)
+        if OmegaConf.is_missing(cfg, "checkpoint"):
+            raise UserError(
+                f"checkpoint: say which, such as `{program} checkpoint=outputs/.../best.pt`, a run's folder, or "
+                "checkpoint=latest."
+            )
         config = resolve(cfg)
         if problems := check_values(flatten(config, rules), rules):
             raise UserError("\n".join(problems))
@@ -171,12 +168,20 @@ def run(program: str, config_name: str, rules: dict[str, Rule], about: str, work
         work(config)
 
 
-def _require_given(cfg: DictConfig, key: str, program: str) -> None:
-    """Raise UserError if a key that has no default was left out."""
-    if OmegaConf.is_missing(cfg, key):
-        raise UserError(
-            f"{key}: say which, such as `{program} {key}=outputs/.../best.pt`, a run's folder, or {key}=latest."
-        )
+def _overrides(program: str, arguments: list[str]) -> list[str]:
+    """Return the arguments of a command that takes only KEY=VALUE. Raises UserError for another."""
+    for word in arguments:
+        if word.startswith("-"):
+            raise UserError(f"{word}: no such flag. There are --help, --version and --cfg job; all else is KEY=VALUE.")
+        if word.startswith("~"):
+            raise UserError(f"{word}: every key has a value; leave {word.lstrip('~')} out for its default.")
+        if "=" not in word:
+            raise UserError(f"{word}: write {program} checkpoint={word}; all that is typed is KEY=VALUE.")
+    overrides = readable(arguments)
+    for override in parse(overrides):
+        if override.is_sweep_override():
+            raise UserError(f"{override.input_line}: {program} takes one value of it.")
+    return overrides
 
 
 def _exit_on_sigterm(*_: Any) -> None:
@@ -197,13 +202,13 @@ def final_message(summary: dict[str, Any], run_dir: Path, dataset: str) -> str:
     def program(name: str) -> str:
         return name if shutil.which(name) else shlex.quote(os.path.relpath(Path(sys.executable).with_name(name)))
 
-    of_test = {key.removeprefix("test/"): value for key, value in summary.items() if key.startswith("test/")}
-    scores = {name: value for name, value in of_test.items() if name not in (*TERMS, "active_units")}
-    test = "   ".join(f"{name} {of_test[name]:.3f}" for name in TERMS)
+    test_results = {key.removeprefix("test/"): value for key, value in summary.items() if key.startswith("test/")}
+    scores = {name: value for name, value in test_results.items() if name not in (*TERMS, "active_units")}
+    test = "   ".join(f"{name} {test_results[name]:.3f}" for name in TERMS)
     run = summary["wandb"]
     beside = shlex.quote(str(Path(run["dir"] or "").parent))
     lines = {
-        "test": f"{test}   ({of_test['active_units']} active units)",
+        "test": f"{test}   ({test_results['active_units']} active units)",
         "scores": "  ".join(f"{name} {value:.3f}" for name, value in scores.items()),
         "pictures": f"{run_dir}/{IMAGES}",
         "numbers": f"{run_dir}/{METRICS}, {SUMMARY}",

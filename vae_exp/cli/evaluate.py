@@ -18,159 +18,11 @@ from vae_exp.training.run_dir import BEST, GENERATED, RESULT
 if TYPE_CHECKING:
     import numpy as np
 
-SPLITS = ("test", "val", "train")
-WEIGHTS = "weights"  # in a picture: those that it is of
-
-
-def file_of(path: Path, split: str) -> Path:
-    """Return the path of the results, such as best.test.json beside best.pt."""
-    return path.with_name(f"{path.stem}.{split}.json")
-
-
-def write(path: Path, split: str, weights: str, result: dict[str, Any], drawn: "dict[str, np.ndarray]") -> list[str]:
-    """Write the numbers and the pictures of an evaluation, and return a line to print for each file.
-
-    Raises UserError if that is refused.
-    """
-    written = file_of(path, split)
-    write_json(written, result)
-    return [f"written   {printable(written)}", *_write_pictures(path, split, weights, drawn)]
-
-
-def in_wandb(path: Path, weights: str, mode: str, config: Any) -> list[str]:
-    """Log all that was measured of these weights, now and before, so that a W&B run that is written anew has all of it.
-
-    Returns the line to print, if W&B took it.
-    """
-    from vae_exp.tracking import wandb_run
-
-    numbers, pictures = _numbers(path, weights), _pictures(path, weights)
-    where = wandb_run.record_evaluation(mode, path.parent, config, numbers, pictures)
-    return [f"W&B       {where}"] if where else []
-
-
-def _write_pictures(path: Path, split: str, weights: str, drawn: "dict[str, np.ndarray]") -> list[str]:
-    """Write the pictures to generated/ beside the checkpoint, each marked with its weights; return the lines to print.
-
-    Raises UserError if that is refused.
-    """
-    from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
-
-    of = "" if (path.name, split) == (BEST, "test") else f"{path.stem}_{split}_"
-    if drawn:
-        require_no_links(path.parent, [GENERATED])
-    lines = []
-    for name, pixels in drawn.items():
-        target, says = path.with_name(GENERATED) / f"{of}{name}.png", PngInfo()
-        says.add_text(WEIGHTS, weights)
-        with writing(target):
-            target.parent.mkdir(exist_ok=True)
-        with atomic_write(target) as file:
-            Image.fromarray(pixels).save(file, "PNG", pnginfo=says)
-        lines.append(f"picture   {printable(target)}")
-    return lines
-
-
-def _pictures(path: Path, weights: str) -> dict[str, Path]:
-    """Return the pictures that were drawn of these weights, by the names that W&B has for them."""
-    from PIL import Image
-
-    found = {}
-    for picture in sorted(path.with_name(GENERATED).glob("*.png")):
-        refusals = contextlib.suppress(OSError, ValueError, SyntaxError)
-        with refusals, open_regular(picture) as file, Image.open(file) as opened:
-            if opened.info.get(WEIGHTS) == weights:
-                found[f"evaluate/{picture.stem}"] = picture
-    return found
-
-
-def _numbers(path: Path, weights: str) -> dict[str, Any]:
-    """Return the numbers of all splits that were measured of these weights."""
-    prefixed: dict[str, Any] = {}
-    for split in SPLITS:
-        written = results.read(file_of(path, split))
-        if written.get("weights") == weights:
-            prefixed |= {f"evaluate/{split}/{name}": value for name, value in results.numbers(written).items()}
-    return prefixed | _claims(path.with_name(RESULT), weights)
-
-
-def _claims(path: Path, weights: str) -> dict[str, float]:
-    """Return the published figures, and what vae-reproduce found for them with these weights."""
-    found: dict[str, float] = {}
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        kept = read_json(path)
-        for claim in kept["claims"] if kept["weights"] == weights else ():
-            epoch = "" if claim["after_epoch"] is None else f"/epoch_{int(claim['after_epoch'])}"
-            if claim["here"] is not None:
-                name = f"published/{claim['what']}{epoch}"
-                found |= {name: float(claim["value"]), f"{name}/here": float(claim["here"])}
-    return found
-
-
-if TYPE_CHECKING:
-    import numpy as np
-
     from vae_exp.datasets.splits import Split
     from vae_exp.inference import TrainedVAE
 
-
-def evaluate_model(model: "TrainedVAE", options: EvaluateOptions) -> "tuple[dict[str, Any], dict[str, np.ndarray]]":
-    """Return the numbers of a split, in nats per image, each with its standard error, and pictures by name.
-
-    Raises UserError if the data cannot be read, for importance samples of a deterministic autoencoder, and for
-    scores of samples or of factors that do not suit the data.
-    """
-    from tqdm import tqdm
-
-    from vae_exp.config import build
-    from vae_exp.evaluation import factor_scores, metrics, reference_classifier, sample_scores
-
-    vae = model.model
-    data = model.read_data(options["dataset"]["root"])
-    split = data.split(options["split"]).to(model.device)
-    # First what may be refused, before minutes of samples and of importance samples.
-    names, rows = factor_scores.choose(model, data, split, options)
-    if (samples := options["importance_samples"]) and not vae.stochastic:
-        raise UserError(f"importance_samples={samples}: an autoencoder gives images no likelihood to bound.")
-    judged = functools.cache(lambda: reference_classifier.reference_classifier(data, model.device))
-    of_samples, drawn = sample_scores.evaluate_samples(model, data, split, judged, options)
-    seed, batch_size = options["seed"], options["batch_size"]
-    noise = functools.partial(build.generator, seed)
-    measured = metrics.evaluate(vae, split, noise("evaluation"), options["repeats"], batch_size=batch_size)
-    result: dict[str, Any] = {"model": model.name, "split": options["split"]}
-    result |= {"images": len(split), "repeats": options["repeats"], "seed": seed}
-    for name, per_image in measured.per_image.items():
-        result |= {name: per_image.mean().item(), f"{name}_error": metrics.standard_error(per_image)}
-        result[f"{name}_noise_error"] = None if name == "kl" else measured.noise_error()
-    if samples:
-        with tqdm(total=samples, desc="importance samples", disable=None, leave=False) as bar:
-            bound = metrics.importance_bound(vae, split, samples, noise("importance"), batch_size, bar.update)
-        result |= {"nll": -bound.mean().item(), "nll_error": metrics.standard_error(bound)}
-        result |= {"importance_samples": samples, "importance_seed": seed}
-    if _gives_probabilities(model, split):
-        nats = result.get("nll", result["neg_elbo"])
-        result["bits_per_dim"] = nats / math.log(2) / math.prod(model.x_shape)
-    if vae.stochastic:
-        result |= metrics.information(measured, noise("part"), noise("information"))
-    result |= {"active_units": measured.active_units, "kl_per_dim": measured.kl_per_dim}
-    result |= {name: value.item() for name, value in vae.scale().items()}
-    if vae.n_classes and vae.stochastic and options["label_accuracy"]:
-        result |= reference_classifier.label_accuracy(vae, judged()[0], data, split, noise("labels"))
-    if names:
-        scores, of_factors = factor_scores.score(model, measured, split, names, rows, options)
-        result, drawn = result | {"scores": scores}, drawn | of_factors
-    return result | ({"samples": of_samples} if of_samples else {}), drawn
-
-
-def _gives_probabilities(model: "TrainedVAE", split: "Split") -> bool:
-    """Return whether the likelihood gives each possible image a probability, so that bits per dimension are defined."""
-    return model.model.support == "bytes" or (model.model.support == "binary" and not split.is_grey())
-
-
-if TYPE_CHECKING:
-    from vae_exp.inference import TrainedVAE
-
+SPLITS = ("test", "val", "train")
+WEIGHTS = "weights"  # in a picture: those that it is of
 ABOUT = """vae-evaluate: held-out numbers of a trained model, in nats per image.
 
 usage: vae-evaluate checkpoint=PATH [KEY=VALUE ...]
@@ -187,6 +39,140 @@ LONG = (
     ("nll", "nll_error", "importance_samples", "importance_seed"),
     ("label_accuracy", "label_accuracy_real", "label_accuracy_shuffled"),
 )
+
+
+def results_path(path: Path, split: str) -> Path:
+    """Return the path of the results, such as best.test.json beside best.pt."""
+    return path.with_name(f"{path.stem}.{split}.json")
+
+
+def log_to_wandb(path: Path, weights: str, mode: str, config: Any) -> list[str]:
+    """Log all results of these weights, new and old, so that a W&B run that is written anew has all of them.
+
+    Returns the line to print, if W&B took it.
+    """
+    from vae_exp.tracking import wandb_run
+
+    numbers, pictures = _numbers(path, weights), _pictures(path, weights)
+    where = wandb_run.record_evaluation(mode, path.parent, config, numbers, pictures)
+    return [f"W&B       {where}"] if where else []
+
+
+def _write_pictures(path: Path, split: str, weights: str, pictures: "dict[str, np.ndarray]") -> list[str]:
+    """Write pictures to generated/ beside the checkpoint, each marked with its weights; return the lines to print."""
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    prefix = "" if (path.name, split) == (BEST, "test") else f"{path.stem}_{split}_"
+    if pictures:
+        require_no_links(path.parent, [GENERATED])
+    lines = []
+    for name, pixels in pictures.items():
+        target, info = path.with_name(GENERATED) / f"{prefix}{name}.png", PngInfo()
+        info.add_text(WEIGHTS, weights)
+        with writing(target):
+            target.parent.mkdir(exist_ok=True)
+        with atomic_write(target) as file:
+            Image.fromarray(pixels).save(file, "PNG", pnginfo=info)
+        lines.append(f"picture   {printable(target)}")
+    return lines
+
+
+def _pictures(path: Path, weights: str) -> dict[str, Path]:
+    """Return the pictures of these weights, by the names that W&B has for them."""
+    from PIL import Image
+
+    pictures = {}
+    for picture in sorted(path.with_name(GENERATED).glob("*.png")):
+        refusals = contextlib.suppress(OSError, ValueError, SyntaxError)
+        with refusals, open_regular(picture) as file, Image.open(file) as opened:
+            if opened.info.get(WEIGHTS) == weights:
+                pictures[f"evaluate/{picture.stem}"] = picture
+    return pictures
+
+
+def _numbers(path: Path, weights: str) -> dict[str, Any]:
+    """Return the results of all splits with these weights."""
+    numbers: dict[str, Any] = {}
+    for split in SPLITS:
+        stored = results.read(results_path(path, split))
+        if stored.get("weights") == weights:
+            numbers |= {f"evaluate/{split}/{name}": value for name, value in results.numbers(stored).items()}
+    return numbers | _claims(path.with_name(RESULT), weights)
+
+
+def _claims(path: Path, weights: str) -> dict[str, float]:
+    """Return the published figures, and what vae-reproduce found for them with these weights."""
+    figures: dict[str, float] = {}
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        stored = read_json(path)
+        for claim in stored["claims"] if stored["weights"] == weights else ():
+            epoch = "" if claim["after_epoch"] is None else f"/epoch_{int(claim['after_epoch'])}"
+            if claim["here"] is not None:
+                name = f"published/{claim['what']}{epoch}"
+                figures |= {name: float(claim["value"]), f"{name}/here": float(claim["here"])}
+    return figures
+
+
+def evaluate_model(model: "TrainedVAE", options: EvaluateOptions) -> "tuple[dict[str, Any], dict[str, np.ndarray]]":
+    """Return the numbers of a split, in nats per image, each with its standard error, and pictures by name.
+
+    Raises UserError if the data cannot be read, for importance samples of a deterministic autoencoder, and for
+    scores of samples or of factors that do not suit the data.
+    """
+    from vae_exp.config import build
+    from vae_exp.evaluation import factor_scores, metrics, reference_classifier, sample_scores
+
+    vae = model.model
+    data = model.read_data(options["dataset"]["root"])
+    split = data.split(options["split"]).to(model.device)
+    # First what may be refused, before minutes of samples and of importance samples.
+    names, rows = factor_scores.choose(model, data, split, options)
+    if (samples := options["importance_samples"]) and not vae.stochastic:
+        raise UserError(f"importance_samples={samples}: an autoencoder gives images no likelihood to bound.")
+    classifier = functools.cache(lambda: reference_classifier.reference_classifier(data, model.device))
+    sample_results, pictures = sample_scores.evaluate_samples(model, data, split, classifier, options)
+    noise = functools.partial(build.generator, options["seed"])
+    evaluation = metrics.evaluate(vae, split, noise("evaluation"), options["repeats"], batch_size=options["batch_size"])
+    result: dict[str, Any] = {"model": model.name, "split": options["split"], "images": len(split)}
+    result |= {"repeats": options["repeats"], "seed": options["seed"]}
+    for name, per_image in evaluation.per_image.items():
+        result |= {name: per_image.mean().item(), f"{name}_error": metrics.standard_error(per_image)}
+        result[f"{name}_noise_error"] = None if name == "kl" else evaluation.noise_error()
+    if samples:
+        result |= _importance_bound(model, split, options)
+    if _gives_probabilities(model, split):
+        nats = result.get("nll", result["neg_elbo"])
+        result["bits_per_dim"] = nats / math.log(2) / math.prod(model.x_shape)
+    if vae.stochastic:
+        result |= metrics.information(evaluation, noise("part"), noise("information"))
+    result |= {"active_units": evaluation.active_units, "kl_per_dim": evaluation.kl_per_dim}
+    result |= {name: value.item() for name, value in vae.scale().items()}
+    if vae.n_classes and vae.stochastic and options["label_accuracy"]:
+        result |= reference_classifier.label_accuracy(vae, classifier()[0], data, split, noise("labels"))
+    if names:
+        result["scores"], figures = factor_scores.score(model, evaluation, split, names, rows, options)
+        pictures = pictures | figures
+    return result | ({"samples": sample_results} if sample_results else {}), pictures
+
+
+def _importance_bound(model: "TrainedVAE", split: "Split", options: EvaluateOptions) -> dict[str, Any]:
+    from tqdm import tqdm
+
+    from vae_exp.config import build
+    from vae_exp.evaluation import metrics
+
+    samples, seed = options["importance_samples"], options["seed"]
+    with tqdm(total=samples, desc="importance samples", disable=None, leave=False) as bar:
+        noise = build.generator(seed, "importance")
+        bound = metrics.importance_bound(model.model, split, samples, noise, options["batch_size"], bar.update)
+    result = {"nll": -bound.mean().item(), "nll_error": metrics.standard_error(bound)}
+    return result | {"importance_samples": samples, "importance_seed": seed}
+
+
+def _gives_probabilities(model: "TrainedVAE", split: "Split") -> bool:
+    """Return whether the likelihood gives each possible image a probability, so that bits per dimension are defined."""
+    return model.model.support == "bytes" or (model.model.support == "binary" and not split.is_grey())
 
 
 def main() -> None:
@@ -211,7 +197,7 @@ def _evaluate_all(options: EvaluateOptions) -> None:
     if len(paths) > 1:
         say(f"{len(paths)} checkpoints in {printable(options['checkpoint'])}")
     rows, failed = {}, 0
-    refused: OSError | None = None  # where what was printed has no reader any more
+    refused: OSError | None = None  # whoever reads what is printed may have gone
     for number, path in enumerate(paths, 1):
         if len(paths) > 1:
             say(f"{number}/{len(paths)}")
@@ -242,40 +228,39 @@ def evaluate_checkpoint(path: Path, options: EvaluateOptions) -> tuple[dict[str,
     from vae_exp.config import build
     from vae_exp.training import checkpoints
 
-    kept = checkpoints.load(path)
-    model = inference.TrainedVAE(kept, build.device(options["device"]), options["trust"], path)
-    measured, drawn = evaluate_model(model, options)
-    result = {"checkpoint": str(path), "step": kept.step, "weights": model.weights, **measured}
+    checkpoint, split = checkpoints.load(path), options["split"]
+    model = inference.TrainedVAE(checkpoint, build.device(options["device"]), options["trust"], path)
+    evaluation, pictures = evaluate_model(model, options)
+    result = {"checkpoint": str(path), "step": checkpoint.step, "weights": model.weights, **evaluation}
     if wrong := results.not_finite(result):
         raise UserError(f"{path}: {', '.join(wrong)}; the model's weights or its data are not sound.")
-    result = _with_what_was_kept(result, results.read(file_of(path, options["split"])))
-    lines = write(path, options["split"], model.weights, result, drawn)
-    lines += in_wandb(path, model.weights, options["wandb"]["mode"], model.config)
-    return result, functools.partial(_show, result, model, lines)
+    target = results_path(path, split)
+    result = _with_stored(result, results.read(target))
+    write_json(target, result)
+    lines = [f"written   {printable(target)}", *_write_pictures(path, split, model.weights, pictures)]
+    lines += log_to_wandb(path, model.weights, options["wandb"]["mode"], model.config)
+
+    def show() -> None:
+        results.show(result, model)
+        print("", *lines, "", sep="\n")
+
+    return result, show
 
 
-def _show(result: dict[str, Any], model: "TrainedVAE", lines: list[str]) -> None:
-    results.show(result, model)
-    print("", *lines, "", sep="\n")
-
-
-def _with_what_was_kept(result: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
-    """Return the result, with slow numbers that were not asked for taken from an earlier one.
-
-    The earlier one must be of the same model and images.
-    """
+def _with_stored(result: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """Return the result, with slow numbers that were not requested from an earlier one of the same model and images."""
     if any(before.get(name) != result[name] for name in ("weights", "split", "images")):
         return result
     if scores := before.get("scores"):
         is_same = all(result.get("scores", scores)[name] == scores[name] for name in results.SETTINGS)
         result = result | {"scores": (scores if is_same else {}) | result.get("scores", {})}
     samples = dict(before.get("samples", {}))
-    for drawn, scores in result.get("samples", {}).items():
-        earlier = samples.get(drawn, {})
-        is_same = all(earlier.get(name) == scores[name] for name in results.SAMPLE_SETTINGS)
-        samples[drawn] = (earlier if is_same else {}) | scores
+    for source, scores in result.get("samples", {}).items():
+        stored = samples.get(source, {})
+        is_same = all(stored.get(name) == scores[name] for name in results.SAMPLE_SETTINGS)
+        samples[source] = (stored if is_same else {}) | scores
     result = result | ({"samples": samples} if samples else {})
-    kept = {name: before[name] for names in LONG if not set(names) & set(result) for name in names if name in before}
-    if "nll" in kept and "bits_per_dim" in result:  # they come from the nll where there is one
-        kept["bits_per_dim"] = before["bits_per_dim"]
-    return result | kept
+    slow = {name: before[name] for names in LONG if not set(names) & set(result) for name in names if name in before}
+    if "nll" in slow and "bits_per_dim" in result:  # they come from the nll where there is one
+        slow["bits_per_dim"] = before["bits_per_dim"]
+    return result | slow

@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
-import yaml
 
 from vae_exp.cli import common
-from vae_exp.config.checks import CONF_DIR, flatten
+from vae_exp.config.checks import CONF_DIR, as_typed, flatten
 from vae_exp.config.schema import GENERATE_RULES, GenerateOptions
 from vae_exp.errors import UserError, printable
-from vae_exp.files import atomic_write, partial_of, require_no_links
+from vae_exp.files import atomic_write, partial_of, read_yaml, require_no_links
 from vae_exp.training.run_dir import GENERATED
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from vae_exp.figures.requested import Drawing
+    from vae_exp.inference import TrainedVAE
 
 FRAME_MILLISECONDS = 120
 
@@ -33,34 +33,35 @@ def write(drawing: "Drawing", options: GenerateOptions, target: Path) -> Path:
 
     The latter two are written chunk by chunk, so that memory does not grow with n.
     """
+    import torch
     from tqdm import tqdm
 
+    if options["animate"]:
+        return _write_gif(drawing, target)
     if options["format"] == "grid":
-        return _write_film(drawing, target) if options["animate"] else _write_sheet(drawing, target)
+        return _write_png(drawing.sheet(torch.cat([x.cpu() for x, _ in drawing.chunks])), target)
     with tqdm(total=drawing.n, unit="image", disable=None, leave=False) as bar:
         return (_write_files if options["format"] == "files" else _write_npz)(drawing, target, bar)
 
 
-def _write_film(drawing: "Drawing", target: Path) -> Path:
+def _write_gif(drawing: "Drawing", target: Path) -> Path:
     from PIL import Image
 
-    written = target.with_name(f"{target.name}.gif")
     assert drawing.frames is not None, "_check lets only walks be animated"
     first, *others = map(Image.fromarray, drawing.frames())
-    with atomic_write(written) as file:
+    path = target.with_name(f"{target.name}.gif")
+    with atomic_write(path) as file:
         first.save(file, "GIF", save_all=True, append_images=others, duration=FRAME_MILLISECONDS, loop=0)
-    return written
+    return path
 
 
-def _write_sheet(drawing: "Drawing", target: Path) -> Path:
-    import torch
+def _write_png(pixels: np.ndarray, target: Path) -> Path:
     from PIL import Image
 
-    written = target.with_name(f"{target.name}.png")
-    picture = Image.fromarray(drawing.sheet(torch.cat([x.cpu() for x, _ in drawing.chunks])))
-    with atomic_write(written) as file:
-        picture.save(file, "PNG")
-    return written
+    path = target.with_name(f"{target.name}.png")
+    with atomic_write(path) as file:
+        Image.fromarray(pixels).save(file, "PNG")
+    return path
 
 
 def _write_files(drawing: "Drawing", folder: Path, bar: Any) -> Path:
@@ -120,23 +121,23 @@ def write_arrays(target: Path, n: int, chunks: Iterable[dict[str, np.ndarray]], 
         files[first].close()
         for name in others:
             files[name].seek(0)
-            with member(name) as whole_array:
-                shutil.copyfileobj(files[name], whole_array)
+            with member(name) as entry:
+                shutil.copyfileobj(files[name], entry)
     return path
 
 
 @contextlib.contextmanager
-def in_folder(folder: Path) -> Iterator[None]:
+def output_folder(folder: Path) -> Iterator[None]:
     """Make the output folder and run the block; if that fails, remove the folder again if it is new and empty.
 
     Raises UserError if the system refuses, such as for a full disk.
     """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     except BaseException as error:
-        for path in made:
+        for path in missing:
             with contextlib.suppress(OSError):  # not empty
                 path.rmdir()
         if isinstance(error, OSError):
@@ -150,9 +151,6 @@ def _bytes(x: "Tensor") -> np.ndarray:
     return x.clamp(0, 1).mul(255).round().to(torch.uint8).cpu().numpy()
 
 
-if TYPE_CHECKING:
-    from vae_exp.inference import TrainedVAE
-
 ABOUT = """vae-generate: pictures from a trained model.
 
 usage: vae-generate checkpoint=PATH [KEY=VALUE ...]
@@ -165,7 +163,7 @@ usage: vae-generate checkpoint=PATH [KEY=VALUE ...]
   vae-generate checkpoint=latest what=reconstructions inputs=FOLDER     your own images"""
 
 ANIMATED = ("interpolations", "traversals")
-LARGEST_SIDE = 100  # of the manifold in one picture: 10,000 images, as many as any picture has
+MAX_SIDE = 100  # of the manifold in one picture: 10,000 images, as many as any picture has
 OF_IMAGES = ("reconstructions", "interpolations", "traversals around=image")
 DRAWN = ("samples", "classes", "reconstructions", "interpolations", "traversals", "manifold", "latents")
 # What each key is for. The others, such as output and device, are for all of them.
@@ -186,19 +184,7 @@ USED_BY = {
     "seed": ("samples", "classes", *OF_IMAGES),
     "dataset.root": ("samples sampler=gmm", "samples sampler=aggregate", *OF_IMAGES, "latents"),
 }
-IN_THE_NAME = (
-    "label",
-    "temperature",
-    "sampler",
-    "inputs",
-    "steps",
-    "path",
-    "around",
-    "range",
-    "dims",
-    "split",
-    "seed",
-)
+IN_THE_NAME = [key for key in USED_BY if key not in ("n", "animate", "format", "dataset.root")]
 
 
 def main() -> None:
@@ -228,7 +214,7 @@ def generate(options: GenerateOptions) -> Path:
     if not options["output"]:
         require_no_links(source.parent, [GENERATED])
     target = folder / _name(options)
-    with in_folder(folder):
+    with output_folder(folder):
         if options["what"] == "weights":
             written = folder / f"{_name(options).replace('weights', source.stem, 1)}.safetensors"
             model.export(written)
@@ -246,7 +232,7 @@ def _check(options: GenerateOptions) -> None:
     if options["animate"] and (what not in ANIMATED or options["format"] != "grid"):
         raise UserError(f"animate=true: films are made of what={' and what='.join(ANIMATED)}, with format=grid.")
     _check_used(options)
-    largest = {"samples": LARGEST_SIDE**2, "manifold": LARGEST_SIDE}.get(what, math.inf)
+    largest = {"samples": MAX_SIDE**2, "manifold": MAX_SIDE}.get(what, math.inf)
     if options["format"] == "grid" and (options["n"] or 0) > largest:
         unit = "images a side" if what == "manifold" else "images"
         raise UserError(
@@ -260,15 +246,18 @@ def _check(options: GenerateOptions) -> None:
 
 def _check_used(options: GenerateOptions) -> None:
     """Raise UserError for a key that was set although the requested figure does not use it."""
-    usual = flatten(yaml.safe_load((CONF_DIR / "generate.yaml").read_text()))
-    chosen = flatten(options)
+    defaults, chosen = _defaults(), flatten(options)
     what = {options["what"], *(f"{options['what']} {key}={options[key]}" for key in ("around", "sampler"))}
     for key, users in USED_BY.items():
-        if chosen[key] not in (usual[key], "null") and not what & set(users):
-            shown = str(chosen[key]).lower() if isinstance(chosen[key], bool) else chosen[key]
+        if chosen[key] not in (defaults[key], "null") and not what & set(users):
             raise UserError(
-                f"{key}={shown}: what={options['what']} does not use it; it is for what={', what='.join(users)}."
+                f"{key}={as_typed(chosen[key])}: what={options['what']} does not use it; it is for "
+                f"what={', what='.join(users)}."
             )
+
+
+def _defaults() -> dict[str, Any]:
+    return flatten(read_yaml(CONF_DIR / "generate.yaml"))
 
 
 def _name(options: GenerateOptions) -> str:
@@ -276,24 +265,19 @@ def _name(options: GenerateOptions) -> str:
 
     n is not part of the name: with a larger n the file shows the same and more.
     """
-    usual = flatten(yaml.safe_load((CONF_DIR / "generate.yaml").read_text()))
-    chosen = flatten(options)
+    defaults, chosen = _defaults(), flatten(options)
     parts: list[str] = [options["what"]]
     for key in IN_THE_NAME:
-        if chosen[key] != usual[key]:
-            shown = str(chosen[key])
-            if key == "dims":
-                shown = "-".join(map(str, chosen[key]))
-            elif key == "inputs":  # a file's name has no room for all of a path
-                shown = Path(shown).name
-            shown = re.sub(r"[^\w.+-]", "-", shown)  # a label may be any text
-            parts.append(f"{key}-{shown}")
+        if (value := chosen[key]) != defaults[key]:
+            text = "-".join(map(str, value)) if key == "dims" else str(value)
+            text = Path(text).name if key == "inputs" else text  # a file's name has no room for all of a path
+            text = re.sub(r"[^\w.+-]", "-", text)  # a label may be any text
+            parts.append(f"{key}-{text}")
     return "_".join(parts)
 
 
 def _write_latents(model: "TrainedVAE", options: GenerateOptions, target: Path) -> Path:
     """Write the posterior means of a split: some as a scatter plot, or all with their variances as arrays."""
-    from PIL import Image
     from tqdm import tqdm
 
     from vae_exp.datasets.splits import batches
@@ -302,18 +286,15 @@ def _write_latents(model: "TrainedVAE", options: GenerateOptions, target: Path) 
 
     requested.check_dims(options["dims"] or [], model)
     data = model.read_data(options["dataset"]["root"])
-    everything = data.split(options["split"]).to(model.device)
+    images = data.split(options["split"]).to(model.device)
     as_arrays = options["format"] == "npz"
-    n = options["n"] or (len(everything) if as_arrays else grids.SIZES["latents"])
-    split = everything[grids.rows(everything.y, n)] if n < len(everything) else everything
+    n = options["n"] or (len(images) if as_arrays else grids.SIZES["latents"])
+    split = images[grids.rows(images.y, n)] if n < len(images) else images
     if as_arrays:
         encoded = ((model.encode(x, y), y) for x, y in batches(split, metrics.EVAL_BATCH_SIZE))
         codes = ({**vars(q), "y": y} for q, y in encoded)  # mean, log_var; an autoencoder's have no log_var
         arrays = ({name: values.cpu().numpy() for name, values in chunk.items()} for chunk in codes)
         with tqdm(total=len(split), unit="image", disable=None, leave=False) as bar:
             return write_arrays(target, len(split), arrays, bar)
-    means, written = metrics.posterior(model.model, split).mean, target.with_name(f"{target.name}.png")
-    picture = grids.latents(means, split.y, data.class_names, options["dims"], len(split), len(everything))
-    with atomic_write(written) as file:
-        Image.fromarray(picture).save(file, "PNG")
-    return written
+    means = metrics.posterior(model.model, split).mean
+    return _write_png(grids.latents(means, split.y, data.class_names, options["dims"], len(split), len(images)), target)

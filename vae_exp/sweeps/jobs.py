@@ -1,8 +1,6 @@
 """Run the jobs of a sweep, in one process or several."""
 
 import contextlib
-import copy
-import functools
 import logging
 import os
 import signal
@@ -10,93 +8,25 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
-from hydra.core.override_parser.types import Override, OverrideType
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vae_exp import torchrun_env
-from vae_exp.config.compose import parse
-from vae_exp.config.schema import SweepKeys
+from vae_exp.config import checks
+from vae_exp.config.compose import without_hydra
+from vae_exp.config.schema import Config, SweepKeys
 from vae_exp.errors import PeerLost, UserError
 from vae_exp.files import read_text
 from vae_exp.sweeps import study
 from vae_exp.sweeps.plan import SEARCH, Plan
-from vae_exp.torchrun_env import safe_path
+from vae_exp.sweeps.values import line
+from vae_exp.torchrun_env import follows, safe_path, started
 from vae_exp.training import console, resume, threads
 from vae_exp.training.console import say
 from vae_exp.training.run_dir import LOCK, SUMMARY, Summary, read_summary, require_no_owner, runs_below
-
-MOST = 20  # that are kept: in a sweep over many options of groups, looking for one would take as long as composing
-
-
-@dataclass
-class Composed:
-    """A job's configuration as Hydra composed it, and the overrides that made it."""
-
-    words: list[Override]
-    groups: set[str]  # whose options are chosen, not set
-    cfg: DictConfig
-
-    def with_values(self, words: list[Override]) -> DictConfig | None:
-        """Return the configuration Hydra would make of other overrides, or None if more than values differ."""
-        if [word.get_key_element() for word in words] != [word.get_key_element() for word in self.words]:
-            return None
-        changed = [new for new, old in zip(words, self.words, strict=True) if new.input_line != old.input_line]
-        if not all(self._is_value(word) for word in changed):
-            return None
-        cfg = copy.deepcopy(self.cfg)
-        ConfigLoaderImpl._apply_overrides_to_config(changed, cfg)
-        with read_write(cfg.hydra), open_dict(cfg.hydra):
-            ours = [word for word in words if not word.is_hydra_override()]
-            cfg.hydra.overrides.task = [word.input_line for word in ours]
-            cfg.hydra.job.override_dirname = get_overrides_dirname(ours, **cfg.hydra.job.config.override_dirname)
-        return cfg
-
-    def _is_value(self, word: Override) -> bool:
-        """Return whether a word sets one existing value: a group chooses files, and a dictionary is merged."""
-        key = word.key_or_group
-        if word.type != OverrideType.CHANGE or word.package or word.is_hydra_override() or key in self.groups:
-            return False
-        before = OmegaConf.select(self.cfg, key, default=None, throw_on_resolution_failure=False)
-        return not isinstance(before, DictConfig) and not isinstance(word.value(), dict)
-
-
-@contextlib.contextmanager
-def cache_configs() -> Iterator[None]:
-    """Let Hydra compose jobs that differ only in values once, for a sweep in this process, inside the block."""
-    composed: list[Composed] = []
-    of_hydra = ConfigLoaderImpl.load_sweep_config
-
-    def load(self: ConfigLoaderImpl, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
-        words = parse(sweep_overrides)
-        for kept in composed:
-            if (cfg := kept.with_values(words)) is not None:
-                return cfg
-        cfg = of_hydra(self, master_config, sweep_overrides)
-        if len(composed) < MOST:
-            composed.append(Composed(words, set(map(str, cfg.hydra.runtime.choices)), copy.deepcopy(cfg)))
-        return cfg
-
-    patched: Any = ConfigLoaderImpl
-    patched.load_sweep_config = load
-    try:
-        yield
-    finally:
-        patched.load_sweep_config = of_hydra
-
-
-@functools.cache  # once in a process, and the stack is kept
-def cache_configs_here() -> contextlib.ExitStack:
-    """Do as cache_configs until this process ends: one of joblib's workers, which has the jobs of one sweep."""
-    stack = contextlib.ExitStack()
-    stack.enter_context(cache_configs())
-    return stack
-
 
 LAUNCHED_BY = "VAE_EXP_LAUNCHED_BY"  # in the environment of processes that another started for its jobs or its run
 POLL_SECONDS = 0.5
@@ -116,20 +46,20 @@ def report_jobs(planned: Plan, launcher: str, n_jobs: int | None) -> Iterator[No
         added[LAUNCHED_BY] = str(os.getpid())
     os.environ.update(added)
     over = threading.Event()
-    teller = threading.Thread(target=_tell_of_jobs, args=(planned, over), daemon=True)
-    teller.start()
+    reporter = threading.Thread(target=_report, args=(planned, over), daemon=True)
+    reporter.start()
     try:
         yield
     finally:
         over.set()
-        teller.join()
+        reporter.join()
         for name in added:
             os.environ.pop(name, None)
 
 
-def places(of_hydra: Any) -> int:
+def parallel_jobs(hydra_cfg: Any) -> int:
     """Return how many jobs joblib runs at once: n_jobs, from all cores down if negative; other launchers run one."""
-    n_jobs = of_hydra.launcher.get("n_jobs") or 1
+    n_jobs = hydra_cfg.launcher.get("n_jobs") or 1
     return n_jobs if n_jobs > 0 else max(1, threads.available_cores() + 1 + n_jobs)
 
 
@@ -139,8 +69,8 @@ def print_alone(text: str) -> None:
         say(text)
 
 
-def _tell_of_jobs(planned: Plan, over: threading.Event) -> None:
-    began, ended = time.monotonic(), 0
+def _report(planned: Plan, over: threading.Event) -> None:
+    start_time, ended = time.monotonic(), 0
     known = {folder: _written_at(folder) for folder in runs_below(planned.folder)}
     for folder in sorted(known):
         if (summary := read_summary(folder)) is not None and summary.is_done:
@@ -156,7 +86,7 @@ def _tell_of_jobs(planned: Plan, over: threading.Event) -> None:
                 continue
             known[folder], ended = written, ended + 1
             failed = sum(summary is not None and summary.state == "failed" for summary in summaries.values())
-            left = (time.monotonic() - began) / ended * (planned.jobs - done - failed)
+            left = (time.monotonic() - start_time) / ended * (planned.jobs - done - failed)
             say(f"{folder.name}  {_ending(summary)}    {done} of {planned.jobs} done{time_left(left)}")
 
 
@@ -178,11 +108,6 @@ def _written_at(folder: Path) -> int:
     with contextlib.suppress(OSError):
         return (folder / SUMMARY).stat().st_mtime_ns
     return 0
-
-
-def is_worker() -> bool:
-    """Return whether this is a process that joblib started for the jobs of a sweep."""
-    return _launcher() is not None
 
 
 def _launcher() -> int | None:
@@ -240,14 +165,43 @@ def has_owner(folder: Path) -> bool:
 
 def wait_for_owner(folder: Path) -> None:
     """Wait until no other process trains in the folder: one that outlived its sweep saves, or finishes."""
-    told = False
+    is_reported = False
     while has_owner(folder):
-        if not told:
+        if not is_reported:
             with contextlib.suppress(OSError):
                 pid = read_text(folder / LOCK).strip() or "?"
                 say(f"waits for process {pid}, which trains in {folder}")
-                told = True
+                is_reported = True
         time.sleep(POLL_SECONDS)
+
+
+def check(cfg: DictConfig, several_runs: bool = False) -> Config:
+    """Return the checked configuration of a run, or of the first job of a sweep. Raises UserError for a bad one."""
+    cfg = without_hydra(cfg)
+    checks.check(cfg, combinations=not several_runs)  # at once, before torch is imported for what only torch can tell
+    from vae_exp.config import build
+    from vae_exp.tracking import wandb_run
+    from vae_exp.training import precision
+
+    wandb_run.check_environment(cfg.wandb.mode, several_runs=several_runs)
+    if cfg.wandb.mode == "online":
+        wandb_run.api_key(cfg.wandb.mode)
+    config = build.check(cfg, combinations=not several_runs)
+    if started() == 1:
+        build.require(config["device"], config["devices"])
+    precision.check(config["precision"], config["compile"], build.device(config["device"]))
+    return config
+
+
+def require_one_process(cfg: DictConfig, overrides: list[Override]) -> None:
+    """Raise UserError for a sweep that was started in several processes, or whose jobs would be."""
+    swept = [line(word) for word in overrides if word.key_or_group == "devices" and line(word) != "devices=1"]
+    if started() > 1 or cfg.devices != 1 or swept:
+        setting = swept[0] if swept else f"devices={max(started(), cfg.devices)}"
+        raise UserError(
+            f"{setting}: is of one run. In a sweep each job is one process on one device; jobs side by side are spread "
+            "over the GPUs (hydra/launcher=joblib)."
+        )
 
 
 log = logging.getLogger(__name__)
@@ -262,104 +216,104 @@ def start(planned: Plan) -> None:
     say(f"sweep {planned.name}: {planned.jobs} jobs over {keys}\nfolder {planned.folder}")
 
 
-def run_job(cfg: DictConfig, run_dir: Path, job: Any) -> float | None:
-    """Run one job. It never raises for a failed run, so that the others go on: the reason is in its files.
+def run_job(cfg: DictConfig, run_dir: Path, job: Any) -> None:
+    """Run one job; job is Hydra's own configuration.
 
-    job is Hydra's own configuration. Returns its sweep.metric, which another sweeper of Hydra's may want, or None if it
-    failed or has none.
+    It never raises for a failed run, so that the others go on: the reason is in its files.
     """
-    if is_worker():
-        cache_configs_here()
+    if _launcher() is not None:
         console.open_streams()
     if job.runtime.choices["hydra/launcher"].startswith("submitit"):
         join_tasks()
-    if torchrun_env.started() > 1:
-        return _run_together(cfg, run_dir, job)
+    if started() > 1:
+        _run_distributed(cfg, run_dir, job)
+        return
     with ends_with_its_launcher():
-        return _run_job(cfg, run_dir, job)
+        _run_job(cfg, run_dir, job)
 
 
-def _run_together(cfg: DictConfig, run_dir: Path, job: Any) -> float | None:
+def _run_distributed(cfg: DictConfig, run_dir: Path, job: Any) -> None:
     """Run a job in several processes: the first decides whether to train, and reports how the job ends."""
     from vae_exp import distributed
     from vae_exp.train import train
 
-    with (
-        contextlib.suppress(PeerLost),
-        distributed.process_group(),
-    ):  # PeerLost is raised in the others when the first is done
-        if torchrun_env.follows():
-            with contextlib.suppress(Exception):
-                if distributed.broadcast(lambda: False):
-                    train(cfg, "")
-            return None
-        return _run_job(cfg, run_dir, job)
-    return None
+    # PeerLost is raised in the others when the first is done.
+    with contextlib.suppress(PeerLost), distributed.process_group():
+        if not follows():
+            _run_job(cfg, run_dir, job)
+            return
+        with contextlib.suppress(Exception):
+            if distributed.broadcast(lambda: False):
+                train(cfg, "")
 
 
-def _run_job(cfg: DictConfig, run_dir: Path, job: Any) -> float | None:
-    tell = print_alone
-    as_asked, choices = cfg, job.runtime.choices
-    swept = [f"{key}={choices.get(key) or _shown(cfg, key)}" for key in cfg.sweep.over]
+def _run_job(cfg: DictConfig, run_dir: Path, job: Any) -> None:
+    choices, requested = job.runtime.choices, cfg
+    swept = [f"{key}={choices.get(key) or _as_text(cfg, key)}" for key in cfg.sweep.over]
     changes: dict[str, Any] = {"sweep": {"over": swept}}  # with their values, for the run's name
     title = f"{_progress(cfg, run_dir, job.job.num)}  {'  '.join(swept)}"
     if cfg.sweep.resume:
         wait_for_owner(run_dir)
         before = read_summary(run_dir)
         if before is not None and before.is_done and before.score is not None:
-            tell(f"{title}  already {before.state}")
+            print_alone(f"{title}  already {before.state}")
             _let_train(False)
             if judge := _judge(cfg, swept, run_dir, job):  # the sweep may have been killed before it was told
-                judge.tell(before.as_dict())
-            return study.value_of(before.as_dict(), cfg.sweep.metric)
-        goes_on = resume.is_resumable(run_dir)
-        changes |= {"resume": str(run_dir) if goes_on else None, "replace": not goes_on}  # what failed is replaced
-        title += "  goes on" if goes_on else ""
-    tell(title)
+                judge.record(before.as_dict())
+            return
+        is_resumable = resume.is_resumable(run_dir)
+        # What failed is replaced.
+        changes |= {"resume": str(run_dir) if is_resumable else None, "replace": not is_resumable}
+        title += "  goes on" if is_resumable else ""
+    print_alone(title)
     for handler in logging.getLogger().handlers:  # the epochs of many jobs go to their train.log alone
         if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
             handler.setLevel(logging.WARNING)
-    cfg = cast("DictConfig", OmegaConf.merge(cfg, changes))
-    started, judge = time.time(), None
+    cfg, judge = cast("DictConfig", OmegaConf.merge(cfg, changes)), None
     try:
-        from vae_exp.train import train
-
         _share_machine(cfg, job)
         judge = _judge(cfg, swept, run_dir, job)
         _let_train(True)
-        summary = train(cfg, run_dir, judge)
-        value = study.value_of(summary, cfg.sweep.metric)
-        score = summary.get("best/val_neg_elbo", summary["test/neg_elbo"])
-        pruned = f"  pruned: {summary['reason']}" if summary["state"] == "pruned" else ""
-        tell(f"      neg_elbo {score:.3f}  {time.time() - started:.1f} s{pruned}")
-        if judge:
-            judge.tell(summary)
-            if value is None:
-                tell(f"      no {cfg.sweep.metric} to be judged by: the run ended before its first epoch was over")
-        return value
+        _train(cfg, run_dir, judge)
+        return
     except UserError as error:
-        taken = as_asked.sweep.resume and torchrun_env.started() == 1 and has_owner(run_dir)
-        if taken:  # another process was quicker to take it over
-            return _run_job(as_asked, run_dir, job)
+        is_taken = requested.sweep.resume and started() == 1 and has_owner(run_dir)
+        if is_taken:  # another process was quicker to take it over
+            _run_job(requested, run_dir, job)
+            return
         reason = str(error)
     except Exception as error:  # out of memory, or a bug: the traceback is in the job's train.log
         log.exception("The job failed.")
         reason = f"{type(error).__name__}: {error}"
-    tell(f"      failed: {reason}")
+    print_alone(f"      failed: {reason}")
     from vae_exp.tracking.tracker import record_failure
 
     record_failure(cfg, run_dir, reason)
     if judge:
-        judge.tell(None)
-    return None
+        judge.record(None)
 
 
-def _let_train(it_does: bool) -> None:
+def _train(cfg: DictConfig, run_dir: Path, judge: study.Judge | None) -> None:
+    """Train, print how the run ended, and record it in the study."""
+    from vae_exp.train import train
+
+    start_time = time.time()
+    summary = train(cfg, run_dir, judge)
+    score = summary.get("best/val_neg_elbo", summary["test/neg_elbo"])
+    pruned = f"  pruned: {summary['reason']}" if summary["state"] == "pruned" else ""
+    print_alone(f"      neg_elbo {score:.3f}  {time.time() - start_time:.1f} s{pruned}")
+    if judge:
+        judge.record(summary)
+        if study.value_of(summary, cfg.sweep.metric) is None:
+            print_alone(f"      no {cfg.sweep.metric} to be judged by: the run ended before its first epoch was over")
+
+
+def _let_train(trains: bool) -> None:
     """Tell the other processes of a job, if it has several, whether this one trains."""
-    if torchrun_env.started() > 1:
+    if started() > 1:
         from vae_exp import distributed
 
-        distributed.broadcast(lambda: it_does)
+        distributed.broadcast(lambda: trains)
 
 
 def _judge(cfg: DictConfig, swept: list[str], run_dir: Path, job: Any) -> study.Judge | None:
@@ -371,7 +325,7 @@ def _judge(cfg: DictConfig, swept: list[str], run_dir: Path, job: Any) -> study.
     return study.Judge(keys, swept, cfg.epochs, run_dir, job.job.num if is_search else None)
 
 
-def _shown(cfg: DictConfig, key: str) -> str:
+def _as_text(cfg: DictConfig, key: str) -> str:
     """Return a swept value as text, "?" for a broken interpolation: the job's checks complain of that."""
     with contextlib.suppress(OmegaConfBaseException):
         return str(OmegaConf.select(cfg, key.lstrip("+")))
@@ -386,12 +340,12 @@ def _share_machine(cfg: DictConfig, job: Any) -> None:
     from vae_exp.config import build
     from vae_exp.training import threads
 
-    at_once = places(job)
+    at_once = parallel_jobs(job)
     if job.runtime.choices["hydra/launcher"] == "submitit_local":
         at_once = job.sweeper.get("n_jobs", cfg.sweep.jobs) or 1
     if (at_once := min(at_once, cfg.sweep.jobs or at_once)) > 1:
         threads.share(at_once)
-        if torchrun_env.started() == 1:
+        if started() == 1:
             cfg.device = build.job_device(cfg.device, job.job.num)
 
 

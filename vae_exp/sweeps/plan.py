@@ -1,107 +1,41 @@
-"""Plan a sweep: its jobs, folders and sweepers."""
+"""Plan a sweep: what may be swept, its name and folder, and whether it goes on with an earlier one."""
 
-import itertools
 import math
-import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
 from hydra.core.override_parser.types import Override
-from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
-from hydra.plugins.launcher import Launcher
-from hydra.plugins.sweeper import Sweeper
-from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from vae_exp.config.checks import as_typed, check_metric, flatten, options, path_of, quoted
-from vae_exp.config.compose import compose, parse
+from vae_exp.config.compose import parse
 from vae_exp.config.schema import TEXT
 from vae_exp.errors import UserError
-from vae_exp.files import read_json, require_no_links, write, write_json, writing
+from vae_exp.files import read_json, require_no_links, write_json, writing
 from vae_exp.sweeps.study import JOURNAL
-from vae_exp.sweeps.values import LONGEST, NUMBER, distinct, has_grown, has_same_data, job_folder, rename, values_of
-from vae_exp.training.run_dir import MULTIRUN, OUTPUTS, UNREADABLE, runs_below
-
-Batch = tuple[int, list[list[str]]]  # the number of its first job, and what is swept in each
-
-
-class SweepsJobs(Sweeper):
-    """A sweeper that hands jobs to the launcher, batch after batch."""
-
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.hydra_context, self.config = hydra_context, config
-        self.asked, self.folder = config, Path(config.hydra.sweep.dir)
-        self.launcher: Launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config
-        )
-
-    def sweep(self, arguments: list[str]) -> None:
-        """Run all jobs. Raises what a job or the launcher raised; a run that fails does not raise."""
-        overrides = parse(arguments)
-        fixed = [str(override.input_line) for override in overrides if not override.is_sweep_override()]
-        write(self.folder / MULTIRUN, OmegaConf.to_yaml(self.config))
-        for first, jobs in self.batches([override for override in overrides if override.is_sweep_override()]):
-            for job in self.launcher.launch([[*fixed, *job] for job in jobs], initial_job_idx=first):
-                _ = job.return_value
-
-    def batches(self, swept: list[Override]) -> Iterator[Batch]:
-        """Yield the batches of jobs that run together."""
-        raise NotImplementedError
-
-
-class Grid(SweepsJobs):
-    """Every combination of the swept values; keys of sweep.zip take their first values together, then their second.
-
-    If losing jobs end early, they run in a random order by seed: in the order of the grid, the first jobs to be judged
-    would all have the same value, and teach nothing about the others.
-    """
-
-    def __init__(self, max_batch_size: int | None = None, params: DictConfig | None = None) -> None:
-        self.max_batch_size = max_batch_size
-
-    def batches(self, swept: list[Override]) -> Iterator[Batch]:
-        keys, together = self.asked.sweep, self.asked.sweep.zip
-        values = [[f"{o.get_key_element()}={value}" for value in values_of(o)] for o in swept]
-        is_zipped = [override.get_key_element() in together for override in swept]
-        places = itertools.product(*(range(len(each)) for each in values))
-        jobs = [
-            [each[i] for each, i in zip(values, at, strict=True)]
-            for at in places
-            if len({i for i, zipped in zip(at, is_zipped, strict=True) if zipped}) < 2
-        ]
-        if keys.prune:
-            random.Random(self.asked.seed).shuffle(jobs)
-        size = self.max_batch_size or len(jobs)
-        for first in range(0, len(jobs), size):
-            yield first, jobs[first : first + size]
-
-
-def require_together(zipped: list[str], swept: list[Override]) -> None:
-    """Raise UserError if a key of sweep.zip is not swept, or if its keys differ in their number of values."""
-    lengths = {override.get_key_element(): len(values_of(override)) for override in swept}
-    typed = f"sweep.zip=[{','.join(zipped)}]"
-    if not_swept := [key for key in zipped if key not in lengths]:
-        raise UserError(f"{typed}: {not_swept[0]} is not swept. Swept are {', '.join(lengths) or 'none'}.")
-    if len({lengths[key] for key in zipped}) > 1:
-        told = ", ".join(f"{key} {lengths[key]}" for key in zipped)
-        raise UserError(f"{typed}: these keys take their values together, so each has as many ({told}).")
-
+from vae_exp.sweeps.values import MAX_NAME, distinct, has_same_data, line, require_same, values_of
+from vae_exp.training.run_dir import OUTPUTS, UNREADABLE, runs_below
 
 SWEEPS = OUTPUTS / "sweeps"
 SWEEP = "sweep.json"
 RECORDED = ("name", "keys", "jobs", "settings", "values", "cwd", "data")  # in it
-OF_A_SWEEP = ("sweep.", "hydra.sweep.")
-HYDRAS_GRID = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 # Sweepers of ours, under the only package that Hydra takes one from.
 GRID, SEARCH = "hydra_plugins.vae_exp.Grid", "hydra_plugins.vae_exp.Search"
 DIR, SUBDIR = "hydra.sweep.dir", "hydra.sweep.subdir"
-OF_THE_WHOLE = ("sweeper", "launcher", "sweep", "callbacks")  # what Hydra takes from the first job for all of them
+OF_A_SWEEP = ("sweep.", "hydra.sweep.")
+SHARED = ("sweeper", "launcher", "sweep", "callbacks")  # what Hydra takes from the first job for all of them
+HANDED_ON = ("zip", "prune", "prune_after", "prune_factor", "metric")  # of sweep.*, to every job
 HYDRAS_OWN_DIR = "multirun/"  # and the time: nobody has chosen it
+DATA = ("dataset", "experiment")  # groups that choose the data
+
+Compose = Callable[[list[str]], DictConfig]  # from the overrides of a job to its configuration
+# A swept group, one of its options, and the configuration of a job that has it.
+Option = tuple[Override, str, DictConfig]
 
 
 @dataclass
@@ -109,18 +43,24 @@ class Plan:
     """The jobs and the folder of a sweep that is to run."""
 
     name: str
-    keys: list[str]
+    swept: list[Override]
     jobs: int
-    search: bool  # Optuna chooses the values; a trial that fails is part of it
+    is_search: bool  # Optuna chooses the values; a trial that fails is part of it
     has_study: bool  # a search, or a grid that ends losing jobs early
-    settings: list[str]  # the overrides that every job has
-    values: list[str]  # the overrides that are swept
+    settings: list[str]  # the overrides that every job has, without those of W&B
     folder: Path
-    overrides: list[str]  # all that Hydra is to be given
+    overrides: list[str]  # of every job, and what the sweep tells it
     single: list[str]  # what turns the same command into one run
-    cwd: str  # where it was typed: relative paths in settings and values begin there
-    has_one_dataset: bool  # no key of the data is swept
+    cwd: str  # where it was overrides: relative paths in settings and values begin there
     data: str | None = None  # a digest of the images of all jobs; None where they differ, or lie on other machines
+
+    @property
+    def keys(self) -> list[str]:
+        return [override.get_key_element() for override in self.swept]
+
+    @property
+    def values(self) -> list[str]:
+        return [line(override) for override in self.swept]
 
     def write(self) -> None:
         """Write sweep.json in the sweep's folder. Raises Unwritable if the system refuses."""
@@ -129,9 +69,9 @@ class Plan:
         write_json(self.folder / SWEEP, {name: getattr(self, name) for name in RECORDED})
 
 
-def line(override: Override) -> str:
-    """Return an override as it was typed."""
-    return str(override.input_line)
+def overrides_of(cfg: DictConfig, part: str) -> list[str]:
+    """Return the overrides of a configuration as typed: those of Hydra's own part, `hydra`, or the others, `task`."""
+    return cast("list[str]", OmegaConf.to_container(cfg.hydra.overrides[part], resolve=False))
 
 
 def first_job(overrides: list[str]) -> list[str]:
@@ -142,143 +82,98 @@ def first_job(overrides: list[str]) -> list[str]:
     ]
 
 
-def require_no_sweep(typed: list[str]) -> None:
+def require_no_sweep(overrides: list[str]) -> None:
     """Raise UserError if one run is given a setting that only a sweep has."""
-    for override in parse(typed):
+    for override in parse(overrides):
         if override.key_or_group.startswith(OF_A_SWEEP) and override.value() is not None:
             raise UserError(f"{line(override)}: is of a sweep; add -m.")
 
 
-def plan(typed: list[str], cfg: DictConfig, data_digest: Callable[[], str | None]) -> Plan:
+def plan(overrides: list[Override], cfg: DictConfig, compose: Compose, data_digest: Callable[[], str | None]) -> Plan:
     """Lay out the sweep that the command line and an experiment's hydra.sweeper.params ask for.
 
-    data_digest reads the data of the first job, which are those of all where no key of the dataset is swept.
+    cfg is the configuration of its first job, and data_digest reads the data of that one, which are those of all where
+    no key of the dataset is swept.
 
     Raises UserError if a swept key is given twice, if a setting of the whole sweep would differ between its jobs, if
     jobs have nothing to be judged by, if the chosen folder is taken, and if sweep.resume names no sweep, or one that
     was started with other settings or with values that are gone; and what Hydra raises if a swept group has no such
     option.
     """
-    _require_folders_of_ours(typed)
-    arguments = [override for override in parse(typed) if not override.key_or_group.startswith(OF_A_SWEEP)]
+    _require_of_a_sweep(overrides)
+    task = [override for override in overrides if not override.key_or_group.startswith((*OF_A_SWEEP, "hydra"))]
     # Hydra alone would combine a swept key of the experiment with the same key typed again, not replace it.
-    replaced = {override.key_or_group for override in arguments}
+    replaced = {override.key_or_group for override in task}
     preset = cfg.hydra.sweeper.get("params") or {}
-    arguments += parse([f"{key}={value}" for key, value in preset.items() if str(key).lstrip("+~") not in replaced])
-    arguments = distinct(arguments)
+    params = [f"{key}={value}" for key, value in preset.items() if str(key).lstrip("+~") not in replaced]
+    arguments = distinct([*task, *parse(params)])
     swept = [override for override in arguments if override.is_sweep_override()]
-    chosen_options = _require_options(arguments, swept, cfg, typed)
-    _require_one_sweep(chosen_options, cfg, typed)
-    settings = sorted(
-        line(override)
-        for override in arguments
-        if override not in swept and not override.key_or_group.startswith(("hydra", "wandb."))
-    )
-    keys = [override.get_key_element() for override in swept]
-    is_search = cfg.hydra.sweeper.get("_target_") == SEARCH
-    is_grid = cfg.hydra.sweeper.get("_target_") in (HYDRAS_GRID, GRID)
-    if cfg.sweep.prune or not is_grid:
+    chosen_options = _options(arguments, swept, cfg, overrides, compose)
+    _require_one_sweep(chosen_options, cfg, overrides)
+    is_search = cfg.hydra.sweeper["_target_"] == SEARCH
+    if cfg.sweep.prune or is_search:
         sweeper = f"hydra/sweeper={cfg.hydra.runtime.choices['hydra/sweeper']}"
-        judge = f"sweep.prune={cfg.sweep.prune}" if cfg.sweep.prune else sweeper
-        _require_metric(judge, cfg, chosen_options, swept)
-    together = list(cfg.sweep.zip)
-    if together and is_search:
-        raise UserError(f"sweep.zip=[{','.join(together)}]: is of a grid; a search chooses every value by itself.")
-    require_together(together, swept)
-    counts = [len(values_of(override)) for override in swept if override.get_key_element() not in together[1:]]
+        _require_metric(f"sweep.prune={cfg.sweep.prune}" if cfg.sweep.prune else sweeper, cfg, chosen_options, swept)
+    zipped = list(cfg.sweep.zip)
+    _require_zipped(zipped, swept, is_search)
+    counts = [len(values_of(override)) for override in swept if override.get_key_element() not in zipped[1:]]
     jobs = cfg.hydra.sweeper.n_trials if is_search else math.prod(counts)
-    subdir = NUMBER if is_search else job_folder(swept, cfg.hydra.runtime.choices)  # a search may try a value again
+    fixed = [override for override in arguments if override not in swept]
+    settings = sorted(line(override) for override in fixed if not override.key_or_group.startswith("wandb."))
 
-    of_keys = "-".join(key.rsplit(".", 1)[-1] for key in keys)
-    label = re.sub(r"[^\w.-]", "-", str(cfg.sweep.name or of_keys or "sweep"))
-    label = label.encode()[:LONGEST].decode(errors="ignore")  # file systems count bytes
-    of_data = any(override.key_or_group.split(".")[0] in ("dataset", "experiment") for override in swept)
-    chosen = _chosen_folder(cfg)
-    folder = chosen or SWEEPS / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}_{label}"
-    name = str(cfg.sweep.name or folder.name)
+    name, folder = _name_and_folder(cfg, [override.get_key_element() for override in swept])
     if cfg.sweep.resume is not None:
-        folder, before = _to_resume(str(cfg.sweep.resume))
-        name = before["name"]
-        _require_no_links(folder)
-        if chosen and chosen.resolve() != folder.resolve():
-            raise UserError(f"{DIR}={chosen}: a sweep goes on in its own folder, {folder}; leave {DIR} out.")
-        try:
-            # What is no path of the data is compared first: other settings may mean other data, which are not read.
-            grown = has_grown(before, settings, swept, together, same_data=True)
-            if of_data or not has_same_data(before, data_digest):
-                grown = has_grown(before, settings, swept, together, same_data=False)
-            if grown:
-                rename(folder, subdir, swept)
-        except UserError as error:
-            raise UserError(f"sweep.resume={cfg.sweep.resume}: {error}") from error
-    elif chosen and (runs_below(chosen, SWEEP) or runs_below(chosen)):
-        raise UserError(
-            f"{DIR}={chosen}: a sweep or runs are there already. Choose a new folder, or go on with a sweep: "
-            "sweep.resume=FOLDER"
-        )
-    elif chosen:
-        _require_no_links(chosen)
-    resume = "null" if cfg.sweep.resume is None else quoted(folder)
-    kept = {key: cfg.sweep[key] for key in ("zip", "prune", "prune_after", "prune_factor", "metric")}
-    overrides = [
-        *(line(override) for override in arguments),
-        *(f"sweep.{key}={as_typed(value)}" for key, value in kept.items()),
+        name, folder = _resume(cfg, settings, swept, data_digest)
+    job_overrides = [
+        *map(line, fixed),
+        *(f"sweep.{key}={as_typed(cfg.sweep[key])}" for key in HANDED_ON),
         f"sweep.name={quoted(name)}",
-        f"sweep.over=[{','.join(keys)}]",
+        f"sweep.over=[{','.join(override.get_key_element() for override in swept)}]",
         f"sweep.jobs={jobs}",
-        f"sweep.resume={resume}",
+        f"sweep.resume={'null' if cfg.sweep.resume is None else quoted(folder)}",
         f"{DIR}={quoted(folder)}",
-        f"{SUBDIR}={quoted(subdir)}",
     ]
-    overrides += ["hydra.sweeper.params=null"] if preset else []
-    if cfg.hydra.sweeper.get("_target_") == HYDRAS_GRID:
-        overrides.append(f"hydra.sweeper._target_={GRID}")
-    single = ["hydra.mode=RUN"] if cfg.hydra.mode == RunMode.MULTIRUN else []
-    values = [line(override) for override in swept]
-    has_study = is_search or bool(cfg.sweep.prune)
+    is_mode_typed = any(override.key_or_group == "hydra.mode" for override in overrides)
     return Plan(
-        name,
-        keys,
-        jobs,
-        is_search,
-        has_study,
-        settings,
-        values,
-        folder,
-        overrides,
-        single,
-        str(Path.cwd()),
-        not of_data,
+        name=name,
+        swept=swept,
+        jobs=jobs,
+        is_search=is_search,
+        has_study=is_search or bool(cfg.sweep.prune),
+        settings=settings,
+        folder=folder,
+        overrides=job_overrides,
+        single=[] if is_mode_typed else ["hydra.mode=RUN"],  # then a preset says that it is a sweep
+        cwd=str(Path.cwd()),
     )
 
 
-def _require_options(
-    arguments: list[Override], swept: list[Override], cfg: DictConfig, typed: list[str]
-) -> list[tuple[Override, str, DictConfig]]:
-    """Return each option of each swept group, with the configuration of a job that has it.
+def has_one_dataset(swept: list[Override]) -> bool:
+    """Return whether all jobs of a sweep have the same data."""
+    return not any(override.key_or_group.split(".")[0] in DATA for override in swept)
 
-    Raises what Hydra raises if there is no such option: before the first job, not when its job starts.
-    """
+
+def _options(
+    arguments: list[Override], swept: list[Override], cfg: DictConfig, overrides: list[Override], compose: Compose
+) -> list[Option]:
+    """Return each option of each swept group. Raises what Hydra raises if there is no such option."""
     first = first_job([line(override) for override in arguments])
-    of_a_sweep = [line(override) for override in parse(typed) if override.key_or_group.startswith(OF_A_SWEEP)]
-    found = []
+    sweep = [line(override) for override in overrides if override.key_or_group.startswith("sweep.")]
+    result = []
     for i, override in enumerate(arguments):
         if override in swept and (override.key_or_group in cfg.hydra.runtime.choices or options(override.key_or_group)):
             for option in values_of(override):
                 word = f"{override.get_key_element()}={option}"
-                found.append((override, option, compose("config", [*of_a_sweep, *first[:i], word, *first[i + 1 :]])))
-    return found
+                result.append((override, option, compose([*sweep, *first[:i], word, *first[i + 1 :]])))
+    return result
 
 
-def _require_one_sweep(chosen: list[tuple[Override, str, DictConfig]], cfg: DictConfig, typed: list[str]) -> None:
+def _require_one_sweep(chosen: list[Option], cfg: DictConfig, overrides: list[Override]) -> None:
     """Raise UserError if jobs would differ in their ranges, sweeper, launcher, folder or sweep.*."""
-    for override in parse(typed):
-        if override.is_sweep_override() and override.key_or_group.startswith((*OF_A_SWEEP, "hydra")):
-            raise UserError(f"{line(override)}: is of the whole sweep, and takes one value.")
-    of_first = _of_the_whole(cfg, typed)
-    for override, option, other in chosen:
-        now = _of_the_whole(other, typed)
-        if keys := [key for key in dict.fromkeys([*of_first, *now]) if of_first.get(key) != now.get(key)]:
+    first = _shared(cfg, overrides)
+    for override, option, other_cfg in chosen:
+        other = _shared(other_cfg, overrides)
+        if keys := [key for key in dict.fromkeys([*first, *other]) if first.get(key) != other.get(key)]:
             key, named = override.key_or_group, ", ".join(keys[:4]) + (", ..." if len(keys) > 4 else "")
             raise UserError(
                 f"{line(override)}: all jobs of a sweep share its ranges and how it is run, and {key}={option} has "
@@ -286,11 +181,11 @@ def _require_one_sweep(chosen: list[tuple[Override, str, DictConfig]], cfg: Dict
             )
 
 
-def _of_the_whole(cfg: DictConfig, typed: list[str]) -> dict[str, Any]:
+def _shared(cfg: DictConfig, overrides: list[Override]) -> dict[str, Any]:
     """Return the settings all jobs share, flat, without the ranges of typed keys, which replace them."""
-    shared = {f"hydra.{name}": OmegaConf.to_container(cfg.hydra[name]) for name in OF_THE_WHOLE if cfg.hydra[name]}
+    shared = {f"hydra.{name}": OmegaConf.to_container(cfg.hydra[name]) for name in SHARED if cfg.hydra[name]}
     shared["sweep"] = OmegaConf.to_container(cfg.sweep)
-    ranges = {f"hydra.sweeper.params.{override.key_or_group}" for override in parse(typed)}
+    ranges = {f"hydra.sweeper.params.{override.key_or_group}" for override in overrides}
     return {
         key: value
         for key, value in flatten(shared).items()
@@ -298,9 +193,7 @@ def _of_the_whole(cfg: DictConfig, typed: list[str]) -> dict[str, Any]:
     }
 
 
-def _require_metric(
-    by: str, cfg: DictConfig, chosen: list[tuple[Override, str, DictConfig]], swept: list[Override]
-) -> None:
+def _require_metric(by: str, cfg: DictConfig, chosen: list[Option], swept: list[Override]) -> None:
     """Raise UserError if some job of the sweep has no sweep.metric to be judged by."""
     sizes = [(f"dataset.val_size={cfg.dataset.val_size}", cfg.dataset.val_size)]
     for override, option, other in chosen:
@@ -314,15 +207,72 @@ def _require_metric(
             raise UserError(problems[0])
 
 
-def _require_folders_of_ours(typed: list[str]) -> None:
-    """Raise UserError if the folder of a job is set, since a sweep names those itself."""
-    for override in parse(typed):
+def _require_zipped(zipped: list[str], swept: list[Override], is_search: bool) -> None:
+    """Raise UserError if a key of sweep.zip is not swept, or if its keys differ in their number of values."""
+    lengths = {override.get_key_element(): len(values_of(override)) for override in swept}
+    setting = f"sweep.zip=[{','.join(zipped)}]"
+    if zipped and is_search:
+        raise UserError(f"{setting}: is of a grid; a search chooses every value by itself.")
+    if not_swept := [key for key in zipped if key not in lengths]:
+        raise UserError(f"{setting}: {not_swept[0]} is not swept. Swept are {', '.join(lengths) or 'none'}.")
+    if len({lengths[key] for key in zipped}) > 1:
+        counts = ", ".join(f"{key} {lengths[key]}" for key in zipped)
+        raise UserError(f"{setting}: these keys take their values together, so each has as many ({counts}).")
+
+
+def _require_of_a_sweep(overrides: list[Override]) -> None:
+    """Raise UserError if what all jobs share is swept, or if the folder of a job is set: a sweep names those itself."""
+    for override in overrides:
+        if override.is_sweep_override() and override.key_or_group.startswith((*OF_A_SWEEP, "hydra")):
+            raise UserError(f"{line(override)}: is of the whole sweep, and takes one value.")
         if override.key_or_group == SUBDIR:
             raise UserError(
                 f"{line(override)}: the folders of jobs are named by their values. {DIR}=FOLDER is the sweep's folder."
             )
         if override.key_or_group == "hydra.run.dir":
             raise UserError(f"{line(override)}: is of one run. The folder of a sweep is {DIR}=FOLDER.")
+
+
+def _name_and_folder(cfg: DictConfig, keys: list[str]) -> tuple[str, Path]:
+    """Return the name and the folder of a new sweep. Raises UserError if the chosen folder holds runs."""
+    label = re.sub(r"[^\w.-]", "-", str(cfg.sweep.name or "-".join(key.rsplit(".", 1)[-1] for key in keys) or "sweep"))
+    label = label.encode()[:MAX_NAME].decode(errors="ignore")  # file systems count bytes
+    chosen = _chosen_folder(cfg)
+    if chosen and cfg.sweep.resume is None:
+        if runs_below(chosen, SWEEP) or runs_below(chosen):
+            raise UserError(
+                f"{DIR}={chosen}: a sweep or runs are there already. Choose a new folder, or go on with a sweep: "
+                "sweep.resume=FOLDER"
+            )
+        _require_no_links(chosen)
+    folder = chosen or SWEEPS / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}_{label}"
+    return str(cfg.sweep.name or folder.name), folder
+
+
+def _chosen_folder(cfg: DictConfig) -> Path | None:
+    """Return the folder that hydra.sweep.dir sets, on the command line or in a preset, or None if unset."""
+    stored = cast("dict[str, Any]", OmegaConf.to_container(cfg.hydra.sweep, resolve=False))
+    if str(stored["dir"]).startswith(HYDRAS_OWN_DIR + "${now"):
+        return None
+    return path_of(DIR, cfg.hydra.sweep.dir)
+
+
+def _resume(
+    cfg: DictConfig, settings: list[str], swept: list[Override], data_digest: Callable[[], str | None]
+) -> tuple[str, Path]:
+    """Return the name and the folder of the sweep that sweep.resume names. Raises UserError if this one is another."""
+    folder, before = _find(str(cfg.sweep.resume))
+    _require_no_links(folder)
+    if (chosen := _chosen_folder(cfg)) and chosen.resolve() != folder.resolve():
+        raise UserError(f"{DIR}={chosen}: a sweep goes on in its own folder, {folder}; leave {DIR} out.")
+    try:
+        # What is no path of the data is compared first: other settings may mean other data, which are not read.
+        require_same(before, settings, swept, same_data=True)
+        if not (has_one_dataset(swept) and has_same_data(before, data_digest)):
+            require_same(before, settings, swept, same_data=False)
+    except UserError as error:
+        raise UserError(f"sweep.resume={cfg.sweep.resume}: {error}") from error
+    return before["name"], folder
 
 
 def _require_no_links(folder: Path) -> None:
@@ -332,26 +282,16 @@ def _require_no_links(folder: Path) -> None:
     """
     if folder.is_dir():
         theirs = ("wandb", f"{JOURNAL}.lock")
-        require_no_links(folder, [each.name for each in folder.iterdir() if not each.name.startswith(theirs)])
+        require_no_links(folder, [entry.name for entry in folder.iterdir() if not entry.name.startswith(theirs)])
 
 
-def _chosen_folder(cfg: DictConfig) -> Path | None:
-    """Return the folder that hydra.sweep.dir sets, on the command line or in a preset, or None if unset."""
-    written = cast("dict[str, Any]", OmegaConf.to_container(cfg.hydra.sweep, resolve=False))
-    if str(written["dir"]).startswith(HYDRAS_OWN_DIR + "${now"):
-        return None
-    return path_of(DIR, cfg.hydra.sweep.dir)
-
-
-def _to_resume(path_or_latest: str) -> tuple[Path, dict]:
+def _find(path_or_latest: str) -> tuple[Path, dict[str, Any]]:
     """Return the folder and the record of the sweep to resume. Raises UserError if no sweep was started there."""
+    folder = Path(path_or_latest)
     if path_or_latest == "latest":
-        found = runs_below(SWEEPS, SWEEP)
-        if not found:
+        if not (sweeps := runs_below(SWEEPS, SWEEP)):
             raise UserError(f"sweep.resume=latest: there is no sweep in {SWEEPS}.")
-        folder = found[0]
-    else:
-        folder = Path(path_or_latest)
+        folder = sweeps[0]
     try:
         record = read_json(folder / SWEEP)
         if not TEXT.allows(record["name"]) or "${" in record["name"]:  # a name is no interpolation any more
@@ -360,9 +300,9 @@ def _to_resume(path_or_latest: str) -> tuple[Path, dict]:
             raise UserError(f"sweep.resume={path_or_latest}: a sweep's folder may have no ${{ in its name.")
         parse([*record["settings"], *record["values"]])
         before = {key: record[key] for key in ("name", "settings", "values")}
-        of_place = {key: record.get(key) for key in ("cwd", "data")}
-        if not all(isinstance(value, str | None) for value in of_place.values()):
-            raise TypeError(of_place)
-        return folder, before | of_place
+        optional = {key: record.get(key) for key in ("cwd", "data")}
+        if not all(isinstance(value, str | None) for value in optional.values()):
+            raise TypeError(optional)
+        return folder, before | optional
     except (HydraException, *UNREADABLE) as error:
         raise UserError(f"sweep.resume={path_or_latest}: no sweep was started there (no readable {SWEEP}).") from error

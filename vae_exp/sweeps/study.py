@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 JOURNAL = "journal.log"
 JOB = "job"  # an attribute of a trial: the folder of its run
-OLDEST = 4  # Optuna's version: earlier journals have another format
+MIN_VERSION = 4  # Optuna's version: earlier journals have another format
 
 
-def require_optuna(wanted: str) -> None:
-    """Raise UserError if Optuna is not installed, or too old; wanted is the setting that needs it."""
+def require_optuna(setting: str) -> None:
+    """Raise UserError if Optuna, which a setting needs, is not installed or too old."""
     advice = "It comes with: pip install 'vae_exp[optuna]'"
     if importlib.util.find_spec("optuna") is None:
-        raise UserError(f"{wanted}: Optuna is not installed. {advice}")
-    found = metadata.version("optuna")
-    if int(found.split(".")[0]) < OLDEST:
-        raise UserError(f"{wanted}: Optuna is {found}, and {OLDEST}.9 or newer is needed. {advice}")
+        raise UserError(f"{setting}: Optuna is not installed. {advice}")
+    version = metadata.version("optuna")
+    if int(version.split(".")[0]) < MIN_VERSION:
+        raise UserError(f"{setting}: Optuna is {version}, and {MIN_VERSION}.9 or newer is needed. {advice}")
 
 
 def start(folder: Path, name: str) -> None:
@@ -35,8 +35,8 @@ def start(folder: Path, name: str) -> None:
     journal = folder / JOURNAL
     with writing(journal):
         if journal.is_file():
-            whole = journal.read_bytes()
-            write(journal, whole[: whole.rfind(b"\n") + 1])  # a line that was cut off would spoil the next one
+            content = journal.read_bytes()
+            write(journal, content[: content.rfind(b"\n") + 1])  # a line that was cut off would spoil the next one
         (folder / f"{JOURNAL}.lock").unlink(missing_ok=True)  # nobody holds it: no job is at work
         optuna.create_study(study_name=name, storage=_storage(folder), load_if_exists=True)
 
@@ -79,10 +79,10 @@ class Judge:
                 trial.set_user_attr(name, value)
             number = trial.number
         study.pruner = _pruner(keys, epochs) if keys["prune"] else optuna.pruners.NopPruner()
-        kept = study.get_trials(deepcopy=False)[number]
-        self.study, self.number, self.is_told = study, number, kept.state.is_finished()
-        self.reported = set(kept.intermediate_values)  # before the job was interrupted
-        self.trial = optuna.Trial(study, kept._trial_id)
+        stored = study.get_trials(deepcopy=False)[number]
+        self.study, self.number, self.is_finished = study, number, stored.state.is_finished()
+        self.reported = set(stored.intermediate_values)  # before the job was interrupted
+        self.trial = optuna.Trial(study, stored._trial_id)
 
     def __call__(self, epoch: int, scores: dict[str, float]) -> str | None:
         """Return the reason to end after this epoch, in words, or None.
@@ -93,7 +93,7 @@ class Judge:
         metric = self.keys["metric"]
         if metric not in scores:  # the plan looks at each option of a group, and not at every combination of them
             raise UserError(check_metric("its sweep", metric, "val/neg_elbo" in scores, "in this job")[0])
-        if not self.keys["prune"] or self.is_told:
+        if not self.keys["prune"] or self.is_finished:
             return None
         value = scores[metric]
         if epoch not in self.reported:
@@ -102,17 +102,16 @@ class Judge:
             return None
         return f"sweep.prune={self.keys['prune']}: {metric} {value:.2f} after epoch {epoch}"
 
-    def tell(self, summary: dict[str, Any] | None) -> None:
-        """Tell the study how the job ended: its summary, or None if it failed. An earlier result stays."""
-        if self.is_told:
+    def record(self, summary: dict[str, Any] | None) -> None:
+        """Record in the study how the job ended: its summary, or None if it failed. An earlier result stays."""
+        if self.is_finished:
             return
         from optuna.trial import TrialState
 
-        if summary is None:
-            self.study.tell(self.number, state=TrialState.FAIL)
-        elif summary["state"] == "pruned":
+        value = None if summary is None else value_of(summary, self.keys["metric"])
+        if summary is not None and summary["state"] == "pruned":
             self.study.tell(self.number, state=TrialState.PRUNED)
-        elif (value := value_of(summary, self.keys["metric"])) is None:
+        elif value is None:
             self.study.tell(self.number, state=TrialState.FAIL)
         else:
             self.study.tell(self.number, value)

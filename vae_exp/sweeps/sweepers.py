@@ -1,0 +1,323 @@
+"""Hydra's sweepers of ours: a grid, and a search in which Optuna chooses the values of each job."""
+
+import copy
+import functools
+import itertools
+import random
+import traceback
+import warnings
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.types import IntervalSweep, Override, OverrideType
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from vae_exp.config.checks import closest, quoted
+from vae_exp.config.compose import parse
+from vae_exp.config.schema import Config
+from vae_exp.errors import UserError
+from vae_exp.files import write
+from vae_exp.sweeps import jobs, study, summary
+from vae_exp.sweeps.plan import GRID, SEARCH, SUBDIR, Plan, first_job, has_one_dataset, overrides_of, plan
+from vae_exp.sweeps.values import check_each, job_folders, job_names, line, values_of
+from vae_exp.training.run_dir import MULTIRUN
+
+if TYPE_CHECKING:
+    import optuna
+
+SAMPLERS = ("tpe", "gp", "cmaes", "qmc", "random")
+MAX_COMPOSED = 20  # in a sweep over many options of groups, looking for one would take as long as composing
+ON_THIS_MACHINE = ("basic", "joblib", "submitit_local")  # launchers
+Batch = tuple[int, list[tuple[str, list[str]]]]  # the number of its first job, and each job's folder and values
+
+
+def register() -> None:
+    """Let Hydra know our sweepers, which it would else look for in a package called hydra_plugins."""
+    Plugins.instance().class_name_to_class |= {GRID: Grid, SEARCH: Search}
+
+
+@dataclass
+class Composed:
+    """A job's configuration as Hydra composed it, and the overrides that made it."""
+
+    words: list[Override]
+    cfg: DictConfig
+
+    def with_values(self, words: list[Override]) -> DictConfig | None:
+        """Return the configuration Hydra would make of other overrides, or None if more than values differ."""
+        if [word.get_key_element() for word in words] != [word.get_key_element() for word in self.words]:
+            return None
+        changed = [new for new, old in zip(words, self.words, strict=True) if new.input_line != old.input_line]
+        if not all(map(self._is_value, changed)):
+            return None
+        cfg = copy.deepcopy(self.cfg)
+        for word in changed:
+            OmegaConf.update(cfg, word.key_or_group, word.value())
+        task = [word for word in words if not word.is_hydra_override()]
+        hydras = [line(word) for word in words if word.is_hydra_override()]
+        with read_write(cfg.hydra), open_dict(cfg.hydra):
+            before, naming = overrides_of(cfg, "hydra"), cfg.hydra.job.config.override_dirname
+            cfg.hydra.overrides.hydra = [*before[: len(before) - len(hydras)], *hydras]
+            cfg.hydra.overrides.task = list(map(line, task))
+            named = sorted(line(word) for word in task if word.key_or_group not in naming.exclude_keys)
+            cfg.hydra.job.override_dirname = naming.item_sep.join(named).replace("=", naming.kv_sep)
+        return cfg
+
+    def _is_value(self, word: Override) -> bool:
+        """Return whether a word sets one existing value: a group chooses files, and a dictionary is merged."""
+        key = word.key_or_group
+        if key == SUBDIR:
+            return True
+        is_group = key in self.cfg.hydra.runtime.choices
+        if word.type != OverrideType.CHANGE or word.package or word.is_hydra_override() or is_group:
+            return False
+        before = OmegaConf.select(self.cfg, key, default=None, throw_on_resolution_failure=False)
+        return not isinstance(before, DictConfig) and not isinstance(word.value(), dict)
+
+
+class JobConfigs:
+    """What a launcher asks of Hydra's loader, but jobs that differ only in values are composed once.
+
+    Composing takes 80 to 100 ms. Launchers take what is composed along to their processes.
+    """
+
+    def __init__(self, loader: ConfigLoader) -> None:
+        self.loader, self.composed = loader, list[Composed]()
+
+    def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        words = parse(sweep_overrides)
+        for composed in self.composed:
+            if (cfg := composed.with_values(words)) is not None:
+                return cfg
+        cfg = self.loader.load_sweep_config(master_config, sweep_overrides)
+        if len(self.composed) < MAX_COMPOSED:
+            self.composed.append(Composed(words, copy.deepcopy(cfg)))
+        return cfg
+
+
+class PlannedSweeper(Sweeper):
+    """A sweep from its beginning to its end: plans and checks it, hands jobs to the launcher, and prints its table."""
+
+    plan: Plan
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.configs = JobConfigs(hydra_context.config_loader)
+        self.context = HydraContext(cast("ConfigLoader", self.configs), hydra_context.callbacks)
+        self.task_function, self.master = task_function, config
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Run all jobs, or those that a sweep that goes on lacks.
+
+        Raises UserError before any job starts if a value is not allowed, and where the launcher fails; SystemExit
+        with 1 if a job is missing at the end, or with the code of what stopped the sweep.
+        """
+        config = self._plan(arguments)
+        launcher, n_jobs = self._launcher_name(), self.master.hydra.launcher.get("n_jobs")
+        jobs.start(self.plan)
+        self.master.hydra.sweep.dir = str(self.plan.folder)
+        write(self.plan.folder / MULTIRUN, OmegaConf.to_yaml(self.master))
+        stopped, error = 0, None
+        try:
+            with jobs.report_jobs(self.plan, launcher, n_jobs):
+                self._launch()
+        except KeyboardInterrupt:
+            stopped = 130
+        except SystemExit as stop:
+            stopped = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        except Exception as raised:  # a launcher's: what was done until then is still printed
+            error = raised
+        code = summary.finish(self.plan, config["wandb"], stopped=bool(stopped))
+        if error is not None and code:
+            log = self.plan.folder / "error.log"
+            write(log, "".join(traceback.format_exception(error)))
+            raise UserError(f"the sweep ended early: {error}\nThe traceback is in {log}") from error
+        if code and not stopped:  # Hydra would call them only after a sweep that returns
+            self.context.callbacks.on_multirun_end(config=self.master, config_name=self.master.hydra.job.config_name)
+        if stopped or code:
+            raise SystemExit(stopped or code)
+
+    def _plan(self, arguments: list[str]) -> Config:
+        """Plan and check the sweep, and return the configuration of its first job."""
+        overrides = parse([*overrides_of(self.master, "hydra"), *arguments])
+        cfg = self._compose(first_job(arguments))
+        jobs.require_one_process(cfg, overrides)
+        if cfg.resume is not None:
+            raise UserError(f"resume={cfg.resume}: is of one run. A sweep goes on with sweep.resume={cfg.resume}.")
+        config = jobs.check(cfg, several_runs=True)
+
+        @functools.cache  # so that jobs side by side do not all download it; kept for those of this process
+        def data_digest() -> str | None:
+            if self._launcher_name() not in ON_THIS_MACHINE:
+                return None
+            from vae_exp.config import build
+
+            fingerprint = build.dataset(config).fingerprint
+            return None if fingerprint is None else fingerprint.digest()
+
+        self.plan = plan(overrides, cfg, self._compose, data_digest)
+        self.prepare(cfg)
+        check_each(self.plan.swept, config)
+        # Read last: what else may be refused needs no data.
+        self.plan.data = data_digest() if has_one_dataset(self.plan.swept) else None
+        return config
+
+    def _compose(self, overrides: list[str]) -> DictConfig:
+        return self.configs.load_sweep_config(self.master, overrides)
+
+    def _launcher_name(self) -> str:
+        return self.master.hydra.runtime.choices["hydra/launcher"]
+
+    def _launch(self) -> None:
+        launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=self.context, task_function=self.task_function, config=self.master
+        )
+        for first, batch in self.batches():
+            words = [[*self.plan.overrides, *values, f"{SUBDIR}={quoted(name)}"] for name, values in batch]
+            for job in launcher.launch(words, initial_job_idx=first):
+                _ = job.return_value  # a run that fails does not raise
+
+    @abstractmethod
+    def prepare(self, cfg: DictConfig) -> None:
+        """Check what is this sweeper's own. Raises UserError."""
+
+    @abstractmethod
+    def batches(self) -> Iterator[Batch]:
+        """Yield the batches of jobs that run at the same time."""
+
+
+class Grid(PlannedSweeper):
+    """Every combination of the swept values; keys of sweep.zip take their first values together, then their second.
+
+    If losing jobs end early, they run in a random order by seed: in the order of the grid, the first jobs to be judged
+    would all have the same value, and teach nothing about the others.
+    """
+
+    def __init__(self, max_batch_size: int | None = None, params: DictConfig | None = None) -> None:
+        self.max_batch_size = max_batch_size
+
+    def prepare(self, cfg: DictConfig) -> None:
+        if cfg.sweep.prune:
+            study.require_optuna(f"sweep.prune={cfg.sweep.prune}")
+        self.jobs = self._combinations(list(cfg.sweep.zip))
+        if cfg.sweep.prune:
+            random.Random(cfg.seed).shuffle(self.jobs)
+        if cfg.sweep.resume is None:
+            self.folders = job_names(self.jobs)
+            return
+        configs = (self._compose([*self.plan.overrides, *values]) for values in self.jobs)
+        try:
+            self.folders = job_folders(self.plan.folder, self.plan.swept, self.jobs, configs)
+        except UserError as error:
+            raise UserError(f"sweep.resume={cfg.sweep.resume}: {error}") from error
+
+    def _combinations(self, zipped: list[str]) -> list[list[str]]:
+        values = [[f"{key.get_key_element()}={value}" for value in values_of(key)] for key in self.plan.swept]
+        is_zipped = [key in zipped for key in self.plan.keys]
+        return [
+            [options[i] for options, i in zip(values, indices, strict=True)]
+            for indices in itertools.product(*(range(len(options)) for options in values))
+            if len({i for i, zipped_too in zip(indices, is_zipped, strict=True) if zipped_too}) < 2
+        ]
+
+    def batches(self) -> Iterator[Batch]:
+        jobs_with_folders = list(zip(self.folders, self.jobs, strict=True))
+        size = self.max_batch_size or len(self.jobs)
+        for first in range(0, len(self.jobs), size):
+            yield first, jobs_with_folders[first : first + size]
+
+
+class Search(PlannedSweeper):
+    """Asks Optuna for values, hands the jobs to the launcher, and goes on until there are n_trials.
+
+    The jobs themselves tell the study how they ended, so that whatever is killed, the study knows what is done. A
+    trial that was running then is run again under its number: its job goes on from its checkpoint.
+    """
+
+    def __init__(
+        self, sampler: str, n_trials: int, n_jobs: int | None, seed: int, params: DictConfig | None = None
+    ) -> None:
+        self.sampler, self.n_trials, self.n_jobs, self.seed = sampler, n_trials, n_jobs, seed
+
+    def prepare(self, cfg: DictConfig) -> None:
+        study.require_optuna("hydra/sweeper=optuna")
+        for name, value in (("n_trials", self.n_trials), ("n_jobs", self.n_jobs)):
+            is_count = isinstance(value, int) and not isinstance(value, bool) and value > 0
+            if not is_count and not (value is None and name == "n_jobs"):
+                raise UserError(f"hydra.sweeper.{name}={value}: it takes a whole number, 1 or more.")
+        if self.sampler not in SAMPLERS:
+            hint = closest(str(self.sampler), SAMPLERS)
+            raise UserError(f"hydra.sweeper.sampler={self.sampler}: it takes one of {', '.join(SAMPLERS)}.{hint}")
+        self.space = {override.get_key_element(): _distribution(override) for override in self.plan.swept}
+
+    def batches(self) -> Iterator[Batch]:
+        from optuna.trial import TrialState
+
+        at_once = self.n_jobs or jobs.parallel_jobs(self.master.hydra)
+        trials = study.load(self.plan.folder)
+        running = [trial for trial in trials.get_trials(deepcopy=False) if not trial.state.is_finished()]
+        for trial in [trial for trial in running if not _is_in(self.space, trial.params)]:  # killed while it was chosen
+            trials.tell(trial.number, state=TrialState.FAIL)
+            running.remove(trial)
+        # The launcher counts jobs from the first: only neighbours can be handed to it together.
+        for _, numbered in itertools.groupby(enumerate(running), lambda pair: pair[1].number - pair[0]):
+            neighbours = [trial for _, trial in numbered]
+            for i in range(0, len(neighbours), at_once):
+                yield self._batch(neighbours[i].number, [trial.params for trial in neighbours[i : i + at_once]])
+        while (count := len(trials.get_trials(deepcopy=False))) < self.n_trials:
+            params = []
+            for number in range(count, min(count + at_once, self.n_trials)):
+                trials.sampler = _sampler(self.sampler, self.seed, number)
+                params.append(trials.ask(self.space).params)
+            yield self._batch(count, params)
+
+    def _batch(self, first: int, params: list[dict[str, Any]]) -> Batch:
+        """A search may try a value again: a job's folder is its number."""
+        return first, [(str(first + i), _overrides(values)) for i, values in enumerate(params)]
+
+
+def _is_in(space: dict[str, Any], params: dict[str, Any]) -> bool:
+    """Return whether these are the swept keys, each with one of its values: a journal may be another sweep's."""
+
+    def allows(key: str, value: Any) -> bool:
+        if choices := getattr(space[key], "choices", None):
+            return value in choices
+        return isinstance(value, int | float) and space[key].low <= value <= space[key].high
+
+    return params.keys() == space.keys() and all(allows(key, value) for key, value in params.items())
+
+
+def _overrides(params: dict[str, Any]) -> list[str]:
+    return [f"{key}={value}" for key, value in params.items()]
+
+
+def _sampler(name: str, seed: int, number: int) -> "optuna.samplers.BaseSampler":
+    """Return Optuna's sampler for a trial's number. It is not stored: its state follows from the trials before."""
+    from optuna import exceptions, samplers
+
+    warnings.simplefilter("ignore", exceptions.ExperimentalWarning)
+    if name == "qmc":  # one sequence, of which each trial takes the next point
+        return samplers.QMCSampler(seed=seed, scramble=True, warn_asynchronous_seeding=False)
+    by_name = {"tpe": "TPESampler", "gp": "GPSampler", "cmaes": "CmaEsSampler", "random": "RandomSampler"}
+    return getattr(samplers, by_name[name])(seed=(seed + 1_000_003 * number) % 2**32)
+
+
+def _distribution(override: Override) -> "optuna.distributions.BaseDistribution":
+    """Return a swept key's values as an Optuna distribution: an interval, or a choice among words as typed."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    value = override.value()
+    if not isinstance(value, IntervalSweep):
+        return CategoricalDistribution(values_of(override))
+    start, end, is_log = value.start, value.end, "log" in value.tags
+    try:
+        if isinstance(start, int) and isinstance(end, int):
+            return IntDistribution(start, end, log=is_log)
+        return FloatDistribution(float(start or 0.0), float(end or 0.0), log=is_log)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{override.input_line}: no interval to search in ({error})") from error
