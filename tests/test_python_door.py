@@ -87,7 +87,7 @@ def test_weights_that_are_no_numbers_are_refused(models, tmp_path, vae_command):
     torch.save(kept, "spoilt.pt")
     code, said = vae_command("vae-generate", "checkpoint=spoilt.pt")
     assert code == 1
-    assert "checkpoint: its weights encoder.layers.0.weight hold numbers that are not finite" in said
+    assert "checkpoint: its weights encoder.layers.0.weight are not finite" in said
     assert not list(tmp_path.rglob("*.png"))[3:], "nothing but the run's own pictures"
 
 

@@ -106,4 +106,4 @@ def test_all_of_them_are_compared(vae_command):
     code, said = vae_command("vae-compare", ".", "--html", "page.html")
     assert code == 0, said
     assert "left out" not in said
-    assert Path("page.html").stat().st_size > 100_000
+    assert Path("page.html").stat().st_size > 50_000

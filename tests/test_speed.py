@@ -192,7 +192,7 @@ def test_a_compiler_that_fails_is_said_and_auto_goes_on_without():
     [
         ("precision=tf32", "precision=tf32: a format of NVIDIA's GPUs, and this run is on cpu. Use fp32 or bf16."),
         ("precision=fp16", "precision=fp16: it takes one of fp32, tf32, bf16."),
-        ("compile=maybe", "compile=maybe: it takes auto, true or false."),
+        ("compile=maybe", "compile=maybe: it takes one of auto, true, false."),
         ("compile=true", "compile=true: PyTorch needs a C++ compiler (no-such-compiler), which is not there."),
     ],
 )
