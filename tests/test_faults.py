@@ -17,7 +17,6 @@ import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import hydra
 import numpy as np
 import pytest
 import torch
@@ -492,18 +491,6 @@ def test_ctrl_c_while_hydra_composes_ends_like_any_ctrl_c(vae_train, monkeypatch
 
     monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", interrupted)
     assert vae_train("model.z_dim=3") == (130, "")
-
-
-def test_ctrl_c_while_an_error_is_explained_ends_like_any_ctrl_c(vae_train, monkeypatch):
-    compose = hydra.compose
-
-    def interrupted(config_name, overrides, **settings):
-        if not overrides:  # asked for the names of the keys
-            raise KeyboardInterrupt
-        return compose(config_name, overrides, **settings)
-
-    monkeypatch.setattr(hydra, "compose", interrupted)
-    assert vae_train("model.zdim=3") == (130, "")
 
 
 @pytest.mark.slow

@@ -6,7 +6,6 @@ import itertools
 import logging
 import os
 import platform
-import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
@@ -20,10 +19,7 @@ from vae_exp.torchrun_env import started
 
 FINDING = timedelta(minutes=5)  # for all processes to come
 PATIENCE = timedelta(hours=6)  # with one that is at work: the first downloads data and draws while the others wait
-ENDING = 10.0  # seconds in which what is wrong in all processes is found by all
 _rank, _size = 0, 1  # of this process, and of all of them; 1 outside `process_group`
-_store: dist.Store | None = None  # where they leave word for each other beside their common work
-_times_joined = 0
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -50,39 +46,34 @@ def process_group() -> Iterator[None]:
     Raises PeerLost if another does not come or is gone, and UserError if what a launcher says is not enough to find
     the others. An existing process group is used.
     """
-    global _rank, _size, _times_joined
+    global _rank, _size
     if started() == 1 or _size > 1:
         yield
         return
     if not dist.is_initialized():
         _find_each_other()
-    _rank, _size, _times_joined = dist.get_rank(), dist.get_world_size(), _times_joined + 1
+    _rank, _size = dist.get_rank(), dist.get_world_size()
     package = logging.getLogger("vae_exp")
     level = package.level
     if _rank:
         package.setLevel(logging.ERROR)
     try:
         yield
-    except BaseException:
-        if _rank == 0:
-            _leave_word()
-        raise
     finally:
         _rank, _size = 0, 1
         package.setLevel(level)
 
 
 def _find_each_other() -> None:
-    global _store
     cuda = torch.cuda.is_available() and dist.is_nccl_available()
     try:
         with guard_peers():
-            _store, rank, size = next(dist.rendezvous("env://", timeout=FINDING))
-            _store.set(f"vae_exp/{rank}", "here")
-            _store.wait([f"vae_exp/{other}" for other in range(size)], FINDING)
+            store, rank, size = next(dist.rendezvous("env://", timeout=FINDING))
+            store.set(f"vae_exp/{rank}", "here")
+            store.wait([f"vae_exp/{other}" for other in range(size)], FINDING)
             backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
             dist.init_process_group(
-                backend, store=dist.PrefixStore("run", _store), rank=rank, world_size=size, timeout=PATIENCE
+                backend, store=dist.PrefixStore("run", store), rank=rank, world_size=size, timeout=PATIENCE
             )
     except ValueError as error:
         raise UserError(
@@ -92,31 +83,11 @@ def _find_each_other() -> None:
     atexit.register(dist.destroy_process_group)  # kept until then, for a next run of the same processes
 
 
-def _leave_word() -> None:
-    with contextlib.suppress(RuntimeError):  # the store may have gone with its process
-        if _store is not None:
-            _store.set(f"vae_exp/ends/{_times_joined}", "")
-
-
-def fail_with_rank0(surely: bool) -> bool:
-    """Return whether the first process fails too, and so has reported why.
-
-    Called before a further process ends; returns when the first one has ended, or has not in time.
-
-    What is wrong in all processes is wrong in the first too, within seconds. An end that was
-    agreed on is sure to come.
-    """
-    if _store is None:
-        return False
-    deadline = time.monotonic() + ENDING
-    with contextlib.suppress(RuntimeError):  # the store, or the first process, is gone
-        while not surely and not _store.check([f"vae_exp/ends/{_times_joined}"]):
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.1)
+def wait_for_rank0() -> None:
+    """Wait, in a further process, until the first has ended, which all have agreed to."""
+    with contextlib.suppress(RuntimeError):
         if dist.is_initialized():
             dist.broadcast_object_list([None])  # which the first does not send: that it is gone is noticed
-    return True
 
 
 @contextlib.contextmanager

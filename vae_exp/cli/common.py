@@ -32,18 +32,14 @@ from vae_exp.training.run_dir import BEST, IMAGES, LAST, METRICS, SUMMARY, on_ch
 
 
 def with_own_options(arguments: list[str]) -> list[str]:
-    """Return the arguments with --config-dir FOLDER, which holds the user's own options, turned into a setting.
-
-    The jobs of a sweep keep settings, but not flags.
-    """
+    """Return the arguments with --config-dir FOLDER turned into a setting, which the jobs of a sweep keep, too."""
     for i, argument in enumerate(arguments):
         flag, is_given, folder = argument.partition("=")
         if flag in ("--config-dir", "-cd"):
             folder, *rest = arguments[i + 1 :] or [""] if not is_given else [folder, *arguments[i + 1 :]]
             if not folder or not path_of(flag, folder).is_dir():
-                raise UserError(
-                    f"{flag} {folder}: there is no such folder. It holds options of your own: objective/NAME.yaml"
-                )
+                advice = "It holds options of your own: objective/NAME.yaml"
+                raise UserError(f"{flag} {folder}: there is no such folder. {advice}")
             path = f"file://{Path(folder).resolve()}"
             path = path if re.fullmatch(r"[\w:/.-]+", path) else quoted(path)
             return [*arguments[:i], *rest, f"hydra.searchpath=[{path}]"]
@@ -75,34 +71,34 @@ def exits(program: str, config_name: str) -> Iterator[None]:
     signal.signal(signal.SIGTERM, _exit_on_sigterm)
     ending: Any = None
     try:
-        with explained(program, config_name):
-            yield
+        yield
     except BaseException as error:
-        ending = code_or_message(error, program)
+        ending = _code_or_message(error, program, config_name)
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):  # what is left is W&B's own ending; nothing to tell of it
             signal.signal(number, signal.SIG_DFL)
-    if refusal := _print_what_is_held():
-        ending = ending or code_or_message(refusal, program)
+    try:
+        sys.stdout.flush()
+    except OSError as error:  # its text is dropped, as Python would complain of it otherwise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        ending = ending or _code_or_message(error, program, config_name)
     if ending:
         sys.exit(ending)
 
 
-@contextlib.contextmanager
-def explained(program: str, config_name: str) -> Iterator[None]:
-    """Run the block and turn an error of Hydra's into UserError, in the user's words."""
-    try:
-        yield
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(explain(error, program, config_name)) from error
+class Refusal(BaseException):
+    """An error on its way through Hydra, which makes a warning of an Exception in a callback; the cause is its own."""
 
 
-def code_or_message(error: BaseException, program: str) -> Any:
+def _code_or_message(error: BaseException, program: str, config_name: str) -> Any:
     """Return what the program exits with: a code or a message. Raises the error itself if it is a bug of ours."""
+    error = error.__cause__ if isinstance(error, Refusal) and error.__cause__ else error
     if isinstance(error, SystemExit):
         return error.code
     if _comes_of_ctrl_c(error):
         return 130
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        error = UserError(explain(error, program, config_name))
     if isinstance(error, UserError):
         return f"{program}: {error}"
     if isinstance(error, BrokenPipeError):  # `vae-train --help | head`
@@ -114,16 +110,6 @@ def code_or_message(error: BaseException, program: str) -> Any:
     raise error
 
 
-def _print_what_is_held() -> OSError | None:
-    """Flush standard output; if that fails, drop the text, as Python would complain otherwise, and return the error."""
-    try:
-        sys.stdout.flush()
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return error
-    return None
-
-
 def _comes_of_ctrl_c(error: BaseException | None) -> bool:
     """Return whether Ctrl-C caused the error: Hydra may raise one of its own instead if it is composing at the time."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
@@ -133,15 +119,12 @@ def _comes_of_ctrl_c(error: BaseException | None) -> bool:
 
 def versions() -> str:
     """Return the versions of vae_exp and of its main dependencies, found without importing them."""
-    found = [f"{name} {metadata.version(name)}" for name in ("torch", "hydra-core", "wandb")]
-    return f"vae_exp {__version__} ({', '.join(found)}, Python {platform.python_version()})"
+    used = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "hydra-core", "wandb"))
+    return f"vae_exp {__version__} ({used}, Python {platform.python_version()})"
 
 
 def run(program: str, config_name: str, rules: dict[str, Rule], about: str, work: Callable[[Any], object]) -> None:
-    """Run a command whose keys are those of conf/CONFIG_NAME.yaml: compose and check them, then work.
-
-    That file with its comments is also the command's help.
-    """
+    """Run a command whose keys are those of conf/CONFIG_NAME.yaml, which with its comments is also its help."""
     arguments = sys.argv[1:]
     with exits(program, config_name):
         if {"--help", "-h"} & set(arguments):
@@ -157,10 +140,8 @@ def run(program: str, config_name: str, rules: dict[str, Rule], about: str, work
             print(OmegaConf.to_yaml(cfg))
             return
         if OmegaConf.is_missing(cfg, "checkpoint"):
-            raise UserError(
-                f"checkpoint: say which, such as `{program} checkpoint=outputs/.../best.pt`, a run's folder, or "
-                "checkpoint=latest."
-            )
+            such_as = f"`{program} checkpoint=outputs/.../best.pt`, a run's folder, or checkpoint=latest"
+            raise UserError(f"checkpoint: say which, such as {such_as}.")
         config = resolve(cfg)
         if problems := check_values(flatten(config, rules), rules):
             raise UserError("\n".join(problems))
@@ -178,9 +159,8 @@ def _overrides(program: str, arguments: list[str]) -> list[str]:
         if "=" not in word:
             raise UserError(f"{word}: write {program} checkpoint={word}; all that is typed is KEY=VALUE.")
     overrides = readable(arguments)
-    for override in parse(overrides):
-        if override.is_sweep_override():
-            raise UserError(f"{override.input_line}: {program} takes one value of it.")
+    if swept := [override for override in parse(overrides) if override.is_sweep_override()]:
+        raise UserError(f"{swept[0].input_line}: {program} takes one value of it.")
     return overrides
 
 
@@ -206,7 +186,11 @@ def final_message(summary: dict[str, Any], run_dir: Path, dataset: str) -> str:
     scores = {name: value for name, value in test_results.items() if name not in (*TERMS, "active_units")}
     test = "   ".join(f"{name} {test_results[name]:.3f}" for name in TERMS)
     run = summary["wandb"]
-    beside = shlex.quote(str(Path(run["dir"] or "").parent))
+    folder = Path(run["dir"] or "")
+    beside = shlex.quote(str(folder.parent))
+    offline = f"{beside}/offline-run-*-{run['id']}"  # each resume leaves a part
+    if len(list(folder.parent.glob(f"offline-run-*-{run['id']}"))) < 2:
+        offline = shlex.quote(str(folder))
     lines = {
         "test": f"{test}   ({test_results['active_units']} active units)",
         "scores": "  ".join(f"{name} {value:.3f}" for name, value in scores.items()),
@@ -215,7 +199,7 @@ def final_message(summary: dict[str, Any], run_dir: Path, dataset: str) -> str:
         "weights": f"{run_dir}/{BEST}",
         "W&B": run["url"],
         "look": run["dir"] and f"{program('wandb')} leet {beside}    (all runs, here, without an account)",
-        "upload": run["mode"] == "offline" and f"{program('wandb')} sync {_parts(Path(run['dir']), run['id'])}",
+        "upload": run["mode"] == "offline" and f"{program('wandb')} sync {offline}",
         "evaluate": on_checkpoint(program("vae-evaluate"), run_dir),
         "generate": on_checkpoint(program("vae-generate"), run_dir),
         "compare": f"{program('vae-compare')} {shlex.quote(str(run_dir.parent))}",
@@ -223,10 +207,3 @@ def final_message(summary: dict[str, Any], run_dir: Path, dataset: str) -> str:
         and f"{program('vae-train')} experiment=tutorial    (downloads it once)",
     }
     return "\n".join(f"{name:<9} {text}" for name, text in lines.items() if text)
-
-
-def _parts(folder: Path, run_id: str) -> str:
-    """Return the folder of an offline run, or a pattern for the folders of its parts: each resume leaves one."""
-    parts = f"offline-run-*-{run_id}"
-    several = len(list(folder.parent.glob(parts))) > 1
-    return f"{shlex.quote(str(folder.parent))}/{parts}" if several else shlex.quote(str(folder))

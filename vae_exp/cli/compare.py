@@ -9,24 +9,11 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from vae_exp.cli import common
+from vae_exp.compare import runs as results
 from vae_exp.compare import table
-from vae_exp.compare.runs import (
-    LATEST,
-    NAME,
-    REASON,
-    RESULTS,
-    STATE,
-    UDR,
-    Run,
-    as_csv,
-    fold_seeds,
-    read_runs,
-    sort_runs,
-    usual_columns,
-)
+from vae_exp.compare.runs import NAME, RESULTS, STATE, Run
 from vae_exp.compare.table import format_table, wrapped
 from vae_exp.config.checks import closest, shortened
 from vae_exp.errors import UserError, printable
@@ -35,16 +22,8 @@ from vae_exp.tracking import wandb_logged
 from vae_exp.training.run_dir import read_summary
 
 OWN_PROJECT = ""  # --wandb alone: the project that the runs were logged to
-MAX_FOLDERS = 3  # that a message names
-OPERATORS: dict[str, Callable] = {
-    "<=": operator.le,
-    ">=": operator.ge,
-    "!=": operator.ne,
-    "==": operator.eq,
-    "=": operator.eq,
-    "<": operator.lt,
-    ">": operator.gt,
-}
+OPERATORS: dict[str, Callable] = {"<=": operator.le, ">=": operator.ge, "!=": operator.ne, "==": operator.eq}
+OPERATORS |= {"=": operator.eq, "<": operator.lt, ">": operator.gt}
 STREAMS = ("/dev", "/dev/fd", "/proc/self/fd")  # folders whose names stand for what is open already
 
 
@@ -63,38 +42,23 @@ def _arguments() -> argparse.ArgumentParser:
         description="Lay runs side by side: the configuration keys that differ between them, and their results.",
         epilog="example: vae-compare outputs/sweeps/... --fold-seeds --filter 'optimizer.lr<=1e-3' --html report.html",
     )
-    parser.add_argument(
-        "paths", nargs="+", metavar="PATH", help=f"run folders, sweep folders, folders of them, or {LATEST}"
-    )
-    parser.add_argument("--version", action="store_true", help="print the versions of vae_exp and what it stands on")
-    parser.add_argument(
-        "--sort", "--by", metavar="COLUMN", help="val/neg_elbo unless told; the lowest comes first", dest="sort"
-    )
-    parser.add_argument(
-        "--top", type=_count, metavar="N", help="only the first N, of runs that compare: same data, same likelihood"
-    )
-    parser.add_argument("--descending", action="store_true", help="the highest comes first")
-    parser.add_argument(
-        "--filter", action="append", default=[], metavar="TEST", help="such as model.z_dim=10 or 'optimizer.lr<1e-3'"
-    )
-    parser.add_argument("--columns", metavar="A,B", help="these columns instead of the keys that differ")
-    parser.add_argument("--fold-seeds", action="store_true", help="mean ± standard deviation over seeds")
-    parser.add_argument(
-        "--udr", action="store_true", help="how far each run's latents agree with other seeds' (Duan et al. 2020)"
-    )
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the table with full precision")
-    parser.add_argument(
-        "--html", type=Path, metavar="FILE", help="write one self-contained page: table, curves, pictures"
-    )
-    parser.add_argument(
-        "--wandb",
-        nargs="?",
-        const=OWN_PROJECT,
-        metavar="ENTITY/PROJECT",
-        help="make or update a saved view of this project in W&B; of the runs' own project where none is named",
-    )
-    parser.add_argument("--wandb-report", action="store_true", help="with --wandb: a W&B report of one sweep too")
-    parser.add_argument("--dry-run", action="store_true", help="with --wandb: print what would be sent, send nothing")
+    add = parser.add_argument
+    add("paths", nargs="+", metavar="PATH", help=f"run folders, sweep folders, folders of them, or {results.LATEST}")
+    add("--version", action="store_true", help="print the versions of vae_exp and what it stands on")
+    add("--sort", "--by", metavar="COLUMN", help="val/neg_elbo unless told; the lowest comes first", dest="sort")
+    add("--top", type=_count, metavar="N", help="only the first N, of runs that compare: same data, same likelihood")
+    add("--descending", action="store_true", help="the highest comes first")
+    like = "such as model.z_dim=10 or 'optimizer.lr<1e-3'"
+    add("--filter", action="append", default=[], metavar="TEST", help=like)
+    add("--columns", metavar="A,B", help="these columns instead of the keys that differ")
+    add("--fold-seeds", action="store_true", help="mean ± standard deviation over seeds")
+    add("--udr", action="store_true", help="how far each run's latents agree with other seeds' (Duan et al. 2020)")
+    add("--csv", type=Path, metavar="FILE", help="write the table with full precision")
+    add("--html", type=Path, metavar="FILE", help="write one self-contained page: table, curves, pictures")
+    view = "make or update a saved view of this project in W&B; of the runs' own project where none is named"
+    add("--wandb", nargs="?", const=OWN_PROJECT, metavar="ENTITY/PROJECT", help=view)
+    add("--wandb-report", action="store_true", help="with --wandb: a W&B report of one sweep too")
+    add("--dry-run", action="store_true", help="with --wandb: print what would be sent, send nothing")
     return parser
 
 
@@ -105,40 +69,38 @@ def _count(text: str) -> int:
 
 
 def compare(options: argparse.Namespace) -> None:
-    """Print the table, and write the files that the options name.
-
-    Raises UserError for a folder without runs, an unknown column, a filter that no run passes, or an unwritable file.
-    """
+    """Print the table, and write the files that the options name."""
     _check_wandb(options)
     single = _read(options)
-    runs = fold_seeds(single) if options.fold_seeds else single
-    known = [NAME, *dict.fromkeys(key for run in runs for key in run.config), *RESULTS, STATE, REASON]
+    runs = results.fold_seeds(single) if options.fold_seeds else single
+    known = [NAME, *dict.fromkeys(key for run in runs for key in run.config), *RESULTS, STATE, results.REASON]
     metric = table.metric_of(runs)
     column = _require_known(options.sort or metric, known)
     if options.top:
         runs, why = table.largest(runs, column)
         if why:
             print("\n".join(wrapped([why])), file=sys.stderr)
-    runs = sort_runs(runs, column, options.descending)[: options.top]
+    runs = results.sort_runs(runs, column, options.descending)[: options.top]
     if options.top:
         single = [run for run in single if any(run in (folded, *folded.members) for folded in runs)]
     if options.dry_run:
         _send(options, single)
         return
     chosen = [_require_known(name, known) for name in options.columns.split(",")] if options.columns else None
-    columns = chosen or usual_columns(runs)
+    columns = chosen or results.usual_columns(runs)
     marked = table.best_per_group(runs) if len(runs) > 1 else []
-    extra = [UDR] if options.udr else []
+    extra = [results.UDR] if options.udr else []
     lines = [format_table(runs, columns, marked, None if options.columns else metric, requested=extra)]
     if why := table.describe_groups(runs):
         lines += wrapped([why])
     # All is written before it is printed: whoever reads that may have gone.
     if options.csv:
-        lines.append(_write(options.csv, as_csv(runs, columns)))
+        lines.append(_write(options.csv, results.as_csv(runs, columns)))
     if options.html:
         from vae_exp.compare.report import page
 
-        others = sort_runs(single if options.fold_seeds else fold_seeds(single), column, options.descending)
+        others = single if options.fold_seeds else results.fold_seeds(single)
+        others = results.sort_runs(others, column, options.descending)
         tables = [runs, others] if len(others) != len(runs) else [runs]
         lines.append(_write(options.html, page(tables, len(single), chosen)))
     try:
@@ -149,8 +111,7 @@ def compare(options: argparse.Namespace) -> None:
 
 
 def _read(options: argparse.Namespace) -> list[Run]:
-    """Return the runs that the paths hold and that pass the filters, ranked by UDR if that is requested."""
-    runs, damaged = read_runs(options.paths)
+    runs, damaged = results.read_runs(options.paths)
     for line in damaged:
         print(f"left out: {line}", file=sys.stderr)
     for test in options.filter:
@@ -164,7 +125,7 @@ def _read(options: argparse.Namespace) -> list[Run]:
 
 def _filter(runs: list[Run], test: str) -> list[Run]:
     """Return the runs that pass a test such as optimizer.lr<1e-3. Raises UserError if none does."""
-    parts = re.fullmatch(r"([\w./]+)\s*(<=|>=|!=|==|=|<|>)\s*(.*)", test)
+    parts = re.fullmatch(rf"([\w./]+)\s*({'|'.join(OPERATORS)})\s*(.*)", test)
     if not parts:
         raise UserError(f"--filter {test}: write KEY=VALUE, or <, >, <=, >=, != in place of =.")
     key, sign, text = parts.groups()
@@ -208,11 +169,10 @@ def _write(path: Path, content: str | bytes) -> str:
 
 
 def _check_wandb(options: argparse.Namespace) -> None:
-    """Raise UserError, before any run is read, if something that --wandb needs is missing."""
     if options.wandb is None:
-        for name in ("wandb_report", "dry_run"):
-            if getattr(options, name):
-                raise UserError(f"--{name.replace('_', '-')}: goes with --wandb ENTITY/PROJECT.")
+        if options.wandb_report or options.dry_run:
+            flag = "--wandb-report" if options.wandb_report else "--dry-run"
+            raise UserError(f"{flag}: goes with --wandb ENTITY/PROJECT.")
         return
     if options.wandb != OWN_PROJECT:
         _entity_and_project(options.wandb)
@@ -223,10 +183,7 @@ def _check_wandb(options: argparse.Namespace) -> None:
 
 
 def _send(options: argparse.Namespace, runs: list[Run]) -> list[str]:
-    """Save the view, and the report if it is requested; a dry run prints them as JSON. Return the lines to print.
-
-    Raises UserError if the project is unknown or has none of the runs, or if W&B refuses.
-    """
+    """Save the view, and the report if requested, and return the lines to print; a dry run prints them as JSON."""
     from vae_exp.sweeps import summary
     from vae_exp.tracking import wandb_views
 
@@ -242,19 +199,18 @@ def _send(options: argparse.Namespace, runs: list[Run]) -> list[str]:
     report = functools.partial(wandb_views.report, entity, project, sweep, logged, runs, command)
     if options.dry_run:
         models = {"view": view._to_model()} | ({"report": report(False)._to_model()} if sweep else {})
-        print(json.dumps({name: _as_json(model) for name, model in models.items()}, indent=2))
+        texts = {name: model.model_dump_json(by_alias=True, exclude_none=True) for name, model in models.items()}
+        print(json.dumps({name: json.loads(text) for name, text in texts.items()}, indent=2))
         return []
     if missing := wandb_views.missing_runs(entity, project, logged):
         _report_missing(f"{entity}/{project}", missing, runs, is_empty=missing == len(set(logged.ids)))
-    url, is_old = wandb_views.save_view(view)
-    lines = [f"{'updated' if is_old else 'made'} the view {printable(url)}"]
+    saved = [("view", *wandb_views.save_view(view))]
     if sweep:
         try:
-            url, is_old = wandb_views.save_report(report(True))
+            saved.append(("report", *wandb_views.save_report(report(True))))
         except ValueError as error:
             raise UserError(f"--wandb-report: {error}") from error
-        lines.append(f"{'updated' if is_old else 'made'} the report {printable(url)}")
-    return lines
+    return [f"{'updated' if is_old else 'made'} the {kind} {printable(url)}" for kind, url, is_old in saved]
 
 
 def _entity_and_project(path: str) -> tuple[str, str]:
@@ -266,26 +222,18 @@ def _entity_and_project(path: str) -> tuple[str, str]:
 
 def _sweep(logged: wandb_logged.Logged) -> str:
     if len(logged.groups) != 1:
-        groups = (
-            f"these are of {len(logged.groups)}: {', '.join(logged.groups)}" if logged.groups else "these have none"
-        )
-        raise UserError(f"--wandb-report: it takes the runs of one sweep (or W&B group), and {groups}.")
+        groups = f"of {len(logged.groups)}: {', '.join(logged.groups)}" if logged.groups else "of none"
+        raise UserError(f"--wandb-report: it takes the runs of one sweep (or W&B group), and these are {groups}.")
     return logged.groups[0]
-
-
-def _as_json(model: Any) -> Any:
-    """Return what is sent of a view or a report as JSON; its spec, which is sent as text, is decoded."""
-    return json.loads(model.model_dump_json(by_alias=True, exclude_none=True))
 
 
 def _report_missing(project: str, missing: int, runs: list[Run], is_empty: bool) -> None:
     """Raise UserError if the project has none of the runs, as the view would be empty; print a note for some."""
     offline = [state.wandb.dir for run in runs if (state := read_summary(run.folder)) and state.wandb.dir]
-    if len(offline) > MAX_FOLDERS:
+    folders = [shlex.quote(folder) for folder in offline]
+    if len(offline) > 3:
         folders = sorted({f"{shlex.quote(folder.rpartition('/')[0])}/*run-*" for folder in offline})
-    else:
-        folders = [shlex.quote(folder) for folder in offline]
-    sync = f"wandb sync {' '.join(folders)}" if offline else "wandb sync"
+    sync = " ".join(["wandb sync", *folders])
     if is_empty:
         raise UserError(f"{project} has none of these {missing} runs, so its view would be empty. First: {sync}")
     print(f"{project} does not have {missing} of these runs yet: {sync}", file=sys.stderr)

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from vae_exp.datasets.splits import Split
     from vae_exp.inference import TrainedVAE
 
-SPLITS = ("test", "val", "train")
 WEIGHTS = "weights"  # in a picture: those that it is of
 ABOUT = """vae-evaluate: held-out numbers of a trained model, in nats per image.
 
@@ -47,14 +46,11 @@ def results_path(path: Path, split: str) -> Path:
 
 
 def log_to_wandb(path: Path, weights: str, mode: str, config: Any) -> list[str]:
-    """Log all results of these weights, new and old, so that a W&B run that is written anew has all of them.
-
-    Returns the line to print, if W&B took it.
-    """
+    """Log all results of these weights, new and old, and return the line to print, if W&B took it."""
     from vae_exp.tracking import wandb_run
 
-    numbers, pictures = _numbers(path, weights), _pictures(path, weights)
-    where = wandb_run.record_evaluation(mode, path.parent, config, numbers, pictures)
+    pictures = _pictures(path, weights)
+    where = wandb_run.record_evaluation(mode, path.parent, config, _numbers(path, weights), pictures)
     return [f"W&B       {where}"] if where else []
 
 
@@ -92,9 +88,8 @@ def _pictures(path: Path, weights: str) -> dict[str, Path]:
 
 
 def _numbers(path: Path, weights: str) -> dict[str, Any]:
-    """Return the results of all splits with these weights."""
     numbers: dict[str, Any] = {}
-    for split in SPLITS:
+    for split in ("test", "val", "train"):
         stored = results.read(results_path(path, split))
         if stored.get("weights") == weights:
             numbers |= {f"evaluate/{split}/{name}": value for name, value in results.numbers(stored).items()}
@@ -115,11 +110,7 @@ def _claims(path: Path, weights: str) -> dict[str, float]:
 
 
 def evaluate_model(model: "TrainedVAE", options: EvaluateOptions) -> "tuple[dict[str, Any], dict[str, np.ndarray]]":
-    """Return the numbers of a split, in nats per image, each with its standard error, and pictures by name.
-
-    Raises UserError if the data cannot be read, for importance samples of a deterministic autoencoder, and for
-    scores of samples or of factors that do not suit the data.
-    """
+    """Return the numbers of a split, in nats per image, each with its standard error, and pictures by name."""
     from vae_exp.config import build
     from vae_exp.evaluation import factor_scores, metrics, reference_classifier, sample_scores
 
@@ -141,7 +132,8 @@ def evaluate_model(model: "TrainedVAE", options: EvaluateOptions) -> "tuple[dict
         result[f"{name}_noise_error"] = None if name == "kl" else evaluation.noise_error()
     if samples:
         result |= _importance_bound(model, split, options)
-    if _gives_probabilities(model, split):
+    # Of each possible image a probability, not a density:
+    if vae.support == "bytes" or (vae.support == "binary" and not split.is_grey()):
         nats = result.get("nll", result["neg_elbo"])
         result["bits_per_dim"] = nats / math.log(2) / math.prod(model.x_shape)
     if vae.stochastic:
@@ -170,21 +162,13 @@ def _importance_bound(model: "TrainedVAE", split: "Split", options: EvaluateOpti
     return result | {"importance_samples": samples, "importance_seed": seed}
 
 
-def _gives_probabilities(model: "TrainedVAE", split: "Split") -> bool:
-    """Return whether the likelihood gives each possible image a probability, so that bits per dimension are defined."""
-    return model.model.support == "bytes" or (model.model.support == "binary" and not split.is_grey())
-
-
 def main() -> None:
     """Run `vae-evaluate`: exit with code 0, or with 1 and one message."""
     common.run("vae-evaluate", "evaluate", EVALUATE_RULES, ABOUT, _evaluate_all)
 
 
 def _evaluate_all(options: EvaluateOptions) -> None:
-    """Evaluate every checkpoint that the path means.
-
-    A checkpoint that fails, or a closed output pipe, does not stop the others.
-    """
+    """Evaluate every checkpoint that the path means; one that fails, or a closed pipe, does not stop the others."""
     from vae_exp import inference
     from vae_exp.evaluation import factor_scores, sample_scores
     from vae_exp.tracking import wandb_run
@@ -197,7 +181,7 @@ def _evaluate_all(options: EvaluateOptions) -> None:
     if len(paths) > 1:
         say(f"{len(paths)} checkpoints in {printable(options['checkpoint'])}")
     rows, failed = {}, 0
-    refused: OSError | None = None  # whoever reads what is printed may have gone
+    refused = list[OSError]()  # whoever reads what is printed may have gone
     for number, path in enumerate(paths, 1):
         if len(paths) > 1:
             say(f"{number}/{len(paths)}")
@@ -205,14 +189,14 @@ def _evaluate_all(options: EvaluateOptions) -> None:
             rows[path], show = evaluate_checkpoint(path, options)
             show()
         except OSError as error:
-            refused = refused or error
+            refused.append(error)
         except UserError as error:
             if len(paths) == 1:
                 raise
             failed += 1
             say(f"{printable(path)}: failed: {error}\n")
-    if refused is not None:
-        raise refused
+    if refused:
+        raise refused[0]
     if len(rows) > 1:
         results.show_side_by_side(rows, options)
     if failed:
@@ -220,10 +204,7 @@ def _evaluate_all(options: EvaluateOptions) -> None:
 
 
 def evaluate_checkpoint(path: Path, options: EvaluateOptions) -> tuple[dict[str, Any], Callable[[], None]]:
-    """Measure all numbers of one checkpoint, write them beside it as NAME.SPLIT.json, and add them to W&B.
-
-    Returns the numbers and a function that prints them: if the output pipe is closed by then, nothing is lost.
-    """
+    """Measure a checkpoint, write NAME.SPLIT.json beside it, and return the numbers and a function that prints them."""
     from vae_exp import inference
     from vae_exp.config import build
     from vae_exp.training import checkpoints
@@ -251,14 +232,15 @@ def _with_stored(result: dict[str, Any], before: dict[str, Any]) -> dict[str, An
     """Return the result, with slow numbers that were not requested from an earlier one of the same model and images."""
     if any(before.get(name) != result[name] for name in ("weights", "split", "images")):
         return result
+
+    def merged(new: dict[str, Any], old: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
+        return (old if all(old.get(name) == new[name] for name in settings) else {}) | new
+
     if scores := before.get("scores"):
-        is_same = all(result.get("scores", scores)[name] == scores[name] for name in results.SETTINGS)
-        result = result | {"scores": (scores if is_same else {}) | result.get("scores", {})}
+        result = result | {"scores": merged(result.get("scores", scores), scores, results.SETTINGS)}
     samples = dict(before.get("samples", {}))
     for source, scores in result.get("samples", {}).items():
-        stored = samples.get(source, {})
-        is_same = all(stored.get(name) == scores[name] for name in results.SAMPLE_SETTINGS)
-        samples[source] = (stored if is_same else {}) | scores
+        samples[source] = merged(scores, samples.get(source, {}), results.SAMPLE_SETTINGS)
     result = result | ({"samples": samples} if samples else {})
     slow = {name: before[name] for names in LONG if not set(names) & set(result) for name in names if name in before}
     if "nll" in slow and "bits_per_dim" in result:  # they come from the nll where there is one

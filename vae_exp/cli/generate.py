@@ -16,10 +16,11 @@ from vae_exp.cli import common
 from vae_exp.config.checks import CONF_DIR, as_typed, flatten
 from vae_exp.config.schema import GENERATE_RULES, GenerateOptions
 from vae_exp.errors import UserError, printable
-from vae_exp.files import atomic_write, partial_of, read_yaml, require_no_links
+from vae_exp.files import atomic_write, partial_of, read_yaml, require_no_links, writing
 from vae_exp.training.run_dir import GENERATED
 
 if TYPE_CHECKING:
+    from PIL import Image
     from torch import Tensor
 
     from vae_exp.figures.requested import Drawing
@@ -29,50 +30,39 @@ FRAME_MILLISECONDS = 120
 
 
 def write(drawing: "Drawing", options: GenerateOptions, target: Path) -> Path:
-    """Write one PNG or GIF, a PNG for each image, or arrays; return the path.
-
-    The latter two are written chunk by chunk, so that memory does not grow with n.
-    """
+    """Write one PNG or GIF, a PNG for each image, or arrays; return the path."""
     import torch
+    from PIL import Image
     from tqdm import tqdm
 
-    if options["animate"]:
-        return _write_gif(drawing, target)
+    if options["animate"] and drawing.frames is not None:
+        first, *others = map(Image.fromarray, drawing.frames())
+        film = {"save_all": True, "append_images": others, "duration": FRAME_MILLISECONDS, "loop": 0}
+        return _save(first, target, "gif", **film)
     if options["format"] == "grid":
-        return _write_png(drawing.sheet(torch.cat([x.cpu() for x, _ in drawing.chunks])), target)
+        return _save(Image.fromarray(drawing.sheet(torch.cat([x.cpu() for x, _ in drawing.chunks]))), target, "png")
     with tqdm(total=drawing.n, unit="image", disable=None, leave=False) as bar:
-        return (_write_files if options["format"] == "files" else _write_npz)(drawing, target, bar)
+        if options["format"] == "files":
+            return _write_files(drawing, target, bar)
+        chunks = ({"x": _bytes(x), "y": y.cpu().numpy()} for x, y in drawing.chunks)  # uint8 and int64
+        return write_arrays(target, drawing.n, chunks, bar)
 
 
-def _write_gif(drawing: "Drawing", target: Path) -> Path:
-    from PIL import Image
-
-    assert drawing.frames is not None, "_check lets only walks be animated"
-    first, *others = map(Image.fromarray, drawing.frames())
-    path = target.with_name(f"{target.name}.gif")
+def _save(image: "Image.Image", target: Path, kind: str, **settings: Any) -> Path:
+    path = target.with_name(f"{target.name}.{kind}")
     with atomic_write(path) as file:
-        first.save(file, "GIF", save_all=True, append_images=others, duration=FRAME_MILLISECONDS, loop=0)
-    return path
-
-
-def _write_png(pixels: np.ndarray, target: Path) -> Path:
-    from PIL import Image
-
-    path = target.with_name(f"{target.name}.png")
-    with atomic_write(path) as file:
-        Image.fromarray(pixels).save(file, "PNG")
+        image.save(file, kind.upper(), **settings)
     return path
 
 
 def _write_files(drawing: "Drawing", folder: Path, bar: Any) -> Path:
-    """Write a folder with a PNG for each image, and return it."""
     from PIL import Image
 
     digits, number = len(str(drawing.n - 1)), 0
     require_no_links(folder.parent, [folder.name])
     partial = partial_of(folder)
+    partial.mkdir()
     try:
-        partial.mkdir()
         for x, _ in drawing.chunks:
             for pixels in _bytes(x).transpose(0, 2, 3, 1):
                 image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
@@ -89,60 +79,38 @@ def _write_files(drawing: "Drawing", folder: Path, bar: Any) -> Path:
     return folder
 
 
-def _write_npz(drawing: "Drawing", target: Path, bar: Any) -> Path:
-    """Write arrays x [n, C, H, W] (uint8) and y [n] (int64), and return the path."""
-    return write_arrays(target, drawing.n, ({"x": _bytes(x), "y": y.cpu().numpy()} for x, y in drawing.chunks), bar)
-
-
 def write_arrays(target: Path, n: int, chunks: Iterable[dict[str, np.ndarray]], bar: Any) -> Path:
-    """Write arrays of n rows to target.npz, chunk by chunk, so that memory does not grow with n; return its path.
-
-    An archive takes one array at a time: the first is written directly, the others through unnamed temporary files.
-    """
-    path = target.with_name(f"{target.name}.npz")
-    with atomic_write(path) as file, zipfile.ZipFile(file, "w") as archive, contextlib.ExitStack() as opened:
-
-        def member(name: str) -> IO[bytes]:
-            return archive.open(f"{name}.npy", "w", force_zip64=True)
-
-        def beside() -> IO[bytes]:
-            return tempfile.TemporaryFile(dir=path.parent)
-
-        files: dict[str, IO[bytes]] = {}
+    """Write arrays of n rows to target.npz, chunk by chunk, so that memory does not grow with n; return its path."""
+    path, files = target.with_name(f"{target.name}.npz"), dict[str, IO[bytes]]()
+    with atomic_write(path) as file, contextlib.ExitStack() as opened:
         for chunk in chunks:
             for name, rows in chunk.items():
                 if name not in files:
-                    files[name] = opened.enter_context(beside() if files else member(name))
+                    files[name] = opened.enter_context(tempfile.TemporaryFile(dir=path.parent))
                     header = {"descr": rows.dtype.str, "fortran_order": False, "shape": (n, *rows.shape[1:])}
                     np.lib.format.write_array_header_1_0(files[name], header)
                 files[name].write(rows.tobytes())
             bar.update(len(rows))
-        first, *others = files
-        files[first].close()
-        for name in others:
-            files[name].seek(0)
-            with member(name) as entry:
-                shutil.copyfileobj(files[name], entry)
+        with zipfile.ZipFile(file, "w") as archive:  # which takes one array at a time
+            for name, array in files.items():
+                array.seek(0)
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                    shutil.copyfileobj(array, entry)
     return path
 
 
 @contextlib.contextmanager
 def output_folder(folder: Path) -> Iterator[None]:
-    """Make the output folder and run the block; if that fails, remove the folder again if it is new and empty.
-
-    Raises UserError if the system refuses, such as for a full disk.
-    """
+    """Make the output folder and run the block; if that fails, remove the folder again if it is new and empty."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield
-    except BaseException as error:
+        with writing(folder, "output"):
+            folder.mkdir(parents=True, exist_ok=True)
+            yield
+    finally:
         for path in missing:
-            with contextlib.suppress(OSError):  # not empty
+            with contextlib.suppress(OSError):  # not empty, as after success
                 path.rmdir()
-        if isinstance(error, OSError):
-            raise UserError(f"output={folder}: cannot be written ({error.strerror or error}).") from error
-        raise
 
 
 def _bytes(x: "Tensor") -> np.ndarray:
@@ -193,10 +161,7 @@ def main() -> None:
 
 
 def generate(options: GenerateOptions) -> Path:
-    """Draw a picture and return where it was written.
-
-    Raises UserError for options that do not go together, and for a model, images or a folder that cannot be used.
-    """
+    """Draw a picture and return where it was written. Raises UserError for what does not go together or exist."""
     _check(options)
     from vae_exp import inference
     from vae_exp.figures import grids, requested
@@ -235,9 +200,8 @@ def _check(options: GenerateOptions) -> None:
     largest = {"samples": MAX_SIDE**2, "manifold": MAX_SIDE}.get(what, math.inf)
     if options["format"] == "grid" and (options["n"] or 0) > largest:
         unit = "images a side" if what == "manifold" else "images"
-        raise UserError(
-            f"n={options['n']}: a grid holds up to {largest:,} {unit}; use format=files or format=npz for more."
-        )
+        more = "use format=files or format=npz for more"
+        raise UserError(f"n={options['n']}: a grid holds up to {largest:,} {unit}; {more}.")
     if what == "latents" and options["format"] == "files":
         raise UserError("format=files: what=latents is one picture (format=grid) or arrays (format=npz).")
     if what in ("latents", "manifold") and options["dims"] is not None and len(options["dims"]) != 2:
@@ -250,10 +214,8 @@ def _check_used(options: GenerateOptions) -> None:
     what = {options["what"], *(f"{options['what']} {key}={options[key]}" for key in ("around", "sampler"))}
     for key, users in USED_BY.items():
         if chosen[key] not in (defaults[key], "null") and not what & set(users):
-            raise UserError(
-                f"{key}={as_typed(chosen[key])}: what={options['what']} does not use it; it is for "
-                f"what={', what='.join(users)}."
-            )
+            used = f"what={options['what']} does not use it; it is for what={', what='.join(users)}"
+            raise UserError(f"{key}={as_typed(chosen[key])}: {used}.")
 
 
 def _defaults() -> dict[str, Any]:
@@ -261,10 +223,7 @@ def _defaults() -> dict[str, Any]:
 
 
 def _name(options: GenerateOptions) -> str:
-    """Return the name of the file: what it shows, and the settings that are not the default.
-
-    n is not part of the name: with a larger n the file shows the same and more.
-    """
+    """Return the file's name: what it shows, and the settings that are not the default, but n: more shows the same."""
     defaults, chosen = _defaults(), flatten(options)
     parts: list[str] = [options["what"]]
     for key in IN_THE_NAME:
@@ -278,6 +237,7 @@ def _name(options: GenerateOptions) -> str:
 
 def _write_latents(model: "TrainedVAE", options: GenerateOptions, target: Path) -> Path:
     """Write the posterior means of a split: some as a scatter plot, or all with their variances as arrays."""
+    from PIL import Image
     from tqdm import tqdm
 
     from vae_exp.datasets.splits import batches
@@ -297,4 +257,5 @@ def _write_latents(model: "TrainedVAE", options: GenerateOptions, target: Path) 
         with tqdm(total=len(split), unit="image", disable=None, leave=False) as bar:
             return write_arrays(target, len(split), arrays, bar)
     means = metrics.posterior(model.model, split).mean
-    return _write_png(grids.latents(means, split.y, data.class_names, options["dims"], len(split), len(images)), target)
+    pixels = grids.latents(means, split.y, data.class_names, options["dims"], len(split), len(images))
+    return _save(Image.fromarray(pixels), target, "png")

@@ -8,23 +8,13 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
 from vae_exp.cli import common, evaluate
-from vae_exp.compare.published import (
-    EVALUATED,
-    NOT_RUN,
-    PUBLISHED,
-    Claim,
-    Preset,
-    Result,
-    finished_runs,
-    logged_value,
-    names,
-    number,
-    read,
-)
+from vae_exp.compare import published
+from vae_exp.compare.published import EVALUATED, Claim, Preset, Result
 from vae_exp.compare.runs import BOOKKEEPING
 from vae_exp.config.checks import literal, resolve
 from vae_exp.config.compose import compose, readable
@@ -61,13 +51,13 @@ def _arguments() -> argparse.ArgumentParser:
 
 def _main(options: argparse.Namespace) -> int:
     words = [word for word in options.words if "=" not in word and word != "all"]
-    named = [read(name) for name in dict.fromkeys(words)]
-    presets = [read(name) for name in names()] if "all" in options.words or not words else named
+    named = [published.read(name) for name in dict.fromkeys(words)]
+    presets = [published.read(name) for name in published.names()] if "all" in options.words or not words else named
     overrides = _overrides([word for word in options.words if "=" in word])
     requested = [preset for preset in presets if options.words and (preset in named or "all" in options.words)]
     requested = [preset for preset in requested if preset in named or not preset.needs]
     if overrides and not (requested or options.markdown):
-        raise UserError(f"{' '.join(overrides)}: of which preset? There are {', '.join(names())}, and all.")
+        raise UserError(f"{' '.join(overrides)}: of which preset? There are {', '.join(published.names())}, and all.")
     missed = [not _reproduce(preset, _for_preset(preset, overrides)) for preset in requested]
     rows = [(preset, _results(preset, _for_preset(preset, overrides))) for preset in presets]
     lines = _markdown if options.markdown else _table if requested else _list
@@ -76,7 +66,6 @@ def _main(options: argparse.Namespace) -> int:
 
 
 def _list(rows: Rows, changes: Sequence[str]) -> list[str]:
-    """Return lines that list each preset: name, claims, source, duration, and its results so far."""
     lines = []
     for preset, preset_results in rows:
         claims = "; ".join(f"{result.claim.name} {result.claim.text(result.claim.value)}" for result in preset_results)
@@ -96,7 +85,6 @@ def _table(rows: Rows, changes: Sequence[str]) -> list[str]:
 
 
 def _markdown(rows: Rows, changes: Sequence[str]) -> list[str]:
-    """Return the lines of the table in the README."""
     lines = ["| preset | number | claim | here | verdict |", "|---|---|---|---|---|"]
     for preset, claim, here, verdict in _cells(rows, changes):
         claimed = f"{claim.text(claim.value)} ± {claim.within:g}"
@@ -124,7 +112,6 @@ def _for_preset(preset: Preset, overrides: list[str]) -> list[str]:
 
 
 def _changes(overrides: list[str]) -> list[str]:
-    """Return the overrides that make it another protocol."""
     keys = {word: word.partition("=")[0].lstrip("+~") for word in overrides}
     return [word for word, key in keys.items() if key not in BOOKKEEPING and not key.startswith("wandb.")]
 
@@ -140,7 +127,7 @@ def _reproduce(preset: Preset, overrides: list[str]) -> bool:
             raise UserError(f"vae-train ended with {code}; the reason stands above")
         evaluations = [_evaluate(preset, run, overrides) for run in _runs(folder)]
     except UserError as error:  # the other presets are tried all the same
-        print(f"{preset.name}: {NOT_RUN} ({error})")
+        print(f"{preset.name}: {published.NOT_RUN} ({error})")
         return False
     rows, changes = _results(preset, overrides), _changes(overrides)
     lines = _store(preset, folder, rows, overrides)
@@ -148,27 +135,23 @@ def _reproduce(preset: Preset, overrides: list[str]) -> bool:
         show()
     for line in lines:
         print(line)
-    return not any(row.verdict(preset, changes).startswith(("missed", NOT_RUN)) for row in rows)
+    return not any(row.verdict(preset, changes).startswith(("missed", published.NOT_RUN)) for row in rows)
 
 
 def _folder(preset: Preset, overrides: list[str]) -> Path:
     """Return the folder of a preset's runs; settings of another protocol get a folder of their own."""
     changed = [re.sub(r"[^\w.-]+", "-", word) for word in _changes(overrides)]
-    return OUTPUTS / PUBLISHED / "_".join([preset.name, *changed])
+    return OUTPUTS / published.PUBLISHED / "_".join([preset.name, *changed])
 
 
 def _runs(folder: Path) -> list[Path]:
-    """Return the run in a folder, or those of the sweep in it."""
     return [folder] if (folder / SUMMARY).is_file() else sorted(runs_below(folder))
 
 
 def _training_command(preset: Preset, folder: Path, overrides: list[str]) -> list[str]:
-    """Return the command that trains what is missing, or nothing if all is finished.
-
-    Raises UserError if the folder holds a run of another protocol.
-    """
+    """Return the command that trains what is missing, or nothing. Raises UserError for a run of another protocol."""
     runs = _runs(folder)
-    if finished_runs(preset, overrides, runs):
+    if published.finished_runs(preset, overrides, runs):
         return []
     vae_train = [sys.executable, "-m", "vae_exp"]
     if preset.runs:
@@ -219,19 +202,22 @@ def _evaluated(preset: Preset, run: Path, claim: Claim) -> float | None:
     stored = results.read(evaluate.results_path(path, keys.get("split", "test")))
     if claim.what == f"{EVALUATED}nll" and stored.get("importance_samples") != keys.get("importance_samples"):
         return None
-    return number(stored.get(claim.what.removeprefix(EVALUATED)))
+    return published.number(stored.get(claim.what.removeprefix(EVALUATED)))
 
 
 def _results(preset: Preset, overrides: list[str]) -> list[Result]:
     """Return each claim with its numbers here, which are none unless the preset was run to its end."""
     try:
-        runs = finished_runs(preset, overrides, _runs(_folder(preset, overrides)))
+        runs = published.finished_runs(preset, overrides, _runs(_folder(preset, overrides)))
     except UserError:  # of another protocol, which is said where it is asked for
         runs = []
     rows = []
     for claim in preset.claims:
-        read_one = _evaluated if claim.what.startswith(EVALUATED) else lambda _, run, claim: logged_value(run, claim)
-        values = [value for run in runs if (value := read_one(preset, run, claim)) is not None]
+        is_evaluated = claim.what.startswith(EVALUATED)
+        numbers = (
+            _evaluated(preset, run, claim) if is_evaluated else published.logged_value(run, claim) for run in runs
+        )
+        values = [value for value in numbers if value is not None]
         rows.append(Result(claim, values if len(values) == len(runs) else []))
     return rows
 
@@ -241,10 +227,9 @@ def _store(preset: Preset, folder: Path, rows: list[Result], overrides: list[str
     from vae_exp import inference
 
     trust = compose("config", readable(overrides)).trust is True
+    changes = _changes(overrides)
     claims = [
-        {"what": row.claim.what, "after_epoch": row.claim.after_epoch, "value": row.claim.value}
-        | {"within": row.claim.within, "here": row.mean, "values": row.values}
-        | {"verdict": row.verdict(preset, _changes(overrides))}
+        asdict(row.claim) | {"here": row.mean, "values": row.values, "verdict": row.verdict(preset, changes)}
         for row in rows
     ]
     lines = []
@@ -262,7 +247,6 @@ def _store(preset: Preset, folder: Path, rows: list[Result], overrides: list[str
 
 
 def _machine() -> str:
-    """Return the name of the processor, as the system gives it."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -6,9 +6,8 @@ import os
 import signal
 import sys
 import time
-import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
-from omegaconf.errors import OmegaConfBaseException
 
 from vae_exp import torchrun_env
 from vae_exp.cli import common
@@ -28,30 +26,16 @@ from vae_exp.config.checks import CONF_DIR, as_typed, literal, path_of
 from vae_exp.config.compose import HYDRA_VERSION, compose, parse, readable
 from vae_exp.errors import PeerLost, Unwritable, UserError
 from vae_exp.sweeps import jobs, plan, sweepers
-from vae_exp.sweeps.jobs import LAUNCHED_BY
 from vae_exp.sweeps.values import line
-from vae_exp.torchrun_env import safe_path
 from vae_exp.training import resume, threads
-from vae_exp.training.run_dir import (
-    OVERRIDES,
-    SUMMARY,
-    holds_run,
-    read_overrides,
-    read_summary,
-    require_no_owner,
-    require_unused,
-    require_writable,
-)
+from vae_exp.training.run_dir import holds_run, read_overrides, require_no_owner, require_unused, require_writable
 
 log = logging.getLogger(__name__)
 MULTIRUN_FLAGS = ("-m", "--multirun")
-START_NOTHING = (
-    "-h", "--help", "--version", "-c", "--cfg", "-i", "--info", "--hydra-help", "-sc", "--shell-completion",
-)  # fmt: skip
-HYDRA_FLAGS = (
-    *MULTIRUN_FLAGS, "-r", "--run", "-c", "--cfg", "--resolve", "-p", "--package", "-i", "--info", "--hydra-help",
-    "-sc", "--shell-completion", "-cp", "--config-path", "-cn", "--config-name",
-)  # fmt: skip
+PRINTING_FLAGS = ("-c", "--cfg", "-i", "--info", "--hydra-help", "-sc", "--shell-completion")
+OTHER_FLAGS = ("-r", "--run", "--resolve", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name")
+HYDRA_FLAGS = (*MULTIRUN_FLAGS, *PRINTING_FLAGS, *OTHER_FLAGS)
+ENDING = 10.0  # seconds in which all processes find what is wrong in all of them
 HYDRAS_GRID = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
 
@@ -90,11 +74,7 @@ def _command_line(arguments: list[str]) -> list[str]:
 
 
 def _with_stored_overrides(overrides: list[str]) -> list[str]:
-    """Return the command line that resumes the run that resume=PATH or resume=latest names, as it was started.
-
-    Without these it is the command line as it is. Raises UserError if there is no such run, or if what was stored
-    names code that is not trusted.
-    """
+    """Return the command line that resumes the run that resume=PATH names, or it as it is. Raises UserError."""
     words = parse(overrides)
     named = [word for word in words if word.key_or_group == "resume" and word.value() not in (None, "auto")]
     if not named or named[-1].is_sweep_override():
@@ -104,7 +84,7 @@ def _with_stored_overrides(overrides: list[str]) -> list[str]:
     folder = resume.find(str(compose("config", overrides).resume) if "${" in path else path)
     before = read_overrides(folder, typed=overrides)
     if before is None:
-        print(f"resume={folder}: {OVERRIDES} cannot be read there: type all that the run was started with again.")
+        print(f"resume={folder}: .hydra/overrides.yaml cannot be read there: type all that it was started with again.")
     keys = {word.key_or_group for word in words}
     trust = any(word.key_or_group == "trust" and word.value() is True for word in words)
     stored = _without(before or [], {"resume", "replace", *keys})
@@ -141,27 +121,17 @@ class Checks(Callback):
     """Hydra's callback that checks a run before its folder is made, and a sweep before its sweeper is."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        with _as_exit():
-            check_run(config)
+        _check(check_run, config)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        with _as_exit():
-            check_sweep(config)
+        _check(check_sweep, config)
 
 
-@contextlib.contextmanager
-def _as_exit() -> Iterator[None]:
-    """Run the block and turn an error in it into an exit: of what a callback raises, Hydra makes a warning."""
+def _check(check: Callable[[DictConfig], None], config: DictConfig) -> None:
     try:
-        with common.explained("vae-train", "config"):
-            yield
+        check(config)
     except Exception as error:
-        try:
-            code = common.code_or_message(error, "vae-train")
-        except Exception:
-            traceback.print_exc()
-            code = 1
-        sys.exit(code)
+        raise common.Refusal from error
 
 
 def check_run(cfg: DictConfig) -> None:
@@ -179,11 +149,11 @@ def check_run(cfg: DictConfig) -> None:
             cfg.replace = holds_run(run_dir)
     elif cfg.resume is not None:
         folder = resume.find(str(cfg.resume))
-    run_dir = folder or run_dir
-    require_no_owner(run_dir)
+    require_no_owner(folder or run_dir)
     if folder is None:
         require_unused(run_dir, cfg.replace)
     else:
+        run_dir = folder
         resume.require_unfinished(folder, config)
         resume.load(folder, config, quiet=True)
     require_writable(run_dir)
@@ -217,16 +187,14 @@ def _require_hydras_own(cfg: DictConfig) -> None:
 
 def _require_logging(cfg: DictConfig) -> None:
     """Raise UserError if Hydra could not set its logging up: it tries when the run's folder is made already."""
+    with read_write(cfg.hydra):
+        cfg.hydra.runtime.output_dir = str(Path(cfg.hydra.run.dir).absolute())
+    settings: Any = OmegaConf.to_container(cfg.hydra.job_logging, resolve=True)
     try:
         configure_log(cfg.hydra.hydra_logging, cfg.hydra.verbose)
-        with read_write(cfg.hydra):
-            cfg.hydra.runtime.output_dir = str(Path(cfg.hydra.run.dir).absolute())
-        settings: Any = OmegaConf.to_container(cfg.hydra.job_logging, resolve=True)
         for handler in (settings or {}).get("handlers", {}).values():
             handler |= {"filename": os.devnull} if "filename" in handler else {}
         configure_log(OmegaConf.create(settings), cfg.hydra.verbose)
-    except OmegaConfBaseException:
-        raise
     except Exception as error:
         words = [word for word in plan.overrides_of(cfg, "hydra") if not word.startswith("hydra.mode=")]
         reason = str(error).strip() or type(error).__name__
@@ -235,7 +203,6 @@ def _require_logging(cfg: DictConfig) -> None:
 
 @hydra.main(version_base=HYDRA_VERSION, config_path=str(CONF_DIR), config_name="config")
 def _job(cfg: DictConfig) -> None:
-    """Run one job of Hydra's, which is one run."""
     job = HydraConfig.get()
     run_dir = Path(os.path.relpath(job.runtime.output_dir))
     if job.mode == RunMode.MULTIRUN:
@@ -256,11 +223,9 @@ def _one_run(cfg: DictConfig, run_dir: Path) -> None:
     try:
         summary = train(cfg, run_dir)
         log.info(final_message(summary, run_dir, cfg.dataset["_target_"]))
-    except KeyboardInterrupt:
-        log.info(f"Stopped by Ctrl-C. What was finished until then is in {run_dir}{resume_hint(run_dir)}")
-        raise
-    except SystemExit:
-        log.info(f"Stopped by SIGTERM. What was finished until then is in {run_dir}{resume_hint(run_dir)}")
+    except (KeyboardInterrupt, SystemExit) as stop:
+        signal_name = "Ctrl-C" if isinstance(stop, KeyboardInterrupt) else "SIGTERM"
+        log.info(f"Stopped by {signal_name}. What was finished until then is in {run_dir}{resume_hint(run_dir)}")
         raise
     except UserError as error:
         record_failure(cfg, run_dir, str(error))
@@ -269,58 +234,42 @@ def _one_run(cfg: DictConfig, run_dir: Path) -> None:
 
 
 def launch(devices: int, words: list[str], run_dir: Path) -> None:
-    """Start the processes of a run with this command line, and end as they end.
-
-    The first of them prints a run's messages. This process prints only what none of them could.
-    """
+    """Start the processes of a run with this command line by torchrun's launcher, and end as they end."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.disable(logging.CRITICAL)  # of torch's: this process says nothing else
+    host = "localhost"  # by its name a machine may not find itself
     config = LaunchConfig(
-        1,
-        1,
-        devices,
-        run_id="vae_exp",
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        local_addr="localhost",  # by its name a machine may not find itself
-        max_restarts=0,
+        1, 1, devices, run_id="vae_exp", rdzv_backend="c10d", rdzv_endpoint=f"{host}:0", local_addr=host
     )
+    config.max_restarts = 0
     is_named = any(word.startswith("hydra.run.dir=") for word in words)
     in_folder = [] if is_named else [f"hydra.run.dir={literal(run_dir)}"]
-    os.environ.update({LAUNCHED_BY: str(os.getpid())} | safe_path())
+    os.environ.update({jobs.LAUNCHED_BY: str(os.getpid())} | torchrun_env.safe_path())
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings of a connection that is gone say no more
-    start_time = time.time()
     sys.stdout.flush()
     try:
         elastic_launch(config, sys.executable)("-m", "vae_exp", *words, *in_folder)
     except SignalException as stop:
         sys.exit(128 + stop.sigval)
     except ChildFailedError as error:
-        codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
-        killed = {rank: signal.Signals(-code).name for rank, code in codes.items() if code < 0}
-        by_others = {rank: name for rank, name in killed.items() if name != "SIGTERM"}  # which torch sends to the rest
-        by_rank0 = codes.get(0, 0) > 0 or (0 not in by_others and _is_reported(run_dir, start_time))
-        if by_others and not by_rank0:
-            rank, name = next(iter(by_others.items()))
-            ending = f"process {rank} of {devices} was killed ({name}), and the run ends. What was saved is whole."
-            print(f"vae-train: {ending}{resume_hint(run_dir)}", file=sys.stderr)
-        exits = [code for _, code in sorted(codes.items()) if code > 0]
-        sys.exit(exits[0] if exits else 1)
-
-
-def _is_reported(run_dir: Path, start_time: float) -> bool:
-    """Return whether the first process has recorded, and printed, how the run that started then ended."""
-    summary, path = read_summary(run_dir), run_dir / SUMMARY
-    return summary is not None and summary.state != "running" and path.stat().st_mtime >= start_time
+        codes = {rank: failure.exitcode for rank, failure in sorted(error.failures.items())}
+        for rank, code in codes.items():
+            # The first reports its own end, but for such a one; torch sends SIGTERM to those that are left.
+            if code < 0 and code != -signal.SIGTERM and codes.get(0, -1) < 0:
+                hint = "" if rank else resume_hint(run_dir)
+                ending = f"process {rank} of {devices} was killed ({signal.Signals(-code).name}), and the run ends."
+                print(f"vae-train: {ending} What was saved is whole.{hint}", file=sys.stderr)
+        sys.exit(next((code for code in codes.values() if code > 0), 1))
 
 
 def follow(arguments: list[str]) -> int:
     """Run a further process of a run, and return its exit code; the first process alone decides and prints."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # until the run begins there is nothing to save
-    if any(word.partition("=")[0] in (*START_NOTHING, *MULTIRUN_FLAGS) for word in arguments):
+    alone = {"-h", "--help", "--version", *PRINTING_FLAGS, *MULTIRUN_FLAGS}
+    if alone & {word.partition("=")[0] for word in arguments}:
         return 0  # the first does it alone
     warnings.simplefilter("ignore")
     from vae_exp import distributed
@@ -328,11 +277,14 @@ def follow(arguments: list[str]) -> int:
 
     try:
         train(OmegaConf.create({}), "")
-    except BaseException as error:
-        agreed = {KeyboardInterrupt: 130, SystemExit: getattr(error, "code", 1)}.get(type(error))
-        if isinstance(error, PeerLost) or distributed.fail_with_rank0(surely=agreed is not None):
-            sys.stderr.flush()
-            os._exit(agreed or 1)  # at once: what is left of the connections is in nobody's hands
+    except (KeyboardInterrupt, SystemExit, PeerLost) as error:  # all have agreed to stop, or the first is gone
+        if not isinstance(error, PeerLost):
+            distributed.wait_for_rank0()
+        sys.stderr.flush()
+        code = {KeyboardInterrupt: 130, SystemExit: getattr(error, "code", 1)}.get(type(error), 1)
+        os._exit(code or 1)  # at once: what is left of the connections is in nobody's hands
+    except Exception as error:
+        time.sleep(ENDING)  # what is wrong in all processes the first reports, and the launcher ends the others
         if isinstance(error, UserError):
             raise UserError(f"process {os.environ['RANK']}: {error}") from error
         raise

@@ -3,7 +3,6 @@
 import contextlib
 import re
 from collections.abc import Callable
-from typing import Any, cast
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -12,7 +11,7 @@ from hydra.errors import ConfigCompositionException, HydraException, OverridePar
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vae_exp.config.checks import CONF_DIR, closest, flatten, groups, options, options_with, quoted
+from vae_exp.config.checks import CONF_DIR, EVERY_RULE, closest, groups, options, options_with, quoted
 from vae_exp.config.schema import DATASET_RULES, EVALUATE_RULES, GENERATE_RULES, RULES, is_number
 from vae_exp.errors import UserError, printable
 
@@ -183,8 +182,7 @@ COMPLAINTS: dict[str, Callable[..., str]] = {
 
 
 def _unknown_key(key: str, program: str, config_name: str) -> str:
-    # The keys of a configuration without overrides; some of their values may still be missing.
-    known = list(flatten(cast("dict[str, Any]", OmegaConf.to_container(without_hydra(compose(config_name, []))))))
+    known = {"config": EVERY_RULE, "evaluate": EVALUATE_RULES, "generate": GENERATE_RULES}[config_name]
     if config_name != "config":
         return f"{key}: no such key.{closest(key, known)} `{program} --help` lists every key."
     if names := options_with(key):

@@ -78,20 +78,24 @@ def _report(planned: Plan, over: threading.Event) -> None:
     is_last = False
     while not is_last:
         is_last = over.wait(POLL_SECONDS)  # once more after the last job has ended
-        summaries = {folder: read_summary(folder) for folder in runs_below(planned.folder)}
-        done = sum(summary is not None and summary.is_done for summary in summaries.values())
-        for folder, summary in summaries.items():
-            written = _written_at(folder)
+        for folder in runs_below(planned.folder):
+            summary, written = read_summary(folder), _written_at(folder)
             if summary is None or summary.state == "running" or known.get(folder) == written:
                 continue
             known[folder], ended = written, ended + 1
-            failed = sum(summary is not None and summary.state == "failed" for summary in summaries.values())
-            left = (time.monotonic() - start_time) / ended * (planned.jobs - done - failed)
-            say(f"{folder.name}  {_ending(summary)}    {done} of {planned.jobs} done{time_left(left)}")
+            seconds, failed = _counts(planned.folder)
+            left = (time.monotonic() - start_time) / ended * (planned.jobs - len(seconds) - failed)
+            say(f"{folder.name}  {_ending(summary)}    {len(seconds)} of {planned.jobs} done{_time_left(left)}")
 
 
-def time_left(seconds: float) -> str:
-    """Return a text such as ", about 2 min left", empty if no time is left."""
+def _counts(folder: Path) -> tuple[list[float], int]:
+    """Return the seconds of each job of a sweep that is done, and how many have failed."""
+    summaries = [summary for run in runs_below(folder) if (summary := read_summary(run)) is not None]
+    failed = sum(summary.state == "failed" for summary in summaries)
+    return [summary.seconds for summary in summaries if summary.is_done], failed
+
+
+def _time_left(seconds: float) -> str:
     if seconds <= 0:
         return ""
     return f", about {seconds / 60:.0f} min left" if seconds >= 90 else f", about {seconds:.0f} s left"
@@ -118,10 +122,7 @@ def _launcher() -> int | None:
 
 @contextlib.contextmanager
 def ends_with_its_launcher() -> Iterator[None]:
-    """Run the block, a run; if the process that started this one is gone, save as for SIGTERM and end.
-
-    Otherwise joblib's workers would train on for nobody when their sweep is killed, and the processes of a run too.
-    """
+    """Run the block, a run; if the process that started this one is gone, save as for SIGTERM and end."""
     launcher = _launcher()
     if launcher is None:
         yield
@@ -145,17 +146,7 @@ def ends_with_its_launcher() -> Iterator[None]:
             os._exit(128 + signal.SIGTERM)
 
 
-def join_tasks() -> None:
-    """Set, for a job that submitit runs in several tasks, the environment that torchrun would have set in each."""
-    from submitit import JobEnvironment
-    from submitit.helpers import TorchDistributedEnvironment
-
-    if JobEnvironment().num_tasks > 1:  # each with all GPUs in sight, of which it takes its own
-        TorchDistributedEnvironment().export(overwrite=True, set_cuda_visible_devices=False)
-
-
 def has_owner(folder: Path) -> bool:
-    """Return whether another process trains in the folder."""
     try:
         require_no_owner(folder)
     except UserError:
@@ -165,13 +156,10 @@ def has_owner(folder: Path) -> bool:
 
 def wait_for_owner(folder: Path) -> None:
     """Wait until no other process trains in the folder: one that outlived its sweep saves, or finishes."""
-    is_reported = False
+    if has_owner(folder):
+        with contextlib.suppress(OSError):
+            say(f"waits for process {read_text(folder / LOCK).strip() or '?'}, which trains in {folder}")
     while has_owner(folder):
-        if not is_reported:
-            with contextlib.suppress(OSError):
-                pid = read_text(folder / LOCK).strip() or "?"
-                say(f"waits for process {pid}, which trains in {folder}")
-                is_reported = True
         time.sleep(POLL_SECONDS)
 
 
@@ -194,14 +182,12 @@ def check(cfg: DictConfig, several_runs: bool = False) -> Config:
 
 
 def require_one_process(cfg: DictConfig, overrides: list[Override]) -> None:
-    """Raise UserError for a sweep that was started in several processes, or whose jobs would be."""
+    """Raise UserError for a sweep that was started in several processes, or whose jobs would be so by `devices`."""
     swept = [line(word) for word in overrides if word.key_or_group == "devices" and line(word) != "devices=1"]
     if started() > 1 or cfg.devices != 1 or swept:
         setting = swept[0] if swept else f"devices={max(started(), cfg.devices)}"
-        raise UserError(
-            f"{setting}: is of one run. In a sweep each job is one process on one device; jobs side by side are spread "
-            "over the GPUs (hydra/launcher=joblib)."
-        )
+        instead = "jobs side by side are spread over the GPUs (hydra/launcher=joblib)"
+        raise UserError(f"{setting}: is of one run. In a sweep each job is one process on one device; {instead}.")
 
 
 log = logging.getLogger(__name__)
@@ -217,14 +203,15 @@ def start(planned: Plan) -> None:
 
 
 def run_job(cfg: DictConfig, run_dir: Path, job: Any) -> None:
-    """Run one job; job is Hydra's own configuration.
-
-    It never raises for a failed run, so that the others go on: the reason is in its files.
-    """
+    """Run one job, without an error if it fails, so that the others go on; job is Hydra's own configuration."""
     if _launcher() is not None:
         console.open_streams()
     if job.runtime.choices["hydra/launcher"].startswith("submitit"):
-        join_tasks()
+        from submitit import JobEnvironment
+        from submitit.helpers import TorchDistributedEnvironment
+
+        if JobEnvironment().num_tasks > 1:  # each with all GPUs in sight, of which it takes its own
+            TorchDistributedEnvironment().export(overwrite=True, set_cuda_visible_devices=False)
     if started() > 1:
         _run_distributed(cfg, run_dir, job)
         return
@@ -261,8 +248,7 @@ def _run_job(cfg: DictConfig, run_dir: Path, job: Any) -> None:
             if judge := _judge(cfg, swept, run_dir, job):  # the sweep may have been killed before it was told
                 judge.record(before.as_dict())
             return
-        is_resumable = resume.is_resumable(run_dir)
-        # What failed is replaced.
+        is_resumable = resume.is_resumable(run_dir)  # what failed is replaced
         changes |= {"resume": str(run_dir) if is_resumable else None, "replace": not is_resumable}
         title += "  goes on" if is_resumable else ""
     print_alone(title)
@@ -277,8 +263,7 @@ def _run_job(cfg: DictConfig, run_dir: Path, job: Any) -> None:
         _train(cfg, run_dir, judge)
         return
     except UserError as error:
-        is_taken = requested.sweep.resume and started() == 1 and has_owner(run_dir)
-        if is_taken:  # another process was quicker to take it over
+        if requested.sweep.resume and started() == 1 and has_owner(run_dir):  # another process took it over
             _run_job(requested, run_dir, job)
             return
         reason = str(error)
@@ -333,15 +318,11 @@ def _as_text(cfg: DictConfig, key: str) -> str:
 
 
 def _share_machine(cfg: DictConfig, job: Any) -> None:
-    """Give jobs that run side by side a part of the cores each, and the GPUs by turns.
-
-    submitit starts all jobs of a grid on this machine.
-    """
+    """Give jobs that run side by side a part of the cores each, and the GPUs by turns."""
     from vae_exp.config import build
-    from vae_exp.training import threads
 
     at_once = parallel_jobs(job)
-    if job.runtime.choices["hydra/launcher"] == "submitit_local":
+    if job.runtime.choices["hydra/launcher"] == "submitit_local":  # it starts all jobs of a grid on this machine
         at_once = job.sweeper.get("n_jobs", cfg.sweep.jobs) or 1
     if (at_once := min(at_once, cfg.sweep.jobs or at_once)) > 1:
         threads.share(at_once)
@@ -351,11 +332,8 @@ def _share_machine(cfg: DictConfig, job: Any) -> None:
 
 def _progress(cfg: DictConfig, run_dir: Path, number: int) -> str:
     """Return the progress as text, such as: job 3/6: 2 done, about 1 min left."""
-    summaries = [read_summary(folder) for folder in runs_below(run_dir.parent)]  # None: another process writes it
-    seconds = [summary.seconds for summary in summaries if summary is not None and summary.is_done]
-    failed = sum(summary is not None and summary.state == "failed" for summary in summaries)
-    text = f"job {number + 1}/{cfg.sweep.jobs or '?'}: {len(seconds)} done"
-    text += f", {failed} failed" if failed else ""
-    if seconds and cfg.sweep.jobs:
-        text += time_left(sum(seconds) / len(seconds) * (cfg.sweep.jobs - len(seconds) - failed))
-    return text
+    (seconds, failed), total = _counts(run_dir.parent), cfg.sweep.jobs
+    text = f"job {number + 1}/{total or '?'}: {len(seconds)} done" + (f", {failed} failed" if failed else "")
+    if not seconds or not total:
+        return text
+    return text + _time_left(sum(seconds) / len(seconds) * (total - len(seconds) - failed))

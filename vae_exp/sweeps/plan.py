@@ -23,15 +23,12 @@ from vae_exp.training.run_dir import OUTPUTS, UNREADABLE, runs_below
 
 SWEEPS = OUTPUTS / "sweeps"
 SWEEP = "sweep.json"
-RECORDED = ("name", "keys", "jobs", "settings", "values", "cwd", "data")  # in it
 # Sweepers of ours, under the only package that Hydra takes one from.
 GRID, SEARCH = "hydra_plugins.vae_exp.Grid", "hydra_plugins.vae_exp.Search"
 DIR, SUBDIR = "hydra.sweep.dir", "hydra.sweep.subdir"
 OF_A_SWEEP = ("sweep.", "hydra.sweep.")
 SHARED = ("sweeper", "launcher", "sweep", "callbacks")  # what Hydra takes from the first job for all of them
 HANDED_ON = ("zip", "prune", "prune_after", "prune_factor", "metric")  # of sweep.*, to every job
-HYDRAS_OWN_DIR = "multirun/"  # and the time: nobody has chosen it
-DATA = ("dataset", "experiment")  # groups that choose the data
 
 Compose = Callable[[list[str]], DictConfig]  # from the overrides of a job to its configuration
 # A swept group, one of its options, and the configuration of a job that has it.
@@ -51,7 +48,6 @@ class Plan:
     folder: Path
     overrides: list[str]  # of every job, and what the sweep tells it
     single: list[str]  # what turns the same command into one run
-    cwd: str  # where it was overrides: relative paths in settings and values begin there
     data: str | None = None  # a digest of the images of all jobs; None where they differ, or lie on other machines
 
     @property
@@ -66,7 +62,9 @@ class Plan:
         """Write sweep.json in the sweep's folder. Raises Unwritable if the system refuses."""
         with writing(self.folder, DIR):
             self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / SWEEP, {name: getattr(self, name) for name in RECORDED})
+        record = {name: getattr(self, name) for name in ("name", "keys", "jobs", "settings", "values", "data")}
+        # Where it was typed: relative paths in settings and values begin there.
+        write_json(self.folder / SWEEP, record | {"cwd": str(Path.cwd())})
 
 
 def overrides_of(cfg: DictConfig, part: str) -> list[str]:
@@ -92,13 +90,7 @@ def require_no_sweep(overrides: list[str]) -> None:
 def plan(overrides: list[Override], cfg: DictConfig, compose: Compose, data_digest: Callable[[], str | None]) -> Plan:
     """Lay out the sweep that the command line and an experiment's hydra.sweeper.params ask for.
 
-    cfg is the configuration of its first job, and data_digest reads the data of that one, which are those of all where
-    no key of the dataset is swept.
-
-    Raises UserError if a swept key is given twice, if a setting of the whole sweep would differ between its jobs, if
-    jobs have nothing to be judged by, if the chosen folder is taken, and if sweep.resume names no sweep, or one that
-    was started with other settings or with values that are gone; and what Hydra raises if a swept group has no such
-    option.
+    cfg is the configuration of its first job. Raises UserError for a sweep that cannot be, or is not what it resumes.
     """
     _require_of_a_sweep(overrides)
     task = [override for override in overrides if not override.key_or_group.startswith((*OF_A_SWEEP, "hydra"))]
@@ -114,43 +106,33 @@ def plan(overrides: list[Override], cfg: DictConfig, compose: Compose, data_dige
     if cfg.sweep.prune or is_search:
         sweeper = f"hydra/sweeper={cfg.hydra.runtime.choices['hydra/sweeper']}"
         _require_metric(f"sweep.prune={cfg.sweep.prune}" if cfg.sweep.prune else sweeper, cfg, chosen_options, swept)
-    zipped = list(cfg.sweep.zip)
-    _require_zipped(zipped, swept, is_search)
-    counts = [len(values_of(override)) for override in swept if override.get_key_element() not in zipped[1:]]
-    jobs = cfg.hydra.sweeper.n_trials if is_search else math.prod(counts)
+    lengths = {override.get_key_element(): len(values_of(override)) for override in swept}
+    _require_zipped(list(cfg.sweep.zip), lengths, is_search)
+    grid = math.prod(length for key, length in lengths.items() if key not in cfg.sweep.zip[1:])
+    jobs = cfg.hydra.sweeper.n_trials if is_search else grid
     fixed = [override for override in arguments if override not in swept]
     settings = sorted(line(override) for override in fixed if not override.key_or_group.startswith("wandb."))
 
-    name, folder = _name_and_folder(cfg, [override.get_key_element() for override in swept])
+    name, folder = _name_and_folder(cfg, list(lengths))
     if cfg.sweep.resume is not None:
         name, folder = _resume(cfg, settings, swept, data_digest)
     job_overrides = [
         *map(line, fixed),
         *(f"sweep.{key}={as_typed(cfg.sweep[key])}" for key in HANDED_ON),
         f"sweep.name={quoted(name)}",
-        f"sweep.over=[{','.join(override.get_key_element() for override in swept)}]",
+        f"sweep.over=[{','.join(lengths)}]",
         f"sweep.jobs={jobs}",
         f"sweep.resume={'null' if cfg.sweep.resume is None else quoted(folder)}",
         f"{DIR}={quoted(folder)}",
     ]
     is_mode_typed = any(override.key_or_group == "hydra.mode" for override in overrides)
-    return Plan(
-        name=name,
-        swept=swept,
-        jobs=jobs,
-        is_search=is_search,
-        has_study=is_search or bool(cfg.sweep.prune),
-        settings=settings,
-        folder=folder,
-        overrides=job_overrides,
-        single=[] if is_mode_typed else ["hydra.mode=RUN"],  # then a preset says that it is a sweep
-        cwd=str(Path.cwd()),
-    )
+    single = [] if is_mode_typed else ["hydra.mode=RUN"]  # then a preset says that it is a sweep
+    has_study = is_search or bool(cfg.sweep.prune)
+    return Plan(name, swept, jobs, is_search, has_study, settings, folder, job_overrides, single)
 
 
 def has_one_dataset(swept: list[Override]) -> bool:
-    """Return whether all jobs of a sweep have the same data."""
-    return not any(override.key_or_group.split(".")[0] in DATA for override in swept)
+    return not any(override.key_or_group.split(".")[0] in ("dataset", "experiment") for override in swept)
 
 
 def _options(
@@ -207,9 +189,8 @@ def _require_metric(by: str, cfg: DictConfig, chosen: list[Option], swept: list[
             raise UserError(problems[0])
 
 
-def _require_zipped(zipped: list[str], swept: list[Override], is_search: bool) -> None:
+def _require_zipped(zipped: list[str], lengths: dict[str, int], is_search: bool) -> None:
     """Raise UserError if a key of sweep.zip is not swept, or if its keys differ in their number of values."""
-    lengths = {override.get_key_element(): len(values_of(override)) for override in swept}
     setting = f"sweep.zip=[{','.join(zipped)}]"
     if zipped and is_search:
         raise UserError(f"{setting}: is of a grid; a search chooses every value by itself.")
@@ -226,9 +207,8 @@ def _require_of_a_sweep(overrides: list[Override]) -> None:
         if override.is_sweep_override() and override.key_or_group.startswith((*OF_A_SWEEP, "hydra")):
             raise UserError(f"{line(override)}: is of the whole sweep, and takes one value.")
         if override.key_or_group == SUBDIR:
-            raise UserError(
-                f"{line(override)}: the folders of jobs are named by their values. {DIR}=FOLDER is the sweep's folder."
-            )
+            advice = f"{DIR}=FOLDER is the sweep's folder"
+            raise UserError(f"{line(override)}: the folders of jobs are named by their values. {advice}.")
         if override.key_or_group == "hydra.run.dir":
             raise UserError(f"{line(override)}: is of one run. The folder of a sweep is {DIR}=FOLDER.")
 
@@ -240,10 +220,8 @@ def _name_and_folder(cfg: DictConfig, keys: list[str]) -> tuple[str, Path]:
     chosen = _chosen_folder(cfg)
     if chosen and cfg.sweep.resume is None:
         if runs_below(chosen, SWEEP) or runs_below(chosen):
-            raise UserError(
-                f"{DIR}={chosen}: a sweep or runs are there already. Choose a new folder, or go on with a sweep: "
-                "sweep.resume=FOLDER"
-            )
+            advice = "Choose a new folder, or go on with a sweep: sweep.resume=FOLDER"
+            raise UserError(f"{DIR}={chosen}: a sweep or runs are there already. {advice}")
         _require_no_links(chosen)
     folder = chosen or SWEEPS / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}_{label}"
     return str(cfg.sweep.name or folder.name), folder
@@ -252,7 +230,7 @@ def _name_and_folder(cfg: DictConfig, keys: list[str]) -> tuple[str, Path]:
 def _chosen_folder(cfg: DictConfig) -> Path | None:
     """Return the folder that hydra.sweep.dir sets, on the command line or in a preset, or None if unset."""
     stored = cast("dict[str, Any]", OmegaConf.to_container(cfg.hydra.sweep, resolve=False))
-    if str(stored["dir"]).startswith(HYDRAS_OWN_DIR + "${now"):
+    if str(stored["dir"]).startswith("multirun/${now"):  # Hydra's own
         return None
     return path_of(DIR, cfg.hydra.sweep.dir)
 
@@ -266,8 +244,7 @@ def _resume(
     if (chosen := _chosen_folder(cfg)) and chosen.resolve() != folder.resolve():
         raise UserError(f"{DIR}={chosen}: a sweep goes on in its own folder, {folder}; leave {DIR} out.")
     try:
-        # What is no path of the data is compared first: other settings may mean other data, which are not read.
-        require_same(before, settings, swept, same_data=True)
+        require_same(before, settings, swept, same_data=True)  # first: other settings may mean other data
         if not (has_one_dataset(swept) and has_same_data(before, data_digest)):
             require_same(before, settings, swept, same_data=False)
     except UserError as error:
@@ -276,10 +253,7 @@ def _resume(
 
 
 def _require_no_links(folder: Path) -> None:
-    """Raise UserError if something below a sweep's folder is a link: Hydra itself opens the log of each job.
-
-    W&B, which may be set to write there, makes links of its own, and Optuna's lock is one.
-    """
+    """Raise UserError if something below a sweep's folder is a link, but what W&B and Optuna make."""
     if folder.is_dir():
         theirs = ("wandb", f"{JOURNAL}.lock")
         require_no_links(folder, [entry.name for entry in folder.iterdir() if not entry.name.startswith(theirs)])
@@ -294,15 +268,12 @@ def _find(path_or_latest: str) -> tuple[Path, dict[str, Any]]:
         folder = sweeps[0]
     try:
         record = read_json(folder / SWEEP)
-        if not TEXT.allows(record["name"]) or "${" in record["name"]:  # a name is no interpolation any more
-            raise ValueError(record["name"])
-        if "${" in str(folder):  # Hydra would look for what it refers to
-            raise UserError(f"sweep.resume={path_or_latest}: a sweep's folder may have no ${{ in its name.")
-        parse([*record["settings"], *record["values"]])
         before = {key: record[key] for key in ("name", "settings", "values")}
-        optional = {key: record.get(key) for key in ("cwd", "data")}
-        if not all(isinstance(value, str | None) for value in optional.values()):
-            raise TypeError(optional)
-        return folder, before | optional
+        before |= {key: record.get(key) for key in ("cwd", "data")}
+        parse([*before["settings"], *before["values"]])
+        is_valid = TEXT.allows(before["name"]) and all(isinstance(before[key], str | None) for key in ("cwd", "data"))
+        if not is_valid or "${" in f"{before['name']}{folder}":  # Hydra would look for what it refers to
+            raise ValueError(folder)
+        return folder, before
     except (HydraException, *UNREADABLE) as error:
         raise UserError(f"sweep.resume={path_or_latest}: no sweep was started there (no readable {SWEEP}).") from error

@@ -42,7 +42,6 @@ def start(folder: Path, name: str) -> None:
 
 
 def load(folder: Path) -> "optuna.Study":
-    """Read the study in the folder of a sweep."""
     import optuna
 
     storage = _storage(folder)
@@ -59,10 +58,9 @@ def _storage(folder: Path) -> Any:
 
 
 class Judge:
-    """A judge that says after each epoch of a job whether it is to end early, and at its end how it went.
+    """Judge a job after each epoch, and record at its end how it went.
 
-    A trial of a search has the job's number; a grid's jobs have a trial each, which is found by its folder. Seeds of
-    one setting are judged apart: each is a trial. `swept` are the swept keys with the job's values, KEY=VALUE.
+    A trial of a search has the job's number; a grid's jobs, seeds too, have a trial each, which is found by its folder.
     """
 
     def __init__(self, keys: SweepKeys, swept: list[str], epochs: int, run_dir: Path, number: int | None) -> None:
@@ -71,8 +69,8 @@ class Judge:
         self.keys, self.epochs = keys, epochs
         study = load(run_dir.parent)
         if number is None:
-            trials = study.get_trials(deepcopy=False)
-            number = next((t.number for t in trials if _is_of(t, run_dir)), None)
+            theirs = (t.number for t in study.get_trials(deepcopy=False) if t.user_attrs.get(JOB) == run_dir.name)
+            number = next((n for n in theirs if study.trials[n].state.name != "FAIL"), None)  # which is tried anew
         if number is None:
             trial = study.ask()
             for name, value in {JOB: run_dir.name, **dict(word.split("=", 1) for word in swept)}.items():
@@ -85,11 +83,7 @@ class Judge:
         self.trial = optuna.Trial(study, stored._trial_id)
 
     def __call__(self, epoch: int, scores: dict[str, float]) -> str | None:
-        """Return the reason to end after this epoch, in words, or None.
-
-        scores are val/*, or test/* without validation images, nats per image. Raises UserError if sweep.metric is not
-        among them.
-        """
+        """Return the reason to end after this epoch, or None. Raises UserError if scores have no sweep.metric."""
         metric = self.keys["metric"]
         if metric not in scores:  # the plan looks at each option of a group, and not at every combination of them
             raise UserError(check_metric("its sweep", metric, "val/neg_elbo" in scores, "in this job")[0])
@@ -111,25 +105,14 @@ class Judge:
         value = None if summary is None else value_of(summary, self.keys["metric"])
         if summary is not None and summary["state"] == "pruned":
             self.study.tell(self.number, state=TrialState.PRUNED)
-        elif value is None:
-            self.study.tell(self.number, state=TrialState.FAIL)
         else:
-            self.study.tell(self.number, value)
+            self.study.tell(self.number, value, None if value is not None else TrialState.FAIL)
 
 
 def value_of(summary: dict[str, Any], metric: str) -> float | None:
-    """Return what a search minimises: sweep.metric at the best epoch, or of the test split; nats per image.
-
-    A metric of the test split is measured at the end. Returns None if the run has none: val/* is measured after an
-    epoch, and max_steps may end it before.
-    """
+    """Return what a search minimises, nats per image: sweep.metric at the best epoch, or of the test split; or None."""
     value = summary.get(f"best/{metric.replace('/', '_')}" if metric.startswith("val/") else metric)
     return None if value is None else float(value)
-
-
-def _is_of(trial: "optuna.trial.FrozenTrial", run_dir: Path) -> bool:
-    """Return whether a trial is of the run in a folder; a failed one is not: the run is tried anew."""
-    return trial.user_attrs.get(JOB) == run_dir.name and trial.state.name != "FAIL"
 
 
 def _pruner(keys: SweepKeys, epochs: int) -> "optuna.pruners.BasePruner":

@@ -37,10 +37,7 @@ MAX_BEST = 5  # that are printed: where runs do not compare there may be as many
 
 
 def finish(plan: Plan, wandb: WandbKeys, stopped: bool = False) -> int:
-    """Write the table at the end, results.csv, the figures, and the same in W&B. Returns the exit code.
-
-    They are made from the files of the runs, so that they are the same after a failure or a stop.
-    """
+    """Write table, results.csv, figures, and the same in W&B, from the runs' files. Returns the exit code."""
     runs = _read_jobs(plan)
     pruned = sum(run.state == PRUNED for run in runs)
     done = sum(run.finished for run in runs) + pruned

@@ -82,10 +82,7 @@ class Composed:
 
 
 class JobConfigs:
-    """What a launcher asks of Hydra's loader, but jobs that differ only in values are composed once.
-
-    Composing takes 80 to 100 ms. Launchers take what is composed along to their processes.
-    """
+    """Stand in for Hydra's loader, but compose jobs that differ only in values once: it takes 80 to 100 ms."""
 
     def __init__(self, loader: ConfigLoader) -> None:
         self.loader, self.composed = loader, list[Composed]()
@@ -102,7 +99,7 @@ class JobConfigs:
 
 
 class PlannedSweeper(Sweeper):
-    """A sweep from its beginning to its end: plans and checks it, hands jobs to the launcher, and prints its table."""
+    """Plan and check a sweep, hand its jobs to the launcher, and print its table."""
 
     plan: Plan
 
@@ -112,11 +109,7 @@ class PlannedSweeper(Sweeper):
         self.task_function, self.master = task_function, config
 
     def sweep(self, arguments: list[str]) -> None:
-        """Run all jobs, or those that a sweep that goes on lacks.
-
-        Raises UserError before any job starts if a value is not allowed, and where the launcher fails; SystemExit
-        with 1 if a job is missing at the end, or with the code of what stopped the sweep.
-        """
+        """Run all jobs, or those that are missing. Raises UserError before a job starts, or SystemExit at the end."""
         config = self._plan(arguments)
         launcher, n_jobs = self._launcher_name(), self.master.hydra.launcher.get("n_jobs")
         jobs.start(self.plan)
@@ -192,10 +185,9 @@ class PlannedSweeper(Sweeper):
 
 
 class Grid(PlannedSweeper):
-    """Every combination of the swept values; keys of sweep.zip take their first values together, then their second.
+    """Run every combination of the swept values, where keys of sweep.zip take theirs together.
 
-    If losing jobs end early, they run in a random order by seed: in the order of the grid, the first jobs to be judged
-    would all have the same value, and teach nothing about the others.
+    If losing jobs end early, the order is random, by seed: the first to be judged should not all have one value.
     """
 
     def __init__(self, max_batch_size: int | None = None, params: DictConfig | None = None) -> None:
@@ -233,10 +225,9 @@ class Grid(PlannedSweeper):
 
 
 class Search(PlannedSweeper):
-    """Asks Optuna for values, hands the jobs to the launcher, and goes on until there are n_trials.
+    """Ask Optuna for values, hand the jobs to the launcher, and go on until there are n_trials.
 
-    The jobs themselves tell the study how they ended, so that whatever is killed, the study knows what is done. A
-    trial that was running then is run again under its number: its job goes on from its checkpoint.
+    The jobs tell the study how they ended. A trial that was running at a kill is run again under its number.
     """
 
     def __init__(
@@ -246,9 +237,8 @@ class Search(PlannedSweeper):
 
     def prepare(self, cfg: DictConfig) -> None:
         study.require_optuna("hydra/sweeper=optuna")
-        for name, value in (("n_trials", self.n_trials), ("n_jobs", self.n_jobs)):
-            is_count = isinstance(value, int) and not isinstance(value, bool) and value > 0
-            if not is_count and not (value is None and name == "n_jobs"):
+        for name, value in (("n_trials", self.n_trials), ("n_jobs", 1 if self.n_jobs is None else self.n_jobs)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise UserError(f"hydra.sweeper.{name}={value}: it takes a whole number, 1 or more.")
         if self.sampler not in SAMPLERS:
             hint = closest(str(self.sampler), SAMPLERS)
@@ -268,17 +258,19 @@ class Search(PlannedSweeper):
         for _, numbered in itertools.groupby(enumerate(running), lambda pair: pair[1].number - pair[0]):
             neighbours = [trial for _, trial in numbered]
             for i in range(0, len(neighbours), at_once):
-                yield self._batch(neighbours[i].number, [trial.params for trial in neighbours[i : i + at_once]])
+                yield _batch(neighbours[i].number, [trial.params for trial in neighbours[i : i + at_once]])
         while (count := len(trials.get_trials(deepcopy=False))) < self.n_trials:
             params = []
             for number in range(count, min(count + at_once, self.n_trials)):
                 trials.sampler = _sampler(self.sampler, self.seed, number)
                 params.append(trials.ask(self.space).params)
-            yield self._batch(count, params)
+            yield _batch(count, params)
 
-    def _batch(self, first: int, params: list[dict[str, Any]]) -> Batch:
-        """A search may try a value again: a job's folder is its number."""
-        return first, [(str(first + i), _overrides(values)) for i, values in enumerate(params)]
+
+def _batch(first: int, params: list[dict[str, Any]]) -> Batch:
+    """Return the jobs of a batch in folders called by their numbers: a search may try a value again."""
+    values = [[f"{key}={value}" for key, value in job.items()] for job in params]
+    return first, [(str(first + i), job) for i, job in enumerate(values)]
 
 
 def _is_in(space: dict[str, Any], params: dict[str, Any]) -> bool:
@@ -290,10 +282,6 @@ def _is_in(space: dict[str, Any], params: dict[str, Any]) -> bool:
         return isinstance(value, int | float) and space[key].low <= value <= space[key].high
 
     return params.keys() == space.keys() and all(allows(key, value) for key, value in params.items())
-
-
-def _overrides(params: dict[str, Any]) -> list[str]:
-    return [f"{key}={value}" for key, value in params.items()]
 
 
 def _sampler(name: str, seed: int, number: int) -> "optuna.samplers.BaseSampler":

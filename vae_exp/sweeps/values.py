@@ -1,5 +1,6 @@
 """Read a sweep's values, and match them with those of an earlier sweep."""
 
+import contextlib
 import itertools
 import re
 from collections import Counter
@@ -10,25 +11,14 @@ from typing import Any
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override, QuotedString
 from omegaconf import DictConfig
 
-from vae_exp.config.checks import (
-    DATA_PATHS,
-    LEAVES,
-    absolute,
-    as_typed,
-    check_values,
-    flatten,
-    options,
-    quoted,
-    resolve,
-    rules_for,
-)
+from vae_exp.config import checks
+from vae_exp.config.checks import as_typed, options, quoted, resolve
 from vae_exp.config.compose import parse, without_hydra
 from vae_exp.errors import UserError
 from vae_exp.training.run_dir import read_choices, read_config, runs_below
 
 
 def line(override: Override) -> str:
-    """Return an override as it was typed."""
     return str(override.input_line)
 
 
@@ -50,10 +40,7 @@ def values_of(override: Override) -> list[str]:
 
 
 def distinct(arguments: list[Override]) -> list[Override]:
-    """Return the arguments with each value of a sweep once: two would be the same job.
-
-    Raises UserError if a swept key is typed twice.
-    """
+    """Return the arguments with each value of a sweep once. Raises UserError if a swept key is typed twice."""
     counts = Counter(override.key_or_group for override in arguments)
     result = []
     for override in arguments:
@@ -78,46 +65,40 @@ def texts(override: Override) -> dict[str, str]:
 
 def _canonical(value: Any) -> str:
     """Return one text per value, however it was typed: 1, 1.0 and '1'; 1e-3 and 0.001; true and True."""
-    if isinstance(value, QuotedString):  # text, such as a class +1 beside a class 1
-        return value.text.lower() if value.text.lower() in ("null", "true", "false") else value.text
     if isinstance(value, list):
         return f"[{','.join(map(_canonical, value))}]"
     if isinstance(value, dict):
         return f"{{{','.join(sorted(f'{key}:{_canonical(inner)}' for key, inner in value.items()))}}}"
-    if value is None or isinstance(value, bool) or str(value).lower() in ("null", "true", "false"):
-        return "null" if value is None else str(value).lower()
-    for number in (int, float):
-        try:
-            read = number(str(value))
-        except ValueError:
-            continue
-        return str(int(read) if read == read and abs(read) < 1e15 and int(read) == read else read)
-    return str(value)
+    is_quoted = isinstance(value, QuotedString)  # text, such as a class +1 beside a class 1
+    text = value.text if is_quoted else "null" if value is None else str(value)
+    if text.lower() in ("null", "true", "false"):
+        return text.lower()
+    with contextlib.suppress(ValueError):
+        if not is_quoted and abs(number := float(text)) < 1e15:
+            return str(int(number) if number.is_integer() else number)
+    return text
 
 
-PATHS = [f"dataset.{key}" for key in DATA_PATHS]
+PATHS = [f"dataset.{key}" for key in checks.DATA_PATHS]
 MAX_NAME = 120  # characters of a folder's name; file systems allow 255
 
 
 def check_each(swept: list[Override], config: Mapping[str, Any]) -> None:
     """Raise UserError if a swept value is not allowed by itself, whatever the others are. config is of one job."""
-    rules, problems = rules_for(flatten(config, LEAVES)), []
+    rules, problems = checks.rules_for(checks.flatten(config, checks.LEAVES)), []
     for override in swept:
         key, values = override.key_or_group, override.value()
         if key in rules:
             ends = [str(values.end)] if isinstance(values, IntervalSweep) else []
             read = [parse([f"x={text}"])[0].value() for text in [*values_of(override), *ends]]
             known = [value for value in read if not (isinstance(value, str) and "${" in value)]
-            problems += [line for value in known for line in check_values({key: value}, {key: rules[key]})]
+            problems += [line for value in known for line in checks.check_values({key: value}, {key: rules[key]})]
     if problems:
         raise UserError("\n".join(problems))
 
 
 def job_names(jobs: list[list[str]]) -> list[str]:
-    """Return a folder name for each job, such as z_dim-10_lr-0.001, which can be typed back on a command line.
-
-    They are the jobs' numbers if such names would be too long, or the same for two jobs.
-    """
+    """Return a folder name for each job, such as z_dim-10_lr-0.001, or numbers where those are long or not distinct."""
     words = [parse(job) for job in jobs]
     last = Counter(word.key_or_group.rsplit(".", 1)[-1] for word in words[0])
 
@@ -134,7 +115,7 @@ def job_names(jobs: list[list[str]]) -> list[str]:
 def job_folders(folder: Path, swept: list[Override], jobs: list[list[str]], configs: Iterable[DictConfig]) -> list[str]:
     """Return the name of each job's folder in a sweep that goes on: where its run lies by its values, or a new one.
 
-    configs are those of the jobs. Raises UserError if a run there is none of the jobs.
+    Raises UserError if a run there is none of the jobs, whose configurations are configs.
     """
     keys = [override.key_or_group for override in swept]
     runs = {}
@@ -164,7 +145,7 @@ def _values(config: Mapping[str, Any], choices: Mapping[str, str], keys: list[st
         value: Any = config
         for part in key.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
-        text = absolute(value) if key in PATHS and isinstance(value, str) else as_typed(value)
+        text = checks.absolute(value) if key in PATHS and isinstance(value, str) else as_typed(value)
         values.append(str(choices[key]) if key in choices else text)
     return tuple(values)
 
@@ -177,25 +158,19 @@ def _values_of_job(cfg: DictConfig, keys: list[str]) -> tuple[str, ...]:
 
 
 def has_same_data(before: Mapping[str, Any], data_digest: Callable[[], str | None]) -> bool:
-    """Return whether the data are known to be the sweep's, wherever they are; raise UserError for other data.
-
-    It is not known for a sweep of an older version, nor where the jobs run on other machines.
-    """
+    """Return whether the data are known to be the sweep's, wherever they are; raise UserError for other data."""
     if before["data"] is None or (now := data_digest()) is None:
         return False
     if now != before["data"]:
-        raise UserError(
-            "the data have changed since the sweep began, so its jobs would not compare. Bring them back as they were, "
-            "say where they are with dataset.root=PATH, or start a new sweep."
-        )
+        advice = "Bring them back as they were, say where they are with dataset.root=PATH, or start a new sweep"
+        raise UserError(f"the data have changed since the sweep began, so its jobs would not compare. {advice}.")
     return True
 
 
 def require_same(before: Mapping[str, Any], settings: list[str], swept: list[Override], same_data: bool) -> None:
     """Raise UserError if the settings of a sweep recorded as `before` differ, or if a value is gone.
 
-    There may be more values of a key, and more swept keys. Paths of data are compared relative to the folders in which
-    they were typed, unless the data are known to be the same.
+    Paths of data are compared from where they were typed, unless the data are known to be the same.
     """
     values = [line(override) for override in swept]
     old_settings, old_values = (_normalise(before[kind], before["cwd"], same_data) for kind in ("settings", "values"))
@@ -205,10 +180,8 @@ def require_same(before: Mapping[str, Any], settings: list[str], swept: list[Ove
     old_settings = [word for word in old_settings if parse([word])[0].key_or_group not in new.keys() - old]
     if old_settings != new_settings or not all(key in new and _includes(new[key], word) for key, word in old.items()):
         started, now = " ".join(before["settings"] + before["values"]), " ".join(settings + values)
-        raise UserError(
-            f"the sweep was started with {started}, and not with {now}. A sweep that goes on keeps its settings and "
-            "its values; it may have more values, and more swept keys."
-        )
+        advice = "keeps its settings and its values; it may have more values, and more swept keys"
+        raise UserError(f"the sweep was started with {started}, and not with {now}. A sweep that goes on {advice}.")
 
 
 def _normalise(words: list[str], cwd: str | None, same_data: bool) -> list[str]:
@@ -219,7 +192,7 @@ def _normalise(words: list[str], cwd: str | None, same_data: bool) -> list[str]:
             result.append(line(word))
         elif not same_data:
             values = texts(word) if word.is_sweep_override() else [word.value()]
-            paths = [quoted(absolute(str(value), Path(cwd) if cwd else None)) for value in values]
+            paths = [quoted(checks.absolute(str(value), Path(cwd) if cwd else None)) for value in values]
             result.append(f"{word.get_key_element()}={','.join(paths)}")
     return result
 
