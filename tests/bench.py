@@ -42,7 +42,7 @@ OURS, COMPILED = "vae_exp, everything included", "vae_exp compile=true"
 BESIDE_THE_STEP: dict[str, Functions] = {
     "validation": [(train, "evaluate")],
     "pictures": [(training, "reconstructions"), (training, "samples"), (tracker.Tracker, "image")],
-    "checkpoints": [(checkpointer.Checkpointer, "hold_best"), (checkpointer.Checkpointer, "write")],
+    "checkpoints": [(checkpointer.Checkpointer, "keep_best"), (checkpointer.Checkpointer, "write")],
     "tracker": [(tracker.Tracker, "log"), (tracker.Tracker, "summarise"), (tracker.Tracker, "to_disk")],
     "running means": [(state.Meters, "add"), (state.Meters, "read")],
     "progress bar": [(tqdm, "update"), (tqdm, "set_postfix_str")],

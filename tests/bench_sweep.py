@@ -42,7 +42,7 @@ PARTS: dict[str, Functions] = {
     "points, in metrics.jsonl and W&B": [(Tracker, "log")],
     "summary.json": [(Tracker, "_write_summary"), (Tracker, "summarise")],
     "pictures": [*((training, f) for f in ("reconstructions", "samples", "_figure")), (Tracker, "image")],
-    "checkpoints": [(checkpointer.Checkpointer, name) for name in ("hold_best", "write", "write_best", "best")],
+    "checkpoints": [(checkpointer.Checkpointer, name) for name in ("keep_best", "write", "write_best", "best")],
     "the test split": [(train, "_test")],
     "W&B's finish": [(Tracker, "_close_wandb")],
     "tables and figures at the end": [(summary, "finish")],

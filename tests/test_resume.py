@@ -17,7 +17,7 @@ from tests.conftest import QUICK, command, metrics, quick_run, recorded, stored
 from tests.hooks import Crash
 from vae_exp.errors import UserError
 from vae_exp.training import checkpoints
-from vae_exp.training.state import Best, Meters, TrainState
+from vae_exp.training.state import Best, TrainState
 from vae_exp.training.stopper import patience_reason
 
 STEPS_PER_EPOCH = 11  # of the digits, 1,297 images in batches of 128
@@ -178,14 +178,6 @@ def test_with_rare_checkpoints_the_best_epoch_waits_in_memory_and_a_signal_saves
     assert checkpoints.load(Path("run/best.pt")).epoch == 2
     quick_run(*settings, "resume=run")
     assert_the_same_runs("whole", "run")
-
-
-def test_means_of_an_older_version_are_left_out_and_that_is_said(caplog):
-    means = Meters()
-    older = {"images_seen": 2, "steps": 1, "first_step": 1, "_images": 2, "_on_device": torch.ones(1)}
-    means.load_state_dict(older)
-    assert "older version" in caplog.text
-    assert (means.steps, means.images_seen, means.peek("train")) == (1, 2, {})
 
 
 def test_a_run_of_before_there_was_a_choice_of_precision_goes_on():

@@ -25,12 +25,10 @@ T = TypeVar("T")
 
 
 def rank() -> int:
-    """Return the number of this process."""
     return _rank
 
 
 def world_size() -> int:
-    """Return the number of processes of the run."""
     return _size
 
 
@@ -41,11 +39,7 @@ def is_rank0() -> bool:
 
 @contextlib.contextmanager
 def process_group() -> Iterator[None]:
-    """Run the block with the processes that were started for this run connected to each other.
-
-    Raises PeerLost if another does not come or is gone, and UserError if what a launcher says is not enough to find
-    the others. An existing process group is used.
-    """
+    """Run the block with all processes of the run connected. Raises PeerLost, or UserError if they cannot be found."""
     global _rank, _size
     if started() == 1 or _size > 1:
         yield
@@ -99,12 +93,10 @@ def guard_peers() -> Iterator[None]:
         is_gloos = any(sign in str(error) for sign in ("gloo", "onnection", "imed out", "roken pipe"))
         if not is_gloos and not isinstance(error, dist.DistError):
             raise
-        raise _lost(error) from error
-
-
-def _lost(error: BaseException) -> PeerLost:
-    reason = str(error).strip().splitlines()[0].rpartition("] ")[2].partition(". ")[0]
-    return PeerLost(f"another of the {started()} processes of this run has ended, or cannot be reached ({reason})")
+        reason = str(error).strip().splitlines()[0].rpartition("] ")[2].partition(". ")[0]
+        raise PeerLost(
+            f"another of the {started()} processes of this run has ended, or cannot be reached ({reason})"
+        ) from error
 
 
 def broadcast(make: Callable[[], T]) -> T:
@@ -118,7 +110,6 @@ def broadcast(make: Callable[[], T]) -> T:
 
 
 def all_gather(value: T) -> list[T]:
-    """Return the values of all processes, in order, in every process."""
     if _size == 1:
         return [value]
     values: list[Any] = [None] * _size
@@ -129,8 +120,8 @@ def all_gather(value: T) -> list[T]:
 
 def processes_here() -> int:
     """Return how many processes of the run, this one included, have its machine and its cores."""
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    return all_gather((platform.node(), cores)).count((platform.node(), cores))
+    machine = platform.node(), sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    return all_gather(machine).count(machine)
 
 
 @contextlib.contextmanager
@@ -180,27 +171,19 @@ class Share(NamedTuple):
 
     @property
     def parts(self) -> list[slice]:
-        """Return the rows of every process."""
         ends = list(itertools.accumulate(self.sizes))
         return [slice(end - rows, end) for end, rows in zip(ends, self.sizes, strict=True)]
 
     @property
     def rows(self) -> slice:
-        """Return the rows of this process."""
         return self.parts[rank() if len(self.sizes) > 1 else 0]
 
     def local(self, full: Tensor, dim: int = 0) -> Tensor:
         """Return this process's rows of a tensor that has all of them."""
-        if len(self.sizes) == 1:
-            return full
-        return full.narrow(dim, self.rows.start, self.sizes[rank()])
+        return full.narrow(dim, self.rows.start, self.sizes[rank()]) if len(self.sizes) > 1 else full
 
     def gather(self, local: Tensor, dim: int = 0) -> Tensor:
-        """Return the rows of all processes, in order; the gradient of each row goes back to its own process.
-
-        Whatever is computed from them is the same in every process. The gradients of the weights are then a part of
-        the sum in each, and all_reduce_gradients adds the parts.
-        """
+        """Return the rows of all processes, in order; the gradient of each row goes back to its own process."""
         if len(self.sizes) == 1:
             return local
         return cast("Tensor", _Gather.apply(local.movedim(dim, 0), self.sizes)).movedim(0, dim)
@@ -257,10 +240,7 @@ def mean(values: Tensor) -> Tensor:
 
 
 def broadcast_weights(*models: nn.Module) -> None:
-    """Set weights and buffers to those of the first process.
-
-    They are the same already, unless a user's own network draws its initial weights from another generator.
-    """
+    """Set weights and buffers to the first process's: a user's network may draw them from a generator of its own."""
     for values in {id(values): values for model in models for values in model.state_dict().values()}.values():
         if world_size() > 1:
             with guard_peers():

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 _announced: set[Path] = set()
-NO_FILE = "no file"  # in the place of a digest
 BLOCK = 4096  # bytes that are sampled at once; of a smaller file than four of them, all
 BLOCK_DISTANCE = 2**20  # bytes of a larger file between two blocks
 MAX_BLOCKS = 64
@@ -41,13 +40,10 @@ class Unreadable(OSError, ValueError):
 
 
 def cache_folder(name: str) -> Path:
-    """Return the folder of one kind of cache in the user's cache folder; it need not exist.
-
-    For a user without a home, as in some containers, it is in the temporary folder.
-    """
+    """Return the folder of one kind of cache in the user's cache folder; it need not exist."""
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    except RuntimeError:
+    except RuntimeError:  # for a user without a home, as in some containers
         folder = Path(tempfile.gettempdir())
     return folder / "vae_exp" / name
 
@@ -60,22 +56,19 @@ def announce(folder: Path, what: str, key: str | None = None) -> None:
 
 
 def content_key(files: Mapping[str, Path]) -> str:
-    """Return a key of the files' content: their names in this order, sizes, times in nanoseconds and sampled bytes.
-
-    Their folder is not part of it. A file that cannot be read counts by its name: it may be readable the next time.
-    """
+    """Return a key of the files' names in this order, their times and sampled bytes, but not of their folder."""
     digest = hashlib.sha256()
     for name, path in files.items():
         content = ""
-        with contextlib.suppress(OSError, ValueError):  # unreadable, or gone meanwhile
+        with contextlib.suppress(OSError, ValueError):  # unreadable: it may be readable the next time
             content = f"{path.stat().st_mtime_ns}\0{sampled_digest(path)}"
         digest.update(f"{name}\0{content}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()[:16]
 
 
 def of_files(files: Mapping[str, Path]) -> dict[str, str]:
-    """Return the sampled digest of each file by its name, or NO_FILE for what cannot be read, such as a pipe."""
-    digests = dict.fromkeys(files, NO_FILE)
+    """Return the sampled digest of each file by its name, or "no file" for what cannot be read, such as a pipe."""
+    digests = dict.fromkeys(files, "no file")
     for name, path in files.items():
         with contextlib.suppress(OSError, ValueError):
             digests[name] = sampled_digest(path)
@@ -83,10 +76,7 @@ def of_files(files: Mapping[str, Path]) -> dict[str, str]:
 
 
 def sampled_digest(path: Path) -> str:
-    """Return a hash of a file's size and of blocks spread evenly over it, its first and last bytes among them.
-
-    It reads at most 256 KiB of any file, so that 60,000 images or 10 GB of arrays cost seconds. Raises OSError.
-    """
+    """Return a hash of a file's size and of at most 256 KiB, in blocks spread evenly over it. Raises OSError."""
     with open_regular(path, buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         digest = hashlib.sha256(f"{size}\n".encode())
@@ -100,8 +90,8 @@ def sampled_digest(path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-# Reading. Anybody may have written what is found on the disk: a pipe would keep its reader waiting for ever, a device
-# never ends, and a text of a few bytes may mean lists without end.
+# Reading. Anybody may have written what is on the disk: a pipe keeps its reader waiting, a device never ends, a text of
+# a few bytes may mean lists without end. All raise OSError for what cannot be read, or is not such a file.
 
 
 def open_regular(path: Path, buffering: int = -1) -> BinaryIO:
@@ -127,15 +117,11 @@ def read_text(path: Path, max_bytes: int = MAX_BYTES) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Return the content of a small JSON file. Raises OSError if it cannot be read, or is not such a file."""
     return parse_json(read_text(path))
 
 
 def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a file with one JSON object per line; none if it cannot be read, and no damaged ones.
-
-    The last line of a killed process may be incomplete.
-    """
+    """Yield the rows of a file with one JSON object per line; none if it cannot be read, and no damaged ones."""
     with contextlib.suppress(OSError), open_regular(path) as file:
         while line := file.readline(MAX_LINE_BYTES):
             with contextlib.suppress(Unreadable):
@@ -145,7 +131,6 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_yaml(path: Path) -> Any:
-    """Return the content of a small YAML file. Raises OSError if it cannot be read, or is not such a file."""
     return parse_yaml(read_text(path, MAX_YAML_BYTES))
 
 
@@ -207,38 +192,28 @@ def writing(path: Path, key: str | None = None) -> Iterator[None]:
 
 
 def write(
-    path: Path,
-    content: str | bytes | memoryview,
-    previous: Path | None = None,
-    same: Path | None = None,
-    sync: bool = True,
+    path: Path, content: str | bytes | memoryview, previous: Path | None = None, same: Path | None = None
 ) -> None:
-    """Write a file as `atomic_write` does, text as UTF-8.
-
-    If `same` has just been written with the same content, this becomes a second name (a hard link) of that file, where
-    the system allows it.
-    """
+    """Write a file as `atomic_write` does, or where that works as a hard link to `same`, of the same content."""
     if same is not None:
         with contextlib.suppress(OSError):
             partial = partial_of(path)
             os.link(same, partial)
             _replace(path, partial, previous)
             return
-    with atomic_write(path, sync, previous) as file:
+    with atomic_write(path, previous=previous) as file:
         file.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file for people to read, as `atomic_write` does."""
     write(path, json.dumps(content, indent=2) + "\n")
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path, sync: bool = True, previous: Path | None = None) -> Iterator[BinaryIO]:
-    """Yield a file that replaces path when the block ends, and is deleted if the block fails.
+    """Yield a file that replaces path when the block ends, and is deleted if it fails. Raises Unwritable.
 
-    With sync it is on disk before it takes its place; with `previous` the old file is kept under that name. Any
-    OSError inside is raised as Unwritable.
+    With sync it is on disk before it takes its place; with `previous` the old file is kept under that name.
     """
     partial = partial_of(path)
     try:

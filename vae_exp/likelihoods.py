@@ -1,10 +1,9 @@
 """The likelihoods p(x|z): what the decoder's one number per pixel means. Everything is per image and in nats.
 
-A config names one of the functions at the end. It is called once, with its settings, and returns what turns the
-decoder's output [B, C, H, W] into a distribution: a class, or a module where something is learned or remembered.
-Each distribution says by `support` what it is a density over: only for "bytes", and for "binary" where pixels really
-are black or white, is log_prob a probability, which bits per dimension ask for. A module that learns or fits its scale
-has a `scale_name`, such as sigma, and a `scale`, which are logged.
+A config names one of the functions at the end, which returns what turns the decoder's output [B, C, H, W] into a
+distribution. `support` says what that is a density over: only for "bytes", and for "binary" where pixels really are
+black or white, is log_prob a probability, which bits per dimension ask for. A module that learns or fits its scale has
+a `scale_name`, such as sigma, and a `scale`, which are logged.
 """
 
 import math
@@ -177,8 +176,8 @@ class Learned(nn.Module):
 class Optimal(nn.Module):
     """Make Gaussians with their most likely sigma, the root mean square error (sigma-VAE, Rybkin et al. 2021).
 
-    In training it is that of the batch. Evaluation must not depend on which images are measured together: it uses
-    the running mean of the batches' squared errors, over the last hundred or so, which is saved with the weights.
+    In training it is that of the batch; in evaluation that of the running mean of the batches' squared errors, over the
+    last hundred or so, so that it does not depend on which images are measured together.
     """
 
     scale_name = "sigma"
@@ -228,8 +227,7 @@ def bernoulli() -> Callable[[Tensor], Bernoulli]:
 def continuous_bernoulli() -> Callable[[Tensor], ContinuousBernoulli]:
     """Return a density over pixels in [0, 1], with the Bernoulli's one number per pixel.
 
-    Its logits are bounded, smoothly. The density at a pixel that is exactly black has no maximum, and a decoder without
-    a bound spends its training, and hundreds of nats of KL, on ever blacker black.
+    Its logits are bounded: a decoder would spend its training, and hundreds of nats of KL, on ever blacker black.
     """
     return lambda outputs: ContinuousBernoulli(MAX_LOGIT * torch.tanh(outputs / MAX_LOGIT))
 
@@ -257,6 +255,5 @@ def _log(scale: float | Tensor) -> float | Tensor:
     return scale.log() if isinstance(scale, Tensor) else math.log(scale)
 
 
-def _log1mexp(x: float | Tensor) -> float | Tensor:
-    """Return log(1 - exp(-x)) for x > 0."""
+def _log1mexp(x: float | Tensor) -> float | Tensor:  # log(1 - exp(-x)) for x > 0
     return torch.log(-torch.expm1(-x)) if isinstance(x, Tensor) else math.log(-math.expm1(-x))

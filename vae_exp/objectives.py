@@ -36,10 +36,7 @@ def elbo(
 
 
 def free_bits(terms: Terms, now: Progress, *, beta: float, free_nats: float) -> tuple[Tensor, Logged]:
-    """Return the negative ELBO with each latent dimension's KL, a mean over the batch, at least free_nats.
-
-    So up to free_nats of each dimension cost nothing (Kingma et al. 2016, appendix C.8).
-    """
+    """Return the negative ELBO, each latent's mean KL at least free_nats (Kingma et al. 2016, appendix C.8)."""
     kl = terms.kl.mean(0).clamp(min=free_nats).sum()
     return terms.reconstruction.mean() + beta * kl, {"kl_weight": beta}
 
@@ -63,7 +60,7 @@ def capacity(
 def iwae(terms: Terms, now: Progress, *, beta: float, samples: int, samples_at_once: int) -> tuple[Tensor, Logged]:
     """Return minus the importance-weighted bound, log 1/K sum_k p(x, z_k) / q(z_k|x) (Burda et al. 2016).
 
-    beta weighs log p(z) / q(z|x) in it; with 1 it is the bound. The first z is the one of the terms.
+    beta weighs log p(z) / q(z|x) in it; with 1 it is the bound.
     """
     (q, first_z), draw_more = terms.draw, terms.draw_more
     assert draw_more is not None, "compute_loss gives it"
@@ -127,10 +124,9 @@ def decompose(q: DiagonalGaussian, z: Tensor, train_size: int, sampling: str) ->
 def log_shares(n: int, train_size: int, sampling: str, device: torch.device | str = "cpu") -> Tensor:
     """Return the log weight of q(.|x_j) in the estimate of q(z_i) from a batch of n images, [n, n].
 
-    stratified: x_i itself is one of the train_size images, and the others of the batch represent all the others, so
-    that the estimate is unbiased. (Chen et al., appendix C, give one of the others another weight; even weights have
-    the same expectation and are exact if the batch is all the data.) weighted: 1 / (n * train_size) each, the
-    biased estimate of their eq. 5; the three terms are then off by constants, but still sum to the KL.
+    stratified: x_i itself is one of the train_size images, and the others of the batch represent all the others, which
+    is unbiased. (Chen et al., appendix C, give one of the others another weight, with the same expectation.) weighted:
+    1 / (n * train_size) each, their biased eq. 5; the three terms are off by constants, but still sum to the KL.
     """
     if sampling == "weighted":
         return torch.full((n, n), -math.log(n * train_size), device=device)

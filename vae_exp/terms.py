@@ -1,7 +1,4 @@
-"""The terms of a batch: one draw z ~ q(z|x) of each image, the two sides of the negative ELBO, and further draws.
-
-Objectives are functions of them. Nothing here is reduced over images except what is logged.
-"""
+"""The terms of a batch, which objectives are functions of. Nothing is reduced over images except what is logged."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -62,20 +59,12 @@ def elbo_terms(x: Tensor, q: Posterior, p: Any, z: Tensor | None = None, draw_mo
 
 
 def extra_samples(
-    model: VAE,
-    x: Tensor,
-    y: Tensor,
-    q: Posterior,
-    shard: Share,
-    noise: torch.Generator,
-    samples: int,
-    at_once: int,
+    model: VAE, x: Tensor, y: Tensor, q: Posterior, shard: Share, noise: torch.Generator, samples: int, at_once: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield further draws z ~ q(z|x, y) [k, B, Z] with log p(x|z, y) [k, B] nats, at most at_once in a chunk.
 
-    Only z of a chunk is stored until the backward pass, which decodes it again: memory does not grow with samples.
-    The draws are the same however they are chunked. x, y and q are this process's shard of the batch, the result is of
-    the full batch.
+    The backward pass decodes a chunk again, so memory does not grow with samples; the draws do not depend on chunks.
+    x, y and q are this process's shard of the batch, the result is of the full batch.
     """
 
     def log_likelihood(z: Tensor) -> Tensor:
@@ -113,8 +102,8 @@ def compute_loss(
 ) -> tuple[Tensor, Logged]:
     """Return the loss at one draw z ~ q(z|x, y) per image, from noise eps [B, Z], and what of it is logged.
 
-    Images x are [B, C, H, W] in [0, 1], labels y [B]. Objectives that need more draws take them from `noise`. If
-    several processes compute a run, each takes its shard of the images here, and the loss is that of all of them.
+    Images x are [B, C, H, W] in [0, 1], labels y [B]. Further draws are taken from `noise`. Each process computes its
+    shard, and the loss is that of all of them.
     """
     shard = distributed.share(len(x))
     x, y, eps = (shard.local(part) for part in (x, y, eps))

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from vae_exp import distributed
 from vae_exp.config import build
@@ -19,7 +19,7 @@ from vae_exp.training import console, dry_run, precision, restore, threads
 from vae_exp.training.run import Prune, Run, require_possible
 from vae_exp.training.run_dir import log_bytes
 from vae_exp.training.state import EMA, Meters, RngStreams, RunInfo, TrainState
-from vae_exp.training.stopper import Stopper, clip_gradient, gradient_norm, require_finite
+from vae_exp.training.stopper import Stopper, gradient_norm, require_finite
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ def train_step(run: Run, x: Tensor, y: Tensor, logs: bool) -> Tensor | None:
     clip_norm = config["gradient_clip_norm"]
     grad_norm = gradient_norm(model) if logs or clip_norm else None  # each step's would cost a thirtieth of the time
     if clip_norm and grad_norm is not None:
-        clip_gradient(model, grad_norm, clip_norm)
+        nn.utils.clip_grads_with_norm_(model.parameters(), clip_norm, grad_norm)  # Pascanu et al. 2013
     run.optimizer.step()
     state.step += 1
     run.ema.update(state.step)

@@ -15,10 +15,8 @@ from vae_exp.errors import UserError
 class VAE(nn.Module):
     """q(z|x, y), the prior N(0, I) and p(x|z, y). The only model class: every variant is a value.
 
-    n_classes is the width of the one-hot label that the encoder and the decoder see. It is 0 for the
-    unconditional model, which is therefore the same code without an `if`: its labels have no width.
-
-    With stochastic=False it is the deterministic autoencoder: the code is q's mean, whose log-variance goes unused.
+    n_classes is the width of the one-hot label that the encoder and the decoder see, 0 for the unconditional model.
+    With stochastic=False it is the deterministic autoencoder: the code is q's mean, and its log-variance goes unused.
     There is no KL then, so no bound on the likelihood and no prior to sample from.
     """
 
@@ -53,10 +51,7 @@ class VAE(nn.Module):
     @property
     @torch.no_grad()
     def support(self) -> str:
-        """Return the kind of values p(x|z) is a density over: binary, unit interval, real or bytes.
-
-        It is other if a likelihood does not say.
-        """
+        """Return what p(x|z) is a density over: binary, unit interval, real, bytes, or other if it does not say."""
         with self.evaluating():
             device = next(self.parameters()).device
             p = self.decode(torch.zeros(1, self.z_dim, device=device), torch.zeros(1, dtype=torch.long, device=device))
@@ -71,18 +66,15 @@ class VAE(nn.Module):
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
         """Run the block with layers and likelihoods in evaluation mode; restore the previous mode afterwards."""
-        before = self.training
+        was_training = self.training
         self.eval()
         try:
             yield
         finally:
-            self.train(before)
+            self.train(was_training)
 
     def prior_sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draw n codes from the prior N(0, I), [n, Z].
-
-        Raises UserError for a deterministic autoencoder, which has none.
-        """
+        """Draw n codes from the prior N(0, I), [n, Z]. Raises UserError for an autoencoder, which has none."""
         if not self.stochastic:
             raise UserError("model.stochastic=false: an autoencoder has no prior over its codes to sample from.")
         device = next(self.parameters()).device

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import math
 import os
 import re
 import statistics
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vae_exp.config.checks import flatten, path_of
+from vae_exp.config.schema import is_number
 from vae_exp.errors import UserError
 from vae_exp.files import read_json_lines
 from vae_exp.training.run_dir import CONFIG, METRICS, OUTPUTS, SUMMARY, read_config, read_summary, runs_below
@@ -75,11 +75,6 @@ class Run:
     def logged(self) -> Iterator[dict[str, Any]]:
         """Yield the lines of metrics.jsonl that have an epoch; none for a run that failed before it logged any."""
         return (row for row in read_json_lines(self.folder / METRICS) if is_number(row.get("epoch")))
-
-
-def is_number(value: Any) -> bool:
-    """Return whether a value is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
 
 
 def order(value: Any) -> tuple[int, Any, str]:

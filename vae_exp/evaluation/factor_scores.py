@@ -48,8 +48,7 @@ def choose(model: inference.TrainedVAE, data: Data, split: Split, options: Evalu
         print_once(f"left out  {dry_run.given_as_label(given)}.")
     if not errors:
         return names, rows
-    problem = f"the {part} split, {len(split):,} images, does not suit {dry_run.describe(errors)}"
-    remedy = dry_run.what_helps(errors, part, model.config["dataset"])
+    problem, remedy = dry_run.explain_unsuited(errors, part, split, model.config["dataset"])
     all_rows = usual_size(len(split), 1)
     if rows < all_rows and not dry_run.find_unsuited(split, list(errors), all_rows, 1, seed, conditional=conditional):
         without = "score_repeats=1" + (" without score_rows" if options["score_rows"] else "")

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vae_exp.config.schema import SAMPLE_SCORES, EvaluateOptions
+from vae_exp.config.schema import SAMPLE_SCORES, EvaluateOptions, is_number
 from vae_exp.errors import printable
 from vae_exp.files import read_json
 
@@ -46,7 +46,7 @@ def scores_of(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def numbers(result: dict[str, Any]) -> dict[str, float]:
     """Return all results of an evaluation as in W&B, such as mig, mig_std and samples/prior/classifier/frechet."""
     scores = scores_of(result)
-    flat = {name: value for name, value in result.items() if _is_finite(value) and name not in NO_RESULTS}
+    flat = {name: value for name, value in result.items() if is_number(value) and name not in NO_RESULTS}
     flat |= {name: score["mean"] for name, score in scores.items()}
     flat |= {f"{name}{SPREAD}": score["std"] for name, score in scores.items() if score["std"] is not None}
     for source, values in result.get("samples", {}).items():
@@ -67,16 +67,12 @@ def _is_valid(name: str, value: Any) -> bool:
     if name in TEXTS:
         return isinstance(value, str)
     if name == "kl_per_dim":
-        return isinstance(value, list) and all(map(_is_finite, value))
+        return isinstance(value, list) and all(map(is_number, value))
     if name == "scores":
         return _is_dict(value, *SETTINGS) and isinstance(value["factors"], list) and all(map(_is_score, value.items()))
     if name == "samples":
         return _is_dict(value) and all(map(_are_sample_scores, value.items()))
-    return value is None or _is_finite(value)
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+    return value is None or is_number(value)
 
 
 def _is_dict(value: Any, *keys: str) -> bool:
@@ -90,7 +86,7 @@ def _is_score(item: tuple[str, Any]) -> bool:
     if name == WARNING:
         return isinstance(score, str | None)
     is_score = _is_dict(score, "mean", "std", "caution") and isinstance(score["caution"], str)
-    return is_score and _is_finite(score["mean"]) and (score["std"] is None or _is_finite(score["std"]))
+    return is_score and is_number(score["mean"]) and (score["std"] is None or is_number(score["std"]))
 
 
 def _are_sample_scores(item: tuple[str, Any]) -> bool:
@@ -98,7 +94,7 @@ def _are_sample_scores(item: tuple[str, Any]) -> bool:
     if source.count("/") != 1 or not _is_dict(scores, *SAMPLE_SETTINGS):
         return False
     names = {name.removesuffix("_real") for name in scores.keys() - {*SAMPLE_SETTINGS}}
-    return all(map(_is_finite, scores.values())) and all({name, f"{name}_real"} <= scores.keys() for name in names)
+    return all(map(is_number, scores.values())) and all({name, f"{name}_real"} <= scores.keys() for name in names)
 
 
 def show(result: dict[str, Any], model: "TrainedVAE") -> None:

@@ -68,8 +68,8 @@ class Tracker:
         self.ends_as = "finished"  # the state of a run that ends without an error
         summary = read_summary(run_dir) if before is not None else None
         known = summary.wandb if summary is not None else WandbRun()
-        if before is not None and before.goes_on is not None:
-            written = before.goes_on.written
+        if before is not None and before.resume is not None:
+            written = before.resume
             self.started, self.wandb_id = self.started - written.seconds, written.wandb_id
             truncate_metrics(run_dir, before.step, written.metrics_bytes)
         else:

@@ -3,53 +3,39 @@
 import contextlib
 import functools
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 from torch import Tensor
 
 from vae_exp.config import targets
 from vae_exp.errors import UserError
+from vae_exp.files import write
+from vae_exp.tracking.tracker import Tracker
 from vae_exp.training import checkpoints
-from vae_exp.training.checkpoints import Checkpoint, Continuation, Written
-from vae_exp.training.run_dir import BEST, LAST, Origin, archive_evaluations, contradictions
+from vae_exp.training.checkpoints import Checkpoint, Continuation
+from vae_exp.training.run_dir import BEST, LAST, PREVIOUS, Origin, archive_evaluations, contradictions
 from vae_exp.training.state import Best, TrainingRun
 from vae_exp.training.stopper import Stopper, require_finite, require_finite_weights
 
 Position = tuple[int, int]  # a step, and the epochs that were over by then
 
 
-class Checkpointer:
-    """The writer of last.pt, and of best.pt before it. If both are of the same step they are one file with two names.
+class Checkpointer(contextlib.AbstractContextManager["Checkpointer"]):
+    """The writer of last.pt, and of best.pt before it. If both are of the same step they are one file of two names."""
 
-    `log_position` returns the length of metrics.jsonl and the id of the W&B run; `flush` brings to the disk what the
-    run has logged so far. `resumed` is the checkpoint that the run goes on from: the best epoch so far is best.pt's.
-    """
-
-    def __init__(
-        self,
-        run: TrainingRun,
-        stop: Stopper,
-        log_position: Callable[[], tuple[int, str | None]],
-        flush: Callable[[], None],
-        resumed: Checkpoint | None,
-    ) -> None:
-        self.run, self.run_dir, self.stop, self.log_position, self.flush = run, run.run_dir, stop, log_position, flush
+    def __init__(self, run: TrainingRun, stop: Stopper, tracker: Tracker, resumed: Checkpoint | None) -> None:
+        self.run, self.run_dir, self.stop, self.tracker = run, run.run_dir, stop, tracker
         self._best: Checkpoint | None = None
         self._best_is_written = False
         self._on_disk: dict[str, Position] = {}  # of which step and epoch the weights in each file are
         self._written: Position | None = None  # last.pt's, if this process wrote it
         if resumed is not None:
             self._on_disk[LAST] = _position(resumed)
-        if resumed is not None and resumed.best is not None:
-            self._best, self._best_is_written = best_of(run.run_dir, resumed)
-            self._on_disk[BEST] = _position(self._best)
-
-    def __enter__(self) -> "Checkpointer":
-        return self
+            if resumed.best is not None:
+                self._best, self._best_is_written = best_of(run.run_dir, resumed)
+                self._on_disk[BEST] = _position(self._best)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        """Write the best epoch of a run that fails."""
         if isinstance(error, Exception):
             with contextlib.suppress(UserError):  # the first error is the one to report
                 self.write_best()
@@ -59,49 +45,40 @@ class Checkpointer:
         self._best, self._best_is_written = checkpoints.copied(self._state_dict()), False
 
     def write(self) -> None:
-        """Write what is new.
-
-        Raises UserError if the system refuses, and Diverged rather than save values that are not finite.
-        """
+        """Write what is new. Raises Diverged rather than save values that are not finite."""
         position = self.run.state.step, self.run.state.epoch
         if self._written == position:  # again, it would take the place of last.previous.pt
             return
         with self.stop.saving():
-            best = self._best_content()
-            self._write_best(best)  # before last.pt, which says that it is there
-            self.flush()
-            if best is not None and self._best is not None and _position(self._best) == position:
+            best = self.write_best()  # before last.pt, which says that it is there
+            self.tracker.to_disk()
+            if best is not None and self._on_disk[BEST] == position:
                 self._put(LAST, best, position, same=self.run_dir / BEST)
             else:
                 self._put(LAST, checkpoints.content(self._state_dict()), position)
             self._written = position
 
-    def write_best(self) -> None:
-        """Write best.pt alone, unless it is on the disk already."""
-        self._write_best(self._best_content())
-
-    def _best_content(self) -> memoryview | None:
-        """Return the bytes of best.pt, or None if they are on the disk already or there is no best epoch."""
-        return None if self._best is None or self._best_is_written else checkpoints.content(self._best)
-
-    def _write_best(self, content: memoryview | None) -> None:
-        if self._best is not None and content is not None:
-            self.flush()
-            self._put(BEST, content, _position(self._best))
-            self._best_is_written = True
+    def write_best(self) -> memoryview | None:
+        """Write best.pt, unless it is on the disk already; return what it holds."""
+        if self._best is None or self._best_is_written:
+            return None
+        self.tracker.to_disk()
+        content = checkpoints.content(self._best)
+        self._put(BEST, content, _position(self._best))
+        self._best_is_written = True
+        return content
 
     def _put(self, name: str, content: memoryview, position: Position, same: Path | None = None) -> None:
         """Write a checkpoint; what was measured of other weights under its name is set aside."""
         before = self._on_disk.get(name, position)
         if before != position:
             archive_evaluations(self.run_dir, name, epoch=before[1])
-        checkpoints.save(self.run_dir / name, content, same)
+        write(self.run_dir / name, content, self.run_dir / PREVIOUS if name == LAST else None, same)
         self._on_disk[name] = position
 
     def best(self) -> tuple[dict[str, Tensor], Best]:
         """Return the weights of the best epoch, on the CPU, and which epoch that is."""
-        assert self._best is not None, "every run holds one before it ends"
-        assert self._best.best is not None, "set before it was held"
+        assert self._best is not None and self._best.best is not None, "every run holds one before it ends"
         return self._best.model, self._best.best
 
     def _state_dict(self) -> Checkpoint:
@@ -111,8 +88,9 @@ class Checkpointer:
         for model in {run.model, run.eval_model}:
             require_finite_weights(model, state.step, self.run_dir)
         streams = run.rng.state_dict() | {"order": state.order}
-        written = Written(self.stop.seconds, self.stop.epoch_seconds, *self.log_position())
         weights = None if run.eval_model is run.model else run.model.state_dict()
+        metrics_bytes, wandb_id = self.tracker.position()
+        clock = self.stop.seconds, self.stop.epoch_seconds
         return Checkpoint(
             run.config,
             run.data.x_shape,
@@ -124,14 +102,13 @@ class Checkpointer:
             state.kl_per_dim,
             run.eval_model.state_dict(),
             run.optimizer.state_dict(),
-            Continuation(run.info, streams, run.meters.state_dict(), written, weights),
+            Continuation(run.info, streams, run.meters.state_dict(), metrics_bytes, *clock, wandb_id, weights),
             self._origin,
             targets.files_of(run.config),
         )
 
     @functools.cached_property
     def _origin(self) -> Origin | None:
-        """Return where the data lie and what they are, so that later readers of the checkpoint find and know them."""
         data = self.run.data.fingerprint
         root = os.path.expanduser(str(self.run.config["dataset"].get("root")))  # noqa: PTH111  (it never raises)
         if data is None:
@@ -148,23 +125,19 @@ def _position(checkpoint: Checkpoint) -> Position:
 def best_of(run_dir: Path, resumed: Checkpoint) -> tuple[Checkpoint, bool]:
     """Return the best epoch's checkpoint of a run that goes on, and whether it is on the disk.
 
-    A best.pt that is ahead of the checkpoint is accepted too: the run had come to that epoch. Raises UserError if
-    best.pt is missing, damaged or of another epoch, and the checkpoint is not of the best epoch itself.
+    A best.pt that is ahead of the checkpoint is accepted too: the run had come to that epoch. Raises UserError if it is
+    missing, damaged or another, and the checkpoint is not of the best epoch itself.
     """
     assert resumed.best is not None, "asked for where an epoch was completed"
     path = run_dir / BEST
     try:
         best = checkpoints.load(path)
-        if best.best is None:
+        is_same = best.step == resumed.best.step and best.best == resumed.best
+        is_ahead = best.step > resumed.step and best.best is not None
+        if not (is_same or is_ahead) or contradictions(best.config, resumed.config):
             raise UserError(
-                f"checkpoint={path}: of a run before its first epoch, and the best is {resumed.best.epoch}."
+                f"checkpoint={path}: of epoch {best.epoch} or another run, not of epoch {resumed.best.epoch}."
             )
-        if wrong := contradictions(best.config, resumed.config):
-            raise UserError(f"checkpoint={path}: of another run ({wrong[0]}).")
-        if (best.step != resumed.best.step and best.step <= resumed.step) or (
-            best.step == resumed.best.step and best.best != resumed.best
-        ):
-            raise UserError(f"checkpoint={path}: of epoch {best.epoch}, and the best one is {resumed.best.epoch}.")
         return best, True
     except UserError as error:
         if resumed.best.step == resumed.step:

@@ -18,6 +18,7 @@ from pydantic import (
     AfterValidator,
     AllowInfNan,
     BaseModel,
+    BeforeValidator,
     Field,
     GetPydanticSchema,
     InstanceOf,
@@ -36,17 +37,14 @@ from vae_exp.config.migrations import renamed
 from vae_exp.config.schema import Config
 from vae_exp.errors import UserError
 from vae_exp.files import parse_json, require_shallow, write
-from vae_exp.training.run_dir import LAST, PREVIOUS, Origin
-from vae_exp.training.state import Best, RunInfo, Sums
+from vae_exp.training.run_dir import Origin
+from vae_exp.training.state import Best, RunInfo
 
 log = logging.getLogger(__name__)
 FORMAT = 4  # of the files; .github/CONTRIBUTING.md says when it changes
 READABLE = (3, 4)  # 3: before functions and dataset.source had today's names
 SAFETENSORS = ".safetensors"
 ABOUT_KEY, CHECKSUM_KEY = "vae_exp", "sha256"  # in its metadata, beside the library's own key
-# With the weights, all that makes a model.
-ABOUT = ("format", "config", "x_shape", "n_classes", "class_names", "step", "epoch", "best", "kl_per_dim")
-ADDED = {"seconds": 0.0, "epoch_seconds": 0.0, "wandb_id": None}  # what an older version may not have written
 MAX_THREADS = 1024
 REPEATED_BYTES = 2**20  # a tensor may be so large of fewer numbers, each in several places
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -62,11 +60,6 @@ class InvalidCheckpoint(ValueError):
 def _unchanged(value: Any, validate: Callable[[Any], Any]) -> Any:
     validate(value)
     return value  # itself: a state_dict has the versions of its layers beside its tensors
-
-
-def _validated_by(function: Callable[[Any], Any]) -> GetPydanticSchema:
-    """Return an annotation for pydantic: read a value by a function alone, whatever its type (a TypedDict, say)."""
-    return GetPydanticSchema(lambda source, handler: no_info_plain_validator_function(function))
 
 
 def _require_plain(tensor: Tensor) -> Tensor:
@@ -89,13 +82,11 @@ CONFIG, NUMBERS = TypeAdapter(dict[str, JsonValue]), TypeAdapter(dict[str, Numbe
 
 
 class StoredMeters(BaseModel):
-    """Hold the state of Meters; an older version may have written less of it."""
-
     images_seen: Count
     steps: Count
     first_step: Count
-    sums: dict[str, Number] = {}
-    epoch_sums: dict[str, Number] = {}
+    sums: dict[str, Number]
+    epoch_sums: dict[str, Number]
 
 
 class DataRecord(BaseModel):
@@ -111,10 +102,9 @@ def _read_config(config: Any) -> Config:
     """Return a configuration by today's names. Raises ValueError unless it has groups of plain values."""
     groups = renamed(require_shallow(CONFIG.validate_python(config)))
     names = [groups["model"]["name"], groups["dataset"]["name"], groups["dataset"]["_target_"]]
-    if not all(isinstance(name, str) for name in names):
-        raise InvalidCheckpoint("a name is no text")
-    if not all(isinstance(groups[group], dict) for group in ("network", "likelihood")):
-        raise InvalidCheckpoint("a group has no keys")
+    has_groups = all(isinstance(groups[group], dict) for group in ("network", "likelihood"))
+    if not has_groups or not all(isinstance(name, str) for name in names):
+        raise InvalidCheckpoint("a group or a name is missing")
     return cast("Config", groups)
 
 
@@ -123,33 +113,26 @@ def _read_best(summary: Any) -> Best | None:
     return Best.from_summary(summary)
 
 
-def _read_means(means: Any) -> Sums:
+def _require_means(means: dict[str, Any]) -> dict[str, Any]:
     """Return the state of Meters. Raises ValueError unless there are sums over images, or none."""
     stored = StoredMeters.model_validate(means)
     for sums in filter(None, (stored.sums, stored.epoch_sums)):
         if not sums.keys() >= {"images", "reconstruction", "kl"} or sums["images"] <= 0:
             raise InvalidCheckpoint("no sums over images")
-    return cast("Sums", means)
-
-
-@dataclass(frozen=True)
-class Written:
-    """Hold the files and the time of a run, as far as its checkpoint knows them."""
-
-    seconds: Seconds
-    epoch_seconds: Seconds
-    metrics_bytes: Count
-    wandb_id: str | None
+    return means
 
 
 @dataclass(frozen=True)
 class Continuation:
-    """Hold the state that a run needs to go on, beside its model and its optimizer."""
+    """Hold the state that a run needs to go on, beside its model and its optimizer; an older one may lack the rest."""
 
     facts: RunInfo
     streams: Weights
-    means: Annotated[Sums, _validated_by(_read_means)]
-    written: Written
+    means: Annotated[dict[str, Any], AfterValidator(_require_means)]
+    metrics_bytes: Count  # of metrics.jsonl
+    seconds: Seconds = 0.0
+    epoch_seconds: Seconds = 0.0
+    wandb_id: str | None = None
     weights: Weights | None = None  # of the last step, where the model's are their moving average
 
 
@@ -157,38 +140,36 @@ class Continuation:
 class Checkpoint:
     """Hold a model with all that rebuilds it and, if it is of a run, with all that the run needs to go on."""
 
-    config: Annotated[Config, _validated_by(_read_config)]
+    # A TypedDict, which pydantic itself reads from Python 3.12 on.
+    config: Annotated[Config, GetPydanticSchema(lambda *_: no_info_plain_validator_function(_read_config))]
     x_shape: tuple[Side, Side, Side]
     n_classes: Count
     class_names: list[str]
     step: Count
     epoch: Count
-    best: Annotated[Best | None, _validated_by(_read_best)]
+    best: Annotated[Best | None, BeforeValidator(_read_best)]
     kl_per_dim: list[Number]
     model: Weights
     optimizer: dict[str, Any] | None = None
-    goes_on: Continuation | None = None
+    resume: Continuation | None = None
     origin: Origin | None = None  # None of a version that wrote none
     code: dict[Module, str] = field(default_factory=dict)  # the files of own modules that config names
 
     def about(self) -> dict[str, Any]:
         """Return all but the tensors and what only a resumed run needs, in the form in which it is stored."""
-        values = {name: getattr(self, name) for name in ABOUT if name not in ("format", "best")}
-        best = self.best.summary() if self.best else {}
-        origin = {} if self.origin is None else {"origin": asdict(self.origin)}
-        code = {"code": self.code} if self.code else {}
-        return {"format": FORMAT, **values, "x_shape": list(self.x_shape), "best": best, **origin, **code}
+        values = vars(self) | {"x_shape": list(self.x_shape), "best": self.best.summary() if self.best else {}}
+        values["origin"] = self.origin and asdict(self.origin)
+        left_out = {"model", "optimizer", "resume"} | {name for name in ("origin", "code") if not values[name]}
+        return {"format": FORMAT} | {name: value for name, value in values.items() if name not in left_out}
 
 
 def _require_complete(checkpoint: Checkpoint) -> Checkpoint:
-    """Return a checkpoint. Raises ValueError if it lacks something that its types do not say."""
-    parts, origin = checkpoint.goes_on, checkpoint.origin
-    if origin is not None:
-        DataRecord.model_validate(origin.data)
-    if parts is not None and not parts.streams.keys() >= {"order", "noise", "draws", "torch"}:
-        raise InvalidCheckpoint("a stream of random numbers is missing")
-    if parts is not None and not 1 <= (parts.facts.threads or 1) <= MAX_THREADS:
-        raise InvalidCheckpoint(f"{parts.facts.threads} threads")
+    if checkpoint.origin is not None:
+        DataRecord.model_validate(checkpoint.origin.data)
+    if (parts := checkpoint.resume) is not None:
+        has_streams = parts.streams.keys() >= {"order", "noise", "draws", "torch"}
+        if not has_streams or not 1 <= (parts.facts.threads or 1) <= MAX_THREADS:
+            raise InvalidCheckpoint("random numbers or threads are not those of a run")
     return checkpoint
 
 
@@ -198,22 +179,16 @@ STORED = TypeAdapter(Annotated[Checkpoint, AfterValidator(_require_complete)])
 def require_weights(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Raise InvalidCheckpoint if weights are not finite, or have other names or shapes than `expected`."""
     for name in {**expected, **given}:
-        stored, needed = given.get(name), expected.get(name)
-        if stored is None or needed is None or stored.shape != needed.shape:
+        shapes = [tuple(weights[name].shape) if name in weights else "absent" for weights in (given, expected)]
+        if shapes[0] != shapes[1]:
             raise InvalidCheckpoint(
-                f"its weights are not those of the model in its config: {name} is {_shape(stored)} and should be "
-                f"{_shape(needed)}"
+                f"its weights are not those of the model in its config: {name} is {shapes[0]} and should be {shapes[1]}"
             )
-        if not _is_like(stored, needed):
-            raise InvalidCheckpoint(f"its weights {name} are not finite numbers of the type {needed.dtype}")
-
-
-def _shape(tensor: Tensor | None) -> str:
-    return "absent" if tensor is None else str(tuple(tensor.shape))
+        if not _is_like(given[name], expected[name]):
+            raise InvalidCheckpoint(f"its weights {name} are not finite numbers of the type {expected[name].dtype}")
 
 
 def require_latents(kl_per_dim: list[float], z_dim: int) -> None:
-    """Raise InvalidCheckpoint unless there is a KL for each latent, or none was measured."""
     if len(kl_per_dim) not in (0, z_dim):
         raise InvalidCheckpoint(f"it has the KL of {len(kl_per_dim)} latents, and model.z_dim={z_dim}")
 
@@ -246,13 +221,8 @@ def _is_like(given: Any, expected: Any) -> bool:
 def content(checkpoint: Checkpoint) -> memoryview:
     """Return the bytes of a checkpoint's file, made in memory: PyTorch's own writer hides why a disk refuses."""
     stored = checkpoint.about() | {"model": checkpoint.model}
-    if checkpoint.goes_on is not None:
-        parts = checkpoint.goes_on
-        stored["optimizer"] = checkpoint.optimizer
-        stored["resume"] = {"facts": asdict(parts.facts), "streams": parts.streams, "means": parts.means}
-        stored["resume"] |= asdict(parts.written)
-        if parts.weights is not None:
-            stored["resume"]["weights"] = parts.weights
+    if (parts := checkpoint.resume) is not None:
+        stored |= {"optimizer": checkpoint.optimizer, "resume": vars(parts) | {"facts": asdict(parts.facts)}}
     buffer = io.BytesIO()
     torch.save(stored, buffer)
     return buffer.getbuffer()
@@ -271,20 +241,8 @@ def copied(value: Any) -> Any:
     return type(value)(map(copied, value)) if isinstance(value, list | tuple) else value
 
 
-def save(path: Path, content: memoryview, same: Path | None = None) -> None:
-    """Write a checkpoint whole or not at all; the previous last.pt stays as last.previous.pt.
-
-    `same` is a file that has just been written with the same content. Raises UserError if the system refuses, such as
-    for a full disk.
-    """
-    write(path, content, path.with_name(PREVIOUS) if path.name == LAST else None, same)
-
-
 def export(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint's weights as safetensors; what rebuilds the model goes into its metadata as JSON.
-
-    Raises UserError for a name with another ending, which would not be read again, and Unwritable.
-    """
+    """Write a checkpoint's weights as safetensors; what rebuilds the model goes into its metadata as JSON."""
     if path.suffix != SAFETENSORS:
         raise UserError(f"{path}: weights are written as safetensors, so its name must end in {SAFETENSORS}.")
     weights = {name: tensor.contiguous() for name, tensor in checkpoint.model.items()}
@@ -303,40 +261,29 @@ def _checksum(weights: dict[str, Tensor], about: str) -> str:
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
-    """Read a checkpoint, .pt or .safetensors, without running anything in it.
-
-    Raises UserError if the file is missing, damaged, or not one of ours.
-    """
+    """Read a .pt or .safetensors file without running anything in it. Raises UserError unless it is whole and ours."""
     try:
         if path.exists() and not path.is_file():  # a named pipe would keep its reader waiting for ever
             raise InvalidCheckpoint("not a file")
         stored = _read_safetensors(path, device) if path.suffix == SAFETENSORS else _read_pt(path, device)
         if stored["format"] not in READABLE:
             raise InvalidCheckpoint(f"format {stored['format']}, and it reads {' and '.join(map(str, READABLE))}")
-        resume = stored.get("resume")
         # What only a resumed run needs is read with it alone.
-        parts = {"optimizer": None} if resume is None else {"goes_on": resume | {"written": ADDED | resume}}
-        return STORED.validate_python(stored | parts)
+        return STORED.validate_python(stored if stored.get("resume") else stored | {"optimizer": None})
     except FileNotFoundError as error:
         raise UserError(f"checkpoint={path}: there is no such file.") from error
     except Exception as error:  # a damaged file may raise nearly anything: zipfile's, pickle's, PyTorch's errors
+        reason = str(error) if isinstance(error, InvalidCheckpoint) else type(error).__name__
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
         raise UserError(
-            f"checkpoint={path}: damaged, or not a checkpoint that this version reads ({_reason(error)})."
+            f"checkpoint={path}: damaged, or not a checkpoint that this version reads ({reason})."
         ) from error
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-    return str(error) if isinstance(error, InvalidCheckpoint) else type(error).__name__
-
-
 def _read_safetensors(path: Path, device: torch.device | str) -> dict[str, Any]:
-    """Read a safetensors file: what rebuilds the model, and the weights as "model".
-
-    Raises InvalidCheckpoint if the file's checksum does not match its content; older files have none.
-    """
+    """Read a safetensors file. Raises InvalidCheckpoint if its content is not of its checksum; older ones have none."""
     with safe_open(path, "pt", device=str(device)) as file:
         metadata = file.metadata() or {}
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -345,20 +292,15 @@ def _read_safetensors(path: Path, device: torch.device | str) -> dict[str, Any]:
     if metadata != {"format": "pt"} or checksum not in (None, _checksum(weights, about)):
         raise InvalidCheckpoint("a checksum is wrong")
     if checksum is None:
-        log.warning(
-            "checkpoint=%s: of an older version, without a checksum: nothing tells whether it is damaged.", path
-        )
+        log.warning(f"checkpoint={path}: of an older version, without a checksum: nothing tells if it is damaged.")
     return {**parse_json(about), "model": weights}
 
 
 def _read_pt(path: Path, device: torch.device | str) -> Any:
-    """Read a .pt file; raise InvalidCheckpoint if a byte has changed.
-
-    The file is a zip archive, whose checksums PyTorch does not read. PyTorch reads nothing of an entry whose attributes
-    call it a folder, and its own entries have none.
-    """
+    """Read a .pt file, a zip archive whose checksums PyTorch ignores. Raises InvalidCheckpoint if one is wrong."""
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
+        # PyTorch reads nothing of an entry whose attributes call it a folder, and its own have none.
         plain = all(entry.compress_type == zipfile.ZIP_STORED and not entry.external_attr for entry in entries)
         if not plain or sum(entry.file_size for entry in entries) > path.stat().st_size or archive.testzip():
             raise InvalidCheckpoint("a checksum is wrong")

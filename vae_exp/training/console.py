@@ -26,12 +26,8 @@ _warned: set[str] = set()  # of the warnings that this process has given: the jo
 
 
 def open_streams() -> None:
-    """Make printing to standard output and error safe if they are closed or can encode few characters.
-
-    A character that a stream cannot encode, such as ± in ASCII, is escaped. If one was closed (`2>&-`), a file opened
-    later would get its number, and be written to by whatever prints there.
-    """
-    for number in range(3):
+    """Make printing to standard output and error safe if they are closed or can encode few characters, such as no ±."""
+    for number in range(3):  # of one that is closed (`2>&-`) the next file would get the number, and what is printed
         try:
             os.fstat(number)
         except OSError:
@@ -59,7 +55,6 @@ def say(text: str, file: Any = None) -> None:
 
 
 def progress_bar(total: int, done: int) -> Any:
-    """Return a progress bar over the steps of a run, shown only in a terminal."""
     from tqdm import tqdm
 
     return tqdm(total=total, initial=done, unit="step", disable=None, leave=False, dynamic_ncols=True)
@@ -85,7 +80,6 @@ def introduce(config: Config, info: "RunInfo", run_dir: Path, grey: bool) -> Non
 
 
 def epoch_line(epoch: int, epochs: int, held_out: str, row: dict[str, Any], scale: dict[str, float], best: bool) -> str:
-    """Return an epoch's numbers on one line."""
     line = f"epoch {epoch:>{len(str(epochs))}}/{epochs}"
     if epoch:
         line += f"  train {row['train_epoch/neg_elbo']:8.3f}"
@@ -118,48 +112,39 @@ class Health:
         self._kls: list[float] = []
 
     def warnings(self, epoch: int, row: Mapping[str, Any], held_out: str) -> list[str]:
-        """Return the new warnings from the epoch's numbers.
-
-        While a schedule of the objective moves, the KL follows it.
-        """
         kl, active = row[f"{held_out}/kl"], row[f"{held_out}/active_units"]
-        scheduled, before = [row.get(name) for name in SCHEDULED], self._scheduled
-        self._scheduled = scheduled
-        if scheduled != before or not self.config["model"]["stochastic"]:
+        before, self._scheduled = self._scheduled, [row.get(name) for name in SCHEDULED]
+        if self._scheduled != before or not self.config["model"]["stochastic"]:  # the KL follows a schedule
             self._collapsed_epochs, self._kls = 0, [kl]
             return []
         self._collapsed_epochs = self._collapsed_epochs + 1 if active == 0 and kl < COLLAPSED_NATS else 0
         self._kls = [*self._kls, kl][-RISING_EPOCHS - 1 :]
         rises = len(self._kls) > RISING_EPOCHS and self._kls == sorted(self._kls) and kl > RISING_FACTOR * self._kls[0]
-        warnings = []
-        if self._collapsed_epochs >= COLLAPSED_EPOCHS and self._is_new("collapse"):
-            warnings.append(
+        warnings = {}
+        if self._collapsed_epochs >= COLLAPSED_EPOCHS:
+            warnings["collapse"] = (
                 f"the posterior has collapsed: no latent unit is active after epoch {epoch} (KL {kl:.3f} nats), and z "
                 f"says nothing of an image. {self._advice(weaker=True)}"
             )
-        if rises and kl > self.large_nats and self._is_new("growth"):
-            warnings.append(
+        if rises and kl > self.large_nats:
+            warnings["growth"] = (
                 f"the KL grows without bound: {kl:.1f} nats after epoch {epoch}, and higher after each of the last "
                 f"{RISING_EPOCHS} epochs. {self._advice(weaker=False)}"
             )
-        return warnings
-
-    def _is_new(self, name: str) -> bool:
-        is_new = name not in self._warned
-        self._warned.add(name)
-        return is_new
+        new = [warning for kind, warning in warnings.items() if kind not in self._warned]
+        self._warned |= warnings.keys()
+        return new
 
     def _advice(self, weaker: bool) -> str:
         """Return which keys of this configuration to turn, and which way, for a weaker or a stronger KL."""
         beta, likelihood = self.config["model"]["beta"], self.config["likelihood"]
-        tries = [f"a model.beta {'below' if weaker else 'above'} {beta:g}"]
+        size = "smaller" if weaker else "larger"
+        scales = [key for key in ("sigma", "scale") if key in likelihood]
+        tries = [f"a {size} likelihood.{key} (it is {likelihood[key]})" for key in scales]
         if weaker:
             warmup = ["objective.warmup_epochs=5"] if "warmup_epochs" in self.config["objective"] else []
-            tries = [*warmup, "objective=free_bits", *tries]
-        size = "smaller" if weaker else "larger"
-        tries += [
-            f"a {size} likelihood.{key} (it is {likelihood[key]})" for key in ("sigma", "scale") if key in likelihood
-        ]
-        if not weaker:
-            tries.append(f"an optimizer.lr below {self.config['optimizer']['lr']:g}")
+            tries = [*warmup, "objective=free_bits", f"a model.beta below {beta:g}", *tries]
+        else:
+            lr = self.config["optimizer"]["lr"]
+            tries = [f"a model.beta above {beta:g}", *tries, f"an optimizer.lr below {lr:g}"]
         return f"Try {', '.join(tries[:-1])} or {tries[-1]}."

@@ -6,10 +6,11 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from vae_exp.config import build
 from vae_exp.config.schema import Config
@@ -23,9 +24,7 @@ from vae_exp.vae import VAE
 
 log = logging.getLogger(__name__)
 COPIES = 4  # of each weight: itself, its gradient and Adam's two moments
-HAVE_FACTORS = "sprites, dsprites, shapes3d and mpi3d have them"
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "_status_alloc_failed")  # the last of cuBLAS and cuDNN
-IMAGES = 2  # that are passed through a model before it is trained
 
 
 @contextlib.contextmanager
@@ -35,8 +34,7 @@ def explain_out_of_memory(config: Config) -> Iterator[None]:
         yield
     except (MemoryError, RuntimeError) as error:
         text = str(error).strip()
-        is_known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not is_known and not any(sign in text.lower() for sign in OUT_OF_MEMORY):
+        if not isinstance(error, MemoryError) and not any(sign in text.lower() for sign in OUT_OF_MEMORY):
             raise
         half, odd = divmod(config["batch_size"], 2)
         same = "" if odd else f" accumulate_steps={2 * config['accumulate_steps']}, which makes the same steps"
@@ -49,16 +47,11 @@ def explain_out_of_memory(config: Config) -> Iterator[None]:
 
 
 def check_model(config: Config, x_shape: tuple[int, int, int], n_classes: int, device: torch.device) -> None:
-    """Raise UserError if the weights and what training keeps beside them need more than all of the memory.
-
-    The model is built without its numbers, so this costs nothing however large it is.
-    """
-    key, advice = (
-        f"model.z_dim={config['model']['z_dim']}",
-        "lower model.z_dim, network.hidden_dims or network.channels",
-    )
+    """Raise UserError if the weights and what training keeps beside them need more than all of the memory."""
+    key = f"model.z_dim={config['model']['z_dim']}"
+    advice = "lower model.z_dim, network.hidden_dims or network.channels"
     try:
-        with torch.device("meta"):
+        with torch.device("meta"):  # without its numbers it costs nothing however large it is
             parameters = list(build.model(config, x_shape, n_classes).parameters())
     except (RuntimeError, OverflowError, TypeError) as error:
         if "overflow" not in str(error).lower() and "invalid combination" not in str(error).lower():
@@ -77,9 +70,7 @@ def check_model(config: Config, x_shape: tuple[int, int, int], n_classes: int, d
 def _available_memory(device: torch.device) -> int | None:
     """Return the bytes that a GPU has free, or else that this process may use in all; None if that is not known."""
     if device.type == "cuda":
-        reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(
-            device
-        )  # PyTorch's, to be used again
+        reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # to be used again
         return torch.cuda.mem_get_info(device)[0] + reserve
     limits = []
     with contextlib.suppress(OSError, ValueError, AttributeError):
@@ -90,11 +81,7 @@ def _available_memory(device: torch.device) -> int | None:
 
 
 def check_data(config: Config, data: Data, held_out: str, held_out_split: Split) -> None:
-    """Raise UserError for a conditional model of data without labels, or for scores of data that do not suit them.
-
-    Scores need known factors and enough images: of the test split, which is measured at the end, and of the held-out
-    one if it is measured while the run trains.
-    """
+    """Raise UserError for a conditional model of data without labels, or for scores of data that do not suit them."""
     if config["scores"]:
         if held_out == "test" or config["scores_every_epochs"]:
             _require_suited(config, data.name, held_out, held_out_split)
@@ -110,21 +97,19 @@ def check_data(config: Config, data: Data, held_out: str, held_out_split: Split)
 
 
 def _require_suited(config: Config, name: str, part: str, split: Split) -> None:
-    overrides = f"scores=[{','.join(config['scores'])}]"
-    overrides += f" scores_every_epochs={config['scores_every_epochs']}" if part == "val" else ""
-    require_factors(overrides, name, part, split)
+    request = f"scores=[{','.join(config['scores'])}]"
+    request += f" scores_every_epochs={config['scores_every_epochs']}" if part == "val" else ""
+    require_factors(request, name, part, split)
     rows, conditional = scores.usual_size(len(split), 1), config["model"]["conditional"]
-    if unsuited := find_unsuited(split, config["scores"], rows, conditional=conditional):
-        raise UserError(
-            f"{overrides}: the {part} split, {len(split):,} images, does not suit {describe(unsuited)}. It needs "
-            f"{what_helps(unsuited, part, config['dataset'])}."
-        )
+    if errors := find_unsuited(split, config["scores"], rows, conditional=conditional):
+        problem, remedy = explain_unsuited(errors, part, split, config["dataset"])
+        raise UserError(f"{request}: {problem}. It needs {remedy}.")
 
 
-def require_factors(overrides: str, name: str, part: str, split: Split) -> None:
-    """Raise UserError if it is not known what the images of a split were made from."""
+def require_factors(request: str, name: str, part: str, split: Split) -> None:
     if split.factors is None:
-        raise UserError(f"{overrides}: the {part} split of dataset={name} has no known factors; {HAVE_FACTORS}.")
+        have_them = "sprites, dsprites, shapes3d and mpi3d have them"
+        raise UserError(f"{request}: the {part} split of dataset={name} has no known factors; {have_them}.")
 
 
 def given_as_label(names: Sequence[str]) -> str:
@@ -144,39 +129,43 @@ def find_unsuited(
     return scores.unsuitable(varying.table.cpu().numpy(), names, rows, repeats, seed, varying.names)
 
 
-def describe(found: Mapping[str, UnsuitableFactors]) -> str:
-    """Return the scores that something is wrong with, and what, as in `mig, dci (x has 12 values in 18 rows, ...)`."""
+def explain_unsuited(
+    errors: Mapping[str, UnsuitableFactors], part: str, split: Split, dataset: Mapping[str, Any]
+) -> tuple[str, str]:
+    """Return which scores a split does not suit and why, and what must change in training for it to suit them."""
     by_reason: dict[str, list[str]] = {}
-    for name, error in found.items():
+    for name, error in errors.items():
         by_reason.setdefault(error.reason, []).append(name)
-    return "; ".join(f"{', '.join(names)} ({reason})" for reason, names in by_reason.items())
-
-
-def what_helps(found: Mapping[str, UnsuitableFactors], part: str, dataset: Mapping[str, Any]) -> str:
-    """Return what must change in training for a split to suit the scores."""
-    key = f"{part}_size"
-    few_factors = {isinstance(error, TooFewFactors) for error in found.values()}
-    images = f"a larger dataset.{key}" if key in dataset else f"more images in the {part} split"
+    reasons = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in by_reason.items())
+    few_factors = {isinstance(error, TooFewFactors) for error in errors.values()}
+    images = f"a larger dataset.{part}_size" if f"{part}_size" in dataset else f"more images in the {part} split"
     factors = "more factors that vary" + (" (dataset.factors)" if "factors" in dataset else "")
-    return " and ".join([images] * (False in few_factors) + [factors] * (True in few_factors))
+    remedy = " and ".join([images] * (False in few_factors) + [factors] * (True in few_factors))
+    return f"the {part} split, {len(split):,} images, does not suit {reasons}", remedy
 
 
 def check_own_parts(config: Config, model: VAE, objective: Callable[..., tuple[Tensor, Logged]], train: Split) -> float:
-    """Return the multiplications and additions of a forward pass with its loss, for each image.
-
-    Raises UserError naming the function whose part returns something else, and what it must return.
-    """
-    first = train[:IMAGES]
+    """Return the multiplications and additions of a forward pass per image. Raises UserError for a wrong part."""
+    first = train[:2]
     x, y = first.x.float() / 255, first.y
     if config["devices"] > 1 and any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model.modules()):
         raise UserError(
             f"devices={config['devices']}: {_target(config, 'network')} has a batch norm, which would normalise by a "
             "process's part of the batch. Use devices=1, or a group norm."
         )
+    operations: list[float] = []
+
+    def count(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        weight = getattr(layer, "weight", None)
+        if isinstance(weight, Tensor) and weight.dim() > 1 and isinstance(output, Tensor):
+            # In a transposed layer each input's pixel meets every weight, elsewhere each output's.
+            pixels = inputs[0] if getattr(layer, "transposed", False) else output
+            operations.append(2 * weight.numel() * pixels.numel() / weight.shape[0])
+
     with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []), model.evaluating():
         _check_network(config, model, x, y)
         noise = torch.Generator(x.device).manual_seed(0)
-        with _counting(model) as operations:
+        with register_module_forward_hook(count):  # PyTorch's own counter takes a tenth of PyTorch's time to import
             q = model.encode(x, y)
             z = q.rsample(noise)
             p = model.decode(z, y)
@@ -187,37 +176,13 @@ def check_own_parts(config: Config, model: VAE, objective: Callable[..., tuple[T
     return sum(operations) / len(x)
 
 
-@contextlib.contextmanager
-def _counting(model: VAE) -> Iterator[list[float]]:
-    """Count the multiplications and additions of layers called inside the block, by the sizes of their weights.
-
-    PyTorch's own counter would take as long to import as a tenth of PyTorch.
-    """
-    operations: list[float] = []
-
-    def count(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        weight = getattr(layer, "weight", None)
-        if isinstance(weight, Tensor) and weight.dim() > 1 and isinstance(output, Tensor):
-            # In a transposed layer each input's pixel meets every weight, elsewhere each output's.
-            pixels = inputs[0] if getattr(layer, "transposed", False) else output
-            operations.append(2 * weight.numel() * pixels.numel() / weight.shape[0])
-
-    hooks = [layer.register_forward_hook(count) for layer in model.modules()]
-    try:
-        yield operations
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
 def _check_network(config: Config, model: VAE, x: Tensor, y: Tensor) -> None:
     size, context = [len(x), 2 * model.z_dim], model.context(y)
     encoded = model.encoder(x, context)
     must = f"its encoder must return [B, 2 model.z_dim], means beside log-variances: {size} here"
     _require_shape(config, "network", must, encoded, size)
-    decoded = model.decoder(encoded[:, : model.z_dim], context)
     must = f"its decoder must return a number for each pixel, [B, C, H, W]: {list(x.shape)} here"
-    _require_shape(config, "network", must, decoded, x.shape)
+    _require_shape(config, "network", must, model.decoder(encoded[:, : model.z_dim], context), x.shape)
 
 
 def _check_likelihood(config: Config, p: Any, x: Tensor) -> None:
@@ -226,19 +191,14 @@ def _check_likelihood(config: Config, p: Any, x: Tensor) -> None:
         raise UserError(f"{_target(config, 'likelihood')}: {must}; {_kind(p)} has no {' and no '.join(missing)}.")
     must = f"log_prob(x) must be summed over pixels, [B]: [{len(x)}] here"
     _require_shape(config, "likelihood", must, p.log_prob(x), [len(x)])
-    must = f"mean must be an image, [B, C, H, W]: {list(x.shape)} here"
-    _require_shape(config, "likelihood", must, p.mean, x.shape)
+    _require_shape(config, "likelihood", f"mean must be an image, [B, C, H, W]: {list(x.shape)} here", p.mean, x.shape)
 
 
 def _check_objective(config: Config, returned: Any) -> None:
     if not isinstance(returned, tuple | list) or len(returned) != 2 or not isinstance(returned[1], dict):
-        must = "it must return the loss and a dict of what to log, such as (loss, {})"
-        raise _refusal(config, "objective", must, returned)
+        _refuse(config, "objective", "it must return the loss and a dict of what to log, such as (loss, {})", returned)
     loss, logs = returned
-    must = "the loss must be one number, a tensor of shape [] such as a mean"
-    _require_shape(config, "objective", must, loss, [])
-    if not loss.is_floating_point():
-        raise _refusal(config, "objective", must, loss)
+    _require_shape(config, "objective", "the loss must be one number, a tensor of shape [] such as a mean", loss, [])
     if not loss.requires_grad:
         raise UserError(f"{_target(config, 'objective')}: no gradient leads from the loss to the weights.")
     for name, value in logs.items():
@@ -248,11 +208,11 @@ def _check_objective(config: Config, returned: Any) -> None:
 
 def _require_shape(config: Config, group: str, must: str, value: Any, shape: Sequence[int]) -> None:
     if not isinstance(value, Tensor) or list(value.shape) != list(shape):
-        raise _refusal(config, group, must, value)
+        _refuse(config, group, must, value)
 
 
-def _refusal(config: Config, group: str, must: str, returned: Any) -> UserError:
-    return UserError(f"{_target(config, group)}: {must}, and it is {_kind(returned)}.")
+def _refuse(config: Config, group: str, must: str, returned: Any) -> NoReturn:
+    raise UserError(f"{_target(config, group)}: {must}, and it is {_kind(returned)}.")
 
 
 def _target(config: Config, group: str) -> str:

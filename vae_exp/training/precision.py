@@ -28,10 +28,8 @@ def check(precision: str, compiles: bool | str, device: torch.device) -> None:
     if precision == "tf32" and device.type != "cuda":
         raise UserError(f"precision=tf32: a format of NVIDIA's GPUs, and this run is on {device}. Use fp32 or bf16.")
     if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise UserError(
-            f"precision=bf16: {torch.cuda.get_device_name(device)} has no bfloat16 of its own, and emulates it slowly. "
-            "Use fp32."
-        )
+        gpu = torch.cuda.get_device_name(device)
+        raise UserError(f"precision=bf16: {gpu} has no bfloat16 of its own, and emulates it slowly. Use fp32.")
     if compiles is True and (missing := missing_for_compiling(device)):
         raise UserError(f"compile=true: PyTorch needs {missing}, which is not there. Use compile=false.")
 
@@ -40,7 +38,7 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     """Set how float32 products are computed, and return the context in which a step's networks are run.
 
     fp32 is float32 throughout; tf32 rounds what matrix products and convolutions multiply to 10 bits; bf16 computes
-    them in bfloat16. Weights, densities, the KL and, by exact_products, every measured number stay float32.
+    them in bfloat16. Weights, densities, the KL and every measured number stay float32.
     """
     _allow_tf32(precision == "tf32", precision == "tf32")
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
@@ -48,45 +46,31 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
-    """Run the block with float32 products in float32, whatever was set before.
-
-    Numbers that are compared must not depend on precision.
-    """
+    """Run the block with float32 products in float32: numbers that are compared must not depend on precision."""
     before = [kind.fp32_precision == "tf32" for kind in (torch.backends.cuda.matmul, _cudnn.conv)]
-    old = None
-    with contextlib.suppress(RuntimeError, AttributeError):  # set by the new keys alone, or gone
-        old = torch.get_float32_matmul_precision()
     _allow_tf32(False, False)
     try:
         yield
     finally:
         _allow_tf32(*before)
-        if old == "medium":  # which the new keys do not tell from "high"
-            torch.set_float32_matmul_precision(old)
 
 
 def _allow_tf32(products: bool, convolutions: bool) -> None:
-    """Set whether matrix products and convolutions may use TF32; PyTorch allows it for convolutions by default.
-
-    The old switches come first, if they still exist: PyTorch's compiler reads them, and if only the new keys were set
-    it refuses to.
-    """
-    if hasattr(torch, "set_float32_matmul_precision"):
-        torch.set_float32_matmul_precision("high" if products else "highest")
-        _cudnn.allow_tf32 = convolutions
+    """Set whether matrix products and convolutions may use TF32; PyTorch allows it for convolutions by default."""
+    # The old switches come first: PyTorch's compiler reads them, and refuses to if only the new keys were set.
+    torch.set_float32_matmul_precision("high" if products else "highest")
+    _cudnn.allow_tf32 = convolutions
     torch.backends.cuda.matmul.fp32_precision = "tf32" if products else "ieee"
     _cudnn.conv.fp32_precision = "tf32" if convolutions else "ieee"
 
 
 @contextlib.contextmanager
 def reproducible(device: torch.device) -> Iterator[None]:
-    """Run the block with arithmetic that gives the same bits each time, as fast as the processor can.
+    """Run the block with arithmetic that gives the same bits each time, which some of cuDNN's algorithms do not.
 
-    A resumed run promises the bits, and by default some of cuDNN's algorithms differ. Subnormal numbers, below
-    float32's 1.2e-38, are flushed to zero where the processor can; no result depends on them. Adam's mean gradient of a
-    dead unit's weights decays to such numbers and stays there. A quarter of the tutorial's were at the end, and
-    arithmetic with them can take a processor a hundred times as long. PyTorch's threads inherit this setting when they
-    start: it must come before the first operation that is shared among them.
+    Subnormal numbers, below 1.2e-38, are flushed to zero: Adam's mean gradient of a dead unit's weights decays to them,
+    and they can take a processor a hundred times as long. PyTorch's threads inherit this setting when they start, so it
+    must come before the first operation that is shared among them.
     """
     flushed = (torch.tensor(1e-40) * 1).item() == 0
     cudnn = _cudnn.deterministic, _cudnn.benchmark
@@ -103,12 +87,11 @@ def reproducible(device: torch.device) -> Iterator[None]:
 def compile_step(
     step: Step, config: Config, resumed: Checkpoint | None, device: torch.device, interrupted: Callable[[], None]
 ) -> Step:
-    """Return the step, compiled if compile=true, or with auto if the run that goes on was compiled.
+    """Return the step(now, x, y, eps), compiled if compile=true, or with auto if the run that goes on was compiled.
 
-    It raises UserError where the compiler fails; with auto it goes on without. `interrupted` is called first: it
-    raises where it was Ctrl-C that made the compiler fail.
+    Where the compiler fails, `interrupted` raises if that was for Ctrl-C; else auto goes on without, true raises.
     """
-    was_compiled = resumed is not None and resumed.goes_on is not None and resumed.goes_on.facts.compiled
+    was_compiled = resumed is not None and resumed.resume is not None and resumed.resume.facts.compiled
     required = config["compile"] is True
     if not (required or (config["compile"] == "auto" and was_compiled)):
         return step
@@ -116,45 +99,32 @@ def compile_step(
         log.warning(f"not compiled, for want of {missing}")
         return step
     log.info("the first step compiles: up to a minute, and a few seconds where it has been done before on this machine")
-    return Compiled(step, required, config["batch_size"], interrupted)
+    torch.compiler.reset()  # else the jobs of a sweep together reach PyTorch's limit of recompilations
+    compiled, works = torch.compile(step), True
 
-
-class Compiled:
-    """A step(now, x, y, eps) compiled for full batches, and called as it is if the compiler fails and is not required.
-
-    The last batch of an epoch is smaller: compiling it too would cost as much again. Raises UserError if the compiler
-    fails and is required.
-    """
-
-    def __init__(self, step: Step, required: bool, batch_size: int, interrupted: Callable[[], None]) -> None:
-        torch.compiler.reset()  # else the jobs of a sweep together reach PyTorch's limit of recompilations
-        self.step, self.required, self.batch_size, self.interrupted = step, required, batch_size, interrupted
-        self.compiled, self.works = torch.compile(step), True
-
-    def __call__(self, now: Any, x: torch.Tensor, *rest: Any) -> Any:
-        if not self.works or len(x) != self.batch_size:
-            return self.step(now, x, *rest)
+    def step_or_compiled(now: Any, x: torch.Tensor, *rest: Any) -> Any:
+        nonlocal works
+        if not works or len(x) != config["batch_size"]:  # the smaller last batch would cost as much again
+            return step(now, x, *rest)
         try:
-            return self.compiled(now, x, *rest)
+            return compiled(now, x, *rest)
         except torch._dynamo.exc.TorchDynamoException as error:
-            self.interrupted()
+            interrupted()
             reason = f"PyTorch's compiler fails ({str(error).strip().splitlines()[0]})"
-            if self.required:
+            if required:
                 raise UserError(f"compile=true: {reason}. Use compile=false.") from error
             log.warning(f"not compiled: {reason}")
-            self.works = False
-            return self.step(now, x, *rest)
+            works = False
+            return step(now, x, *rest)
+
+    return step_or_compiled
 
 
 def missing_for_compiling(device: torch.device) -> str | None:
-    """Return what PyTorch needs for compiling and does not find.
-
-    It may be Triton for a GPU, a C++ compiler or Python's headers.
-    """
+    """Return which of Triton for a GPU, a C++ compiler and Python's headers PyTorch needs and does not find."""
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         return "Triton (pip install triton)"
-    usual = {"win32": "cl", "darwin": "clang++"}.get(sys.platform, "g++")
-    compiler = (shlex.split(os.environ.get("CXX", "")) or [usual])[0]
+    compiler = shlex.split(os.environ.get("CXX") or ("cl" if sys.platform == "win32" else "g++"))[0]
     if not shutil.which(compiler):
         return f"a C++ compiler ({compiler})"
     header = Path(sysconfig.get_path("include")) / "Python.h"

@@ -16,21 +16,17 @@ from vae_exp.config.schema import Config, images_per_step
 from vae_exp.datasets import Data
 from vae_exp.errors import UserError
 from vae_exp.training import checkpoints, resume
-from vae_exp.training.checkpoints import Checkpoint
-from vae_exp.training.run_dir import in_reach, places
+from vae_exp.training.checkpoints import Checkpoint, InvalidCheckpoint
+from vae_exp.training.run_dir import available_roots, data_roots
 from vae_exp.training.state import TrainingRun
 
 log = logging.getLogger(__name__)
-_warned: set[str] = set()  # the places of data of which this process has said that it does not know them
+SAME_FACTS = ("train_size", "val_size", "x_shape", "parameters")
+_warned: set[str] = set()  # the data of which this process has said that it does not know them
 
 
 def read(stored: Checkpoint, run_dir: Path | None, root: str | None = None) -> Data:
-    """Return the dataset that a stored run was trained on, split as then.
-
-    It is looked for at root, or where it lay, from wherever the run is now. Raises UserError if it lies at none of
-    these places, cannot be read, or differs from then: it would be split anew, and images that were trained on would
-    be measured as test images.
-    """
+    """Return the dataset that a stored run was trained on, split as then. Raises UserError if it is lost or changed."""
     settings = stored.config["dataset"]
     cache = str(settings.get("cache"))
     if settings["_target_"] == "vae_exp.datasets.image_folder" and not Path(cache).expanduser().is_dir():
@@ -39,75 +35,63 @@ def read(stored: Checkpoint, run_dir: Path | None, root: str | None = None) -> D
 
 
 def read_data(stored: Checkpoint, run_dir: Path, settings: Mapping[str, Any]) -> Data:
-    """Read the data as `read` does, for a run that goes on with these settings of its dataset.
-
-    If their root is none of the places where the run's data may lie, only that root is used.
-    """
+    """Read the data as `read` does, for a run that goes on with these settings of its dataset and their root."""
     root = settings.get("root")
     try:
-        known = places(stored.config["dataset"], stored.origin, run_dir)
-        return _read(stored, run_dir, settings, None if root in known else root)
+        may_have_moved = root in data_roots(stored.config["dataset"], stored.origin, run_dir)
+        return _read(stored, run_dir, settings, None if may_have_moved else root)
     except UserError as error:
         raise UserError(f"{error} resume=null starts a new run.") from error
 
 
 def _read(stored: Checkpoint, run_dir: Path | None, settings: Mapping[str, Any], root: str | None) -> Data:
-    roots = in_reach(stored.config["dataset"], stored.origin, run_dir) if root is None else [root]
+    roots = available_roots(stored.config["dataset"], stored.origin, run_dir) if root is None else [root]
     errors = []
     for candidate in roots:
         try:
             data = build.dataset({"dataset": _moved_to(candidate, settings, stored)})
             return _require_unchanged(stored, data, f"dataset.root={candidate}", run_dir)
-        except UserError as error:  # the data may lie at the next place
+        except UserError as error:  # the data may lie at the next root
             errors.append(error)
     if errors:
         raise errors[0]
-    return _require_unchanged(stored, build.dataset({"dataset": settings}), "dataset", None)  # which lies nowhere
+    return _require_unchanged(stored, build.dataset({"dataset": settings}), "dataset", None)  # which has no root
 
 
 def _moved_to(root: str, settings: Mapping[str, Any], stored: Checkpoint) -> dict[str, Any]:
-    """Return the settings for data at a root.
-
-    A table of factors is looked for as far from it as it was, and otherwise where it was.
-    """
-    then, table = stored.origin and stored.origin.root, settings.get("factors")
-    if then and isinstance(table, str) and Path(table).is_absolute():
-        moved = os.path.normpath(Path(root) / os.path.relpath(table, then))
+    """Return the settings for data at a root, and for a table of factors that has moved with them."""
+    old_root, table = stored.origin and stored.origin.root, settings.get("factors")
+    if old_root and isinstance(table, str) and Path(table).is_absolute():
+        moved = os.path.normpath(Path(root) / os.path.relpath(table, old_root))
         if os.path.exists(moved) or not os.path.exists(table):  # noqa: PTH110  (it never raises)
             return {**settings, "root": root, "factors": moved}
     return {**settings, "root": root}
 
 
 def _require_unchanged(stored: Checkpoint, data: Data, what: str, run_dir: Path | None) -> Data:
-    """Return the data. Raises UserError if they are not those that the run was trained on."""
     assert data.fingerprint is not None, "prepare makes one"
     changes = data.fingerprint.changes(stored.origin.data) if stored.origin else _changed_sizes(stored, data)
     if changes:
         raise UserError(
             f"{what}: these are not the data of training any more: {'; '.join(changes)}. Split anew, images that were "
-            "trained on would count as test images. Bring the data back as they were, or say where they are: "
-            "dataset.root=PATH."
+            "trained on would count as test images. Bring the data back, or say where they are: dataset.root=PATH."
         )
     if stored.origin is None and what not in _warned and run_dir is not None:
         _warned.add(what)
         log.warning(
-            f"{what}: {run_dir} is of an older version, which kept no record of its data: whether they have changed "
-            "since cannot be told, but for their number."
+            f"{what}: {run_dir} is of an older version, without a record of its data: whether they have changed since "
+            "cannot be told, but for their number."
         )
     return data
 
 
 def _changed_sizes(stored: Checkpoint, data: Data) -> list[str]:
-    """Return what is known to have changed since a run of an older version."""
     numbers = {"classes": (len(data.class_names), len(stored.class_names))}
-    if stored.goes_on is not None:
-        info = stored.goes_on.facts
+    if stored.resume is not None:
+        info = stored.resume.facts
         numbers["training images"] = len(data.train), info.train_size
         numbers["validation images"] = len(data.val), info.val_size
     return [f"{now:,} {what}, and were {then:,}" for what, (now, then) in numbers.items() if now != then]
-
-
-SAME_FACTS = ("train_size", "val_size", "x_shape", "parameters")
 
 
 def load(run_dir: Path, config: Config) -> Checkpoint | None:
@@ -123,45 +107,39 @@ def load(run_dir: Path, config: Config) -> Checkpoint | None:
 
 
 def restore(resumed: Checkpoint, run: TrainingRun) -> None:
-    """Set weights, optimizer, random numbers, meters and state as they were.
-
-    Raises UserError for other data, and for a state that is not of this model and this optimizer. On another kind of
-    device than before, its random numbers are a new stream.
-    """
-    assert resumed.goes_on is not None, "resume.load takes no other"
-    info, then = run.info, resumed.goes_on.facts
-    if wrong := [name for name in SAME_FACTS if getattr(info, name) != getattr(then, name)]:
-        changes = "; ".join(f"{name} is {getattr(info, name)}, and was {getattr(then, name)}" for name in wrong)
-        raise UserError(f"resume: the data or the model have changed since the run began: {changes}.")
-    steps_per_epoch = math.ceil(info.train_size / images_per_step(run.config))
-    if not 0 <= resumed.step - resumed.epoch * steps_per_epoch <= steps_per_epoch:
-        raise _damaged(f"its step {resumed.step} is not in the epoch after epoch {resumed.epoch}")
-    trained = (resumed.goes_on.weights if run.config["ema"] else resumed.model) or {}
+    """Set weights, optimizer, random numbers, meters and state as they were. Raises UserError if they do not fit."""
+    assert resumed.resume is not None, "resume.load takes no other"
+    info, then = run.info, resumed.resume.facts
+    facts = [(name, getattr(info, name), getattr(then, name)) for name in SAME_FACTS]
+    if changes := [f"{name} is {new}, and was {old}" for name, new, old in facts if new != old]:
+        raise UserError(f"resume: the data or the model have changed since the run began: {'; '.join(changes)}.")
+    trained = (resumed.resume.weights if run.config["ema"] else resumed.model) or {}
     try:
+        steps_per_epoch = math.ceil(info.train_size / images_per_step(run.config))
+        if not 0 <= resumed.step - resumed.epoch * steps_per_epoch <= steps_per_epoch:
+            raise InvalidCheckpoint(f"its step {resumed.step} is not in the epoch after epoch {resumed.epoch}")
         for weights in (resumed.model, trained):
             checkpoints.require_weights(weights, run.model.state_dict())
         checkpoints.require_latents(resumed.kl_per_dim, run.config["model"]["z_dim"])
         _restore_optimizer(resumed, run)
-    except checkpoints.InvalidCheckpoint as error:
-        raise _damaged(error) from error
+        try:
+            run.rng.load_state_dict(resumed.resume.streams, resumed.step, info.trained_on == then.trained_on)
+        except (RuntimeError, TypeError) as error:  # PyTorch's answers to a state of another size or kind
+            raise InvalidCheckpoint(f"its random numbers are no state ({str(error).splitlines()[0]})") from error
+    except InvalidCheckpoint as error:
+        raise UserError(f"resume: the checkpoint is damaged, or made by hand: {error}.") from error
     run.eval_model.load_state_dict(resumed.model)
     run.model.load_state_dict(trained)
-    run.meters.load_state_dict(resumed.goes_on.means)
-    try:
-        run.rng.load_state_dict(resumed.goes_on.streams, resumed.step, info.trained_on == then.trained_on)
-    except (RuntimeError, TypeError) as error:  # PyTorch's answers to a state of another size or kind
-        raise _damaged(f"its random numbers are no state of a generator ({str(error).splitlines()[0]})") from error
+    run.meters.load_state_dict(resumed.resume.means)
     state = run.state
     state.step, state.epoch, state.best = resumed.step, resumed.epoch, resumed.best
     state.kl_per_dim, state.order = resumed.kl_per_dim, run.rng.order.get_state()
 
 
 def _restore_optimizer(resumed: Checkpoint, run: TrainingRun) -> None:
-    """Raise InvalidCheckpoint for a state that is not this optimizer's; else load it with the present settings.
-
-    A step with gradients of 0 shows what its state must be. It spoils the weights, which are set afterwards.
-    """
+    """Load the optimizer's state with the present settings. Raises InvalidCheckpoint if it is not this optimizer's."""
     optimizer, stored = run.optimizer, resumed.optimizer or {}
+    # A step with gradients of 0 shows what the state must be. It spoils the weights, which are set afterwards.
     for weights in run.model.parameters():
         weights.grad = torch.zeros_like(weights)
     optimizer.step()
@@ -172,7 +150,3 @@ def _restore_optimizer(resumed: Checkpoint, run: TrainingRun) -> None:
         lr = then.get("lr")  # of the last step: a run that has no step left to do writes it down again
         group["lr"] = lr if type(lr) is float and 0 <= lr < math.inf else group["lr"]
     optimizer.load_state_dict({"state": stored["state"], "param_groups": fresh["param_groups"]})
-
-
-def _damaged(reason: object) -> UserError:
-    return UserError(f"resume: the checkpoint is damaged, or made by hand: {reason}.")

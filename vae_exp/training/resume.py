@@ -22,8 +22,8 @@ from vae_exp.training.run_dir import (
     OWN_IMAGES,
     PREVIOUS,
     SUMMARY,
+    available_roots,
     contradictions,
-    in_reach,
     newest,
     read_config,
     read_summary,
@@ -38,10 +38,7 @@ log = logging.getLogger(__name__)
 
 
 def find(path_or_latest: str) -> Path:
-    """Return the run folder that resume=PATH or resume=latest means.
-
-    Raises UserError if there is none to go on with.
-    """
+    """Return the run folder that resume=PATH or resume=latest means. Raises UserError if there is none to resume."""
     if path_or_latest == "latest":
         run = newest(LAST, PREVIOUS)
         if run is None:
@@ -57,14 +54,12 @@ def find(path_or_latest: str) -> Path:
 def find_unfinished(config: Config, run_dir: Path) -> Path | None:
     """Return the run folder that resume=auto means: run_dir if it holds a run, else the newest unfinished run, or None.
 
-    That run is of this configuration and has as many epochs to train as config has. Raises UserError if run_dir belongs
-    to another process, or holds a run of another configuration, a finished one, or one whose checkpoints are damaged.
+    Raises UserError if run_dir belongs to another process, or to a run that is finished, damaged or configured else.
     """
     if any((run_dir / name).is_file() for name in (SUMMARY, LAST, PREVIOUS)):
         require_no_owner(run_dir)
         before = read_config(run_dir)
-        if before is not None and (wrong := _differences(before, config)):
-            raise _contradicted(run_dir, wrong)
+        _require_same(run_dir, _differences(before, config) if before else [])
         if _is_finished(run_dir):
             raise UserError(f"resume=auto: the run in {run_dir} is finished. resume={run_dir} epochs=... trains on.")
         path, _, reasons = _newest(run_dir)
@@ -89,14 +84,10 @@ def _is_finished(folder: Path) -> bool:
 
 
 def require_known(folder: Path, stored: list[str], overrides: list[str], trust: bool) -> None:
-    """Raise UserError if words stored in a run's folder name code that is neither typed nor trusted.
-
-    An option of a group stored there is a file of vae_exp's, or of the --config-dir that was typed, so what it names
-    counts as typed. With trust the run's own code is imported from where it lay when the run was trained.
-    """
+    """Raise UserError if a run's folder names code that is neither typed nor trusted; import what is trusted."""
     config = renamed(resolve(without_hydra(compose("config", [*stored, *overrides]))))
     known: targets.Trust = trust
-    if not trust and targets.trusting(config):
+    if not trust and targets.trusting(config):  # an option's file is vae_exp's, or in the --config-dir that was typed
         options = [word for word in stored if targets.is_group(parse([word])[0].key_or_group)]
         named = OmegaConf.to_container(without_hydra(compose("config", [*options, *overrides])), resolve=False)
         known = renamed(cast("dict[str, Any]", named))
@@ -107,10 +98,7 @@ def require_known(folder: Path, stored: list[str], overrides: list[str], trust: 
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return the contradictions of two configurations for resume=auto.
-
-    There, a run of another length, or of one's own images elsewhere, is another run too.
-    """
+    """Return the contradictions for resume=auto, where another length, or own images elsewhere, is another run too."""
     wrong = contradictions(before, now)
     if before.get("epochs") != now["epochs"]:
         wrong.append(f"epochs={now['epochs']}: the run has epochs={before.get('epochs')}")
@@ -126,8 +114,7 @@ def require_unfinished(folder: Path, config: Config) -> None:
     before, summary = read_config(folder), read_summary(folder)
     if before is None:
         return
-    if wrong := contradictions(before, config):
-        raise _contradicted(folder, wrong)
+    _require_same(folder, contradictions(before, config))
     same_length = all(flatten(before).get(key) == flatten(config).get(key) for key in LENGTH)
     if summary is not None and summary.finished and same_length:
         done = f"({summary.reason})" if summary.reason else f"after epoch {before.get('epochs')}"
@@ -135,33 +122,28 @@ def require_unfinished(folder: Path, config: Config) -> None:
 
 
 def with_its_data(folder: Path, overrides: list[str], typed_now: set[str]) -> list[str]:
-    """Return the overrides of the run in a folder, with its data's present paths, except those typed now.
-
-    What was typed then was meant from the folder of then. Raises UserError if the data are nowhere to be found.
-    """
-    config = read_config(folder)
-    dataset = config.get("dataset") if config else None
+    """Return the overrides of the run in a folder, with its data's present paths, except those typed now."""
+    dataset = (read_config(folder) or {}).get("dataset")
     if not isinstance(dataset, dict) or {"dataset", "experiment"} & typed_now:
         return overrides
     paths: dict[str, str | None] = {}
-    if "dataset.root" not in typed_now and (available := _in_reach(dataset, folder)):
-        paths["dataset.root"] = available[0]
-    cache = dataset.get("cache")
-    if "dataset.cache" not in typed_now and is_path(cache):
+    if "dataset.root" not in typed_now and (roots := _available_roots(dataset, folder)):
+        paths["dataset.root"] = roots[0]
+    if "dataset.cache" not in typed_now and is_path(cache := dataset.get("cache")):
         paths["dataset.cache"] = cache if Path(str(cache)).expanduser().is_dir() else None  # as usual where it is gone
     others = [str(word.input_line) for word in parse(overrides) if word.key_or_group not in paths]
     return others + [f"++{key}={literal(path)}" for key, path in paths.items() if path is not None]
 
 
-def _in_reach(dataset: Mapping[str, Any], folder: Path) -> list[str]:
+def _available_roots(dataset: Mapping[str, Any], folder: Path) -> list[str]:
     """Return where the data of a run lie, by Hydra's record, or else by its checkpoint: ~ may be another folder now."""
     try:
-        return in_reach(dataset, None, folder)
+        return available_roots(dataset, None, folder)
     except UserError:
         _, checkpoint, _ = _newest(folder)
         if checkpoint is None or checkpoint.origin is None:
             raise
-        return in_reach(dataset, checkpoint.origin, folder)
+        return available_roots(dataset, checkpoint.origin, folder)
 
 
 def is_resumable(folder: Path) -> bool:
@@ -184,7 +166,7 @@ def _newest(folder: Path) -> "tuple[Path | None, Checkpoint | None, list[str]]":
             continue
         try:
             checkpoint = checkpoints.load(path)
-            if checkpoint.goes_on is None:
+            if checkpoint.resume is None:
                 raise UserError(f"checkpoint={path}: holds a model, and not the state of a run.")
             return path, checkpoint, reasons
         except UserError as error:
@@ -193,18 +175,13 @@ def _newest(folder: Path) -> "tuple[Path | None, Checkpoint | None, list[str]]":
 
 
 def load(folder: Path, config: Config, quiet: bool = False) -> "Checkpoint":
-    """Return the checkpoint to go on from; log what is damaged beside it, unless `quiet`.
-
-    Raises UserError if there is none, if the configuration contradicts it, or if the best epoch is lost: at the end of
-    the run it would be too late.
-    """
+    """Return the checkpoint to go on from; log what is damaged beside it, unless `quiet`. Raises UserError."""
     from vae_exp.training.checkpointer import best_of
 
     path, checkpoint, reasons = _newest(folder)
     if checkpoint is None:
         raise _unreadable(folder, reasons)
-    if wrong := contradictions(checkpoint.config, config):
-        raise _contradicted(folder, wrong)
+    _require_same(folder, contradictions(checkpoint.config, config))
     if checkpoint.best is not None:  # best.pt may be ahead of last.pt
         checkpoint = replace(checkpoint, best=best_of(folder, checkpoint)[0].best)
     if not quiet:
@@ -221,5 +198,6 @@ def _unreadable(folder: Path, reasons: list[str]) -> UserError:
     )
 
 
-def _contradicted(folder: Path, wrong: list[str]) -> UserError:
-    return UserError("\n".join([f"resume={folder}: the configuration contradicts the run.", *wrong]))
+def _require_same(folder: Path, wrong: list[str]) -> None:
+    if wrong:
+        raise UserError("\n".join([f"resume={folder}: the configuration contradicts the run.", *wrong]))

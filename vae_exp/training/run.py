@@ -49,19 +49,17 @@ class Run(TrainingRun):
 
     @contextlib.contextmanager
     def open(self, wandb_mode: Mode, old_log_bytes: int) -> Iterator[None]:
-        """Lock the folder, take over signals, open what is written to; close it whatever happens.
-
-        The first bytes of train.log are those of a run whose place this one takes.
-        """
+        """Lock the folder, take over signals, open what is written to; close it whatever happens."""
         last_step = min(self.config["epochs"] * self.steps_per_epoch, self.config["max_steps"] or 2**31)
         logged = self.config, self.run_dir, wandb_mode, self.info, self.resumed, old_log_bytes
-        with rank0_only(lock_folder, self.run_dir), self.stop, rank0_only(Tracker, *logged) as self.tracker:
-            saved = self, self.stop, self.tracker.position, self.tracker.to_disk, self.resumed
-            with (
-                rank0_only(Checkpointer, *saved) as self.checkpoints,
-                rank0_only(console.progress_bar, last_step, self.state.step) as self.bar,
-            ):
-                yield
+        with (
+            rank0_only(lock_folder, self.run_dir),
+            self.stop,
+            rank0_only(Tracker, *logged) as self.tracker,
+            rank0_only(Checkpointer, self, self.stop, self.tracker, self.resumed) as self.checkpoints,
+            rank0_only(console.progress_bar, last_step, self.state.step) as self.bar,
+        ):
+            yield
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Return what is left of an epoch, x [B, C, H, W] and y [B]; with epochs=0 nothing is trained."""
@@ -71,10 +69,7 @@ class Run(TrainingRun):
         return batches(self.train_split, images_per_step(self.config), self.rng.order, self.rng.draws, steps_done)
 
     def log_step(self, grad_norm: Tensor) -> None:
-        """Log the means over the steps since the last such row, and the gradient's norm of this step.
-
-        Raises Diverged if one of them is not finite.
-        """
+        """Log the means over the steps since the last such row, and this step's gradient norm. Raises Diverged."""
         state = self.state
         row = self.meters.read("train", grad_norm=grad_norm, **self.model.scale())
         require_finite(row, self.meters.span, self.run_dir)
@@ -83,10 +78,7 @@ class Run(TrainingRun):
         self.tracker.log(row, state.step)
 
     def save_what_is_left(self) -> None:
-        """Write what no checkpoint holds yet, the weights as they are if no epoch was completed.
-
-        From here on a signal ends the run at once.
-        """
+        """Write what no checkpoint holds yet; the weights as they are if no epoch was completed."""
         if self.stop.reason:
             log.info(f"ends early: {self.stop.reason}")
             self.checkpoints.write()

@@ -16,18 +16,18 @@ from vae_exp.config.migrations import renamed
 from vae_exp.config.targets import own_words, trusting
 from vae_exp.errors import UserError, printable
 from vae_exp.files import (
-    Unreadable,
     cache_folder,
     no_links,
-    parse_json,
     partial_of,
     read_json,
+    read_json_lines,
     read_yaml,
     require_no_links,
     write,
     write_json,
     writing,
 )
+from vae_exp.training.console import say
 
 log = logging.getLogger(__name__)
 OUTPUTS = Path("outputs")
@@ -60,13 +60,10 @@ OWN_IMAGES = ("vae_exp.datasets.image_folder", "vae_exp.datasets.arrays")  # wha
 def contradictions(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return the keys whose values differ and may not, with both values."""
     before, now = flatten(before), flatten(now)
-    free = tuple(f"{key}." for key in MAY_CHANGE)
+    may_change = tuple(f"{key}." for key in MAY_CHANGE)
     values = [(key, now.get(key, "not there"), before.get(key, "not there")) for key in {**before, **now}]
-    return [
-        f"{key}={value}: the run has {key}={old}"
-        for key, value, old in values
-        if value != old and not f"{key}.".startswith(free)
-    ]
+    fixed = [(key, new, old) for key, new, old in values if not f"{key}.".startswith(may_change)]
+    return [f"{key}={new}: the run has {key}={old}" for key, new, old in fixed if new != old]
 
 
 @dataclass(frozen=True)
@@ -105,19 +102,14 @@ class Summary:
 
     @property
     def score(self) -> float | None:
-        """Return the number that a sweep compares: the best validation neg_elbo.
-
-        Without validation images it is the test's.
-        """
+        """Return the number that a sweep compares: the best validation neg_elbo, or the test's without validation."""
         return self.results.get("best/val_neg_elbo", self.results.get("test/neg_elbo"))
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the summary as it is written: the results beside the rest."""
-        fields = asdict(self)
-        return fields | fields.pop("results")
+        values = asdict(self)
+        return values | values.pop("results")
 
     def write(self, folder: Path) -> None:
-        """Write summary.json. Raises Unwritable if the system refuses."""
         write_json(folder / SUMMARY, self.as_dict())
 
 
@@ -127,7 +119,7 @@ def read_summary(folder: Path) -> Summary | None:
         content = read_json(folder / SUMMARY)
         known = {name: content.pop(name) for name in ("state", "reason", "name", "seconds") if name in content}
         if not all(isinstance(known.get(name), str | None) for name in ("reason", "name")):
-            raise TypeError("its reason and its name are texts")
+            return None
         return Summary(**known, wandb=_wandb_run(content.pop("wandb", None) or {}), results=content)
     except UNREADABLE:
         return None
@@ -158,17 +150,18 @@ def read_hydra(folder: Path) -> dict[str, Any]:
 
 
 def read_choices(folder: Path) -> dict[str, str]:
-    """Return the options of groups that the run in a folder has, by group."""
-    runtime = read_hydra(folder).get("runtime")
-    choices = runtime.get("choices") if isinstance(runtime, dict) else None
-    return {str(group): str(option) for group, option in choices.items()} if isinstance(choices, dict) else {}
+    try:
+        return {str(group): str(option) for group, option in read_hydra(folder)["runtime"]["choices"].items()}
+    except UNREADABLE:
+        return {}
 
 
 def config_dir(folder: Path) -> list[str]:
     """Return --config-dir with its folder, as it was typed for the run or the sweep in a folder, or nothing."""
-    path = read_hydra(folder).get("searchpath")
-    only = str(path[0]) if isinstance(path, list) and len(path) == 1 else ""
-    return ["--config-dir", only.removeprefix("file://")] if only.startswith("file://") else []
+    match read_hydra(folder).get("searchpath"):
+        case [str(path)] if path.startswith("file://"):
+            return ["--config-dir", path.removeprefix("file://")]
+    return []
 
 
 def on_resume(folder: Path, *more: str) -> str:
@@ -183,13 +176,7 @@ def on_checkpoint(program: str, folder: Path) -> str:
 
 
 def read_overrides(folder: Path, of_sweep: bool = False, typed: Collection[str] = ()) -> list[str] | None:
-    """Return the overrides of the run, or of the sweep, in a folder, as Hydra kept them; None if they are unreadable.
-
-    The folder may be a stranger's: what a stranger may not say is left out, with a line that says so, unless it is
-    also `typed` now.
-    """
-    from vae_exp.training.console import say
-
+    """Return the overrides of a run or a sweep, without a stranger's that are not `typed` now; None if unreadable."""
     path = folder / (MULTIRUN if of_sweep else OVERRIDES)
     try:
         stored = read_yaml(path)
@@ -216,19 +203,14 @@ def runs_below(folder: Path, *names: str) -> list[Path]:
 
 
 def newest(*names: str) -> Path | None:
-    """Return the run in outputs whose file of these names is the newest, which `latest` means, or None.
-
-    Copies of W&B's artifacts lie in outputs too and are no runs: they have no summary.
-    """
+    """Return the run in outputs whose file of these names is the newest, which `latest` means, or None."""
+    # Copies of W&B's artifacts lie there too and are no runs: they have no summary.
     return next((run for run in runs_below(OUTPUTS, *names) if (run / SUMMARY).is_file()), None)
 
 
 @contextlib.contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Hold the folder for this process inside the block; the system releases it however the process ends.
-
-    Raises UserError naming the process that holds it already.
-    """
+    """Hold the folder for this process inside the block. Raises UserError naming the process that holds it already."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / LOCK, "a+", opener=no_links)  # noqa: SIM115
@@ -255,19 +237,14 @@ def _lock(file: TextIO, folder: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
-        raise UserError(
-            f"{folder}: process {file.read().strip() or '?'} is training in this folder just now."
-        ) from None
+        pid = file.read().strip() or "?"
+        raise UserError(f"{folder}: process {pid} is training in this folder just now.") from None
     except (ImportError, OSError):  # Windows, or a file system without locks
         pass
 
 
 def require_writable(folder: Path) -> None:
-    """Raise Unwritable if a run could not write its first files in a folder; leave nothing there itself.
-
-    It is called before Hydra writes there, whose own complaint would be a traceback, and which follows links. Raises
-    UserError if one of the run's files or folders is a link.
-    """
+    """Raise Unwritable if a run could not write its first files in a folder, and UserError if it has links."""
     if "${" in str(folder):  # Hydra would look for what it refers to
         raise UserError(f"{folder}: a run's folder may have no ${{ in its name.")
     require_no_links(folder, ENTRIES)
@@ -287,10 +264,7 @@ def require_writable(folder: Path) -> None:
 
 
 def holds_run(folder: Path) -> bool:
-    """Return whether the folder has anything of a run to lose.
-
-    A run that failed before it began has left only its reason.
-    """
+    """Return whether the folder has anything of a run to lose; one that failed at once has left only its reason."""
     if any((folder / name).is_file() for name in CHECKPOINTS):
         return True
     metrics, summary = folder / METRICS, read_summary(folder)
@@ -308,8 +282,8 @@ def require_unused(folder: Path, replace: bool) -> None:
 
 def log_bytes(folder: Path) -> int:
     """Return the size of train.log before a run has logged anything: clear removes the bytes up to there."""
-    log = folder / LOG
-    return log.stat().st_size if log.is_file() else 0
+    path = folder / LOG
+    return path.stat().st_size if path.is_file() else 0
 
 
 def clear(folder: Path, old_log_bytes: int) -> None:
@@ -334,9 +308,9 @@ def truncate_metrics(folder: Path, step: int, metrics_bytes: int) -> None:
         for partial in _partials(folder):
             partial.unlink()
         rows = metrics.read_bytes()[:metrics_bytes] if metrics.is_file() else b""
-        if len(rows) < metrics_bytes or not _are_rows(rows):
-            log.warning(f"{metrics}: rows from before step {step:,} are lost or damaged; the weights are not.")
         write(metrics, rows[: rows.rfind(b"\n") + 1])
+        if len(rows) < metrics_bytes or len([*read_json_lines(metrics)]) < len(rows.splitlines()):
+            log.warning(f"{metrics}: rows from before step {step:,} are lost or damaged; the weights are not.")
         for figure in (folder / IMAGES).glob("*_*.png"):
             at_step = figure.stem.rpartition("_")[2]
             if at_step.isdigit() and (int(at_step) > step or figure.name.startswith("test_")):
@@ -348,18 +322,8 @@ def _partials(folder: Path) -> list[Path]:
     return [path for name in FILES for path in folder.glob(f"{name}*.partial")]
 
 
-def _are_rows(content: bytes) -> bool:
-    try:
-        return all(isinstance(parse_json(row.decode()), dict) for row in content.splitlines())
-    except (Unreadable, UnicodeDecodeError):
-        return False
-
-
 def archive_evaluations(folder: Path, checkpoint: str, epoch: int) -> None:
-    """Move the evaluations of a checkpoint of `epoch` to earlier/epoch-N, before it gets other weights.
-
-    generated/ goes with best.pt, from which pictures are drawn unless another checkpoint is named.
-    """
+    """Move evaluations of a checkpoint, and pictures of best.pt, to earlier/epoch-N before it gets other weights."""
     generated = [folder / GENERATED, *(folder / GENERATED).rglob("*")] if checkpoint == BEST else []
     for path in [*_results(folder, checkpoint), *generated]:
         if path.is_file():
@@ -387,12 +351,9 @@ class Origin:
     data: dict[str, Any]
 
 
-def in_reach(dataset: Mapping[str, Any], origin: Origin | None, run_dir: Path | None) -> list[str]:
-    """Return the places at which something lies, the likeliest first; none for a dataset without a root.
-
-    Raises UserError where nothing lies at any place, unless the data can be downloaded or are code's of the user's own.
-    """
-    paths, target = places(dataset, origin, run_dir), str(dataset.get("_target_"))
+def available_roots(dataset: Mapping[str, Any], origin: Origin | None, run_dir: Path | None) -> list[str]:
+    """Return the roots at which something lies, the likeliest first. Raises UserError if own images lie at none."""
+    paths, target = data_roots(dataset, origin, run_dir), str(dataset.get("_target_"))
     available = [path for path in paths if os.path.exists(os.path.expanduser(path))]  # noqa: PTH110, PTH111  (never raise)
     if available or not paths:
         return available
@@ -404,11 +365,10 @@ def in_reach(dataset: Mapping[str, Any], origin: Origin | None, run_dir: Path | 
     return paths[-1:] if target.startswith("vae_exp.") else paths[:1]
 
 
-def places(dataset: Mapping[str, Any], origin: Origin | None, run_dir: Path | None) -> list[str]:
+def data_roots(dataset: Mapping[str, Any], origin: Origin | None, run_dir: Path | None) -> list[str]:
     """Return where the data of a run may lie, the likeliest first: where they lay, or as far from where the run is now.
 
-    `dataset` are its settings as they were stored. A relative root is of an older version, which wrote down no origin
-    either; Hydra's own record says where it was typed. Data that anybody can download may lie where this user's do.
+    A relative root is of an older version, without an origin; Hydra's own record says where it was typed.
     """
     root, target = dataset.get("root"), str(dataset.get("_target_"))
     if not isinstance(root, str):
@@ -417,28 +377,29 @@ def places(dataset: Mapping[str, Any], origin: Origin | None, run_dir: Path | No
         paths, from_run = [root, *([origin.root] if origin.root else [])], origin.from_run
     else:
         cwd, old_run_dir = _hydra_folders(run_dir)
-        root = _absolute_root(run_dir) or root
-        paths = [str((cwd or Path()) / os.path.expanduser(root))]  # noqa: PTH111
+        paths = [str(cwd / os.path.expanduser(_absolute_root(run_dir) or root))]  # noqa: PTH111
         from_run = os.path.relpath(paths[0], old_run_dir) if old_run_dir else None
     if run_dir is not None and from_run is not None:
         paths.append(os.path.normpath(run_dir.absolute() / from_run))
-    if target.startswith("vae_exp.") and target not in OWN_IMAGES:  # as conf/dataset/*.yaml say
+    if target.startswith("vae_exp.") and target not in OWN_IMAGES:  # to download: where conf/dataset/*.yaml say
         paths.append(os.environ.get("VAE_EXP_DATA") or str(cache_folder("").parent))
     return list(dict.fromkeys(paths))
 
 
 def _absolute_root(run_dir: Path | None) -> str | None:
     """Return the absolute root in config.yaml, where the run went on since; best.pt may be of an older version."""
-    dataset = ((read_config(run_dir) if run_dir else None) or {}).get("dataset")
-    root = dataset.get("root") if isinstance(dataset, dict) else None
-    return root if isinstance(root, str) and Path(root).is_absolute() else None
+    try:
+        root = (read_config(run_dir or Path()) or {})["dataset"]["root"]
+        return root if run_dir and Path(root).is_absolute() else None
+    except UNREADABLE:
+        return None
 
 
-def _hydra_folders(run_dir: Path | None) -> tuple[Path | None, Path | None]:
-    """Return the folder in which a run was started and its own at that time, or None if Hydra's record says neither."""
+def _hydra_folders(run_dir: Path | None) -> tuple[Path, Path | None]:
+    """Return the folder in which a run was started and its own at that time, as far as Hydra's record says."""
     try:
         runtime = read_hydra(run_dir or Path())["runtime"]
         cwd, output_dir = Path(runtime["cwd"]), Path(runtime["output_dir"])
     except UNREADABLE:
-        return None, None
-    return (cwd, output_dir) if cwd.is_absolute() and output_dir.is_absolute() else (None, None)
+        return Path(), None
+    return (cwd, output_dir) if cwd.is_absolute() and output_dir.is_absolute() else (Path(), None)

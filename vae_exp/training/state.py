@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,30 +22,20 @@ log = logging.getLogger(__name__)
 Means = dict[str, float | Tensor]
 
 
-class Sums(TypedDict):
-    """The state of the meters, in a checkpoint."""
-
-    images_seen: int  # since the start
-    steps: int  # since the start
-    first_step: int  # of those that the sums hold
-    sums: dict[str, float]  # since the last read, but for those that are unread
-    epoch_sums: dict[str, float]  # of what was read since the last read_epoch
-
-
 class Meters:
     """Means of the training terms over images. Each step's are left on the device: only reading them waits for it."""
 
+    STATE = ("images_seen", "steps", "first_step", "sums", "epoch_sums")
+
     def __init__(self) -> None:
-        self.images_seen = self.steps = self.first_step = 0
-        self.sums: dict[str, float] = {}
-        self.epoch_sums: dict[str, float] = {}
+        self.images_seen = self.steps = 0  # since the start
+        self.first_step = 0  # of those that the sums hold
+        self.sums: dict[str, float] = {}  # since the last read, but for those that are unread
+        self.epoch_sums: dict[str, float] = {}  # of what was read since the last read_epoch
         self._unread: list[tuple[int, Means]] = []
 
     def add(self, batches: list[tuple[int, Means]], **per_step: float | Tensor) -> None:
-        """Add one step of training on batches of so many images.
-
-        It takes the means over each batch, and the step's own values. All are numbers, or scalars on the device.
-        """
+        """Add one step on batches of so many images: the means over each, and values of the step, on any device."""
         if not self._unread and not self.sums:
             self.first_step = self.steps + 1
         self._unread += [(images, per_step | means) for images, means in batches]
@@ -54,7 +44,6 @@ class Meters:
 
     @property
     def span(self) -> str:
-        """Return the steps that the sums hold, in words."""
         return f"between steps {self.first_step} and {self.steps}"
 
     def peek(self, prefix: str) -> dict[str, float]:
@@ -71,7 +60,6 @@ class Meters:
         return _means(sums, prefix) | further
 
     def read_epoch(self, prefix: str) -> dict[str, float]:
-        """Return the means since the last read_epoch, from the sums that were read since."""
         sums, self.epoch_sums = self.epoch_sums, {}
         return _means(sums, prefix)
 
@@ -88,24 +76,12 @@ class Meters:
         self._unread = []
         return values[len(unread) :]
 
-    def state_dict(self) -> Sums:
-        """Return all of it, for a checkpoint."""
+    def state_dict(self) -> dict[str, Any]:
         self._sum_up()
-        return Sums(
-            images_seen=self.images_seen,
-            steps=self.steps,
-            first_step=self.first_step,
-            sums=self.sums,
-            epoch_sums=self.epoch_sums,
-        )
+        return {name: getattr(self, name) for name in self.STATE}
 
-    def load_state_dict(self, state: Sums) -> None:
-        """Go on from a state; of an older version's only the counts are taken, with a warning."""
-        self.images_seen, self.steps, self.first_step = state["images_seen"], state["steps"], state["first_step"]
-        if set(state) == set(Sums.__annotations__):
-            self.sums, self.epoch_sums = state["sums"], state["epoch_sums"]
-        else:
-            log.warning("resumed from an older version's checkpoint: the means logged next leave out what came before")
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        vars(self).update({name: state[name] for name in self.STATE})
 
 
 def _means(sums: dict[str, float], prefix: str) -> dict[str, float]:
@@ -114,10 +90,7 @@ def _means(sums: dict[str, float], prefix: str) -> dict[str, float]:
 
 
 class EMA:
-    """An exponential moving average of a model's weights in `model`, a copy of it (Polyak & Juditsky 1992).
-
-    With decay None there is none, and `model` is the model itself.
-    """
+    """An exponential moving average of weights in `model`, a copy (Polyak & Juditsky 1992); none with decay None."""
 
     def __init__(self, trained: VAE, decay: float | None) -> None:
         self.decay = decay
@@ -126,10 +99,7 @@ class EMA:
         self._buffers = list(zip(self.model.buffers(), trained.buffers(), strict=True))
 
     def update(self, step: int) -> None:
-        """Update the average after a step.
-
-        The first steps count for more than 1 - decay, else the first random weights would be remembered for long.
-        """
+        """Update the average after a step; early ones count for more than 1 - decay, to forget the random weights."""
         if self.decay is None:
             return
         get_ema_multi_avg_fn(min(self.decay, (1 + step) / (10 + step)))(*self._weights, step)
@@ -139,10 +109,7 @@ class EMA:
 
 @dataclass(frozen=True)
 class RunInfo:
-    """The data and the model of a run in figures, and the device it is trained on.
-
-    A resumed run must find the data and the model unchanged.
-    """
+    """The data and the model of a run in numbers, which a resumed run must find unchanged, and its device."""
 
     parameters: int
     train_size: int
@@ -155,10 +122,9 @@ class RunInfo:
 
     @classmethod
     def of(cls, model: VAE, data: Data, device: torch.device, compiled: bool = False) -> "RunInfo":
-        parameters = sum(weights.numel() for weights in model.parameters())
-        sizes = len(data.train), len(data.val), list(data.x_shape)
+        sizes = sum(weights.numel() for weights in model.parameters()), len(data.train), len(data.val)
         digest = data.fingerprint.digest() if data.fingerprint else None
-        return cls(parameters, *sizes, str(device), torch.get_num_threads(), compiled, digest)
+        return cls(*sizes, list(data.x_shape), str(device), torch.get_num_threads(), compiled, digest)
 
 
 @dataclass(frozen=True)
@@ -171,9 +137,8 @@ class Best:
 
     def summary(self) -> dict[str, float]:
         """Return it as summary.json, W&B and checkpoints hold it: best/epoch, best/step, best/val_neg_elbo, ..."""
-        return {"best/epoch": self.epoch, "best/step": self.step} | {
-            f"best/{name}": score for name, score in self.scores.items()
-        }
+        values = {"epoch": self.epoch, "step": self.step} | self.scores
+        return {f"best/{name}": value for name, value in values.items()}
 
     @classmethod
     def from_summary(cls, summary: dict[str, Any]) -> "Best | None":
@@ -184,8 +149,6 @@ class Best:
 
 @dataclass
 class TrainState:
-    """The progress of a run."""
-
     kl_per_dim: list[float]  # [Z], nats: of the held-out images, after the last epoch
     order: Tensor  # the state of the order of images, as the epoch that is not over began
     step: int = 0  # optimizer steps since the start
@@ -193,17 +156,9 @@ class TrainState:
     best: Best | None = None
 
     def end_epoch(
-        self,
-        epoch: int,
-        kl_per_dim: list[float],
-        order: Tensor,
-        val: dict[str, float] | None,
-        scale: dict[str, float],
+        self, epoch: int, kl_per_dim: list[float], order: Tensor, val: dict[str, float] | None, scale: dict[str, float]
     ) -> Best | None:
-        """Record that an epoch is over, and return it if it is the best so far.
-
-        Without validation scores every epoch is. A scale that the likelihood has learned is stored beside the scores.
-        """
+        """Record that an epoch is over, and return it if it is the best so far, as each is without validation."""
         self.epoch, self.kl_per_dim, self.order = epoch, kl_per_dim, order
         scores = {name.replace("/", "_"): score for name, score in (val or {}).items()}
         if val and self.best is not None and scores["val_neg_elbo"] >= self.best.scores["val_neg_elbo"]:
@@ -229,18 +184,11 @@ class RngStreams:
         """Return the states of the generators, and of torch's own, which layers such as dropout draw from."""
         state = {name: stream.get_state() for name, stream in vars(self).items()}
         state["torch"] = torch.get_rng_state()
-        device = self.noise.device  # asked of no other: that would start a GPU for a run on the CPU
-        if device.type == "cuda":
-            state["cuda"] = torch.cuda.get_rng_state(device)
-        elif device.type == "mps":
-            state["mps"] = torch.mps.get_rng_state()
-        return state
+        kind = self.noise.device.type  # asked of no other: that would start a GPU for a run on the CPU
+        return state if kind == "cpu" else state | {kind: torch.get_device_module(kind).get_rng_state()}
 
     def load_state_dict(self, states: Mapping[str, Tensor], step: int, same_device: bool) -> None:
-        """Set the states; of another kind of device than before, the random numbers after a step are a new stream.
-
-        Raises RuntimeError or TypeError for what is no state of a generator.
-        """
+        """Set the states; on another kind of device they are a new stream. Raises RuntimeError or TypeError."""
         for name, stream in vars(self).items():
             if name == "order" or same_device or states[name].shape == stream.get_state().shape:
                 stream.set_state(states[name])
@@ -248,11 +196,9 @@ class RngStreams:
                 stream.manual_seed(stream.initial_seed() + step)
                 log.warning(f"resumed on another kind of device: the random numbers for {name} are a new stream")
         torch.set_rng_state(states["torch"])
-        device = self.noise.device
-        if device.type == "cuda" and "cuda" in states:
-            torch.cuda.set_rng_state(states["cuda"], device)
-        elif device.type == "mps" and "mps" in states:
-            torch.mps.set_rng_state(states["mps"])
+        kind = self.noise.device.type
+        if kind != "cpu" and kind in states:
+            torch.get_device_module(kind).set_rng_state(states[kind])
 
 
 @dataclass

@@ -25,8 +25,7 @@ from vae_exp.vae import VAE
 class Cadence:
     """A rule for when work is due: each `every` epochs; never if None; with auto, for at most this share of the time.
 
-    By a share, work that took c seconds the last time is due when c / share seconds have passed since. Before the first
-    time it is taken to cost `price` seconds: work that costs nothing is due after the first epoch.
+    By a share, work that took c seconds the last time, or `price` before the first, is due c / share seconds later.
     """
 
     def __init__(self, every: int | str | None, share: float, price: float = 0.0) -> None:
@@ -34,7 +33,6 @@ class Cadence:
         self._due_at = time.monotonic() + price / share
 
     def is_due(self, epoch: int) -> bool:
-        """Return whether the work is due now, at the end of this epoch."""
         if isinstance(self.every, int):
             return epoch % self.every == 0
         return self.every is not None and time.monotonic() >= self._due_at
@@ -42,34 +40,25 @@ class Cadence:
     @contextlib.contextmanager
     def measure(self) -> Iterator[None]:
         """Measure how long the block takes, which holds the work itself, to learn what it costs."""
-        began = time.monotonic()
+        start = time.monotonic()
         yield
-        ended = time.monotonic()
-        self._due_at = ended + (ended - began) / self.share
+        end = time.monotonic()
+        self._due_at = end + (end - start) / self.share
 
 
 def require_finite(values: dict[str, float], when: str, run_dir: Path) -> None:
     """Raise Diverged if one of the values is not a finite number."""
     if wrong := [name for name, value in values.items() if not math.isfinite(value)]:
         last = run_dir / LAST
+        saved = f"The last good checkpoint is {last}." if last.exists() else "No last.pt had been written."
         raise Diverged(
-            f"the training diverged {when}: {', '.join(wrong)} not finite. "
-            + (f"The last good checkpoint is {last}. " if last.exists() else "No last.pt had been written. ")
-            + "A lower optimizer.lr is the first thing to try."
+            f"the training diverged {when}: {', '.join(wrong)} not finite. {saved} A lower optimizer.lr is the first "
+            "thing to try."
         )
 
 
 def gradient_norm(model: VAE) -> Tensor:
-    """Return the length of the gradient of all weights, a scalar on the device."""
     return nn.utils.get_total_norm([weights.grad for weights in model.parameters() if weights.grad is not None])
-
-
-def clip_gradient(model: VAE, norm: Tensor, clip_norm: float) -> None:
-    """Scale the gradient of all weights, of length `norm`, to `clip_norm` if it is longer (Pascanu et al. 2013).
-
-    The norm is not read, because that would wait for the device.
-    """
-    nn.utils.clip_grads_with_norm_(model.parameters(), clip_norm, norm)
 
 
 def require_finite_weights(model: VAE, step: int, run_dir: Path) -> None:
@@ -87,27 +76,24 @@ AGREE_SECONDS, AGREE_STEPS = 2.0, 50  # whichever is less
 
 
 class Status(NamedTuple):
-    """What may end a run, or make it save."""
-
     signal: int | None
     seconds: float  # of all parts of the run
     since_saved: float  # seconds
 
 
 class Stopper:
-    """Why a run ends, and when it saves. Inside its `with` block it takes over SIGTERM and SIGINT (Ctrl-C).
+    """Why a run ends, and when it saves, by the clock of all its parts. Its `with` block takes over SIGTERM and SIGINT.
 
     The first signal is noted, for training to end at a good place; a second one, later, ends the process at once.
-    Times are those of all parts of a run: `resumed` is the checkpoint that it goes on from.
     """
 
     def __init__(self, config: Config, resumed: Checkpoint | None = None) -> None:
         self.config, self.reason = config, cast("str | None", None)  # to end before the last epoch
         self.checkpoints = Cadence(config["checkpoint_every_epochs"], CHECKPOINTS_SHARE)
         now = self._saved_at = time.monotonic()
-        written = resumed.goes_on.written if resumed and resumed.goes_on else None
-        self._started = now - (written.seconds if written else 0.0)
-        self._epoch_began, self._epoch_before = now, written.epoch_seconds if written else 0.0
+        before = resumed.resume if resumed else None
+        self._started = now - (before.seconds if before else 0.0)
+        self._epoch_began, self._epoch_before = now, before.epoch_seconds if before else 0.0
         self._signal: int | None = None
         self._signal_at = 0.0
         self._all_is_saved = False
@@ -137,43 +123,31 @@ class Stopper:
             self.raise_if_signalled()
 
     def _agree(self, step: int | None = None) -> None:
-        """Agree with the other processes of the run: a signal to any counts for all, and the first has the clock.
-
-        All of them must call this.
-        """
+        """Agree with the other processes, which call this too: any's signal counts for all, and the first's clock."""
         if distributed.world_size() == 1:
             return
-        before, statuses = self._agreed, distributed.all_gather(self._local_status())
+        before, self._agreed = self._agreed, None
+        statuses = distributed.all_gather(self._status)
         caught = next((status.signal for status in statuses if status.signal is not None), None)
         self._agreed = statuses[0]._replace(signal=caught)
         if step is not None and before is not None:
             a_step = (self._agreed.seconds - before.seconds) / max(1, step - self._agreed_at)  # the same in all of them
             self._agreed_at, self._agree_at = step, step + min(AGREE_STEPS, 1 + int(AGREE_SECONDS / max(a_step, 1e-6)))
 
-    def _local_status(self) -> Status:
-        return Status(self._signal, self.seconds, time.monotonic() - self._saved_at)
-
     @property
     def _status(self) -> Status:
-        return self._agreed or self._local_status()
-
-    @property
-    def _caught(self) -> int | None:
-        return self._agreed.signal if self._agreed else self._signal
+        return self._agreed or Status(self._signal, self.seconds, time.monotonic() - self._saved_at)
 
     def raise_if_signalled(self) -> None:
         """Raise KeyboardInterrupt if Ctrl-C was caught, SystemExit(143) if SIGTERM was."""
-        _raise_for(self._caught)
+        _raise_for(self._status.signal)
 
     def raise_if_interrupted(self) -> None:
-        """Raise the same for a signal to this process alone, for use where it cannot go on."""
+        """Raise the same for a signal to this process alone, where it cannot go on."""
         _raise_for(self._signal)
 
     def finish(self) -> None:
-        """Let a signal end the run at once from here on: there is nothing to wait for.
-
-        Of several processes the first ends, and the others when they miss it.
-        """
+        """Let a signal end the run at once from here on; of several processes the first, which the others miss."""
         self._agreed = None
         self._all_is_saved = distributed.is_rank0()
         if self._all_is_saved:
@@ -188,14 +162,10 @@ class Stopper:
         return time.monotonic() - self._epoch_began
 
     def start_epoch(self) -> None:
-        """Start the clock of an epoch.
-
-        The first epoch of a resumed run may have begun before the run was interrupted.
-        """
+        """Start the clock of an epoch; the first of a resumed run may have begun before it was interrupted."""
         self._epoch_began, self._epoch_before = time.monotonic() - self._epoch_before, 0.0
 
     def times(self, images: int) -> dict[str, float]:
-        """Return the seconds of the epoch that ends and its images per second, given how many images it had."""
         seconds = self.epoch_seconds
         return {"time/epoch_seconds": seconds, "time/images_per_second": images / seconds}
 
@@ -211,14 +181,13 @@ class Stopper:
         """Return whether to save after a step, or to end; after the last step of an epoch, its end does both."""
         if last_of_epoch or step >= self._agree_at:
             self._agree(step)
-        if self._caught is not None:
+        if self._status.signal is not None:
             return True
         return not last_of_epoch and (self._is_due(step) or self._limit_reached(step) is not None)
 
     def due_after_epoch(self, state: TrainState) -> bool:
-        """Return whether to save at the end of an epoch."""
         self._agree()
-        ends = self.ends_with(state) or self._caught is not None
+        ends = self.ends_with(state) or self._status.signal is not None
         return ends or self.checkpoints.is_due(state.epoch) or self._is_due(state.step)
 
     def _is_due(self, step: int) -> bool:
@@ -254,10 +223,7 @@ def _raise_for(number: int | None) -> None:
 
 
 def patience_reason(patience: int | None, state: TrainState) -> str | None:
-    """Return the reason to stop early, in words, or None (Prechelt 1998, with a fixed patience).
-
-    It follows from the best epoch alone, so a resumed run stops where the same run without a break does.
-    """
+    """Return the reason to stop early, from the best epoch alone, or None (Prechelt 1998, with a fixed patience)."""
     if patience is None or state.best is None or state.epoch - state.best.epoch < patience:
         return None
     return f"early_stopping.patience={patience}: no better val/neg_elbo since epoch {state.best.epoch}"

@@ -1,8 +1,7 @@
 """Choose the number of CPU threads of a run: PyTorch would take every core, whoever else computes there.
 
-Threads of two runs that share a core wait for each other busily, and both runs become several times as slow. A sum
-over other threads may differ in its last bit, so the number is chosen once, before the first step. Nothing here imports
-torch before a run does.
+Threads of two runs that share a core wait for each other busily, and both become several times as slow. A sum over
+other threads may differ in its last bit, so the number is chosen once. Nothing imports torch before a run does.
 """
 
 import contextlib
@@ -25,10 +24,8 @@ log = logging.getLogger(__name__)
 # as much as it saves. The tutorial's step has 500 million, that of its network on the 8x8 digits 58 million.
 TINY_STEP = 100e6
 PASSES = 3  # of a step: forward, and backward to the inputs and to the weights
-# Turns of a loop that a thread of GNU's OpenMP waits for another before it sleeps; by default 300,000. Meanwhile it
-# keeps its core from whom it waits for, where both share it. Beside a busy program two threads did several times as
-# many steps of the tutorial with 30,000, and alone as many; with 10,000 alone a tenth less. It only counts where it is
-# set before torch is imported.
+# Turns of a loop that a thread of GNU's OpenMP waits for another before it sleeps, by default 300,000. Meanwhile it
+# keeps its core from whom it waits for, where both share it. It only counts where it is set before torch is imported.
 SPINS = 30_000
 LOOKS, LOOK_SECONDS = 5, 0.05  # at what else runs: one look alone may catch a process that wakes for a moment
 _bound = 1  # what OMP_NUM_THREADS, or the caller, allows
@@ -82,16 +79,12 @@ def restored() -> Iterator[None]:
 
 
 def choose(config: "Config", resumed: "Checkpoint | None", operations: float, device: "torch.device") -> None:
-    """Set the number of threads of a run and log why.
-
-    `operations` are the multiplications and additions of a forward pass. A run that goes on in as many processes keeps
-    its threads with auto: its numbers stay equal to the bit. On another device than a CPU auto is what the caller
-    allows.
-    """
+    """Set the number of threads of a run and log why; `operations` are those of a forward pass."""
     import torch
 
-    same_processes = resumed is not None and resumed.config["devices"] == config["devices"]
-    previous = resumed.goes_on.facts.threads if resumed and resumed.goes_on and same_processes else None
+    previous = None
+    if resumed and resumed.resume and resumed.config["devices"] == config["devices"]:
+        previous = resumed.resume.facts.threads
     if config["threads"] != "auto":
         threads, why = int(config["threads"]), "as asked"
     elif previous is not None:
@@ -106,7 +99,6 @@ def choose(config: "Config", resumed: "Checkpoint | None", operations: float, de
 
 
 def _auto(operations: float) -> tuple[int, str]:
-    """Return the number of threads, and the reason for it."""
     if operations < TINY_STEP:
         return 1, f"a step of {operations / 1e6:,.0f} million operations gains nothing from more"
     cores = available_cores()
