@@ -159,23 +159,3 @@ def test_an_old_name_keeps_the_rules_of_what_it_means(vae_train, own_options):
     assert (code, "network.channels=0: it takes a whole number, 1 or more" in said) == (1, True)
     code, said = vae_train(*own_options, "dataset=mine", "dataset.channels=4")
     assert (code, "dataset.channels=4: it takes 1 (grey) or 3 (colour)" in said) == (1, True)
-
-
-@pytest.mark.parametrize("was_on", [False, True])
-def test_a_run_of_a_version_that_had_amortize_is_read_where_it_did_not_use_it(was_on, vae_train):
-    stored = torch.load("mlp/last.pt", weights_only=True)
-    keys = {"amortize": {"beta": [0.5, 2.0] if was_on else None, "z_dim": None, "confirm": 0}}
-    stored["config"] |= keys
-    for name in ("best.pt", "last.pt"):
-        torch.save(stored, f"mlp/{name}")
-    Path("mlp/config.yaml").write_text(yaml.safe_dump(kept_config("mlp") | keys))
-    if was_on:
-        with pytest.raises(vae_exp.UserError, match=r"many settings \(amortize"):
-            vae_exp.load("mlp")
-        code, said = vae_train("resume=mlp", "epochs=3")
-        assert code == 1
-        assert "amortize" in said
-    else:
-        assert vae_exp.load("mlp").sample(2).isfinite().all()
-        code, said = vae_train("resume=mlp", "epochs=3")
-        assert code == 0, said

@@ -40,12 +40,10 @@ def load(path: str | Path, device: str = "auto", trust: Trust = False) -> "Train
 
 
 def find(checkpoint: str, only_one: bool = False) -> list[Path]:
-    """Return the checkpoints that a path means.
+    """Return the checkpoints that a path means, or raise UserError.
 
     It may be a file, a run (its best.pt), a folder of runs (the best.pt of each), the newest run (latest), or a W&B
     artifact such as ENTITY/PROJECT/NAME:best, which is downloaded.
-
-    Raises UserError if there is none, or if there are several and only_one is set.
     """
     path = Path(checkpoint).expanduser()
     if path.is_file():
@@ -75,13 +73,7 @@ def _below(folder: Path) -> list[Path]:
 
 
 def rebuild(checkpoint: Checkpoint, trust: Trust = False) -> VAE:
-    """Return a checkpoint's model with its weights, after comparing its sizes with theirs, which costs nothing.
-
-    Raises UserError for a _target_ that is not vae_exp's own, unless the file and what it names are trusted, and if
-    the weights are not those of the config.
-    """
-    if "amortize" in checkpoint.config:
-        raise UserError("checkpoint: of a network for many settings (amortize=...), which this version does not read.")
+    """Return a checkpoint's model with its weights. Raises UserError if it names foreign code, or they do not fit."""
     _require_known(checkpoint, "network", "likelihood", trust=trust)
     build.check_stored(checkpoint.config, "model", "network", "likelihood")
     make_model = functools.partial(build.model, checkpoint.config, checkpoint.x_shape, checkpoint.n_classes)
@@ -101,10 +93,7 @@ def rebuild(checkpoint: Checkpoint, trust: Trust = False) -> VAE:
 
 
 def _require_known(checkpoint: Checkpoint, *groups: str, trust: Trust) -> None:
-    """Let a checkpoint name code that is not vae_exp's only if it is trusted, and import that code from where it lay.
-
-    Raises UserError for a _target_ that is not trusted, before anything of it is imported, and for one that is gone.
-    """
+    """Import foreign code that a trusted checkpoint names. Raises UserError before that if it is not trusted."""
     targets.check_foreign(checkpoint.config, *groups, trust=trust)
     if trust is True:
         targets.find(checkpoint.config, groups, checkpoint.code)
@@ -113,9 +102,8 @@ def _require_known(checkpoint: Checkpoint, *groups: str, trust: Trust) -> None:
 class TrainedVAE:
     """p(x|z), q(z|x) and the prior of a checkpoint. Images are [N, C, H, W], uint8 or floats in [0, 1].
 
-    A conditional model takes one label for all images, the name of a class or its number, or a list or tensor with
-    the number of each image's; an unconditional one ignores what labels images have. `model` is the VAE itself, a
-    torch module; `config`, `epoch` and `kl_per_dim` say how it was trained.
+    A conditional model takes one label for all images, the name of a class or its number, or the numbers [N] of each
+    image's. `model` is the VAE, a torch module; `config`, `epoch` and `kl_per_dim` say how it was trained.
     """
 
     def __init__(
@@ -158,9 +146,8 @@ class TrainedVAE:
         """Return the mean of p(x|z) at n draws of z, [n, C, H, W] in [0, 1].
 
         sampler says where z is drawn: prior, gmm or aggregate, see `sampler`. A temperature below 1 draws nearer to
-        the mean of the prior, or of each Gaussian of another sampler: tidier, less varied images. Without a label a
-        conditional model takes every class in turn. With a seed the images are the same each time. Raises UserError
-        for values that vae-generate refuses too, and for the prior of a deterministic autoencoder, which has none.
+        the mean of the prior, or of each Gaussian: tidier, less varied images. Without a label a conditional model
+        takes every class in turn. Raises UserError for what vae-generate refuses too.
         """
         n, temperature = _checked("n", n, Count), _checked("temperature", temperature, Temperature)
         if label is not None and not self.model.n_classes:
@@ -187,20 +174,15 @@ class TrainedVAE:
         """Return a function that draws codes from the prior N(0, I), a mixture (gmm) or the aggregate posterior.
 
         gmm is a mixture of Gaussians fitted to the codes of training images; aggregate is q(z|x) of training images.
-        They are fitted when they are first asked for (root says where the data lie now), for each class in a
-        conditional model, and stored beside the checkpoint. Raises UserError if the data cannot be read, and for the
-        prior of a deterministic autoencoder.
+        They are fitted once, for each class of a conditional model, and stored beside the checkpoint; root says where
+        the data lie now. Raises UserError if they cannot be read, and for the prior of a deterministic autoencoder.
         """
         name = _checked("sampler", name, Sampler)
         if name != "prior":
-            return samplers.load_or_fit(
-                name, self.model, self.weights, lambda: self.read_data(root).train, self.path
-            ).draw
+            fitted = samplers.load_or_fit(name, self.model, self.weights, lambda: self.read_data(root).train, self.path)
+            return fitted.draw
         if not self.model.stochastic:
-            raise UserError(
-                "sampler=prior: an autoencoder has no prior to say where its codes lie. Use sampler=gmm or "
-                "sampler=aggregate."
-            )
+            raise UserError("sampler=prior: an autoencoder has no prior. Use sampler=gmm or sampler=aggregate.")
         return lambda y, noise, temperature: temperature * self.model.prior_sample(len(y), noise)
 
     @torch.no_grad()
@@ -224,10 +206,7 @@ class TrainedVAE:
         return self.decode(self.encode(x, label).mean, label)
 
     def log_prob_bound(self, x: Tensor | np.ndarray, label: Labels = None, k: int = 100, seed: int = 0) -> Tensor:
-        """Return a lower bound on log p(x) of each image from k importance samples, [N] nats (Burda et al. 2016).
-
-        Raises UserError for fewer than one sample, and for a deterministic autoencoder.
-        """
+        """Return a lower bound on log p(x) of each image from k importance samples, [N] nats (Burda et al. 2016)."""
         k, seed = _checked("k", k, Count), _checked("seed", seed, Seed)
         pixels = self.images(x)
         split = Split(pixels.mul(255).round().to(torch.uint8), self.labels(label, len(pixels)))
@@ -236,8 +215,8 @@ class TrainedVAE:
     def read_data(self, root: str | None = None) -> Data:
         """Read the dataset the model was trained on, split as then; root says where it lies now.
 
-        Raises UserError if it cannot be found or read, or is someone else's code that is not trusted, and if it has
-        changed: split anew, images that were trained on would be among the test images.
+        Raises UserError if it cannot be read or is not trusted, and if it has changed: split anew, images that were
+        trained on would be among the test images.
         """
         if root is not None and "root" not in self.config["dataset"]:
             name = self.config["dataset"].get("name")
@@ -250,12 +229,8 @@ class TrainedVAE:
         return data
 
     def export(self, path: str | Path) -> None:
-        """Write the weights as PATH.safetensors, with all that vae_exp.load needs to rebuild the model from them.
-
-        Raises UserError for another ending, and if the system refuses; no half-written file stays.
-        """
-        path, checkpoint = Path(path), self._checkpoint
-        origin = checkpoint.origin
+        """Write the weights as PATH.safetensors, with all that vae_exp.load needs. Raises UserError."""
+        path, checkpoint, origin = Path(path), self._checkpoint, self._checkpoint.origin
         if origin is not None and origin.from_run is not None and self.path is not None:
             from_here = os.path.relpath(self.path.parent / origin.from_run, path.parent)
             checkpoint = replace(checkpoint, origin=replace(origin, from_run=from_here))
@@ -276,10 +251,7 @@ class TrainedVAE:
         return x.float()
 
     def labels(self, label: Labels, n: int) -> Tensor:
-        """Return [n] labels on the model's device: zeros for an unconditional model.
-
-        Raises UserError for a name or a number that an unconditional model is given, and for a missing or wrong label.
-        """
+        """Return [n] labels on the model's device, zeros for an unconditional model. Raises UserError."""
         n_classes = self.model.n_classes
         if isinstance(label, str | int | float):
             if not n_classes:
@@ -292,22 +264,16 @@ class TrainedVAE:
             raise UserError(f"label: this model is conditional; give one of {names}.")
         y = _tensor("label", label).to(self.device)
         if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool or y.shape not in ((), (n,)):
-            raise UserError(
-                f"label: {y.dtype} of shape {list(y.shape)} for {n} image{'s' * (n != 1)}; give the name or the number "
-                "of one class, or a whole number for each image."
-            )
+            given = f"label: {y.dtype} of shape {list(y.shape)} for {n} image{'s' * (n != 1)}"
+            raise UserError(f"{given}; give the name or the number of one class, or a whole number for each image.")
         y = y.long().expand(n)
         if n and not (y.min() >= 0 and y.max() < n_classes):
-            raise UserError(
-                f"label: numbers from {y.min()} to {y.max()}; this model's classes are 0 to {n_classes - 1}."
-            )
+            given = f"numbers from {y.min()} to {y.max()}"
+            raise UserError(f"label: {given}; this model's classes are 0 to {n_classes - 1}.")
         return y
 
     def number(self, label: int | float | str) -> int:
-        """Return the number of a class, given its name or its number; a class named 7 takes precedence over number 7.
-
-        Raises UserError for a class that the model does not know.
-        """
+        """Return the number of a class by its name, or else its number. Raises UserError for an unknown one."""
         name = printable(label)
         if name in self.class_names:
             return self.class_names.index(name)
@@ -317,7 +283,7 @@ class TrainedVAE:
 
 
 def _checked(name: str, value: Any, kind: Any) -> Any:
-    """Return the value as a plain number. Raises UserError if the same value on the command line would be refused."""
+    """Return the value as a plain number. Raises UserError if the command line would refuse it."""
     if isinstance(value, np.generic | Tensor) and value.ndim == 0:  # NumPy's and PyTorch's numbers
         value = value.item()
     if (rule := rule_of(kind)) and not rule.allows(value):
@@ -326,7 +292,6 @@ def _checked(name: str, value: Any, kind: Any) -> Any:
 
 
 def _tensor(name: str, values: Any) -> Tensor:
-    """Return the values as a tensor. Raises UserError if they are not numbers, or have rows of different lengths."""
     try:
         return torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:

@@ -10,8 +10,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from vae_exp.compare import table
-from vae_exp.compare.runs import PRUNED, SCORES, Run, is_number
+from vae_exp.compare.runs import PRUNED, SCORES, Run
 from vae_exp.compare.table import cell, is_logarithmic
+from vae_exp.config.schema import is_number
 from vae_exp.files import atomic_write
 
 

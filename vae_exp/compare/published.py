@@ -10,9 +10,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vae_exp.compare.runs import SEEDS, is_number
+from vae_exp.compare.runs import SEEDS
 from vae_exp.config.checks import CONF_DIR, check, flatten
 from vae_exp.config.compose import compose, readable, without_hydra
+from vae_exp.config.schema import is_number
 from vae_exp.errors import UserError
 from vae_exp.files import read_json_lines
 from vae_exp.training.run_dir import LENGTH, METRICS, contradictions, read_config, read_summary
@@ -112,29 +113,27 @@ def read(name: str) -> Preset:
 
 
 def _job_count(cfg: DictConfig) -> int | None:
-    """Return the number of runs of a preset that is a sweep, or None if it is a single run."""
     if cfg.hydra.mode is None:
         return None
     return math.prod(len(str(values).split(",")) for values in cfg.hydra.sweeper.params.values())
 
 
 def finished_runs(preset: Preset, overrides: Sequence[str], folders: Iterable[Path]) -> list[Path]:
-    """Return the finished runs of a preset; none if some runs of a sweep are not finished.
-
-    Raise UserError if a run in its place was trained by another protocol.
-    """
-    finished = [folder for folder in folders if (summary := read_summary(folder)) is not None and summary.finished]
-    finished = [folder for folder in finished if read_config(folder) is not None]
+    """Return the finished runs of a preset, none if some of its sweep lack. Raise UserError for another protocol's."""
+    finished = {
+        folder: _protocol(config)
+        for folder in folders
+        if (summary := read_summary(folder)) is not None and summary.finished and (config := read_config(folder))
+    }
     if not finished:
         return []
     wanted = _protocol(check(without_hydra(compose("config", readable([preset.config, *overrides])))))
-    for folder in finished:
-        actual = _protocol(read_config(folder) or {})
+    for folder, actual in finished.items():
         wrong = contradictions(actual, wanted)
         wrong += [f"{key}={wanted[key]}: it has {actual.get(key)}" for key in LENGTH if wanted[key] != actual.get(key)]
         if wrong:
             raise UserError(f"{folder}: no run of {preset.name}; take it away, or move it.\n" + "\n".join(wrong))
-    return finished if len(finished) == (preset.runs or 1) else []
+    return list(finished) if len(finished) == (preset.runs or 1) else []
 
 
 def _protocol(config: Any) -> dict[str, Any]:

@@ -22,22 +22,19 @@ from vae_exp.compare.runs import (
     Run,
     differing,
     fold_seeds,
-    is_number,
     order,
     sort_runs,
     swept_keys,
     usual_columns,
 )
 from vae_exp.compare.table import cell, is_logarithmic, is_numeric, setting, short, short_names, swept
+from vae_exp.config.schema import is_number
 from vae_exp.files import open_regular
 from vae_exp.training.run_dir import BEST, IMAGES, LAST, on_checkpoint, on_resume
 
 # test/* is logged over epochs where nothing is held out for validation
-CURVES = tuple(
-    f"{part}/{term}"
-    for part in ("val", "test", "train_epoch")
-    for term in ("neg_elbo", "reconstruction", "kl", "active_units")
-)
+TERMS = ("neg_elbo", "reconstruction", "kl", "active_units")
+CURVES = [f"{part}/{term}" for part in ("val", "test", "train_epoch") for term in TERMS]
 MAX_POINTS = 150  # of a curve: a page has fewer pixels for more, and 200 runs of 1000 epochs would be 10 MB
 MAX_LATENTS = 1000  # numbers of a run: of wide codes there are fewer epochs
 MAX_LABEL = 60  # characters
@@ -48,10 +45,7 @@ T = TypeVar("T")
 
 
 def page(views: list[list[Run]], count: int, columns: list[str] | None = None) -> str:
-    """Return the page of `count` runs. Views are the same runs one by one and folded over seeds: the first is shown.
-
-    Runs that do not compare, of other data or under another likelihood, are in sections of their own.
-    """
+    """Return the page of `count` runs. Views are the same runs one by one and folded over seeds: the first is shown."""
     content = [_view(rows, columns) for rows in views]
     folders: dict[str, dict[int, float]] = {}  # the best first; of each the epochs of its steps
     for view in content:
@@ -61,13 +55,12 @@ def page(views: list[list[Run]], count: int, columns: list[str] | None = None) -
     pictures, sizes, by_folder = gather_pictures(folders, min(MAX_PICTURE_BYTES, room))
     for record in (record for view in content for record in view["runs"]):
         record |= by_folder[record["folder"]]
-    data: dict[str, Any] = {"count": count, "groups": table.describe_groups(views[0])}
-    data |= {"views": content, "scores": SCORES, "sizes": sizes}
+    data: dict[str, Any] = {"count": count, "groups": table.describe_groups(views[0]), "views": content}
+    data |= {"scores": SCORES, "sizes": sizes}
     return _html(f"{count} VAE run{'s' if count != 1 else ''}", data, pictures)
 
 
 def _view(rows: list[Run], columns: list[str] | None) -> dict[str, Any]:
-    """Return the content of the page for runs one by one or folded, ready for JSON, in sections that compare."""
     groups = table.groups(rows)
     titles: list[str | None] = [*table.titles(groups)] if len(groups) > 1 else [None]
     keys = [*dict.fromkeys(key for run in rows for key in run.config), *RESULTS, STATE, REASON]  # to filter by
@@ -128,6 +121,7 @@ def _records(group: list[Run], section: dict[str, Any], label_keys: list[str], k
     for run, name, short_name in zip(group, names, short_names(names, MAX_NAME), strict=True):
         one = table.best(run.members, table.metric_of(run.members)) or run  # of several seeds the best
         curves, latents, epochs = _history(run, one)
+        values = {key: value for key in keys if (value := run.value(key)) is not None}
         records.append(
             {
                 "name": name,
@@ -140,7 +134,7 @@ def _records(group: list[Run], section: dict[str, Any], label_keys: list[str], k
                 "score": run.metrics.get(metric),
                 "spread": run.spread.get(metric),
                 "cells": [cell(run, column) for column in columns],
-                "known": {key: _plain(run.value(key)) for key in keys if run.value(key) is not None},
+                "known": {key: v if is_number(v) else " ".join(str(v).split()) for key, v in values.items()},
                 "results": {column: cell(run, column) for column in RESULTS if column in run.metrics},
                 "config": {key: setting(value) for key, value in run.config.items()},
                 "members": [{"name": seed.name, "score": cell(seed, metric)} for seed in run.members if run.seeds > 1],
@@ -161,13 +155,7 @@ def label(run: Run, keys: list[str]) -> str:
     return short(" ".join(settings), MAX_LABEL) or run.name
 
 
-def _plain(value: Any) -> Any:
-    """Return a value as JSON has it: a number or a text."""
-    return value if is_number(value) else " ".join(str(value).split())
-
-
 def _commands(run: Run) -> dict[str, str]:
-    """Return the commands to type next, by name: those for which the run's folder has a checkpoint."""
     commands = {}
     if (run.folder / LAST).is_file():
         epochs = run.config.get("epochs")
@@ -234,8 +222,7 @@ def verdict(runs: list[Run], metric: str) -> str:
     best = table.best(settings, metric)
     if best is None:
         return f"No run that finished has a {metric}."
-    what = f"{label(best, keys)}: {metric} {cell(best, metric)}"
-    what += f" over {best.seeds} seeds" if best.seeds > 1 else ""
+    what = f"{label(best, keys)}: {metric} {cell(best, metric)}{f' over {best.seeds} seeds' if best.seeds > 1 else ''}"
     second = table.best([run for run in settings if run is not best], metric)
     if second is None:
         return f"{what}, {'the only run' if len(runs) == 1 else 'the only setting that finished'}."
@@ -276,17 +263,15 @@ FIRST = ("test_reconstructions", "samples")  # what the sheet of all runs shows
 def gather_pictures(
     folders: Mapping[str, Mapping[int, float]], max_bytes: int
 ) -> tuple[list[str], list[tuple[int, int]], dict[str, dict[str, Any]]]:
-    """Return PNG files as base64, of at most `max_bytes`, their sizes in pixels, and which of them each run has.
+    """Return PNG files as base64, of at most `max_bytes`, their sizes, and which of them each run has.
 
-    Folders come with the epochs of their steps, those of the best runs first. If there is no room for all, every run
-    gets its last reconstructions and samples before any gets another picture, then the last ones of other kinds, then
-    the first epoch, the middle one, the quarters. Of each run: (epoch, index) by name, and how many were left out.
+    Folders come with the epochs of their steps, the best first: every run gets the pictures of a turn before any gets
+    more. Of each run: (epoch, index) by name, and how many were left out.
     """
     index: dict[str, int] = {}  # by content: a run that was copied, or drew the same, costs nothing
     sizes: list[tuple[int, int]] = []
     pictures: dict[str, dict[str, list[tuple[float, int]]]] = {folder: {} for folder in folders}
-    left_out = dict.fromkeys(folders, 0)
-    room = max_bytes
+    left_out, room = dict.fromkeys(folders, 0), max_bytes
     by_turn = sorted(
         (picture[0], i, picture, folder) for i, folder in enumerate(folders) for picture in _in_turn(folder)
     )

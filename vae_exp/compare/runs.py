@@ -68,9 +68,8 @@ class Run:
 
     def value(self, column: str) -> Any:
         """Return this run's value in a column: a key of its configuration, a metric, its name, state or reason."""
-        if column in (NAME, STATE, REASON):
-            return {NAME: self.name, STATE: self.state, REASON: self.reason}[column]
-        return self.metrics.get(column) if column in RESULTS else self.config.get(column)
+        fields = {NAME: self.name, STATE: self.state, REASON: self.reason}
+        return fields[column] if column in fields else (self.metrics if column in RESULTS else self.config).get(column)
 
     def logged(self) -> Iterator[dict[str, Any]]:
         """Yield the lines of metrics.jsonl that have an epoch; none for a run that failed before it logged any."""
@@ -120,33 +119,24 @@ def read_run(folder: Path) -> Run:
     metrics = {name: value for name, value in metrics.items() if value == value or name not in SCORES}
     if wrong := [f"{name} is {value}" for name, value in metrics.items() if not is_number(value)]:
         raise UserError(f"{damaged}: in its {SUMMARY} {', '.join(wrong)}.")
-    flat = _without_targets(flatten(config))
+    flat: dict[str, Any] = {}
+    for key, value in flatten(config).items():
+        if not key.startswith(NOT_COMPARED):  # optimizer._target_: torch.optim.Adam becomes optimizer: Adam
+            group, _, name = key.rpartition(".")
+            flat |= {group: str(value).rsplit(".", 1)[-1]} if name == "_target_" else {key: value}
     digest = summary.results.get("data_digest")
     run = Run(folder, flat, summary.state, summary.reason, metrics, data=digest if isinstance(digest, str) else None)
     run.swept = _swept(config.get("sweep"), flat)
     return run
 
 
-def _without_targets(config: dict[str, Any]) -> dict[str, Any]:
-    """Shorten the keys of targets: optimizer._target_: torch.optim.Adam becomes optimizer: Adam."""
-    result: dict[str, Any] = {}
-    for key, value in config.items():
-        group, _, name = key.rpartition(".")
-        if not key.startswith(NOT_COMPARED):
-            result |= {group: str(value).rsplit(".", 1)[-1]} if name == "_target_" else {key: value}
-    return result
-
-
 def _swept(sweep: Any, config: dict[str, Any]) -> list[str]:
-    """Return the swept keys by their names in a run's flat configuration, and add to it those that it lacks.
-
-    A swept group, such as model, is model.name; of experiment=demo nothing else says which one it was.
-    """
+    """Return the swept keys by their names in a run's flat configuration; add those it lacks, such as experiment."""
     over = sweep.get("over") if isinstance(sweep, dict) else None
     result: list[str] = []
     for word in over if isinstance(over, list) else ():
         key, sign, value = str(word).lstrip("+").partition("=")
-        names = [name for name in (f"{key}.name", key) if name in config][:1]
+        names = [name for name in (f"{key}.name", key) if name in config][:1]  # a swept group, such as model
         names = names or [name for name in config if name.startswith(f"{key}.")]  # a dictionary's
         if not names and sign:
             config[key], names = value, [key]
@@ -165,10 +155,7 @@ def newest() -> Path:
 
 
 def differing(runs: list[Run]) -> list[str]:
-    """Return the keys of the configuration that are not the same in all runs.
-
-    Of keys that differ in the same way only the first one counts, except for those that were swept.
-    """
+    """Return the keys that differ among runs; of those that differ alike the first, and all that were swept."""
     keys, swept = dict.fromkeys(key for run in runs for key in run.config), swept_keys(runs)
     columns: dict[str, list[Any]] = {}
     for key in [*swept, *keys]:
@@ -196,10 +183,7 @@ def usual_columns(runs: list[Run]) -> list[str]:
 
 
 def fold_seeds(runs: list[Run]) -> list[Run]:
-    """Fold runs that differ in their seed alone into one, with means and sample standard deviations.
-
-    If some of them failed or were pruned, the rest are folded, and state counts them.
-    """
+    """Fold runs that differ in their seed alone into one, with means and standard deviations of those that finished."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         config = _without_seeds(run)
@@ -245,9 +229,8 @@ def _fold(group: list[Run]) -> Run:
 
 def sort_runs(runs: list[Run], column: str, descending: bool = False) -> list[Run]:
     """Sort runs by a column; runs that have no value there come last."""
-    with_value = [run for run in runs if run.value(column) is not None]
-    without = [run for run in runs if run.value(column) is None]
-    return [*sorted(with_value, key=lambda run: order(run.value(column)), reverse=descending), *without]
+    ordered = sorted(runs, key=lambda run: order(run.value(column)), reverse=descending)
+    return sorted(ordered, key=lambda run: run.value(column) is None)
 
 
 def as_csv(runs: list[Run], columns: list[str], base: Path | None = None) -> str:

@@ -12,7 +12,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from vae_exp.compare.runs import BOOKKEEPING, NAME, REASON, RESULTS, SEEDS, STATE, Run, differing, is_number, swept_keys
+from vae_exp.compare.runs import BOOKKEEPING, NAME, REASON, RESULTS, SEEDS, STATE, Run, differing, swept_keys
+from vae_exp.config.schema import is_number
 from vae_exp.errors import printable
 
 # Keys of a dataset that change nothing about the images that are measured.
@@ -20,22 +21,20 @@ OTHER_THAN_IMAGES = {
     f"dataset.{key}"
     for key in ("name", "cache", "device_memory", "seed", "flip", "n_classes", "attribute", "label", "on_error")
 }
-LABELLED_BY = ("dataset.attribute", "dataset.label")  # but where dataset.labels chooses images by their labels
-FITTED = ("learned", "optimal")  # a sigma or scale that is no setting: those runs compare
-OWN_IMAGES = ("image_folder", "arrays")  # datasets that are whatever lies at dataset.root
+LABELLED_BY = {"dataset.attribute", "dataset.label"}  # but where dataset.labels chooses images by their labels
 ROOT, DATA = "dataset.root", "data"  # and a digest of what lay there, which no key of a configuration is
 
 
 def _protocol(run: Run) -> dict[str, Any]:
     """Return what the numbers of a run are of: the images, their splits, the likelihood, and whether there is a KL."""
     result: dict[str, Any] = {} if run.data is None else {DATA: run.data}
-    ignored = OTHER_THAN_IMAGES - set(LABELLED_BY if run.config.get("dataset.labels") is not None else ())
+    ignored = OTHER_THAN_IMAGES - (LABELLED_BY if run.config.get("dataset.labels") is not None else set())
     for key, value in run.config.items():
         group = key.split(".")[0]
         if key == ROOT:  # the same data in another place, but for one's own images
-            is_own = run.config.get("dataset") in OWN_IMAGES
+            is_own = run.config.get("dataset") in ("image_folder", "arrays")
             value = str(Path(str(value)).expanduser().resolve()) if is_own else None
-        elif group == "likelihood" and value in FITTED:
+        elif group == "likelihood" and value in ("learned", "optimal"):  # no setting: those runs compare
             value = "fitted"
         matters = key == "model.stochastic" or (group in ("dataset", "likelihood") and key not in ignored)
         if matters and value is not None:
@@ -73,10 +72,7 @@ def best_per_group(runs: list[Run]) -> list[Run]:
 
 
 def largest(runs: list[Run], column: str) -> tuple[list[Run], str | None]:
-    """Return the largest group of runs that compare and have the column, and how many runs are left out and why.
-
-    The numbers of other data or another likelihood are no better or worse: they measure something else.
-    """
+    """Return the largest group of runs that compare and have the column, and how many runs are left out and why."""
     with_value = [run for run in runs if run.value(column) is not None] or runs
     comparable = sorted(groups(with_value), key=len, reverse=True)
     largest, protocols = comparable[0], [_protocol(group[0]) for group in comparable]
@@ -101,7 +97,6 @@ def distinguishing_keys(runs: list[Run]) -> str:
 
 
 def _differing(protocols: list[dict[str, Any]]) -> list[str]:
-    """Return the keys whose values are not the same in all protocols."""
     known = dict.fromkeys(key for protocol in protocols for key in protocol)
     keys = [key for key in known if any(protocol.get(key) != protocols[0].get(key) for protocol in protocols)]
     # A digest tells people less than a key that says why the data are others.
@@ -125,10 +120,7 @@ def metric_of(runs: list[Run]) -> str:
 
 
 def swept(runs: list[Run]) -> list[str]:
-    """Return the keys that say which setting a run is: those that differ, without seeds and bookkeeping.
-
-    network=mlp,conv changes many keys at once; of keys that tell the same runs apart only the first one counts.
-    """
+    """Return the keys that say which setting a run is, no seeds or bookkeeping; of those that differ alike one."""
     result: dict[tuple[int, ...], str] = {}
     for key in differing(runs):
         if key not in SEEDS and key not in BOOKKEEPING:
@@ -151,7 +143,6 @@ def is_logarithmic(values: Collection[Any]) -> bool:
 
 
 GAP = "  "
-MIN_WIDTH, DEFAULT_WIDTH = 40, 120  # characters
 MAX_CELL, MAX_REASON = 28, 70
 MAX_BLOCKS = 2  # one below the other; what does not fit into them is named
 
@@ -166,9 +157,8 @@ def format_table(
 ) -> str:
     """Return a table of runs by name, "best" before the marked ones, its columns in blocks as wide as the terminal.
 
-    If metric is given, the columns are a choice that may change: those with one value for all runs go to a line above,
-    the metric comes first if not all fit, with the `requested` columns beside it, and a line names what does not fit
-    into two blocks; `rest` says where to find it. A swept key is never left out without being named.
+    If metric is given, columns with one value for all runs go to a line above; if not all fit, the metric comes first,
+    with the `requested` columns beside it, and a line names what two blocks do not hold: `rest` says where that is.
     """
     columns = [column for column in columns if column != NAME]
     left_out = [key for key in swept_keys(runs) if key not in columns]
@@ -199,7 +189,7 @@ def format_table(
 
 
 def _width() -> int:
-    return max(MIN_WIDTH, shutil.get_terminal_size((DEFAULT_WIDTH, 24)).columns)
+    return max(40, shutil.get_terminal_size((120, 24)).columns)
 
 
 def wrapped(lines: list[str]) -> list[str]:
@@ -208,31 +198,23 @@ def wrapped(lines: list[str]) -> list[str]:
 
 
 def _ordered(columns: list[str], padded: dict[str, list[str]], first: list[str], room: int) -> list[str]:
-    """Return columns as they are if all fit in one block; else first, the keys that fit beside, results, other keys.
-
-    How a run ended comes before its other results: the numbers of one that was pruned are of fewer epochs.
-    """
+    """Return columns as they are if all fit in one block; else first, the keys that fit beside, results, other keys."""
     first = [column for column in first if column in columns]
     if len(_blocks(columns, padded, room)) < 2 or not first:
         return columns
     results = [column for column in columns if column in (*RESULTS, STATE, REASON) and column not in first]
-    results.sort(key=lambda column: column != STATE)
+    results.sort(key=lambda column: column != STATE)  # the numbers of a run that was pruned are of fewer epochs
     keys = [column for column in columns if column not in (*results, *first)]
     beside = _blocks([*first, *keys], padded, room)[0]
     return list(dict.fromkeys([*beside, *first, *results, *keys]))
 
 
 def _blocks(columns: list[str], padded: dict[str, list[str]], room: int) -> list[list[str]]:
-    """Return the columns in order, in blocks that each fit into the room."""
     blocks: list[list[str]] = [[]]
-    left = room
     for column in columns:
-        width = len(padded[column][0]) + len(GAP)
-        if width > left + len(GAP) and blocks[-1]:
+        if len(GAP.join(padded[name][0] for name in [*blocks[-1], column])) > room and blocks[-1]:
             blocks.append([])
-            left = room
         blocks[-1].append(column)
-        left -= width
     return blocks
 
 
@@ -242,7 +224,6 @@ def _column(runs: list[Run], column: str, cells: list[str], room: int) -> list[s
 
 
 def is_numeric(runs: list[Run], column: str) -> bool:
-    """Return whether a column has numbers alone."""
     return all(is_number(run.value(column)) or run.value(column) is None for run in runs)
 
 

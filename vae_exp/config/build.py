@@ -6,7 +6,6 @@ import functools
 import hashlib
 import importlib
 import inspect
-import math
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
@@ -18,7 +17,7 @@ from torch import nn
 from vae_exp import distributed, torchrun_env
 from vae_exp.config import checks, targets
 from vae_exp.config.checks import CALLS, check_devices, check_values, dataset_problems, flatten, is_ours, rules_for
-from vae_exp.config.schema import Config, Rule, rule_of
+from vae_exp.config.schema import Config, Rule, is_number, rule_of
 from vae_exp.datasets import Data, Split, prepare
 from vae_exp.datasets.prepare import require_source
 from vae_exp.errors import UserError
@@ -26,48 +25,27 @@ from vae_exp.networks.mlp import IMAGES, glorot_init, mean_image
 from vae_exp.vae import VAE
 
 
-def device(name: str) -> torch.device:
-    """Return the device of that name; auto is the fastest available. Raises UserError if it is not available.
-
-    If several processes compute a run on GPUs, each gets its own.
-    """
-    return torch.device(choose(name, _available(), torch.cuda.device_count(), *torchrun_env.local_rank()))
+def device(name: str, processes: int | None = None) -> torch.device:
+    """Return the device of this process, or of the last of so many here; auto is the fastest. Raises UserError."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    rank, size = torchrun_env.local_rank() if processes is None else (processes - 1, processes)
+    return torch.device(choose(name, available, torch.cuda.device_count(), rank, size))
 
 
 def agreed(config: Mapping[str, Any]) -> int:
-    """Return the number of processes of the run: those that were started, even if devices=N is not given.
-
-    Raises UserError if N is another number, or if these processes cannot do what the run is to do.
-    """
+    """Return the number of processes that were started for the run. Raises UserError if devices=N is another."""
     requested, started = config["devices"], distributed.world_size()
     if requested not in (1, started):
-        if started == 1:
-            raise UserError(
-                f"devices={requested}: this is one process. vae-train devices={requested} starts so many, torchrun "
-                f"--nproc-per-node={requested} does for a program of your own."
-            )
-        raise UserError(
-            f"devices={requested}: {started} processes were started for this run. Leave it out, or say {started}."
-        )
+        kind = "this is one process" if started == 1 else f"these are {started} processes"
+        how = f"vae-train devices={requested} starts so many, or torchrun --nproc-per-node={requested}"
+        raise UserError(f"devices={requested}: {kind}. {how} for a program of your own.")
     if problems := check_devices(flatten({**config, "devices": started})):
         raise UserError("\n".join(problems))
     return started
 
 
-def require(name: str, processes: int) -> None:
-    """Raise UserError if this many processes on this machine cannot have a device each."""
-    choose(name, _available(), torch.cuda.device_count(), processes - 1, processes)
-
-
-def _available() -> dict[str, bool]:
-    return {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-
-
 def choose(name: str, available: Mapping[str, bool], n_gpus: int, process: int, processes: int) -> str:
-    """Return the device of one of a run's processes on a machine: cuda:1 for the second.
-
-    Raises UserError as `device` does.
-    """
+    """Return the device of one of a run's processes on a machine: cuda:1 for the second. Raises UserError."""
     kind, _, number = name.partition(":")
     if kind == "auto":
         kind = next(kind for kind, is_available in available.items() if is_available)
@@ -76,14 +54,12 @@ def choose(name: str, available: Mapping[str, bool], n_gpus: int, process: int, 
         raise UserError(f"device={name}: PyTorch {torch.__version__} finds no such device here. Use device=auto.")
     if processes > 1 and (kind == "mps" or number):
         raise UserError(f"device={name}: is one device, and {processes} processes need one each. Use cuda or cpu.")
-    if kind != "cuda":
-        return kind
     index = int(number or process)
-    if index >= n_gpus and number:
-        raise UserError(f"device={name}: the GPUs here are cuda:0 to cuda:{n_gpus - 1}.")
-    if index >= n_gpus:
+    if kind == "cuda" and index >= n_gpus:
+        if number:
+            raise UserError(f"device={name}: the GPUs here are cuda:0 to cuda:{n_gpus - 1}.")
         raise UserError(f"devices={processes}: the GPUs here are {n_gpus}. Use devices={n_gpus}, or device=cpu.")
-    return f"cuda:{index}" if number or processes > 1 else kind
+    return f"cuda:{index}" if kind == "cuda" and (number or processes > 1) else kind
 
 
 def job_device(name: str, number: int, n_gpus: int | None = None) -> str:
@@ -103,11 +79,7 @@ USED_ELSEWHERE: dict[str, Iterable[str]] = {"dataset": PREPARE, "network": ("ini
 
 
 def partial(config: Mapping[str, Any], group: str) -> functools.partial[Any]:
-    """Return the group's _target_ with its settings filled in, to be called with what only the code knows.
-
-    A _target_ deeper down, as in a stranger's checkpoint, is a plain value and never called. Hydra's instantiate
-    would do for the rest, but what it returns checks its target at every call: a thirtieth of the tutorial's step.
-    """
+    """Return the group's _target_ with its settings filled in; unlike Hydra's, it calls no _target_ deeper down."""
     function = resolve(group, config[group]["_target_"])
     parameters, elsewhere = inspect.signature(function).parameters, USED_ELSEWHERE.get(group, ())
     settings = {key: value for key, value in config[group].items() if not key.startswith("_")}
@@ -116,10 +88,7 @@ def partial(config: Mapping[str, Any], group: str) -> functools.partial[Any]:
 
 
 def resolve(group: str, target: str) -> Callable[..., Any]:
-    """Return the function or class that a _target_ names. Raises UserError if there is none of that name.
-
-    A module that is not installed is looked for in the current folder: last, so that no file there hides another.
-    """
+    """Return the function or class that a _target_ names, also in the current folder. Raises UserError."""
     module, _, name = target.rpartition(".")
     try:
         targets.look_here_too(target.partition(".")[0])
@@ -134,10 +103,7 @@ def resolve(group: str, target: str) -> Callable[..., Any]:
 
 
 def check(cfg: DictConfig, combinations: bool = True) -> Config:
-    """Check everything that needs no data, and return the resolved configuration.
-
-    Raises UserError for a value, a combination or a _target_ that cannot work, and for a missing device.
-    """
+    """Check everything that needs no data, and return the resolved configuration. Raises UserError."""
     config = checks.check(cfg, combinations)
     for group in CALLS:
         _check_call(group, cast("dict[str, Any]", config)[group])
@@ -148,15 +114,14 @@ def check(cfg: DictConfig, combinations: bool = True) -> Config:
 
 
 def _check_call(group: str, settings: dict[str, Any]) -> None:
-    """Raise UserError unless a group's _target_ exists, takes the settings, and its type hints allow their values."""
     target, by_position, by_name = settings["_target_"], BY_POSITION.get(group, 0), BY_NAME.get(group, ())
     function = partial({group: settings}, group)
     signature = inspect.signature(function.func)
     try:
         signature.bind(*[None] * by_position, **dict.fromkeys(by_name), **function.keywords)
     except TypeError as error:
-        known = [name for name in list(signature.parameters)[by_position:] if name not in by_name]
-        known += [name for name in USED_ELSEWHERE.get(group, ()) if name not in known]
+        known = list(dict.fromkeys([*list(signature.parameters)[by_position:], *USED_ELSEWHERE.get(group, ())]))
+        known = [name for name in known if name not in by_name]
         problem = f"{group}: {target} {error}; its settings are {', '.join(known)}."
         raise UserError(problem + _hint_of_option(group, set(function.keywords) - set(known))) from error
     if not is_ours(target):
@@ -164,14 +129,13 @@ def _check_call(group: str, settings: dict[str, Any]) -> None:
 
 
 def _check_hints(group: str, function: functools.partial[Any]) -> None:
-    """Raise UserError for a setting that the type hints of a user's own function do not allow."""
     rules: dict[str, Rule] = {}
+    settings = function.keywords
     with contextlib.suppress(Exception):  # hints may be any text, and a function works without them
         for name, parameter in inspect.signature(function.func, eval_str=True).parameters.items():
-            rule = rule_of(parameter.annotation)
-            if rule and name in function.keywords and function.keywords[name] != parameter.default:
+            if name in settings and settings[name] != parameter.default and (rule := rule_of(parameter.annotation)):
                 rules[name] = rule
-    if problems := check_values({name: function.keywords[name] for name in rules}, rules):
+    if problems := check_values({name: settings[name] for name in rules}, rules):
         raise UserError("\n".join(f"{group}.{problem}" for problem in problems))
 
 
@@ -184,7 +148,6 @@ def _hint_of_option(group: str, unknown: set[str]) -> str:
 
 
 def _check_schedule(config: Config) -> None:
-    """Raise UserError if scheduler._target_ does not return a factor on the learning rate."""
     target, epochs = config["scheduler"]["_target_"], config["epochs"]
     for epoch in (0.0, epochs / 2, float(epochs)):
         try:
@@ -192,15 +155,12 @@ def _check_schedule(config: Config) -> None:
         except Exception as error:  # nothing of the run has begun: it is the schedule that refuses
             reason = f"{type(error).__name__}: {error}"
             raise UserError(f"scheduler: {target} fails at epoch {epoch:g}: {reason}") from error
-        if isinstance(factor, bool) or not isinstance(factor, int | float) or not math.isfinite(factor):
-            raise UserError(
-                f"scheduler._target_={target}: it returns {type(factor).__name__} at epoch {epoch:g}, and must return "
-                "a number: the factor on optimizer.lr at (epoch, epochs)."
-            )
+        if not is_number(factor):
+            kind = f"{type(factor).__name__} at epoch {epoch:g}"
+            raise UserError(f"scheduler._target_={target}: it returns {kind}, not a factor on optimizer.lr.")
 
 
 def _check_optimizer(config: Config) -> None:
-    """Raise UserError if the optimizer refuses its settings, or needs a closure to take a step."""
     target = config["optimizer"]["_target_"]
     try:
         step = optimizer(config, nn.Linear(1, 1)).step
@@ -230,42 +190,30 @@ def check_dataset(config: Mapping[str, Any]) -> None:
 
 
 def dataset(config: Mapping[str, Any]) -> Data:
-    """Return the dataset, downloaded on first use, with the options that all datasets share applied to it.
-
-    Raises UserError if its files are missing or damaged, or if it does not have what the options ask for.
-    """
+    """Return the dataset, downloaded on first use. Raises UserError for missing or damaged files, or unfit options."""
     settings = config["dataset"]
     source = require_source(partial(config, "dataset")(), settings["_target_"])
     return prepare(source, **{key: value for key, value in settings.items() if key in PREPARE})
 
 
 def model(config: Mapping[str, Any], x_shape: tuple[int, int, int], n_classes: int, train: Split | None = None) -> VAE:
-    """Return the VAE for images of x_shape. The labels of an unconditional model have width 0.
-
-    With network.init=glorot the outputs begin at the mean of the first training images.
-    """
+    """Return the VAE for images of x_shape; with init=glorot its outputs begin at the mean of training images."""
     z_dim, width = config["model"]["z_dim"], n_classes if config["model"]["conditional"] else 0
     networks = partial(config, "network")(x_shape=x_shape, z_dim=z_dim, context_dim=width)
-    encoder, decoder = _two_modules(networks, config["network"]["_target_"])
+    pair = networks if isinstance(networks, tuple | list) else ()
+    if [isinstance(module, nn.Module) for module in pair] != [True, True]:
+        target = f"network._target_={config['network']['_target_']}"
+        returned = f"{len(pair)} values" if pair else type(networks).__name__
+        raise UserError(f"{target}: it must return two modules, an encoder and a decoder, and returned {returned}.")
+    encoder, decoder = networks
     likelihood = partial(config, "likelihood")()
     if not callable(likelihood):
-        target = config["likelihood"]["_target_"]
-        raise UserError(f"likelihood._target_={target}: it must return a function of the decoder's outputs.")
+        target = f"likelihood._target_={config['likelihood']['_target_']}"
+        raise UserError(f"{target}: it must return a function of the decoder's outputs.")
     if config["network"].get("init") == "glorot":
         mean = None if train is None else mean_image(train[:IMAGES].x)
         glorot_init(encoder, decoder, likelihood, mean)
     return VAE(encoder, decoder, likelihood, z_dim, width, config["model"]["stochastic"])
-
-
-def _two_modules(networks: Any, target: str) -> tuple[nn.Module, nn.Module]:
-    """Return the encoder and the decoder. Raises UserError if the network's function returns something else."""
-    values = networks if isinstance(networks, tuple | list) else []
-    if [isinstance(value, nn.Module) for value in values] != [True, True]:
-        returned = f"{len(values)} values" if values else type(networks).__name__
-        raise UserError(
-            f"network._target_={target}: it must return two modules, an encoder and a decoder, and returned {returned}."
-        )
-    return networks[0], networks[1]
 
 
 def optimizer(config: Mapping[str, Any], model: nn.Module) -> torch.optim.Optimizer:

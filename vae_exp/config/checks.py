@@ -21,9 +21,8 @@ _PACKAGE = Path(__file__).parents[1]
 CONF_DIR = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
 CALLS = ("network", "likelihood", "objective", "dataset", "optimizer", "scheduler")  # groups with a _target_
 DATA_PATHS = ("root", "cache")  # of a dataset
-EVERY_RULE = RULES | OPTION_RULES | DATASET_RULES
-# A dictionary given for these is refused whole; what has keys of its own is not one of them.
-LEAVES = {key for key in EVERY_RULE if not any(other.startswith(f"{key}.") for other in EVERY_RULE)}
+# A dictionary given for these is refused whole; factors have keys of their own.
+LEAVES = (RULES | OPTION_RULES | DATASET_RULES).keys() - {"dataset.factors"}
 MAX_CHARACTERS = 500  # of a value in a message
 
 
@@ -36,10 +35,9 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
 
 
 def check(cfg: DictConfig, combinations: bool = True) -> Config:
-    """Check every value against its rule, and their combinations, and return the resolved configuration.
+    """Check every value, and combinations unless other jobs may combine them better; return the resolved configuration.
 
-    Its paths mean the same from any folder. For a sweep only the values of its first job are checked: other jobs may
-    combine them better. Raises UserError naming each wrong key, its value and what is allowed.
+    Its paths mean the same from any folder. Raises UserError naming each wrong key, its value and what is allowed.
     """
     config = renamed(resolve(cfg))
     config.pop("published", None)  # what a preset claims is no setting: vae-reproduce reads it
@@ -52,24 +50,17 @@ def check(cfg: DictConfig, combinations: bool = True) -> Config:
     rules = rules_for(flat)
     ruled = {key: value for key, value in flat.items() if key in rules or key.split(".")[0] not in CALLS}
     problems += check_values(ruled, rules, _copies_of_wrong_values(cfg, ruled, rules))
-    if combinations:
-        problems += combination_problems(flat)
-    problems += dataset_problems(flat)
-    if flat.get("sweep.prune"):
-        size = flat.get("dataset.val_size")
-        by, why = f"sweep.prune={flat['sweep.prune']}", f"dataset.val_size={size}"
-        problems += check_metric(by, str(flat.get("sweep.metric")), size != 0, why)
+    problems += [*(combination_problems(flat) if combinations else ()), *dataset_problems(flat)]
+    if prune := flat.get("sweep.prune"):
+        by, size = f"sweep.prune={prune}", flat.get("dataset.val_size")
+        problems += check_metric(by, str(flat.get("sweep.metric")), size != 0, f"dataset.val_size={size}")
     if problems:
         raise UserError("\n".join(problems))
     return cast("Config", from_anywhere(config))
 
 
 def rules_for(flat: Mapping[str, Any]) -> dict[str, Rule]:
-    """Return the rules of every configuration, and those of the options that are present.
-
-    Options of a user's own _target_ mean what the user says: rules bind only vae_exp's and torch's. What all datasets
-    share goes to `prepare`, whoever made the dataset.
-    """
+    """Return the rules of every configuration, and of the options that are present, but for a user's own _target_."""
     ours = {group for group in CALLS if is_ours(flat.get(f"{group}._target_"))}
     chosen = {key: rule for key, rule in OPTION_RULES.items() if key in flat and key.split(".")[0] in ours}
     return RULES | chosen | {key: rule for key, rule in DATASET_RULES.items() if key in flat}
@@ -83,9 +74,8 @@ def is_ours(target: Any) -> bool:
 def _copies_of_wrong_values(cfg: DictConfig, flat: Mapping[str, Any], rules: Mapping[str, Rule]) -> set[str]:
     """Return the keys that are interpolations, such as ${seed}, of a wrong key: the error is reported only once."""
     written = flatten(cast("dict[str, Any]", OmegaConf.to_container(cfg)), LEAVES)
-    wrong = {key for key, value in flat.items() if key in rules and not rules[key].allows(value)}
-    sources = {key: re.fullmatch(r"\$\{([\w.]+)\}", str(written.get(key))) for key in wrong}
-    return {key for key, source in sources.items() if source is not None and source[1] in wrong}
+    wrong = {f"${{{key}}}" for key, rule in rules.items() if key in flat and not rule.allows(flat[key])}
+    return {key for key, value in written.items() if isinstance(value, str) and value in wrong}
 
 
 def check_values(flat: Mapping[str, Any], rules: Mapping[str, Rule], copies: Collection[str] = ()) -> list[str]:
@@ -102,7 +92,6 @@ def check_values(flat: Mapping[str, Any], rules: Mapping[str, Rule], copies: Col
 
 
 def _sweep_hint(key: str, value: Any, rule: Rule) -> str:
-    """Return what to type for one run with each of several values."""
     if not isinstance(value, list) or not value or not all(map(rule.allows, value)):
         return ""
     return f" A run for each value is vae-train -m {key}={','.join(map(as_typed, value))}"
@@ -120,28 +109,22 @@ def _text_hint(value: Any, rule: Rule) -> str:
 def combination_problems(flat: Mapping[str, Any]) -> Iterator[str]:
     """Yield what is wrong between keys of different groups."""
     if flat.get("model.conditional") is True and flat.get("dataset.n_classes") == 0:
-        yield (
-            f"model.conditional=true: dataset={flat.get('dataset.name')} has no labels (dataset.n_classes=0). "
-            "Use model=vanilla or model=beta, or data with labels."
-        )
+        name = flat.get("dataset.name")
+        yield f"model.conditional=true: dataset={name} has no labels. Use model=vanilla, model=beta, or other data."
     if flat.get("resume") is not None and flat.get("replace") is True:
         yield f"resume={flat['resume']} and replace=true: one goes on with a run, the other takes it away."
     if flat.get("scores_every_epochs") and flat.get("scores") == []:
-        yield (
-            f"scores_every_epochs={flat['scores_every_epochs']} and scores=[]: there is nothing to measure. Name "
-            "scores, such as scores=[mig], or use scores_every_epochs=null."
-        )
+        every = f"scores_every_epochs={flat['scores_every_epochs']}"
+        yield f"{every} and scores=[]: there is nothing to measure. Name some, or use scores_every_epochs=null."
     if flat.get("early_stopping.patience") and flat.get("dataset.val_size") == 0:
-        yield (
-            f"early_stopping.patience={flat['early_stopping.patience']}: there are no validation images to watch "
-            "(dataset.val_size=0). Use early_stopping.patience=null, or keep some."
-        )
+        patience = f"early_stopping.patience={flat['early_stopping.patience']}"
+        yield f"{patience}: there are no validation images to watch (dataset.val_size=0). Use null, or keep some."
     yield from check_devices(flat)
     yield from _objective_problems(flat)
 
 
 def check_devices(flat: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with settings that several processes cannot share."""
+    """Return what is wrong if there are more processes than images in a batch."""
     devices, batch_size = flat.get("devices"), flat.get("batch_size")
     if isinstance(devices, int) and isinstance(batch_size, int) and devices > batch_size > 0:
         return [f"devices={devices} and batch_size={batch_size}: each process needs an image of a batch."]
@@ -158,29 +141,20 @@ NEED_SPREAD = {
 
 
 def _objective_problems(flat: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what is wrong between an objective and the model or the likelihood, or with the length of its warm-up."""
     target = str(flat.get("objective._target_"))
     if target in NEED_SPREAD and flat.get("model.stochastic") is False:
         yield f"objective={target.rpartition('.')[2]}: it {NEED_SPREAD[target]}. Use objective=elbo."
     is_optimal = flat.get("likelihood.sigma") == "optimal" and is_ours(flat.get("likelihood._target_"))
     if target == "vae_exp.objectives.iwae" and is_optimal:
-        yield (
-            "objective=iwae: the draws of z must be weighed under one sigma, and likelihood.sigma=optimal fits one to "
-            "each. Use likelihood.sigma=learned."
-        )
+        yield "objective=iwae: the draws of z must be weighed under one sigma. Use likelihood.sigma=learned."
     if target == "vae_exp.objectives.dip_vae" and flat.get("batch_size") == 1:
-        yield (
-            "objective=dip_vae and batch_size=1: it takes the covariance of the codes of a batch, and one image has "
-            "none. Use batch_size=2 or more."
-        )
-    if not is_ours(target):
-        return
+        yield "objective=dip_vae and batch_size=1: it takes the covariance of the codes of a batch. Use 2 or more."
     lengths = [f"objective.warmup_{unit}" for unit in ("epochs", "steps", "fraction")]
     given = [f"{key}={flat[key]}" for key in lengths if flat.get(key)]
-    if len(given) > 1:
+    if len(given) > 1 and is_ours(target):
         yield f"{' and '.join(given)}: a warm-up has one length; set the other to 0."
     shape = flat.get("objective.warmup")
-    if shape in ("cosine", "cyclical") and not given:
+    if shape in ("cosine", "cyclical") and not given and is_ours(target):
         length = "objective.warmup_epochs=5" if shape == "cosine" else "objective.warmup_fraction=1"
         yield f"objective.warmup={shape}: say how long it lasts, such as {length}."
 
@@ -193,37 +167,32 @@ def dataset_problems(flat: Mapping[str, Any]) -> Iterator[str]:
     if is_ours(target) and isinstance(table, str) and table and target != "vae_exp.datasets.image_folder":
         yield f"dataset.factors={table}: it takes values by factor names, such as {{shape:[0],x:8}}."
     if target == "vae_exp.datasets.torchvision_images" and (source == "emnist") != bool(split):
-        if source == "emnist":
-            yield "dataset.source=emnist: it needs dataset.split, which dataset=emnist has. Use dataset=emnist."
-        else:
-            yield f"dataset.source={source}: dataset.split={split} is of emnist alone. Use dataset={source}."
+        why = (
+            "it needs dataset.split, which dataset=emnist has"
+            if source == "emnist"
+            else f"dataset.split={split} is of emnist alone"
+        )
+        yield f"dataset.source={source}: {why}. Use dataset={source}."
 
 
 def check_metric(by: str, metric: str, has_val: bool, why: str) -> list[str]:
-    """Return what is wrong with sweep.metric: runs have val/* with validation images, and test/* without.
-
-    `by` is what judges the jobs, such as hydra/sweeper=optuna; `why` is the setting that decides whether there are
-    validation images.
-    """
-    if has_val and metric in METRICS["test"]:
-        return [
-            f"sweep.metric={metric}: where there are validation images ({why}) the test images are read once, at the "
-            f"end, and {by} takes one of {', '.join(METRICS['val'])}. Or use dataset.val_size=0."
-        ]
-    if not has_val and metric in METRICS["val"]:
-        return [
-            f"sweep.metric={metric}: there are no validation images to judge by ({why}), and {by} needs them. "
-            "Keep some, such as dataset.val_size=0.1, or judge by the test images, with one of "
-            f"{', '.join(METRICS['test'])}."
-        ]
-    return []
+    """Return what is wrong with sweep.metric, by which `by` judges jobs; `why` decides about validation images."""
+    known = ", ".join(METRICS["val" if has_val else "test"])
+    if metric not in METRICS["test" if has_val else "val"]:
+        return []
+    if has_val:
+        words = (
+            f"with validation images ({why}) the test images are read only at the end, and {by} takes one of {known}"
+        )
+    else:
+        words = (
+            f"there are no validation images to judge by ({why}), and {by} needs them, or judges with one of {known}"
+        )
+    return [f"sweep.metric={metric}: {words}."]
 
 
 def from_anywhere(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the configuration with absolute paths to its data, which were relative to the current folder.
-
-    ~ stays: it means the same everywhere. In a user's own dataset such a key is a path only if that path exists.
-    """
+    """Return the configuration with absolute paths to its data, in a user's own dataset if they exist."""
     dataset = config.get("dataset")
     if not isinstance(dataset, dict):
         return config
@@ -312,11 +281,8 @@ def options_with(key: str) -> list[str]:
 
 
 def closest(word: str, known: Collection[str]) -> str:
-    """Return a sentence with the known names nearest to a misspelt one, or nothing if none is near.
-
-    Keys are compared in full and by their last part, since people write z_dim=10 for model.z_dim=10.
-    """
-    last = word.rsplit(".", 1)[-1]
+    """Return a sentence with the known names nearest to a misspelt one, or nothing if none is near."""
+    last = word.rsplit(".", 1)[-1]  # people write z_dim=10 for model.z_dim=10
     near = difflib.get_close_matches(word, known, n=3, cutoff=0.7)
     near += [key for key in known if key.rsplit(".", 1)[-1] == last]
     near += [key for key in known if difflib.get_close_matches(last, [key.rsplit(".", 1)[-1]], cutoff=0.75)]

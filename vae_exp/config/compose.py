@@ -28,8 +28,8 @@ def parse(overrides: list[str]) -> list[Override]:
 def readable(overrides: list[str]) -> list[str]:
     """Return the overrides, with quotes around values that Hydra's grammar cannot read, or reads as no text.
 
-    Such a value is a path with a space or an é, or a class called +1 or true. The shell passes it in one piece; nobody
-    should have to quote it twice. Raises UserError for a word that is not KEY=VALUE.
+    Such a value is a path with a space or an é, or a class called +1 or true: nobody should have to quote it twice.
+    Raises UserError for a word that is not KEY=VALUE.
     """
     return [_readable(_with_text_quoted(word)) for word in overrides]
 
@@ -43,9 +43,8 @@ def _readable(word: str) -> str:
         with contextlib.suppress(HydraException):
             if sign and parse([f"{key}={quoted(value)}"]):
                 return f"{key}={quoted(value)}"
-        raise UserError(
-            f"{printable(word)}: what is typed has the form KEY=VALUE. ({printable(_first_line(error))})"
-        ) from error
+        reason = printable(_first_line(error))
+        raise UserError(f"{printable(word)}: what is typed has the form KEY=VALUE. ({reason})") from error
 
 
 def _first_line(error: Exception) -> str:
@@ -60,10 +59,7 @@ SWEEP = re.compile(r"((?:choice|shuffle|sort)\()(.*)\)", re.DOTALL)
 
 
 def _with_text_quoted(word: str) -> str:
-    """Return the word with quotes around each text that Hydra would read differently from what was typed.
-
-    Numbers that are written as Python writes them stay numbers, as in configurations of older runs.
-    """
+    """Return the word with quotes around each text that Hydra would read differently; Python's numbers stay numbers."""
     key, _, value = word.partition("=")
     rule = KNOWN_RULES.get(key.lstrip("+"))
     if rule is None or "${" in value or not (rule.allows(["text"]) or rule.allows("text")):
@@ -71,23 +67,21 @@ def _with_text_quoted(word: str) -> str:
     if sweep := SWEEP.fullmatch(value):  # choice(+1,0): quotes inside of it
         inner = _with_text_quoted(f"{key}={sweep[2]}").partition("=")[2]
         return f"{key}={sweep[1]}{inner})"
+    parts = PART.findall(value)
     if rule.allows(["text"]):
-        lists = [part.strip() for part in PART.findall(value)]
-        if all(part.startswith("[") and part.endswith("]") for part in lists):
-            return f"{key}={','.join(f'[{_texts(part[1:-1])}]' for part in lists)}"
-        return word
+        lists = [part.strip() for part in parts]
+        if not all(part.startswith("[") and part.endswith("]") for part in lists):
+            return word
+        inner_lists = [",".join(_text(text) for text in PART.findall(part[1:-1])) for part in lists]
+        return f"{key}={','.join(f'[{texts}]' for texts in inner_lists)}"
     with contextlib.suppress(HydraException):  # what cannot be read is one text, its commas too
         parse([word])
-        return f"{key}={_texts(value, null=key != 'label')}"
+        return f"{key}={','.join(_text(part, null=key != 'label') for part in parts)}"
     return word
 
 
-def _texts(value: str, null: bool = False) -> str:
-    """Return comma-separated values, quoted if Hydra would read another text; `null` says that null is not text."""
-    return ",".join(_text(part, null) for part in PART.findall(value))
-
-
-def _text(word: str, null: bool) -> str:
+def _text(word: str, null: bool = False) -> str:
+    """Return one value, quoted if Hydra would read another text; `null` says that null is not text."""
     text = word.strip()
     if not text or text[0] in "'\"[{" or re.fullmatch(r"\w+\(.*\)", text):  # quoted, no text, or a function of Hydra's
         return word
@@ -100,10 +94,7 @@ def _text(word: str, null: bool) -> str:
 
 
 def compose(config_name: str, overrides: list[str]) -> DictConfig:
-    """Return the configuration that conf/CONFIG_NAME.yaml and the command line make; vae-train's has Hydra's part.
-
-    Raises UserError for a group without a name, and Hydra's own errors for everything else: `explain` rewords them.
-    """
+    """Compose conf/CONFIG_NAME.yaml; vae-train's has Hydra's part. Raises UserError, or what `explain` rewords."""
     try:
         with hydra.initialize_config_dir(str(CONF_DIR), version_base=HYDRA_VERSION):
             return hydra.compose(config_name, overrides, return_hydra_config=config_name == "config")
@@ -123,11 +114,8 @@ def _group_of(word: str) -> str:
 
 
 def _names_no_option(word: str) -> bool:
-    """Return whether a word gives a group something else than the name of an option."""
-    group = _group_of(word)
-    if not options(group) and not group.startswith("hydra/"):
-        return False
-    return "${" in word or not isinstance(parse([word])[0].value(), str)
+    is_group = options(_group_of(word)) or _group_of(word).startswith("hydra/")
+    return bool(is_group) and ("${" in word or not isinstance(parse([word])[0].value(), str))
 
 
 def without_hydra(cfg: DictConfig) -> DictConfig:
@@ -156,21 +144,19 @@ def _no_plugin(kind: str, name: str) -> str:
 
 
 def _no_option(group: str, option: str) -> str:
-    known = options(group)
+    known = ", ".join(options(group))
     if not known:
         return f"{group}={option}: there is no such option of Hydra's."
     if not option:
-        return f"{group}=: choose one of {', '.join(known)}."
-    hint = closest(option, known)
+        return f"{group}=: choose one of {known}."
+    hint = closest(option, options(group))
     elsewhere = "" if hint else " One of your own is found with --config-dir FOLDER."
-    return f"{group}={option}: there is no such {group}.{hint} There are {', '.join(known)}.{elsewhere}"
+    return f"{group}={option}: there is no such {group}.{hint} There are {known}.{elsewhere}"
 
 
 def _several_values(key: str, value: str) -> str:
-    return (
-        f"{key}={value}: several values are a sweep; add -m. One list is written {key}=[...], text with a comma "
-        f"'{key}=\"...\"'."
-    )
+    how = f"One list is written {key}=[...], text with a comma '{key}=\"...\"'."
+    return f"{key}={value}: several values are a sweep; add -m. {how}"
 
 
 # What Hydra complains of, and what we say of it.

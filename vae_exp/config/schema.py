@@ -1,7 +1,6 @@
-"""Declare every key of the configuration: its type, its range and the words that say what it takes.
+"""Declare every key of the configuration: its type is its rule, `Annotated` with a Rule where a type says too little.
 
-The type of a key is its rule: `bool`, `Literal["fp32", "bf16"]`, `Count | None`. Where a type says too little it is
-`Annotated` with a Rule. Values are strict: true is not 1, and "3" is not 3. conf/*.yaml say what each key is for.
+Values are strict: true is not 1, and "3" is not 3. conf/*.yaml say what each key is for.
 """
 
 import re
@@ -43,14 +42,11 @@ def above(low: float, high: float = MAX_FLOAT) -> Rule:
 
 
 def some_of(*options: str) -> Rule:
-    return Rule(
-        lambda v: isinstance(v, list) and all(word in options for word in v) and len(set(v)) == len(v),
-        f"a list of {', '.join(options)}, each once at most",
-    )
+    words = f"a list of {', '.join(options)}, each once at most"
+    return Rule(lambda v: isinstance(v, list) and all(word in options for word in v) and len(set(v)) == len(v), words)
 
 
 def list_of(item: Any, words: str, low: int = 0, high: int = MAX_INT) -> Rule:
-    """Return the rule of a list of low to high items of this type."""
     rule = cast("Rule", rule_of(item))
     return Rule(lambda v: isinstance(v, list) and low <= len(v) <= high and all(map(rule.allows, v)), words)
 
@@ -100,17 +96,14 @@ def is_text(value: Any) -> bool:
     return isinstance(value, str) and value.strip() != "" and value.isprintable()
 
 
-NAME_BYTES, PATH_BYTES = 255, 3900  # systems allow 255 and 4096; a run's own files lie below
-PATH_LENGTH = f"(names up to {NAME_BYTES} bytes, {PATH_BYTES:,} in all)"
-
-
 def is_path(value: Any) -> bool:
     if not isinstance(value, str) or value.strip(" ") == "" or "\0" in value:
         return False
     path = value.encode(errors="replace")
-    return len(path) <= PATH_BYTES and all(len(name) <= NAME_BYTES for name in path.split(b"/"))
+    return len(path) <= 3900 and all(len(name) <= 255 for name in path.split(b"/"))
 
 
+PATH_LENGTH = "(names up to 255 bytes, 3,900 in all)"  # systems allow 255 and 4096; a run's own files lie below
 TEXT = Rule(lambda v: is_text(v) or is_number(v), "text on one line")
 NAME = Rule(  # it becomes part of a folder's name, and must not be able to lead out of it
     lambda v: is_text(v) and re.sub("[_-]", "", v).isalnum() and len(v) <= 200,
@@ -122,8 +115,6 @@ WANDB_NAME = Rule(
 )
 RUN_PATH = Rule(lambda v: is_path(v) or is_number(v), f"the path of a folder {PATH_LENGTH}")  # 7 may name a folder
 WANDB_PATH = Rule(lambda v: TEXT.allows(v) and RUN_PATH.allows(v), f"{TEXT.words}, a path {PATH_LENGTH}")
-DATA_ROOT = Rule(is_path, f"the path of a folder, or with dataset=arrays of a file {PATH_LENGTH}")
-LABEL = Rule(RUN_PATH.allows, "the name or the number of a class")  # a folder's name
 DEVICE = Rule(
     lambda v: isinstance(v, str) and re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?|mps", v) is not None,
     "auto, cpu, cuda, cuda:N or mps",
@@ -132,8 +123,6 @@ SIZE = Rule(
     lambda v: not isinstance(v, bool) and re.fullmatch(r"\d+(\.\d+)?\s*([KMGT]?B)?", str(v).strip(), re.I) is not None,
     "a size such as 500MB or 2GB; 0 streams everything",
 )
-DECAY = Rule(lambda v: is_number(v) and 0 < v < 1, "a decay above 0 and below 1, such as 0.999")
-CHANNELS = Rule(lambda v: is_number(v) and v in (1, 3), "1 (grey) or 3 (colour)")
 FACTORS_OR_TABLE = Rule(  # of sprites and published data it has keys of its own; where it has none: the whole grid
     lambda v: v is None or v == {} or is_path(v),
     "values by factor names, such as {shape:[0],x:8}, or with dataset=image_folder a CSV file, or null",
@@ -148,11 +137,18 @@ NonNegative = Annotated[float, number(0)]
 Positive = Annotated[float, above(0)]
 UpToOne = Annotated[float, number(0, 1)]
 BelowOne = Annotated[float, Rule(lambda v: is_number(v) and 0 <= v < 1, "a number from 0 to below 1")]
+Decay = Annotated[float, Rule(lambda v: is_number(v) and 0 < v < 1, "a decay above 0 and below 1, such as 0.999")]
 Fraction = Annotated[float, Rule(lambda v: isinstance(v, float) and 0 < v < 1, "a fraction such as 0.1")]
 Spread = Annotated[float, number(1e-18, 1e18)]  # its square is a 32-bit float too
 Text = Annotated[str, TEXT]
+Widths = Annotated[list[int], list_of(Count, "a list of whole numbers, 1 or more, such as [400] or [512,256]")]
+Betas = Annotated[list[float], list_of(BelowOne, "two numbers from 0 to below 1, such as [0.9,0.999]", 2, 2)]
+Epochs = Annotated[list[float], list_of(NonNegative, "a list of numbers, 0 or more, such as [8,12]")]
+FactorValues = Annotated[list[int], list_of(Natural, "a list of values by their numbers, such as [0,2]", 1)]
+Labels = Annotated[list[str], list_of(Text, "a list of class numbers or names, such as [3,7] or [cat,dog]", 1)]
 WandbName = Annotated[str, WANDB_NAME]
 Folder = Annotated[str, Rule(is_path, RUN_PATH.words)]
+DataRoot = Annotated[str, Rule(is_path, f"the path of a folder, or with dataset=arrays of a file {PATH_LENGTH}")]
 RunFolder = Annotated[str, RUN_PATH]
 AnyPath = Annotated[str, Rule(is_path, f"the path of a file or a folder {PATH_LENGTH}")]
 Device = Annotated[str, DEVICE]
@@ -217,7 +213,7 @@ class Config(TypedDict):
     batch_size: Count
     accumulate_steps: Count
     gradient_clip_norm: Positive | None
-    ema: Annotated[float, DECAY] | None
+    ema: Decay | None
     seed: Seed
     device: Device
     devices: Annotated[int, integer(1, 1024)]
@@ -247,109 +243,90 @@ def images_per_step(config: Config) -> int:
     return config["batch_size"] * config["accumulate_steps"]
 
 
-class OptimizerKeys(TypedDict):  # of every optimizer, whatever its _target_
-    lr: Positive
-
-
-class DatasetKeys(TypedDict):  # of every dataset
-    name: Annotated[str, NAME]
-    n_classes: Natural | None
-    val_size: Natural | Fraction
-    seed: Seed
-
-
-LABELS = list_of(Text, "a list of class numbers or names, such as [3,7] or [cat,dog]", 1)
-
-
-class PrepareKeys(TypedDict, total=False):
-    """Options of every dataset, a user's own too, which `datasets.prepare` takes."""
-
-    train_size: Count | Fraction | None
-    labels: Annotated[list[str], LABELS] | None
-    flip: bool
-    device_memory: Annotated[int | float | str, SIZE]
-    binarize: Literal["none", "threshold", "static", "dynamic", "larochelle"]
-
-
-# Settings that only some options have. They bind the functions of vae_exp and of torch; a user's own may differ.
-class NetworkOptions(TypedDict, total=False):
-    hidden_dims: Annotated[list[int], list_of(Count, "a list of whole numbers, 1 or more, such as [400] or [512,256]")]
-    activation: Literal["relu", "leaky_relu", "elu", "gelu", "silu", "tanh"]
-    channels: Count
-    init: Literal["pytorch", "glorot"]
-    blocks: Annotated[int, integer(1, 1000)]
-
-
-class LikelihoodOptions(TypedDict, total=False):
-    sigma: Spread | Literal["learned", "optimal"]
-    scale: Spread | Literal["learned"]
-
-
-class ObjectiveOptions(TypedDict, total=False):
-    beta: NonNegative
-    warmup: Literal["linear", "cosine", "cyclical"]
-    warmup_epochs: NonNegative
-    warmup_steps: Natural
-    warmup_fraction: UpToOne
-    cycles: Count
-    free_nats: NonNegative
-    capacity_nats: NonNegative
-    alpha: NonNegative
-    gamma: NonNegative
-    variant: Literal["I", "II"]
-    off_diagonal: NonNegative
-    diagonal: NonNegative
-    samples: Count
-    samples_at_once: Count
-    sampling: Literal["stratified", "weighted"]
-
-
-class DatasetOptions(TypedDict, total=False):
-    root: Annotated[str, DATA_ROOT]
-    source: Literal["mnist", "fashion_mnist", "kmnist", "emnist", "qmnist", "cifar10", "svhn"]
-    test_size: Count | Fraction
-    split: Literal["balanced", "byclass", "bymerge", "digits", "letters", "mnist"]
-    image_size: Side | Annotated[list[int], list_of(Side, "a height and a width such as [48,64]", 2, 2)]
-    channels: Annotated[int, CHANNELS]
-    crop: Count | None
-    on_error: Literal["skip", "fail"]
-    cache: Folder | None
-    white: Positive | None
-    attribute: Text | None
-    label: Text | None
-    version: Literal["toy", "realistic", "real"]
-    factors: Annotated[dict[str, Any] | str | None, FACTORS_OR_TABLE]
-
-
-class OptimizerOptions(TypedDict, total=False):
-    weight_decay: NonNegative
-    fused: bool
-    momentum: UpToOne
-    alpha: UpToOne
-    rho: UpToOne
-    betas: Annotated[list[float], list_of(BelowOne, "two numbers from 0 to below 1, such as [0.9,0.999]", 2, 2)]
-
-
-class SchedulerOptions(TypedDict, total=False):
-    warmup_epochs: NonNegative
-    final_factor: UpToOne
-    every_epochs: Annotated[float, number(1e-6)]
-    gamma: Positive
-    at_epochs: Annotated[list[float], list_of(NonNegative, "a list of numbers, 0 or more, such as [8,12]")]
-
-
-FACTORS = (
-    *("shape", "scale", "orientation", "x", "y"),  # of sprites and dSprites
-    *("floor_hue", "wall_hue", "object_hue"),  # with shape, scale and orientation of Shapes3D
-    *("object_color", "object_shape", "object_size", "camera_height", "background_color"),  # of MPI3D
-    *("horizontal_axis", "vertical_axis"),
+# Of every optimizer and every dataset, whatever its _target_.
+SharedKeys = TypedDict(
+    "SharedKeys",
+    {
+        "optimizer.lr": Positive,
+        "dataset.name": Annotated[str, NAME],
+        "dataset.n_classes": Natural | None,
+        "dataset.val_size": Natural | Fraction,
+        "dataset.seed": Seed,
+    },
 )
-FACTOR_KEYS = [f"dataset.factors.{name}" for name in FACTORS]
-FACTOR_VALUES = list_of(Natural, "a list of values by their numbers, such as [0,2]", 1)
+# Of every dataset, a user's own too: `datasets.prepare` takes them.
+PrepareKeys = TypedDict(
+    "PrepareKeys",
+    {
+        "dataset.train_size": Count | Fraction | None,
+        "dataset.labels": Labels | None,
+        "dataset.flip": bool,
+        "dataset.device_memory": Annotated[int | float | str, SIZE],
+        "dataset.binarize": Literal["none", "threshold", "static", "dynamic", "larochelle"],
+    },
+)
+# Settings that only some options have. They bind the functions of vae_exp and of torch; a user's own may differ.
+Options = TypedDict(
+    "Options",
+    {
+        "network.hidden_dims": Widths,
+        "network.activation": Literal["relu", "leaky_relu", "elu", "gelu", "silu", "tanh"],
+        "network.channels": Count,
+        "network.init": Literal["pytorch", "glorot"],
+        "network.blocks": Annotated[int, integer(1, 1000)],
+        "likelihood.sigma": Spread | Literal["learned", "optimal"],
+        "likelihood.scale": Spread | Literal["learned"],
+        "objective.beta": NonNegative,
+        "objective.warmup": Literal["linear", "cosine", "cyclical"],
+        "objective.warmup_epochs": NonNegative,
+        "objective.warmup_steps": Natural,
+        "objective.warmup_fraction": UpToOne,
+        "objective.cycles": Count,
+        "objective.free_nats": NonNegative,
+        "objective.capacity_nats": NonNegative,
+        "objective.alpha": NonNegative,
+        "objective.gamma": NonNegative,
+        "objective.variant": Literal["I", "II"],
+        "objective.off_diagonal": NonNegative,
+        "objective.diagonal": NonNegative,
+        "objective.samples": Count,
+        "objective.samples_at_once": Count,
+        "objective.sampling": Literal["stratified", "weighted"],
+        "dataset.root": DataRoot,
+        "dataset.source": Literal["mnist", "fashion_mnist", "kmnist", "emnist", "qmnist", "cifar10", "svhn"],
+        "dataset.test_size": Count | Fraction,
+        "dataset.split": Literal["balanced", "byclass", "bymerge", "digits", "letters", "mnist"],
+        "dataset.image_size": Side | Annotated[list[int], list_of(Side, "a height and a width such as [48,64]", 2, 2)],
+        "dataset.channels": Annotated[int, Rule(lambda v: is_number(v) and v in (1, 3), "1 (grey) or 3 (colour)")],
+        "dataset.crop": Count | None,
+        "dataset.on_error": Literal["skip", "fail"],
+        "dataset.cache": Folder | None,
+        "dataset.white": Positive | None,
+        "dataset.attribute": Text | None,
+        "dataset.label": Text | None,
+        "dataset.version": Literal["toy", "realistic", "real"],
+        "dataset.factors": Annotated[dict[str, Any] | str | None, FACTORS_OR_TABLE],
+        "optimizer.weight_decay": NonNegative,
+        "optimizer.fused": bool,
+        "optimizer.momentum": UpToOne,
+        "optimizer.alpha": UpToOne,
+        "optimizer.rho": UpToOne,
+        "optimizer.betas": Betas,
+        "scheduler.warmup_epochs": NonNegative,
+        "scheduler.final_factor": UpToOne,
+        "scheduler.every_epochs": Annotated[float, number(1e-6)],
+        "scheduler.gamma": Positive,
+        "scheduler.at_epochs": Epochs,
+    },
+)
+FACTORS = (  # of sprites and dSprites, Shapes3D, MPI3D
+    *("shape", "scale", "orientation", "x", "y", "floor_hue", "wall_hue", "object_hue", "object_color", "object_shape"),
+    *("object_size", "camera_height", "background_color", "horizontal_axis", "vertical_axis"),
+)
 
 
 class DataRootKeys(TypedDict):
-    root: Annotated[str, DATA_ROOT] | None
+    root: DataRoot | None
 
 
 class WandbModeKeys(TypedDict):
@@ -391,7 +368,7 @@ class GenerateOptions(TypedDict):
         "samples", "classes", "reconstructions", "interpolations", "traversals", "manifold", "latents", "weights"
     ]
     n: Count | None
-    label: Annotated[int | str, LABEL] | None
+    label: Annotated[int | str, Rule(RUN_PATH.allows, "the name or the number of a class")] | None  # a folder's name
     temperature: Temperature
     sampler: Sampler
     inputs: AnyPath | None
@@ -410,16 +387,9 @@ class GenerateOptions(TypedDict):
     dataset: DataRootKeys
 
 
-RULES = rules_of(Config) | rules_of(OptimizerKeys, "optimizer.") | rules_of(DatasetKeys, "dataset.")
-DATASET_RULES = rules_of(PrepareKeys, "dataset.")
-OPTION_RULES = (
-    rules_of(NetworkOptions, "network.")
-    | rules_of(LikelihoodOptions, "likelihood.")
-    | rules_of(ObjectiveOptions, "objective.")
-    | rules_of(DatasetOptions, "dataset.")
-    | rules_of(OptimizerOptions, "optimizer.")
-    | rules_of(SchedulerOptions, "scheduler.")
-    | dict.fromkeys(FACTOR_KEYS, cast("Rule", rule_of(Count | Annotated[list[int], FACTOR_VALUES])))
-)
+RULES = rules_of(Config) | rules_of(SharedKeys)
+DATASET_RULES = rules_of(PrepareKeys)
+FACTOR_RULE = cast("Rule", rule_of(Count | FactorValues))
+OPTION_RULES = rules_of(Options) | {f"dataset.factors.{name}": FACTOR_RULE for name in FACTORS}
 EVALUATE_RULES = rules_of(EvaluateOptions)
 GENERATE_RULES = rules_of(GenerateOptions)

@@ -14,27 +14,20 @@ from vae_exp.config.checks import CALLS, groups
 from vae_exp.config.schema import RULES
 from vae_exp.errors import UserError
 
+log = logging.getLogger(__name__)
 # True: whatever is named may run. A configuration: what it names, which was typed.
 Trust = bool | Mapping[str, Any]
 
 
-def _named(module: str, *names: str) -> set[str]:
-    return {f"vae_exp.{module}.{name}" for name in names}
-
-
-# These names stay when files move: see config/migrations.py.
-PUBLIC = {
-    "network": _named("networks", "mlp", "conv", "resnet", "burgess", "locatello"),
-    "likelihood": _named(
-        "likelihoods", "bernoulli", "continuous_bernoulli", "gaussian", "laplace", "discretized_logistic"
-    ),
-    "objective": _named("objectives", "elbo", "beta_tc", "capacity", "dip_vae", "free_bits", "iwae"),
-    "dataset": _named(
-        "datasets",
-        *("torchvision_images", "digits", "image_folder", "arrays", "celeba"),
-        *("sprites", "dsprites", "shapes3d", "mpi3d"),
-    ),
-    "scheduler": _named("schedules", "constant", "cosine", "milestones", "step"),
+PUBLIC = {  # these names stay when files move: see config/migrations.py
+    group: {f"vae_exp.{group.replace('scheduler', 'schedule')}s.{name}" for name in names.split()}
+    for group, names in {
+        "network": "mlp conv resnet burgess locatello",
+        "likelihood": "bernoulli continuous_bernoulli gaussian laplace discretized_logistic",
+        "objective": "elbo beta_tc capacity dip_vae free_bits iwae",
+        "dataset": "torchvision_images digits image_folder arrays celeba sprites dsprites shapes3d mpi3d",
+        "scheduler": "constant cosine milestones step",
+    }.items()
 }
 OPTIMIZER = re.compile(r"torch\.optim\.[A-Z]\w*")  # all that torch.optim has under such a name are its classes
 
@@ -62,8 +55,7 @@ def is_published(group: str, target: Any) -> bool:
 def check_foreign(config: Mapping[str, Any], *names: str, trust: Trust = False, where: str = "the checkpoint") -> None:
     """Raise UserError if a group's _target_ is neither published nor trusted, before anything of it is imported.
 
-    Every _target_ that was not typed, but read from a run folder, a checkpoint, an export or an artifact, is checked
-    here. Deeper down, and beside plain values, no _target_ is allowed without trust: a user's own code may call it.
+    Every _target_ read from a file is checked here. Deeper down none is allowed: a user's own code may call it.
     """
     trusted = config if trust is True else trust or {}
     for group in names:
@@ -74,10 +66,9 @@ def check_foreign(config: Mapping[str, Any], *names: str, trust: Trust = False, 
             raise UserError(f"checkpoint: its {group} is not a _target_ with plain values.")
         target = settings.get("_target_")
         if not is_published(group, target) and target != known.get("_target_", object()):
-            raise UserError(
-                f"{group}._target_={target}: {where} names code that is not vae_exp's, and using it would run that "
-                "code. Where you know both, say trust=true, or vae_exp.load(..., trust=True)."
-            )
+            why = f"{where} names code that is not vae_exp's, and using it would run that code"
+            how = "Where you know both, say trust=true, or vae_exp.load(..., trust=True)."
+            raise UserError(f"{group}._target_={target}: {why}. {how}")
 
 
 def _is_plain(value: Any) -> bool:
@@ -100,12 +91,9 @@ def own_words(stored: Iterable[str], overrides: Collection[str] = ()) -> tuple[l
     Accepted are vae_exp's own keys, and of Hydra's a launcher and a sweeper with their numbers; nothing that reads the
     environment, calls a resolver or names a file outside the folders of options. Those that were typed as well pass.
     """
-    accepted: list[str] = []
-    dropped: list[str] = []
-    for word in stored:
-        if word in overrides or not word.startswith(PLANNED):
-            (accepted if word in overrides or _is_own(word) else dropped).append(word)
-    return accepted, dropped
+    words = [word for word in stored if word in overrides or not word.startswith(PLANNED)]
+    accepted = [word for word in words if word in overrides or _is_own(word)]
+    return accepted, [word for word in words if word not in accepted]
 
 
 def _is_own(line: str) -> bool:
@@ -127,21 +115,16 @@ def _is_own(line: str) -> bool:
     references = re.findall(r"\$\{(\w+)[\w.]*\}", line)
     if len(references) != line.count("${") or not OWN.issuperset(references):
         return False
-    return re.split("[./]", key)[0] in OWN - {"trust"} and not (is_group(key) and _leads_out(value))
+    if is_group(key):  # no path to some other file, and no values, instead of the name of an option
+        names = re.split(r"[^\w./\\{-]+", value)
+        if any(".." in name or "\\" in name or "{" in name or name.startswith("/") for name in names):
+            return False
+    return re.split("[./]", key)[0] in OWN - {"trust"}
 
 
 def is_group(key: str) -> bool:
     """Return whether a key of an override chooses an option of a group, which is a file, and sets no value."""
     return "/" in key or key in groups()
-
-
-def _leads_out(value: str) -> bool:
-    """Return whether a group is given a path to some other file, or values, instead of the name of an option."""
-    names = re.split(r"[^\w./\\{-]+", value)
-    return any(".." in name or "\\" in name or "{" in name or name.startswith("/") for name in names)
-
-
-log = logging.getLogger(__name__)
 
 
 def look_here_too(module: str) -> None:
@@ -152,7 +135,6 @@ def look_here_too(module: str) -> None:
 
 
 def _own_modules(config: Mapping[str, Any], groups: Iterable[str]) -> list[str]:
-    """Return the modules outside of vae_exp and torch.optim that a configuration names."""
     named = [(group, str(config[group].get("_target_"))) for group in groups]
     return list(dict.fromkeys(target.partition(".")[0] for group, target in named if not is_published(group, target)))
 
@@ -176,23 +158,16 @@ def _file_of(name: str) -> Path | None:
 
 
 def find(config: Mapping[str, Any], groups: Iterable[str], code: Mapping[str, str]) -> None:
-    """Import the user's own modules that a trusted run names, from the files they had when it was trained.
-
-    A missing file is looked for as at the start of a run, with a note. Raises UserError if it cannot be found, and
-    for a module that was imported from another file.
-    """
+    """Import the user's own modules that a trusted run names, from its files if they still exist. Raises UserError."""
     for name in _own_modules(config, groups):
-        if name not in code:
-            continue
-        file, loaded = Path(code[name]), _file_of(name)
-        if loaded is not None:
-            if file.exists() and not _is_same(loaded, file):
-                raise UserError(
-                    f"{name}: the run's is {file}, and {loaded} is imported already. Each needs a process of its own."
-                )
-        elif file.exists():
-            _import(name, file)
-        else:
+        file, loaded = Path(code.get(name, "")), _file_of(name)
+        if name in code and file.exists():
+            if loaded is None:
+                _import(name, file)
+            elif not _is_same(loaded, file):
+                why = f"the run's is {file}, and {loaded} is imported already"
+                raise UserError(f"{name}: {why}. Each needs a process of its own.")
+        elif name in code and loaded is None:
             look_here_too(name)
             gone, spec = f"{name}: the run's code was {file}, which is gone", importlib.util.find_spec(name)
             if spec is None:

@@ -176,7 +176,7 @@ def check(cfg: DictConfig, several_runs: bool = False) -> Config:
         wandb_run.api_key(cfg.wandb.mode)
     config = build.check(cfg, combinations=not several_runs)
     if started() == 1:
-        build.require(config["device"], config["devices"])
+        build.device(config["device"], config["devices"])
     precision.check(config["precision"], config["compile"], build.device(config["device"]))
     return config
 

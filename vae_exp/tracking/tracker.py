@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -42,16 +41,14 @@ from vae_exp.training.run_dir import (
 from vae_exp.training.state import RunInfo
 
 log = logging.getLogger(__name__)
-TEARDOWN_SECONDS = 1
 
 
 class Tracker:
     """One run: opened once, closed once with its state, whatever happens in between.
 
-    The run folder gets config.yaml, metrics.jsonl, images/ and summary.json, each complete after every write, so that
-    it has everything if W&B is disabled, unreachable or killed. The only clock is the optimizer step. `before` is the
-    checkpoint that a run resumes from: what was written after it is cut off, and W&B's run has the same id. A run that
-    starts anew removes what is in its folder, and the first `old_log_bytes` bytes of train.log.
+    The run folder has everything even if W&B is disabled, unreachable or killed. The only clock is the optimizer step.
+    `before` is the checkpoint that a run resumes from: what was written after it is cut off, and W&B's run has the same
+    id. A run that starts anew removes what is in its folder, and the first `old_log_bytes` bytes of train.log.
     """
 
     def __init__(
@@ -60,8 +57,8 @@ class Tracker:
         run_dir: Path,
         wandb_mode: Mode,
         info: RunInfo,
-        before: Checkpoint | None = None,
-        old_log_bytes: int = 0,
+        before: Checkpoint | None,
+        old_log_bytes: int,
     ) -> None:
         self.run_dir = run_dir
         self.started, self.wandb_id = time.monotonic(), None
@@ -83,8 +80,7 @@ class Tracker:
         self.summary = Summary("running", name=self.name, results=asdict(info) | best)
         self.wandb = None if wandb_mode == "disabled" else self._open_wandb(config, wandb_mode, asdict(info), known)
         if self.wandb is not None:
-            self.wandb_id = self.wandb.id
-            self.summary.wandb = _describe(self.wandb, wandb_mode)
+            self.wandb_id, self.summary.wandb = self.wandb.id, _describe(self.wandb, wandb_mode)
         self._write_summary()
         if best:
             self._in_wandb(lambda run: run.summary.update(best))
@@ -92,22 +88,28 @@ class Tracker:
     def _open_wandb(self, config: Config, mode: Mode, info: dict[str, Any], known: WandbRun) -> Any:
         import wandb
 
-        try:
-            options = wandb_run.training_options(config, info, self.name, self.wandb_id, known)
-            return wandb.init(mode=mode, **options)
-        except Exception as error:  # whatever is wrong with W&B, it must not cost the run
-            if mode == "offline":
-                log.warning("W&B could not be started (%s); the run folder has everything.", first_line(error))
-                return None
-            log.warning("W&B: %s; the run goes on offline.", first_line(error))
-            return self._open_wandb(config, "offline", info, known)
+        for attempt in dict.fromkeys((mode, "offline")):
+            try:
+                options = wandb_run.training_options(config, info, self.name, self.wandb_id, known)
+                return wandb.init(mode=attempt, **options)
+            except Exception as error:  # whatever is wrong with W&B, it must not cost the run
+                rest = "the run folder has everything" if attempt == "offline" else "the run goes on offline"
+                log.warning("W&B: %s; %s.", first_line(error), rest)
+        return None
 
     def log(self, values: dict[str, Any], step: int) -> None:
         """Log scalars, and lists that W&B shows as histograms."""
         with writing(self.run_dir / METRICS):
             self.metrics.write(json.dumps({"step": step} | values) + "\n")
             self.metrics.flush()
-        self._in_wandb(lambda run: run.log(_with_histograms(values), step=step))
+
+        def log_values(run: Any) -> None:
+            import wandb
+
+            histograms = {name: wandb.Histogram(value) for name, value in values.items() if isinstance(value, list)}
+            run.log(values | histograms, step=step)
+
+        self._in_wandb(log_values)
 
     def image(self, name: str, pixels: np.ndarray, caption: str, step: int) -> None:
         """Write a picture, as images/NAME_STEP.png and in W&B as images/NAME; it is encoded once."""
@@ -167,16 +169,13 @@ class Tracker:
         try:
             call(self.wandb)
         except Exception as error:  # see _open_wandb
-            log.warning(
-                "W&B stopped working (%s); the run folder has everything. To upload later: wandb sync %s",
-                first_line(error),
-                self.summary.wandb.dir,
-            )
+            later = f"To upload later: wandb sync {self.summary.wandb.dir}"
+            log.warning("W&B stopped working (%s); the run folder has everything. %s", first_line(error), later)
             self.wandb = None
             # Else it fails once more, with a traceback, when Python ends; beside, because it waits for the server.
             teardown = threading.Thread(target=_teardown, daemon=True)
             teardown.start()
-            teardown.join(TEARDOWN_SECONDS)
+            teardown.join(timeout=1)
 
     def _write_summary(self) -> None:
         self.summary.seconds = round(time.monotonic() - self.started, 3)
@@ -185,9 +184,7 @@ class Tracker:
     def __enter__(self) -> "Tracker":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if error is not None:  # written first: whoever stops a run may not wait for W&B
             with contextlib.suppress(OSError, UserError):  # what the error says is what matters
                 self._write_end(error)
@@ -206,13 +203,16 @@ class Tracker:
 
     def _close_wandb(self, error: BaseException | None) -> None:
         state, reason, exit_code = self._end(error)
-        if isinstance(error, SystemExit):
-            self._in_wandb(lambda run: run.mark_preempting())
-        self._in_wandb(lambda run: run.summary.update({"state": state, "reason": reason}))
-        self._in_wandb(lambda run: run.finish(exit_code=exit_code))
+
+        def close(run: Any) -> None:
+            if isinstance(error, SystemExit):
+                run.mark_preempting()
+            run.summary.update({"state": state, "reason": reason})
+            run.finish(exit_code=exit_code)
+
+        self._in_wandb(close)
 
     def _end(self, error: BaseException | None) -> tuple[str, str | None, int]:
-        """Return the state of a run that ends with this error or none, the reason, and W&B's exit code."""
         if error is None:
             return self.ends_as, self.summary.reason, 0
         if isinstance(error, KeyboardInterrupt):
@@ -245,12 +245,6 @@ def _describe(run: Any, mode: str) -> WandbRun:
         group=run.group or None,
         tags=list(run.tags or ()) or None,
     )
-
-
-def _with_histograms(values: dict[str, Any]) -> dict[str, Any]:
-    import wandb
-
-    return {name: wandb.Histogram(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def _teardown() -> None:

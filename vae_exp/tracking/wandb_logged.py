@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
-from vae_exp.compare.runs import RESULTS, SEEDS, Run, differing, is_number, swept_keys
+from vae_exp.compare.runs import RESULTS, SEEDS, Run, differing, swept_keys
 from vae_exp.config.checks import flatten
+from vae_exp.config.schema import is_number
 from vae_exp.errors import UserError
 from vae_exp.evaluation import results
 from vae_exp.files import read_json_lines
@@ -57,9 +58,7 @@ def read(runs: list[Run]) -> Logged:
         if group not in (None, summary.name, *logged.groups):  # a run alone shares its name with its evaluations
             logged.groups.append(str(group))
     if not known:
-        raise UserError(
-            f"none of the {len(runs)} runs was logged to W&B (wandb.mode=disabled): there is nothing to show there."
-        )
+        raise UserError(f"none of the {len(runs)} runs was logged to W&B (wandb.mode=disabled).")
     logged.metric = next((name for name in RESULTS.values() if name in logged.summary), logged.metric)
     swept = [_name_of(key, logged.config) for key in swept_keys(known)]
     logged.keys = [key for key in swept if key not in (*SEEDS, OVER)]
@@ -91,18 +90,11 @@ def project_of(folders: Iterable[Path]) -> str | None:
 
 
 def _history(folder: Path) -> set[str]:
-    """Return the names in metrics.jsonl of numbers, and of lists, which are histograms in W&B."""
-    names = {
-        name
-        for row in read_json_lines(folder / METRICS)
-        for name, value in row.items()
-        if is_number(value) or isinstance(value, list)
-    }
-    return names - {"step"}
+    items = (item for row in read_json_lines(folder / METRICS) for item in row.items())
+    return {name for name, value in items if is_number(value) or isinstance(value, list)} - {"step"}
 
 
 def _pictures(folder: Path) -> set[str]:
-    """Return the W&B names of a run's pictures, such as images/samples for images/samples_0000022.png."""
     matches = [re.fullmatch(r"(.+)_\d{7,}", path.stem) for path in (folder / IMAGES).glob("*.png")]
     return {f"{IMAGES}/{match[1]}" for match in matches if match}
 

@@ -1,6 +1,7 @@
 """W&B runs: their mode and server, their options, and those beside training: an evaluation's, a sweep's summary."""
 
 import base64
+import contextlib
 import functools
 import hashlib
 import logging
@@ -18,9 +19,8 @@ from urllib.error import HTTPError
 from urllib.parse import urlparse
 from urllib.request import Request, urlopen
 
-from vae_exp.compare.runs import is_number
 from vae_exp.config.checks import as_typed
-from vae_exp.config.schema import Config, WandbKeys
+from vae_exp.config.schema import Config, WandbKeys, is_number
 from vae_exp.errors import UserError, printable
 from vae_exp.training.run_dir import OUTPUTS, WandbRun, read_summary
 
@@ -37,13 +37,12 @@ IN_EVERY_NAME = ("model", "model.name", "dataset", "model.z_dim", "optimizer.lr"
 
 
 def choose_mode(wanted: str) -> Mode:
-    """Return the mode for wandb.init: online, offline or disabled.
+    """Return the mode for wandb.init: online, offline or disabled. Raise UserError as api_key and check_environment do.
 
     auto is what W&B's variables say, else online if an API key is configured, else offline. A server that does not
-    answer, or refuses the key, means offline, and wrong settings mean disabled. Raise UserError as api_key and
-    check_environment do.
+    answer, or refuses the key, means offline, and wrong settings mean disabled.
     """
-    mode = _mode_of_environment() if wanted == "auto" else wanted
+    mode = _mode_of(wanted)
     if mode == "disabled":
         return "disabled"
     check_environment(wanted)
@@ -61,18 +60,19 @@ def choose_mode(wanted: str) -> Mode:
     except (ValueError, wandb.Error) as error:  # such as WANDB_BASE_URL without http://
         log.warning("W&B: its settings are wrong, so the run goes on without it: %s", error)
         return "disabled"
-    if key is not None and not problem:
-        return "online"
     if problem:
         log.warning("W&B: %s; the run goes on offline.", problem)
+    elif key is not None:
+        return "online"
     # Said to the whole process: else W&B's service talks to its server even for an offline run, and the
     # program's end waits for an answer.
     wandb.setup(wandb.Settings(silent=True, mode="offline"))
     return "offline"
 
 
-def _mode_of_environment() -> str:
-    """Return what wandb.mode=auto means, by W&B's own variables."""
+def _mode_of(wanted: str) -> str:
+    if wanted != "auto":
+        return wanted
     is_disabled = os.environ.get("WANDB_DISABLED", "").strip().lower() in ("true", "1", "yes", "y", "on", "t")
     return "disabled" if is_disabled else os.environ.get("WANDB_MODE", "auto")
 
@@ -80,35 +80,24 @@ def _mode_of_environment() -> str:
 def check_environment(wanted: str, several_runs: bool = False) -> None:
     """Raise UserError if W&B would refuse WANDB_RUN_ID, or if it is set for several runs; wanted is wandb.mode."""
     run_id = os.environ.get("WANDB_RUN_ID", "")
-    if (_mode_of_environment() if wanted == "auto" else wanted) == "disabled":
+    if _mode_of(wanted) == "disabled":
         return
     if run_id != run_id.strip() or any(letter in REFUSED_IN_IDS or not letter.isprintable() for letter in run_id):
-        raise UserError(
-            f"WANDB_RUN_ID={run_id}: W&B takes no id with spaces around it or any of {' '.join(REFUSED_IN_IDS)} in it."
-        )
+        refused = " ".join(REFUSED_IN_IDS)
+        raise UserError(f"WANDB_RUN_ID={run_id}: W&B takes no id with spaces around it or any of {refused} in it.")
     if run_id and several_runs:
         raise UserError(f"WANDB_RUN_ID={run_id}: is of one run, and each job of a sweep is a run of its own. Unset it.")
 
 
 def api_key(mode: str, because: str = "wandb.mode=online", instead: str = "use wandb.mode=offline") -> str | None:
-    """Return the W&B API key, an empty text for other credentials, or None if there are none.
-
-    Raise UserError if wandb.mode=online has none; it says what to do instead of `wandb login`.
-    """
-    settings = _settings()
-    key = settings.api_key or _key_in_netrc(settings.base_url) or ("" if settings.identity_token_file else None)
+    """Return the W&B API key, an empty text for other credentials, or None. Raise UserError if online has none."""
+    settings, entry = _settings(), None
+    with contextlib.suppress(OSError, netrc.NetrcParseError):  # wandb.login waits for the network
+        entry = netrc.netrc(os.environ.get("NETRC")).hosts.get(urlparse(settings.base_url).hostname or "")
+    key = settings.api_key or (entry and entry[2]) or ("" if settings.identity_token_file else None)
     if mode == "online" and key is None:
         raise UserError(f"{because}: no W&B API key is configured. `wandb login`, or {instead}.")
     return key
-
-
-def _key_in_netrc(server: str) -> str | None:
-    """Return the key that `wandb login` wrote, found without the network that wandb.login waits for."""
-    try:
-        entry = netrc.netrc(os.environ.get("NETRC")).hosts.get(urlparse(server).hostname or "")
-    except (OSError, netrc.NetrcParseError):
-        return None
-    return entry[2] if entry else None
 
 
 def _settings() -> Any:
@@ -125,8 +114,8 @@ def server_problem() -> str | None:
 @functools.lru_cache  # a server that is away is waited for once, not once per job of a sweep
 def _probe(server: str, key: str) -> str | None:
     """Ask the server who we are, as wandb would, and return what is wrong with it, or None."""
-    login = base64.b64encode(f"api:{key}".encode()).decode()
-    headers = {"Content-Type": "application/json", "Authorization": f"Basic {login}"}
+    login = f"Basic {base64.b64encode(f'api:{key}'.encode()).decode()}"
+    headers = {"Content-Type": "application/json", "Authorization": login}
     request = Request(f"{server.rstrip('/')}/graphql", b'{"query": "query { viewer { id } }"}', headers)
     try:
         urlopen(request, timeout=PROBE_SECONDS).close()
@@ -158,18 +147,15 @@ def training_options(
     # `wandb leet` lists runs by the first few letters of their ids: what is swept comes first.
     swept = [word.partition("=") for word in config["sweep"]["over"]]
     values = [SHORT.get(key, key.rsplit(".", 1)[-1]) + value for key, _, value in swept]
-    return (
-        _options(config["wandb"], known)
-        | _labels(config, name, known)
-        | {
-            "config": {**config, **info},
-            "id": os.environ.get("WANDB_RUN_ID") or wandb_id or new_id("-".join([*values, name])),
-            "resume": "allow" if wandb_id else None,
-            "name": name,
-            "job_type": os.environ.get("WANDB_JOB_TYPE") or "train",
-            "notes": None if config["wandb"]["notes"] is None else str(config["wandb"]["notes"]),
-        }
-    )
+    options = {
+        "config": {**config, **info},
+        "id": os.environ.get("WANDB_RUN_ID") or wandb_id or new_id("-".join([*values, name])),
+        "resume": "allow" if wandb_id else None,
+        "name": name,
+        "job_type": os.environ.get("WANDB_JOB_TYPE") or "train",
+        "notes": config["wandb"]["notes"],
+    }
+    return _options(config["wandb"], known) | _labels(config, name, known) | options
 
 
 def _options(keys: WandbKeys, known: WandbRun) -> dict[str, Any]:
@@ -179,28 +165,26 @@ def _options(keys: WandbKeys, known: WandbRun) -> dict[str, Any]:
     # Absolute, because W&B's service keeps the working folder of its start.
     folder = Path(str(keys["dir"] or os.environ.get("WANDB_DIR") or OUTPUTS)).resolve()
     folder.mkdir(parents=True, exist_ok=True)
+    seconds: dict[str, Any] = {"init_timeout": INIT_SECONDS, "finish_timeout": FINISH_SECONDS}
     return {
         "dir": folder,
         "project": str(keys["project"] or known.project or os.environ.get("WANDB_PROJECT") or "vae_exp"),
         "entity": keys["entity"] or known.entity,
         "reinit": "finish_previous",  # a run that is still open must not swallow this one's points
-        "settings": wandb.Settings(
-            silent=True, init_timeout=INIT_SECONDS, finish_timeout=FINISH_SECONDS, finish_timeout_raises=True
-        ),
+        "settings": wandb.Settings(silent=True, finish_timeout_raises=True, **seconds),
     }
 
 
 def _labels(config: Mapping[str, Any], name: str, known: WandbRun) -> dict[str, Any]:
-    """Return the W&B group of a run and of its evaluations (chosen, its sweep, or its own name), and their tags.
-
-    known is what summary.json has of the run: its environment, which may be another one by now.
-    """
+    """Return the W&B group and tags of a run and of its evaluations; known is what summary.json has of the run."""
     keys, sweep = config.get("wandb") or {}, config.get("sweep") or {}
     group = keys.get("group") or sweep.get("name") or known.group or os.environ.get("WANDB_RUN_GROUP") or name
-    if known.tags is not None and not keys.get("tags"):
-        return {"group": str(group), "tags": _accepted(known.tags)}
     names = [(config.get(part) or {}).get("name") for part in ("model", "dataset")]
-    return {"group": str(group), "tags": _accepted([*names, *(keys.get("tags") or _tags_of_environment())])}
+    tags: list[Any] | None = (
+        known.tags if not keys.get("tags") else None
+    )  # of its environment, which may be another one by now
+    tags = [*names, *(keys.get("tags") or _tags_of_environment())] if tags is None else tags
+    return {"group": str(group), "tags": _accepted(tags)}
 
 
 def _tags_of_environment() -> list[str]:
@@ -210,9 +194,8 @@ def _tags_of_environment() -> list[str]:
 def _accepted(tags: Iterable[Any]) -> list[str]:
     """Return the tags that W&B accepts: with one that is too long it would refuse the run."""
     texts = [str(tag) for tag in tags if tag is not None]
-    if long := [tag for tag in texts if len(tag) > MAX_TAG]:
-        beginnings = ", ".join(printable(tag[:MAX_TAG]) + "..." for tag in long)
-        log.warning("W&B: left out what is longer than the %d characters of a tag: %s", MAX_TAG, beginnings)
+    if long := [printable(tag[:MAX_TAG]) + "..." for tag in texts if len(tag) > MAX_TAG]:
+        log.warning("W&B: left out what is longer than the %d characters of a tag: %s", MAX_TAG, ", ".join(long))
     return [tag for tag in texts if len(tag) <= MAX_TAG]
 
 
@@ -233,16 +216,12 @@ def first_line(error: Exception) -> str:
 def record_evaluation(
     wandb_mode: str, run_dir: Path, config: Config, values: dict[str, Any], pictures: dict[str, Path]
 ) -> str | None:
-    """Add numbers and pictures to a run's W&B run, or, if that cannot be reopened, to a run in its group.
-
-    wandb_mode=auto means the mode of the run itself. Return in words where they are, or None if nothing was logged.
-    """
+    """Add numbers and pictures to a run's W&B run, or to one in its group; return in words where, or None."""
     summary = read_summary(run_dir)
-    if summary is None or summary.name is None:  # a checkpoint that was taken out of its run's folder
+    # A checkpoint that was taken out of its run's folder has no summary.
+    if summary is None or summary.name is None or _mode_of(wandb_mode) == "disabled":
         return None
-    if wandb_mode == "auto" and _mode_of_environment() == "disabled":
-        return None
-    mode = choose_mode(summary.wandb.mode if wandb_mode == "auto" else wandb_mode)
+    mode = choose_mode(summary.wandb.mode if wandb_mode == "auto" else wandb_mode)  # auto: as the run itself
     if mode == "disabled":
         return None
     import wandb
@@ -268,19 +247,14 @@ def record_evaluation(
             log.warning("W&B: the evaluation could not be logged (%s).", first_line(error))
             continue
         folder = Path(run.dir).parent
-        if run.offline:
-            _remove_previous(folder, beside["id"])
+        if run.offline:  # what previous evaluations of the run logged, this one did too
+            pattern = re.compile(rf"offline-run-\d+_\d+-{re.escape(beside['id'])}(-\d+)?")  # -1 for two of one second
+            for path in folder.parent.iterdir():
+                if pattern.fullmatch(path.name) and path.name != folder.name:
+                    shutil.rmtree(path, ignore_errors=True)
         name = f"run {run.id}" if options is reopened else f"{run.name!r} in group {run.group}"
         return f"{name}, {os.path.relpath(folder) if run.offline else run.url}"
     return None
-
-
-def _remove_previous(folder: Path, run_id: str) -> None:
-    """Remove the folders of previous evaluations of the same run, whose numbers the new one has too."""
-    pattern = re.compile(rf"offline-run-\d+_\d+-{re.escape(run_id)}(-\d+)?")  # the last for two of one second
-    for path in folder.parent.iterdir():
-        if pattern.fullmatch(path.name) and path.name != folder.name:
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def publish_sweep(
@@ -320,13 +294,12 @@ def publish_sweep(
 def _one_type(column: Sequence[Any]) -> list[Any]:
     """Return a column as W&B's tables take it: numbers, texts or booleans, else all of it as it would be typed."""
     kinds = {float if is_number(value) else type(value) for value in column if value is not None}
-    if len(kinds) < 2 and kinds <= {float, str, bool}:
-        return [*column]
-    return [None if value is None else as_typed(value) for value in column]
+    is_plain = len(kinds) < 2 and kinds <= {float, str, bool}
+    return [value if is_plain or value is None else as_typed(value) for value in column]
 
 
 def download(artifact: str) -> Path:
-    """Return the folder to which a W&B artifact such as ENTITY/PROJECT/NAME:best is downloaded, or raise UserError."""
+    """Return the folder to which a W&B artifact such as ENTITY/PROJECT/NAME:best is downloaded. Raises UserError."""
     api_key("online", f"checkpoint={artifact} is an artifact of W&B's", "give the path of a file or of a run's folder")
     import wandb
 

@@ -2,13 +2,13 @@
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vae_exp.compare import table
-from vae_exp.compare.runs import RESULTS, SCORES, Run, fold_seeds, is_number, setting_columns, sort_runs
+from vae_exp.compare.runs import RESULTS, SCORES, Run, fold_seeds, setting_columns, sort_runs
 from vae_exp.compare.table import cell, is_logarithmic
+from vae_exp.config.schema import is_number
 from vae_exp.errors import UserError
 from vae_exp.tracking import wandb_run
 from vae_exp.tracking.wandb_logged import Logged
@@ -20,9 +20,7 @@ try:
     import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws
 except ImportError as error:  # an extra, which only --wandb asks for
-    raise UserError(
-        f"--wandb needs wandb-workspaces, which is not installed: pip install 'vae_exp[workspaces]' ({error})"
-    ) from error
+    raise UserError(f"--wandb needs wandb-workspaces: pip install 'vae_exp[workspaces]' ({error})") from error
 
 NAME = "vae_exp"
 SECONDS = 15  # for an answer of W&B's server
@@ -43,40 +41,28 @@ THIRD, HALF, WHOLE = 8, 12, 24  # of the width of a report
 
 def terms(logged: Logged) -> list[Any]:
     """Return panels of the negative ELBO and its two terms over steps, in nats per image, held-out images first."""
-    return [
-        line(f"{term} ({SPLITS[split]})", f"{split}/{term}", "nats per image")
-        for split in SPLITS
-        for term in TERMS
-        if f"{split}/{term}" in logged.history
-    ]
+    titles = {f"{split}/{term}": f"{term} ({images})" for split, images in SPLITS.items() for term in TERMS}
+    return lines(logged, titles, "nats per image")
 
 
 def latents(logged: Logged) -> list[Any]:
     """Return panels of how the KL is spread over the latents, as a histogram over steps, and how many are active."""
-    return [
-        line(f"{title} ({SPLITS[split]})", f"{split}/{name}")
-        for split in ("val", "test")
-        for name, title in LATENTS.items()
-        if f"{split}/{name}" in logged.history
-    ]
+    parts = [(split, name) for split in ("val", "test") for name in LATENTS]
+    return lines(logged, {f"{split}/{name}": f"{LATENTS[name]} ({SPLITS[split]})" for split, name in parts})
 
 
 def times(logged: Logged) -> list[Any]:
-    return [line(title, name) for name, title in TIMES.items() if name in logged.history]
+    return lines(logged, TIMES)
 
 
-def line(title: str, name: str, unit: str | None = None) -> Any:
-    """Return a panel of a number over optimizer steps; of folded runs the mean, in a band of one standard deviation."""
-    return wr.LinePlot(
-        title=title,
-        x="Step",
-        y=[name],
-        title_x="optimizer steps",
-        title_y=unit,
-        groupby_aggfunc="mean",
-        groupby_rangefunc="stddev",
-        layout=wr.Layout(w=THIRD),
-    )
+def lines(logged: Logged, titles: Mapping[str, str], unit: str | None = None) -> list[Any]:
+    """Return a panel over optimizer steps for each logged name; of folded runs the mean, in a band of one deviation."""
+    look: dict[str, Any] = {"title_x": "optimizer steps", "groupby_aggfunc": "mean", "groupby_rangefunc": "stddev"}
+    return [
+        wr.LinePlot(title=title, x="Step", y=[name], title_y=unit, layout=wr.Layout(w=THIRD), **look)
+        for name, title in titles.items()
+        if name in logged.history
+    ]
 
 
 def parallel(logged: Logged) -> list[Any]:
@@ -103,7 +89,6 @@ def scatter(logged: Logged) -> list[Any]:
 
 
 def _numeric(logged: Logged) -> list[str]:
-    """Return the swept keys whose values are numbers."""
     return [key for key in logged.keys if logged.values[key] and all(map(is_number, logged.values[key]))]
 
 
@@ -119,7 +104,7 @@ def trade_off(logged: Logged) -> list[Any]:
         if name in logged.summary
     ]
     over_steps = [name.replace("test/", f"{split}/") for split in ("val", "test") for name in SCORES]
-    return plots + [line(name, name) for name in over_steps if name in logged.history]
+    return plots + lines(logged, dict(zip(over_steps, over_steps, strict=True)))
 
 
 def pictures(logged: Logged) -> list[Any]:
@@ -177,7 +162,6 @@ def view(entity: str, project: str, logged: Logged) -> ws.Workspace:
 
 
 def _view_columns(logged: Logged) -> list[str]:
-    """Return the columns of the table of runs, by W&B's names: usual changes, what was swept, results, state."""
     keys = [key.partition(".") for key in dict.fromkeys([*COLUMNS, *logged.columns]) if key in logged.config]
     config = [f"config:{first}.value{dot}{rest}" for first, dot, rest in keys]  # W&B has {"model": {"value": ...}}
     results = [f"summary:{name}" for name in (*VIEW_RESULTS, STATE) if name in logged.summary | {STATE}]
@@ -185,20 +169,13 @@ def _view_columns(logged: Logged) -> list[str]:
 
 
 def report(
-    entity: str,
-    project: str,
-    sweep: str,
-    logged: Logged,
-    runs: list[Run],
-    command: str | None,
-    ask_server: bool = True,
+    entity: str, project: str, sweep: str, logged: Logged, runs: list[Run], command: str | None, ask_server: bool = True
 ) -> wr.Report:
     """Return the report, not saved yet. Without ask_server it lacks the project's number, which only W&B knows."""
     metric = table.metric_of(runs)
     best = table.best(runs, metric)
     summary_of_best = read_summary(best.folder) if best else None
-    folders: set[Path] = {run.folder.parent for run in runs}
-    figures = [name for name in FIGURES if any((folder / f"{name}.png").is_file() for folder in folders)]
+    figures = [name for name in FIGURES if any((run.folder.parent / f"{name}.png").is_file() for run in runs)]
 
     in_sweep, job = expr.Metric("Group") == sweep, expr.Metric("JobType")
     runset: dict[str, Any] = {"name": "runs", "filters": [in_sweep, job != SWEEP_SUMMARY]}
@@ -256,7 +233,7 @@ def require_account() -> None:
 
 @contextlib.contextmanager
 def _one_message(entity: str, project: str) -> Iterator[None]:
-    """Raise UserError for whatever W&B and its library raise inside: no such project, no right to it, no network."""
+    """Raise UserError for whatever W&B raises inside: no such project, no right to it, no network."""
     try:
         yield
     except UserError:
@@ -275,10 +252,9 @@ def missing_runs(entity: str, project: str, logged: Logged) -> int:
             runs = wandb.Api(timeout=SECONDS).runs(f"{entity}/{project}", {"name": {"$in": logged.ids}})
             return len(set(logged.ids) - {run.id for run in runs})
         except ValueError as error:  # of the library, where the server knows no such project
-            raise UserError(
-                f"--wandb {entity}/{project}: W&B has no such project, or shows it to others than you. "
-                "A project comes to be with its first run: wandb sync, or wandb.mode=online."
-            ) from error
+            why = "W&B has no such project, or shows it to others than you"
+            how = "It comes to be with its first run: wandb sync, or wandb.mode=online."
+            raise UserError(f"--wandb {entity}/{project}: {why}. {how}") from error
 
 
 def save_view(view: ws.Workspace) -> tuple[str, bool]:
