@@ -11,8 +11,8 @@ from hydra.errors import ConfigCompositionException, HydraException, OverridePar
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vae_exp.config.checks import CONF_DIR, EVERY_RULE, closest, groups, options, options_with, quoted
-from vae_exp.config.schema import DATASET_RULES, EVALUATE_RULES, GENERATE_RULES, RULES, is_number
+from vae_exp.config.checks import CONF_DIR, closest, groups, options, options_with, quoted
+from vae_exp.config.schema import DATASET_RULES, EVALUATE_RULES, GENERATE_RULES, OPTION_RULES, RULES, is_number
 from vae_exp.errors import UserError, printable
 
 HYDRA_VERSION = "1.3"
@@ -168,7 +168,9 @@ COMPLAINTS: dict[str, Callable[..., str]] = {
 
 
 def _unknown_key(key: str, program: str, config_name: str) -> str:
-    known = {"config": EVERY_RULE, "evaluate": EVALUATE_RULES, "generate": GENERATE_RULES}[config_name]
+    known = {"config": RULES | OPTION_RULES | DATASET_RULES, "evaluate": EVALUATE_RULES, "generate": GENERATE_RULES}[
+        config_name
+    ]
     if config_name != "config":
         return f"{key}: no such key.{closest(key, known)} `{program} --help` lists every key."
     if names := options_with(key):
