@@ -39,7 +39,7 @@ def measured(name: str, case: str) -> dict[str, tuple[float, float, float]]:
     """Least, largest and mean over the draws of each number of a score."""
     score = scores.SCORES[name]
     values = np.array([score.measure(*drawn(case, draw), draw) for draw in range(DRAWS)])
-    return dict(zip(score.keys, zip(values.min(0), values.max(0), values.mean(0), strict=True), strict=True))
+    return dict(zip(score.cautions, zip(values.min(0), values.max(0), values.mean(0), strict=True), strict=True))
 
 
 def words(low: float, high: float, mean: float) -> str:

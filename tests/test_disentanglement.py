@@ -53,7 +53,7 @@ AT_CHANCE = {
 
 def measured(name, codes, factors):
     """The numbers of a score, by their names."""
-    return dict(zip(scores.SCORES[name].keys, scores.SCORES[name].measure(codes, factors, 0), strict=True))
+    return dict(zip(scores.SCORES[name].cautions, scores.SCORES[name].measure(codes, factors, 0), strict=True))
 
 
 @pytest.mark.parametrize("name", scores.SCORES)

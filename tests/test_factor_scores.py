@@ -51,7 +51,7 @@ def kl_of_latents(folder, split="test"):
 
 def test_the_words_of_the_rules_are_the_scores_that_there_are():
     assert set(FACTOR_SCORES) == set(scores.SCORES)
-    keys = {key for score in scores.SCORES.values() for key in score.keys}
+    keys = {key for score in scores.SCORES.values() for key in score.cautions}
     assert {name.removeprefix("test/") for name in SCORES} <= keys
 
 

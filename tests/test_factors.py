@@ -198,18 +198,15 @@ def test_factors_of_ones_own_are_checked():
 
     assert require_source(made(Factors(table, ["a", "b"], [2, 3])), "own.made").train.factors is not None
     for factors, says in [
-        (table, r"the factors of train must be a vae_exp.datasets.Factors, not torch.Tensor of int64 \[4, 2\]"),
-        (Factors(table[:3], ["a", "b"], [2, 3]), r"must be a tensor of int64 \[4, 2\], not .* \[3, 2\]"),
-        (Factors(table.float(), ["a", "b"], [2, 3]), r"must be a tensor of int64 \[4, 2\], not .*float32"),
-        (Factors(table, ["a", "b"], [2]), "have 2 names and 1 sizes"),
-        (
-            Factors(table, ["a", "a"], [2, 3]),
-            r"names of the factors of train must be different texts, not \['a', 'a'",
-        ),
-        (Factors(table, ["a", 1], [2, 3]), "the names of the factors of train must be different texts"),
-        (Factors(table, ["a", "b"], [2, 2]), r"must be numbered from 0 to below their sizes \[2, 2\]"),
+        (table, r"not torch.Tensor of int64 \[4, 2\]"),
+        (Factors(table[:3], ["a", "b"], [2, 3]), r"not .* \[3, 2\]"),
+        (Factors(table.float(), ["a", "b"], [2, 3]), r"not .*float32"),
+        (Factors(table, ["a", "b"], [2]), r"\['a', 'b'\], \[2\]"),
+        (Factors(table, ["a", "a"], [2, 3]), r"with F different names, not .*\['a', 'a'"),
+        (Factors(table, ["a", 1], [2, 3]), r"with F different names, not .*\['a', 1"),
+        (Factors(table, ["a", "b"], [2, 2]), r"from 0 to below F sizes.*\[2, 2\]"),
     ]:
-        with pytest.raises(UserError, match=says):
+        with pytest.raises(UserError, match=f"the factors of train must be a vae_exp.datasets.Factors.*{says}"):
             require_source(made(factors), "own.made")
 
 
@@ -282,18 +279,8 @@ def test_other_files_than_the_published_are_refused(tmp_path, monkeypatch):
     path.write_bytes(whole[:-5])
     with pytest.raises(UserError, match="is damaged: it has not the checksum that it was published with"):
         dsprites("dsprites", str(tmp_path))
-    path.write_bytes(whole)
-    known = factor_files.KNOWN["dsprites"]
-    for change, says in [
-        ({"sizes": SIZES}, "cannot be read .144 images, not 737,280"),
-        ({"images": "latents"}, "cannot be read .*latents.npy"),
-        ({"images": "metadata"}, "cannot be read .an array of object"),
-    ]:
-        monkeypatch.setitem(factor_files.KNOWN, "dsprites", dataclasses.replace(known, **change))
-        with pytest.raises(UserError, match=says):
-            dsprites("dsprites", str(tmp_path))
     assert list((tmp_path / "dsprites").iterdir()) == [path]
-    assert list((tmp_path / "cache" / "vae_exp" / "unpacked").iterdir()) == [], "nothing half written stays"
+    assert not (tmp_path / "cache" / "vae_exp" / "unpacked").exists(), "nothing is unpacked"
 
 
 @pytest.mark.slow  # torchvision, which downloads, takes seconds to import

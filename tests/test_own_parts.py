@@ -138,7 +138,7 @@ WRONG = [
         "floats",
         SOURCE + "the images of train must be a tensor of uint8, 0 to 255, not torch.Tensor of float32",
     ),
-    ("dataset", "short", SOURCE + "train has 20 images and 7 labels"),
+    ("dataset", "short", SOURCE + "the labels of train must be a tensor of int64 [N], one for each of 20"),
     ("dataset", "beyond", SOURCE + "the labels of train go from 1 to 2, and there are 2 class_names"),
     ("dataset", "below", SOURCE + "the labels of train go from -1 to 0"),
     ("dataset", "flat", SOURCE + "the images of train must have the shape [N, C, H, W], not [20, 64]"),
@@ -146,7 +146,8 @@ WRONG = [
     (
         "dataset",
         "halves",
-        SOURCE + "the labels of train must be a tensor of int64 [N], not torch.Tensor of float32 [20]",
+        SOURCE
+        + "the labels of train must be a tensor of int64 [N], one for each of 20, not torch.Tensor of float32 [20]",
     ),
     ("dataset", "no_val", SOURCE + "val is empty; val=None"),
     ("dataset", "other_val", SOURCE + "the images of val are (1, 7, 8), and those of train (1, 8, 8)"),

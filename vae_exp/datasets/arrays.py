@@ -39,10 +39,9 @@ def arrays(name: str, root: str, label: str | None = None, test_size: int | floa
         images = {prefix: _images(f"{prefix}images", content[f"{prefix}images"]) for prefix in prefixes}
         if TEST not in images and (stray := [array for array in content if array.startswith(TEST)]):
             raise Refused(f"it holds {stray[0]}, and no {TEST}images")
-        shapes = [list(x.shape[1:]) for x in images.values()]
+        lengths, shapes = {prefix: len(x) for prefix, x in images.items()}, [list(x.shape[1:]) for x in images.values()]
         if shapes[0] != shapes[-1]:
             raise Refused(f"an image is {shapes[0]} and one of test_images {shapes[1]}")
-        lengths = {prefix: len(x) for prefix, x in images.items()}
         factors, values = _factors(content, lengths)
         y, class_names = _labels(content, lengths)
     except Refused as error:
@@ -51,21 +50,16 @@ def arrays(name: str, root: str, label: str | None = None, test_size: int | floa
         if factors is None:
             raise UserError(f"dataset.label={label}: it takes null, as {root} holds no factors.")
         y, class_names = factors.column(str(label)), values[factors.names.index(str(label))]
-    splits, at = [], 0
-    for x in images.values():
-        rows = slice(at, at + len(x))
+    splits, rows = [], torch.arange(len(y)).split(list(lengths.values()))
+    for x, part in zip(images.values(), rows, strict=True):
         streamed = Streamed(x, tuple(x.shape), torch.arange(len(x)))  # choosing rows of it copies nothing
-        splits.append(Split(streamed, y[rows], factors=None if factors is None else factors[rows]))
-        at += len(x)
+        splits.append(Split(streamed, y[part], factors=None if factors is None else factors[part]))
     train, test = splits if TEST in images else with_test(splits[0], test_size, root)
     return Source(name, train, lambda: test, class_names, files=digests)
 
 
 def _read(path: Path) -> tuple[Arrays, dict[str, str]]:
-    """Read the arrays of the file that have a meaning here, with the size and checksum the file has of each.
-
-    Other arrays are not touched, pickled ones among them.
-    """
+    """Read the arrays that have a meaning here, and no others, with the size and checksum the file has of each."""
     if not path.is_file():
         raise Refused("there is no such file. dataset=arrays takes an .npz file, as numpy.savez writes it")
     if not zipfile.is_zipfile(path):  # NumPy would try to read it as something else
@@ -111,7 +105,7 @@ def _images(array: str, x: np.ndarray) -> Tensor:
 
 
 def _labels(content: Arrays, lengths: dict[str, int]) -> tuple[Tensor, list[str]]:
-    """Return the labels of all images, numbered from 0 in their order, and their original values as text."""
+    """Return the labels of all images, numbered from 0, and their original values as text."""
     labels = _joined("labels", content, lengths, dims=1)
     if labels is None:
         return torch.zeros(sum(lengths.values()), dtype=torch.int64), []
@@ -151,7 +145,10 @@ def _joined(array: str, content: Arrays, lengths: dict[str, int], dims: int) -> 
 def _whole_numbers(array: str, values: np.ndarray, n: int, dims: int) -> np.ndarray:
     """Return whole numbers as int64. Raises Refused for other numbers, another shape, or a length other than n."""
     if values.dtype.kind not in "iub":
-        raise Refused(f"{array} must be whole numbers of an integer type, and is {values.dtype}{_float_hint(values)}")
+        hint = ". Save it with .astype('int64')" if values.dtype.kind == "f" else ""
+        if hint and len(odd := values[~np.isfinite(values) | (values != np.floor(values))]):
+            hint = f", with {odd[0]} in it. Number its values, or sort them into bins"
+        raise Refused(f"{array} must be whole numbers of an integer type, and is {values.dtype}{hint}")
     if values.ndim != dims or 0 in values.shape[1:]:
         raise Refused(f"{array} must be {'[N]' if dims == 1 else '[N, F]'}, and is {list(values.shape)}")
     if len(values) != n:
@@ -160,15 +157,6 @@ def _whole_numbers(array: str, values: np.ndarray, n: int, dims: int) -> np.ndar
     if values.max() > np.iinfo(np.int64).max:
         raise Refused(f"{array} holds {values.max()}, which no int64 can be")
     return values.astype(np.int64)
-
-
-def _float_hint(values: np.ndarray) -> str:
-    """Return why floats are no whole numbers, or how to save them as such, as the end of a message."""
-    if values.dtype.kind != "f":
-        return ""
-    if len(odd := values[~np.isfinite(values) | (values != np.floor(values))]):
-        return f", with {odd[0]} in it. Number its values, or sort them into bins"
-    return ". Save it with .astype('int64')"
 
 
 def _numbered(values: np.ndarray) -> tuple[np.ndarray, list[str]]:

@@ -14,16 +14,13 @@ FILE = Path("datasets", "data", "digits.csv.gz")  # in scikit-learn: 64 pixels f
 
 
 def digits(name: str) -> Source:
-    """Return the 1,797 8x8 digits inside scikit-learn (Alpaydin & Kaynak 1998), scaled from 0..16 to 0..255.
-
-    Raises UserError if scikit-learn's file is missing.
-    """
+    """Return the 1,797 8x8 digits inside scikit-learn (Alpaydin & Kaynak 1998), scaled from 0..16 to 0..255."""
     # Importing scikit-learn itself would take half as long as importing PyTorch.
     package = importlib.util.find_spec("sklearn")
-    paths = [Path(folder, FILE) for folder in (package.submodule_search_locations or [] if package else [])]
-    if not any(path.is_file() for path in paths):
+    path = Path(package.origin or "").parent / FILE if package else FILE
+    if not path.is_file():
         raise UserError(f"dataset=digits: {FILE} of scikit-learn is not there. Install it: pip install scikit-learn")
-    raw = torch.from_numpy(np.loadtxt(paths[0], delimiter=",", dtype=np.uint8))
+    raw = torch.from_numpy(np.loadtxt(path, delimiter=",", dtype=np.uint8))
     x = (raw[:, :-1].double() * 255 / 16).round().to(torch.uint8).unflatten(1, (1, 8, 8))
     y = raw[:, -1].long()
     # The test split is the same for every seed, or runs of different seeds could not be compared.

@@ -54,9 +54,8 @@ def chosen_values(
 ) -> dict[str, list[int]]:
     """Return, for each factor, the numbers of the values to use, of a grid with `sizes` values of each.
 
-    A list names them; a number n takes n values, evenly spread from the first to the last. The last value of a periodic
-    factor is the first once more, and is left out then. Other factors have all of their values. Raises UserError for
-    factors and values that do not exist.
+    A list names them; a number n takes n values, evenly spread from the first to the last, which is left out of a
+    periodic factor as it is the first once more. Raises UserError for factors and values that do not exist.
     """
     requested = {} if requested is None else requested
     if not isinstance(requested, Mapping):
@@ -94,9 +93,8 @@ NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,4})?", re.ASCII | re.IGN
 def read_factors(root: Path, path: str, files: Sequence[str]) -> tuple[Factors, list[list[str]]]:
     """Return the factors of files from the table that dataset.factors names, and what each factor's values are called.
 
-    A relative path begins at root, the folder of the files. The first column of the table is the path of each file
-    relative to root, every further column a factor, and its first row their names. Rows of other files are left out,
-    with a warning. Raises UserError for files without a row, and if this is no such table, naming the line.
+    The first column of the table is the path of each file relative to root, every further column a factor, and its
+    first row their names. Raises UserError for files without a row, and if this is no such table, naming the line.
     """
     key = f"dataset.factors={printable(path)}"
     if not isinstance(path, str):
@@ -110,9 +108,8 @@ def read_factors(root: Path, path: str, files: Sequence[str]) -> tuple[Factors, 
         )
     present = set(files)
     if others := [file for file in row if file not in present]:
-        log.warning(
-            f"{key}: left out {len(others):,} of {len(row):,} rows, which are of no image in {root}: {_first(others)}"
-        )
+        n = f"{len(others):,} of {len(row):,} rows"
+        log.warning(f"{key}: left out {n}, which are of no image in {root}: {_first(others)}")
     numbers, values = zip(*map(_number, zip(*cells.values(), strict=True)), strict=True)
     factors = Factors(torch.tensor(numbers).T.contiguous(), names, list(map(len, values)))
     return factors[torch.tensor([row[file] for file in files])], list(values)
@@ -127,7 +124,13 @@ def _read_table(key: str, path: Path) -> tuple[list[str], dict[str, list[str]]]:
         with path.open(encoding="utf-8-sig", newline="") as file:  # a spreadsheet writes the mark of UTF-8
             reader = csv.reader(file, strict=True)
             rows = ([first, *(cell.strip() for cell in others)] for first, *others in filter(None, reader))
-            columns = _check_header(key, next(rows, [""]))
+            columns = [printable(name) for name in next(rows, [""])]
+            columns[0] = columns[0].strip()
+            if columns[0] != FILE or len(columns) < 2 or "" in columns or len({*columns}) < len(columns):
+                raise UserError(
+                    f"{key}: its first line must be {FILE}, for the path of each image, and then a name of its own for "
+                    f"each factor, with commas between them, and is {','.join(columns)!r}."
+                )
             for cells in rows:
                 name, line = posixpath.normpath(cells[0]), f"line {reader.line_num:,}"  # ./a.png is a.png
                 if len(cells) != len(columns):
@@ -142,18 +145,6 @@ def _read_table(key: str, path: Path) -> tuple[list[str], dict[str, list[str]]]:
     if not table:
         raise UserError(f"{key}: it has no rows below its first line.")
     return columns[1:], table
-
-
-def _check_header(key: str, header: list[str]) -> list[str]:
-    """Return the names of the columns. Raises UserError if they are not file and then those of the factors."""
-    columns = [printable(name) for name in header]
-    first, *names = columns
-    if first.strip() != FILE or not names or "" in names or len({FILE, *names}) < len(columns):
-        raise UserError(
-            f"{key}: its first line must be {FILE}, for the path of each image, and then a name of its own for each "
-            f"factor, with commas between them, and is {','.join(columns)!r}."
-        )
-    return [FILE, *names]
 
 
 def _number(texts: Sequence[str]) -> tuple[list[int], list[str]]:

@@ -7,7 +7,6 @@ import json
 import logging
 import math
 import os
-import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -26,21 +25,13 @@ from vae_exp.datasets.factors import Factors, read_factors
 from vae_exp.datasets.prepare import with_test
 from vae_exp.datasets.splits import Source, Split, Streamed
 from vae_exp.errors import Unwritable, UserError, printable
-from vae_exp.files import (
-    ABANDONED_SECONDS,
-    announce,
-    atomic_write,
-    cache_folder,
-    content_key,
-    of_files,
-    read_json,
-    write,
-)
+from vae_exp.files import announce, atomic_write, cache_folder, content_key, of_files, partial_of, read_json, write
 
 log = logging.getLogger(__name__)
 
 # Pillow refuses images of more than 179 million pixels; its warning from 89 million on names no file.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+IMAGES = "images.uint8"
 FORMAT = 3  # in the key: a cache of another format, or of another way to decode, is not found
 CHUNK = 1024  # files decoded before their images are used
 MAX_ENLARGED = 4  # an image that would be enlarged more has nothing to show at this size
@@ -49,6 +40,7 @@ MAX_PATH = 200  # characters of a folder's path in a message
 VALIDATION = ("val", "valid", "validation", "dev")  # what people call the folder
 WHITE = {"16-bit": 65535.0, "32-bit": 65535.0, "float": 1.0}  # of the deep greys, where dataset.white is null
 
+Reasons = dict[int, str]  # why files cannot be used, by their rows
 _reported: set[tuple[Path, str]] = set()  # what this process has logged about which cache
 
 
@@ -57,25 +49,19 @@ class Unusable(Exception):
 
 
 class Decoded(NamedTuple):
-    """An image as training takes it."""
-
     pixels: np.ndarray  # uint8 [C, H, W]
     depth: str | None  # of a deep grey, a key of WHITE; None of what has 8 bits, or is given 8 by Pillow
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """Settings by which image files become pixels, and the folder where these are cached.
-
-    Greys of 16 or 32 bits and floats go from 0 to white, or to WHITE if that is None. crop is the side of the middle
-    square that is used, in pixels of the file. on_error is skip or fail. A cache of None is the user's cache folder.
-    """
+    """Settings by which image files become pixels, and the folder where these are cached."""
 
     x_shape: tuple[int, int, int]
-    crop: int | None = None
-    white: float | None = None
-    on_error: str = "skip"
-    cache: str | None = None
+    crop: int | None = None  # side of the middle square that is used, in pixels of the file
+    white: float | None = None  # where greys of 16 or 32 bits and floats, which begin at 0, end; None is WHITE
+    on_error: str = "skip"  # or fail
+    cache: str | None = None  # None is the user's cache folder
 
 
 def image_folder(
@@ -95,8 +81,7 @@ def image_folder(
 
     Without test/ the test split is test_size of the training images, the same for every seed. factors is a CSV with a
     row for each image, and label the factor that y holds in place of the class folders. white is that of Decoding.
-    Raises UserError if there are too few images that can be used, if a folder cannot be read and on_error=fail, and if
-    the table is not one or does not fit these images.
+    Raises UserError if there are too few usable images, and if the table is not one or does not fit these images.
     """
     folder = Path(root).expanduser()
     if not folder.is_dir():
@@ -105,16 +90,14 @@ def image_folder(
         raise UserError(f"dataset.label={label}: it takes null where dataset.factors is null. A table has factors.")
     parts = _parts(folder)
     listed = {part: list_images(path, on_error) for part, path in parts.items()}
-    paths = {  # relative to the folder
-        part: [(parts[part].relative_to(folder) / file).as_posix() for file in files] for part, files in listed.items()
-    }
-    sources = {path: folder / path for files in paths.values() for path in files}
+    paths = [parts[part] / file for part, files in listed.items() for file in files]
+    sources = {path.relative_to(folder).as_posix(): path for path in paths}
     labels, class_names = _class_labels(listed)
     known: dict[str, Factors] = {}
     if factors is not None:
         every, values = read_factors(folder, factors, list(sources))
-        ends = itertools.accumulate(map(len, paths.values()))
-        known = {part: every[end - len(paths[part]) : end] for part, end in zip(paths, ends, strict=True)}
+        ends = itertools.accumulate(map(len, listed.values()))
+        known = {part: every[end - len(listed[part]) : end] for part, end in zip(listed, ends, strict=True)}
         sources["dataset.factors"] = folder / Path(factors).expanduser()
         if label is not None:
             labels = {part: factors.column(str(label)).tolist() for part, factors in known.items()}
@@ -126,49 +109,37 @@ def image_folder(
 
     train = read("train")
     val = read("val") if "val" in parts else None
-    digests = of_files(sources)
     if "test" in parts:
-        return Source(name, train, lambda: read("test"), class_names, val, files=digests)
+        return Source(name, train, lambda: read("test"), class_names, val, files=of_files(sources))
     train, test = with_test(train, test_size, str(folder))
-    return Source(name, train, lambda: test, class_names, val, files=digests)
+    return Source(name, train, lambda: test, class_names, val, files=of_files(sources))
 
 
 def _parts(folder: Path) -> dict[str, Path]:
-    """Return the folders of train, val and test; only train, the folder itself, if there is no train/ in it.
-
-    Warns of everything else that holds images and is not read, and of a test/ that is taken for a class. Raises
-    UserError for several folders of validation images.
-    """
+    """Return the folders of train, val and test, or only train, the folder itself; warn of images that are not read."""
     names = folders_in(folder)
     parts_are = ", ".join(f"{name}/" for name in (*VALIDATION, "test"))
     if "train" not in names:
         if misread := [f"{name}/" for name in names if name.lower() in ("train", "training", "test", *VALIDATION)]:
-            log.warning(
-                f"{printable(folder)}: {printable(', '.join(misread))} taken for classes, as there is no train/; with "
-                f"one, {parts_are} beside it are its other parts"
-            )
+            classes = f"{printable(folder)}: {printable(', '.join(misread))} taken for classes"
+            log.warning(f"{classes}, as there is no train/; with one, {parts_are} beside it are its other parts")
         return {"train": folder}
     held_out = [name for name in VALIDATION if name in names]
     if len(held_out) > 1:
-        raise UserError(
-            f"dataset.root={folder}: {' and '.join(f'{name}/' for name in held_out)} beside train/: which are the "
-            "validation images? Keep one of them."
-        )
-    parts = {"train": folder / "train"}
-    parts |= {"val": folder / held_out[0]} if held_out else {}
-    parts |= {"test": folder / "test"} if "test" in names else {}
+        both = " and ".join(f"{name}/" for name in held_out)
+        raise UserError(f"dataset.root={folder}: {both} beside train/: which are the validation images? Keep one.")
+    folders = {"train": "train", "val": next(iter(held_out), "val"), "test": "test"}
+    parts = {part: folder / name for part, name in folders.items() if name in names}
     unread = {f"in {name}/": _count(folder / name) for name in names if folder / name not in parts.values()}
     unread["in no folder"] = len(find_images(folder, below=False))
     if counts := ", ".join(f"{count:,} {where}" for where, count in unread.items() if count):
-        log.warning(
-            f"{printable(folder)}: images beside train/ that are not read: {printable(counts)}; {parts_are} would be"
-        )
+        where = f"{printable(folder)}: images beside train/"
+        log.warning(f"{where} that are not read: {printable(counts)}; {parts_are} would be")
     return parts
 
 
 def _count(folder: Path) -> int:
-    """Return the number of images below a folder; 0 for one that cannot be listed, such as lost+found."""
-    with contextlib.suppress(UserError):
+    with contextlib.suppress(UserError):  # one that cannot be listed, such as lost+found
         return len(find_images(folder))
     return 0
 
@@ -177,10 +148,10 @@ def _class_labels(listed: dict[str, list[str]]) -> tuple[dict[str, list[int]], l
     """Return the label of each file by its class folder, and the names of the labels."""
     folders = {part: list(map(class_folder, files)) for part, files in listed.items()}
     names = sorted({name for files in folders.values() for name in files})
-    # Images beside the class folders belong to no class; then there are no classes at all.
-    names = [] if "" in names else names
-    number = {class_name: label for label, class_name in enumerate(names)}
-    return {part: [number.get(name, 0) for name in files] for part, files in folders.items()}, names
+    if "" in names:  # an image beside the class folders belongs to no class; then there are no classes at all
+        return {part: [0] * len(files) for part, files in listed.items()}, []
+    number = {name: label for label, name in enumerate(names)}
+    return {part: [number[name] for name in files] for part, files in folders.items()}, names
 
 
 def class_folder(file: str) -> str:
@@ -194,22 +165,19 @@ def image_shape(image_size: int | list[int], channels: int) -> tuple[int, int, i
 
 
 def read_split(root: Path, files: list[str], labels: list[int], how: Decoding, factors: Factors | None = None) -> Split:
-    """Return the usable files as a split; the labels and any factors are given for all files, usable or not."""
+    """Return the usable files as a split, from the labels and any factors of all files."""
     path, usable = decode_once(root, files, how)
     images, rows = Streamed(path, (len(usable), *how.x_shape), torch.arange(len(usable))), torch.tensor(usable)
     return Split(images, torch.tensor(labels)[rows], factors=None if factors is None else factors[rows])
 
 
 def list_images(folder: Path, on_error: str = "skip") -> list[str]:
-    """Return the image files below the folder, relative to it and in order.
-
-    Raises UserError if there are none, and with on_error=fail for a folder that cannot be read; otherwise a warning
-    counts such folders.
-    """
+    """Return the image files below the folder, relative to it and in order. Raises UserError if there are none."""
     errors: list[OSError] = []
     files = find_images(folder, errors=errors)
     if errors:
-        lines = [_line(os.path.relpath(error.filename, folder)[:MAX_PATH], error.strerror) for error in errors]
+        paths = [os.path.relpath(error.filename, folder)[:MAX_PATH] for error in errors]
+        lines = [printable(f"{path}: {error.strerror}") for path, error in zip(paths, errors, strict=True)]
         if on_error == "fail":
             raise UserError(f"{folder}: {lines[0]}. dataset.on_error=skip leaves such folders out.")
         count = f"{len(lines):,} folder{'s' * (len(lines) > 1)} in {printable(folder)} that cannot be read"
@@ -220,15 +188,14 @@ def list_images(folder: Path, on_error: str = "skip") -> list[str]:
 
 
 def find_images(folder: Path, below: bool = True, errors: list[OSError] | None = None) -> list[str]:
-    """Return the files in the folder, and below it, that have an image's ending, in order; no hidden ones.
+    """Return the images in the folder, and below it, by their endings, in order; no hidden ones.
 
-    Links at the top are followed, except those that lead back to the folder itself or to one that holds it: its images
-    would come twice, the second time as a class of the link's name. `errors` collects why folders below cannot be read.
-    Raises UserError if the folder itself cannot be.
+    `errors` collects why folders below cannot be read. Raises UserError if the folder itself cannot be.
     """
     Image.init()
     endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     linked = [folder / name for name in folders_in(folder) if (folder / name).is_symlink()]
+    # The images of a link to the folder itself, or to one that holds it, would come twice.
     linked = [link for link in linked if not folder.resolve().is_relative_to(link.resolve())]
     files = []
     for top in (folder, *linked) if below else (folder,):
@@ -241,10 +208,7 @@ def find_images(folder: Path, below: bool = True, errors: list[OSError] | None =
 
 
 def folders_in(folder: Path) -> list[str]:
-    """Return the names of the folders in a folder, and of links to folders, in order; no hidden ones.
-
-    Raises UserError if it cannot be listed.
-    """
+    """Return the folders in a folder by name, in order; no hidden ones. Raises UserError if it cannot be listed."""
     try:
         return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     except OSError as error:
@@ -254,8 +218,7 @@ def folders_in(folder: Path) -> list[str]:
 def decode(path: Path, how: Decoding) -> Decoded:
     """Return the image turned upright, cropped to its middle, and resized so that it fills H x W.
 
-    Transparent parts become white; more colours than C become grey, fewer are repeated. Raises Unusable, and UserError
-    for deep greys out of their usual range if how.white is None.
+    Transparent parts become white; more colours than C become grey, fewer are repeated. Raises Unusable.
     """
     channels, height, width = how.x_shape
     try:
@@ -298,11 +261,7 @@ def _depth(image: Image.Image) -> str | None:
 
 
 def _eight_bits(path: Path, image: Image.Image, depth: str, white: float | None) -> Image.Image:
-    """Return a deep grey scaled so that white is 255, where Pillow would clip it instead.
-
-    The scale is never guessed from the pixels: one image would then be brighter than the next. Raises UserError if
-    white is None and the pixels are outside of their usual range.
-    """
+    """Return a deep grey scaled so that white is 255. Raises UserError for pixels beyond: no scale is guessed."""
     deep = np.asarray(image, dtype=np.float64)
     if not np.isfinite(deep).all():
         raise Unusable("pixels that are not finite numbers")
@@ -310,17 +269,13 @@ def _eight_bits(path: Path, image: Image.Image, depth: str, white: float | None)
     if white is None and (low < 0 or high > top):
         raise UserError(
             f"{printable(path)}: its pixels go from {low:g} to {high:g}, and a {depth} grey from 0 (black) to {top:g} "
-            "(white). Say what white is, the same for all images, such as dataset.white=255; what lies outside is cut "
-            "off then."
+            "(white). Say what white is for all images, such as dataset.white=255; what lies outside is cut off then."
         )
     return Image.fromarray((deep / top * 255).clip(0, 255).round().astype(np.uint8))
 
 
 def decode_all(root: Path, files: list[str], how: Decoding) -> Iterator[tuple[int, Decoded | Unusable]]:
-    """Yield the row and the image of each file in order, or why it cannot be used.
-
-    Raises UserError for the first of these with how.on_error=fail.
-    """
+    """Yield the row and the image of each file in order, or, unless how.on_error is fail, why it cannot be used."""
 
     def attempt(file: str) -> Decoded | Unusable:
         try:
@@ -347,11 +302,7 @@ def _refusal(path: Path, reason: object) -> UserError:
 def read_images(
     path: str | Path, x_shape: tuple[int, int, int], crop: int | None = None, white: float | None = None
 ) -> tuple[Tensor, list[str]]:
-    """Read the image at path, or those of the folder ordered by name, as in training: uint8 [N, C, H, W].
-
-    Returns with them the class folder of each, empty for an image outside of any. Files of a folder that cannot be used
-    are left out with a warning. Raises UserError if none can be used, or if a single one cannot.
-    """
+    """Read the image at path, or those of the folder by name: uint8 [N, C, H, W], and the class folder of each."""
     path, how = Path(path).expanduser(), Decoding(x_shape, crop, white)
     if not path.exists():
         raise UserError(f"{path}: there is no such file or folder.")
@@ -369,16 +320,8 @@ def read_images(
     return torch.from_numpy(np.stack(list(usable.values()))), list(map(class_folder, usable))
 
 
-Reasons = dict[int, str]  # why files cannot be used, by their rows
-
-
 def decode_once(root: Path, files: list[str], how: Decoding) -> tuple[Path, list[int]]:
-    """Return a file of the decoded images [N, C, H, W], and which of the files they are, in their order.
-
-    The cache is found by the files' names, sizes, times and sampled bytes, and by how they are decoded, wherever they
-    lie: reading all of them again would take as long as reading the disk. Raises UserError if it cannot be written, if
-    no file can be used, and with on_error=fail if any file cannot.
-    """
+    """Return a cached file of the decoded images [N, C, H, W], and which of the files they are, in their order."""
     folder = cache_folder("image_cache") if how.cache is None else Path(how.cache).expanduser() / "image_cache"
     decoding = json.dumps([FORMAT, list(how.x_shape), how.crop, how.white])
     content = content_key({file: root / file for file in files})
@@ -388,27 +331,24 @@ def decode_once(root: Path, files: list[str], how: Decoding) -> tuple[Path, list
     try:
         unusable, depths = about or _write(cache, root, files, how)
     except (OSError, Unwritable) as error:
-        raise UserError(
-            f"{folder}: the decoded images cannot be written there ({error}). dataset.cache=FOLDER: elsewhere."
-        ) from error
+        hint = "dataset.cache=FOLDER: elsewhere"
+        raise UserError(f"{folder}: the decoded images cannot be written there ({error}). {hint}.") from error
     if unusable and how.on_error == "fail":
         row, reason = next(iter(unusable.items()))
         raise _refusal(root / files[row], reason)
     report_unusable(root, files, unusable, cache)
     _report_white(cache, root, depths, how.white)
-    return cache / "images.uint8", [row for row in range(len(files)) if row not in unusable]
+    return cache / IMAGES, [row for row in range(len(files)) if row not in unusable]
 
 
 def _read_about(cache: Path, n_files: int, x_shape: tuple[int, int, int]) -> tuple[Reasons, dict[str, int]] | None:
-    """Return a cache's unusable files, and how many images there are of each deep grey; None if it is damaged.
-
-    The size of its images is checked, but they are not read: that would cost as much as decoding saves.
-    """
+    """Return a cache's unusable files, and how many images there are of each deep grey; None if it is damaged."""
     try:
         stored = read_json(cache / "about.json")
         unusable = {int(row): str(reason) for row, reason in stored["unusable"].items()}
         depths = {str(depth): int(count) for depth, count in stored["depths"].items()}
-        is_complete = (cache / "images.uint8").stat().st_size == (n_files - len(unusable)) * math.prod(x_shape)
+        # Reading the images themselves would cost as much as decoding saves.
+        is_complete = (cache / IMAGES).stat().st_size == (n_files - len(unusable)) * math.prod(x_shape)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return (unusable, depths) if is_complete and all(0 <= row < n_files for row in unusable) else None
@@ -416,17 +356,15 @@ def _read_about(cache: Path, n_files: int, x_shape: tuple[int, int, int]) -> tup
 
 def _write(cache: Path, root: Path, files: list[str], how: Decoding) -> tuple[Reasons, dict[str, int]]:
     """Decode the files into the cache. Each of its files appears complete or not at all, about.json last."""
-    for partial in cache.parent.glob("*/*.partial"):
-        with contextlib.suppress(OSError):  # another process takes it away, or has just finished it
-            if time.time() - partial.stat().st_mtime > ABANDONED_SECONDS:  # by a killed process
-                partial.unlink()
+    for abandoned in cache.parent.glob("*/*.partial"):
+        partial_of(abandoned.with_name(IMAGES))  # which deletes those that killed processes left
     if (cache / "about.json").exists():
         log.warning(f"{cache}: damaged, so the images are decoded anew")
     unusable: Reasons = {}
     depths: Counter[str] = Counter()
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with atomic_write(cache / "images.uint8") as out:
+        with atomic_write(cache / IMAGES) as out:
             for row, image in decode_all(root, files, how):
                 if isinstance(image, Unusable):
                     unusable[row] = str(image)
@@ -448,21 +386,16 @@ def _report_white(cache: Path, root: Path, depths: dict[str, int], white: float 
     if (cache, "white") in _reported or not log.isEnabledFor(logging.INFO):
         return
     _reported.add((cache, "white"))
+    setting = f"dataset.white={'null' if white is None else f'{white:g}'}"
     if depths:
         images = ", ".join(f"{count:,} {depth} images: {white or WHITE[depth]:g}" for depth, count in depths.items())
-        setting = "null" if white is None else f"{white:g}"
-        log.info(f"what is white in {printable(root)}: {images} (dataset.white={setting})")
+        log.info(f"what is white in {printable(root)}: {images} ({setting})")
     elif white is not None:
-        log.warning(
-            f"dataset.white={white:g}: changes nothing in {printable(root)}, where no grey has more than 8 bits"
-        )
+        log.warning(f"{setting}: changes nothing in {printable(root)}, where no grey has more than 8 bits")
 
 
 def report_unusable(root: Path, files: list[str], unusable: Reasons, cache: Path | None = None) -> None:
-    """Warn of the files that cannot be used, naming the first ones, of a cache once per process.
-
-    Raises UserError if no file can be used.
-    """
+    """Warn of files that cannot be used, naming the first ones, of a cache once. Raises UserError if none is left."""
     if not unusable:
         return
     lines = _lines(files, unusable)
@@ -478,8 +411,4 @@ def report_unusable(root: Path, files: list[str], unusable: Reasons, cache: Path
 
 
 def _lines(files: list[str], unusable: Reasons) -> list[str]:
-    return [_line(files[row], reason) for row, reason in unusable.items()]
-
-
-def _line(file: str, reason: object) -> str:
-    return printable(f"{file}: {reason}")
+    return [printable(f"{files[row]}: {reason}") for row, reason in unusable.items()]

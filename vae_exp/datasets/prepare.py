@@ -4,7 +4,6 @@ import hashlib
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -49,8 +48,8 @@ class Fingerprint:
         if changes := changes + self._changed_files(record["files"]):
             return changes
         for part in {**record["images"], **self.images}:
-            now, before = self.images.get(part, 0), record["images"].get(part, 0)
-            changes += [f"{now:,} images for {part}, and were {before:,}"] if now != before else []
+            n, before = self.images.get(part, 0), record["images"].get(part, 0)
+            changes += [f"{n:,} images for {part}, and were {before:,}"] if n != before else []
         names = {**record["labels"], **self.labels}
         return changes or [f"other {name}" for name in names if self.labels.get(name) != record["labels"].get(name)]
 
@@ -66,12 +65,10 @@ class Fingerprint:
             if n > 1:
                 count = f" ({len(names)}, and were {n})" if len(names) != n else ""
                 changed["among"].append(f"{first} to {last}{count}")
-                continue
-            changed["new"] += [name for name in names if name != first]
-            if first not in names:
-                changed["gone"].append(first)
-            elif _hash(self._lines([first])) != digest:
-                changed["changed"].append(first)
+            else:
+                changed["new"] += [name for name in names if name != first]
+                if first not in names or _hash(self._lines([first])) != digest:
+                    changed["changed" if first in names else "gone"].append(first)
         total, before = len(self.files), sum(n for _, _, n, _ in ranges)
         numbers = [f"{total:,} files, and were {before:,}"] if total != before else []
         return numbers + [f"{how} {_first(names)}" for how, names in changed.items() if names]
@@ -81,18 +78,14 @@ class Fingerprint:
 
 
 def fingerprint(source: Source) -> Fingerprint:
-    """Return the fingerprint of a dataset: from the digests of its files, or of some images of each split.
-
-    A test split is not read for it, unless it is at hand.
-    """
+    """Return the fingerprint of a dataset. A test split is not read for it, unless it is at hand."""
     splits = {"train": source.train} | ({} if source.val is None else {"val": source.val})
     n_images = {part: len(split) for part, split in splits.items()}
     if source.test_is_at_hand:
         splits["test"] = source.read_test()
     labels = {f"labels of {part}": _hash_values(split.y) for part, split in splits.items()}
-    for part, split in splits.items():
-        if split.factors is not None:
-            labels[f"factors of {part}"] = _hash_values(split.factors.table)
+    factors = {part: split.factors for part, split in splits.items() if split.factors is not None}
+    labels |= {f"factors of {part}": _hash_values(values.table) for part, values in factors.items()}
     files = source.files
     if files is None:
         files = {f"images of {part}": _hash_images(split) for part, split in splits.items()}
@@ -100,11 +93,8 @@ def fingerprint(source: Source) -> Fingerprint:
 
 
 def _hash_images(split: Split) -> str:
-    """Hash the number and shape of the images and evenly spread rows of them."""
     rows = torch.linspace(0, len(split) - 1, min(ROWS, len(split))).round().long()
-    images = split.images[rows]
-    sample = images.read() if isinstance(images, Streamed) else images
-    return _hash([f"{list(split.images.shape[1:])} {len(split)}"], sample)
+    return _hash([f"{list(split.images.shape[1:])} {len(split)}"], split[rows].x)
 
 
 def _hash_values(values: Tensor) -> str:
@@ -125,7 +115,7 @@ def _first(names: list[str]) -> str:
 
 @dataclass
 class Data:
-    """A dataset as a run uses it. Its shapes decide the model's, so that nobody types 784."""
+    """A dataset as a run uses it."""
 
     name: str
     train: Split
@@ -137,7 +127,7 @@ class Data:
     fingerprint: Fingerprint | None = None  # of all of the dataset, whatever part of it is used
 
     def split(self, name: str) -> Split:
-        """Return train, val or test. Raises UserError for a validation split that is empty."""
+        """Return train, val or test. Raises UserError for one that is empty."""
         split = self.read_test() if name == "test" else getattr(self, name)
         if not len(split):
             raise UserError(f"split={name}: the model was trained with dataset.val_size=0, on all; use split=test.")
@@ -164,16 +154,19 @@ def prepare(
     """Choose classes, split off validation images by seed, choose a part, binarise, and load into memory or stream.
 
     A size below 1 is a fraction. n_classes is the data's if it is null, and 0 hides the labels. Images taken for
-    validation are the same whatever train_size is. Raises UserError for options that this data cannot satisfy, and for
-    labels that leave nothing to train on, to validate with or, when it is read, to test on.
+    validation are the same whatever train_size is. Raises UserError for options that this data cannot satisfy.
     """
-    limit = size_in_bytes(device_memory)
-    numbers = _label_numbers(source, labels)
+    limit, numbers = size_in_bytes(device_memory), _label_numbers(source, labels, n_classes)
     names = [printable(source.class_names[number]) for number in numbers]
-    largest = len(names) - 1 if names else int(source.train.y.max())
-    if n_classes and largest >= n_classes:
-        raise UserError(f"dataset.n_classes={n_classes}: {source.name} has labels up to {largest}.")
-    load = partial(_load, limit=limit, labels=labels, numbers=numbers)
+
+    def load(split: Split, binarize: str, part: str = "training") -> Split:
+        # Binarised first: which images are chosen must not change the draw that an image meets.
+        split = _binarize(split.stream_above(limit), binarize)
+        if labels is None:
+            return split
+        split = split[_rows_with(split, labels, numbers, part)]  # y counts from 0: no class is empty
+        return replace(split, y=torch.searchsorted(torch.tensor(numbers), split.y))
+
     if source.test_is_at_hand and labels is not None:
         _rows_with(source.read_test(), labels, numbers, "test")
     dynamic = binarize == "dynamic"
@@ -182,9 +175,8 @@ def prepare(
     rows = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
     n_val = count(val_size, len(train)) if source.val is None else 0
     if n_val >= len(train):
-        raise UserError(
-            f"dataset.val_size={val_size}: {source.name} has {len(train):,} training images; leave at least one."
-        )
+        size = f"{source.name} has {len(train):,} training images"
+        raise UserError(f"dataset.val_size={val_size}: {size}; leave at least one.")
     val_rows, rows = rows[:n_val].sort().values, rows[n_val:]
     if source.val is not None:
         val = load(source.val, held_out, "validation")[: None if val_size else 0]
@@ -210,61 +202,38 @@ def prepare(
     )
 
 
-def _load(
-    split: Split,
-    binarize: str,
-    part: str = "training",
-    *,
-    limit: int,
-    labels: list[int | str] | None,
-    numbers: list[int],
-) -> Split:
-    """Return the images with these labels, binarised. Raises UserError if there are none."""
-    rows = None if labels is None else _rows_with(split, labels, numbers, part)
-    # Binarised first: which images are chosen must not change the draw that an image meets.
-    split = _binarize(split.stream_above(limit), binarize)
-    if rows is None:
-        return split
-    split = split[rows]  # renumbered from 0: a conditional model has no empty class
-    return replace(split, y=torch.searchsorted(torch.tensor(numbers), split.y))
-
-
 def count(size: int | float, n: int) -> int:
     """Return a whole number as it is, and a fraction as that part of n images: at least one if it is not 0."""
     return size if isinstance(size, int) else max(1, round(size * n)) if size else 0
 
 
 def with_test(split: Split, test_size: int | float, name: str) -> tuple[Split, Split]:
-    """Return the images to train on, and test_size of them set aside at random, the same for every seed.
-
-    Raises UserError if nothing is left to train on.
-    """
+    """Return the images to train on, and test_size of them set aside at random, the same for every seed."""
     n, n_test = len(split), count(test_size, len(split))
     if n_test >= n:
-        raise UserError(
-            f"dataset.test_size={test_size}: {name} has {n:,} usable image{'s' * (n > 1)}; "
-            "training and testing need at least one each."
-        )
+        images = f"{name} has {n:,} usable image{'s' * (n > 1)}"
+        raise UserError(f"dataset.test_size={test_size}: {images}; training and testing need at least one each.")
     rows = torch.randperm(n, generator=torch.Generator().manual_seed(0))
     return split[rows[n_test:].sort().values], split[rows[:n_test].sort().values]
 
 
-def _label_numbers(source: Source, labels: list[int | str] | None) -> list[int]:
+def _label_numbers(source: Source, labels: list[int | str] | None, n_classes: int | None) -> list[int]:
     """Return the numbers of the labels to use, given by names or numbers, in the data's own order."""
     class_names = list(map(printable, source.class_names))
-    if labels is None:
-        return list(range(len(class_names)))
     numbers = {str(number): number for number in range(len(class_names))}
     numbers |= {name: number for number, name in enumerate(class_names)}
-    requested = [printable(label) for label in labels]
+    requested = list(map(printable, labels or ()))
     if unknown := [label for label in requested if label not in numbers]:
         known = ", ".join(class_names) or "none"
         raise UserError(f"dataset.labels: {source.name} has no {', '.join(unknown)}. Its labels: {known}.")
-    return sorted({numbers[label] for label in requested})
+    chosen = list(range(len(class_names))) if labels is None else sorted({numbers[label] for label in requested})
+    largest = len(chosen) - 1 if chosen else int(source.train.y.max())
+    if n_classes and largest >= n_classes:
+        raise UserError(f"dataset.n_classes={n_classes}: {source.name} has labels up to {largest}.")
+    return chosen
 
 
 def _rows_with(split: Split, labels: list[int | str], numbers: list[int], part: str) -> Tensor:
-    """Return the rows of a split that have one of the labels. Raises UserError if there are none."""
     rows = torch.isin(split.y, torch.tensor(numbers)).nonzero()[:, 0]
     if not len(rows):
         requested = ",".join(map(printable, labels))
@@ -273,10 +242,7 @@ def _rows_with(split: Split, labels: list[int | str], numbers: list[int], part: 
 
 
 def _binarize(split: Split, how: str) -> Split:
-    """Make every pixel black or white: by a threshold at one half, or by one fixed draw of Bernoulli(pixel).
-
-    That draw is the same for every seed: otherwise runs of different seeds would have different test images.
-    """
+    """Make every pixel black or white: by a threshold at one half, or by one fixed draw of Bernoulli(pixel)."""
     if how in ("none", "larochelle"):  # Larochelle's files are binary
         return split
     if isinstance(split.images, Streamed):
@@ -288,79 +254,70 @@ def _binarize(split: Split, how: str) -> Split:
         )
     if how == "threshold":
         white = split.images >= 128
-    else:
+    else:  # the same for every seed: otherwise runs would have different test images
         draws = torch.rand(split.images.shape, generator=torch.Generator().manual_seed(0))
         white = draws < split.images.float() / 255
     return replace(split, images=white.to(torch.uint8) * 255)
 
 
 def require_source(source: Any, target: str) -> Source:
-    """Return the Source that the function named target returned; its test split is checked when it is read.
-
-    Raises UserError if it is none, and for images and labels that do not go together.
-    """
+    """Return the Source that the function named target returned. Raises UserError if its parts do not go together."""
     if not isinstance(source, Source):
         kind = _kind(source)
         raise UserError(f"dataset._target_={target}: it must return a vae_exp.datasets.Source, and returned {kind}.")
 
-    def require(problem: str | None) -> None:
-        if problem:
+    def require(part: str, split: Any) -> Split:
+        if problem := _problem(part, split, source):
             raise UserError(f"dataset._target_={target}: of the Source that it returned, {problem}.")
+        return split
 
-    def read_test() -> Split:
-        test = source.read_test()
-        require(_problem("test", test, source))
-        return test
-
-    names = source.class_names
-    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        require("class_names must be a list of text, the name of each label")
-    if not callable(source.read_test):
-        require(f"read_test must be a function that returns the test split, not {_kind(source.read_test)}")
-    require(_problem("train", source.train, source))
-    require(None if source.val is None else _problem("val", source.val, source))
-    return replace(source, read_test=read_test)
+    require("train", source.train)
+    if source.val is not None:
+        require("val", source.val)
+    return replace(source, read_test=lambda: require("test", source.read_test()))
 
 
 def _problem(part: str, split: Any, source: Source) -> str | None:
-    """Return what is wrong with a split, in words, or None."""
+    """Return what is wrong with a split of a source, in words, or None."""
+    names = source.class_names
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        return "class_names must be a list of text, the name of each label"
+    if not callable(source.read_test):
+        return f"read_test must be a function that returns the test split, not {_kind(source.read_test)}"
     if not isinstance(split, Split):
         return f"{part} must be a vae_exp.datasets.Split, not {_kind(split)}"
-    images, y = split.images, split.y
+    images, y, factors = split.images, split.y, split.factors
     pixels = images.source if isinstance(images, Streamed) else images
     if not isinstance(images, Tensor | Streamed) or (isinstance(pixels, Tensor) and pixels.dtype != torch.uint8):
         return f"the images of {part} must be a tensor of uint8, 0 to 255, not {_kind(pixels)}"
     if len(images.shape) != 4 or 0 in images.shape[1:]:
         return f"the images of {part} must have the shape [N, C, H, W], not {list(images.shape)}"
-    if not isinstance(y, Tensor) or y.dtype != torch.int64 or y.ndim != 1:
-        return f"the labels of {part} must be a tensor of int64 [N], not {_kind(y)}"
-    if len(images) != len(y):
-        return f"{part} has {len(images):,} images and {len(y):,} labels"
+    if not isinstance(y, Tensor) or y.dtype != torch.int64 or y.shape != (len(images),):
+        return f"the labels of {part} must be a tensor of int64 [N], one for each of {len(images):,}, not {_kind(y)}"
     if not len(y):
         return f"{part} is empty" + ("; val=None where there are no validation images" if part == "val" else "")
     if images.shape[1:] != source.train.images.shape[1:]:
         return f"the images of {part} are {split.x_shape}, and those of train {source.train.x_shape}"
-    if split.factors is not None and (problem := _factors_problem(part, split.factors, len(split))):
-        return problem
-    low, high, n = int(y.min()), int(y.max()), len(source.class_names)
+    if factors is not None and not _are_factors(factors, len(y)):
+        parts = list(vars(factors).values()) if isinstance(factors, Factors) else [factors]
+        return (
+            f"the factors of {part} must be a vae_exp.datasets.Factors of int64 [N, F] from 0 to below F sizes, with F "
+            f"different names, not {_kind(parts[0])} {parts[1:] or ''}"
+        )
+    low, high, n = int(y.min()), int(y.max()), len(names)
     if low < 0 or (n and high >= n):
         return f"the labels of {part} go from {low} to {high:,}" + (f", and there are {n:,} class_names" * (low >= 0))
     return None
 
 
-def _factors_problem(part: str, factors: Any, n_images: int) -> str | None:
+def _are_factors(factors: Any, n_images: int) -> bool:
     if not isinstance(factors, Factors):
-        return f"the factors of {part} must be a vae_exp.datasets.Factors, not {_kind(factors)}"
+        return False
     table, names, sizes = factors.table, factors.names, factors.sizes
-    if not isinstance(table, Tensor) or table.dtype != torch.int64 or table.shape != (n_images, len(names)):
-        return f"the factors of {part} must be a tensor of int64 {[n_images, len(names)]}, not {_kind(table)}"
-    if not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
-        return f"the names of the factors of {part} must be different texts, not {list(names)}"
-    if len(sizes) != len(names):
-        return f"the factors of {part} have {len(names)} names and {len(sizes)} sizes"
-    if bool((table < 0).any()) or bool((table >= torch.tensor(sizes, dtype=torch.long)).any()):
-        return f"the factors of {part} must be numbered from 0 to below their sizes {list(sizes)}"
-    return None
+    are_names = all(isinstance(name, str) for name in names) and len(set(names)) == len(names) == len(sizes)
+    if not are_names or not isinstance(table, Tensor) or table.dtype != torch.int64:
+        return False
+    return table.shape == (n_images, len(names)) and bool(((table >= 0) & (table < torch.tensor(sizes).long())).all())
 
 
 def _kind(value: Any) -> str:

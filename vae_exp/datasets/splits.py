@@ -22,13 +22,9 @@ PREFETCH = 4  # batches
 
 @dataclass
 class Streamed:
-    """Images too large for the device, uint8 [N, C, H, W]: some rows of a tensor, a file of raw bytes or a function.
+    """Images too large for the device, uint8 [N, C, H, W], of which indexing reads nothing."""
 
-    Indexing reads nothing. A file is mapped anew for every read: its pages never add up in the memory of this process.
-    A function makes the images of the rows that it is given.
-    """
-
-    source: Tensor | Path | Callable[[Tensor], Tensor]
+    source: Tensor | Path | Callable[[Tensor], Tensor]  # in memory, a file of raw bytes, or what makes given rows
     shape: tuple[int, ...]  # of all rows of the source
     rows: Tensor  # int64 [N], of the source
     is_binary: bool = False  # known to be black or white
@@ -40,11 +36,11 @@ class Streamed:
         return replace(self, rows=self.rows[rows])
 
     def read(self) -> Tensor:
-        """Read the images into memory."""
         if isinstance(self.source, Tensor):
             return self.source[self.rows]
         if not isinstance(self.source, Path):
             return self.source(self.rows)
+        # Mapped anew for every read: the pages never add up in the memory of this process.
         mapped = np.memmap(self.source, np.uint8, "r", shape=self.shape)
         return torch.from_numpy(np.take(mapped, self.rows.numpy(), axis=0).view(np.ndarray))
 
@@ -82,12 +78,9 @@ class Split:
         return not self.dynamic and bool(((x > 0) & (x < 255)).any())
 
     def given_factors(self) -> list[str]:
-        """Return the names of the varying factors that the label determines: a conditional model is given them.
-
-        Labels that occur only once or twice are left out: they go with one value of any factor by chance.
-        """
+        """Return the names of the varying factors that the label determines: a conditional model is given them."""
         n_labels = len(self.y.unique())
-        if self.factors is None or 2 * n_labels > len(self):
+        if self.factors is None or 2 * n_labels > len(self):  # so rare labels go with one value by chance
             return []
         varying = self.factors.varying()
         pairs = [torch.stack([self.y, column]).unique(dim=1).shape[1] for column in varying.table.T]
@@ -139,8 +132,7 @@ def batches(
 
     With `order`, on the CPU so that every device gets the same one, images come in a new random order. With `draws`, on
     the labels' device, they are flipped and binarised anew if the split says so; without it they are not flipped, and
-    binarised the same every time. The first `skip` batches are left out without being read, as for a run that resumes
-    inside an epoch; without an order, those from `stop` on too.
+    binarised the same every time. The first `skip` batches are not read, nor, without an order, those from `stop` on.
     """
     device = split.y.device
     binary = draws or torch.Generator(device).manual_seed(0)

@@ -1,11 +1,10 @@
 """Sprites of known shape, scale, orientation and place, drawn when they are needed: nothing is downloaded or stored.
 
-The images of dSprites (Matthey et al. 2017, https://github.com/google-deepmind/dsprites-dataset) as its published
-frames show them: nearly to the pixel, but not the published file.
+Nearly to the pixel those of dSprites (Matthey et al. 2017, https://github.com/google-deepmind/dsprites-dataset).
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -33,9 +32,8 @@ def sprites(
 ) -> Source:
     """Return black-and-white images [1, 64, 64] of every combination of the five factors: 737,280 in the whole grid.
 
-    factors says how many values of each, or which, numbered from 0; label is the factor that y holds, and None is no
-    label. The test split is the same for every seed. Raises UserError for factors, values and labels that do not exist,
-    and if the part of the grid is too small to be split.
+    factors says how many values of each, or which, numbered from 0; label is the factor that y holds, if any. Raises
+    UserError for factors, values and labels that do not exist, and if the part of the grid is too small to be split.
     """
     values = chosen_values(SIZES, factors, periodic=["orientation"])
     n = math.prod(SIZES.values())
@@ -71,10 +69,7 @@ def grid_source(
 
 
 def draw(rows: Tensor) -> Tensor:
-    """Draw rows [N] of the grid of all values as images [N, 1, 64, 64].
-
-    NumPy draws them in the calling thread: PyTorch's threads are for the model.
-    """
+    """Draw rows [N] of the grid of all values as images [N, 1, 64, 64], by NumPy: PyTorch's threads are the model's."""
     images = np.zeros((len(rows), SIDE * SIDE), np.uint8)
     values = np.unravel_index(rows.cpu().numpy(), list(SIZES.values()))
     for at in range(0, len(rows), CHUNK):
@@ -94,7 +89,7 @@ def _draw(canvas: np.ndarray, shape: Array, scale: Array, orientation: Array, x:
     u = (cos * dx).astype(np.float32)[:, None, :] - (sin * dy).astype(np.float32)[:, :, None]  # [B, rows, columns]
     v = (sin * dx).astype(np.float32)[:, None, :] + (cos * dy).astype(np.float32)[:, :, None]
     inside = np.empty(u.shape, bool)
-    for number, is_inside in enumerate((_in_square, _in_ellipse, _in_heart)):
+    for number, is_inside in enumerate(INSIDE):
         rows_of_shape = np.flatnonzero(shape == number)
         inside[rows_of_shape] = is_inside(u[rows_of_shape], v[rows_of_shape])
     pixel = rows[:, :, None] * SIDE + columns[:, None, :]
@@ -102,25 +97,15 @@ def _draw(canvas: np.ndarray, shape: Array, scale: Array, orientation: Array, x:
 
 
 def _across(position: Array) -> tuple[Array, Array]:
-    """Return the pixels [B, BOX] where a sprite at this position may lie, and their centres' distances from its own."""
+    """Return the pixels [B, BOX] where a sprite may lie, and their centres' distances from its own."""
     centre = (16 + position * (32 / 31))[:, None]
     pixels = np.ceil(centre - REACH - 0.5).astype(np.int64) + np.arange(BOX)
     return pixels, pixels + 0.5 - centre
 
 
-def _in_square(u: Array, v: Array) -> Array:
-    return np.maximum(np.abs(u), np.abs(v)) <= 9.6
-
-
-def _in_ellipse(u: Array, v: Array) -> Array:
-    return np.square(u / 12.8) + np.square(v / 7.2) <= 1
-
-
 def _in_heart(u: Array, v: Array) -> Array:
-    """Return whether points are in the heart: between the two heights that its outline has at their u.
-
-    The outline is x = 9.6 sin^3 a, y = -0.662 (13 cos a - 5 cos 2a - 2 cos 3a - cos 4a) - 1.44.
-    """
+    """Return whether points are in the heart: between the two heights that its outline has at their u."""
+    # The outline is x = 9.6 sin^3 a, y = -0.662 (13 cos a - 5 cos 2a - 2 cos 3a - cos 4a) - 1.44.
     sin2 = np.cbrt(np.square(u / 9.6))
     cos2 = np.maximum(1 - sin2, 0)
     # In powers of c = cos a: 13 c - 5 (2 c^2 - 1) - 2 (4 c^3 - 3 c) - (8 c^4 - 8 c^2 + 1), of a and of pi - a.
@@ -128,3 +113,10 @@ def _in_heart(u: Array, v: Array) -> Array:
     odd = np.sqrt(cos2) * (19 - 8 * cos2)
     middle, half = -0.662 * even - 1.44, 0.662 * odd
     return (sin2 <= 1) & (np.abs(v - middle) <= half)
+
+
+INSIDE: tuple[Callable[[Array, Array], Array], ...] = (
+    lambda u, v: np.maximum(np.abs(u), np.abs(v)) <= 9.6,  # a square
+    lambda u, v: np.square(u / 12.8) + np.square(v / 7.2) <= 1,  # an ellipse
+    _in_heart,
+)

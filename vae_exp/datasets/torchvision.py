@@ -62,10 +62,7 @@ IN_MEMORY = tuple(source for source in KNOWN if source != "celeba")
 
 
 def torchvision_images(name: str, source: str, root: str, binarize: str = "none", split: str | None = None) -> Source:
-    """Return a dataset that torchvision reads whole, such as source=mnist; name is its label in names and tables.
-
-    split is one of EMNIST's. Raises UserError if the files can be neither read nor downloaded.
-    """
+    """Return a dataset that torchvision reads whole, such as source=mnist. Raises UserError if it cannot be had."""
     if source not in IN_MEMORY:
         raise UserError(f"dataset.source={source}: it takes one of {', '.join(IN_MEMORY)}.")
     folder = Path(root).expanduser()
@@ -74,7 +71,7 @@ def torchvision_images(name: str, source: str, root: str, binarize: str = "none"
     files = _files(source, folder, split)
 
     def read(part: str) -> tuple[Split, list[str]]:
-        if not all(path.is_file() for path in files.values()):  # not all there yet
+        if not all(path.is_file() for path in files.values()):
             return _read(source, folder, part, split)
         return _read_cached(source, folder, part, split, content_key(files))
 
@@ -88,10 +85,7 @@ def _files(source: str, folder: Path, split: str | None) -> dict[str, Path]:
 
 @functools.lru_cache(maxsize=4)  # the jobs of a sweep read their data once
 def _read_cached(source: str, folder: Path, part: str, split: str | None, key: str) -> tuple[Split, list[str]]:
-    """Return the content of the files, or a copy of it from when they had the content that key identifies.
-
-    A copy needs no torchvision, whose import takes seconds. If it cannot be read or written, the files are read.
-    """
+    """Return the files' content, or a copy of that which key identifies: it needs no torchvision, slow to import."""
     cache = cache_folder("prepared")
     announce(cache, "copies of what torchvision read")
     copy = cache / f"{source}{split or ''}-{part}-{COPY_FORMAT}-{key}.pt"
@@ -121,22 +115,21 @@ def _read(source: str, folder: Path, part: str, split: str | None) -> tuple[Spli
     class_names = list(getattr(raw, "classes", "0123456789"))
     if class_names[0] == "N/A":  # EMNIST's letters count from 1
         class_names, y = class_names[1:], y - 1
-    if problem := _problem(source, folder / KNOWN[source].folder, x, y, len(class_names)):
+    where = folder / KNOWN[source].folder
+    if problem := _problem(source, where, x, y, len(class_names)):
         raise UserError(
-            f"dataset={source}: the files in {folder / KNOWN[source].folder} are damaged: {problem}. Delete them to "
-            "download them anew."
+            f"dataset={source}: files in {where} are damaged: {problem}. Delete them to download them anew."
         )
     return Split(x.contiguous(), y), [label.split(" - ")[0] for label in class_names]  # 7, not "7 - seven"
 
 
 def _problem(source: str, folder: Path, x: torch.Tensor, y: torch.Tensor, n_classes: int) -> str | None:
     """Return why readable files do not go together, or are not as they were published; None if all is well."""
-    if x.dtype != torch.uint8 or x.ndim != 4 or 0 in x.shape or y.ndim != 1:
-        return f"the images have the shape {list(x.shape)} and the type {x.dtype}"
-    if len(x) != len(y):
-        return f"{len(x):,} images and {len(y):,} labels"
-    if y.min() < 0 or y.max() >= n_classes:
-        return f"labels from {y.min()} to {y.max()}"
+    are_images = x.dtype == torch.uint8 and x.ndim == 4 and 0 not in x.shape
+    if not are_images or y.shape != (len(x),) or y.min() < 0 or y.max() >= n_classes:
+        return (
+            f"images of {x.dtype} {list(x.shape)} and labels {list(y.shape)} of {n_classes} classes do not go together"
+        )
     files = {60_000: IDX[:2], 10_000: IDX[2:]}.get(len(x), ()) if source == "mnist" else ()  # else somebody's own
     for file in files:
         if hashlib.md5((folder / file).read_bytes(), usedforsecurity=False).hexdigest() != MNIST_MD5[file]:
@@ -145,16 +138,12 @@ def _problem(source: str, folder: Path, x: torch.Tensor, y: torch.Tensor, n_clas
 
 
 def open_torchvision(source: str, folder: Path, part: str, split: str | None = None) -> Any:
-    """Return torchvision's own dataset object, downloaded if need be; part is train, test or CelebA's valid.
-
-    Raises UserError if the files can be neither read nor downloaded.
-    """
+    """Return torchvision's own dataset object, downloaded if need be; part is train, test or CelebA's valid."""
     from torchvision import datasets  # here, because importing it takes seconds
 
-    known = KNOWN[source]
+    known, files = KNOWN[source], _files(source, folder, split)
     dataset = getattr(datasets, known.class_name)
     make = functools.partial(dataset, folder, **({} if split is None else {"split": split}))
-    files = _files(source, folder, split)
     if not all(path.exists() for path in files.values()):
         tried = [known.home] if known.home else dataset.mirrors
         with downloading(source, folder, known.folder, tried, files, instead="digits"):
@@ -164,8 +153,8 @@ def open_torchvision(source: str, folder: Path, part: str, split: str | None = N
         return make(**known.arguments(part))
     except (AssertionError, RuntimeError, ValueError, OSError, KeyError, TypeError, EOFError) as error:
         raise UserError(
-            f"dataset={source}: the files in {folder / known.folder} cannot be read "
-            f"({last_line(error)}). Delete them to have them downloaded again."
+            f"dataset={source}: the files in {folder / known.folder} cannot be read ({last_line(error)}). Delete them "
+            "to have them downloaded again."
         ) from error
 
 
@@ -173,10 +162,7 @@ def open_torchvision(source: str, folder: Path, part: str, split: str | None = N
 def downloading(
     name: str, root: Path, folder: str, tried: Iterable[str], files: Iterable[str], instead: str
 ) -> Iterator[None]:
-    """Download files of a dataset into a folder below root, without a word and without waiting for ever.
-
-    Raises UserError, with what to do by hand, if that fails; folders that were made for it are then removed.
-    """
+    """Download files in this block. Raises UserError, with what to do by hand, if that fails."""
     path, timeout = root / folder, socket.getdefaulttimeout()
     missing = [parent for parent in (path, *path.parents) if not parent.exists()]
     try:
@@ -208,10 +194,7 @@ def last_line(error: Exception) -> str:
 
 
 def larochelle(name: str, folder: Path) -> Source:
-    """Return MNIST as Larochelle & Murray (2011) split and binarised it: 50,000, 10,000, 10,000 images, no labels.
-
-    Raises UserError if binarized_mnist_{train,valid,test}.amat are not in the folder, or damaged.
-    """
+    """Return MNIST as Larochelle & Murray (2011) split and binarised it: 50,000, 10,000, 10,000 images, no labels."""
     paths = {part: folder / f"binarized_mnist_{part}.amat" for part in ("train", "valid", "test")}
     if missing := [path.name for path in paths.values() if not path.is_file()]:
         raise UserError(
@@ -234,9 +217,6 @@ def _read_amat(path: Path, key: str) -> Split:
         raise UserError(f"dataset.binarize=larochelle: {path} is damaged: it must hold 784 zeros and ones a line.")
     x = torch.from_numpy(pixels * np.uint8(255)).view(-1, 1, 28, 28)
     return Split(x, torch.zeros(len(x), dtype=torch.long))
-
-
-FINGERPRINT_EVERY = 200  # images of CelebA: 202,599 files take long
 
 
 def celeba(
@@ -264,6 +244,7 @@ def celeba(
 
     class_names = [] if attribute is None else [f"not {attribute}", attribute]
     train, val = read("train"), read("valid")
-    images = [f"{CELEBA[0]}/{number:06}.jpg" for number in range(1, 202_600, FINGERPRINT_EVERY)]
+    # All 202,599 files take long.
+    images = [f"{CELEBA[0]}/{number:06}.jpg" for number in range(1, 202_600, 200)]
     digests = of_files({path: folder / "celeba" / path for path in (*CELEBA[1:], *images)})
     return Source(name, train, lambda: read("test"), class_names, val, files=digests)

@@ -5,7 +5,6 @@ import sys
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 from tqdm import tqdm
 
 from vae_exp import inference, scores
@@ -26,13 +25,7 @@ printed_notes: set[str] = set()  # of this command: for all runs of a sweep they
 
 
 def choose(model: inference.TrainedVAE, data: Data, split: Split, options: EvaluateOptions) -> tuple[list[str], int]:
-    """Return the scores to measure, and the number of images for each repeat.
-
-    The scores are those of the options or, if the factors are known, the usual ones; of the usual ones, those that the
-    split does not suit are left out, with a note.
-
-    Raises UserError if requested scores do not suit the data, or for more rows than there are.
-    """
+    """Return the scores to measure, requested or usual ones that the split suits, and the images for each repeat."""
     requested, part, repeats, seed = options["scores"], options["split"], options["score_repeats"], options["seed"]
     if requested == [] or (requested is None and split.factors is None):
         return [], 0
@@ -62,7 +55,6 @@ def choose(model: inference.TrainedVAE, data: Data, split: Split, options: Evalu
 
 
 def print_once(note: str) -> None:
-    """Print a note unless this command has already printed it."""
     if note not in printed_notes:
         print(f"{printable(note)}\n")
     printed_notes.add(note)
@@ -76,10 +68,7 @@ def score(
     rows: int,
     options: EvaluateOptions,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Return each score with its spread, and by name the pictures: the information matrix and the traversals it orders.
-
-    A score that is not a number here is left out, with a note.
-    """
+    """Return each score with its spread, and by name the information matrix and the traversals that it orders."""
     factors = split.unknown_factors(model.config["model"]["conditional"])
     repeats, seed = options["score_repeats"], options["seed"]
     known = metrics.known_from_means(evaluation, factors, seed)
@@ -100,13 +89,7 @@ def score(
 
 
 def rank(runs: list[Run]) -> None:
-    """Give each run that can be loaded its UDR, among the runs that differ from it only in their seed.
-
-    If a group of comparable runs has one seed for each setting, the UDR is among all of these. A run that cannot be
-    loaded is left out, with a note.
-
-    Raises UserError if nothing can be compared.
-    """
+    """Give each run that can be loaded its UDR among runs of other seeds, or in its group if each has one seed."""
     runs = [run for run in runs if (run.folder / BEST).is_file()]
     if len(runs) < 2:
         raise UserError(f"--udr: compares models with each other, and needs two runs or more that have a {BEST}.")
@@ -126,28 +109,23 @@ def rank(runs: list[Run]) -> None:
 
 def _rank(runs: list[Run]) -> int:
     """Give runs their UDR and return how many got it: none if fewer than two of them can be loaded."""
-    loaded, codes, kl, images = [], [], [], None
+    loaded: list[Run] = []
+    codes, kl, images = [], [], None
     for run in tqdm(runs, desc="codes", unit="run", disable=None, leave=False):
         try:
-            images, z, kl_per_dim = _encode(run, images)
+            model = inference.load(run.folder)
+            if images is None:  # of the first run's data, for all
+                split = model.read_data().split("test")
+                images = split[sample_scores.random_rows(len(split), IMAGES)]
+            codes.append(metrics.posterior(model.model, images.to(model.device)).mean.cpu())
         except UserError as error:
             tqdm.write(f"left out of {UDR}: {printable(run.name)}: {str(error).splitlines()[0]}", file=sys.stderr)
             continue
         loaded.append(run)
-        codes.append(z)
-        kl.append(kl_per_dim)
+        kl.append(model.kl_per_dim)
     if len(loaded) < 2:
         return 0
     stochastic = all(map(any, kl))  # an autoencoder has no KL by which a latent could be left out
     for run, value in zip(loaded, scores.udr(codes, kl if stochastic else None).tolist(), strict=True):
         run.metrics[UDR] = value
     return len(loaded)
-
-
-def _encode(run: Run, images: Split | None) -> tuple[Split, Tensor, list[float]]:
-    """Return the images, at first from the run's own data; its codes [N, Z] of them; and the KL of each latent."""
-    model = inference.load(run.folder)
-    if images is None:
-        split = model.read_data().split("test")
-        images = split[sample_scores.random_rows(len(split), IMAGES)]
-    return images, metrics.posterior(model.model, images.to(model.device)).mean.cpu(), model.kl_per_dim

@@ -13,15 +13,7 @@ from vae_exp import distributed
 from vae_exp.datasets.factors import Factors
 from vae_exp.datasets.splits import Split, batches
 from vae_exp.distributed import Share
-from vae_exp.distributions import (
-    LOG_2PI,
-    DiagonalGaussian,
-    Point,
-    Posterior,
-    concatenate,
-    log_prior,
-    map_parameters,
-)
+from vae_exp.distributions import LOG_2PI, DiagonalGaussian, Point, Posterior, concatenate, log_prior, map_parameters
 from vae_exp.errors import UserError, printable
 from vae_exp.scores.mig import BINS, above_chance
 from vae_exp.scores.repeats import spread, usual_size
@@ -38,10 +30,7 @@ NAMED = 3  # latents, in a warning
 
 @dataclass
 class Evaluation:
-    """Both sides of the negative ELBO for each image of a split, in nats, on the CPU and in float64.
-
-    A sum of 10,000 float32 loses digits that people compare.
-    """
+    """Both sides of the negative ELBO for each image of a split, in nats, on the CPU and in float64, as sums need."""
 
     q: Posterior  # of all images, [N, Z], still on the device
     reconstruction_draws: Tensor  # [R, N]: -log p(x|z) at R draws of z ~ q(z|x)
@@ -64,7 +53,6 @@ class Evaluation:
 
     @property
     def active_units(self) -> int:
-        """Return how many latents have a posterior mean that varies over the images (Burda et al. 2016)."""
         return int((self.q.mean.cpu().double().var(0, correction=0) > ACTIVE).sum())
 
     def scalars(self, prefix: str) -> dict[str, float]:
@@ -93,8 +81,7 @@ def evaluate(
 ) -> Evaluation:
     """Return the negative ELBO and its two terms with z sampled from q, as in training; the KL's weight is 1.
 
-    The noise is drawn here, or given for one draw of each image, [N, Z]. If `shared`, each process of the run
-    computes some of the batches, and all of them get every number.
+    The noise is drawn here, or given for one draw of each image, [N, Z]. `shared` divides batches between processes.
     """
     if shared:
         batch_size = min(batch_size, math.ceil(len(split) / distributed.world_size()))
@@ -115,7 +102,6 @@ def evaluate(
 
 
 def sample_eps(split: Split, z_dim: int, noise: torch.Generator) -> Tensor:
-    """Draw the noise for one z per image, [N, Z] on the split's device."""
     return torch.randn(len(split), z_dim, generator=noise, device=noise.device).to(split.y.device)
 
 
@@ -137,9 +123,8 @@ def importance_bound(
 ) -> Tensor:
     """Return the importance-weighted lower bound on log p(x) of each image, [N] nats (Burda et al. 2016).
 
-    It is log 1/K sum_k p(x, z_k) / q(z_k|x) with z_k ~ q(z|x), which rises to log p(x) as K grows; with K = 1 its mean
-    is minus the neg_elbo. The K samples are taken one after the other, so memory does not grow with K; after_sample is
-    called after each of them. Raises UserError for a deterministic autoencoder.
+    It is log 1/K sum_k p(x, z_k) / q(z_k|x) with z_k ~ q(z|x), which rises to log p(x) as K grows. The K samples are
+    taken one after the other; after_sample is called after each. Raises UserError for a deterministic autoencoder.
     """
     if not model.stochastic:
         raise UserError("an autoencoder (model.stochastic=false) gives images no likelihood, so no bound on it.")
@@ -160,10 +145,7 @@ def importance_bound(
 def factor_scores(
     evaluation: Evaluation, split: Split, names: Collection[str], prefix: str, conditional: bool = False
 ) -> dict[str, float]:
-    """Return the disentanglement scores that a run logs, such as val/mig: from one repeat, so without their spread.
-
-    A score that is not a number here, such as InfoC of one active latent, is left out.
-    """
+    """Return the disentanglement scores that a run logs, such as val/mig, from one repeat; without NaN."""
     if split.factors is None or not names:
         return {}
     factors = split.unknown_factors(conditional)
@@ -177,19 +159,13 @@ def known_from_means(evaluation: Evaluation, factors: Factors, seed: int = 0) ->
 
 
 def max_information(evaluation: Evaluation) -> np.ndarray:
-    """Return the most that each latent can tell about anything: its KL, as I(x; z_i) is at most that, [Z], nats.
-
-    The codes of a deterministic autoencoder have no noise, so nothing bounds what they tell.
-    """
+    """Return the most that each latent can tell about anything: its KL, as I(x; z_i) is at most that, [Z], nats."""
     kl = np.array(evaluation.kl_per_dim)
-    return kl if isinstance(evaluation.q, DiagonalGaussian) else np.full_like(kl, np.inf)
+    return kl if isinstance(evaluation.q, DiagonalGaussian) else np.full_like(kl, np.inf)  # codes without noise
 
 
 def scores_warning(evaluation: Evaluation, factors: Factors, known: np.ndarray | None = None) -> str | None:
-    """Return a warning if the means of q(z|x), which the scores read, tell more than z with its noise does.
-
-    `known` is what `known_from_means` returns for these factors, [Z, F]. None if the latents carry what they seem to.
-    """
+    """Return a warning if the means of q(z|x), which the scores read, tell more than z with its noise does."""
     known = known_from_means(evaluation, factors) if known is None else known
     bound, most, names = max_information(evaluation), known.max(1), factors.names
     n_values = np.array([len(column.unique()) for column in factors.table.T])
@@ -216,9 +192,8 @@ def information(evaluation: Evaluation, part: torch.Generator, noise: torch.Gene
     """Divide the KL into I(x; z) and KL(q(z) || p(z)), for at most MIXTURE random images; return these in nats.
 
     q(z) is the mixture of the posteriors of the part, and I(x; z) = E log q(z|x) / q(z) at one z for each image
-    (Hoffman & Johnson 2016), which is at most the log of their number: at that value the estimate is a lower bound. The
-    mean of log q(z|x) / p(z) is known, as it is the KL: as a control variate it removes most of the noise. Errors are
-    standard errors, over images and draws. Raises UserError for a deterministic autoencoder.
+    (Hoffman & Johnson 2016), which is at most the log of their number: at that value the estimate is a lower bound.
+    Errors are standard errors, over images and draws. Raises UserError for a deterministic autoencoder.
     """
     q = evaluation.q
     if isinstance(q, Point):
@@ -231,7 +206,7 @@ def information(evaluation: Evaluation, part: torch.Generator, noise: torch.Gene
     z = q.rsample(noise).double()
     q = map_parameters(Tensor.double, q)
     gained = _log_ratio_to_mixture(q, z).cpu()
-    known = (q.log_prob(z) - log_prior(z)).sum(1).cpu() - kl  # of mean 0 over draws
+    known = (q.log_prob(z) - log_prior(z)).sum(1).cpu() - kl  # a control variate, of mean 0 over draws
     centred = known - known.mean()  # the slope of least squares leaves the least noise
     slope = (centred * gained).mean() / centred.square().mean().clamp(min=torch.finfo(torch.double).tiny)
     gained = gained - slope * known

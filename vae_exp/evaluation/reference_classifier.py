@@ -3,12 +3,11 @@
 import hashlib
 import itertools
 import math
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from vae_exp.datasets.prepare import Data
 from vae_exp.datasets.splits import Split, batches
@@ -22,11 +21,6 @@ CHUNK = 10_000  # images read at a time, while their digest is computed
 N_GENERATED = 5000  # images drawn to be read
 
 
-def cache() -> Path:
-    """Return the folder of classifiers and features of real images, computed once for all runs on the same data."""
-    return cache_folder("features")
-
-
 def digest(split: Split) -> str:
     """Return a digest that identifies a set of images and labels by their bytes, however they were split or chosen."""
     sha256 = hashlib.sha256(repr((len(split), split.x_shape, split.dynamic)).encode())
@@ -38,21 +32,16 @@ def digest(split: Split) -> str:
 
 
 def reference_classifier(data: Data, device: torch.device) -> tuple[nn.Sequential, str]:
-    """Return the classifier of a data set, and a name that tells it from all others.
-
-    It learns from all training images, whatever part of them a model had, so that one serves the models of every seed.
-    It is read from the cache, or else trained and cached.
-    """
+    """Return the classifier of a data set, cached or trained on all training images, and a name for it alone."""
     train, n_classes = data.read_train().to(device), data.n_classes
-    path = cache() / f"judge-{RECIPE}-{digest(train)}-{n_classes}.npz"
+    path = cache_folder("features") / f"judge-{RECIPE}-{digest(train)}-{n_classes}.npz"
     with torch.device("meta"):  # no random numbers are drawn for weights that are cached
         classifier = _build(train, n_classes)
     weights = read_arrays(path) or {}
     shapes = {name: values.shape for name, values in classifier.state_dict().items()}
-    is_whole = are_numbers(weights, dict.fromkeys(shapes, np.float32))
-    if is_whole and all(weights[name].shape == shape for name, shape in shapes.items()):
-        tensors = {name: torch.from_numpy(values) for name, values in weights.items()}
-        classifier.load_state_dict(tensors, assign=True)
+    is_complete = are_numbers(weights, dict.fromkeys(shapes, np.float32))
+    if is_complete and all(weights[name].shape == shape for name, shape in shapes.items()):
+        classifier.load_state_dict({name: torch.from_numpy(values) for name, values in weights.items()}, assign=True)
         classifier = classifier.to(device).eval()
     else:
         classifier = train_classifier(train, n_classes, seed=0)
@@ -63,24 +52,13 @@ def reference_classifier(data: Data, device: torch.device) -> tuple[nn.Sequentia
     return classifier, f"judge-{hashlib.sha256(content).hexdigest()[:16]}"
 
 
-def features(classifier: nn.Sequential, x: Tensor) -> Tensor:
-    """Return the hidden units [N, HIDDEN] by which the classifier tells classes apart, for images in [0, 1]."""
-    return classifier[:3](x)
-
-
 def _build(train: Split, n_classes: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Flatten(),
-        nn.Linear(math.prod(train.x_shape), HIDDEN),
-        nn.ReLU(),
-        nn.Dropout(0.2),
-        nn.Linear(HIDDEN, n_classes),
-    )
+    hidden = nn.Linear(math.prod(train.x_shape), HIDDEN)
+    return nn.Sequential(nn.Flatten(), hidden, nn.ReLU(), nn.Dropout(0.2), nn.Linear(HIDDEN, n_classes))
 
 
 @torch.enable_grad()
 def train_classifier(train: Split, n_classes: int, seed: int) -> nn.Sequential:
-    """Train a small classifier of real images: one hidden layer, for a fixed number of steps."""
     device = train.y.device
     with torch.random.fork_rng(devices=[]):  # its weights are its own affair
         torch.manual_seed(seed)
@@ -103,8 +81,7 @@ def train_classifier(train: Split, n_classes: int, seed: int) -> nn.Sequential:
 def label_accuracy(model: VAE, classifier: nn.Module, data: Data, held_out: Split, noise: torch.Generator) -> dict:
     """Return how often the classifier reads the label that an image was drawn for.
 
-    Also return its accuracy on real held-out images, which no model can be expected to pass by much, and that
-    against the drawn images' labels in random order, which is chance.
+    Also return its accuracy on real held-out images, the most to expect, and with labels in random order, chance.
     """
     # Labels that the data have: a model may have room for more (dataset.n_classes), of which nobody knows the look.
     y = (torch.arange(N_GENERATED) % (len(data.class_names) or data.n_classes)).to(held_out.y.device)

@@ -69,7 +69,9 @@ def _is_valid(name: str, value: Any) -> bool:
     if name == "kl_per_dim":
         return isinstance(value, list) and all(map(is_number, value))
     if name == "scores":
-        return _is_dict(value, *SETTINGS) and isinstance(value["factors"], list) and all(map(_is_score, value.items()))
+        if not _is_dict(value, *SETTINGS) or not isinstance(value["factors"], list):
+            return False
+        return isinstance(value.get(WARNING), str | None) and all(map(_is_score, scores_of({name: value}).values()))
     if name == "samples":
         return _is_dict(value) and all(map(_are_sample_scores, value.items()))
     return value is None or is_number(value)
@@ -79,12 +81,7 @@ def _is_dict(value: Any, *keys: str) -> bool:
     return isinstance(value, dict) and value.keys() >= set(keys)
 
 
-def _is_score(item: tuple[str, Any]) -> bool:
-    name, score = item
-    if name in SETTINGS:
-        return True
-    if name == WARNING:
-        return isinstance(score, str | None)
+def _is_score(score: Any) -> bool:
     is_score = _is_dict(score, "mean", "std", "caution") and isinstance(score["caution"], str)
     return is_score and is_number(score["mean"]) and (score["std"] is None or is_number(score["std"]))
 

@@ -18,10 +18,10 @@ from vae_exp.datasets.splits import Split, batches
 from vae_exp.errors import UserError
 from vae_exp.evaluation import reference_classifier
 from vae_exp.figures import grids
-from vae_exp.files import are_numbers, read_arrays, write_arrays
+from vae_exp.files import are_numbers, cache_folder, read_arrays, write_arrays
 from vae_exp.inference import TrainedVAE
 from vae_exp.scores import features as image_features
-from vae_exp.scores.frechet import Moments, frechet_of, kid_of_subsets
+from vae_exp.scores.frechet import Moments, frechet_of, kid
 from vae_exp.scores.neighbours import neighbour_scores, squared_distances
 from vae_exp.training.precision import full_precision
 
@@ -43,14 +43,14 @@ class FeatureStats:
 
 
 def random_rows(length: int, n: int) -> Tensor:
-    """Return the rows of n images, or of all, in random order: neighbours in a file are often alike."""
+    """Return the rows of n images, or of all, in random order."""
     return torch.randperm(length, generator=build.generator(0, "compared"))[:n]
 
 
 def real_stats(split: Split, n: int, key: str, features: Features) -> FeatureStats:
     """Return the statistics of n real images, or of all, from the cache or else computed now and cached."""
     split = split[random_rows(len(split), n)]
-    path = reference_classifier.cache() / f"{reference_classifier.digest(split)}-{key}.npz"
+    path = cache_folder("features") / f"{reference_classifier.digest(split)}-{key}.npz"
     cached = read_arrays(path) or {}
     types = {"rows": np.float32} | ({"mean": np.float64, "scatter": np.float64} if "mean" in cached else {})
     if are_numbers(cached, types) and len(cached["rows"]) == min(len(split), COMPARED):
@@ -89,20 +89,14 @@ def check(options: EvaluateOptions) -> None:
 def evaluate_samples(
     model: TrainedVAE, data: Data, split: Split, classifier: Classifier, options: EvaluateOptions
 ) -> tuple[dict[str, dict[str, Any]], dict[str, np.ndarray]]:
-    """Return the scores by sampler and features, such as prior/classifier, and the picture of neighbours by name.
-
-    Raises UserError for features that do not suit the data, before anything is drawn, and for too few images.
-    """
+    """Return the scores by sampler and features, such as prior/classifier, and the picture of neighbours by name."""
     if not options["samples"]:
         return {}, {}
     if options["features"] == "classifier" and data.n_classes < 2:
         raise UserError("features=classifier: this data set has no labels to train one on; use pixels or inception.")
     n_pixels = math.prod(model.x_shape)
     if "frechet" in options["samples"] and options["features"] == "pixels" and n_pixels > MAX_COVARIANCE:
-        raise UserError(
-            f"samples=[frechet]: {n_pixels:,} pixels have too large a covariance; choose other features or other "
-            "scores."
-        )
+        raise UserError(f"samples=[frechet]: {n_pixels:,} pixels have too large a covariance; choose other features.")
     source = f"{options['sampler']}/{options['features']}"
     scores, neighbours = score(model, data, split, classifier, options)
     if neighbours is None:
@@ -117,10 +111,7 @@ def evaluate_samples(
 def score(
     model: TrainedVAE, data: Data, split: Split, classifier: Classifier, options: EvaluateOptions
 ) -> tuple[dict[str, Any], Tensor | None]:
-    """Return each score of the samples and, as NAME_real, of other real images in their place, and a picture or None.
-
-    The picture has samples beside their nearest training images [R, 1 + K, C, H, W], if those were asked for.
-    """
+    """Return scores of samples and, as NAME_real, of real images in their place; and neighbours [R, 1 + K, C, H, W]."""
     draw = model.sampler(options["sampler"], options["dataset"]["root"])
     key, features = _features(options["features"], model, classifier)
     names, n = options["samples"], options["n_samples"]
@@ -154,12 +145,12 @@ def score(
 
 
 def _distances(real: FeatureStats, fake: FeatureStats, names: Sequence[str]) -> dict[str, float]:
-    scores = {}
+    scores: dict[str, float] = {}
     if "frechet" in names:
         assert real.moments and fake.moments, "too many features were refused"
         scores["frechet"] = frechet_of(real.moments, fake.moments)
     if "kid" in names:
-        scores["kid"] = kid_of_subsets(real.rows, fake.rows).mean().item()
+        scores["kid"] = kid(real.rows, fake.rows)
     if pairs := [name for name in PAIR_SCORES if name in names]:
         scores |= neighbour_scores(real.rows, fake.rows, pairs)
     return scores
@@ -179,13 +170,10 @@ def _nearest(queries: Tensor, train: Split, features: Features, batch_size: int)
 
 
 def _features(name: str, model: TrainedVAE, classifier: Classifier) -> tuple[str, Features]:
-    """Return a name that identifies the features, and the function that computes them.
-
-    Raises UserError if the features' network cannot be downloaded.
-    """
+    """Return a name that identifies the features, and the function that computes them."""
     if name == "pixels":
         return name, image_features.pixels
     if name == "inception":
         return name, image_features.Inception(model.device)
     network, key = classifier()
-    return key, lambda x: reference_classifier.features(network, x)
+    return key, network[:3]  # the hidden units, by which it tells classes apart

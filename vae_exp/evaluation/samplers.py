@@ -35,10 +35,7 @@ class Mixture:
     root: Tensor  # [M, Z], standard deviations, or [M, Z, Z], lower triangular: of each covariance
 
     def draw(self, y: Tensor, noise: torch.Generator, temperature: float = 1.0) -> Tensor:
-        """Draw a code for each label y [N], [N, Z]; a temperature below 1 draws nearer to the Gaussians' means.
-
-        Raises UserError for a label that no training image had.
-        """
+        """Draw a code for each label y [N], [N, Z]; a temperature below 1 draws nearer to the Gaussians' means."""
         y, n = y.cpu(), len(y)
         uniform, eps = torch.rand(n, 1, generator=noise), torch.randn(n, self.mean.shape[1], generator=noise)
         component = torch.empty(n, dtype=torch.long)
@@ -61,14 +58,11 @@ class Mixture:
 
 
 def aggregate(q: Posterior, group: Tensor) -> Mixture:
-    """Return the aggregate posterior: q(z|x) of an image that is chosen evenly among those of the label.
-
-    An autoencoder's codes have no spread of their own: they get that of a kernel density, by Scott's rule.
-    """
+    """Return the aggregate posterior: q(z|x) of an image that is chosen evenly among those of the label."""
     mean, group = q.mean.cpu().float(), group.cpu()
     if isinstance(q, DiagonalGaussian):
         root = torch.exp(0.5 * q.log_var.cpu().float())
-    else:
+    else:  # no spread of their own: they get that of a kernel density, by Scott's rule
         root = torch.empty_like(mean)
         for rows in _groups(group):
             n, z_dim = mean[rows].shape
@@ -97,17 +91,13 @@ FITTED = {"gmm": gmm, "aggregate": aggregate}
 
 
 def _groups(group: Tensor) -> list[Tensor]:
-    """Return the rows of each group that occurs."""
     return [(group == label).nonzero()[:, 0] for label in group.unique().tolist()]
 
 
 def load_or_fit(
     name: str, model: VAE, weights: str, read_train: Callable[[], Split], checkpoint: Path | None
 ) -> Mixture:
-    """Return the sampler stored beside the checkpoint for these weights, or else fit it to the training data.
-
-    Raises UserError if the training data, read only for a fit, cannot be read.
-    """
+    """Return the sampler stored beside the checkpoint for these weights, or else fit it to the training data."""
     path = checkpoint and checkpoint.with_name(f"{checkpoint.stem}.{name}.npz")
     if path and (stored := _read(path, weights, model)):
         return stored
@@ -123,18 +113,14 @@ def load_or_fit(
 
 
 def _read(path: Path, weights: str, model: VAE) -> Mixture | None:
-    """Read a stored sampler; return None if there is none, it is of other weights, or it cannot be what was written."""
+    """Read a stored sampler; return None if there is none, it is of other weights, or it is damaged."""
     stored = read_arrays(path)
     if stored is None or str(stored.pop("weights", "")) != weights or not are_numbers(stored, TYPES):
         return None
-    mixture = Mixture(**{name: torch.from_numpy(values) for name, values in stored.items()})
-    group, weight, mean, root = vars(mixture).values()
-    n, z_dim = group.numel(), model.z_dim
-    is_valid = (
-        group.shape == weight.shape == (n,)
-        and mean.shape == (n, z_dim)
-        and root.shape in ((n, z_dim), (n, z_dim, z_dim))
-        and set(group.tolist()) <= set(range(max(model.n_classes, 1)))
-        and bool((weight >= 0).all())
-    )
-    return mixture if n and is_valid else None
+    n, z_dim = stored["weight"].size, model.z_dim
+    shapes = [stored[name].shape for name in TYPES]
+    if not n or shapes not in [[(n,), (n,), (n, z_dim), (n, z_dim, *more)] for more in ((), (z_dim,))]:
+        return None
+    if (stored["weight"] < 0).any() or not set(stored["group"].tolist()) <= set(range(max(model.n_classes, 1))):
+        return None
+    return Mixture(**{name: torch.from_numpy(values) for name, values in stored.items()})

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import logging
 import re
 import unicodedata
@@ -17,16 +18,9 @@ log = logging.getLogger(__name__)
 
 SELECTORS = {chr(code) for code in range(0xFE00, 0xFE10)}  # they choose between forms of a letter and have none
 STAND_INS = ("Last Resort", ".LastResort", "Adobe Blank")  # fonts that have a box for every letter
-# How many images a picture shows, or rows of a walk, or steps a side of the manifold.
-SIZES = {
-    "samples": 64,
-    "classes": 8,  # of each
-    "reconstructions": 32,
-    "interpolations": 8,
-    "traversals": 20,
-    "manifold": 20,
-    "latents": 5000,
-}
+# How many images a picture shows (of classes: of each), or rows of a walk, or steps a side of the manifold.
+SIZES = {"samples": 64, "classes": 8, "reconstructions": 32, "latents": 5000}
+SIZES |= {"interpolations": 8, "traversals": 20, "manifold": 20}
 STEPS = 11  # of interpolations and traversals
 RANGE = 3.0  # of traversals: standard deviations of the prior either way
 COLUMNS = 8
@@ -65,11 +59,10 @@ def text_width(text: str, size: int) -> float:
 
 def write(ink: ImageDraw.ImageDraw, at: tuple[float, float], text: str, size: int, anchor: str) -> None:
     """Draw a text in black, each of its groups of words with a font that has its letters; anchor is lm, mm or rm."""
-    groups = _groups(text)
+    groups, (x, y) = _groups(text), at
     if len(groups) == 1:
         ink.text(at, groups[0], "black", _font(groups[0], size), anchor=anchor)
         return
-    x, y = at
     x -= text_width(text, size) * {"l": 0, "m": 0.5, "r": 1}[anchor[0]]
     for group in groups:
         font = _font(group, size)
@@ -79,13 +72,8 @@ def write(ink: ImageDraw.ImageDraw, at: tuple[float, float], text: str, size: in
 
 def _groups(text: str) -> list[str]:
     """Split a text into groups of whole words, ASCII and other, and join separate accents, as macOS writes them."""
-    groups: list[str] = []
-    for word in re.findall(r"[^ ]+ *|^ +", unicodedata.normalize("NFC", text)):
-        if groups and groups[-1].isascii() == word.isascii():
-            groups[-1] += word
-        else:
-            groups.append(word)
-    return groups
+    words = re.findall(r"[^ ]+ *|^ +", unicodedata.normalize("NFC", text))
+    return ["".join(group) for _, group in itertools.groupby(words, str.isascii)]
 
 
 def _foreign_groups(text: str) -> list[str]:
@@ -132,11 +120,7 @@ def _letters_of(path: str) -> frozenset[str]:
 
 
 def in_turn(y: Tensor) -> Tensor:
-    """Return the rows of labels y [N] with their classes taking turns, each class's rows in order, [N].
-
-    [5, 5, 3, 5, 3] gives [0, 2, 1, 4, 3]. The first n rows show as many classes as n rows can, and a longer selection
-    begins with the same rows.
-    """
+    """Return the rows of labels y [N] with their classes in turn, [N]: [5, 5, 3, 5, 3] gives [0, 2, 1, 4, 3]."""
     y = y.cpu()
     _, number = y.unique(return_inverse=True)
     order = number.argsort(stable=True)
@@ -149,19 +133,13 @@ def in_turn(y: Tensor) -> Tensor:
 
 
 def rows(y: Tensor, n: int) -> Tensor:
-    """Return the first n rows of labels y [N], or n rows with classes in turn if the first show too few classes.
-
-    A folder of class folders is sorted by class, so its first rows show only one class.
-    """
+    """Return the first n rows of labels y [N], or n rows with classes in turn if the first, sorted, show too few."""
     enough = len(y[:n].unique()) >= ENOUGH * min(n, len(y.unique()))
     return torch.arange(min(n, len(y))) if enough else in_turn(y)[:n]
 
 
 def n_class_rows(n_classes: int, class_names: Sequence[str]) -> int:
-    """Return how many classes get a row each: those in the data, and no more than a picture has room for.
-
-    A model may have room for more classes than the data have (dataset.n_classes).
-    """
+    """Return how many classes get a row each: those in the data, and no more than a picture has room for."""
     return min(n_classes, len(class_names) or n_classes, MAX_CLASSES)
 
 
@@ -181,12 +159,9 @@ def grid(images: Tensor, columns: int) -> np.ndarray:
 def label_sheet(
     sheet: np.ndarray, title: str, rows: Sequence[str] = (), columns: Sequence[str] = (), x_label: str = ""
 ) -> np.ndarray:
-    """Draw a grid on white, with a title above it and words beside its rows and below its columns.
-
-    The letters grow with the sheet, so that they can be read when it is shown small.
-    """
+    """Draw a grid on white, with a title above it and words beside its rows and below its columns."""
     height, width = sheet.shape[:2]
-    size = max(11, round(width / 36))
+    size = max(11, round(width / 36))  # to be read when the sheet is shown small
     line = round(size * 1.5)
 
     def wide(words: Sequence[str]) -> int:
@@ -223,17 +198,15 @@ def samples(images: Tensor, n_classes: int) -> np.ndarray:
     return grid(images, len(images) // n_classes if n_classes else COLUMNS)
 
 
-def walk_sheet(
-    images: Tensor, title: str, rows: Sequence[str] = (), columns: Sequence[str] = (), x_label: str = ""
-) -> np.ndarray:
-    """Draw walks, images [R, S, C, H, W], one per row, with words around them."""
-    return label_sheet(grid(images.flatten(0, 1), images.shape[1]), title, rows, columns, x_label)
+def walk_sheet(images: Tensor, *words: Any) -> np.ndarray:
+    """Draw walks, images [R, S, C, H, W], one per row, with the words of `label_sheet` around them."""
+    return label_sheet(grid(images.flatten(0, 1), images.shape[1]), *words)
 
 
 def interpolations(images: Tensor, path: str) -> np.ndarray:
     """Draw one walk per row, from images [R, S, C, H, W] of latent_walks.interpolation."""
     columns = [f"{t:.1f}" for t in torch.linspace(0, 1, images.shape[1]).tolist()]
-    return walk_sheet(images, f"{path} interpolations of z", columns=columns, x_label="way from left to right")
+    return walk_sheet(images, f"{path} interpolations of z", (), columns, "way from left to right")
 
 
 def traversals(images: Tensor, dims: list[int], values: Tensor, kl: list[float], around: str) -> np.ndarray:
@@ -254,19 +227,10 @@ def manifold(images: Tensor, values: Tensor, dims: list[int], note: str = "") ->
 
 
 def latents(
-    means: Tensor,
-    y: Tensor,
-    names: Sequence[str],
-    dims: list[int] | None,
-    n: int = SIZES["latents"],
-    total: int | None = None,
+    means: Tensor, y: Tensor, names: Sequence[str], dims: list[int] | None, n: int = SIZES["latents"], total: int = 0
 ) -> np.ndarray:
-    """Draw n of the posterior means [N, Z] with labels [N] as a scatter of two latents or principal components.
-
-    The title says how many images there are: `total`, or N.
-    """
-    total = len(means) if total is None else total
-    chosen = rows(y, n)
+    """Draw n of the posterior means [N, Z] of `total` images, N by default, in two latents or principal components."""
+    total, chosen = total or len(means), rows(y, n)
     means, y, names = means.detach().cpu().double()[chosen], y.cpu()[chosen], drawable(names)
     if dims is not None or means.shape[1] <= 2 or len(means) == 1:  # one image has no principal components
         dims = dims or list(range(means.shape[1]))[:2]
@@ -293,9 +257,8 @@ def _scatter(points: Tensor, y: Tensor, names: Sequence[str], axis_names: list[s
             colors = colormaps["tab10" if len(names) <= 10 else "tab20"].resampled(len(names))
             for label in range(len(names)):
                 axes.scatter(*points[y == label].T, color=colors(label), label=str(label), **style)
-            legend = axes.legend(
-                title="label", markerscale=3, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False
-            )
+            where = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
+            legend = axes.legend(title="label", markerscale=3, frameon=False, **where)
             for text, name in zip(legend.get_texts(), names, strict=True):  # as it is: _ hides a label, $ is a formula
                 text.set_parse_math(False)
                 text.set_text(name)

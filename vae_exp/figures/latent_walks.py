@@ -16,16 +16,12 @@ MIN_RANGE = 0.1  # nats of its colours: where no latent tells anything, all are 
 
 
 def interpolation(model: VAE, start: Tensor, end: Tensor, y: Tensor, steps: int, path: str) -> Tensor:
-    """Walk from codes start [R, Z] to end [R, Z] with labels y [R], in a straight line or along a sphere.
-
-    A spherical path keeps the length of z between those of its ends, where a prior of many dimensions has its mass; a
-    straight line leaves that region (White 2016).
-    """
+    """Walk from codes start [R, Z] to end [R, Z] with labels y [R], straight or along a sphere (White 2016)."""
     t = torch.linspace(0, 1, steps, device=start.device)[None, :, None]
     a, b = start[:, None], end[:, None]
     if path == "linear":
         z = (1 - t) * a + t * b
-    else:
+    else:  # the length of z stays between those of its ends, where a prior of many dimensions has its mass
         cosine = torch.nn.functional.cosine_similarity(a, b, dim=-1).clamp(-1, 1)[..., None]
         angle = torch.acos(cosine).clamp(1e-4, math.pi - 1e-4)  # parallel ends: nearly the straight line
         lengths = (1 - t) * a.norm(dim=-1, keepdim=True) + t * b.norm(dim=-1, keepdim=True)
@@ -43,10 +39,7 @@ def traversal(model: VAE, centre: Tensor, y: Tensor, dims: list[int], values: Te
 
 
 def manifold(model: VAE, dims: list[int], y: Tensor, side: int) -> tuple[Tensor, Tensor]:
-    """Decode the plane of two latents at quantiles of N(0, 1), the second upwards; also return them, [side].
-
-    Equal steps of probability, as Kingma & Welling (2014) draw their manifolds. A single latent gives one row.
-    """
+    """Decode the plane of two latents at quantiles of N(0, 1), returned too (Kingma & Welling 2014)."""
     values = torch.special.ndtri((torch.arange(side) + 0.5) / side)
     z = torch.zeros(side if len(dims) > 1 else 1, side, model.z_dim, device=y.device)
     z[:, :, dims[0]] = values.to(z)
@@ -63,10 +56,8 @@ def classes(model: VAE, z: Tensor, n_classes: int) -> Tensor:
 
 def pairs(y: Tensor, n: int, same_label: bool) -> tuple[list[int], list[int]]:
     """Return n pairs of different images to walk between, as two lists of rows; same_label pairs share a label."""
-    if same_label:
-        by_label = [(y == label).nonzero().flatten().tolist() for label in y.unique().tolist()]
-    else:
-        by_label = [list(range(len(y)))]
+    groups = [y == label for label in y.unique()] if same_label else [torch.ones_like(y, dtype=torch.bool)]
+    by_label = [group.nonzero().flatten().tolist() for group in groups]
     pairs = [(rows[i], rows[i + 1]) for i in range(0, 2 * n, 2) for rows in by_label if i + 1 < len(rows)][:n]
     return [a for a, _ in pairs], [b for _, b in pairs]
 

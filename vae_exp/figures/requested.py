@@ -84,7 +84,7 @@ def _interpolations(model: TrainedVAE, options: GenerateOptions, n: int) -> Draw
         starts, ends = latent_walks.pairs(y, n, same_label=model.model.n_classes > 0)
         if not starts:
             raise UserError("what=interpolations: there are no two images to walk between.")
-    _require_room_for_walks(model, len(starts), options)
+    _require_room(model, len(starts) * steps, f"steps={steps}: {len(starts):,} walks of {steps} images", options)
     start, end = model.encode(x[starts], y[starts]).mean, model.encode(x[ends], y[ends]).mean
     labels = model.labels(y[starts], len(starts))
     images = latent_walks.interpolation(model.model, start, end, labels, steps, path)
@@ -92,9 +92,9 @@ def _interpolations(model: TrainedVAE, options: GenerateOptions, n: int) -> Draw
 
 
 def _traversals(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:
-    dims = _dims(model, options, n)
-    _require_room_for_walks(model, len(dims), options)
-    values = torch.linspace(-options["range"], options["range"], options["steps"])
+    dims, steps = _dims(model, options, n), options["steps"]
+    _require_room(model, len(dims) * steps, f"steps={steps}: {len(dims):,} walks of {steps} images", options)
+    values = torch.linspace(-options["range"], options["range"], steps)
     if options["around"] == "image":
         x, y, source = _images(model, options, 1)
         centre, label, around = model.encode(x, y).mean[0], model.labels(y, 1)[0], f"an image ({source})"
@@ -102,12 +102,9 @@ def _traversals(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:
         _require_prior(model, "what=traversals around=prior", "what=traversals around=image")
         label, in_title = _label(model, options)
         centre, around = torch.zeros(model.model.z_dim, device=model.device), f"the prior's mean{in_title}"
-    images = latent_walks.traversal(model.model, centre, label, dims, values)
-
-    def sheet() -> np.ndarray:
-        return grids.traversals(images, dims, values, model.kl_per_dim, around)
-
-    return _walk(images, label.expand(len(dims)), sheet, "one latent at a time")
+    images, kl = latent_walks.traversal(model.model, centre, label, dims, values), model.kl_per_dim
+    labels = label.expand(len(dims))
+    return _walk(images, labels, lambda: grids.traversals(images, dims, values, kl, around), "one latent at a time")
 
 
 def _manifold(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:
@@ -148,8 +145,7 @@ def _label(model: TrainedVAE, options: GenerateOptions) -> tuple[Tensor, str]:
     if not model.model.n_classes:
         return torch.tensor(0, device=model.device), ""
     number = 0 if options["label"] is None else model.number(options["label"])
-    in_title = f", label {grids.drawable_name(model.class_names, number)}"
-    return torch.tensor(number, device=model.device), in_title
+    return torch.tensor(number, device=model.device), f", label {grids.drawable_name(model.class_names, number)}"
 
 
 def _dims(model: TrainedVAE, options: GenerateOptions, n: int) -> list[int]:
@@ -165,14 +161,8 @@ def check_dims(dims: list[int], model: TrainedVAE) -> None:
 
 
 def _require_prior(model: TrainedVAE, requested: str, instead: str) -> None:
-    """Raise UserError for a deterministic autoencoder."""
     if not model.model.stochastic:
         raise UserError(f"{requested}: an autoencoder has no prior to say where its codes lie. Use {instead}.")
-
-
-def _require_room_for_walks(model: TrainedVAE, rows: int, options: GenerateOptions) -> None:
-    steps = options["steps"]
-    _require_room(model, rows * steps, f"steps={steps}: {rows:,} walks of {steps} images", options)
 
 
 def _require_room(model: TrainedVAE, n: int, requested: str, options: GenerateOptions) -> None:
@@ -186,10 +176,7 @@ def _require_room(model: TrainedVAE, n: int, requested: str, options: GenerateOp
 
 
 def _images(model: TrainedVAE, options: GenerateOptions, n: int | None) -> tuple[Tensor, Tensor, str]:
-    """Return n images or all, the user's own or held-out ones ordered by seed, with labels and their source.
-
-    Held-out images of several classes take turns, so that a few of them show many classes.
-    """
+    """Return n images or all, the user's own or held-out ones with classes in turn, with labels and their source."""
     if options["inputs"] is not None:
         settings = model.config["dataset"]
         x, folders = read_images(options["inputs"], model.x_shape, settings.get("crop"), settings.get("white"))
@@ -206,10 +193,7 @@ def _images(model: TrainedVAE, options: GenerateOptions, n: int | None) -> tuple
 
 
 def _labels_of_inputs(model: TrainedVAE, options: GenerateOptions, folders: list[str]) -> Tensor:
-    """Return the label of the options, or each image's label from its class folder.
-
-    Raises UserError if a conditional model is given neither.
-    """
+    """Return the label of the options, or each image's from its class folder. Raises UserError for neither."""
     if not model.model.n_classes or options["label"] is not None or not any(folders):
         return model.labels(options["label"], len(folders)).cpu()
     names, folders = list(model.class_names), list(map(printable, folders))

@@ -1,4 +1,4 @@
-"""Encoders and decoders: tensors in, tensors out. They know nothing of probability.
+"""Encoders and decoders: tensors in, tensors out.
 
 An encoder maps images [B, C, H, W] and a label context [B, K] to [B, 2Z]; a decoder maps codes [B, Z] and
 the same context to one number per pixel, [B, C, H, W]. K is 0 for an unconditional model.

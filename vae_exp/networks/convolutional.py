@@ -13,52 +13,33 @@ MAX_WIDTH = 8  # times the first layer's channels: they double with each halving
 Networks = tuple[nn.Module, nn.Module]
 
 
-class Encoder(nn.Module):
-    """Layers on images [B, C, H, W] with a constant plane for each number of the context [B, K]."""
+class WithContext(nn.Module):
+    """Layers on codes [B, Z], or on images [B, C, H, W], joined with the context [B, K], a constant plane a number."""
 
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__()
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        return self.layers(with_context(x, context[:, :, None, None].expand(-1, -1, *x.shape[2:])))
-
-
-class Decoder(nn.Module):
-    """Layers on codes [B, Z] joined with the context [B, K]."""
-
-    def __init__(self, *layers: nn.Module) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(*layers)
-
-    def forward(self, z: Tensor, context: Tensor) -> Tensor:
-        return self.layers(with_context(z, context))
+        while context.ndim < x.ndim:
+            context = context[..., None]
+        return self.layers(with_context(x, context.expand(-1, -1, *x.shape[2:])))
 
 
 class Residual(nn.Module):
-    """x + f(x) with two convolutions, the normalisation before each (He et al. 2016, arXiv:1603.05027).
-
-    GroupNorm (Wu & He 2018) normalises an image by itself: a batch of one and evaluation are nothing special.
-    """
+    """x + f(x) with two convolutions, the normalisation before each (He et al. 2016, arXiv:1603.05027)."""
 
     def __init__(self, width: int, activation: str) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            *_normed(width, activation),
-            nn.Conv2d(width, width, 3, padding=1),
-            *_normed(width, activation),
-            nn.Conv2d(width, width, 3, padding=1),
-        )
+        halves = [[*_normed(width, activation), nn.Conv2d(width, width, 3, padding=1)] for _ in range(2)]
+        self.layers = nn.Sequential(*halves[0], *halves[1])
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.layers(x)
 
 
 def conv(x_shape: tuple[int, int, int], z_dim: int, context_dim: int, channels: int, activation: str) -> Networks:
-    """Make strided convolutions that halve the image until its shorter side is 3 to 5 pixels, and their mirror.
-
-    Raises UserError for images with a side below 6.
-    """
+    """Make strided convolutions that halve the image until its shorter side is 3 to 5 pixels, and their mirror."""
     sizes, widths = _levels(x_shape, channels, "conv")
     down, up = [], []
     for n_in, n_out in pairwise([x_shape[0] + context_dim, *widths]):
@@ -66,17 +47,14 @@ def conv(x_shape: tuple[int, int, int], z_dim: int, context_dim: int, channels: 
     for (n_in, n_out), size in zip(pairwise([*widths[::-1], x_shape[0]]), sizes[-2::-1], strict=True):
         up += [ACTIVATIONS[activation](), _double(n_in, n_out, size)]
     flat = (widths[-1], *sizes[-1])
-    encoder = Encoder(*down, nn.Flatten(), nn.Linear(math.prod(flat), 2 * z_dim))
-    return encoder, Decoder(nn.Linear(z_dim + context_dim, math.prod(flat)), nn.Unflatten(1, flat), *up)
+    encoder = WithContext(*down, nn.Flatten(), nn.Linear(math.prod(flat), 2 * z_dim))
+    return encoder, WithContext(nn.Linear(z_dim + context_dim, math.prod(flat)), nn.Unflatten(1, flat), *up)
 
 
 def resnet(
     x_shape: tuple[int, int, int], z_dim: int, context_dim: int, channels: int, blocks: int, activation: str
 ) -> Networks:
-    """Make `conv` with residual blocks after each halving and before each doubling.
-
-    Meant for images of 32 to 256 pixels. Raises UserError for images with a side below 6.
-    """
+    """Make `conv` with residual blocks after each halving and before each doubling, for images of 32 to 256 pixels."""
     sizes, widths = _levels(x_shape, channels, "resnet")
     down: list[nn.Module] = []
     up: list[nn.Module] = []
@@ -86,8 +64,8 @@ def resnet(
         up += [Residual(n_in, activation) for _ in range(blocks)]
         up += [*_normed(n_in, activation), _double(n_in, n_out, size)]
     flat = (widths[-1], *sizes[-1])
-    encoder = Encoder(*down, *_normed(widths[-1], activation), nn.Flatten(), nn.Linear(math.prod(flat), 2 * z_dim))
-    return encoder, Decoder(nn.Linear(z_dim + context_dim, math.prod(flat)), nn.Unflatten(1, flat), *up)
+    encoder = WithContext(*down, *_normed(widths[-1], activation), nn.Flatten(), nn.Linear(math.prod(flat), 2 * z_dim))
+    return encoder, WithContext(nn.Linear(z_dim + context_dim, math.prod(flat)), nn.Unflatten(1, flat), *up)
 
 
 def _levels(x_shape: tuple[int, int, int], channels: int, network: str) -> tuple[list[tuple[int, int]], list[int]]:
@@ -120,6 +98,7 @@ def _double(n_in: int, n_out: int, size: tuple[int, int]) -> nn.Module:
 
 
 def _normed(width: int, activation: str) -> list[nn.Module]:
+    """Make a GroupNorm (Wu & He 2018): a batch of one and evaluation are nothing special to it."""
     # Up to 8 groups of at least 4 channels: a group of one would cancel the bias of the convolution before it.
     groups = math.gcd(width, max(1, width // 4), 8)
     return [nn.GroupNorm(groups, width), ACTIVATIONS[activation]()]
@@ -128,8 +107,7 @@ def _normed(width: int, activation: str) -> list[nn.Module]:
 def burgess(x_shape: tuple[int, int, int], z_dim: int, context_dim: int) -> Networks:
     """Make the network of Burgess et al. 2018, arXiv:1804.03599: four convolutions of 32 channels, two layers of 256.
 
-    Images of 32x32 get three convolutions, as in the implementations that others compare with. Raises UserError for
-    other sizes.
+    Images of 32x32 get three convolutions, as in other implementations. Raises UserError for other sizes.
     """
     _require_size(x_shape, (64, 32), "burgess", "Burgess et al. 2018")
     widths = [32] * (4 if x_shape[1] == 64 else 3)
@@ -137,10 +115,7 @@ def burgess(x_shape: tuple[int, int, int], z_dim: int, context_dim: int) -> Netw
 
 
 def locatello(x_shape: tuple[int, int, int], z_dim: int, context_dim: int) -> Networks:
-    """Make the network of Locatello et al. 2019, arXiv:1811.12359, table 1.
-
-    Raises UserError if images are not 64x64.
-    """
+    """Make the network of Locatello et al. 2019, arXiv:1811.12359, table 1. Raises UserError but for 64x64 pixels."""
     _require_size(x_shape, (64,), "locatello", "Locatello et al. 2019")
     return _published(x_shape[0], z_dim, context_dim, [32, 32, 64, 64], [4, 4, 2, 2], [256])
 
@@ -159,15 +134,13 @@ def _published(
         first += [nn.Linear(n_in, n_out), nn.ReLU()]
     for n_in, n_out in pairwise([*reversed(widths), image_channels]):
         up += [nn.ConvTranspose2d(n_in, n_out, 4, stride=2, padding=1), nn.ReLU()]
-    encoder = Encoder(*down, nn.Flatten(), *head, nn.Linear(hidden_dims[-1], 2 * z_dim))
-    return encoder, Decoder(*first, nn.Unflatten(1, flat), *up[:-1])
+    encoder = WithContext(*down, nn.Flatten(), *head, nn.Linear(hidden_dims[-1], 2 * z_dim))
+    return encoder, WithContext(*first, nn.Unflatten(1, flat), *up[:-1])
 
 
 def _require_size(x_shape: tuple[int, int, int], sizes: tuple[int, ...], network: str, paper: str) -> None:
     _, h, w = x_shape
     if h != w or h not in sizes:
         allowed = " or ".join(f"{size}x{size}" for size in sizes)
-        raise UserError(
-            f"network={network}: the network of {paper} takes images of {allowed}, not {h}x{w}. "
-            "Use network=conv, which takes any size."
-        )
+        takes = f"the network of {paper} takes images of {allowed}, not {h}x{w}"
+        raise UserError(f"network={network}: {takes}. Use network=conv, which takes any size.")

@@ -33,8 +33,7 @@ def glorot_init(
 ) -> None:
     """Draw weights from U(-a, a) with a^2 = 6 / (inputs + outputs) (Glorot & Bengio 2010), and set the biases.
 
-    Biases are 0, but the bias of the decoder's last layer makes it give the mean image [C, H, W] at first, as in Burda
-    et al. 2016. A layer with a bias for each channel takes the channel's mean. Without a mean image the bias is 0.
+    Biases are 0, but that of the decoder's last layer gives any mean image [C, H, W] at first (Burda et al. 2016).
     """
     layers = [part for part in [*encoder.modules(), *decoder.modules()] if isinstance(part, LAYERS)]
     for layer in layers:

@@ -14,6 +14,7 @@ How well codes [N, Z] are disentangled, where the factors [N, F] behind the imag
     scores.spread(codes, factors, ["mig"])     # with its spread over random parts of the rows
 
 Codes are the means of q(z|x); factors are whole numbers or any values that occur often. `udr` needs no factors.
+All raise UserError for arrays that do not go together, numbers that are not finite, and a factor that never changes.
 """
 
 from vae_exp.scores.dci import DCI, completeness, dci, disentanglement

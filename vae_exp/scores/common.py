@@ -40,11 +40,7 @@ class LabelledCodes:
 
     @classmethod
     def of(cls, codes: Any, factors: Any, min_factors: int = 1, names: Sequence[str] = ()) -> "LabelledCodes":
-        """Check two arrays or tensors and put them together.
-
-        Raises UserError for other shapes and numbers that are not finite, and UnsuitableFactors for too few factors, a
-        factor that never changes, and one whose values hardly occur twice.
-        """
+        """Check two arrays or tensors and join them. Raises UserError, or UnsuitableFactors for these factors."""
         z, values = table("codes", codes), table("factors", factors)
         if len(z) != len(values):
             raise UserError(f"codes has {len(z):,} rows and factors {len(values):,}; both need a row per image.")
@@ -58,11 +54,8 @@ class LabelledCodes:
             if n == 1:
                 raise UnsuitableFactors(f"{data.name(factor)} has one value only in {len(z):,} rows", "; leave it out")
             if 2 * n > len(z):
-                raise UnsuitableFactors(
-                    f"{data.name(factor)} has {n:,} values in {len(z):,} rows, and these scores need values that are "
-                    "met often",
-                    ". Sort a continuous factor into bins first",
-                )
+                rare = f"{n:,} values in {len(z):,} rows, and these scores need values that are met often"
+                raise UnsuitableFactors(f"{data.name(factor)} has {rare}", ". Sort a continuous factor into bins first")
         return data
 
     def name(self, factor: int) -> str:
@@ -74,8 +67,8 @@ class LabelledCodes:
     def split(self, seed: int, in_both: bool = False) -> tuple["LabelledCodes", "LabelledCodes"]:
         """Return two thirds of the rows to fit on and the rest to test on, shuffled: rows may have a grid's order.
 
-        Raises UnsuitableFactors if a factor has one value only in the first part: nothing can be fitted to it. With
-        in_both also if the second part has no value that can be told from others.
+        Raises UnsuitableFactors if a factor has one value only in the first part, and with in_both also if the second
+        part has no value that can be told from others.
         """
         rows = generator(seed).permutation(len(self.codes))
         n_test = round(TEST_FRACTION * len(rows))
@@ -100,10 +93,7 @@ def standardise(codes: np.ndarray) -> np.ndarray:
 
 
 def table(name: str, values: Any) -> np.ndarray:
-    """Return an array or a tensor [N, D] as float64.
-
-    Raises UserError for another shape, and for values that are masked, complex, not finite or beyond 1e150.
-    """
+    """Return an array or a tensor [N, D] as float64. Raises UserError for another shape or no finite real numbers."""
     if isinstance(values, Tensor):  # NumPy has no bfloat16
         values = values.detach().cpu().to(torch.promote_types(values.dtype, torch.float64)).numpy()
     if np.ma.is_masked(values):
@@ -120,10 +110,7 @@ def table(name: str, values: Any) -> np.ndarray:
 
 
 def feature_pair(real: Any, fake: Any) -> tuple[Tensor, Tensor]:
-    """Return features [N, D] and [M, D] as float64 on one device.
-
-    Raises UserError for other shapes, numbers that are not finite, and different numbers of features.
-    """
+    """Return features [N, D] and [M, D] as float64 on one device. Raises UserError if they are no such pair."""
     x, y = (float64(torch.as_tensor(values)) for values in (real, fake))
     _require_rows("real", x)
     _require_rows("fake", y)
@@ -133,11 +120,7 @@ def feature_pair(real: Any, fake: Any) -> tuple[Tensor, Tensor]:
 
 
 def float64(features: Tensor) -> Tensor:
-    """Return features as float64, on the CPU if their device has no float64.
-
-    The terms that the scores sum nearly cancel: in float32, distances below a thousandth of the rows' lengths would be
-    lost to rounding.
-    """
+    """Return features as float64, as terms nearly cancel; on the CPU if their device has none."""
     return (features.cpu() if features.device.type == "mps" else features).double()
 
 
@@ -162,15 +145,12 @@ def generator(seed: int) -> np.random.Generator:
 
 @contextlib.contextmanager
 def quiet_fit() -> Iterator[None]:
-    """Run the block with one BLAS thread and without scikit-learn's warnings of convergence or many classes.
-
-    The matrices are small: threads gain nothing, and wait for each other for most of the time where cores are busy.
-    A score is defined by the steps that its authors took, converged or not.
-    """
+    """Run the block with one BLAS thread, as matrices are small, and without scikit-learn's usual warnings."""
     from sklearn.exceptions import ConvergenceWarning  # here, because importing scikit-learn takes a second
     from threadpoolctl import threadpool_limits  # comes with scikit-learn
 
     with warnings.catch_warnings(), threadpool_limits(1, "blas"):
+        # A score is defined by the steps that its authors took, converged or not.
         warnings.simplefilter("ignore", ConvergenceWarning)
         warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%")
         yield

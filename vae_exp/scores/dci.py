@@ -27,8 +27,6 @@ def dci(codes: Any, factors: Any, predictor: str | Callable[[int], Any] = "rando
     predictors. predictor=gradient_boosting is that of Locatello et al. (2019), which takes a minute a factor; scores of
     different predictors do not compare. It may also be a function from a seed to a classifier of scikit-learn's kind
     that has feature_importances_. Two thirds of the rows are for fitting; seed chooses them and is the predictor's.
-
-    Raises UserError for arrays that do not go together, a factor that never changes, and a predictor without a name.
     """
     data = LabelledCodes.of(codes, factors, min_factors=2)
     make = PREDICTORS.get(predictor) if isinstance(predictor, str) else predictor
@@ -42,17 +40,13 @@ def dci(codes: Any, factors: Any, predictor: str | Callable[[int], Any] = "rando
     return DCI(disentanglement(importance), completeness(importance), float(np.mean(right)), importance)
 
 
-def disentanglement(importance: np.ndarray) -> float:
-    """Return 1 - the entropy, to base F, of factor shares in a row of importances [Z, F], weighted by the row."""
-    return _concentration(importance)
-
-
 def completeness(importance: np.ndarray) -> float:
     """Return 1 - the entropy, to base Z (dead latents included), of latent shares in a column of [Z, F]."""
-    return _concentration(importance.T)
+    return disentanglement(importance.T)
 
 
-def _concentration(importance: np.ndarray) -> float:
+def disentanglement(importance: np.ndarray) -> float:
+    """Return 1 - the entropy, to base F, of factor shares in a row of importances [Z, F], weighted by the row."""
     weight, n = importance.sum(1), importance.shape[1]
     if not weight.any():
         return 0.0
@@ -67,8 +61,7 @@ def _random_forest(seed: int) -> Any:
     from sklearn.ensemble import RandomForestClassifier  # here, because importing scikit-learn takes a second
 
     # Each split sees every latent: with a part of them, a factor that one latent holds would look spread over all.
-    # The leaves, three of a thousand rows or more, end a tree before it tells rows apart by noise: then a code with
-    # noise has the importances that boosting gives it.
+    # The leaves end a tree before it tells rows apart by noise.
     settings = {"max_features": None, "min_samples_leaf": 0.003}
     return RandomForestClassifier(10, **settings, n_jobs=torch.get_num_threads(), random_state=seed)
 
@@ -79,7 +72,4 @@ def _gradient_boosting(seed: int) -> Any:
     return GradientBoostingClassifier(random_state=seed)
 
 
-PREDICTORS: dict[str, Callable[[int], Any]] = {
-    "random_forest": _random_forest,
-    "gradient_boosting": _gradient_boosting,
-}
+PREDICTORS: dict[str, Callable[[int], Any]] = {"random_forest": _random_forest, "gradient_boosting": _gradient_boosting}

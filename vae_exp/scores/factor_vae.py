@@ -1,8 +1,4 @@
-"""Scores that hold one factor still and look which latents move: those of the FactorVAE and of the beta-VAE.
-
-Batches with one value of a factor are drawn from the rows at hand, with replacement. So a table of codes is enough: no
-model encodes a million images anew, and the data need be no full grid of factors.
-"""
+"""Scores that hold one factor still and look which latents move: those of the FactorVAE and of the beta-VAE."""
 
 from typing import Any
 
@@ -24,8 +20,6 @@ def factor_vae(
     batches names the factor of each latent, tried on 5,000. Kim & Mnih (2018), https://arxiv.org/abs/1802.05983.
     Latents with a standard deviation below least_deviation are left out, as in Locatello et al. (2019): that is an
     absolute number, so codes on a small scale lose them all, and have 0. Rotated factors may have 1 too; noise has 1/F.
-
-    Raises UserError for arrays that do not go together, a factor that never changes, and batches of one.
     """
     data = LabelledCodes.of(codes, factors)
     batch_size, rng = integer("batch_size", batch_size, 2), generator(seed)
@@ -51,8 +45,7 @@ def beta_vae(codes: Any, factors: Any, batch_size: int = BATCH_SIZE, seed: int =
 
     From codes [N, Z] and factors [N, F]; 10,000 batches fit it and 5,000 test it; 1 is best and chance is 1/F. Higgins
     et al. (2017), https://openreview.net/forum?id=Sy2fzU9gl. A code with four of five factors and noise may have 1, and
-    so may randomly rotated factors. The classifier has a penalty, theirs too, so that codes on a small scale may have
-    less. Raises UserError as factor_vae.
+    so may rotated factors; codes on a small scale may have less, by its penalty.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -74,7 +67,7 @@ def beta_vae(codes: Any, factors: Any, batch_size: int = BATCH_SIZE, seed: int =
 
 
 class _SameValue:
-    """Draw rows with a given value of a factor: those of each value stand one after the other, so none is searched."""
+    """Draw rows with a given value of a factor, with replacement: the data need be no full grid."""
 
     def __init__(self, data: LabelledCodes) -> None:
         self.factors = data.factors

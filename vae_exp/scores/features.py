@@ -23,11 +23,7 @@ def pixels(x: Tensor) -> Tensor:
 
 
 def _published_weights(url: str) -> io.BytesIO:
-    """Return a file of Inception's weights, in memory, that contains no code that could run.
-
-    torch-fidelity unpickles any file it is given. So the file on disk is first compared with the published hash, then
-    read as weights only, and written anew. Raises UserError if it is missing, and if it is another file.
-    """
+    """Return a file of Inception's weights, in memory, without code: torch-fidelity unpickles what it is given."""
     path = Path(torch.hub.get_dir(), "checkpoints", url.rsplit("/", 1)[-1])
     try:
         if not path.exists():
@@ -56,9 +52,7 @@ def _published_weights(url: str) -> io.BytesIO:
 class Inception:
     """Extract the last pooled features of the Inception network that the FID is defined by (Heusel et al. 2017).
 
-    Its weights and its resizing are torch-fidelity's, https://github.com/toshas/torch-fidelity: TensorFlow's own, which
-    are downloaded when first used. Raises UserError if the package is not installed, and if the weights are missing or
-    are not the published ones to the byte.
+    Its weights and its resizing are torch-fidelity's, https://github.com/toshas/torch-fidelity: TensorFlow's own.
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
@@ -66,19 +60,14 @@ class Inception:
             from torch_fidelity import feature_extractor_inceptionv3 as fidelity
         except ImportError as error:
             raise UserError(PACKAGE) from error
-        weights = _published_weights(fidelity.URL_INCEPTION_V3)
-        network = fidelity.FeatureExtractorInceptionV3(
-            "inception-v3-compat", ["2048"], feature_extractor_weights_path=weights
-        )
+        weights = {"feature_extractor_weights_path": _published_weights(fidelity.URL_INCEPTION_V3)}
+        network = fidelity.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], **weights)
         self._network: Any = network.to(device)
         self._device = device
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
-        """Return the features of images [N, C, H, W] in [0, 1], [N, 2048].
-
-        Images are rounded to bytes as image files are; grey ones get three equal channels.
-        """
+        """Return the features [N, 2048] of images [N, C, H, W] in [0, 1], rounded to bytes; grey ones as colour."""
         parts = []
         for part in x.split(CHUNK):
             image = part.to(self._device).clamp(0, 1).mul(255).round().to(torch.uint8)

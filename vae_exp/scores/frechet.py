@@ -9,15 +9,10 @@ from torch import Tensor
 from vae_exp.errors import UserError
 from vae_exp.scores.common import feature_pair
 
-SUBSETS, SUBSET_SIZE = 100, 1000  # of the kernel distance
-
 
 @dataclass
 class Moments:
-    """Count of features, their mean [D] and their sum of centred products [D, D], in float64.
-
-    Batches are joined by the formula of Chan et al. (1979), in which no large terms cancel.
-    """
+    """Count of features, their mean [D] and their sum of centred products [D, D], in float64."""
 
     n: int
     mean: Tensor
@@ -25,12 +20,12 @@ class Moments:
 
     @classmethod
     def of(cls, features: Tensor) -> "Moments":
-        """Make the moments of one batch [B, D]."""
         features = features.cpu().double()  # Apple's GPUs have no float64
         centred = features - features.mean(0)
         return cls(len(features), features.mean(0), centred.T @ centred)
 
     def joined(self, other: "Moments") -> "Moments":
+        """Join batches by the formula of Chan et al. (1979), in which no large terms cancel."""
         n = self.n + other.n
         apart = other.mean - self.mean
         scatter = self.scatter + other.scatter + torch.outer(apart, apart) * (self.n * other.n / n)
@@ -48,15 +43,14 @@ def frechet(real: Any, fake: Any) -> float:
     """Return |mu_r - mu_f|^2 + tr(S_r + S_f - 2 (S_r S_f)^(1/2)) of features [N, D] and [M, D]; 0 is best.
 
     With Inception's features this is the FID of Heusel et al. (2017), https://arxiv.org/abs/1706.08500. It is biased
-    upwards, the more the fewer images there are: only equal numbers compare. Raises UserError for arrays of other
-    shapes, with numbers that are not finite, or of one row.
+    upwards, the more the fewer images there are: only equal numbers compare.
     """
     real, fake = feature_pair(real, fake)
     return frechet_of(Moments.of(real), Moments.of(fake))
 
 
 def frechet_of(real: Moments, fake: Moments) -> float:
-    """Return the Fréchet distance of two Gaussians with these moments; raise UserError if one has a single image."""
+    """Return the Fréchet distance of two Gaussians with these moments."""
     first, second = real.covariance, fake.covariance
     # The trace of (S_r S_f)^(1/2) is that of (A S_f A)^(1/2) with A = S_r^(1/2): symmetric, so a singular covariance,
     # as of fewer images than features, does no harm.
@@ -67,20 +61,13 @@ def frechet_of(real: Moments, fake: Moments) -> float:
     return max(0.0, distance.item())  # rounding may leave a little less than nothing
 
 
-def kid(real: Any, fake: Any, subsets: int = SUBSETS, subset_size: int = SUBSET_SIZE, seed: int = 0) -> float:
+def kid(real: Any, fake: Any, subsets: int = 100, subset_size: int = 1000, seed: int = 0) -> float:
     """Return the squared maximum mean discrepancy of features [N, D] and [M, D]; 0 is best.
 
     The kernel is (x.y / D + 1)^3; the score is the mean of unbiased estimates over random subsets, as in
-    https://arxiv.org/abs/1801.01401. So it compares between different numbers of images, and may come out a little
-    below 0. Raises UserError as frechet.
+    https://arxiv.org/abs/1801.01401, as large as the smaller side allows. So it compares between different numbers of
+    images, and may come out a little below 0.
     """
-    return kid_of_subsets(real, fake, subsets, subset_size, seed).mean().item()
-
-
-def kid_of_subsets(
-    real: Any, fake: Any, subsets: int = SUBSETS, subset_size: int = SUBSET_SIZE, seed: int = 0
-) -> Tensor:
-    """Return the estimate from each subset, [subsets] float64; subsets are as large as the smaller side allows."""
     real, fake = feature_pair(real, fake)
     size = min(subset_size, len(real), len(fake))
     if size < 2:
@@ -90,7 +77,7 @@ def kid_of_subsets(
     def subset(features: Tensor) -> Tensor:
         return features[torch.randperm(len(features), generator=noise)[:size].to(features.device)]
 
-    return torch.stack([_unbiased(subset(real), subset(fake)) for _ in range(subsets)])
+    return torch.stack([_unbiased(subset(real), subset(fake)) for _ in range(subsets)]).mean().item()
 
 
 def _unbiased(x: Tensor, y: Tensor) -> Tensor:

@@ -48,9 +48,7 @@ def infomec(codes: Any, factors: Any, seed: int = 0) -> InfoMEC:
     latent or of a factor stands out from shuffled factors (seed is that of the shuffles), its share is the even one
     here: there the noise of the estimates is shared at random, and pure noise may have an InfoM of 0.8. To compare with
     published figures take `modularity_published` and `compactness_published`, which have that. And for InfoE every row
-    counts the same here, there every value of a factor. InfoC is NaN with one active latent: it says nothing of one.
-
-    Raises UserError for arrays that do not go together, and for a factor that never changes.
+    counts the same here, there every value of a factor.
     """
     data, seed = LabelledCodes.of(codes, factors, min_factors=2), integer("seed", seed, 0, MAX_SEED)
     entropy = factor_entropies(data.factors)
@@ -58,16 +56,18 @@ def infomec(codes: Any, factors: Any, seed: int = 0) -> InfoMEC:
     informative = nmi > FAR * _null_deviation(data, seed) / entropy
     span = np.ptp(data.codes, axis=0)
     active = span > MIN_RANGE * span.max()
-    infom = _largest_share(_even_out(nmi[active], informative[active]))
-    infoc = _largest_share(_even_out(nmi[active].T, informative[active].T))
+    # Rows without any information become even ones: what noise leaves there is no share.
+    active_nmi, known = nmi[active], informative[active]
+    infom = _largest_share(np.where(known.any(1, keepdims=True), active_nmi, 1))
+    infoc = _largest_share(np.where(known.any(0)[:, None], active_nmi.T, 1))
     return InfoMEC(infom, infoc, _explained(data, entropy), nmi, active)
 
 
 def nearest_information(data: LabelledCodes, seed: int, k: int = K_NEIGHBOURS) -> np.ndarray:
     """Return I(z_i; v_j) [Z, F], nats: the estimate of Ross (2014), the one of Kraskov et al. for a discrete side.
 
-    https://doi.org/10.1371/journal.pone.0087357. It has little bias, so that without information it may come out
-    below 0. A value that only one row has is left out.
+    https://doi.org/10.1371/journal.pone.0087357. It has little bias, so that it may come out below 0. A value that only
+    one row has is left out.
     """
     from scipy.special import digamma  # here, because importing SciPy takes a while
 
@@ -119,16 +119,10 @@ def _distances_to_kth(x: np.ndarray, k: int) -> np.ndarray:
 def _null_deviation(data: LabelledCodes, seed: int) -> np.ndarray:
     """Return the standard deviation [F], nats, of the estimate without information: with the factors shuffled."""
     rng = np.random.default_rng(seed)
-    draws = [
-        nearest_information(replace(data, factors=rng.permutation(data.factors)), seed)
-        for _ in range(max(3, -(-NULL_DRAWS // data.codes.shape[1])))
-    ]
+    n_draws = max(3, -(-NULL_DRAWS // data.codes.shape[1]))
+    shuffles = [replace(data, factors=rng.permutation(data.factors)) for _ in range(n_draws)]
+    draws = [nearest_information(shuffled, seed) for shuffled in shuffles]
     return np.sqrt(np.square(np.concatenate(draws)).mean(0))
-
-
-def _even_out(nmi: np.ndarray, informative: np.ndarray) -> np.ndarray:
-    """Replace rows without any information by even ones: what noise leaves there is no share."""
-    return np.where(informative.any(1, keepdims=True), nmi, 1)
 
 
 def _largest_share(nmi: np.ndarray) -> float:
@@ -154,9 +148,8 @@ def _explained(data: LabelledCodes, entropy: np.ndarray) -> float:
 def _cross_entropy(z: np.ndarray, labels: np.ndarray, n_values: int) -> float:
     """Return the cross entropy, nats, of labels [N] under a logistic regression of z [N, Z].
 
-    It has no penalty and is fitted in 100 steps. Classes that can be separated have no best weights, and the cross
-    entropy is near 0 long before. Single precision is several times faster than scikit-learn here, and 40 classes would
-    take it most of ten seconds.
+    It has no penalty and is fitted in 100 steps, in single precision several times faster than by scikit-learn.
+    Classes that can be separated have no best weights, and the cross entropy is near 0 long before.
     """
     from scipy.optimize import minimize  # here, because importing SciPy takes a while
 

@@ -1,7 +1,4 @@
-"""Scores from nearest neighbours: improved precision and recall, density and coverage, and the neighbours themselves.
-
-Distances are Euclidean, in float64 and block by block: memory grows with N + M, not with their product.
-"""
+"""Scores from nearest neighbours, by Euclidean distances: precision and recall, density and coverage."""
 
 from collections.abc import Collection
 from typing import Any
@@ -14,23 +11,20 @@ from vae_exp.scores.common import feature_pair, float64
 
 K_MANIFOLD = 3  # of precision and recall, as in Kynkäänniemi et al. (2019)
 K_DENSITY = 5  # of density and coverage, as in Naeem et al. (2020)
-BLOCK = 1000  # rows compared at a time
+BLOCK = 1000  # rows compared at a time: memory grows with N + M, not with their product
 
 
 def precision(real: Any, fake: Any, k: int = K_MANIFOLD) -> float:
     """Return the part of fake [M, D] that lies in the ball of some row of real [N, D], which its k-th neighbour bounds.
 
     Improved precision (Kynkäänniemi et al. 2019), https://arxiv.org/abs/1904.06991: 1 is best, and says that samples
-    look real. Raises UserError for arrays of other shapes, with numbers that are not finite, or of k rows or fewer.
+    look real. Raises UserError for k rows or fewer.
     """
     return neighbour_scores(real, fake, ["precision"], k, k)["precision"]
 
 
 def recall(real: Any, fake: Any, k: int = K_MANIFOLD) -> float:
-    """Return the part of real [N, D] in the ball of some row of fake [M, D]: precision with the sides exchanged.
-
-    1 is best, and says that the samples are as varied as the data. Raises UserError as precision.
-    """
+    """Return the part of real [N, D] in the ball of some row of fake [M, D]: 1 is best, as varied as the data."""
     return neighbour_scores(real, fake, ["recall"], k, k)["recall"]
 
 
@@ -38,16 +32,12 @@ def density(real: Any, fake: Any, k: int = K_DENSITY) -> float:
     """Return in how many balls of real rows a fake row lies, over k: 1 is expected of samples like the data.
 
     Naeem et al. (2020), https://arxiv.org/abs/2002.09797. It exceeds 1 where samples crowd where the data are dense.
-    Raises UserError as precision.
     """
     return neighbour_scores(real, fake, ["density"], k, k)["density"]
 
 
 def coverage(real: Any, fake: Any, k: int = K_DENSITY) -> float:
-    """Return the part of real [N, D] whose ball contains some row of fake [M, D]: 1 is best (Naeem et al. 2020).
-
-    Raises UserError as precision.
-    """
+    """Return the part of real [N, D] whose ball contains some row of fake [M, D]: 1 is best (Naeem et al. 2020)."""
     return neighbour_scores(real, fake, ["coverage"], k, k)["coverage"]
 
 
@@ -82,10 +72,7 @@ def neighbour_scores(
 
 
 def nearest(fake: Any, real: Any, k: int = 1) -> tuple[Tensor, Tensor]:
-    """Return the k nearest rows of real [N, D] to each of fake [M, D]: distances [M, k], nearest first, and rows.
-
-    Raises UserError for arrays of other shapes, with numbers that are not finite, or of fewer than k real rows.
-    """
+    """Return the k nearest rows of real [N, D] to each of fake [M, D]: distances [M, k], nearest first, and rows."""
     real, fake = _centred(real, fake)
     if len(real) < k:
         raise UserError(f"real: {len(real)} rows have no {k} nearest.")
@@ -94,10 +81,7 @@ def nearest(fake: Any, real: Any, k: int = 1) -> tuple[Tensor, Tensor]:
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    """Return squared distances [N, M] of rows [N, D] and [M, D], float64; what rounding may leave is set to 0.
-
-    So equal rows have a distance of exactly 0; rows that lie far from 0 and near each other should be centred first.
-    """
+    """Return squared distances [N, M] of rows [N, D] and [M, D], best centred, float64; 0 where rounding is all."""
     x, y = float64(x), float64(y)
     lengths = torch.linalg.vector_norm(x, dim=1).square()[:, None] + torch.linalg.vector_norm(y, dim=1).square()
     distance = torch.addmm(lengths, x, y.T, alpha=-2)

@@ -27,15 +27,10 @@ class Spread:
 
 @dataclass(frozen=True)
 class Score:
-    cautions: dict[str, str]  # what a reader of each of its numbers should know
+    cautions: dict[str, str]  # what a reader should know of each of its numbers, by name
     measure: Callable[[np.ndarray, np.ndarray, int], tuple[float, ...]]  # of codes, factors and a seed
     min_factors: int = 1
     check: Callable[[LabelledCodes, int], object] = lambda data, seed: None  # raises UnsuitableFactors
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """Return the names of its numbers."""
-        return tuple(self.cautions)
 
     def caution_of(self, key: str) -> str:
         return self.cautions[key]
@@ -117,12 +112,8 @@ def spread(
 ) -> dict[str, Spread]:
     """Return the named scores of codes [N, Z] and factors [N, F]: mean, standard deviation and all values.
 
-    Each repeat takes `size` other rows at random, and a seed of its own: seed, seed + 1, ... Without a size it is
-    10,000, or half of the rows where these are fewer than twice that: of all the rows, repeats would not differ. A
-    number that a score lacks in some repeat, such as InfoC of one active latent, is NaN.
-
-    Raises UserError for a score without that name, more rows than there are, no repeats, and as the scores do, before
-    any of them is measured.
+    Each repeat takes `size` other rows at random, by default 10,000 or half of them, and a seed of its own: seed,
+    seed + 1, ... A number that a score lacks in some repeat, such as InfoC of one active latent, is NaN.
     """
     if isinstance(names, str):
         raise UserError(f"names={names}: it takes a list of names, such as [{names!r}].")
@@ -140,7 +131,7 @@ def spread(
     for repeat_seed, rows in _random_parts(n, size, repeats, seed):
         for score in (SCORES[name] for name in names):
             numbers = score.measure(data.codes[rows], data.factors[rows], repeat_seed)
-            for key, value in zip(score.keys, numbers, strict=True):
+            for key, value in zip(score.cautions, numbers, strict=True):
                 values.setdefault(key, []).append(value)
     return {
         key: Spread(float(np.mean(v)), float(np.std(v, ddof=1)) if repeats > 1 else float("nan"), v)
@@ -151,10 +142,7 @@ def spread(
 def unsuitable(
     factors: Any, names: Collection[str], size: int, repeats: int, seed: int, factor_names: Sequence[str] = ()
 ) -> dict[str, UnsuitableFactors]:
-    """Return the scores that cannot be measured on `size` rows of these factors at a time, each with its error.
-
-    It draws the parts of the rows that `spread` would draw, and measures nothing.
-    """
+    """Return the scores that cannot be measured on the parts of these rows that `spread` would draw, with the error."""
     try:
         data = LabelledCodes.of(np.zeros((len(factors), 1)), factors, names=factor_names)
     except UnsuitableFactors as error:

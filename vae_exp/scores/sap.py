@@ -18,10 +18,7 @@ def sap(codes: Any, factors: Any, by: str = "svc", seed: int = 0) -> float:
     https://arxiv.org/abs/1711.00848. by=svc compares accuracies of a linear support vector classifier of one latent on
     held-out rows, as Locatello et al. (2019) do: a perfect code of dSprites' factors has near 0.2, because one line
     separates few of 40 values, and a hundredth of that code less, because C is on an absolute scale. by=r2 compares
-    squared correlations and gives it 1: for factors whose values have an order. seed chooses the rows to fit and is the
-    classifier's.
-
-    Raises UserError for arrays that do not go together, a factor that never changes, and another `by`.
+    squared correlations and gives it 1: for factors whose values have an order.
     """
     data = LabelledCodes.of(codes, factors)
     if by not in ("svc", "r2"):
@@ -35,8 +32,7 @@ def explicitness(codes: Any, factors: Any, seed: int = 0) -> float:
     """Return the mean AUC of logistic regressions of all latents that tell each value of a factor from the others.
 
     From codes [N, Z] and factors [N, F], on held-out rows, which seed chooses; 1 is best and chance is 0.5. Ridgeway &
-    Mozer (2018). The regression has a penalty, so it sees codes with mean 0 and standard deviation 1, as that of
-    Locatello et al. (2019) does: neither their scale nor an offset matters. Raises UserError as sap.
+    Mozer (2018); codes are standardised, as in Locatello et al. (2019).
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
@@ -54,7 +50,6 @@ def explicitness(codes: Any, factors: Any, seed: int = 0) -> float:
 
 
 def _squared_correlations(data: LabelledCodes) -> np.ndarray:
-    """Return the squared correlation of each latent and factor, [Z, F]."""
     v = data.factors - data.factors.mean(0)
     return np.square(standardise(data.codes).T @ (v / v.std(0)) / len(v))
 

@@ -24,8 +24,6 @@ def udr(codes: Sequence[Any], kl: Sequence[Any] | None = None, by: str = "spearm
     https://github.com/google-research/disentanglement_lib. Give each model's mean KL of its latents, [Z] in nats, and
     those below 0.01 are left out; a latent that never changes always is. Duan et al. (2020),
     https://arxiv.org/abs/1905.12614. It ranks models with each other: codes that all are wrong in the same way agree.
-
-    Raises UserError for fewer than two models, codes of different images, KL of other models, and another `by`.
     """
     if by not in ("spearman", "lasso"):
         raise UserError(f"by={by}: it takes spearman or lasso.")
@@ -46,7 +44,6 @@ def udr(codes: Sequence[Any], kl: Sequence[Any] | None = None, by: str = "spearm
 
 
 def _informative(z: np.ndarray, kl: Any | None, model: int) -> np.ndarray:
-    """Return the informative latents, standardised."""
     z = standardise(z)
     informative = np.any(z, axis=0)
     if kl is not None:
