@@ -239,7 +239,7 @@ WRONG_COMMANDS = [
     ("model=[a]", "model=a: there is no such model."),
     ("model=${oc.env:NOWHERE,null}", "model=${oc.env:NOWHERE,null}: a group takes the name of an option."),
     ("hydra.verbose=null", "hydra.verbose=null: Hydra does not start the run"),
-    ("hydra.run.dir=/proc/nothing", "/proc/nothing: cannot be written"),
+    ("hydra.run.dir=/proc/nothing", "/proc/nothing/train.log: cannot be written"),
     ("-nan", "-nan: no such flag."),
     ("objective@model=0.1", "objective@model=0.1: a group takes the name of an option."),
     ("--dry-run", "--dry-run: no such flag."),
