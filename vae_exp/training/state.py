@@ -1,6 +1,7 @@
 """Hold what a run changes while it trains: state, random streams, meters, averaged weights."""
 
 import copy
+import functools
 import logging
 import math
 from collections.abc import Mapping
@@ -222,6 +223,6 @@ class TrainingRun:
         """Return the model that is measured, drawn and saved: the averaged one, or the model itself without ema."""
         return self.ema.model
 
-    @property
+    @functools.cached_property
     def steps_per_epoch(self) -> int:
         return math.ceil(len(self.data.train) / images_per_step(self.config))
