@@ -274,6 +274,7 @@ def _scatter(points: Tensor, y: Tensor, names: Sequence[str], axis_names: list[s
 @contextlib.contextmanager
 def new_axes(size: tuple[float, float], names: Sequence[str]) -> Iterator[Any]:
     """Yield the axes of a new matplotlib figure of this size in inches, with fonts that have the names' letters."""
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # else its first start tells of a list of fonts
     import matplotlib
 
     matplotlib.use("Agg")
