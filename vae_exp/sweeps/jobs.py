@@ -28,6 +28,7 @@ from vae_exp.training import console, resume, threads
 from vae_exp.training.console import say
 from vae_exp.training.run_dir import LOCK, SUMMARY, Summary, read_summary, require_no_owner, runs_below
 
+log = logging.getLogger(__name__)
 LAUNCHED_BY = "VAE_EXP_LAUNCHED_BY"  # in the environment of processes that another started for its jobs or its run
 POLL_SECONDS = 0.5
 
@@ -188,9 +189,6 @@ def require_one_process(cfg: DictConfig, overrides: list[Override]) -> None:
         setting = swept[0] if swept else f"devices={max(started(), cfg.devices)}"
         instead = "jobs side by side are spread over the GPUs (hydra/launcher=joblib)"
         raise UserError(f"{setting}: is of one run. In a sweep each job is one process on one device; {instead}.")
-
-
-log = logging.getLogger(__name__)
 
 
 def start(planned: Plan) -> None:

@@ -248,7 +248,7 @@ def require_writable(folder: Path) -> None:
     if "${" in str(folder):  # Hydra would look for what it refers to
         raise UserError(f"{folder}: a run's folder may have no ${{ in its name.")
     require_no_links(folder, ENTRIES)
-    for name in (*CHECKPOINTS, SUMMARY, CONFIG, METRICS, LOG):
+    for name in FILES:
         if (folder / name).exists() and not (folder / name).is_file():
             raise UserError(f"{folder / name}: not a file, and a run writes one of this name. Take it away first.")
     with writing(folder / LOG):
