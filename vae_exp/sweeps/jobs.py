@@ -79,21 +79,26 @@ def _report(planned: Plan, over: threading.Event) -> None:
     is_last = False
     while not is_last:
         is_last = over.wait(POLL_SECONDS)  # once more after the last job has ended
-        for folder in runs_below(planned.folder):
-            summary, written = read_summary(folder), _written_at(folder)
-            if summary is None or summary.state == "running" or known.get(folder) == written:
+        summaries = _summaries(planned.folder)
+        seconds, failed = _counts(summaries)
+        for folder, summary in summaries.items():
+            written = _written_at(folder)
+            if summary.state == "running" or known.get(folder) == written:
                 continue
             known[folder], ended = written, ended + 1
-            seconds, failed = _counts(planned.folder)
             left = (time.monotonic() - start_time) / ended * (planned.jobs - len(seconds) - failed)
             say(f"{folder.name}  {_ending(summary)}    {len(seconds)} of {planned.jobs} done{_time_left(left)}")
 
 
-def _counts(folder: Path) -> tuple[list[float], int]:
-    """Return the seconds of each job of a sweep that is done, and how many have failed."""
-    summaries = [summary for run in runs_below(folder) if (summary := read_summary(run)) is not None]
-    failed = sum(summary.state == "failed" for summary in summaries)
-    return [summary.seconds for summary in summaries if summary.is_done], failed
+def _summaries(folder: Path) -> dict[Path, Summary]:
+    """Return what the jobs of a sweep have written of themselves; not what another process is writing just now."""
+    return {run: summary for run in runs_below(folder) if (summary := read_summary(run)) is not None}
+
+
+def _counts(summaries: dict[Path, Summary]) -> tuple[list[float], int]:
+    """Return the seconds of each job that is done, and how many have failed."""
+    failed = sum(summary.state == "failed" for summary in summaries.values())
+    return [summary.seconds for summary in summaries.values() if summary.is_done], failed
 
 
 def _time_left(seconds: float) -> str:
@@ -330,7 +335,7 @@ def _share_machine(cfg: DictConfig, job: Any) -> None:
 
 def _progress(cfg: DictConfig, run_dir: Path, number: int) -> str:
     """Return the progress as text, such as: job 3/6: 2 done, about 1 min left."""
-    (seconds, failed), total = _counts(run_dir.parent), cfg.sweep.jobs
+    (seconds, failed), total = _counts(_summaries(run_dir.parent)), cfg.sweep.jobs
     text = f"job {number + 1}/{total or '?'}: {len(seconds)} done" + (f", {failed} failed" if failed else "")
     if not seconds or not total:
         return text
