@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,14 +19,11 @@ from vae_exp.datasets import Data, Split
 from vae_exp.distributions import DiagonalGaussian, Point
 from vae_exp.errors import UserError, printable
 from vae_exp.evaluation import metrics, samplers
-from vae_exp.tracking import wandb_run
 from vae_exp.training import checkpoints, restore
-from vae_exp.training.checkpoints import Checkpoint
-from vae_exp.training.run_dir import BEST, OUTPUTS, newest
+from vae_exp.training.checkpoints import Checkpoint, find
 from vae_exp.vae import VAE
 
 __all__ = ["TrainedVAE", "find", "load", "rebuild"]
-ARTIFACT = re.compile(r"(wandb:)?(?P<name>([\w.-]+/){1,2}[\w.-]+:[\w.-]+)")
 CHUNK = 1000  # images sampled at a time, always whole: the first images are the same for every n
 Labels = int | float | str | Sequence[int] | Tensor | None  # a class for all images, or a number for each
 Draw = Callable[[Tensor, torch.Generator, float], Tensor]  # labels [N], noise, temperature -> codes [N, Z]
@@ -37,39 +33,6 @@ def load(path: str | Path, device: str = "auto", trust: Trust = False) -> "Train
     """Load the model of a checkpoint file or of a run folder; see vae_exp.load."""
     (path,) = find(str(path), only_one=True)
     return TrainedVAE(checkpoints.load(path), build.device(device), trust, path)
-
-
-def find(checkpoint: str, only_one: bool = False) -> list[Path]:
-    """Return the checkpoints that a path means, or raise UserError.
-
-    It may be a file, a run (its best.pt), a folder of runs (the best.pt of each), the newest run (latest), or a W&B
-    artifact such as ENTITY/PROJECT/NAME:best, which is downloaded.
-    """
-    path = Path(checkpoint).expanduser()
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        folder, paths = path, [path / BEST] if (path / BEST).exists() else _below(path)
-    elif checkpoint == "latest":
-        run = newest(BEST)
-        folder, paths = OUTPUTS, [run / BEST] if run else []
-    elif artifact := ARTIFACT.fullmatch(checkpoint):
-        folder = wandb_run.download(artifact["name"])
-        paths = sorted(folder.glob("*.pt"))
-    else:
-        raise UserError(f"checkpoint={checkpoint}: there is no such file or folder.")
-    if not paths:
-        raise UserError(f"checkpoint={checkpoint}: no {BEST} in {folder}; a run writes it after its first epoch.")
-    if only_one and len(paths) > 1:
-        raise UserError(f"checkpoint={checkpoint}: holds {len(paths)} runs; name one, such as {paths[0]}")
-    return paths
-
-
-def _below(folder: Path) -> list[Path]:
-    """Return the best.pt of every run in a folder. Raises UserError for a whole disk and for the user's home."""
-    if folder.resolve() in (Path(folder.resolve().anchor), Path(os.path.expanduser("~")).resolve()):  # noqa: PTH111
-        raise UserError(f"checkpoint={folder}: is a whole disk or your home. Name a folder of runs, such as {OUTPUTS}.")
-    return sorted(folder.rglob(BEST))
 
 
 def rebuild(checkpoint: Checkpoint, trust: Trust = False) -> VAE:

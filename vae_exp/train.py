@@ -15,7 +15,8 @@ from vae_exp.evaluation.metrics import evaluate, factor_scores, sample_eps, scor
 from vae_exp.figures.training import TrainingFigures, test_figure
 from vae_exp.terms import Progress, compute_loss
 from vae_exp.tracking.wandb_run import choose_mode
-from vae_exp.training import console, dry_run, precision, restore, threads
+from vae_exp.training import console, dry_run, init_from, precision, restore, threads
+from vae_exp.training.checkpoints import Checkpoint
 from vae_exp.training.run import Prune, Run, require_possible
 from vae_exp.training.run_dir import log_bytes
 from vae_exp.training.state import EMA, Meters, RngStreams, RunInfo, TrainState
@@ -39,8 +40,9 @@ def train(cfg: DictConfig, run_dir: str | Path, prune: Prune | None = None) -> d
         with dry_run.explain_out_of_memory(config), precision.reproducible(run.device), threads.restored():
             old_log_bytes = log_bytes(run_dir)  # of a run whose place this one takes
             run.resumed = restore.load(run_dir, config)
+            source = distributed.broadcast(lambda: init_from.read(config))
             wandb_mode = distributed.rank0_only(choose_mode, config["wandb"]["mode"])
-            setup(run)
+            setup(run, source)
             with run.open(wandb_mode, old_log_bytes):
                 while not run.stop.ends_with(run.state):
                     if train_epoch(run):
@@ -49,8 +51,11 @@ def train(cfg: DictConfig, run_dir: str | Path, prune: Prune | None = None) -> d
             return distributed.broadcast(run.tracker.summary.as_dict)
 
 
-def setup(run: Run) -> None:
-    """Build data, model, optimizer and random streams, as the seed has them or as the last checkpoint left them."""
+def setup(run: Run, source: Checkpoint | None) -> None:
+    """Build data, model, optimizer and random streams, as the seed has them or as the last checkpoint left them.
+
+    The weights of a new run may be those of a trained model, the source.
+    """
     config, device, resumed = run.config, run.device, run.resumed
     seed, z_dim = config["seed"], config["model"]["z_dim"]
 
@@ -65,6 +70,8 @@ def setup(run: Run) -> None:
     dry_run.check_model(config, data.x_shape, data.n_classes, device)
     torch.manual_seed(seed)
     run.model = model = build.model(config, data.x_shape, data.n_classes, data.train).to(device)
+    start = init_from.initialise(model, source, config) if source else None
+    model.freeze(config["freeze"])
     run.optimizer, run.ema = build.optimizer(config, model), EMA(model, config["ema"])
     objective, run.schedule = build.partial(config, "objective"), build.partial(config, "scheduler")
     run.rng, run.stop = RngStreams.from_seed(seed, device), Stopper(config, resumed)
@@ -73,7 +80,7 @@ def setup(run: Run) -> None:
     loss_fn = partial(compute_loss, model, objective, run.rng.noise)
     run.loss_fn = precision.compile_step(loss_fn, config, resumed, device, run.stop.raise_if_interrupted)
     run.autocast = precision.autocast(config["precision"], device)
-    run.info = RunInfo.of(model, data, device, compiled=run.loss_fn is not loss_fn)
+    run.info = RunInfo.of(model, data, device, run.loss_fn is not loss_fn, start)
     run.meters, run.state = Meters(), TrainState([0.0] * z_dim, run.rng.order.get_state())
     run.eval_noise = sample_eps(run.held_out, z_dim, build.generator(seed, "evaluation"))
     run.figures = distributed.rank0_only(TrainingFigures, config["figure_every_epochs"])

@@ -1,7 +1,7 @@
 """The variational autoencoder of Kingma & Welling (2014), https://arxiv.org/abs/1312.6114."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -32,6 +32,28 @@ class VAE(nn.Module):
         super().__init__()
         self.encoder, self.decoder, self.likelihood = encoder, decoder, likelihood
         self.z_dim, self.n_classes, self.stochastic = z_dim, n_classes, stochastic
+        self._frozen: list[nn.Module] = []
+
+    def freeze(self, names: Iterable[str]) -> None:
+        """Keep the parts or weights of these names, such as encoder, as they are. Raises UserError for unknown ones."""
+        parts, weights = dict(self.named_modules()), dict(self.named_parameters())
+        for name in names:
+            if not name or not (name in weights or name in parts):
+                raise UserError(f"freeze=[{name}]: no such part. There are {', '.join(_outer(weights))}, ...")
+            for frozen in [parts[name]] if name in parts else []:
+                frozen.requires_grad_(False)
+                self._frozen.append(frozen)
+            if name in weights:
+                weights[name].requires_grad_(False)
+        if not any(values.requires_grad for values in weights.values()):
+            raise UserError(f"freeze=[{','.join(names)}]: then nothing is left to learn.")
+
+    def train(self, mode: bool = True) -> "VAE":
+        """Set training mode, but for frozen parts, whose batch norms stay as they are too."""
+        super().train(mode)
+        for part in self._frozen:
+            part.eval()
+        return self
 
     def context(self, y: Tensor) -> Tensor:
         """Return the one-hot labels of y [B], as [B, n_classes]; an unconditional model's are [B, 0]."""
@@ -80,6 +102,11 @@ class VAE(nn.Module):
         device = next(self.parameters()).device
         source = device if generator is None else generator.device  # one on the CPU gives every device the same
         return torch.randn(n, self.z_dim, generator=generator, device=source).to(device)
+
+
+def _outer(names: Iterable[str]) -> list[str]:
+    """Return the first one and two parts of dotted names, each once."""
+    return list(dict.fromkeys(".".join(name.split(".")[:n]) for n in (1, 2) for name in names))
 
 
 def _float32(outputs: Tensor) -> Tensor:

@@ -87,7 +87,7 @@ def _with_stored_overrides(overrides: list[str]) -> list[str]:
         print(f"resume={folder}: .hydra/overrides.yaml cannot be read there: type all that it was started with again.")
     keys = {word.key_or_group for word in words}
     trust = any(word.key_or_group == "trust" and word.value() is True for word in words)
-    stored = _without(before or [], {"resume", "replace", *keys})
+    stored = _without(before or [], {"resume", "replace", "init_from", *keys})
     overrides = _without(overrides, {"resume", "hydra.run.dir"})
     resume.require_known(folder, stored, overrides, trust)
     overrides = _without(resume.with_its_data(folder, [*stored, *overrides], keys), {"hydra.run.dir"})
@@ -152,6 +152,7 @@ def check_run(cfg: DictConfig) -> None:
     require_no_owner(folder or run_dir)
     if folder is None:
         require_unused(run_dir, cfg.replace)
+        jobs.check_init_from(config)
     else:
         run_dir = folder
         resume.require_unfinished(folder, config)

@@ -217,8 +217,9 @@ def model(config: Mapping[str, Any], x_shape: tuple[int, int, int], n_classes: i
 
 
 def optimizer(config: Mapping[str, Any], model: nn.Module) -> torch.optim.Optimizer:
-    """Return the optimizer of the model's parameters."""
-    return cast("torch.optim.Optimizer", partial(config, "optimizer")(model.parameters()))
+    """Return the optimizer of the weights that are not frozen."""
+    learned = [weights for weights in model.parameters() if weights.requires_grad]
+    return cast("torch.optim.Optimizer", partial(config, "optimizer")(learned))
 
 
 def generator(seed: int, stream: str, device: torch.device | str = "cpu") -> torch.Generator:

@@ -17,7 +17,11 @@ ADDED: dict[str, Any] = {  # with the value that changes nothing
     "scores_every_epochs": None,
     "devices": 1,
     "trust": False,
+    "init_from": None,
+    "init_from_partial": False,
+    "freeze": [],
 }
+ADDED_TO_SWEEP: dict[str, Any] = {"warm_start": False, "warm_epochs": None, "confirm": 0}
 ADDED_TO: dict[str, dict[str, Any]] = {  # the same, of a group's function
     "vae_exp.datasets.image_folder": {"factors": None, "label": None, "white": None},
     **{f"vae_exp.networks.{name}": {"init": "pytorch"} for name in ("mlp", *CONV)},
@@ -35,4 +39,6 @@ def renamed(config: Mapping[str, Any]) -> dict[str, Any]:
     dataset = groups.get("dataset")
     if isinstance(dataset, dict) and dataset.get("_target_") == "vae_exp.datasets.torchvision_images":
         dataset.setdefault("source", dataset.get("name"))  # the name was also what was read
+    if isinstance(sweep := groups.get("sweep"), dict):
+        groups["sweep"] = ADDED_TO_SWEEP | sweep
     return ADDED | groups

@@ -195,6 +195,9 @@ class SweepKeys(TypedDict):
     prune_after: Count
     prune_factor: Annotated[int, integer(2)]
     metric: Metric
+    warm_start: bool
+    warm_epochs: Count | None
+    confirm: Natural
     over: Annotated[list[str], list_of(Text, "a list of keys, filled in by vae-train -m")]
     jobs: Count | None
 
@@ -223,6 +226,9 @@ class Config(TypedDict):
     resume: RunFolder | None
     trust: bool
     replace: bool
+    init_from: AnyPath | None
+    init_from_partial: bool
+    freeze: Annotated[list[str], list_of(Text, "a list of parts of the model, such as [encoder]")]
     checkpoint_every_epochs: Count | Literal["auto"] | None
     checkpoint_every_steps: Count | None
     checkpoint_every_minutes: Positive | None

@@ -187,6 +187,14 @@ def check(cfg: DictConfig, several_runs: bool = False) -> Config:
     return config
 
 
+def check_init_from(config: Config) -> None:
+    """Raise UserError if the weights that a run is to begin with cannot be read."""
+    if config["init_from"] is not None:  # else torch need not be imported
+        from vae_exp.training import init_from
+
+        init_from.read(config)
+
+
 def require_one_process(cfg: DictConfig, overrides: list[Override]) -> None:
     """Raise UserError for a sweep that was started in several processes, or whose jobs would be so by `devices`."""
     swept = [line(word) for word in overrides if word.key_or_group == "devices" and line(word) != "devices=1"]

@@ -7,7 +7,6 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -77,11 +76,14 @@ class Tracker:
             self.metrics = open(run_dir / METRICS, "a", opener=no_links)  # noqa: SIM115
         best = before.best.summary() if before is not None and before.best is not None else {}
         self.name = wandb_run.run_name(config)
-        self.summary = Summary("running", name=self.name, results=asdict(info) | best)
-        self.wandb = None if wandb_mode == "disabled" else self._open_wandb(config, wandb_mode, asdict(info), known)
+        self.summary = Summary("running", name=self.name, results=info.as_dict() | best)
+        self.wandb = None if wandb_mode == "disabled" else self._open_wandb(config, wandb_mode, info.as_dict(), known)
         if self.wandb is not None:
             self.wandb_id, self.summary.wandb = self.wandb.id, _describe(self.wandb, wandb_mode)
         self._write_summary()
+        if before is None and (artifact := wandb_run.artifact_of(config["init_from"])):
+            # W&B draws where the run came from; offline it takes none.
+            self._in_wandb(lambda run: run.offline or run.use_artifact(artifact))
         if best:
             self._in_wandb(lambda run: run.summary.update(best))
 

@@ -33,6 +33,7 @@ MAX_TAG = 64  # characters
 REFUSED_IN_IDS = ":;,#?/'"
 SWEEP_SUMMARY = "sweep-summary"  # the job type of the run that has a sweep's table and figures
 SHORT = {"model.z_dim": "z", "optimizer.lr": "lr", "seed": "s"}
+ARTIFACT = re.compile(r"(wandb:)?(?P<name>([\w.-]+/){1,2}[\w.-]+:[\w.-]+)")
 IN_EVERY_NAME = ("model", "model.name", "dataset", "model.z_dim", "optimizer.lr", "seed")
 
 
@@ -296,6 +297,12 @@ def _one_type(column: Sequence[Any]) -> list[Any]:
     kinds = {float if is_number(value) else type(value) for value in column if value is not None}
     is_plain = len(kinds) < 2 and kinds <= {float, str, bool}
     return [value if is_plain or value is None else as_typed(value) for value in column]
+
+
+def artifact_of(place: Any) -> str | None:
+    """Return the name of the W&B artifact that a place such as wandb:ENTITY/PROJECT/NAME:best means, or None."""
+    match = ARTIFACT.fullmatch(str(place))
+    return match["name"] if match and not Path(str(place)).expanduser().exists() else None
 
 
 def download(artifact: str) -> Path:

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import math
+import os
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
@@ -37,7 +38,8 @@ from vae_exp.config.migrations import renamed
 from vae_exp.config.schema import Config
 from vae_exp.errors import UserError
 from vae_exp.files import parse_json, require_shallow, write
-from vae_exp.training.run_dir import Origin
+from vae_exp.tracking import wandb_run
+from vae_exp.training.run_dir import BEST, OUTPUTS, Origin, newest
 from vae_exp.training.state import Best, RunInfo
 
 log = logging.getLogger(__name__)
@@ -258,6 +260,39 @@ def _checksum(weights: dict[str, Tensor], about: str) -> str:
         digest.update(repr((name, str(tensor.dtype), tuple(tensor.shape))).encode())
         digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def find(checkpoint: str, only_one: bool = False) -> list[Path]:
+    """Return the checkpoints that a path means, or raise UserError.
+
+    It may be a file, a run (its best.pt), a folder of runs (the best.pt of each), the newest run (latest), or a W&B
+    artifact such as ENTITY/PROJECT/NAME:best, which is downloaded.
+    """
+    path = Path(checkpoint).expanduser()
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        folder, paths = path, [path / BEST] if (path / BEST).exists() else _below(path)
+    elif checkpoint == "latest":
+        run = newest(BEST)
+        folder, paths = OUTPUTS, [run / BEST] if run else []
+    elif artifact := wandb_run.artifact_of(checkpoint):
+        folder = wandb_run.download(artifact)
+        paths = sorted(folder.glob("*.pt"))
+    else:
+        raise UserError(f"checkpoint={checkpoint}: there is no such file or folder.")
+    if not paths:
+        raise UserError(f"checkpoint={checkpoint}: no {BEST} in {folder}; a run writes it after its first epoch.")
+    if only_one and len(paths) > 1:
+        raise UserError(f"checkpoint={checkpoint}: holds {len(paths)} runs; name one, such as {paths[0]}")
+    return paths
+
+
+def _below(folder: Path) -> list[Path]:
+    """Return the best.pt of every run in a folder. Raises UserError for a whole disk and for the user's home."""
+    if folder.resolve() in (Path(folder.resolve().anchor), Path(os.path.expanduser("~")).resolve()):  # noqa: PTH111
+        raise UserError(f"checkpoint={folder}: is a whole disk or your home. Name a folder of runs, such as {OUTPUTS}.")
+    return sorted(folder.rglob(BEST))
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:

@@ -4,6 +4,7 @@ import logging
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,7 @@ def load(run_dir: Path, config: Config) -> Checkpoint | None:
     if not config["resume"]:
         return None
     resumed = distributed.broadcast(lambda: resume.load(run_dir, config))
+    config["init_from"] = resumed.config["init_from"]  # where it began, which is not read again
     if config["trust"]:
         targets.find(config, CALLS, resumed.code)
     else:
@@ -113,6 +115,7 @@ def restore(resumed: Checkpoint, run: TrainingRun) -> None:
     facts = [(name, getattr(info, name), getattr(then, name)) for name in SAME_FACTS]
     if changes := [f"{name} is {new}, and was {old}" for name, new, old in facts if new != old]:
         raise UserError(f"resume: the data or the model have changed since the run began: {'; '.join(changes)}.")
+    run.info = replace(info, start=then.start)
     trained = (resumed.resume.weights if run.config["ema"] else resumed.model) or {}
     try:
         steps_per_epoch = math.ceil(info.train_size / images_per_step(run.config))
@@ -141,7 +144,7 @@ def _restore_optimizer(resumed: Checkpoint, run: TrainingRun) -> None:
     optimizer, stored = run.optimizer, resumed.optimizer or {}
     # A step with gradients of 0 shows what the state must be. It spoils the weights, which are set afterwards.
     for weights in run.model.parameters():
-        weights.grad = torch.zeros_like(weights)
+        weights.grad = torch.zeros_like(weights) if weights.requires_grad else None
     optimizer.step()
     optimizer.zero_grad()
     fresh = optimizer.state_dict()

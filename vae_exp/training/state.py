@@ -5,7 +5,7 @@ import functools
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,17 @@ class EMA:
 
 
 @dataclass(frozen=True)
+class Start:
+    """The trained weights that a run began with, and the epochs of all runs before it that led to them."""
+
+    place: str  # as it was typed
+    epoch: int
+    step: int
+    epochs: int
+    latents: list[int] | None = None  # those that were kept, where there were more
+
+
+@dataclass(frozen=True)
 class RunInfo:
     """The data and the model of a run in numbers, which a resumed run must find unchanged, and its device."""
 
@@ -120,12 +131,20 @@ class RunInfo:
     threads: int | None = None  # of PyTorch on the CPU; None, here and below: of a version that did not write it
     compiled: bool | None = None
     data_digest: str | None = None  # of the images, whatever their labels are
+    start: Start | None = None  # None: it began with weights that the seed made
 
     @classmethod
-    def of(cls, model: VAE, data: Data, device: torch.device, compiled: bool = False) -> "RunInfo":
+    def of(
+        cls, model: VAE, data: Data, device: torch.device, compiled: bool = False, start: Start | None = None
+    ) -> "RunInfo":
         sizes = sum(weights.numel() for weights in model.parameters()), len(data.train), len(data.val)
         digest = data.fingerprint.digest() if data.fingerprint else None
-        return cls(*sizes, list(data.x_shape), str(device), torch.get_num_threads(), compiled, digest)
+        return cls(*sizes, list(data.x_shape), str(device), torch.get_num_threads(), compiled, digest, start)
+
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as summary.json and W&B hold it."""
+        return {name: value for name, value in asdict(self).items() if name != "start" or value}
 
 
 @dataclass(frozen=True)
