@@ -156,17 +156,18 @@ def finish_epoch(run: Run, prune: Prune | None) -> None:
     require_finite(scalars, f"after step {state.step}", run.run_dir)
     run.tracker.log(row | {f"{name}/kl_per_dim": evaluation.kl_per_dim}, state.step)
 
-    val_scalars = scalars if name == "val" else None  # else no epoch is chosen as the best, and best.pt is the last
+    # Without validation best.pt is the last epoch's, and on a path too: at beta 5 the lowest neg_elbo comes too early.
+    chooses = name == "val" and not config["sweep"]["warm_start"]
+    val_scalars = scalars if name == "val" else {}
     scale = {key: value.item() for key, value in run.eval_model.scale().items()}
-    new_best = state.end_epoch(epoch, evaluation.kl_per_dim, run.rng.order.get_state(), val_scalars, scale)
+    new_best = state.end_epoch(epoch, evaluation.kl_per_dim, run.rng.order.get_state(), val_scalars, scale, chooses)
     for figure in run.figures.after_epoch(run, run.held_out, name, evaluation, is_last=stop.ends_with(state)):
         run.tracker.image(*figure, state.step)
     stop.start_epoch()
     if new_best:
         run.checkpoints.keep_best()
         run.tracker.summarise(new_best.summary())
-    is_best = val_scalars is not None and new_best is not None
-    log.info(console.epoch_line(epoch, config["epochs"], name, row, scale, is_best))
+    log.info(console.epoch_line(epoch, config["epochs"], name, row, scale, chooses and new_best is not None))
     for warning in run.health.warnings(epoch, row, name):
         log.warning(warning)
     if stop.due_after_epoch(state):
@@ -190,7 +191,7 @@ def test(run: Run) -> None:
         scores = factor_scores(evaluation, test_split, run.config["scores"], "test", conditional)
         if scores and (warning := scores_warning(evaluation, test_split.unknown_factors(conditional))):
             log.warning(f"scores: {warning}")
-        run.tracker.summarise(best.summary() | evaluation.scalars("test") | scores)
+        run.tracker.summarise(best.summary() | evaluation.scalars("test") | scores | run.info.path(run.state.epoch))
         if run.config["wandb"]["log_checkpoints"]:
             run.tracker.upload_checkpoints(best_is_last=best.step == step)
     run.tracker.summary.reason = run.stop.reason

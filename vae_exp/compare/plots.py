@@ -1,7 +1,7 @@
 """Figures of a sweep: a heat map over two swept numbers, curves with a band over seeds for one."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import matplotlib
 
@@ -10,10 +10,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from vae_exp.compare import table
-from vae_exp.compare.runs import PRUNED, SCORES, Run
+from vae_exp.compare.runs import PRUNED, SCORES, Run, objective
 from vae_exp.compare.table import cell, is_logarithmic
 from vae_exp.config.schema import is_number
 from vae_exp.files import atomic_write
+
+Z_DIM = "model.z_dim"
+TRADING = ("model.beta", "objective.", "likelihood.")  # what trades the KL for the reconstruction
+MAPPED = ("test/reconstruction", "test/kl", "objective", "test/active_units")
 
 
 def draw(folded: list[Run], runs: list[Run], keys: list[str], metric: str, folder: Path) -> list[Path]:
@@ -23,7 +27,12 @@ def draw(folded: list[Run], runs: list[Run], keys: list[str], metric: str, folde
     if all(is_number(run.value(key)) for run in folded for key in keys):
         if len(keys) == 2:
             cells = np.prod([len({run.value(key) for run in done}) for key in keys])
-            figures["heat_map"] = (_heat_map if 2 * len(done) > cells else _scatter)(done, keys[0], keys[1], metric)
+            is_grid = 2 * len(done) > cells
+            figures["heat_map"] = (_heat_map if is_grid else _scatter)(done, keys[0], keys[1], metric)
+            if is_grid and Z_DIM in keys and any(key.startswith(TRADING) for key in keys):
+                (along,) = [key for key in keys if key != Z_DIM]
+                figures["map"] = _map(done, Z_DIM, along)
+                figures["rate_distortion"] = _rate_distortion(done, Z_DIM, along)
         if len(keys) == 1:
             figures["curves"] = _curves(done, runs, keys[0], metric)
     if scores := [name for name in SCORES if sum(name in run.metrics for run in folded) > 1]:
@@ -39,29 +48,82 @@ def draw(folded: list[Run], runs: list[Run], keys: list[str], metric: str, folde
 
 def _heat_map(runs: list[Run], x_key: str, y_key: str, metric: str) -> plt.Figure:
     xs, ys = (sorted({run.value(key) for run in runs}) for key in (x_key, y_key))
-    cells = np.full((len(ys), len(xs)), np.nan)
-    by_cell = {(ys.index(run.value(y_key)), xs.index(run.value(x_key))): run for run in runs}
-    for index, run in by_cell.items():
-        cells[index] = run.metrics[metric]
     figure, axes = plt.subplots(figsize=(1.6 + 1.1 * len(xs), 1.4 + 0.8 * len(ys)), layout="constrained")
+    values = {(run.value(x_key), run.value(y_key)): run.metrics[metric] for run in runs}
+    bests = [(run.value(x_key), run.value(y_key)) for run in table.best_per_group(runs)]
+    pruned = [(run.value(x_key), run.value(y_key)) for run in runs if run.state == PRUNED]
+    notes = dict.fromkeys(pruned, "pruned") | dict.fromkeys(bests, "best")
     # A diverged corner must not wash out the differences among the good runs.
-    top = np.nanquantile(cells, 0.9) if len(runs) > 4 else None
+    top = float(np.quantile([*values.values()], 0.9)) if len(runs) > 4 else None
+    mesh = _draw_cells(axes, x_key, y_key, values, notes, top)
+    figure.colorbar(mesh, label=f"{metric}, nats per image", extend="max" if top is not None else "neither")
+    axes.set_title(f"{metric}, lower is better")
+    return figure
+
+
+def _draw_cells(
+    axes: plt.Axes,
+    x_key: str,
+    y_key: str,
+    values: dict[tuple[float, float], float],
+    notes: dict[tuple[float, float], str],
+    top: float | None = None,
+    digits: int = 2,
+) -> Any:
+    """Draw a value for each (x, y) as a cell with its number, and return matplotlib's mesh."""
+    xs, ys = (sorted({place[i] for place in values}) for i in (0, 1))
+    cells = np.full((len(ys), len(xs)), np.nan)
+    for (x, y), value in values.items():
+        cells[ys.index(y), xs.index(x)] = value
     mesh = axes.pcolormesh(_edges(xs), _edges(ys), cells, cmap="viridis_r", vmax=top)
     _number_axis(axes.xaxis, xs, x_key)
     _number_axis(axes.yaxis, ys, y_key)
-    bests, strength = table.best_per_group(runs), np.asarray(mesh.norm(cells))
-    for (row, column), run in by_cell.items():
-        is_best = any(run is best for best in bests)
-        note = "\nbest" if is_best else "\npruned" if run.state == PRUNED else ""
+    strength = np.asarray(mesh.norm(cells))
+    for (x, y), value in values.items():
+        note = notes.get((x, y), "")
         axes.text(
-            *(xs[column], ys[row], f"{run.metrics[metric]:.2f}{note}"),
+            *(x, y, f"{value:.{digits}f}\n{note}".strip()),
             ha="center",
             va="center",
-            color="white" if strength[row, column] > 0.5 else "black",
-            weight="bold" if is_best else "normal",
+            color="white" if strength[ys.index(y), xs.index(x)] > 0.5 else "black",
+            weight="bold" if note == "best" else "normal",
         )
-    figure.colorbar(mesh, label=f"{metric}, nats per image", extend="max" if top is not None else "neither")
-    axes.set_title(f"{metric}, lower is better")
+    return mesh
+
+
+def _map(runs: list[Run], x_key: str, y_key: str) -> plt.Figure:
+    """Draw what each setting gives, a heat map for each of MAPPED that all runs have."""
+    measured = {name: {(run.value(x_key), run.value(y_key)): _mapped(run, name) for run in runs} for name in MAPPED}
+    maps = {name: values for name, values in measured.items() if None not in values.values()}
+    n_x, n_y = (len({run.value(key) for run in runs}) for key in (x_key, y_key))
+    size = (len(maps) * (1.2 + 0.8 * n_x), 1.4 + 0.6 * n_y)
+    figure, grid = plt.subplots(1, len(maps), figsize=size, layout="constrained", squeeze=False)
+    for axes, (name, values) in zip(grid[0], maps.items(), strict=True):
+        digits = 0 if name == "test/active_units" else 1
+        _draw_cells(axes, x_key, y_key, cast("dict[tuple[float, float], float]", values), {}, digits=digits)
+        axes.set_title(f"{name} = reconstruction + beta KL" if name == "objective" else name, fontsize=10)
+    return figure
+
+
+def _mapped(run: Run, name: str) -> float | None:
+    return objective(run) if name == "objective" else run.metrics.get(name)
+
+
+def _rate_distortion(runs: list[Run], curve_key: str, along: str) -> plt.Figure:
+    """Draw the KL, what a code says, over what it leaves of the image: a curve for each value of a key."""
+    figure, axes = plt.subplots(figsize=(6, 4.5), layout="constrained")
+    curves = sorted({run.value(curve_key) for run in runs})
+    for i, value in enumerate(curves):
+        members = sorted((run for run in runs if run.value(curve_key) == value), key=lambda run: run.value(along))
+        x, y = ([run.metrics[name] for run in members] for name in ("test/kl", "test/reconstruction"))
+        color = plt.get_cmap("viridis")(i / max(len(curves) - 1, 1) * 0.9)
+        axes.plot(x, y, "o-", color=color, label=f"{curve_key}={value:g}")
+        if i in (0, len(curves) - 1):  # of the others the values lie in between
+            for run, place in zip(members, zip(x, y, strict=True), strict=True):
+                axes.annotate(f"{run.value(along):g}", place, xytext=(4, 4), textcoords="offset points", fontsize=8)
+    axes.set(xlabel="rate: test/kl, nats per image", ylabel="distortion: test/reconstruction, nats per image")
+    axes.set_title(f"at the points: {along}", fontsize=10)
+    axes.legend()
     return figure
 
 

@@ -16,21 +16,25 @@ from vae_exp.config.checks import flatten, path_of
 from vae_exp.config.schema import is_number
 from vae_exp.errors import UserError
 from vae_exp.files import read_json_lines
-from vae_exp.training.run_dir import CONFIG, METRICS, OUTPUTS, SUMMARY, read_config, read_summary, runs_below
+from vae_exp.training.run_dir import CONFIG, METRICS, OUTPUTS, PRUNED, SUMMARY, read_config, read_summary, runs_below
 
 # Of data with known factors, where a run was asked for them: the only results of which more is better.
 SCORES = tuple(
     f"test/{name}" for name in ("mig", "dci_disentanglement", "infom", "infoc", "infom_published", "infoc_published")
 )
 UDR = "udr"  # no run has it by itself: vae-compare --udr measures it of several
+PATH_EPOCHS = "path_epochs"  # of a run that began with trained weights: its epochs, and those before that led to it
 # Results as columns: their names, and where summary.json has them.
 RESULTS = {
     "val/neg_elbo": "best/val_neg_elbo",
     **{name: name for name in ("test/neg_elbo", "test/reconstruction", "test/kl", "test/active_units", *SCORES, UDR)},
+    PATH_EPOCHS: PATH_EPOCHS,
     "seconds": "seconds",
 }
 # Of a run's configuration these say how it was logged, not what it was.
-NOT_COMPARED = ("wandb.", "sweep.", "resume", "replace", "trust", "dataset.cache")
+NOT_COMPARED = ("wandb.", "sweep.", "resume", "replace", "trust", "dataset.cache", "init_from")
+CONFIRM = "confirm"  # in the folder of a sweep that starts warm: its best jobs, trained from nothing
+ALONG_A_PATH = ("epochs", "objective.warmup_epochs", "objective.warmup_steps", "objective.warmup_fraction")
 SEEDS = ("seed", "dataset.seed")
 # Nobody looks for these in a table: where a run was, how often it wrote, what it ran on.
 BOOKKEEPING = {
@@ -38,8 +42,8 @@ BOOKKEEPING = {
     *(f"checkpoint_every_{clock}" for clock in ("epochs", "steps", "minutes")),
     *(f"dataset.{key}" for key in ("root", "name", "cache", "device_memory", "on_error")),
 }
+PARTS = ("reconstruction", "kl")
 NAME, STATE, REASON = "run", "state", "reason"
-PRUNED = "pruned"  # the state of a run that its sweep ended early: its numbers are of fewer epochs
 LATEST = "latest"
 
 
@@ -74,6 +78,14 @@ class Run:
     def logged(self) -> Iterator[dict[str, Any]]:
         """Yield the lines of metrics.jsonl that have an epoch; none for a run that failed before it logged any."""
         return (row for row in read_json_lines(self.folder / METRICS) if is_number(row.get("epoch")))
+
+
+def objective(run: Run) -> float | None:
+    """Return what a run minimises, reconstruction + beta KL of the test split in nats, or None of other objectives."""
+    beta, reconstruction, kl = run.config.get("objective.beta"), *(run.metrics.get(f"test/{n}") for n in PARTS)
+    if run.config.get("objective") != "elbo" or beta is None or reconstruction is None or kl is None:
+        return None
+    return reconstruction + beta * kl
 
 
 def order(value: Any) -> tuple[int, Any, str]:
@@ -124,6 +136,10 @@ def read_run(folder: Path) -> Run:
         if not key.startswith(NOT_COMPARED):  # optimizer._target_: torch.optim.Adam becomes optimizer: Adam
             group, _, name = key.rpartition(".")
             flat |= {group: str(value).rsplit(".", 1)[-1]} if name == "_target_" else {key: value}
+    if flatten(config).get("sweep.warm_start") is True:  # of such jobs these are no settings
+        epochs, *_ = (flat.pop(key, None) for key in ALONG_A_PATH)
+        metrics = {PATH_EPOCHS: epochs} | metrics if is_number(epochs) and metrics else metrics
+        flat |= {CONFIRM: True} if folder.parent.name == CONFIRM else {}
     digest = summary.results.get("data_digest")
     run = Run(folder, flat, summary.state, summary.reason, metrics, data=digest if isinstance(digest, str) else None)
     run.swept = _swept(config.get("sweep"), flat)

@@ -26,7 +26,7 @@ from vae_exp.sweeps.values import line
 from vae_exp.torchrun_env import follows, safe_path, started
 from vae_exp.training import console, resume, threads
 from vae_exp.training.console import say
-from vae_exp.training.run_dir import LOCK, SUMMARY, Summary, read_summary, require_no_owner, runs_below
+from vae_exp.training.run_dir import LOCK, PRUNED, SUMMARY, Summary, read_summary, require_no_owner, runs_below
 
 log = logging.getLogger(__name__)
 LAUNCHED_BY = "VAE_EXP_LAUNCHED_BY"  # in the environment of processes that another started for its jobs or its run
@@ -249,7 +249,7 @@ def _run_job(cfg: DictConfig, run_dir: Path, job: Any) -> None:
     choices, requested = job.runtime.choices, cfg
     swept = [f"{key}={choices.get(key) or _as_text(cfg, key)}" for key in cfg.sweep.over]
     changes: dict[str, Any] = {"sweep": {"over": swept}}  # with their values, for the run's name
-    title = f"{_progress(cfg, run_dir, job.job.num)}  {'  '.join(swept)}"
+    title = f"{_progress(cfg, Path(job.sweep.dir), job.job.num)}  {'  '.join(swept)}"
     if cfg.sweep.resume:
         wait_for_owner(run_dir)
         before = read_summary(run_dir)
@@ -261,12 +261,18 @@ def _run_job(cfg: DictConfig, run_dir: Path, job: Any) -> None:
             return
         is_resumable = resume.is_resumable(run_dir)  # what failed is replaced
         changes |= {"resume": str(run_dir) if is_resumable else None, "replace": not is_resumable}
+        changes |= {"init_from": None} if is_resumable else {}
         title += "  goes on" if is_resumable else ""
     print_alone(title)
     for handler in logging.getLogger().handlers:  # the epochs of many jobs go to their train.log alone
         if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
             handler.setLevel(logging.WARNING)
     cfg, judge = cast("DictConfig", OmegaConf.merge(cfg, changes)), None
+    if ending := _ending_of_parent(cfg, run_dir):
+        _let_train(False)
+        print_alone(f"      {ending[0]}: {ending[1]}")
+        _record_failure(cfg, run_dir, *ending[::-1])
+        return
     try:
         _share_machine(cfg, job)
         judge = _judge(cfg, swept, run_dir, job)
@@ -282,11 +288,27 @@ def _run_job(cfg: DictConfig, run_dir: Path, job: Any) -> None:
         log.exception("The job failed.")
         reason = f"{type(error).__name__}: {error}"
     print_alone(f"      failed: {reason}")
-    from vae_exp.tracking.tracker import record_failure
-
-    record_failure(cfg, run_dir, reason)
+    _record_failure(cfg, run_dir, reason)
     if judge:
         judge.record(None)
+
+
+def _record_failure(cfg: DictConfig, run_dir: Path, reason: str, state: str = "failed") -> None:
+    from vae_exp.tracking.tracker import record_failure
+
+    record_failure(cfg, run_dir, reason, state)
+
+
+def _ending_of_parent(cfg: DictConfig, run_dir: Path) -> tuple[str, str] | None:
+    """Return how a job ends, and why, if the job that it starts from has not finished; else None."""
+    if not cfg.sweep.warm_start or cfg.init_from is None:
+        return None
+    parent = Path(cfg.init_from).parent
+    summary = read_summary(parent)
+    if parent.resolve().parent != run_dir.resolve().parent or (summary is not None and summary.finished):
+        return None
+    state = "not there" if summary is None else summary.state
+    return "pruned" if state == PRUNED else "failed", f"it starts from {parent.name}, which is {state}"
 
 
 def _train(cfg: DictConfig, run_dir: Path, judge: study.Judge | None) -> None:
@@ -341,9 +363,9 @@ def _share_machine(cfg: DictConfig, job: Any) -> None:
             cfg.device = build.job_device(cfg.device, job.job.num)
 
 
-def _progress(cfg: DictConfig, run_dir: Path, number: int) -> str:
+def _progress(cfg: DictConfig, folder: Path, number: int) -> str:
     """Return the progress as text, such as: job 3/6: 2 done, about 1 min left."""
-    (seconds, failed), total = _counts(_summaries(run_dir.parent)), cfg.sweep.jobs
+    (seconds, failed), total = _counts(_summaries(folder)), cfg.sweep.jobs
     text = f"job {number + 1}/{total or '?'}: {len(seconds)} done" + (f", {failed} failed" if failed else "")
     if not seconds or not total:
         return text

@@ -28,7 +28,16 @@ GRID, SEARCH = "hydra_plugins.vae_exp.Grid", "hydra_plugins.vae_exp.Search"
 DIR, SUBDIR = "hydra.sweep.dir", "hydra.sweep.subdir"
 OF_A_SWEEP = ("sweep.", "hydra.sweep.")
 SHARED = ("sweeper", "launcher", "sweep", "callbacks")  # what Hydra takes from the first job for all of them
-HANDED_ON = ("zip", "prune", "prune_after", "prune_factor", "metric")  # of sweep.*, to every job
+HANDED_ON = (
+    "zip",
+    "prune",
+    "prune_after",
+    "prune_factor",
+    "metric",
+    "warm_start",
+    "warm_epochs",
+    "confirm",
+)  # of sweep.*, to every job
 
 Compose = Callable[[list[str]], DictConfig]  # from the overrides of a job to its configuration
 # A swept group, one of its options, and the configuration of a job that has it.
@@ -48,6 +57,7 @@ class Plan:
     folder: Path
     overrides: list[str]  # of every job, and what the sweep tells it
     single: list[str]  # what turns the same command into one run
+    warm_start: bool
     data: str | None = None  # a digest of the images of all jobs; None where they differ, or lie on other machines
 
     @property
@@ -58,11 +68,19 @@ class Plan:
     def values(self) -> list[str]:
         return [line(override) for override in self.swept]
 
+    def add_jobs(self, n: int) -> None:
+        """Count jobs that are not of the grid."""
+        self.overrides = [word for word in self.overrides if not word.startswith("sweep.jobs=")]
+        self.jobs += n
+        self.overrides.append(f"sweep.jobs={self.jobs}")
+
     def write(self) -> None:
         """Write sweep.json in the sweep's folder. Raises Unwritable if the system refuses."""
         with writing(self.folder, DIR):
             self.folder.mkdir(parents=True, exist_ok=True)
-        record = {name: getattr(self, name) for name in ("name", "keys", "jobs", "settings", "values", "data")}
+        record = {
+            name: getattr(self, name) for name in ("name", "keys", "jobs", "settings", "values", "data", "warm_start")
+        }
         # Where it was typed: relative paths in settings and values begin there.
         write_json(self.folder / SWEEP, record | {"cwd": str(Path.cwd())})
 
@@ -106,6 +124,7 @@ def plan(overrides: list[Override], cfg: DictConfig, compose: Compose, data_dige
     if cfg.sweep.prune or is_search:
         sweeper = f"hydra/sweeper={cfg.hydra.runtime.choices['hydra/sweeper']}"
         _require_metric(f"sweep.prune={cfg.sweep.prune}" if cfg.sweep.prune else sweeper, cfg, chosen_options, swept)
+    _require_warm(cfg, is_search)
     lengths = {override.get_key_element(): len(values_of(override)) for override in swept}
     _require_zipped(list(cfg.sweep.zip), lengths, is_search)
     grid = math.prod(length for key, length in lengths.items() if key not in cfg.sweep.zip[1:])
@@ -128,7 +147,18 @@ def plan(overrides: list[Override], cfg: DictConfig, compose: Compose, data_dige
     is_mode_typed = any(override.key_or_group == "hydra.mode" for override in overrides)
     single = [] if is_mode_typed else ["hydra.mode=RUN"]  # then a preset says that it is a sweep
     has_study = is_search or bool(cfg.sweep.prune)
-    return Plan(name, swept, jobs, is_search, has_study, settings, folder, job_overrides, single)
+    return Plan(
+        name, swept, jobs, is_search, has_study, settings, folder, job_overrides, single, bool(cfg.sweep.warm_start)
+    )
+
+
+def _require_warm(cfg: DictConfig, is_search: bool) -> None:
+    """Raise UserError for what only a warm start has, or a search that begins with one."""
+    if cfg.sweep.warm_start and is_search:
+        raise UserError("sweep.warm_start=true: is of a grid; the trials of a search do not follow each other.")
+    for key in ("warm_epochs", "confirm"):
+        if cfg.sweep[key] and not cfg.sweep.warm_start:
+            raise UserError(f"sweep.{key}={cfg.sweep[key]}: is of a sweep that starts warm; add sweep.warm_start=true.")
 
 
 def has_one_dataset(swept: list[Override]) -> bool:
@@ -243,6 +273,10 @@ def _resume(
     _require_no_links(folder)
     if (chosen := _chosen_folder(cfg)) and chosen.resolve() != folder.resolve():
         raise UserError(f"{DIR}={chosen}: a sweep goes on in its own folder, {folder}; leave {DIR} out.")
+    if before["warm_start"] != bool(cfg.sweep.warm_start):
+        was, now = (str(value).lower() for value in (before["warm_start"], bool(cfg.sweep.warm_start)))
+        reason = f"it was started with sweep.warm_start={was}, and not with {now}"
+        raise UserError(f"sweep.resume={cfg.sweep.resume}: {reason}.")
     try:
         require_same(before, settings, swept, same_data=True)  # first: other settings may mean other data
         if not (has_one_dataset(swept) and has_same_data(before, data_digest)):
@@ -269,7 +303,7 @@ def _find(path_or_latest: str) -> tuple[Path, dict[str, Any]]:
     try:
         record = read_json(folder / SWEEP)
         before = {key: record[key] for key in ("name", "settings", "values")}
-        before |= {key: record.get(key) for key in ("cwd", "data")}
+        before |= {key: record.get(key) for key in ("cwd", "data")} | {"warm_start": record.get("warm_start") is True}
         parse([*before["settings"], *before["values"]])
         is_valid = TEXT.allows(before["name"]) and all(isinstance(before[key], str | None) for key in ("cwd", "data"))
         if not is_valid or "${" in f"{before['name']}{folder}":  # Hydra would look for what it refers to

@@ -1,6 +1,7 @@
 """End a sweep: table, figures, closing lines."""
 
 import shlex
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from vae_exp.files import read_yaml, write
 from vae_exp.sweeps.plan import Plan
 from vae_exp.tracking import wandb_logged
 from vae_exp.training.console import say
-from vae_exp.training.run_dir import BEST, config_dir, read_overrides, runs_below
+from vae_exp.training.run_dir import BEST, SUMMARY, config_dir, read_overrides, runs_below
 
 # Added to what was typed by the sweeps of older versions; a new sweep has a new name and folder.
 PLANNED = ("sweep.name=", "sweep.over=", "sweep.jobs=", "sweep.resume=")
@@ -32,7 +33,15 @@ def rerun_command(folder: Path) -> str | None:
     return shlex.join(["vae-train", "-m", *config_dir(folder), *overrides])
 
 
-PRINTED_COLUMNS = ("val/neg_elbo", "test/neg_elbo", "test/reconstruction", "test/kl", *results.SCORES, "seconds")
+PRINTED_COLUMNS = (
+    "val/neg_elbo",
+    "test/neg_elbo",
+    "test/reconstruction",
+    "test/kl",
+    *results.SCORES,
+    results.PATH_EPOCHS,
+    "seconds",
+)
 MAX_BEST = 5  # that are printed: where runs do not compare there may be as many as jobs
 
 
@@ -57,7 +66,9 @@ def finish(plan: Plan, wandb: WandbKeys, stopped: bool = False) -> int:
         from vae_exp.compare import plots
         from vae_exp.tracking.wandb_run import publish_sweep
 
-        figures = plots.draw(folded, runs, keys, metric, plan.folder)
+        drawn = [run for run in runs if results.CONFIRM not in run.config]
+        folded_drawn = results.fold_seeds(drawn)
+        figures = plots.draw(folded_drawn, drawn, results.setting_columns(folded_drawn), metric, plan.folder)
         numbers = {f"best/{column}": bests[0].value(column) for column in printed} if len(bests) == 1 else {}
         rows = [[run.value(column) for column in printed] for run in folded]
         numbers |= {"done": done, "jobs": plan.jobs}
@@ -70,10 +81,39 @@ def finish(plan: Plan, wandb: WandbKeys, stopped: bool = False) -> int:
     say(f"{done} of {plan.jobs} jobs finished{count}; table {plan.folder}/results.csv")
     if done < plan.jobs and (stopped or not plan.is_search):
         say(f"go on   the same command with {as_argument('sweep.resume', plan.folder)}")
+    if plan.warm_start:
+        say("\n".join(_path_lines(runs)))
     _say_what_next(plan, runs, bests)
     for figure in figures:
         say(f"figure  {figure}")
     return 0 if done >= plan.jobs or (plan.is_search and done) else 1
+
+
+def _path_lines(runs: list[Run]) -> list[str]:
+    """Return the price of a sweep that starts warm, and how far it is off where jobs were trained from nothing too."""
+    path = [run for run in runs if results.CONFIRM not in run.config and results.PATH_EPOCHS in run.metrics]
+    if not path:
+        return []
+    first = min(run.metrics[results.PATH_EPOCHS] for run in path)
+    epochs = sum(max((row["epoch"] for row in run.logged()), default=0) for run in path)
+    lines = [f"price   {len(path)} settings for {epochs:g} epochs: {epochs / first:.1f} runs of {first:g}"]
+    by_name = {run.folder.name: run for run in path}
+    for run in runs:
+        on_path = by_name.get(run.folder.name)
+        if results.CONFIRM in run.config and on_path is not None:
+            warm, alone = (results.objective(one) for one in (on_path, run))
+            if warm is not None and alone is not None:
+                change = 100 * (warm - alone) / abs(alone)
+                lines.append(f"confirm {run.folder.name}: {warm:.3f} on the path, {alone:.3f} alone ({change:+.1f} %)")
+    return lines
+
+
+def best_of(folder: Path, names: Collection[str], n: int) -> list[str]:
+    """Return those among these jobs of a sweep that have its n best settings, each with all of its seeds."""
+    runs = [results.read_run(folder / name) for name in (names if n else ()) if (folder / name / SUMMARY).exists()]
+    settings = [run for run in results.fold_seeds(runs) if run.finished]
+    ordered = results.sort_runs(settings, table.metric_of(settings))[:n]
+    return [member.folder.name for setting in ordered for member in setting.members]
 
 
 def _read_jobs(plan: Plan) -> list[Run]:
@@ -95,6 +135,9 @@ def _say_what_next(plan: Plan, runs: list[Run], bests: list[Run]) -> None:
         say(f"best    {one.folder}/{BEST}")
         if stored := read_overrides(one.folder, typed=plan.overrides):
             overrides = [word for word in stored if not word.startswith("sweep.")]
+            if plan.warm_start:  # from nothing, for all epochs
+                values = [word for word in stored if word.startswith(tuple(f"{key}=" for key in plan.keys))]
+                overrides = [*(word for word in overrides if word in plan.overrides), *values]
             say(f"again   vae-train {shlex.join([*config_dir(one.folder), *overrides, *plan.single])}")
     if bests:
         folder = shlex.quote(str(plan.folder))

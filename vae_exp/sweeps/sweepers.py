@@ -18,12 +18,13 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from vae_exp.compare.runs import CONFIRM, SEEDS
 from vae_exp.config.checks import closest, quoted
 from vae_exp.config.compose import parse
 from vae_exp.config.schema import Config
 from vae_exp.errors import UserError
 from vae_exp.files import write
-from vae_exp.sweeps import jobs, study, summary
+from vae_exp.sweeps import jobs, study, summary, warm_start
 from vae_exp.sweeps.plan import GRID, SEARCH, SUBDIR, Plan, first_job, has_one_dataset, overrides_of, plan
 from vae_exp.sweeps.values import check_each, job_folders, job_names, line, values_of
 from vae_exp.training.run_dir import MULTIRUN
@@ -154,8 +155,9 @@ class PlannedSweeper(Sweeper):
             return None if fingerprint is None else fingerprint.digest()
 
         self.plan = plan(overrides, cfg, self._compose, data_digest)
-        self.prepare(cfg)
+        self.prepare(cfg, config)
         check_each(self.plan.swept, config)
+        jobs.check_init_from(config)
         # Read last: what else may be refused needs no data.
         self.plan.data = data_digest() if has_one_dataset(self.plan.swept) else None
         return config
@@ -176,8 +178,8 @@ class PlannedSweeper(Sweeper):
                 _ = job.return_value  # a run that fails does not raise
 
     @abstractmethod
-    def prepare(self, cfg: DictConfig) -> None:
-        """Check what is this sweeper's own. Raises UserError."""
+    def prepare(self, cfg: DictConfig, config: Config) -> None:
+        """Check what is this sweeper's own, of the first job's configuration. Raises UserError."""
 
     @abstractmethod
     def batches(self) -> Iterator[Batch]:
@@ -187,26 +189,46 @@ class PlannedSweeper(Sweeper):
 class Grid(PlannedSweeper):
     """Run every combination of the swept values, where keys of sweep.zip take theirs together.
 
-    If losing jobs end early, the order is random, by seed: the first to be judged should not all have one value.
+    If losing jobs end early, the order is random, by seed: the first to be judged should not all have one value. Jobs
+    that start from others' weights run when those are done; at the end the best are trained from nothing too.
     """
 
     def __init__(self, max_batch_size: int | None = None, params: DictConfig | None = None) -> None:
         self.max_batch_size = max_batch_size
 
-    def prepare(self, cfg: DictConfig) -> None:
+    def prepare(self, cfg: DictConfig, config: Config) -> None:
         if cfg.sweep.prune:
             study.require_optuna(f"sweep.prune={cfg.sweep.prune}")
-        self.jobs = self._combinations(list(cfg.sweep.zip))
-        if cfg.sweep.prune:
-            random.Random(cfg.seed).shuffle(self.jobs)
-        if cfg.sweep.resume is None:
-            self.folders = job_names(self.jobs)
-            return
-        configs = (self._compose([*self.plan.overrides, *values]) for values in self.jobs)
+        values = self._combinations(list(cfg.sweep.zip))
+        path: list[warm_start.Job] = []
+        if cfg.sweep.warm_start:
+            path = warm_start.plan_path(values, self.plan.swept, config)
+            values = [job.values for job in path]
+        elif cfg.sweep.prune:
+            random.Random(cfg.seed).shuffle(values)
         try:
-            self.folders = job_folders(self.plan.folder, self.plan.swept, self.jobs, configs)
+            names, begin = self._folders(cfg, values), list[str | None]()
+            if path:
+                begin = warm_start.starts(path, names, self.plan.folder)
         except UserError as error:
             raise UserError(f"sweep.resume={cfg.sweep.resume}: {error}") from error
+        objective = config["objective"]
+        words = [job.words(start, objective) for job, start in zip(path, begin, strict=True)] or values
+        self.waves = [list(zip(names, words, strict=True))]
+        if path:
+            jobs_by_depth = itertools.groupby(zip(path, self.waves[0], strict=True), lambda pair: pair[0].depth)
+            self.waves = [[job for _, job in wave] for _, wave in jobs_by_depth]
+        self.warm = {name: job.values for name, job, start in zip(names, path, begin, strict=True) if start}
+        self.confirm = config["sweep"]["confirm"] if path else 0
+        if self.confirm:
+            settings = {tuple(word for word in job if not word.startswith(SEEDS)) for job in self.warm.values()}
+            self.plan.add_jobs(min(self.confirm, len(settings)) * len(self.warm) // max(1, len(settings)))
+
+    def _folders(self, cfg: DictConfig, values: list[list[str]]) -> list[str]:
+        if cfg.sweep.resume is None:
+            return job_names(values)
+        configs = (self._compose([*self.plan.overrides, *job]) for job in values)
+        return job_folders(self.plan.folder, self.plan.swept, values, configs)
 
     def _combinations(self, zipped: list[str]) -> list[list[str]]:
         values = [[f"{key.get_key_element()}={value}" for value in values_of(key)] for key in self.plan.swept]
@@ -218,10 +240,14 @@ class Grid(PlannedSweeper):
         ]
 
     def batches(self) -> Iterator[Batch]:
-        jobs_with_folders = list(zip(self.folders, self.jobs, strict=True))
-        size = self.max_batch_size or len(self.jobs)
-        for first in range(0, len(self.jobs), size):
-            yield first, jobs_with_folders[first : first + size]
+        first = 0
+        for wave in self.waves:
+            size = self.max_batch_size or len(wave)
+            for start in range(0, len(wave), size):
+                yield first + start, wave[start : start + size]
+            first += len(wave)
+        if best := summary.best_of(self.plan.folder, self.warm, self.confirm):
+            yield first, [(f"{CONFIRM}/{name}", [*self.warm[name], "sweep.prune=null"]) for name in best]
 
 
 class Search(PlannedSweeper):
@@ -235,7 +261,7 @@ class Search(PlannedSweeper):
     ) -> None:
         self.sampler, self.n_trials, self.n_jobs, self.seed = sampler, n_trials, n_jobs, seed
 
-    def prepare(self, cfg: DictConfig) -> None:
+    def prepare(self, cfg: DictConfig, config: Config) -> None:
         study.require_optuna("hydra/sweeper=optuna")
         for name, value in (("n_trials", self.n_trials), ("n_jobs", 1 if self.n_jobs is None else self.n_jobs)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:

@@ -1,8 +1,6 @@
 """Begin a run with the weights of a trained model: `init_from`."""
 
 import logging
-from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor

@@ -36,6 +36,7 @@ SUMMARY, CONFIG, METRICS, IMAGES, LOCK = "summary.json", "config.yaml", "metrics
 LOG = "train.log"
 EARLIER, GENERATED = "earlier", "generated"
 RESULT = "reproduced.json"  # of vae-reproduce: what is claimed of this run, and what was found
+PRUNED = "pruned"  # the state of a run that its sweep ended early: its numbers are of fewer epochs
 OVERRIDES, HYDRA = Path(".hydra", "overrides.yaml"), Path(".hydra", "hydra.yaml")
 MULTIRUN = "multirun.yaml"  # in a sweep's folder: what was typed for all of its jobs
 FILES = (*CHECKPOINTS, SUMMARY, CONFIG, METRICS, LOG)
@@ -98,7 +99,7 @@ class Summary:
     @property
     def is_done(self) -> bool:
         """Return whether its sweep has nothing more to do for it."""
-        return self.state in ("finished", "pruned")
+        return self.state in ("finished", PRUNED)
 
     @property
     def score(self) -> float | None:

@@ -141,6 +141,9 @@ class RunInfo:
         digest = data.fingerprint.digest() if data.fingerprint else None
         return cls(*sizes, list(data.x_shape), str(device), torch.get_num_threads(), compiled, digest, start)
 
+    def path(self, epoch: int) -> dict[str, int]:
+        """Return what summary.json says of a run that began with trained weights: all epochs that led to its own."""
+        return {"path_epochs": self.start.epochs + epoch} if self.start else {}
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as summary.json and W&B hold it."""
@@ -176,12 +179,18 @@ class TrainState:
     best: Best | None = None
 
     def end_epoch(
-        self, epoch: int, kl_per_dim: list[float], order: Tensor, val: dict[str, float] | None, scale: dict[str, float]
+        self,
+        epoch: int,
+        kl_per_dim: list[float],
+        order: Tensor,
+        val: dict[str, float],
+        scale: dict[str, float],
+        chooses: bool,
     ) -> Best | None:
-        """Record that an epoch is over, and return it if it is the best so far, as each is without validation."""
+        """Record that an epoch is over, and return it if it is the best so far, as each is where none is chosen."""
         self.epoch, self.kl_per_dim, self.order = epoch, kl_per_dim, order
-        scores = {name.replace("/", "_"): score for name, score in (val or {}).items()}
-        if val and self.best is not None and scores["val_neg_elbo"] >= self.best.scores["val_neg_elbo"]:
+        scores = {name.replace("/", "_"): score for name, score in val.items()}
+        if chooses and self.best is not None and scores["val_neg_elbo"] >= self.best.scores["val_neg_elbo"]:
             return None
         self.best = Best(epoch, self.step, scores | scale)
         return self.best
