@@ -194,8 +194,10 @@ def check_metric(by: str, metric: str, has_val: bool, why: str) -> list[str]:
 
 
 def from_anywhere(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the configuration with absolute paths to its data, in a user's own dataset if they exist."""
-    dataset = config.get("dataset")
+    """Return the configuration with absolute paths to its data and its start, in a user's own dataset if they exist."""
+    dataset, start = config.get("dataset"), config.get("init_from")
+    if isinstance(start, str) and is_path(start) and os.path.exists(os.path.expanduser(start)):  # noqa: PTH110, PTH111  (they never raise)
+        config = config | {"init_from": absolute(start)}
     if not isinstance(dataset, dict):
         return config
     paths = {key: dataset[key] for key in DATA_PATHS if is_path(dataset.get(key))}

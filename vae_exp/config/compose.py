@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vae_exp.config.checks import CONF_DIR, closest, groups, options, options_with, quoted
+from vae_exp.config.migrations import GONE
 from vae_exp.config.schema import DATASET_RULES, EVALUATE_RULES, GENERATE_RULES, OPTION_RULES, RULES, is_number
 from vae_exp.errors import UserError, printable
 
@@ -171,6 +172,8 @@ def _unknown_key(key: str, program: str, config_name: str) -> str:
     known = {"config": RULES | OPTION_RULES | DATASET_RULES, "evaluate": EVALUATE_RULES, "generate": GENERATE_RULES}[
         config_name
     ]
+    if (gone := key.split(".")[0]) in (("amortize",) if config_name == "config" else GONE):
+        return f"{key}: no such key any more. {GONE[gone]}"
     if config_name != "config":
         return f"{key}: no such key.{closest(key, known)} `{program} --help` lists every key."
     if names := options_with(key):

@@ -8,6 +8,13 @@ MOVED = {
     **{f"vae_exp.conv_networks.{name}": f"vae_exp.networks.{name}" for name in CONV},
     **{f"vae_exp.image_folder.{name}": f"vae_exp.datasets.{name}" for name in ("image_folder", "celeba")},
 }
+# Keys that only development versions of 0.2.0 had, and what took their place.
+WARM = "a sweep that starts warm: vae-train -m sweep.warm_start=true model.z_dim=16,8,4 model.beta=0.5,1,2"
+GONE = {
+    "amortize": f"In its place there is {WARM}",
+    "beta": f"Each setting has a checkpoint of its own, from {WARM}",
+    "z_dim": f"Each setting has a checkpoint of its own, from {WARM}",
+}
 ADDED: dict[str, Any] = {  # with the value that changes nothing
     "accumulate_steps": 1,
     "gradient_clip_norm": None,
@@ -29,7 +36,10 @@ ADDED_TO: dict[str, dict[str, Any]] = {  # the same, of a group's function
 
 
 def renamed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of a configuration with today's _target_ names and keys; everything else in it stays."""
+    """Return a copy of a configuration with today's _target_ names and keys; everything else in it stays.
+
+    Raises ValueError for a network of many settings, which is no VAE of one.
+    """
     groups: dict[str, Any] = {}
     for group, settings in config.items():
         groups[group] = dict(settings) if isinstance(settings, Mapping) else settings
@@ -39,6 +49,8 @@ def renamed(config: Mapping[str, Any]) -> dict[str, Any]:
     dataset = groups.get("dataset")
     if isinstance(dataset, dict) and dataset.get("_target_") == "vae_exp.datasets.torchvision_images":
         dataset.setdefault("source", dataset.get("name"))  # the name was also what was read
+    if isinstance(amortize := groups.pop("amortize", None), dict) and (amortize.get("beta") or amortize.get("z_dim")):
+        raise ValueError("amortize.*, which only development versions of 0.2.0 up to 1a84f12 read")
     if isinstance(sweep := groups.get("sweep"), dict):
         groups["sweep"] = ADDED_TO_SWEEP | sweep
     return ADDED | groups

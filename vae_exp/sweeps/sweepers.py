@@ -200,31 +200,36 @@ class Grid(PlannedSweeper):
         if cfg.sweep.prune:
             study.require_optuna(f"sweep.prune={cfg.sweep.prune}")
         values = self._combinations(list(cfg.sweep.zip))
-        path: list[warm_start.Job] = []
-        if cfg.sweep.warm_start:
-            path = warm_start.plan_path(values, self.plan.swept, config)
-            values = [job.values for job in path]
-        elif cfg.sweep.prune:
-            random.Random(cfg.seed).shuffle(values)
+        self.warm: dict[str, list[str]] = {}  # jobs that start from others, by their folders: the swept values
+        self.confirm = 0
         try:
-            names, begin = self._folders(cfg, values), list[str | None]()
-            if path:
-                begin = warm_start.starts(path, names, self.plan.folder)
+            if cfg.sweep.warm_start:
+                self._prepare_path(cfg, config, values)
+                return
+            if cfg.sweep.prune:
+                random.Random(cfg.seed).shuffle(values)
+            self.waves = [list(zip(self._folders(cfg, values), values, strict=True))]
         except UserError as error:
+            if cfg.sweep.resume is None:
+                raise
             raise UserError(f"sweep.resume={cfg.sweep.resume}: {error}") from error
-        objective = config["objective"]
-        words = [job.words(start, objective) for job, start in zip(path, begin, strict=True)] or values
-        self.waves = [list(zip(names, words, strict=True))]
-        if path:
-            jobs_by_depth = itertools.groupby(zip(path, self.waves[0], strict=True), lambda pair: pair[0].depth)
-            self.waves = [[job for _, job in wave] for _, wave in jobs_by_depth]
-        self.warm = {name: job.values for name, job, start in zip(names, path, begin, strict=True) if start}
-        self.confirm = config["sweep"]["confirm"] if path else 0
-        if self.confirm:
+
+    def _prepare_path(self, cfg: DictConfig, config: Config, values: list[list[str]]) -> None:
+        path = warm_start.plan_path(values, self.plan.swept, config)
+        names = self._folders(cfg, [job.values for job in path])
+        waves: dict[int, list[tuple[str, list[str]]]] = {}
+        for job, name, start in zip(path, names, warm_start.starts(path, names, self.plan.folder), strict=True):
+            waves.setdefault(job.depth, []).append((name, job.words(start, config["objective"])))
+            if start is not None:
+                self.warm[name] = job.values
+        self.waves = [*waves.values()]
+        self.confirm = config["sweep"]["confirm"]
+        if self.confirm and self.warm:
             settings = {tuple(word for word in job if not word.startswith(SEEDS)) for job in self.warm.values()}
-            self.plan.add_jobs(min(self.confirm, len(settings)) * len(self.warm) // max(1, len(settings)))
+            self.plan.add_jobs(min(self.confirm, len(settings)) * len(self.warm) // len(settings))
 
     def _folders(self, cfg: DictConfig, values: list[list[str]]) -> list[str]:
+        """Return the name of each job's folder. Raises UserError if the sweep that goes on has other jobs."""
         if cfg.sweep.resume is None:
             return job_names(values)
         configs = (self._compose([*self.plan.overrides, *job]) for job in values)

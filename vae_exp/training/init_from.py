@@ -1,6 +1,7 @@
 """Begin a run with the weights of a trained model: `init_from`."""
 
 import logging
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ def read(config: Config) -> Checkpoint | None:
         (path,) = checkpoints.find(str(place), only_one=True)
         return checkpoints.load(path)
     except UserError as error:
-        raise UserError(f"init_from={place}: {str(error).removeprefix(f'checkpoint={place}: ')}") from error
+        raise UserError(f"init_from={_named(place)}: {str(error).partition(': ')[2]}") from error
 
 
 @torch.no_grad()
@@ -38,7 +39,7 @@ def initialise(model: VAE, source: Checkpoint, config: Config) -> Start:
     With another z_dim the latents of the largest mean KL are kept, or fresh ones come after the old ones. Raises
     UserError for what does not fit, unless init_from_partial=true, and if nothing does.
     """
-    place, z_dim, old_z_dim = config["init_from"], model.z_dim, source.config["model"]["z_dim"]
+    place, z_dim, old_z_dim = _named(config["init_from"]), model.z_dim, source.config["model"]["z_dim"]
     kept = _largest(source.kl_per_dim or [0.0] * old_z_dim, z_dim)
     own = model.state_dict()
     fitted = {name: _fit(source.model[name], own[name], kept, old_z_dim, z_dim) for name in own if name in source.model}
@@ -54,7 +55,7 @@ def initialise(model: VAE, source: Checkpoint, config: Config) -> Start:
         raise UserError(f"init_from={place}: its weights do not fit this model: {named}. {advice}")
     for name, weights in fits.items():
         own[name].copy_(weights)
-    what = f"epoch {source.epoch} of {printable(place)}"
+    what = f"epoch {source.epoch} of {place}"
     if misfits:
         log.info(f"starts from {what}, with {len(fits)} of {len(own)} weights; not {'; '.join(misfits[:MAX_NAMED])}")
     else:
@@ -65,7 +66,13 @@ def initialise(model: VAE, source: Checkpoint, config: Config) -> Start:
         log.info(f"model.z_dim={z_dim}, and there it is {old_z_dim}: keeps those of the largest KL, {kept}")
     before = source.resume.facts.start if source.resume else None
     epochs = source.epoch + (before.epochs if before else 0)
-    return Start(str(place), source.epoch, source.step, epochs, kept if z_dim < old_z_dim else None)
+    return Start(str(config["init_from"]), source.epoch, source.step, epochs, kept if z_dim < old_z_dim else None)
+
+
+def _named(place: object) -> str:
+    """Return a place as it is printed: a path below the current folder from there."""
+    path = Path(str(place))
+    return printable(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else place)
 
 
 def _largest(kl_per_dim: list[float], n: int) -> list[int]:
