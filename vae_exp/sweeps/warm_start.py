@@ -92,7 +92,7 @@ def starts(jobs: Sequence[Job], names: Sequence[str], folder: Path) -> list[str 
 
 
 def _key_of_the_path(swept: Sequence[Override], config: Config) -> str:
-    """Return the swept key whose values follow each other, Z_DIM itself if only that is swept. Raises UserError."""
+    """Return the swept key whose values follow each other beside Z_DIM, or an empty text. Raises UserError."""
     keys = [override.get_key_element() for override in swept]
     setting = "sweep.warm_start=true"
     zipped = config["sweep"]["zip"]
@@ -114,7 +114,7 @@ def _key_of_the_path(swept: Sequence[Override], config: Config) -> str:
         raise UserError(f"{setting}: z_dim falls by the KL of each latent, and model.stochastic=false has none.")
     if config["epochs"] == 0:
         raise UserError(f"{setting} and epochs=0: there is nothing to start from.")
-    return along or Z_DIM
+    return along or ""
 
 
 def _number(job: list[str], key: str) -> Any:
