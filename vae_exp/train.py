@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vae_exp import distributed
 from vae_exp.config import build
+from vae_exp.config.schema import is_on_path
 from vae_exp.evaluation.metrics import evaluate, factor_scores, sample_eps, scores_warning
 from vae_exp.figures.training import TrainingFigures, test_figure
 from vae_exp.terms import Progress, compute_loss
@@ -157,7 +158,7 @@ def finish_epoch(run: Run, prune: Prune | None) -> None:
     run.tracker.log(row | {f"{name}/kl_per_dim": evaluation.kl_per_dim}, state.step)
 
     # Without validation best.pt is the last epoch's, and on a path too: at beta 5 the lowest neg_elbo comes too early.
-    chooses = name == "val" and not config["sweep"]["warm_start"]
+    chooses = name == "val" and not is_on_path(config)
     val_scalars = scalars if name == "val" else {}
     scale = {key: value.item() for key, value in run.eval_model.scale().items()}
     new_best = state.end_epoch(epoch, evaluation.kl_per_dim, run.rng.order.get_state(), val_scalars, scale, chooses)

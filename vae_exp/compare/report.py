@@ -22,6 +22,7 @@ from vae_exp.compare.runs import (
     Run,
     differing,
     fold_seeds,
+    objective,
     order,
     sort_runs,
     swept_keys,
@@ -122,6 +123,7 @@ def _records(group: list[Run], section: dict[str, Any], label_keys: list[str], k
         one = table.best(run.members, table.metric_of(run.members)) or run  # of several seeds the best
         curves, latents, epochs = _history(run, one)
         values = {key: value for key in keys if (value := run.value(key)) is not None}
+        values |= {"objective": value} if (value := objective(run)) is not None else {}
         records.append(
             {
                 "name": name,

@@ -136,7 +136,7 @@ def read_run(folder: Path) -> Run:
         if not key.startswith(NOT_COMPARED):  # optimizer._target_: torch.optim.Adam becomes optimizer: Adam
             group, _, name = key.rpartition(".")
             flat |= {group: str(value).rsplit(".", 1)[-1]} if name == "_target_" else {key: value}
-    if flatten(config).get("sweep.warm_start") is True:  # of such jobs these are no settings
+    if flatten(config).get("sweep.warm_start") is True and flatten(config).get("sweep.jobs"):  # these are no settings
         epochs, *_ = (flat.pop(key, None) for key in ALONG_A_PATH)
         metrics = {PATH_EPOCHS: epochs} | metrics if is_number(epochs) and metrics else metrics
         flat |= {CONFIRM: True} if folder.parent.name == CONFIRM else {}

@@ -249,6 +249,11 @@ def images_per_step(config: Config) -> int:
     return config["batch_size"] * config["accumulate_steps"]
 
 
+def is_on_path(config: Config) -> bool:
+    """Return whether a run is a job of a sweep whose jobs start from each other's weights, or confirms one."""
+    return config["sweep"]["warm_start"] and config["sweep"]["jobs"] is not None
+
+
 # Of every optimizer and every dataset, whatever its _target_.
 SharedKeys = TypedDict(
     "SharedKeys",

@@ -1,5 +1,6 @@
 // Results over two swept keys as a heat map, and over three as one for each value of the third.
 
+const MAPPED = ["test/reconstruction", "test/kl", "objective", "test/active_units"];
 const MAX_VALUES = 14; // of a key, or its cells have no room for their numbers
 
 function heatMaps(section) {
@@ -13,27 +14,39 @@ function heatMaps(section) {
   const fewest = [...axes].sort((a, b) => a.texts.length - b.texts.length)[0];
   const third = axes.length === 3 ? fewest : null;
   const [x, y] = axes.filter(axis => axis !== third);
+  const results = [section.metric, ...MAPPED].filter(name => ids.every(id => typeof resultOf(id, name) === "number"));
+  let result = section.metric;
   const box = element("div", { class: "heat-maps" });
-  drawInto(box, () => {
+  const draw = () => {
     const shown = ids.filter(isShown);
     const facets = third ? third.texts : [null];
     return facets.map(facet => {
       const members = third ? shown.filter(id => valueOn(third, id) === facet) : shown;
       const title = third && `${third.key} ${facet}`;
-      return element("div", { class: "scroll" }, heatMap(section, x, y, members, title));
+      return element("div", { class: "scroll" }, heatMap(section, x, y, members, title, result));
     });
-  });
-  return [element("h3", {}, `${section.metric} over ${axes.map(axis => axis.key).join(", ")}`), box];
+  };
+  drawInto(box, draw);
+  const choose = chosen => {
+    result = results[chosen];
+    box.replaceChildren(...draw());
+  };
+  const heading = element("h3", {}, `Results over ${axes.map(axis => axis.key).join(", ")}`);
+  return [heading, results.length > 1 ? choice("Result", results, choose) : element("p", {}, section.metric), box];
 }
 
-function heatMap(section, x, y, ids, title) {
-  const scale = scaleOfCells(section);
+// A run's result by its name; what it minimised, reconstruction + beta KL, is the objective.
+const resultOf = (id, name) => (name === sectionMetric(id) ? runs[id].score : runs[id].known[name]);
+const sectionMetric = id => sections.find(section => section.runs.includes(id)).metric;
+
+function heatMap(section, x, y, ids, title, result) {
+  const scale = scaleOfCells(section, result);
   const across = x.texts.map(text => element("th", { scope: "col" }, text));
   const corner = element("th", { class: "corner" }, breakable(y.key));
   const rows = [...y.texts].reverse().map(row => {
     const cells = x.texts.map(column => {
       const members = ids.filter(id => valueOn(x, id) === column && valueOn(y, id) === row);
-      return members.length ? cellOf(members, scale) : element("td", { class: "empty" });
+      return members.length ? cellOf(members, scale, result) : element("td", { class: "empty" });
     });
     return element("tr", {}, element("th", { scope: "row" }, row), cells);
   });
@@ -48,7 +61,7 @@ function heatMap(section, x, y, ids, title) {
 }
 
 // One scale of colors for all maps of a section, that of the means in their cells, and the best of these.
-function scaleOfCells(section) {
+function scaleOfCells(section, result) {
   const bySetting = new Map();
   for (const id of scored(section)) {
     const setting = settingOf(section, id);
@@ -56,24 +69,27 @@ function scaleOfCells(section) {
   }
   const cells = [...bySetting.values()];
   const finished = cells.filter(ids => ids.every(id => runs[id].state === "finished"));
-  return { part: partIn(range(cells.map(mean))), best: Math.min(...finished.map(mean)) };
+  const best = result === section.metric ? Math.min(...finished.map(ids => mean(ids, result))) : null;
+  return { part: partIn(range(cells.map(ids => mean(ids, result)))), best };
 }
 
-const mean = ids => ids.reduce((sum, id) => sum + runs[id].score, 0) / ids.length;
+const mean = (ids, result) => ids.reduce((sum, id) => sum + resultOf(id, result), 0) / ids.length;
 
-function cellOf(ids, scale) {
-  const value = mean(ids);
+function cellOf(ids, scale, result) {
+  const value = mean(ids, result);
   const color = shade(scale.part(value));
-  const deviation = Math.sqrt(ids.reduce((sum, id) => sum + (runs[id].score - value) ** 2, 0) / (ids.length - 1));
-  const ranked = [...ids].sort((a, b) => runs[a].score - runs[b].score);
+  const of = id => resultOf(id, result);
+  const deviation = Math.sqrt(ids.reduce((sum, id) => sum + (of(id) - value) ** 2, 0) / (ids.length - 1));
+  const ranked = [...ids].sort((a, b) => of(a) - of(b));
   const spread = ids.length > 1 ? `± ${number(Number(deviation.toPrecision(2)))}` : null;
   const states = new Set(ids.map(id => runs[id].state).filter(state => !state.endsWith("finished")));
   const note = [spread, ...states, value === scale.best && "best"].filter(Boolean).join(" ");
-  const title = ranked.map(id => `${runs[id].label}: ${number(runs[id].score)}`).join("\n");
+  const title = ranked.map(id => `${runs[id].label}: ${number(of(id))}`).join("\n");
+  const digits = Number.isInteger(value) ? 0 : Math.abs(value) < 10 ? 3 : 2;
   return element(
     "td",
     { "data-runs": ranked.join(" "), title, style: `background: ${color}; color: ${inkOn(color)}` },
-    element("div", {}, value.toFixed(Math.abs(value) < 10 ? 3 : 2)),
+    element("div", {}, value.toFixed(digits)),
     note !== "" && element("small", {}, note),
   );
 }

@@ -100,7 +100,7 @@ function sectionOf(section, i) {
     { id: `section-${i}`, "aria-label": section.title ?? "runs" },
     section.title && element("h2", {}, section.title),
     element("p", { class: "verdict" }, section.verdict),
-    [table, legend, curves, heatMaps, overKey, tradeOffs, parallel, pictures].map(part => part(section)),
+    [table, legend, curves, heatMaps, rateDistortion, overKey, tradeOffs, parallel, pictures].map(part => part(section)),
   );
 }
 
