@@ -73,8 +73,8 @@ def test_a_run_begins_where_the_other_ended_and_says_so_everywhere(trained):
     after, _ = quick_run("epochs=0", "model.z_dim=4", "init_from=before", wandb="offline")
     assert after["test/neg_elbo"] == before["test/neg_elbo"], "the same weights, measured with the same noise"
     start = after["start"]
-    assert {**start, "place": Path(start["place"]).name} == {
-        "place": "before", "epoch": before["best/epoch"], "step": before["best/step"],
+    assert {**start, "path": Path(start["path"]).name} == {
+        "path": "before", "epoch": before["best/epoch"], "step": before["best/step"],
         "epochs": before["best/epoch"], "latents": None,
     }  # fmt: skip
     assert after["path_epochs"] == before["best/epoch"]

@@ -159,7 +159,7 @@ def test_every_job_is_a_run_like_any_other_and_the_end_has_map_price_and_command
         if (config.get("model"), config.get("epochs"))
         == ({"name": "beta", "z_dim": 2, "beta": 1.0, "conditional": False, "stochastic": True}, 1)
     ]
-    assert run["start"]["place"].endswith(parent) and run["start"]["epochs"] == 11
+    assert run["start"]["path"].endswith(parent) and run["start"]["epochs"] == 11
 
     (again,) = [line.removeprefix("again   ") for line in said.splitlines() if line.startswith("again ")]
     words = shlex.split(again)[1:]

@@ -158,17 +158,17 @@ def finish_epoch(run: Run, prune: Prune | None) -> None:
     run.tracker.log(row | {f"{name}/kl_per_dim": evaluation.kl_per_dim}, state.step)
 
     # Without validation best.pt is the last epoch's, and on a path too: at beta 5 the lowest neg_elbo comes too early.
-    chooses = name == "val" and not is_on_path(config)
+    selects = name == "val" and not is_on_path(config)
     val_scalars = scalars if name == "val" else {}
     scale = {key: value.item() for key, value in run.eval_model.scale().items()}
-    new_best = state.end_epoch(epoch, evaluation.kl_per_dim, run.rng.order.get_state(), val_scalars, scale, chooses)
+    new_best = state.end_epoch(epoch, evaluation.kl_per_dim, run.rng.order.get_state(), val_scalars, scale, selects)
     for figure in run.figures.after_epoch(run, run.held_out, name, evaluation, is_last=stop.ends_with(state)):
         run.tracker.image(*figure, state.step)
     stop.start_epoch()
     if new_best:
         run.checkpoints.keep_best()
         run.tracker.summarise(new_best.summary())
-    log.info(console.epoch_line(epoch, config["epochs"], name, row, scale, chooses and new_best is not None))
+    log.info(console.epoch_line(epoch, config["epochs"], name, row, scale, selects and new_best is not None))
     for warning in run.health.warnings(epoch, row, name):
         log.warning(warning)
     if stop.due_after_epoch(state):

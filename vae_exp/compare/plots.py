@@ -71,7 +71,7 @@ def _draw_cells(
     digits: int = 2,
 ) -> Any:
     """Draw a value for each (x, y) as a cell with its number, and return matplotlib's mesh."""
-    xs, ys = (sorted({place[i] for place in values}) for i in (0, 1))
+    xs, ys = (sorted({cell[i] for cell in values}) for i in (0, 1))
     cells = np.full((len(ys), len(xs)), np.nan)
     for (x, y), value in values.items():
         cells[ys.index(y), xs.index(x)] = value
@@ -93,8 +93,8 @@ def _draw_cells(
 
 def _map(runs: list[Run], x_key: str, y_key: str) -> plt.Figure:
     """Draw what each setting gives, a heat map for each of MAPPED that all runs have."""
-    measured = {name: {(run.value(x_key), run.value(y_key)): _mapped(run, name) for run in runs} for name in MAPPED}
-    maps = {name: values for name, values in measured.items() if None not in values.values()}
+    cells = {name: {(run.value(x_key), run.value(y_key)): _mapped(run, name) for run in runs} for name in MAPPED}
+    maps = {name: values for name, values in cells.items() if None not in values.values()}
     n_x, n_y = (len({run.value(key) for run in runs}) for key in (x_key, y_key))
     size = (len(maps) * (1.2 + 0.8 * n_x), 1.4 + 0.6 * n_y)
     figure, grid = plt.subplots(1, len(maps), figsize=size, layout="constrained", squeeze=False)
@@ -119,8 +119,8 @@ def _rate_distortion(runs: list[Run], curve_key: str, along: str) -> plt.Figure:
         color = plt.get_cmap("viridis")(i / max(len(curves) - 1, 1) * 0.9)
         axes.plot(x, y, "o-", color=color, label=f"{curve_key}={value:g}")
         if i in (0, len(curves) - 1):  # of the others the values lie in between
-            for run, place in zip(members, zip(x, y, strict=True), strict=True):
-                axes.annotate(f"{run.value(along):g}", place, xytext=(4, 4), textcoords="offset points", fontsize=8)
+            for run, point in zip(members, zip(x, y, strict=True), strict=True):
+                axes.annotate(f"{run.value(along):g}", point, xytext=(4, 4), textcoords="offset points", fontsize=8)
     axes.set(xlabel="rate: test/kl, nats per image", ylabel="distortion: test/reconstruction, nats per image")
     axes.set_title(f"at the points: {along}", fontsize=10)
     axes.legend()

@@ -66,9 +66,9 @@ def finish(plan: Plan, wandb: WandbKeys, stopped: bool = False) -> int:
         from vae_exp.compare import plots
         from vae_exp.tracking.wandb_run import publish_sweep
 
-        drawn = [run for run in runs if results.CONFIRM not in run.config]
-        folded_drawn = results.fold_seeds(drawn)
-        figures = plots.draw(folded_drawn, drawn, results.setting_columns(folded_drawn), metric, plan.folder)
+        path = [run for run in runs if results.CONFIRM not in run.config]
+        folded_path = results.fold_seeds(path)
+        figures = plots.draw(folded_path, path, results.setting_columns(folded_path), metric, plan.folder)
         numbers = {f"best/{column}": bests[0].value(column) for column in printed} if len(bests) == 1 else {}
         rows = [[run.value(column) for column in printed] for run in folded]
         numbers |= {"done": done, "jobs": plan.jobs}

@@ -55,13 +55,13 @@ def plan_path(jobs: list[list[str]], swept: Sequence[Override], config: Config) 
     steps = sorted(typed) if along in RISING else typed
     for job in jobs:
         others = tuple(word for word in job if word.partition("=")[0] not in (Z_DIM, along))
-        place = z_dims.index(_number(job, Z_DIM)), steps.index(_number(job, along))
-        trees.setdefault(others, {})[place] = job
+        position = z_dims.index(_number(job, Z_DIM)), steps.index(_number(job, along))
+        trees.setdefault(others, {})[position] = job
     placed: list[tuple[int, tuple[str, ...], tuple[int, int]]] = [
-        (sum(place), others, place) for others, tree in trees.items() for place in sorted(tree)
+        (sum(position), others, position) for others, tree in trees.items() for position in sorted(tree)
     ]
-    placed.sort(key=lambda job: job[0])  # stable: trees and places keep their order within a depth
-    index = {(others, place): i for i, (_, others, place) in enumerate(placed)}
+    placed.sort(key=lambda job: job[0])  # stable: trees and positions keep their order within a depth
+    index = {(others, position): i for i, (_, others, position) in enumerate(placed)}
     result = []
     for depth, others, (row, column) in placed:
         parent = (row, column - 1) if column else (row - 1, 0) if row else None

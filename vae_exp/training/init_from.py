@@ -22,57 +22,61 @@ def read(config: Config) -> Checkpoint | None:
 
     Nothing in the file is run, whatever it names: only its tensors and its KL per latent are used.
     """
-    place = config["init_from"]
-    if place is None or config["resume"]:
+    path = config["init_from"]
+    if path is None or config["resume"]:
         return None
     try:
-        (path,) = checkpoints.find(str(place), only_one=True)
-        return checkpoints.load(path)
+        (file,) = checkpoints.find(str(path), only_one=True)
+        return checkpoints.load(file)
     except UserError as error:
-        raise UserError(f"init_from={_named(place)}: {str(error).partition(': ')[2]}") from error
+        raise UserError(f"init_from={_named(path)}: {str(error).partition(': ')[2]}") from error
 
 
 @torch.no_grad()
 def initialise(model: VAE, source: Checkpoint, config: Config) -> Start:
     """Give a model the weights and buffers of a checkpoint that fit by name and shape; return where it starts.
 
-    With another z_dim the latents of the largest mean KL are kept, or fresh ones come after the old ones. Raises
+    With another z_dim the latents of the largest mean KL are latents, or fresh ones come after the old ones. Raises
     UserError for what does not fit, unless init_from_partial=true, and if nothing does.
     """
-    place, z_dim, old_z_dim = _named(config["init_from"]), model.z_dim, source.config["model"]["z_dim"]
-    kept = _largest(source.kl_per_dim or [0.0] * old_z_dim, z_dim)
-    own = model.state_dict()
-    fitted = {name: _fit(source.model[name], own[name], kept, old_z_dim, z_dim) for name in own if name in source.model}
+    path, z_dim, old_z_dim = _named(config["init_from"]), model.z_dim, source.config["model"]["z_dim"]
+    latents = _largest(source.kl_per_dim or [0.0] * old_z_dim, z_dim)
+    target = model.state_dict()
+    fitted = {
+        name: _fit(source.model[name], target[name], latents, old_z_dim, z_dim)
+        for name in target
+        if name in source.model
+    }
     misfits = [
-        f"{printable(name)} is {_shape(own.get(name))} here and {_shape(source.model.get(name))} there"
-        for name in {**own, **source.model}
+        f"{printable(name)} is {_shape(target.get(name))} here and {_shape(source.model.get(name))} there"
+        for name in {**target, **source.model}
         if fitted.get(name) is None
     ]
     fits = {name: weights for name, weights in fitted.items() if weights is not None}
     if not fits or (misfits and not config["init_from_partial"]):
         named = "; ".join(misfits[:MAX_NAMED]) + (f"; and {len(misfits) - MAX_NAMED} more" * (len(misfits) > MAX_NAMED))
-        advice = f"init_from_partial=true takes the {len(fits)} of {len(own)} that fit." if fits else "Nothing fits."
-        raise UserError(f"init_from={place}: its weights do not fit this model: {named}. {advice}")
+        advice = f"init_from_partial=true takes the {len(fits)} of {len(target)} that fit." if fits else "Nothing fits."
+        raise UserError(f"init_from={path}: its weights do not fit this model: {named}. {advice}")
     for name, weights in fits.items():
-        own[name].copy_(weights)
-    what = f"epoch {source.epoch} of {place}"
+        target[name].copy_(weights)
+    what = f"epoch {source.epoch} of {path}"
     if misfits:
-        log.info(f"starts from {what}, with {len(fits)} of {len(own)} weights; not {'; '.join(misfits[:MAX_NAMED])}")
+        log.info(f"starts from {what}, with {len(fits)} of {len(target)} weights; not {'; '.join(misfits[:MAX_NAMED])}")
     else:
         log.info(f"starts from {what}")
     if z_dim > old_z_dim:
         log.info(f"model.z_dim={z_dim}, and there it is {old_z_dim}: {z_dim - old_z_dim} latents are fresh")
     elif z_dim < old_z_dim:
-        log.info(f"model.z_dim={z_dim}, and there it is {old_z_dim}: keeps those of the largest KL, {kept}")
+        log.info(f"model.z_dim={z_dim}, and there it is {old_z_dim}: keeps those of the largest KL, {latents}")
     before = source.resume.facts.start if source.resume else None
     epochs = source.epoch + (before.epochs if before else 0)
-    return Start(str(config["init_from"]), source.epoch, source.step, epochs, kept if z_dim < old_z_dim else None)
+    return Start(str(config["init_from"]), source.epoch, source.step, epochs, latents if z_dim < old_z_dim else None)
 
 
-def _named(place: object) -> str:
-    """Return a place as it is printed: a path below the current folder from there."""
-    path = Path(str(place))
-    return printable(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else place)
+def _named(path: object) -> str:
+    """Return a path as it is printed: one below the current folder from there."""
+    named = Path(str(path))
+    return printable(named.relative_to(Path.cwd()) if named.is_relative_to(Path.cwd()) else path)
 
 
 def _largest(kl_per_dim: list[float], n: int) -> list[int]:
@@ -81,7 +85,7 @@ def _largest(kl_per_dim: list[float], n: int) -> list[int]:
     return sorted(by_kl[:n])
 
 
-def _fit(old: Tensor, new: Tensor, kept: list[int], old_z_dim: int, z_dim: int) -> Tensor | None:
+def _fit(old: Tensor, new: Tensor, latents: list[int], old_z_dim: int, z_dim: int) -> Tensor | None:
     """Return the old tensor as the new one's shape has it, or None if they do not fit.
 
     They may differ in one axis, by the latents: of the first layer of a decoder, whose context comes after them, or of
@@ -97,8 +101,8 @@ def _fit(old: Tensor, new: Tensor, kept: list[int], old_z_dim: int, z_dim: int) 
     if rest or blocks not in (1, 2) or old.shape[axis] < blocks * old_z_dim:
         return None
     context = range(old.shape[axis] - blocks * old_z_dim)
-    to_read = [block * old_z_dim + i for block in range(blocks) for i in kept]
-    to_write = [block * z_dim + i for block in range(blocks) for i in range(len(kept))]
+    to_read = [block * old_z_dim + i for block in range(blocks) for i in latents]
+    to_write = [block * z_dim + i for block in range(blocks) for i in range(len(latents))]
     to_read += [blocks * old_z_dim + i for i in context]
     to_write += [blocks * z_dim + i for i in context]
     result = new.clone()

@@ -112,7 +112,7 @@ class EMA:
 class Start:
     """The trained weights that a run began with, and the epochs of all runs before it that led to them."""
 
-    place: str  # as it was typed
+    path: str
     epoch: int
     step: int
     epochs: int
@@ -185,12 +185,12 @@ class TrainState:
         order: Tensor,
         val: dict[str, float],
         scale: dict[str, float],
-        chooses: bool,
+        selects: bool,
     ) -> Best | None:
         """Record that an epoch is over, and return it if it is the best so far, as each is where none is chosen."""
         self.epoch, self.kl_per_dim, self.order = epoch, kl_per_dim, order
         scores = {name.replace("/", "_"): score for name, score in val.items()}
-        if chooses and self.best is not None and scores["val_neg_elbo"] >= self.best.scores["val_neg_elbo"]:
+        if selects and self.best is not None and scores["val_neg_elbo"] >= self.best.scores["val_neg_elbo"]:
             return None
         self.best = Best(epoch, self.step, scores | scale)
         return self.best
