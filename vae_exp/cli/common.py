@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vae_exp import __version__
+from vae_exp.compare.runs import TERMS
 from vae_exp.config import checks
 from vae_exp.config.checks import CONF_DIR, check_values, flatten, path_of, quoted, resolve, shortened
 from vae_exp.config.compose import compose, explain, parse, readable
@@ -166,9 +167,6 @@ def _overrides(program: str, arguments: list[str]) -> list[str]:
 
 def _exit_on_sigterm(*_: Any) -> None:
     sys.exit(128 + signal.SIGTERM)  # so that `with` blocks close, and W&B's file is whole
-
-
-TERMS = ("neg_elbo", "reconstruction", "kl")
 
 
 def resume_hint(run_dir: Path) -> str:

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import OmegaConf
 
 from vae_exp.compare.runs import SEEDS
 from vae_exp.config.checks import CONF_DIR, check, flatten
@@ -98,24 +97,15 @@ def names() -> list[str]:
 
 
 def read(name: str) -> Preset:
-    """Read a preset by its name. Raise UserError if there is no such preset, or if its claims are not complete."""
+    """Read a preset by its name. Raise UserError if there is no such preset."""
     if name not in names():
         raise UserError(f"{name}: no such preset. There are {', '.join(names())}, and all.")
     cfg = compose("config", [f"experiment={PUBLISHED}/{name}"])
-    try:
-        content: Any = OmegaConf.to_container(cfg[PUBLISHED])
-        claims = [Claim(**claim) for claim in content.pop("claims")]
-        if not claims:
-            raise ValueError("no claims")
-        return Preset(name=name, claims=claims, runs=_job_count(cfg), has_root="root" in cfg.dataset, **content)
-    except (OmegaConfBaseException, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"conf/experiment/{PUBLISHED}/{name}.yaml: its claims are not complete ({error}).") from error
-
-
-def _job_count(cfg: DictConfig) -> int | None:
-    if cfg.hydra.mode is None:
-        return None
-    return math.prod(len(str(values).split(",")) for values in cfg.hydra.sweeper.params.values())
+    content: Any = OmegaConf.to_container(cfg[PUBLISHED])
+    claims = [Claim(**claim) for claim in content.pop("claims")]
+    swept = [str(values).split(",") for values in cfg.hydra.sweeper.params.values()] if cfg.hydra.mode else None
+    runs = None if swept is None else math.prod(map(len, swept))
+    return Preset(name=name, claims=claims, runs=runs, has_root="root" in cfg.dataset, **content)
 
 
 def finished_runs(preset: Preset, overrides: Sequence[str], folders: Iterable[Path]) -> list[Path]:

@@ -19,6 +19,7 @@ from vae_exp.compare.runs import (
     SCORES,
     SEEDS,
     STATE,
+    TERMS,
     Run,
     differing,
     fold_seeds,
@@ -29,12 +30,10 @@ from vae_exp.compare.runs import (
 )
 from vae_exp.compare.table import cell, is_logarithmic, is_numeric, setting, short, short_names, swept
 from vae_exp.config.schema import is_number
-from vae_exp.files import open_regular
 from vae_exp.training.run_dir import BEST, IMAGES, LAST, on_checkpoint, on_resume
 
 # test/* is logged over epochs where nothing is held out for validation
-TERMS = ("neg_elbo", "reconstruction", "kl", "active_units")
-CURVES = [f"{part}/{term}" for part in ("val", "test", "train_epoch") for term in TERMS]
+CURVES = [f"{part}/{term}" for part in ("val", "test", "train_epoch") for term in (*TERMS, "active_units")]
 MAX_POINTS = 150  # of a curve: a page has fewer pixels for more, and 200 runs of 1000 epochs would be 10 MB
 MAX_LATENTS = 1000  # numbers of a run: of wide codes there are fewer epochs
 MAX_LABEL = 60  # characters
@@ -258,6 +257,7 @@ def _nats(number: float) -> str:
 
 
 FIRST = ("test_reconstructions", "samples")  # what the sheet of all runs shows
+PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def gather_pictures(
@@ -280,6 +280,8 @@ def gather_pictures(
             left_out[folder] += 1
             continue
         content = path.read_bytes()
+        if not content.startswith(PNG) or len(content) < 24:  # was cut off
+            continue
         data = base64.b64encode(content).decode()
         if data not in index:
             index[data] = len(index)
@@ -297,7 +299,7 @@ def _in_turn(folder: str) -> Iterator[tuple[int, str, int, Path]]:
     """Yield the pictures of a run: the turn in which each comes (the lowest first), its name, step and file."""
     by_name: dict[str, list[tuple[int, Path]]] = {}
     for path in Path(folder, IMAGES).glob("*.png"):
-        if (match := re.fullmatch(r"(.+)_(\d+)", path.stem)) and _is_png(path):
+        if (match := re.fullmatch(r"(.+)_(\d+)", path.stem)) and path.is_file():
             by_name.setdefault(match[1], []).append((int(match[2]), path))
     for name, files in by_name.items():
         last = len(files) - 1
@@ -307,15 +309,6 @@ def _in_turn(folder: str) -> Iterator[tuple[int, str, int, Path]]:
                 turns.setdefault(round(part * last / 2**depth), depth + 2)
         for i, (step, path) in enumerate(sorted(files)):
             yield turns[i], name, step, path
-
-
-def _is_png(path: Path) -> bool:
-    """Return whether a browser can show the file: no folder, no broken link, no file that was cut off."""
-    try:
-        with open_regular(path) as file:
-            return file.read(8) == b"\x89PNG\r\n\x1a\n" and file.seek(0, 2) > 24
-    except OSError:
-        return False
 
 
 STATIC = Path(__file__).with_name("static")

@@ -16,7 +16,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Literal, cast
 from urllib.error import HTTPError
-from urllib.parse import urlparse
+from urllib.parse import unquote, urlparse
 from urllib.request import Request, urlopen
 
 from vae_exp.config.checks import as_typed
@@ -296,6 +296,17 @@ def _one_type(column: Sequence[Any]) -> list[Any]:
     kinds = {float if is_number(value) else type(value) for value in column if value is not None}
     is_plain = len(kinds) < 2 and kinds <= {float, str, bool}
     return [value if is_plain or value is None else as_typed(value) for value in column]
+
+
+def project_of(folders: Iterable[Path]) -> str | None:
+    """Return ENTITY/PROJECT of the runs in these folders if they were logged online and all to the same, else None."""
+    projects = set()
+    for folder in folders:
+        summary = read_summary(folder)
+        if summary is not None and summary.wandb.url:
+            words = [unquote(word) for word in urlparse(summary.wandb.url).path.strip("/").split("/")]
+            projects.add("/".join(words[:2]) if len(words) == 4 and words[2] == "runs" else None)
+    return projects.pop() if len(projects) == 1 else None
 
 
 def download(artifact: str) -> Path:
