@@ -291,7 +291,7 @@ def test_what_chance_finds_of_few_images_is_no_warning():
             mean = torch.tensor(np.concatenate([table - table.mean(0), inactive], axis=1))
             q = DiagonalGaussian(mean, torch.tensor([-6.0] * 3 + [0.0] * 5).expand(images, -1))
             measured = metrics_of.Evaluation(q, torch.zeros(1, images), q.kl_to_prior())
-            told = metrics_of.known_from_means(measured, factors)
+            told = above_chance(measured.q.mean, factors.table)
             assert metrics_of.scores_warning(measured, factors, told) is None
 
 

@@ -11,7 +11,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
@@ -66,13 +66,13 @@ def content_key(files: Mapping[str, Path]) -> str:
     return digest.hexdigest()[:16]
 
 
-def of_files(files: Mapping[str, Path]) -> dict[str, str]:
+def digests(files: Mapping[str, Path]) -> dict[str, str]:
     """Return the sampled digest of each file by its name, or "no file" for what cannot be read, such as a pipe."""
-    digests = dict.fromkeys(files, "no file")
+    result = dict.fromkeys(files, "no file")
     for name, path in files.items():
         with contextlib.suppress(OSError, ValueError):
-            digests[name] = sampled_digest(path)
-    return digests
+            result[name] = sampled_digest(path)
+    return result
 
 
 def sampled_digest(path: Path) -> str:
@@ -136,19 +136,19 @@ def read_yaml(path: Path) -> Any:
 
 def parse_json(text: str) -> Any:
     """Return the value of a JSON text. Raises Unreadable if it is none, or nests deeper than MAX_DEPTH."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise Unreadable(f"no JSON ({type(error).__name__})") from error
-    return require_shallow(value)
+    return _parse("JSON", json.loads, text)
 
 
 def parse_yaml(text: str) -> Any:
     """Return the value of a YAML text. Raises Unreadable if it is none, has aliases, or is deeper than MAX_DEPTH."""
+    return _parse("YAML", lambda text: yaml.load(text, _WithoutAliases), text)
+
+
+def _parse(kind: str, load: Callable[[str], Any], text: str) -> Any:
     try:
-        value = yaml.load(text, _WithoutAliases)
+        value = load(text)
     except Exception as error:  # PyYAML lets errors of Python through, such as for the 13th month
-        raise Unreadable(f"no YAML ({type(error).__name__})") from error
+        raise Unreadable(f"no {kind} ({type(error).__name__})") from error
     return require_shallow(value)
 
 

@@ -120,7 +120,7 @@ class TrainedVAE:
         return f"{self.config['model']['name']}{kind} on {self.config['dataset']['name']}, epoch {self.epoch}"
 
     @property
-    def classes_there(self) -> int:
+    def n_classes_in_data(self) -> int:
         """Return how many classes the data had (the model may have room for more), or 0 for an unconditional model."""
         return min(self.model.n_classes, len(self.class_names) or self.model.n_classes)
 
@@ -153,7 +153,7 @@ class TrainedVAE:
         if label is not None and not self.model.n_classes:
             raise UserError(f"label={label}: this model is not conditional; leave label away.")
         if label is None and self.model.n_classes:
-            label = torch.arange(n) % self.classes_there
+            label = torch.arange(n) % self.n_classes_in_data
         noise = torch.Generator()
         noise.seed() if seed is None else noise.manual_seed(_checked("seed", seed, Seed))
         y = self.labels(label, n)
@@ -165,7 +165,7 @@ class TrainedVAE:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images as `sample` draws them, with labels: [B, C, H, W] and [B], in chunks that fit the memory."""
         for first in range(0, n, CHUNK):
-            every_class = torch.arange(first, first + CHUNK) % max(self.classes_there, 1)
+            every_class = torch.arange(first, first + CHUNK) % max(self.n_classes_in_data, 1)
             y = self.labels(every_class if label is None else label, CHUNK)
             z, size = draw(y, noise, temperature), min(CHUNK, n - first)
             yield self.decode(z[:size], y[:size]), y[:size].cpu()
@@ -179,8 +179,8 @@ class TrainedVAE:
         """
         name = _checked("sampler", name, Sampler)
         if name != "prior":
-            fitted = samplers.load_or_fit(name, self.model, self.weights, lambda: self.read_data(root).train, self.path)
-            return fitted.draw
+            data = functools.partial(self.read_data, root)
+            return samplers.load_or_fit(name, self.model, self.weights, data, self.path).draw
         if not self.model.stochastic:
             raise UserError("sampler=prior: an autoencoder has no prior. Use sampler=gmm or sampler=aggregate.")
         return lambda y, noise, temperature: temperature * self.model.prior_sample(len(y), noise)

@@ -78,17 +78,17 @@ def _list(rows: Rows, changes: Sequence[str]) -> list[str]:
 
 def _table(rows: Rows, changes: Sequence[str]) -> list[str]:
     lines = ["", f"{'':22}{'':31}{'claim':>9}{'within':>8}{'here':>18}   verdict"]
-    for preset, claim, here, verdict in _cells(rows, changes):
-        cells = f"{claim.text(claim.value):>9}{claim.within:>8g}{here:>18}"
+    for preset, claim, found, verdict in _cells(rows, changes):
+        cells = f"{claim.text(claim.value):>9}{claim.within:>8g}{found:>18}"
         lines.append(f"{preset.name:22}{claim.name:31}{cells}   {verdict}")
     return lines
 
 
 def _markdown(rows: Rows, changes: Sequence[str]) -> list[str]:
     lines = ["| preset | number | claim | here | verdict |", "|---|---|---|---|---|"]
-    for preset, claim, here, verdict in _cells(rows, changes):
+    for preset, claim, found, verdict in _cells(rows, changes):
         claimed = f"{claim.text(claim.value)} ± {claim.within:g}"
-        lines.append(f"| `{preset.name}` | {claim.name} | {claimed} | {here} | {verdict} |")
+        lines.append(f"| `{preset.name}` | {claim.name} | {claimed} | {found} | {verdict} |")
     return lines
 
 

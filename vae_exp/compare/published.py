@@ -43,7 +43,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Preset:
-    """The part of a file in conf/experiment/published that is not settings."""
+    """Hold the part of a file in conf/experiment/published that is not settings."""
 
     name: str
     about: str

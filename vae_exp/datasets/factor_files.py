@@ -16,7 +16,7 @@ from vae_exp.datasets.splits import Source, Streamed
 from vae_exp.datasets.sprites import SHAPES, SIZES, grid_source
 from vae_exp.datasets.torchvision import downloading
 from vae_exp.errors import Unwritable, UserError
-from vae_exp.files import announce, atomic_write, cache_folder, of_files
+from vae_exp.files import announce, atomic_write, cache_folder, digests
 
 ROWS_AT_ONCE = 2048  # images in memory while a file is unpacked
 
@@ -142,7 +142,7 @@ def _source(
     if not raw.is_file() or raw.stat().st_size != math.prod(known.shape):
         _unpack(name, known, _download(name, known, Path(root).expanduser(), source.partition("_")[0]), raw)
     images = Streamed(raw, known.shape, torch.arange(known.shape[0]), is_binary=known.is_binary)
-    return grid_source(name, images, known.sizes, values, label, test_size, known.names, of_files({raw.name: raw}))
+    return grid_source(name, images, known.sizes, values, label, test_size, known.names, digests({raw.name: raw}))
 
 
 def _download(name: str, known: Published, root: Path, folder: str) -> Path:

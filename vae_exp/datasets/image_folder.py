@@ -25,7 +25,7 @@ from vae_exp.datasets.factors import Factors, read_factors
 from vae_exp.datasets.prepare import with_test
 from vae_exp.datasets.splits import Source, Split, Streamed
 from vae_exp.errors import Unwritable, UserError, printable
-from vae_exp.files import announce, atomic_write, cache_folder, content_key, of_files, partial_of, read_json, write
+from vae_exp.files import announce, atomic_write, cache_folder, content_key, digests, partial_of, read_json, write
 
 log = logging.getLogger(__name__)
 
@@ -110,9 +110,9 @@ def image_folder(
     train = read("train")
     val = read("val") if "val" in parts else None
     if "test" in parts:
-        return Source(name, train, lambda: read("test"), class_names, val, files=of_files(sources))
+        return Source(name, train, lambda: read("test"), class_names, val, files=digests(sources))
     train, test = with_test(train, test_size, str(folder))
-    return Source(name, train, lambda: test, class_names, val, files=of_files(sources))
+    return Source(name, train, lambda: test, class_names, val, files=digests(sources))
 
 
 def _parts(folder: Path) -> dict[str, Path]:

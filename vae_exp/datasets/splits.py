@@ -117,7 +117,7 @@ class Source:
     class_names: list[str]  # of the labels 0, 1, ...; empty where there are none
     val: Split | None = None  # where the data comes with one
     test_is_at_hand: bool = False  # its labels cost nothing to read before the end
-    files: dict[str, str] | None = None  # digests of what the images are read from, by names below the root: of_files
+    files: dict[str, str] | None = None  # digests of what the images are read from, by names below the root
 
 
 def batches(

@@ -16,7 +16,7 @@ import torch
 from vae_exp.datasets.image_folder import Decoding, image_shape, read_split
 from vae_exp.datasets.splits import Source, Split
 from vae_exp.errors import Unwritable, UserError
-from vae_exp.files import announce, atomic_write, cache_folder, content_key, of_files
+from vae_exp.files import announce, atomic_write, cache_folder, content_key, digests
 
 DOWNLOAD_SECONDS = 15  # a mirror that hangs must not hang the run
 COPY_FORMAT = 2  # part of a copy's name: a copy of another format is not found
@@ -76,7 +76,7 @@ def torchvision_images(name: str, source: str, root: str, binarize: str = "none"
         return _read_cached(source, folder, part, split, content_key(files))
 
     train, class_names = read("train")
-    return Source(name, train, lambda: read("test")[0], class_names, files=of_files(files))
+    return Source(name, train, lambda: read("test")[0], class_names, files=digests(files))
 
 
 def _files(source: str, folder: Path, split: str | None) -> dict[str, Path]:
@@ -205,7 +205,7 @@ def larochelle(name: str, folder: Path) -> Source:
     def read(part: str) -> Split:
         return _read_amat(paths[part], content_key({paths[part].name: paths[part]}))
 
-    files = of_files({path.name: path for path in paths.values()})
+    files = digests({path.name: path for path in paths.values()})
     return Source(name, read("train"), lambda: read("test"), [], read("valid"), files=files)
 
 
@@ -246,5 +246,5 @@ def celeba(
     train, val = read("train"), read("valid")
     # All 202,599 files take long.
     images = [f"{CELEBA[0]}/{number:06}.jpg" for number in range(1, 202_600, 200)]
-    digests = of_files({path: folder / "celeba" / path for path in (*CELEBA[1:], *images)})
-    return Source(name, train, lambda: read("test"), class_names, val, files=digests)
+    files = {path: folder / "celeba" / path for path in (*CELEBA[1:], *images)}
+    return Source(name, train, lambda: read("test"), class_names, val, files=digests(files))

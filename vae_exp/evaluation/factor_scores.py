@@ -16,6 +16,7 @@ from vae_exp.datasets.splits import Split
 from vae_exp.errors import UserError, printable
 from vae_exp.evaluation import metrics, results, sample_scores
 from vae_exp.figures import latent_walks as figures
+from vae_exp.scores.mig import above_chance
 from vae_exp.scores.repeats import DEFAULT, usual_size
 from vae_exp.training import dry_run
 from vae_exp.training.run_dir import BEST
@@ -71,7 +72,7 @@ def score(
     """Return each score with its spread, and by name the information matrix and the traversals that it orders."""
     factors = split.unknown_factors(model.config["model"]["conditional"])
     repeats, seed = options["score_repeats"], options["seed"]
-    known = metrics.known_from_means(evaluation, factors, seed)
+    known = above_chance(evaluation.q.mean, factors.table, seed=seed)
     result: dict[str, Any] = {"rows": rows, "repeats": repeats, "seed": seed, "factors": factors.names}
     result[results.WARNING] = metrics.scores_warning(evaluation, factors, known)
     cautions = {key: caution for name in names for key, caution in scores.SCORES[name].cautions.items()}

@@ -39,8 +39,8 @@ def _samples(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:
     title += "" if options["sampler"] == "prior" else f" from {options['sampler']}"
     title += "" if temperature == 1 else f", temperature {temperature:g}"
     columns = math.ceil(math.sqrt(n))
-    if label is None and 0 < model.classes_there <= grids.MAX_CLASSES:
-        columns, title = model.classes_there, f"{title}, a label a column"
+    if label is None and 0 < model.n_classes_in_data <= grids.MAX_CLASSES:
+        columns, title = model.n_classes_in_data, f"{title}, a label a column"
     return Drawing(n, chunks, lambda x: grids.label_sheet(grids.grid(x, columns), title))
 
 
