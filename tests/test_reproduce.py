@@ -92,9 +92,10 @@ def test_a_wrong_claim_is_missed_with_exit_code_1(own, vae_command):
     """The command reads the preset's own conf in this process; the run that it would train is there already."""
     own(claims=[claimed(20.0), claimed(20.0, what="train_epoch/neg_elbo", after_epoch=1)])
     preset = published.read("tiny")
-    assert [each.verdict(preset) for each in reproduce._results(preset, [])] == ["not run here (needs 0.1 minutes)"] * 2
+    found = reproduce.Attempt(preset, []).results()
+    assert [each.verdict(preset) for each in found] == ["not run here (needs 0.1 minutes)"] * 2
     summary, _ = quick_run("network.hidden_dims=[16]", "epochs=2", folder=Path("outputs/published/tiny"))
-    found = reproduce._results(preset, [])
+    found = reproduce.Attempt(preset, []).results()
     assert found[0].mean == summary["test/neg_elbo"]
     assert found[0].verdict(preset) == f"missed by {summary['test/neg_elbo'] - 20:+.2f}"
     assert found[1].mean > found[0].mean
@@ -132,7 +133,7 @@ def test_what_is_not_the_whole_protocol_is_never_called_reproduced(own, vae_comm
     sweep = Path("outputs/published/tutorial_seeds/seed-0")
     sweep.mkdir(parents=True)
     (sweep / "summary.json").write_text(json.dumps(summary | {"train_epoch/neg_elbo": 104.7}))
-    assert not [each for each in reproduce._results(published.read("tutorial_seeds"), []) if each.values]
+    assert not [each for each in reproduce.Attempt(published.read("tutorial_seeds"), []).results() if each.values]
 
 
 @pytest.mark.parametrize("damaged", ["[]", "{", '{"claims": [{"here": 1}], "weights": "x"}'])

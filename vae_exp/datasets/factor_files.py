@@ -6,7 +6,6 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -186,9 +185,8 @@ def _unpack(name: str, known: Published, path: Path, raw: Path) -> None:
 def _read_npz(path: Path, array: str) -> Iterator[np.ndarray]:
     """Yield parts of one array of an npz file as it is unpacked. Other arrays, some pickled, are not touched."""
     with zipfile.ZipFile(path) as archive, archive.open(f"{array}.npy") as member:
-        version = np.lib.format.read_magic(member)
-        header: Any = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, *_ = header(member)
+        np.lib.format.read_magic(member)
+        shape, *_ = np.lib.format.read_array_header_1_0(member)
         for at in range(0, shape[0], ROWS_AT_ONCE):
             n = min(ROWS_AT_ONCE, shape[0] - at)
             yield np.frombuffer(member.read(n * math.prod(shape[1:])), np.uint8).reshape(n, *shape[1:])

@@ -175,8 +175,8 @@ def prepare(
     rows = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
     n_val = count(val_size, len(train)) if source.val is None else 0
     if n_val >= len(train):
-        size = f"{source.name} has {len(train):,} training images"
-        raise UserError(f"dataset.val_size={val_size}: {size}; leave at least one.")
+        images = f"{source.name} has {len(train):,} training images"
+        raise UserError(f"dataset.val_size={val_size}: {images}; leave at least one.")
     val_rows, rows = rows[:n_val].sort().values, rows[n_val:]
     if source.val is not None:
         val = load(source.val, held_out, "validation")[: None if val_size else 0]
