@@ -40,17 +40,13 @@ LONG = (
 )
 
 
-def results_path(path: Path, split: str) -> Path:
-    """Return the path of the results, such as best.test.json beside best.pt."""
-    return path.with_name(f"{path.stem}.{split}.json")
-
-
 def log_to_wandb(path: Path, weights: str, mode: str, config: Any) -> list[str]:
     """Log all results of these weights, new and old, and return the line to print, if W&B took it."""
     from vae_exp.tracking import wandb_run
 
     pictures = _pictures(path, weights)
-    where = wandb_run.record_evaluation(mode, path.parent, config, _numbers(path, weights), pictures)
+    numbers = results.stored_numbers(path, weights) | _claims(path.with_name(RESULT), weights)
+    where = wandb_run.record_evaluation(mode, path.parent, config, numbers, pictures)
     return [f"W&B       {where}"] if where else []
 
 
@@ -85,15 +81,6 @@ def _pictures(path: Path, weights: str) -> dict[str, Path]:
             if opened.info.get(WEIGHTS) == weights:
                 pictures[f"evaluate/{picture.stem}"] = picture
     return pictures
-
-
-def _numbers(path: Path, weights: str) -> dict[str, Any]:
-    numbers: dict[str, Any] = {}
-    for split in ("test", "val", "train"):
-        stored = results.read(results_path(path, split))
-        if stored.get("weights") == weights:
-            numbers |= {f"evaluate/{split}/{name}": value for name, value in results.numbers(stored).items()}
-    return numbers | _claims(path.with_name(RESULT), weights)
 
 
 def _claims(path: Path, weights: str) -> dict[str, float]:
@@ -215,7 +202,7 @@ def evaluate_checkpoint(path: Path, options: EvaluateOptions) -> tuple[dict[str,
     result = {"checkpoint": str(path), "step": checkpoint.step, "weights": model.weights, **evaluation}
     if wrong := results.not_finite(result):
         raise UserError(f"{path}: {', '.join(wrong)}; the model's weights or its data are not sound.")
-    target = results_path(path, split)
+    target = results.path_of(path, split)
     result = _with_stored(result, results.read(target))
     write_json(target, result)
     lines = [f"written   {printable(target)}", *_write_pictures(path, split, model.weights, pictures)]

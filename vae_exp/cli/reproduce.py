@@ -20,7 +20,7 @@ from vae_exp.config.checks import literal, resolve
 from vae_exp.config.compose import compose, readable
 from vae_exp.config.schema import EvaluateOptions
 from vae_exp.errors import UserError, printable
-from vae_exp.evaluation.results import read as read_results
+from vae_exp.evaluation import results
 from vae_exp.files import read_json, write_json
 from vae_exp.torchrun_env import safe_path
 from vae_exp.training.run_dir import BEST, LAST, OUTPUTS, PREVIOUS, RESULT, read_summary, runs_below
@@ -66,10 +66,10 @@ def _main(options: argparse.Namespace) -> int:
 
 def _list(rows: Rows) -> list[str]:
     lines = []
-    for attempt, results in rows:
+    for attempt, found in rows:
         preset = attempt.preset
-        claims = "; ".join(f"{result.claim.name} {result.claim.text(result.claim.value)}" for result in results)
-        verdicts = "; ".join(dict.fromkeys(result.verdict(preset, attempt.changes) for result in results))
+        claims = "; ".join(f"{result.claim.name} {result.claim.text(result.claim.value)}" for result in found)
+        verdicts = "; ".join(dict.fromkeys(result.verdict(preset, attempt.changes) for result in found))
         lines += [f"{preset.name}  (about {preset.minutes:g} minutes on one core)", f"    {preset.about}"]
         lines += [f"    claims   {claims}", f"    source   {preset.source}", f"    differs  {preset.differs}"]
         lines += [f"    here     {verdicts}", ""]
@@ -93,8 +93,8 @@ def _markdown(rows: Rows) -> list[str]:
 
 
 def _cells(rows: Rows) -> Iterator[tuple[str, Claim, str, str]]:
-    for attempt, results in rows:
-        for result in results:
+    for attempt, found in rows:
+        for result in found:
             verdict = printable(result.verdict(attempt.preset, attempt.changes))
             yield attempt.preset.name, result.claim, result.text(), verdict
 
@@ -139,16 +139,16 @@ class Attempt:
             runs = self.finished_runs()
         except UserError:  # of another protocol, which is said where it is asked for
             runs = []
-        results = []
+        found = []
         for claim in self.preset.claims:
             value = self.evaluated if claim.what.startswith(EVALUATED) else published.logged_value
             values = [number for run in runs if (number := value(run, claim)) is not None]
-            results.append(Result(claim, values if len(values) == len(runs) else []))
-        return results
+            found.append(Result(claim, values if len(values) == len(runs) else []))
+        return found
 
     def evaluated(self, run: Path, claim: Claim) -> float | None:
         """Return what vae-evaluate wrote for a claim by the preset's protocol and the current weights, or None."""
-        stored = read_results(evaluate.results_path(run / self.checkpoint, self.keys.get("split", "test")))
+        stored = results.read(results.path_of(run / self.checkpoint, self.keys.get("split", "test")))
         samples = self.keys.get("importance_samples")
         if claim.what == f"{EVALUATED}nll" and stored.get("importance_samples") != samples:
             return None

@@ -124,8 +124,6 @@ def mpi3d(
     cache: str | None = None,
 ) -> Source:
     """Return MPI3D (Gondal et al. 2019): colour images [3, 64, 64] of a robot arm, toy, realistic or real."""
-    if version not in MPI3D_MD5:
-        raise UserError(f"dataset.version={version}: it takes toy, realistic or real.")
     return _source(f"mpi3d_{version}", name, root, factors, label, test_size, cache)
 
 

@@ -43,10 +43,6 @@ class Evaluation:
         return {"neg_elbo": reconstruction + kl, "reconstruction": reconstruction, "kl": kl}
 
     @property
-    def neg_elbo(self) -> float:
-        return self.per_image["neg_elbo"].mean().item()
-
-    @property
     def kl_per_dim(self) -> list[float]:
         """Return the KL of each latent, [Z]; in float32 that of a collapsed one may be slightly negative."""
         return self.kl_terms.mean(0).clamp(min=0).tolist()

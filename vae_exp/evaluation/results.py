@@ -31,6 +31,21 @@ MEANINGS = {
 }
 
 
+def path_of(checkpoint: Path, split: str) -> Path:
+    """Return the path of an evaluation, such as best.test.json beside best.pt."""
+    return checkpoint.with_name(f"{checkpoint.stem}.{split}.json")
+
+
+def stored_numbers(checkpoint: Path, weights: str | None = None) -> dict[str, float]:
+    """Return the numbers of all evaluations beside a checkpoint, or those of these weights, by their names in W&B."""
+    found: dict[str, float] = {}
+    for split in ("test", "train", "val"):
+        stored = read(path_of(checkpoint, split))
+        if weights in (None, stored.get("weights")):
+            found |= {f"evaluate/{split}/{name}": value for name, value in numbers(stored).items()}
+    return found
+
+
 def read(path: Path) -> dict[str, Any]:
     """Read an evaluation; empty if there is no file, or one that is not as vae-evaluate writes it."""
     with contextlib.suppress(OSError, AttributeError, KeyError, TypeError):

@@ -29,7 +29,7 @@ from vae_exp.evaluation import results
 from vae_exp.files import read_json_lines
 from vae_exp.tracking import wandb_run
 from vae_exp.tracking.wandb_run import SWEEP_SUMMARY
-from vae_exp.training.run_dir import IMAGES, METRICS, read_config, read_summary
+from vae_exp.training.run_dir import BEST, IMAGES, LAST, METRICS, read_config, read_summary
 
 try:
     import wandb_workspaces.expr as expr
@@ -56,7 +56,6 @@ MAX_KEYS = 8  # of runs that were not swept: more levels of groups, or axes side
 OVER = "sweep.over"
 NO_SCORES = ("step", "seed", "importance_seed", "importance_samples", "repeats", "images", "active_units")
 NO_PANEL = ("_error", "_real", results.SPREAD)  # how far a number may be off, and what it is read beside
-EVALUATED = re.compile(r"(best|last)\.(test|val|train)\.json")
 
 
 @dataclass
@@ -127,12 +126,8 @@ def _picture_names(folder: Path) -> set[str]:
 
 def _evaluated(folder: Path) -> list[str]:
     """Return the names of the scores that vae-evaluate added to a run's summary in W&B, without how far they vary."""
-    names = []
-    for path in sorted(folder.glob("*.json")):
-        if match := EVALUATED.fullmatch(path.name):
-            scores = [name for name in results.numbers(results.read(path)) if name not in NO_SCORES]
-            names += [f"evaluate/{match[2]}/{name}" for name in scores if not name.endswith(NO_PANEL)]
-    return names
+    names = [name for checkpoint in (BEST, LAST) for name in results.stored_numbers(folder / checkpoint)]
+    return [name for name in names if name.split("/")[-1] not in NO_SCORES and not name.endswith(NO_PANEL)]
 
 
 def terms(logged: Logged) -> list[Any]:
