@@ -161,7 +161,7 @@ def _evaluate_all(options: EvaluateOptions) -> None:
     from vae_exp.tracking import wandb_run
 
     sample_scores.check(options)
-    factor_scores.printed_notes.clear()
+    factor_scores.print_once.cache_clear()
     if options["wandb"]["mode"] == "online":  # before anything is measured
         wandb_run.api_key("online")
     paths = inference.find(options["checkpoint"])

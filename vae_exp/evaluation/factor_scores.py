@@ -1,5 +1,6 @@
 """Score how codes tell factors, for one model or (UDR) between models."""
 
+import functools
 import math
 import sys
 from typing import Any
@@ -22,7 +23,6 @@ from vae_exp.training import dry_run
 from vae_exp.training.run_dir import BEST
 
 IMAGES = 2000  # of the test split, whose codes udr compares
-printed_notes: set[str] = set()  # of this command: for all runs of a sweep they are the same
 
 
 def choose(model: inference.TrainedVAE, data: Data, split: Split, options: EvaluateOptions) -> tuple[list[str], int]:
@@ -55,10 +55,9 @@ def choose(model: inference.TrainedVAE, data: Data, split: Split, options: Evalu
     return [name for name in names if name not in errors], rows
 
 
+@functools.cache  # for all runs of a sweep the notes are the same
 def print_once(note: str) -> None:
-    if note not in printed_notes:
-        print(f"{printable(note)}\n")
-    printed_notes.add(note)
+    print(f"{printable(note)}\n")
 
 
 def score(

@@ -180,10 +180,9 @@ def _labels(config: Mapping[str, Any], name: str, known: WandbRun) -> dict[str, 
     keys, sweep = config.get("wandb") or {}, config.get("sweep") or {}
     group = keys.get("group") or sweep.get("name") or known.group or os.environ.get("WANDB_RUN_GROUP") or name
     names = [(config.get(part) or {}).get("name") for part in ("model", "dataset")]
-    tags: list[Any] | None = (
-        known.tags if not keys.get("tags") else None
-    )  # of its environment, which may be another one by now
-    tags = [*names, *(keys.get("tags") or _tags_of_environment())] if tags is None else tags
+    # What its environment said, which may be another one by now, is known.
+    given: list[Any] = [*names, *(keys.get("tags") or _tags_of_environment())]
+    tags = given if keys.get("tags") or known.tags is None else known.tags
     return {"group": str(group), "tags": _accepted(tags)}
 
 
