@@ -25,19 +25,8 @@ from vae_exp.errors import UserError, printable
 from vae_exp.evaluation import results
 from vae_exp.files import read_json, read_json_lines, write_json
 from vae_exp.torchrun_env import safe_path
-from vae_exp.training.run_dir import (
-    BEST,
-    LAST,
-    LENGTH,
-    METRICS,
-    OUTPUTS,
-    PREVIOUS,
-    RESULT,
-    contradictions,
-    read_config,
-    read_summary,
-    runs_below,
-)
+from vae_exp.training import run_dir
+from vae_exp.training.run_dir import BEST, LAST, LENGTH, METRICS, OUTPUTS, PREVIOUS, RESULT, read_summary
 
 PUBLISHED = "published"
 EVALUATED = "evaluate/"  # a claim of what vae-evaluate measures; others are of what a run logs
@@ -174,21 +163,22 @@ class Attempt:
         self.checkpoint = self.keys.pop("checkpoint", BEST)
 
     def runs(self) -> list[Path]:
-        return sorted(runs_below(self.folder))
+        return sorted(run_dir.runs_below(self.folder))
 
     def finished_runs(self) -> list[Path]:
         """Return its finished runs, none if some of its sweep lack. Raise UserError for another protocol's."""
-        finished = {
-            folder: _protocol(config)
-            for folder in self.runs()
-            if (summary := read_summary(folder)) is not None and summary.finished and (config := read_config(folder))
-        }
+        finished = {}
+        for folder in self.runs():
+            summary, config = read_summary(folder), run_dir.read_config(folder)
+            if summary is not None and summary.finished and config:
+                finished[folder] = _protocol(config)
         if not finished:
             return []
         wanted = _protocol(check(without_hydra(compose("config", readable([self.preset.config, *self.overrides])))))
         for folder, actual in finished.items():
+            wrong = run_dir.contradictions(actual, wanted)
             keys = [key for key in LENGTH if wanted[key] != actual.get(key)]
-            wrong = contradictions(actual, wanted) + [f"{key}={wanted[key]}: it has {actual.get(key)}" for key in keys]
+            wrong += [f"{key}={wanted[key]}: it has {actual.get(key)}" for key in keys]
             if wrong:
                 message = f"{folder}: no run of {self.preset.name}; take it away, or move it."
                 raise UserError("\n".join([message, *wrong]))

@@ -10,24 +10,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vae_exp.compare import runs as results
 from vae_exp.compare import table
-from vae_exp.compare.runs import (
-    BOOKKEEPING,
-    NAME,
-    REASON,
-    RESULTS,
-    SCORES,
-    SEEDS,
-    STATE,
-    TERMS,
-    Run,
-    differing,
-    fold_seeds,
-    order,
-    sort_runs,
-    swept_keys,
-    usual_columns,
-)
+from vae_exp.compare.runs import BOOKKEEPING, NAME, REASON, RESULTS, SCORES, SEEDS, STATE, TERMS, Run
 from vae_exp.compare.table import cell, is_logarithmic, is_numeric, setting, short, short_names, swept
 from vae_exp.config.schema import is_number
 from vae_exp.training.run_dir import BEST, IMAGES, LAST, on_checkpoint, on_resume
@@ -70,7 +55,7 @@ def _view(rows: list[Run], columns: list[str] | None) -> dict[str, Any]:
         names = _usual_columns(group, metric) if columns is None else [name for name in columns if name != NAME]
         # A run that failed would make an axis of what it alone has.
         with_result = [run for run in group if metric in run.metrics]
-        axes, differ = swept(with_result), differing(group)
+        axes, differ = swept(with_result), results.differing(group)
         label_keys = [*(axes if len(with_result) > 1 else swept(group)), *(key for key in differ if key in SEEDS)]
         number = {id(run): len(records) + i for i, run in enumerate(group)}
         section = {
@@ -82,11 +67,11 @@ def _view(rows: list[Run], columns: list[str] | None) -> dict[str, Any]:
                 | {"is_folded": name in BOOKKEEPING and columns is None}  # shown on request: nobody looks for it
                 for name in names
             ],
-            "not_shown": [key for key in swept_keys(group) if key not in names],
+            "not_shown": [key for key in results.swept_keys(group) if key not in names],
             "axes": [_axis(key, with_result) for key in axes],
             "differing": differ,
             "runs": [*number.values()],
-            "ranked": [number[id(run)] for run in sort_runs(group, metric)],
+            "ranked": [number[id(run)] for run in results.sort_runs(group, metric)],
         }
         sections.append(section)
         records += _records(group, section, label_keys, keys)
@@ -97,14 +82,14 @@ def _usual_columns(group: list[Run], metric: str) -> list[str]:
     """Return the usual columns: first the metric, which a narrow window shows too, then settings; bookkeeping last."""
     kinds: list[Collection[str]] = [[metric], [], SEEDS, [*RESULTS, STATE, REASON], BOOKKEEPING]
     ranks = {column: rank for rank, kind in reversed([*enumerate(kinds)]) for column in kind}
-    return sorted(usual_columns(group), key=lambda column: ranks.get(column, 1))  # 1 is a setting's
+    return sorted(results.usual_columns(group), key=lambda column: ranks.get(column, 1))  # 1 is a setting's
 
 
 def _axis(key: str, runs: list[Run]) -> dict[str, Any]:
     """Return a swept key's values as texts: none, then numbers, then names; and where they lie if all are numbers."""
     values = [run.config.get(key) for run in runs]
     values = [value for i, value in enumerate(values) if value not in values[:i]]  # lists have no hash
-    values.sort(key=lambda value: (value is not None, order(value)))
+    values.sort(key=lambda value: (value is not None, results.order(value)))
     texts = list(dict.fromkeys(map(setting, values)))
     are_numbers = all(map(is_number, values)) and len(texts) == len(values)  # none is written like another
     numbers = [*map(float, values)] if are_numbers else None  # type: ignore[arg-type]
@@ -216,7 +201,7 @@ T_975 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
 
 def verdict(runs: list[Run], metric: str) -> str:
     """Say which setting is best, by how much, and what the seeds say about it. The runs compare, and may be folded."""
-    settings = runs if any(run.members for run in runs) else fold_seeds(runs)
+    settings = runs if any(run.members for run in runs) else results.fold_seeds(runs)
     keys = swept(settings)
     best = table.best(settings, metric)
     if best is None:

@@ -22,22 +22,9 @@ from vae_exp.errors import UserError
 from vae_exp.files import atomic_write, no_links, write, writing
 from vae_exp.tracking import wandb_run
 from vae_exp.tracking.wandb_run import FINISH_SECONDS, Mode, as_id, first_line
+from vae_exp.training import run_dir as folder
 from vae_exp.training.checkpoints import Checkpoint
-from vae_exp.training.run_dir import (
-    BEST,
-    CONFIG,
-    IMAGES,
-    LAST,
-    METRICS,
-    SUMMARY,
-    Summary,
-    WandbRun,
-    clear,
-    holds_run,
-    read_summary,
-    require_unused,
-    truncate_metrics,
-)
+from vae_exp.training.run_dir import BEST, CONFIG, IMAGES, LAST, METRICS, SUMMARY, Summary, WandbRun
 from vae_exp.training.state import RunInfo
 
 log = logging.getLogger(__name__)
@@ -63,15 +50,15 @@ class Tracker:
         self.run_dir = run_dir
         self.started, self.wandb_id = time.monotonic(), None
         self.ends_as = "finished"  # the state of a run that ends without an error
-        summary = read_summary(run_dir) if before is not None else None
+        summary = folder.read_summary(run_dir) if before is not None else None
         known = summary.wandb if summary is not None else WandbRun()
         if before is not None and before.resume is not None:
             written = before.resume
             self.started, self.wandb_id = self.started - written.seconds, written.wandb_id
-            truncate_metrics(run_dir, before.step, written.metrics_bytes)
+            folder.truncate_metrics(run_dir, before.step, written.metrics_bytes)
         else:
-            require_unused(run_dir, config["replace"])  # again: another process may have been quicker
-            clear(run_dir, old_log_bytes)
+            folder.require_unused(run_dir, config["replace"])  # again: another process may have been quicker
+            folder.clear(run_dir, old_log_bytes)
         write(run_dir / CONFIG, OmegaConf.to_yaml(OmegaConf.create(dict(config))))
         with writing(run_dir / METRICS):
             self.metrics = open(run_dir / METRICS, "a", opener=no_links)  # noqa: SIM115
@@ -225,7 +212,7 @@ class Tracker:
 
 def record_failure(cfg: DictConfig, run_dir: Path, reason: str) -> None:
     """Write a summary.json for a run that failed before it was tracked, unless a run's files are there and say more."""
-    if not (run_dir / SUMMARY).exists() and not holds_run(run_dir):
+    if not (run_dir / SUMMARY).exists() and not folder.holds_run(run_dir):
         with contextlib.suppress(UserError):  # an interpolation that leads nowhere may be what failed
             cfg = OmegaConf.create(from_anywhere(resolve(cfg)))
         with contextlib.suppress(OSError, UserError):  # a full disk may be what failed
