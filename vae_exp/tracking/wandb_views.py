@@ -8,24 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vae_exp.compare import runs as results
 from vae_exp.compare import table
-from vae_exp.compare.runs import (
-    RESULTS,
-    SCORES,
-    SEEDS,
-    TERMS,
-    Run,
-    differing,
-    fold_seeds,
-    setting_columns,
-    sort_runs,
-    swept_keys,
-)
+from vae_exp.compare.runs import RESULTS, SCORES, SEEDS, TERMS, Run
 from vae_exp.compare.table import cell, is_logarithmic
 from vae_exp.config.checks import flatten
 from vae_exp.config.schema import is_number
 from vae_exp.errors import UserError
-from vae_exp.evaluation import results
+from vae_exp.evaluation.results import SPREAD, stored_numbers
 from vae_exp.files import read_json_lines
 from vae_exp.tracking import wandb_run
 from vae_exp.tracking.wandb_run import SWEEP_SUMMARY
@@ -55,7 +45,7 @@ THIRD, HALF, WHOLE = 8, 12, 24  # of the width of a report
 MAX_KEYS = 8  # of runs that were not swept: more levels of groups, or axes side by side, tell nothing
 OVER = "sweep.over"
 NO_SCORES = ("step", "seed", "importance_seed", "importance_samples", "repeats", "images", "active_units")
-NO_PANEL = ("_error", "_real", results.SPREAD)  # how far a number may be off, and what it is read beside
+NO_PANEL = ("_error", "_real", SPREAD)  # how far a number may be off, and what it is read beside
 
 
 @dataclass
@@ -96,10 +86,10 @@ def read_logged(runs: list[Run]) -> Logged:
     if not known:
         raise UserError(f"none of the {len(runs)} runs was logged to W&B (wandb.mode=disabled).")
     logged.metric = next((name for name in RESULTS.values() if name in logged.summary), logged.metric)
-    swept = [_name_of(key, logged.config) for key in swept_keys(known)]
+    swept = [_name_of(key, logged.config) for key in results.swept_keys(known)]
     logged.keys = [key for key in swept if key not in (*SEEDS, OVER)]
     if not logged.keys:
-        names = [_name_of(key, logged.config) for key in differing(known) if key not in SEEDS]
+        names = [_name_of(key, logged.config) for key in results.differing(known) if key not in SEEDS]
         plain = [name for name in names if not any(isinstance(config.get(name), list | dict) for config in configs)]
         logged.keys = [name for name in plain if name != OVER][:MAX_KEYS]
     logged.columns = list(dict.fromkeys([*logged.keys, *swept]))
@@ -126,7 +116,7 @@ def _picture_names(folder: Path) -> set[str]:
 
 def _evaluated(folder: Path) -> list[str]:
     """Return the names of the scores that vae-evaluate added to a run's summary in W&B, without how far they vary."""
-    names = [name for checkpoint in (BEST, LAST) for name in results.stored_numbers(folder / checkpoint)]
+    names = [name for checkpoint in (BEST, LAST) for name in stored_numbers(folder / checkpoint)]
     return [name for name in names if name.split("/")[-1] not in NO_SCORES and not name.endswith(NO_PANEL)]
 
 
@@ -255,8 +245,8 @@ def view(entity: str, project: str, logged: Logged) -> ws.Workspace:
 def _view_columns(logged: Logged) -> list[str]:
     keys = [key.partition(".") for key in dict.fromkeys([*COLUMNS, *logged.columns]) if key in logged.config]
     config = [f"config:{first}.value{dot}{rest}" for first, dot, rest in keys]  # W&B has {"model": {"value": ...}}
-    results = [f"summary:{name}" for name in (*VIEW_RESULTS, STATE) if name in logged.summary | {STATE}]
-    return ["run:displayName", *config, *results]
+    summary = [f"summary:{name}" for name in (*VIEW_RESULTS, STATE) if name in logged.summary | {STATE}]
+    return ["run:displayName", *config, *summary]
 
 
 def report(
@@ -283,7 +273,7 @@ def report(
         parts.append((f"Pictures of the best run, {best.name}", only_best, pictures(logged)))
 
     where: dict[str, Any] = {"entity": entity, "project": project} if ask_server else {}
-    blocks: list[Any] = [wr.H2("Results"), wr.MarkdownBlock(_markdown(sort_runs(fold_seeds(runs), metric), metric))]
+    blocks: list[Any] = [wr.H2("Results"), wr.MarkdownBlock(_markdown(runs, metric))]
     for heading, runset, panels in parts:
         if panels:
             blocks += [wr.H2(heading)] if heading else []
@@ -300,10 +290,11 @@ def report(
     )
 
 
-def _markdown(settings: list[Run], metric: str) -> str:
+def _markdown(runs: list[Run], metric: str) -> str:
     """Return the settings as a Markdown table, best first, without what they have in common, unless it was swept."""
-    results = [name for name in RESULTS if any(name in run.metrics for run in settings)]
-    columns = list(dict.fromkeys([*setting_columns(settings), metric, *results, "state"]))
+    settings = results.sort_runs(results.fold_seeds(runs), metric)
+    numbers = [name for name in RESULTS if any(name in run.metrics for run in settings)]
+    columns = list(dict.fromkeys([*results.setting_columns(settings), metric, *numbers, "state"]))
     rows = [["run", *columns], ["---"] * (len(columns) + 1)]
     rows += [[run.name, *(cell(run, column) for column in columns)] for run in settings[:MAX_ROWS]]
     lines = ["| " + " | ".join(word.replace("|", "\\|") for word in row) + " |" for row in rows]
