@@ -213,11 +213,13 @@ def write_json(path: Path, content: Any) -> None:
 def atomic_write(path: Path, sync: bool = True, previous: Path | None = None) -> Iterator[BinaryIO]:
     """Yield a file that replaces path when the block ends, and is deleted if it fails. Raises Unwritable.
 
-    With sync it is on disk before it takes its place; with `previous` the old file is kept under that name.
+    Its folder is made if there is none. With sync it is on disk before it takes its place; with `previous` the old
+    file is kept under that name.
     """
     partial = partial_of(path)
     try:
         with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
             with partial.open("xb") as file:
                 yield file
                 if sync:
@@ -228,6 +230,19 @@ def atomic_write(path: Path, sync: bool = True, previous: Path | None = None) ->
         with contextlib.suppress(OSError):  # a full disk needs the room
             partial.unlink()
         raise
+
+
+@contextlib.contextmanager
+def making(folder: Path) -> Iterator[None]:
+    """Make a folder for the block; afterwards remove it, and the folders above that are new, where they are empty."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        for path in missing:
+            with contextlib.suppress(OSError):  # not empty, as after success
+                path.rmdir()
 
 
 def _replace(path: Path, partial: Path, previous: Path | None) -> None:
@@ -278,8 +293,6 @@ def write_arrays(path: Path, arrays: "Mapping[str, np.ndarray]") -> None:
     import numpy as np
 
     try:
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path, sync=False) as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
     except Unwritable as error:

@@ -154,15 +154,12 @@ def _require_known(column: str, known: list[str]) -> str:
     return column
 
 
-def _write(path: Path, content: str | bytes) -> str:
+def _write(path: Path, content: str) -> str:
     """Write a file that an option names, or to a device such as /dev/stdout; return a line that says so."""
-    content = content.encode(errors="backslashreplace") if isinstance(content, str) else content
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        is_stream = str(path.absolute().parent) in STREAMS or (path.exists() and not path.is_file())
-        if is_stream:
-            path.write_bytes(content)
-    if not is_stream:
+    if str(path.absolute().parent) in STREAMS or (path.exists() and not path.is_file()):
+        with writing(path):
+            path.write_bytes(content.encode(errors="backslashreplace"))
+    else:
         write(path, content)
     return f"wrote {path}"
 

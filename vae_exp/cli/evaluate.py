@@ -11,7 +11,7 @@ from vae_exp.cli import common
 from vae_exp.config.schema import EVALUATE_RULES, EvaluateOptions
 from vae_exp.errors import UserError, printable
 from vae_exp.evaluation import results
-from vae_exp.files import atomic_write, open_regular, read_json, require_no_links, write_json, writing
+from vae_exp.files import atomic_write, open_regular, read_json, require_no_links, write_json
 from vae_exp.training.console import say
 from vae_exp.training.run_dir import BEST, GENERATED, RESULT
 
@@ -62,8 +62,6 @@ def _write_pictures(path: Path, split: str, weights: str, pictures: "dict[str, n
     for name, pixels in pictures.items():
         target, info = path.with_name(GENERATED) / f"{prefix}{name}.png", PngInfo()
         info.add_text(WEIGHTS, weights)
-        with writing(target):
-            target.parent.mkdir(exist_ok=True)
         with atomic_write(target) as file:
             Image.fromarray(pixels).save(file, "PNG", pnginfo=info)
         lines.append(f"picture   {printable(target)}")

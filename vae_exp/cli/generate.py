@@ -6,7 +6,7 @@ import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
@@ -16,7 +16,7 @@ from vae_exp.cli import common
 from vae_exp.config.checks import CONF_DIR, as_typed, flatten
 from vae_exp.config.schema import GENERATE_RULES, GenerateOptions
 from vae_exp.errors import UserError, printable
-from vae_exp.files import atomic_write, partial_of, read_yaml, require_no_links, writing
+from vae_exp.files import atomic_write, making, partial_of, read_yaml, require_no_links, writing
 from vae_exp.training.run_dir import GENERATED
 
 if TYPE_CHECKING:
@@ -99,20 +99,6 @@ def write_arrays(target: Path, n: int, chunks: Iterable[dict[str, np.ndarray]], 
     return path
 
 
-@contextlib.contextmanager
-def output_folder(folder: Path) -> Iterator[None]:
-    """Make the output folder and run the block; if that fails, remove the folder again if it is new and empty."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        with writing(folder, "output"):
-            folder.mkdir(parents=True, exist_ok=True)
-            yield
-    finally:
-        for path in missing:
-            with contextlib.suppress(OSError):  # not empty, as after success
-                path.rmdir()
-
-
 def _bytes(x: "Tensor") -> np.ndarray:
     import torch
 
@@ -179,7 +165,7 @@ def generate(options: GenerateOptions) -> Path:
     if not options["output"]:
         require_no_links(source.parent, [GENERATED])
     target = folder / _name(options)
-    with output_folder(folder):
+    with writing(folder, "output"), making(folder):
         if options["what"] == "weights":
             written = folder / f"{_name(options).replace('weights', source.stem, 1)}.safetensors"
             model.export(written)

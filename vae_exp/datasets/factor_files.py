@@ -170,7 +170,6 @@ def _unpack(name: str, known: Published, path: Path, raw: Path) -> None:
                 f"dataset={name}: {path} is damaged: it has not the checksum that it was published with. Delete it "
                 "to have it downloaded again."
             )
-        raw.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(raw) as out:
             for images in _read_h5(name, path, known.images) if path.suffix == ".h5" else _read_npz(path, known.images):
                 images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)

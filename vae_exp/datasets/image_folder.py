@@ -362,22 +362,16 @@ def _write(cache: Path, root: Path, files: list[str], how: Decoding) -> tuple[Re
         log.warning(f"{cache}: damaged, so the images are decoded anew")
     unusable: Reasons = {}
     depths: Counter[str] = Counter()
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with atomic_write(cache / IMAGES) as out:
-            for row, image in decode_all(root, files, how):
-                if isinstance(image, Unusable):
-                    unusable[row] = str(image)
-                else:
-                    out.write(np.ascontiguousarray(image.pixels).data)
-                    depths.update([image.depth] if image.depth else [])
-        if unusable:
-            write(cache / "left_out.txt", "\n".join([*_lines(files, unusable), ""]))
-        write(cache / "about.json", json.dumps({"unusable": unusable, "depths": depths}))
-    except BaseException:
-        with contextlib.suppress(OSError):  # another process has made the cache meanwhile
-            cache.rmdir()
-        raise
+    with atomic_write(cache / IMAGES) as out:
+        for row, image in decode_all(root, files, how):
+            if isinstance(image, Unusable):
+                unusable[row] = str(image)
+            else:
+                out.write(np.ascontiguousarray(image.pixels).data)
+                depths.update([image.depth] if image.depth else [])
+    if unusable:
+        write(cache / "left_out.txt", "\n".join([*_lines(files, unusable), ""]))
+    write(cache / "about.json", json.dumps({"unusable": unusable, "depths": depths}))
     return unusable, depths
 
 

@@ -15,7 +15,7 @@ import torch
 from vae_exp.datasets.image_folder import Decoding, image_shape, read_split
 from vae_exp.datasets.splits import Source, Split
 from vae_exp.errors import Unwritable, UserError
-from vae_exp.files import announce, atomic_write, cache_folder, content_key, digests
+from vae_exp.files import announce, atomic_write, cache_folder, content_key, digests, making
 
 DOWNLOAD_SECONDS = 15  # a mirror that hangs must not hang the run
 COPY_FORMAT = 2  # part of a copy's name: a copy of another format is not found
@@ -83,10 +83,8 @@ def _read_cached(source: str, folder: Path, part: str, split: str | None, key: s
         stored = torch.load(copy, weights_only=True)
         return Split(stored["x"], stored["y"]), stored["class_names"]
     images, class_names = _read(source, folder, part, split)
-    with contextlib.suppress(OSError, RuntimeError, Unwritable):
-        cache.mkdir(parents=True, exist_ok=True)
-        with atomic_write(copy, sync=False) as file:
-            torch.save({"x": images.images, "y": images.y, "class_names": class_names}, file)
+    with contextlib.suppress(OSError, RuntimeError, Unwritable), atomic_write(copy, sync=False) as file:
+        torch.save({"x": images.images, "y": images.y, "class_names": class_names}, file)
     return images, class_names
 
 
@@ -140,18 +138,15 @@ def downloading(
 ) -> Iterator[None]:
     """Download files in this block. Raises UserError, with what to do by hand, if that fails."""
     path, timeout = root / folder, socket.getdefaulttimeout()
-    missing = [parent for parent in (path, *path.parents) if not parent.exists()]
     try:
         socket.setdefaulttimeout(DOWNLOAD_SECONDS)
-        path.mkdir(parents=True, exist_ok=True)
-        with contextlib.redirect_stdout(io.StringIO()):
+        with making(path), contextlib.redirect_stdout(io.StringIO()):
             yield
-    except BaseException as error:
-        for parent in missing:
-            with contextlib.suppress(OSError):  # not empty
-                parent.rmdir()
-        if not isinstance(error, RuntimeError | OSError | ImportError):  # CelebA's lies on Google Drive, for a package
-            raise
+    except (
+        RuntimeError,
+        OSError,
+        ImportError,
+    ) as error:  # ImportError: CelebA's lies on Google Drive, for a package
         addresses = "\n".join(f"  tried  {address}" for address in tried)
         raise UserError(
             f"dataset={name}: not found in {path}, and it could not be downloaded.\n{addresses}\n"

@@ -101,8 +101,6 @@ class Tracker:
     def image(self, name: str, pixels: np.ndarray, caption: str, step: int) -> None:
         """Write a picture, as images/NAME_STEP.png and in W&B as images/NAME; it is encoded once."""
         path = self.run_dir / IMAGES / f"{name}_{step:07d}.png"
-        with writing(path):
-            path.parent.mkdir(exist_ok=True)
         with atomic_write(path, sync=False) as file:
             Image.fromarray(pixels).save(file, "PNG")
 
@@ -216,7 +214,6 @@ def record_failure(cfg: DictConfig, run_dir: Path, reason: str) -> None:
         with contextlib.suppress(UserError):  # an interpolation that leads nowhere may be what failed
             cfg = OmegaConf.create(from_anywhere(resolve(cfg)))
         with contextlib.suppress(OSError, UserError):  # a full disk may be what failed
-            run_dir.mkdir(parents=True, exist_ok=True)
             write(run_dir / CONFIG, OmegaConf.to_yaml(cfg))
             Summary("failed", reason).write(run_dir)
 
