@@ -142,11 +142,7 @@ def downloading(
         socket.setdefaulttimeout(DOWNLOAD_SECONDS)
         with making(path), contextlib.redirect_stdout(io.StringIO()):
             yield
-    except (
-        RuntimeError,
-        OSError,
-        ImportError,
-    ) as error:  # ImportError: CelebA's lies on Google Drive, for a package
+    except (RuntimeError, OSError, ImportError) as error:  # a package for CelebA's Google Drive is missing
         addresses = "\n".join(f"  tried  {address}" for address in tried)
         raise UserError(
             f"dataset={name}: not found in {path}, and it could not be downloaded.\n{addresses}\n"

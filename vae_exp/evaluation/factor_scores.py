@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from vae_exp import inference, scores
+from vae_exp import scores
 from vae_exp.compare import table
 from vae_exp.compare.runs import UDR, Run, fold_seeds
 from vae_exp.config.schema import EvaluateOptions
@@ -16,7 +16,9 @@ from vae_exp.datasets import Data
 from vae_exp.datasets.splits import Split
 from vae_exp.errors import UserError, printable
 from vae_exp.evaluation import metrics, results, sample_scores
+from vae_exp.evaluation.metrics import Evaluation
 from vae_exp.figures import latent_walks as figures
+from vae_exp.inference import TrainedVAE, load
 from vae_exp.scores.mig import above_chance
 from vae_exp.scores.repeats import DEFAULT, usual_size
 from vae_exp.training import dry_run
@@ -25,7 +27,7 @@ from vae_exp.training.run_dir import BEST
 IMAGES = 2000  # of the test split, whose codes udr compares
 
 
-def choose(model: inference.TrainedVAE, data: Data, split: Split, options: EvaluateOptions) -> tuple[list[str], int]:
+def choose(model: TrainedVAE, data: Data, split: Split, options: EvaluateOptions) -> tuple[list[str], int]:
     """Return the scores to measure, requested or usual ones that the split suits, and the images for each repeat."""
     requested, part, repeats, seed = options["scores"], options["split"], options["score_repeats"], options["seed"]
     if requested == [] or (requested is None and split.factors is None):
@@ -61,12 +63,7 @@ def print_once(note: str) -> None:
 
 
 def score(
-    model: inference.TrainedVAE,
-    evaluation: metrics.Evaluation,
-    split: Split,
-    names: list[str],
-    rows: int,
-    options: EvaluateOptions,
+    model: TrainedVAE, evaluation: Evaluation, split: Split, names: list[str], rows: int, options: EvaluateOptions
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Return each score with its spread, and by name the information matrix and the traversals that it orders."""
     factors = split.unknown_factors(model.config["model"]["conditional"])
@@ -113,7 +110,7 @@ def _rank(runs: list[Run]) -> int:
     codes, kl, images = [], [], None
     for run in tqdm(runs, desc="codes", unit="run", disable=None, leave=False):
         try:
-            model = inference.load(run.folder)
+            model = load(run.folder)
             if images is None:  # of the first run's data, for all
                 split = model.read_data().split("test")
                 images = split[sample_scores.random_rows(len(split), IMAGES)]

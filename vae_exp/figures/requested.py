@@ -65,11 +65,8 @@ def _reconstructions(model: TrainedVAE, options: GenerateOptions, n: int) -> Dra
     _require_room(model, 2 * len(x), f"n={n}: {len(x):,} images and their reconstructions", options)
     parts = zip(x.split(latent_walks.BATCH_SIZE), y.split(latent_walks.BATCH_SIZE), strict=True)
     recon = torch.cat([model.reconstruct(*part) for part in parts])
-
-    def sheet(recon: Tensor) -> np.ndarray:
-        return grids.label_sheet(grids.reconstructions(x.float() / 255, recon), f"{source}, reconstructions below")
-
-    return Drawing(len(x), [(recon, y)], sheet)
+    images, title = x.float() / 255, f"{source}, reconstructions below"
+    return Drawing(len(x), [(recon, y)], lambda recon: grids.label_sheet(grids.reconstructions(images, recon), title))
 
 
 def _interpolations(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:

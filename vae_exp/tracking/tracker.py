@@ -39,13 +39,7 @@ class Tracker:
     """
 
     def __init__(
-        self,
-        config: Config,
-        run_dir: Path,
-        wandb_mode: Mode,
-        info: RunInfo,
-        before: Checkpoint | None,
-        old_log_bytes: int,
+        self, config: Config, run_dir: Path, mode: Mode, info: RunInfo, before: Checkpoint | None, old_log_bytes: int
     ) -> None:
         self.run_dir = run_dir
         self.started, self.wandb_id = time.monotonic(), None
@@ -65,9 +59,9 @@ class Tracker:
         best = before.best.summary() if before is not None and before.best is not None else {}
         self.name = wandb_run.run_name(config)
         self.summary = Summary("running", name=self.name, results=asdict(info) | best)
-        self.wandb = None if wandb_mode == "disabled" else self._open_wandb(config, wandb_mode, asdict(info), known)
+        self.wandb = None if mode == "disabled" else self._open_wandb(config, mode, asdict(info), known)
         if self.wandb is not None:
-            self.wandb_id, self.summary.wandb = self.wandb.id, _describe(self.wandb, wandb_mode)
+            self.wandb_id, self.summary.wandb = self.wandb.id, _describe(self.wandb, mode)
         self._write_summary()
         if best:
             self._in_wandb(lambda run: run.summary.update(best))

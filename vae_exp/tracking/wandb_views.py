@@ -132,10 +132,6 @@ def latents(logged: Logged) -> list[Any]:
     return lines(logged, {f"{split}/{name}": f"{LATENTS[name]} ({SPLITS[split]})" for split, name in parts})
 
 
-def times(logged: Logged) -> list[Any]:
-    return lines(logged, TIMES)
-
-
 def lines(logged: Logged, titles: Mapping[str, str], unit: str | None = None) -> list[Any]:
     """Return a panel over optimizer steps for each logged name; of folded runs the mean, in a band of one deviation."""
     look: dict[str, Any] = {"title_x": "optimizer steps", "groupby_aggfunc": "mean", "groupby_rangefunc": "stddev"}
@@ -211,7 +207,7 @@ SECTIONS = {  # of the view, and how many panels stand side by side
     "Pictures": (pictures, 3),
     "KL of each latent": (latents, 2),
     "Scores": (scores, 3),
-    "Time": (times, 2),
+    "Time": (lambda logged: lines(logged, TIMES), 2),
 }
 
 
