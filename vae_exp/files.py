@@ -263,14 +263,10 @@ def partial_of(path: Path) -> Path:
 
 def read_arrays(path: Path) -> "dict[str, np.ndarray] | None":
     """Return the arrays of a file by name; None if it is missing, not whole, or holds more than plain arrays."""
-    import zipfile
-
     import numpy as np
 
     try:
         with open_regular(path) as file, np.load(file, allow_pickle=False) as arrays:
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in arrays.zip.infolist()):
-                return None  # as write_arrays leaves none: what is packed may be of any size
             return {name: arrays[name] for name in arrays.files}
     except Exception:  # a damaged file may raise nearly anything: zlib's, zipfile's, tokenize's errors, no memory
         return None
