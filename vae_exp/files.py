@@ -214,19 +214,18 @@ def atomic_write(path: Path, sync: bool = True, previous: Path | None = None) ->
     file is kept under that name.
     """
     partial = partial_of(path)
-    try:
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path), making(path.parent):
+        try:
             with partial.open("xb") as file:
                 yield file
                 if sync:
                     file.flush()
                     os.fsync(file.fileno())
             _replace(path, partial, previous)
-    except BaseException:
-        with contextlib.suppress(OSError):  # a full disk needs the room
-            partial.unlink()
-        raise
+        except BaseException:
+            with contextlib.suppress(OSError):  # a full disk needs the room
+                partial.unlink()
+            raise
 
 
 @contextlib.contextmanager
