@@ -157,8 +157,6 @@ def generate(options: GenerateOptions) -> Path:
     if options["label"] == "null" and "null" not in model.class_names:  # a class may be called so
         options = cast("GenerateOptions", options | {"label": None})
     if options["label"] is not None:
-        if not model.model.n_classes:
-            raise UserError(f"label={options['label']}: {source} is not conditional; leave label away.")
         model.labels(options["label"], 1)
     n = options["n"] or grids.SIZES.get(options["what"], 1)
     folder = Path(options["output"] or source.parent / GENERATED)
