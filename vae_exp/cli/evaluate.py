@@ -7,6 +7,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from tqdm import tqdm
+
 from vae_exp.cli import common
 from vae_exp.config.schema import EVALUATE_RULES, EvaluateOptions
 from vae_exp.errors import UserError, printable
@@ -52,9 +56,6 @@ def log_to_wandb(path: Path, weights: str, mode: str, config: Any) -> list[str]:
 
 def _write_pictures(path: Path, split: str, weights: str, pictures: "dict[str, np.ndarray]") -> list[str]:
     """Write pictures to generated/ beside the checkpoint, each marked with its weights; return the lines to print."""
-    from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
-
     prefix = "" if (path.name, split) == (BEST, "test") else f"{path.stem}_{split}_"
     if pictures:
         require_no_links(path.parent, [GENERATED])
@@ -70,8 +71,6 @@ def _write_pictures(path: Path, split: str, weights: str, pictures: "dict[str, n
 
 def _pictures(path: Path, weights: str) -> dict[str, Path]:
     """Return the pictures of these weights, by the names that W&B has for them."""
-    from PIL import Image
-
     pictures = {}
     for picture in sorted(path.with_name(GENERATED).glob("*.png")):
         refusals = contextlib.suppress(OSError, ValueError, SyntaxError)
@@ -134,8 +133,6 @@ def evaluate_model(model: "TrainedVAE", options: EvaluateOptions) -> "tuple[dict
 
 
 def _importance_bound(model: "TrainedVAE", split: "Split", options: EvaluateOptions) -> dict[str, Any]:
-    from tqdm import tqdm
-
     from vae_exp.config import build
     from vae_exp.evaluation import metrics
 
