@@ -111,7 +111,8 @@ class TrainedVAE:
     ) -> None:
         self.model = rebuild(checkpoint, trust).to(device).eval().requires_grad_(False)
         self.device, self.trust, self.path, self._checkpoint = device, trust, path, checkpoint
-        self.config, self.x_shape, self.epoch = checkpoint.config, checkpoint.x_shape, checkpoint.epoch
+        self.config, self.x_shape = checkpoint.config, checkpoint.x_shape
+        self.epoch, self.step = checkpoint.epoch, checkpoint.step
         self.class_names, self.kl_per_dim = checkpoint.class_names, checkpoint.kl_per_dim
 
     @property

@@ -22,7 +22,6 @@ from vae_exp.training.run_dir import BEST, GENERATED, RESULT
 if TYPE_CHECKING:
     import numpy as np
 
-    from vae_exp.datasets.splits import Split
     from vae_exp.inference import TrainedVAE
 
 WEIGHTS = "weights"  # in a picture: those that it is of
@@ -115,7 +114,11 @@ def evaluate_model(model: "TrainedVAE", options: EvaluateOptions) -> "tuple[dict
         result |= {name: per_image.mean().item(), f"{name}_error": metrics.standard_error(per_image)}
         result[f"{name}_noise_error"] = None if name == "kl" else evaluation.noise_error()
     if samples:
-        result |= _importance_bound(model, split, options)
+        with tqdm(total=samples, desc="importance samples", disable=None, leave=False) as bar:
+            draws = noise("importance")
+            bound = metrics.importance_bound(vae, split, samples, draws, options["batch_size"], bar.update)
+        result |= {"nll": -bound.mean().item(), "nll_error": metrics.standard_error(bound)}
+        result |= {"importance_samples": samples, "importance_seed": options["seed"]}
     # Of each possible image a probability, not a density:
     if vae.support == "bytes" or (vae.support == "binary" and not split.is_grey()):
         nats = result.get("nll", result["neg_elbo"])
@@ -130,18 +133,6 @@ def evaluate_model(model: "TrainedVAE", options: EvaluateOptions) -> "tuple[dict
         result["scores"], figures = factor_scores.score(model, evaluation, split, names, rows, options)
         pictures = pictures | figures
     return result | ({"samples": sample_results} if sample_results else {}), pictures
-
-
-def _importance_bound(model: "TrainedVAE", split: "Split", options: EvaluateOptions) -> dict[str, Any]:
-    from vae_exp.config import build
-    from vae_exp.evaluation import metrics
-
-    samples, seed = options["importance_samples"], options["seed"]
-    with tqdm(total=samples, desc="importance samples", disable=None, leave=False) as bar:
-        noise = build.generator(seed, "importance")
-        bound = metrics.importance_bound(model.model, split, samples, noise, options["batch_size"], bar.update)
-    result = {"nll": -bound.mean().item(), "nll_error": metrics.standard_error(bound)}
-    return result | {"importance_samples": samples, "importance_seed": seed}
 
 
 def main() -> None:
@@ -188,13 +179,10 @@ def _evaluate_all(options: EvaluateOptions) -> None:
 def evaluate_checkpoint(path: Path, options: EvaluateOptions) -> tuple[dict[str, Any], Callable[[], None]]:
     """Measure a checkpoint, write NAME.SPLIT.json beside it, and return the numbers and a function that prints them."""
     from vae_exp import inference
-    from vae_exp.config import build
-    from vae_exp.training import checkpoints
 
-    checkpoint, split = checkpoints.load(path), options["split"]
-    model = inference.TrainedVAE(checkpoint, build.device(options["device"]), options["trust"], path)
+    model, split = inference.load(path, options["device"], options["trust"]), options["split"]
     evaluation, pictures = evaluate_model(model, options)
-    result = {"checkpoint": str(path), "step": checkpoint.step, "weights": model.weights, **evaluation}
+    result = {"checkpoint": str(path), "step": model.step, "weights": model.weights, **evaluation}
     if wrong := results.not_finite(result):
         raise UserError(f"{path}: {', '.join(wrong)}; the model's weights or its data are not sound.")
     target = results.path_of(path, split)
