@@ -189,11 +189,6 @@ def reconstructions(x: Tensor, again: Tensor) -> np.ndarray:
     return grid(torch.cat([row for pair in zip(*rows, strict=True) for row in pair]), columns)
 
 
-def samples(images: Tensor, n_classes: int) -> np.ndarray:
-    """Draw samples [N, C, H, W] of the prior; a conditional model's are a row per class, [K * S, C, H, W]."""
-    return grid(images, len(images) // n_classes if n_classes else COLUMNS)
-
-
 def walk_sheet(images: Tensor, *words: Any) -> np.ndarray:
     """Draw walks, images [R, S, C, H, W], one per row, with the words of `label_sheet` around them."""
     return label_sheet(grid(images.flatten(0, 1), images.shape[1]), *words)

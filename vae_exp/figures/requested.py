@@ -57,7 +57,7 @@ def _classes(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:
     names = grids.drawable(model.class_names[:n_classes])
     names += map(str, range(len(names), n_classes))
     y = torch.arange(n_classes).repeat_interleave(n)
-    return Drawing(len(y), [(images, y)], lambda x: grids.label_sheet(grids.samples(x, n_classes), title, names))
+    return Drawing(len(y), [(images, y)], lambda x: grids.label_sheet(grids.grid(x, n), title, names))
 
 
 def _reconstructions(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:
