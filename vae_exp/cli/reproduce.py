@@ -153,8 +153,8 @@ class Attempt:
         self.preset = preset
         # With `all`, dataset.root is for the presets whose data lie in a folder.
         self.overrides = [word for word in overrides if preset.has_root or _key(word) != ROOT]
-        of_protocol = [word for word in self.overrides if not _key(word).startswith("wandb.")]
-        self.changes = [word for word in of_protocol if _key(word) not in BOOKKEEPING]
+        settings = [word for word in self.overrides if not _key(word).startswith("wandb.")]
+        self.changes = [word for word in settings if _key(word) not in BOOKKEEPING]
         # Settings of another protocol get a folder of their own.
         changed = [re.sub(r"[^\w.-]+", "-", word) for word in self.changes]
         self.folder = OUTPUTS / PUBLISHED / "_".join([preset.name, *changed])
@@ -193,7 +193,7 @@ class Attempt:
         found = []
         for claim in self.preset.claims:
             value = self.evaluated if claim.what.startswith(EVALUATED) else logged_value
-            values = [number for run in runs if (number := value(run, claim)) is not None]
+            values = [v for run in runs if (v := value(run, claim)) is not None]
             found.append(Result(claim, values if len(values) == len(runs) else []))
         return found
 
@@ -231,7 +231,7 @@ def _main(options: argparse.Namespace) -> int:
     presets = [read_preset(name) for name in preset_names()] if is_all or not words else named
     overrides = _overrides([word for word in options.words if "=" in word])
     attempts = [Attempt(preset, overrides) for preset in presets]
-    requested = [each for each in attempts if each.preset in named or (is_all and not each.preset.needs)]
+    requested = [attempt for attempt in attempts if attempt.preset in named or (is_all and not attempt.preset.needs)]
     if overrides and not (requested or options.markdown):
         raise UserError(f"{' '.join(overrides)}: of which preset? There are {', '.join(preset_names())}, and all.")
     missed = [not _reproduce(attempt) for attempt in requested]
