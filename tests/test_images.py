@@ -525,7 +525,7 @@ def test_a_cache_that_was_interrupted_is_not_used_and_leaves_nothing(tmp_path):
         folder(tmp_path / "mine")
     assert not list(Path("cache").rglob("*"))
     killed = [Path("cache/image_cache/0123") / f"images.uint8.{name}.partial" for name in ("old", "new")]
-    killed[0].parent.mkdir()
+    killed[0].parent.mkdir(parents=True)
     for partial in killed:
         partial.write_bytes(b"half")
     os.utime(killed[0], (time.time() - 1e5,) * 2)
