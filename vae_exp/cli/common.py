@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vae_exp import __version__
+from vae_exp.compare.runs import TERMS
 from vae_exp.config import checks
 from vae_exp.config.checks import CONF_DIR, check_values, flatten, path_of, quoted, resolve, shortened
 from vae_exp.config.compose import compose, explain, parse, readable
@@ -68,7 +69,7 @@ def exits(program: str, config_name: str) -> Iterator[None]:
     gc.set_threshold(10_000)
     logging.raiseExceptions = False  # a log that cannot be written is no reason to stop, or to fill stderr
     console.open_streams()
-    signal.signal(signal.SIGTERM, _exit_on_sigterm)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that `with` blocks close
     ending: Any = None
     try:
         yield
@@ -162,13 +163,6 @@ def _overrides(program: str, arguments: list[str]) -> list[str]:
     if swept := [override for override in parse(overrides) if override.is_sweep_override()]:
         raise UserError(f"{swept[0].input_line}: {program} takes one value of it.")
     return overrides
-
-
-def _exit_on_sigterm(*_: Any) -> None:
-    sys.exit(128 + signal.SIGTERM)  # so that `with` blocks close, and W&B's file is whole
-
-
-TERMS = ("neg_elbo", "reconstruction", "kl")
 
 
 def resume_hint(run_dir: Path) -> str:

@@ -18,7 +18,6 @@ from vae_exp.compare.table import format_table, wrapped
 from vae_exp.config.checks import closest, shortened
 from vae_exp.errors import UserError, printable
 from vae_exp.files import Unreadable, parse_yaml, write, writing
-from vae_exp.tracking import wandb_logged
 from vae_exp.training.run_dir import read_summary
 
 OWN_PROJECT = ""  # --wandb alone: the project that the runs were logged to
@@ -59,6 +58,7 @@ def _arguments() -> argparse.ArgumentParser:
     add("--wandb", nargs="?", const=OWN_PROJECT, metavar="ENTITY/PROJECT", help=view)
     add("--wandb-report", action="store_true", help="with --wandb: a W&B report of one sweep too")
     add("--dry-run", action="store_true", help="with --wandb: print what would be sent, send nothing")
+    add("--map", action="store_true", help=argparse.SUPPRESS)
     return parser
 
 
@@ -70,6 +70,8 @@ def _count(text: str) -> int:
 
 def compare(options: argparse.Namespace) -> None:
     """Print the table, and write the files that the options name."""
+    if options.map:
+        raise UserError(f"--map: no such flag any more. {GONE['amortize']}")
     _check_wandb(options)
     single = _read(options)
     runs = results.fold_seeds(single) if options.fold_seeds else single
@@ -155,15 +157,12 @@ def _require_known(column: str, known: list[str]) -> str:
     return column
 
 
-def _write(path: Path, content: str | bytes) -> str:
+def _write(path: Path, content: str) -> str:
     """Write a file that an option names, or to a device such as /dev/stdout; return a line that says so."""
-    content = content.encode(errors="backslashreplace") if isinstance(content, str) else content
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        is_stream = str(path.absolute().parent) in STREAMS or (path.exists() and not path.is_file())
-        if is_stream:
-            path.write_bytes(content)
-    if not is_stream:
+    if str(path.absolute().parent) in STREAMS or (path.exists() and not path.is_file()):
+        with writing(path):
+            path.write_bytes(content.encode(errors="backslashreplace"))
+    else:
         write(path, content)
     return f"wrote {path}"
 
@@ -185,15 +184,18 @@ def _check_wandb(options: argparse.Namespace) -> None:
 def _send(options: argparse.Namespace, runs: list[Run]) -> list[str]:
     """Save the view, and the report if requested, and return the lines to print; a dry run prints them as JSON."""
     from vae_exp.sweeps import summary
-    from vae_exp.tracking import wandb_views
+    from vae_exp.tracking import wandb_run, wandb_views
 
-    if not (path := options.wandb or wandb_logged.project_of(run.folder for run in runs)):
+    if not (path := options.wandb or wandb_run.project_of(run.folder for run in runs)):
         raise UserError(
             "--wandb: the runs do not name one project that they were logged to. Say --wandb ENTITY/PROJECT."
         )
     entity, project = _entity_and_project(path)
-    logged = wandb_logged.read(runs)
-    sweep = _sweep(logged) if options.wandb_report else ""
+    logged = wandb_views.read_logged(runs)
+    if options.wandb_report and len(logged.groups) != 1:
+        groups = f"of {len(logged.groups)}: {', '.join(logged.groups)}" if logged.groups else "of none"
+        raise UserError(f"--wandb-report: it takes the runs of one sweep (or W&B group), and these are {groups}.")
+    sweep = logged.groups[0] if options.wandb_report else ""
     view = wandb_views.view(entity, project, logged)
     command = summary.rerun_command(runs[0].folder.parent) if sweep else None
     report = functools.partial(wandb_views.report, entity, project, sweep, logged, runs, command)
@@ -218,13 +220,6 @@ def _entity_and_project(path: str) -> tuple[str, str]:
     if len(words) != 2 or not all(word.strip() for word in words):
         raise UserError(f"--wandb {path}: it takes ENTITY/PROJECT, such as me/vae_exp.")
     return words[0], words[1]
-
-
-def _sweep(logged: wandb_logged.Logged) -> str:
-    if len(logged.groups) != 1:
-        groups = f"of {len(logged.groups)}: {', '.join(logged.groups)}" if logged.groups else "of none"
-        raise UserError(f"--wandb-report: it takes the runs of one sweep (or W&B group), and these are {groups}.")
-    return logged.groups[0]
 
 
 def _report_missing(project: str, missing: int, runs: list[Run], is_empty: bool) -> None:

@@ -7,18 +7,21 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from tqdm import tqdm
+
 from vae_exp.cli import common
 from vae_exp.config.schema import EVALUATE_RULES, EvaluateOptions
 from vae_exp.errors import UserError, printable
 from vae_exp.evaluation import results
-from vae_exp.files import atomic_write, open_regular, read_json, require_no_links, write_json, writing
+from vae_exp.files import atomic_write, open_regular, read_json, require_no_links, write_json
 from vae_exp.training.console import say
 from vae_exp.training.run_dir import BEST, GENERATED, RESULT
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from vae_exp.datasets.splits import Split
     from vae_exp.inference import TrainedVAE
 
 WEIGHTS = "weights"  # in a picture: those that it is of
@@ -40,25 +43,18 @@ LONG = (
 )
 
 
-def results_path(path: Path, split: str) -> Path:
-    """Return the path of the results, such as best.test.json beside best.pt."""
-    return path.with_name(f"{path.stem}.{split}.json")
-
-
 def log_to_wandb(path: Path, weights: str, mode: str, config: Any) -> list[str]:
     """Log all results of these weights, new and old, and return the line to print, if W&B took it."""
     from vae_exp.tracking import wandb_run
 
     pictures = _pictures(path, weights)
-    where = wandb_run.record_evaluation(mode, path.parent, config, _numbers(path, weights), pictures)
+    numbers = results.stored_numbers(path, weights) | _claims(path.with_name(RESULT), weights)
+    where = wandb_run.record_evaluation(mode, path.parent, config, numbers, pictures)
     return [f"W&B       {where}"] if where else []
 
 
 def _write_pictures(path: Path, split: str, weights: str, pictures: "dict[str, np.ndarray]") -> list[str]:
     """Write pictures to generated/ beside the checkpoint, each marked with its weights; return the lines to print."""
-    from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
-
     prefix = "" if (path.name, split) == (BEST, "test") else f"{path.stem}_{split}_"
     if pictures:
         require_no_links(path.parent, [GENERATED])
@@ -66,8 +62,6 @@ def _write_pictures(path: Path, split: str, weights: str, pictures: "dict[str, n
     for name, pixels in pictures.items():
         target, info = path.with_name(GENERATED) / f"{prefix}{name}.png", PngInfo()
         info.add_text(WEIGHTS, weights)
-        with writing(target):
-            target.parent.mkdir(exist_ok=True)
         with atomic_write(target) as file:
             Image.fromarray(pixels).save(file, "PNG", pnginfo=info)
         lines.append(f"picture   {printable(target)}")
@@ -76,8 +70,6 @@ def _write_pictures(path: Path, split: str, weights: str, pictures: "dict[str, n
 
 def _pictures(path: Path, weights: str) -> dict[str, Path]:
     """Return the pictures of these weights, by the names that W&B has for them."""
-    from PIL import Image
-
     pictures = {}
     for picture in sorted(path.with_name(GENERATED).glob("*.png")):
         refusals = contextlib.suppress(OSError, ValueError, SyntaxError)
@@ -85,15 +77,6 @@ def _pictures(path: Path, weights: str) -> dict[str, Path]:
             if opened.info.get(WEIGHTS) == weights:
                 pictures[f"evaluate/{picture.stem}"] = picture
     return pictures
-
-
-def _numbers(path: Path, weights: str) -> dict[str, Any]:
-    numbers: dict[str, Any] = {}
-    for split in ("test", "val", "train"):
-        stored = results.read(results_path(path, split))
-        if stored.get("weights") == weights:
-            numbers |= {f"evaluate/{split}/{name}": value for name, value in results.numbers(stored).items()}
-    return numbers | _claims(path.with_name(RESULT), weights)
 
 
 def _claims(path: Path, weights: str) -> dict[str, float]:
@@ -131,7 +114,11 @@ def evaluate_model(model: "TrainedVAE", options: EvaluateOptions) -> "tuple[dict
         result |= {name: per_image.mean().item(), f"{name}_error": metrics.standard_error(per_image)}
         result[f"{name}_noise_error"] = None if name == "kl" else evaluation.noise_error()
     if samples:
-        result |= _importance_bound(model, split, options)
+        with tqdm(total=samples, desc="importance samples", disable=None, leave=False) as bar:
+            draws = noise("importance")
+            bound = metrics.importance_bound(vae, split, samples, draws, options["batch_size"], bar.update)
+        result |= {"nll": -bound.mean().item(), "nll_error": metrics.standard_error(bound)}
+        result |= {"importance_samples": samples, "importance_seed": options["seed"]}
     # Of each possible image a probability, not a density:
     if vae.support == "bytes" or (vae.support == "binary" and not split.is_grey()):
         nats = result.get("nll", result["neg_elbo"])
@@ -148,20 +135,6 @@ def evaluate_model(model: "TrainedVAE", options: EvaluateOptions) -> "tuple[dict
     return result | ({"samples": sample_results} if sample_results else {}), pictures
 
 
-def _importance_bound(model: "TrainedVAE", split: "Split", options: EvaluateOptions) -> dict[str, Any]:
-    from tqdm import tqdm
-
-    from vae_exp.config import build
-    from vae_exp.evaluation import metrics
-
-    samples, seed = options["importance_samples"], options["seed"]
-    with tqdm(total=samples, desc="importance samples", disable=None, leave=False) as bar:
-        noise = build.generator(seed, "importance")
-        bound = metrics.importance_bound(model.model, split, samples, noise, options["batch_size"], bar.update)
-    result = {"nll": -bound.mean().item(), "nll_error": metrics.standard_error(bound)}
-    return result | {"importance_samples": samples, "importance_seed": seed}
-
-
 def main() -> None:
     """Run `vae-evaluate`: exit with code 0, or with 1 and one message."""
     common.run("vae-evaluate", "evaluate", EVALUATE_RULES, ABOUT, _evaluate_all)
@@ -174,7 +147,7 @@ def _evaluate_all(options: EvaluateOptions) -> None:
     from vae_exp.tracking import wandb_run
 
     sample_scores.check(options)
-    factor_scores.printed_notes.clear()
+    factor_scores.print_once.cache_clear()
     if options["wandb"]["mode"] == "online":  # before anything is measured
         wandb_run.api_key("online")
     paths = inference.find(options["checkpoint"])
@@ -206,16 +179,13 @@ def _evaluate_all(options: EvaluateOptions) -> None:
 def evaluate_checkpoint(path: Path, options: EvaluateOptions) -> tuple[dict[str, Any], Callable[[], None]]:
     """Measure a checkpoint, write NAME.SPLIT.json beside it, and return the numbers and a function that prints them."""
     from vae_exp import inference
-    from vae_exp.config import build
-    from vae_exp.training import checkpoints
 
-    checkpoint, split = checkpoints.load(path), options["split"]
-    model = inference.TrainedVAE(checkpoint, build.device(options["device"]), options["trust"], path)
+    model, split = inference.load(path, options["device"], options["trust"]), options["split"]
     evaluation, pictures = evaluate_model(model, options)
-    result = {"checkpoint": str(path), "step": checkpoint.step, "weights": model.weights, **evaluation}
+    result = {"checkpoint": str(path), "step": model.step, "weights": model.weights, **evaluation}
     if wrong := results.not_finite(result):
         raise UserError(f"{path}: {', '.join(wrong)}; the model's weights or its data are not sound.")
-    target = results_path(path, split)
+    target = results.path_of(path, split)
     result = _with_stored(result, results.read(target))
     write_json(target, result)
     lines = [f"written   {printable(target)}", *_write_pictures(path, split, model.weights, pictures)]

@@ -6,21 +6,22 @@ import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
+from PIL import Image
+from tqdm import tqdm
 
 from vae_exp.cli import common
 from vae_exp.config.checks import CONF_DIR, as_typed, flatten
 from vae_exp.config.schema import GENERATE_RULES, GenerateOptions
 from vae_exp.errors import UserError, printable
-from vae_exp.files import atomic_write, partial_of, read_yaml, require_no_links, writing
+from vae_exp.files import atomic_write, making, partial_of, read_yaml, require_no_links, writing
 from vae_exp.training.run_dir import GENERATED
 
 if TYPE_CHECKING:
-    from PIL import Image
     from torch import Tensor
 
     from vae_exp.figures.requested import Drawing
@@ -32,8 +33,6 @@ FRAME_MILLISECONDS = 120
 def write(drawing: "Drawing", options: GenerateOptions, target: Path) -> Path:
     """Write one PNG or GIF, a PNG for each image, or arrays; return the path."""
     import torch
-    from PIL import Image
-    from tqdm import tqdm
 
     if options["animate"] and drawing.frames is not None:
         first, *others = map(Image.fromarray, drawing.frames())
@@ -48,7 +47,7 @@ def write(drawing: "Drawing", options: GenerateOptions, target: Path) -> Path:
         return write_arrays(target, drawing.n, chunks, bar)
 
 
-def _save(image: "Image.Image", target: Path, kind: str, **settings: Any) -> Path:
+def _save(image: Image.Image, target: Path, kind: str, **settings: Any) -> Path:
     path = target.with_name(f"{target.name}.{kind}")
     with atomic_write(path) as file:
         image.save(file, kind.upper(), **settings)
@@ -56,8 +55,6 @@ def _save(image: "Image.Image", target: Path, kind: str, **settings: Any) -> Pat
 
 
 def _write_files(drawing: "Drawing", folder: Path, bar: Any) -> Path:
-    from PIL import Image
-
     digits, number = len(str(drawing.n - 1)), 0
     require_no_links(folder.parent, [folder.name])
     partial = partial_of(folder)
@@ -99,24 +96,8 @@ def write_arrays(target: Path, n: int, chunks: Iterable[dict[str, np.ndarray]], 
     return path
 
 
-@contextlib.contextmanager
-def output_folder(folder: Path) -> Iterator[None]:
-    """Make the output folder and run the block; if that fails, remove the folder again if it is new and empty."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        with writing(folder, "output"):
-            folder.mkdir(parents=True, exist_ok=True)
-            yield
-    finally:
-        for path in missing:
-            with contextlib.suppress(OSError):  # not empty, as after success
-                path.rmdir()
-
-
 def _bytes(x: "Tensor") -> np.ndarray:
-    import torch
-
-    return x.clamp(0, 1).mul(255).round().to(torch.uint8).cpu().numpy()
+    return x.clamp(0, 1).mul(255).round().byte().cpu().numpy()
 
 
 ABOUT = """vae-generate: pictures from a trained model.
@@ -171,15 +152,13 @@ def generate(options: GenerateOptions) -> Path:
     if options["label"] == "null" and "null" not in model.class_names:  # a class may be called so
         options = cast("GenerateOptions", options | {"label": None})
     if options["label"] is not None:
-        if not model.model.n_classes:
-            raise UserError(f"label={options['label']}: {source} is not conditional; leave label away.")
         model.labels(options["label"], 1)
     n = options["n"] or grids.SIZES.get(options["what"], 1)
     folder = Path(options["output"] or source.parent / GENERATED)
     if not options["output"]:
         require_no_links(source.parent, [GENERATED])
     target = folder / _name(options)
-    with output_folder(folder):
+    with writing(folder, "output"), making(folder):
         if options["what"] == "weights":
             written = folder / f"{_name(options).replace('weights', source.stem, 1)}.safetensors"
             model.export(written)
@@ -237,9 +216,6 @@ def _name(options: GenerateOptions) -> str:
 
 def _write_latents(model: "TrainedVAE", options: GenerateOptions, target: Path) -> Path:
     """Write the posterior means of a split: some as a scatter plot, or all with their variances as arrays."""
-    from PIL import Image
-    from tqdm import tqdm
-
     from vae_exp.datasets.splits import batches
     from vae_exp.evaluation import metrics
     from vae_exp.figures import grids, requested

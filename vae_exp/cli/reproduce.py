@@ -1,36 +1,212 @@
-"""`vae-reproduce`: re-run published figures."""
+"""`vae-reproduce`: re-run the figures that presets in conf/experiment/published claim."""
 
 import argparse
 import contextlib
+import math
 import os
 import platform
 import re
+import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from omegaconf import OmegaConf
+
 from vae_exp.cli import common, evaluate
-from vae_exp.compare import published
-from vae_exp.compare.published import EVALUATED, Claim, Preset, Result
-from vae_exp.compare.runs import BOOKKEEPING
-from vae_exp.config.checks import literal, resolve
-from vae_exp.config.compose import compose, readable
-from vae_exp.config.schema import EvaluateOptions
+from vae_exp.compare.runs import BOOKKEEPING, SEEDS
+from vae_exp.config.checks import CONF_DIR, check, flatten, literal, resolve
+from vae_exp.config.compose import compose, readable, without_hydra
+from vae_exp.config.schema import EvaluateOptions, is_number
 from vae_exp.errors import UserError, printable
 from vae_exp.evaluation import results
-from vae_exp.files import read_json, write_json
+from vae_exp.files import read_json, read_json_lines, write_json
 from vae_exp.torchrun_env import safe_path
-from vae_exp.training.run_dir import BEST, LAST, OUTPUTS, PREVIOUS, RESULT, SUMMARY, read_summary, runs_below
+from vae_exp.training import run_dir
+from vae_exp.training.run_dir import BEST, LAST, LENGTH, METRICS, OUTPUTS, PREVIOUS, RESULT, read_summary
 
-Rows = Sequence[tuple[Preset, list[Result]]]  # each preset, and the results of its claims
+PUBLISHED = "published"
+EVALUATED = "evaluate/"  # a claim of what vae-evaluate measures; others are of what a run logs
+NOT_RUN = "not run here"
 ABOUT = """Published figures: train, or go on with, the presets that claim them, evaluate them by their protocol, and
 print claim, here and verdict. Without a name: the list. Exit code 1 where a figure is missed or could not be had."""
 ROOT = "dataset.root"
 HANDED_ON = (f"{ROOT}=", "device=", "trust=")  # to vae-evaluate
 RESERVED = ("resume", "replace", "sweep.", "hydra.")  # what this command says itself
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A number that somebody published."""
+
+    what: str  # test/neg_elbo, or evaluate/nll
+    value: float
+    within: float  # how far it may be off and count as the same
+    after_epoch: int | None = None  # as logged after this epoch; None is the end
+
+    @property
+    def name(self) -> str:
+        return self.what.removeprefix(EVALUATED) + (f", epoch {self.after_epoch}" if self.after_epoch else "")
+
+    def text(self, value: float) -> str:
+        """Return the value with as many digits as the tolerance has, and one more."""
+        digits = max(2, len(f"{self.within:g}".partition(".")[2]) + 1)
+        return f"{value:.{digits}f}"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Hold the part of a file in conf/experiment/published that is not settings."""
+
+    name: str
+    about: str
+    source: str
+    minutes: float
+    differs: str
+    claims: list[Claim]
+    runs: int | None  # of a sweep how many; None is one run
+    has_root: bool  # its data lie in a folder, dataset.root
+    evaluate: dict[str, Any] | None = None  # keys of vae-evaluate; None where nothing but the run is claimed
+    shortened: str | None = None  # it is not the whole protocol
+    needs: str | None = None  # more than a machine of today is given for it
+
+    @property
+    def config(self) -> str:
+        return f"experiment={PUBLISHED}/{self.name}"
+
+
+@dataclass
+class Result:
+    """A claim beside what was found here."""
+
+    claim: Claim
+    values: list[float]  # one, or one for each seed; empty: not run to the end
+
+    @property
+    def mean(self) -> float | None:
+        return statistics.mean(self.values) if self.values else None
+
+    def text(self) -> str:
+        """Return the value found here, with its standard deviation over seeds."""
+        if self.mean is None:
+            return "-"
+        spread = f" ± {self.claim.text(statistics.stdev(self.values))}" if len(self.values) > 1 else ""
+        return self.claim.text(self.mean) + spread
+
+    def verdict(self, preset: Preset, changes: Sequence[str] = ()) -> str:
+        """Return "reproduced", or by how much the claim is missed; of another protocol only how far off it is."""
+        if self.mean is None:
+            return f"{NOT_RUN} (needs {preset.needs or f'{preset.minutes:g} minutes'})"
+        off = self.mean - self.claim.value
+        if changes:
+            return f"other protocol ({' '.join(changes)}), off by {off:+.2f}"
+        if preset.shortened:
+            return f"shortened ({preset.shortened}), off by {off:+.2f}"
+        return "reproduced" if abs(off) <= self.claim.within else f"missed by {off:+.2f}"
+
+
+def preset_names() -> list[str]:
+    return sorted(path.stem for path in (CONF_DIR / "experiment" / PUBLISHED).glob("*.yaml"))
+
+
+def read_preset(name: str) -> Preset:
+    """Read a preset by its name. Raise UserError if there is no such preset."""
+    if name not in preset_names():
+        raise UserError(f"{name}: no such preset. There are {', '.join(preset_names())}, and all.")
+    cfg = compose("config", [f"experiment={PUBLISHED}/{name}"])
+    content: Any = OmegaConf.to_container(cfg[PUBLISHED])
+    claims = [Claim(**claim) for claim in content.pop("claims")]
+    swept = [str(values).split(",") for values in cfg.hydra.sweeper.params.values()] if cfg.hydra.mode else None
+    runs = None if swept is None else math.prod(map(len, swept))
+    return Preset(name=name, claims=claims, runs=runs, has_root="root" in cfg.dataset, **content)
+
+
+def _protocol(config: Any) -> dict[str, Any]:
+    return {key: value for key, value in flatten(config).items() if key not in SEEDS}
+
+
+def logged_value(folder: Path, claim: Claim) -> float | None:
+    """Return the value that the run in a folder logged for a claim, or None if it logged none, or no number."""
+    if claim.after_epoch is None:
+        summary = read_summary(folder)
+        return number(summary.results.get(claim.what)) if summary else None
+    rows = (row for row in read_json_lines(folder / METRICS) if row.get("epoch") == claim.after_epoch)
+    return next((number(row[claim.what]) for row in rows if claim.what in row), None)
+
+
+def number(value: Any) -> float | None:
+    """Return the value if it is a finite number, else None."""
+    return float(value) if is_number(value) else None
+
+
+def _key(word: str) -> str:
+    return word.partition("=")[0].lstrip("+~")
+
+
+class Attempt:
+    """Reproduce a preset: its overrides, the folder of its runs, and what was found in them."""
+
+    def __init__(self, preset: Preset, overrides: list[str]) -> None:
+        self.preset = preset
+        # With `all`, dataset.root is for the presets whose data lie in a folder.
+        self.overrides = [word for word in overrides if preset.has_root or _key(word) != ROOT]
+        settings = [word for word in self.overrides if not _key(word).startswith("wandb.")]
+        self.changes = [word for word in settings if _key(word) not in BOOKKEEPING]
+        # Settings of another protocol get a folder of their own.
+        changed = [re.sub(r"[^\w.-]+", "-", word) for word in self.changes]
+        self.folder = OUTPUTS / PUBLISHED / "_".join([preset.name, *changed])
+        self.wandb_mode = next((word for word in overrides if word.startswith("wandb.mode=")), "wandb.mode=auto")
+        self.keys = dict(preset.evaluate or {})  # of vae-evaluate
+        self.checkpoint = self.keys.pop("checkpoint", BEST)
+
+    def runs(self) -> list[Path]:
+        return sorted(run_dir.runs_below(self.folder))
+
+    def finished_runs(self) -> list[Path]:
+        """Return its finished runs, none if some of its sweep lack. Raise UserError for another protocol's."""
+        finished = {}
+        for folder in self.runs():
+            summary, config = read_summary(folder), run_dir.read_config(folder)
+            if summary is not None and summary.finished and config:
+                finished[folder] = _protocol(config)
+        if not finished:
+            return []
+        wanted = _protocol(check(without_hydra(compose("config", readable([self.preset.config, *self.overrides])))))
+        for folder, actual in finished.items():
+            wrong = run_dir.contradictions(actual, wanted)
+            keys = [key for key in LENGTH if wanted[key] != actual.get(key)]
+            wrong += [f"{key}={wanted[key]}: it has {actual.get(key)}" for key in keys]
+            if wrong:
+                message = f"{folder}: no run of {self.preset.name}; take it away, or move it."
+                raise UserError("\n".join([message, *wrong]))
+        return list(finished) if len(finished) == (self.preset.runs or 1) else []
+
+    def results(self) -> list[Result]:
+        """Return each claim with its numbers here, which are none unless the preset was run to its end."""
+        try:
+            runs = self.finished_runs()
+        except UserError:  # of another protocol, which is said where it is asked for
+            runs = []
+        found = []
+        for claim in self.preset.claims:
+            value = self.evaluated if claim.what.startswith(EVALUATED) else logged_value
+            values = [v for run in runs if (v := value(run, claim)) is not None]
+            found.append(Result(claim, values if len(values) == len(runs) else []))
+        return found
+
+    def evaluated(self, run: Path, claim: Claim) -> float | None:
+        """Return what vae-evaluate wrote for a claim by the preset's protocol and the current weights, or None."""
+        stored = results.read(results.path_of(run / self.checkpoint, self.keys.get("split", "test")))
+        samples = self.keys.get("importance_samples")
+        if claim.what == f"{EVALUATED}nll" and stored.get("importance_samples") != samples:
+            return None
+        return number(stored.get(claim.what.removeprefix(EVALUATED)))
+
+
+Rows = Sequence[tuple[Attempt, list[Result]]]  # with the results of its preset's claims
 
 
 def main() -> None:
@@ -50,52 +226,53 @@ def _arguments() -> argparse.ArgumentParser:
 
 
 def _main(options: argparse.Namespace) -> int:
-    words = [word for word in options.words if "=" not in word and word != "all"]
-    named = [published.read(name) for name in dict.fromkeys(words)]
-    presets = [published.read(name) for name in published.names()] if "all" in options.words or not words else named
+    is_all, words = "all" in options.words, [word for word in options.words if "=" not in word and word != "all"]
+    named = [read_preset(name) for name in dict.fromkeys(words)]
+    presets = [read_preset(name) for name in preset_names()] if is_all or not words else named
     overrides = _overrides([word for word in options.words if "=" in word])
-    requested = [preset for preset in presets if options.words and (preset in named or "all" in options.words)]
-    requested = [preset for preset in requested if preset in named or not preset.needs]
+    attempts = [Attempt(preset, overrides) for preset in presets]
+    requested = [attempt for attempt in attempts if attempt.preset in named or (is_all and not attempt.preset.needs)]
     if overrides and not (requested or options.markdown):
-        raise UserError(f"{' '.join(overrides)}: of which preset? There are {', '.join(published.names())}, and all.")
-    missed = [not _reproduce(preset, _for_preset(preset, overrides)) for preset in requested]
-    rows = [(preset, _results(preset, _for_preset(preset, overrides))) for preset in presets]
+        raise UserError(f"{' '.join(overrides)}: of which preset? There are {', '.join(preset_names())}, and all.")
+    missed = [not _reproduce(attempt) for attempt in requested]
     lines = _markdown if options.markdown else _table if requested else _list
-    print("\n".join(lines(rows, _changes(overrides))))
+    print("\n".join(lines([(attempt, attempt.results()) for attempt in attempts])))
     return int(any(missed))
 
 
-def _list(rows: Rows, changes: Sequence[str]) -> list[str]:
+def _list(rows: Rows) -> list[str]:
     lines = []
-    for preset, preset_results in rows:
-        claims = "; ".join(f"{result.claim.name} {result.claim.text(result.claim.value)}" for result in preset_results)
-        verdicts = "; ".join(dict.fromkeys(result.verdict(preset, changes) for result in preset_results))
+    for attempt, found in rows:
+        preset = attempt.preset
+        claims = "; ".join(f"{result.claim.name} {result.claim.text(result.claim.value)}" for result in found)
+        verdicts = "; ".join(dict.fromkeys(result.verdict(preset, attempt.changes) for result in found))
         lines += [f"{preset.name}  (about {preset.minutes:g} minutes on one core)", f"    {preset.about}"]
         lines += [f"    claims   {claims}", f"    source   {preset.source}", f"    differs  {preset.differs}"]
         lines += [f"    here     {verdicts}", ""]
     return [*lines, "vae-reproduce NAME ... trains, evaluates and compares; all is every one that needs no days."]
 
 
-def _table(rows: Rows, changes: Sequence[str]) -> list[str]:
+def _table(rows: Rows) -> list[str]:
     lines = ["", f"{'':22}{'':31}{'claim':>9}{'within':>8}{'here':>18}   verdict"]
-    for preset, claim, here, verdict in _cells(rows, changes):
-        cells = f"{claim.text(claim.value):>9}{claim.within:>8g}{here:>18}"
-        lines.append(f"{preset.name:22}{claim.name:31}{cells}   {verdict}")
+    for name, claim, found, verdict in _cells(rows):
+        cells = f"{claim.text(claim.value):>9}{claim.within:>8g}{found:>18}"
+        lines.append(f"{name:22}{claim.name:31}{cells}   {verdict}")
     return lines
 
 
-def _markdown(rows: Rows, changes: Sequence[str]) -> list[str]:
+def _markdown(rows: Rows) -> list[str]:
     lines = ["| preset | number | claim | here | verdict |", "|---|---|---|---|---|"]
-    for preset, claim, here, verdict in _cells(rows, changes):
+    for name, claim, found, verdict in _cells(rows):
         claimed = f"{claim.text(claim.value)} ± {claim.within:g}"
-        lines.append(f"| `{preset.name}` | {claim.name} | {claimed} | {here} | {verdict} |")
+        lines.append(f"| `{name}` | {claim.name} | {claimed} | {found} | {verdict} |")
     return lines
 
 
-def _cells(rows: Rows, changes: Sequence[str]) -> Iterable[tuple[Preset, Claim, str, str]]:
-    for preset, preset_results in rows:
-        for result in preset_results:
-            yield preset, result.claim, result.text(), printable(result.verdict(preset, changes))
+def _cells(rows: Rows) -> Iterator[tuple[str, Claim, str, str]]:
+    for attempt, found in rows:
+        for result in found:
+            verdict = printable(result.verdict(attempt.preset, attempt.changes))
+            yield attempt.preset.name, result.claim, result.text(), verdict
 
 
 def _overrides(words: list[str]) -> list[str]:
@@ -106,59 +283,39 @@ def _overrides(words: list[str]) -> list[str]:
     return sorted(last.values())
 
 
-def _for_preset(preset: Preset, overrides: list[str]) -> list[str]:
-    """Return the overrides without dataset.root if the preset has no data folder: with `all` it is for the others."""
-    return [word for word in overrides if preset.has_root or word.partition("=")[0].lstrip("+") != ROOT]
-
-
-def _changes(overrides: list[str]) -> list[str]:
-    keys = {word: word.partition("=")[0].lstrip("+~") for word in overrides}
-    return [word for word, key in keys.items() if key not in BOOKKEEPING and not key.startswith("wandb.")]
-
-
-def _reproduce(preset: Preset, overrides: list[str]) -> bool:
+def _reproduce(attempt: Attempt) -> bool:
     """Train what is missing of a preset, evaluate it, and store the results; return whether no claim is missed."""
-    folder = _folder(preset, overrides)
+    preset = attempt.preset
     print(f"\n{preset.name}: {preset.about}")
-    print(f"  about {preset.minutes:g} minutes on one core; folder {folder}", flush=True)
+    print(f"  about {preset.minutes:g} minutes on one core; folder {attempt.folder}", flush=True)
     try:
-        command = _training_command(preset, folder, overrides)
+        command = _training_command(attempt)
         if command and (code := _call(command)):
             raise UserError(f"vae-train ended with {code}; the reason stands above")
-        evaluations = [_evaluate(preset, run, overrides) for run in _runs(folder)]
+        evaluations = [_evaluate(attempt, run) for run in attempt.runs()]
     except UserError as error:  # the other presets are tried all the same
-        print(f"{preset.name}: {published.NOT_RUN} ({error})")
+        print(f"{preset.name}: {NOT_RUN} ({error})")
         return False
-    rows, changes = _results(preset, overrides), _changes(overrides)
-    lines = _store(preset, folder, rows, overrides)
+    rows = [(result, result.verdict(preset, attempt.changes)) for result in attempt.results()]
+    lines = _store(attempt, rows)
     for show in evaluations:
         show()
     for line in lines:
         print(line)
-    return not any(row.verdict(preset, changes).startswith(("missed", published.NOT_RUN)) for row in rows)
+    return not any(verdict.startswith(("missed", NOT_RUN)) for _, verdict in rows)
 
 
-def _folder(preset: Preset, overrides: list[str]) -> Path:
-    """Return the folder of a preset's runs; settings of another protocol get a folder of their own."""
-    changed = [re.sub(r"[^\w.-]+", "-", word) for word in _changes(overrides)]
-    return OUTPUTS / published.PUBLISHED / "_".join([preset.name, *changed])
-
-
-def _runs(folder: Path) -> list[Path]:
-    return [folder] if (folder / SUMMARY).is_file() else sorted(runs_below(folder))
-
-
-def _training_command(preset: Preset, folder: Path, overrides: list[str]) -> list[str]:
+def _training_command(attempt: Attempt) -> list[str]:
     """Return the command that trains what is missing, or nothing. Raises UserError for a run of another protocol."""
-    runs = _runs(folder)
-    if published.finished_runs(preset, overrides, runs):
+    if attempt.finished_runs():
         return []
+    folder, new = attempt.folder, [attempt.preset.config, *attempt.overrides]
     vae_train = [sys.executable, "-m", "vae_exp"]
-    if preset.runs:
-        return [*vae_train, preset.config, *overrides, f"{'sweep.resume' if runs else 'hydra.sweep.dir'}={folder}"]
+    if attempt.preset.runs:
+        return [*vae_train, *new, f"{'sweep.resume' if attempt.runs() else 'hydra.sweep.dir'}={folder}"]
     if any((folder / name).is_file() for name in (LAST, PREVIOUS)):
-        return [*vae_train, *overrides, f"resume={folder}"]
-    return [*vae_train, preset.config, *overrides, f"hydra.run.dir={folder}", "replace=true"]
+        return [*vae_train, *attempt.overrides, f"resume={folder}"]
+    return [*vae_train, *new, f"hydra.run.dir={folder}", "replace=true"]
 
 
 def _call(command: list[str]) -> int:
@@ -173,76 +330,39 @@ def _call(command: list[str]) -> int:
             raise
 
 
-def _evaluate(preset: Preset, run: Path, overrides: list[str]) -> Callable[[], object]:
+def _evaluate(attempt: Attempt, run: Path) -> Callable[[], object]:
     """Run vae-evaluate by the preset's protocol, unless that was done already; return a function that prints it."""
-    claimed = [claim for claim in preset.claims if claim.what.startswith(EVALUATED)]
-    if all(_evaluated(preset, run, claim) is not None for claim in claimed):
+    claimed = [claim for claim in attempt.preset.claims if claim.what.startswith(EVALUATED)]
+    if all(attempt.evaluated(run, claim) is not None for claim in claimed):
         return lambda: None
-    path, keys = _checkpoint(preset, run)
-    words = [f"checkpoint={literal(path)}", *(f"{key}={value}" for key, value in keys.items())]
-    words += [word.lstrip("+") for word in overrides if word.lstrip("+").startswith(HANDED_ON)]
-    options = resolve(compose("evaluate", readable([*words, _mode(overrides)])))
+    path = run / attempt.checkpoint
+    words = [f"checkpoint={literal(path)}", *(f"{key}={value}" for key, value in attempt.keys.items())]
+    words += [word.lstrip("+") for word in attempt.overrides if word.lstrip("+").startswith(HANDED_ON)]
+    options = resolve(compose("evaluate", readable([*words, attempt.wandb_mode])))
     _, show = evaluate.evaluate_checkpoint(path, cast("EvaluateOptions", options))
     return show
 
 
-def _mode(overrides: list[str]) -> str:
-    return next((word for word in overrides if word.startswith("wandb.mode=")), "wandb.mode=auto")
-
-
-def _checkpoint(preset: Preset, run: Path) -> tuple[Path, dict[str, Any]]:
-    """Return the checkpoint that is evaluated, and the other keys of vae-evaluate."""
-    keys = dict(preset.evaluate or {})
-    return run / keys.pop("checkpoint", BEST), keys
-
-
-def _evaluated(preset: Preset, run: Path, claim: Claim) -> float | None:
-    """Return what vae-evaluate wrote for a claim by the preset's protocol and the current weights, or None."""
-    path, keys = _checkpoint(preset, run)
-    stored = results.read(evaluate.results_path(path, keys.get("split", "test")))
-    if claim.what == f"{EVALUATED}nll" and stored.get("importance_samples") != keys.get("importance_samples"):
-        return None
-    return published.number(stored.get(claim.what.removeprefix(EVALUATED)))
-
-
-def _results(preset: Preset, overrides: list[str]) -> list[Result]:
-    """Return each claim with its numbers here, which are none unless the preset was run to its end."""
-    try:
-        runs = published.finished_runs(preset, overrides, _runs(_folder(preset, overrides)))
-    except UserError:  # of another protocol, which is said where it is asked for
-        runs = []
-    rows = []
-    for claim in preset.claims:
-        is_evaluated = claim.what.startswith(EVALUATED)
-        numbers = (
-            _evaluated(preset, run, claim) if is_evaluated else published.logged_value(run, claim) for run in runs
-        )
-        values = [value for value in numbers if value is not None]
-        rows.append(Result(claim, values if len(values) == len(runs) else []))
-    return rows
-
-
-def _store(preset: Preset, folder: Path, rows: list[Result], overrides: list[str]) -> list[str]:
+def _store(attempt: Attempt, rows: list[tuple[Result, str]]) -> list[str]:
     """Write reproduced.json beside each run, and log it to W&B if it is new; return the lines to print."""
     from vae_exp import inference
 
-    trust = compose("config", readable(overrides)).trust is True
-    changes = _changes(overrides)
+    trust = compose("config", readable(attempt.overrides)).trust is True
     claims = [
-        asdict(row.claim) | {"here": row.mean, "values": row.values, "verdict": row.verdict(preset, changes)}
-        for row in rows
+        asdict(result.claim) | {"here": result.mean, "values": result.values, "verdict": verdict}
+        for result, verdict in rows
     ]
     lines = []
-    for run in _runs(folder):
-        path, _ = _checkpoint(preset, run)
+    for run in attempt.runs():
+        path = run / attempt.checkpoint
         model, summary = inference.load(path, "cpu", trust), read_summary(run)
-        record: dict[str, Any] = {"name": preset.name, "weights": model.weights, "claims": claims}
+        record: dict[str, Any] = {"name": attempt.preset.name, "weights": model.weights, "claims": claims}
         record |= {"machine": _machine(), "seconds": summary.seconds if summary else None}
         with contextlib.suppress(OSError, ValueError):
             if read_json(run / RESULT) == record:
                 continue
         write_json(run / RESULT, record)
-        lines += evaluate.log_to_wandb(path, model.weights, _mode(overrides).partition("=")[2], model.config)
+        lines += evaluate.log_to_wandb(path, model.weights, attempt.wandb_mode.partition("=")[2], model.config)
     return lines
 
 

@@ -206,6 +206,6 @@ def _edges(values: list[float]) -> np.ndarray:
     """Return the borders of the cells around the values: halfway between neighbours, on the axis's own scale."""
     log = is_logarithmic(values)
     v = np.log(values) if log else np.array(values, dtype=float)
-    middle = (v[1:] + v[:-1]) / 2 if len(v) > 1 else v[:1] + 0.5
-    edges = np.concatenate([[2 * v[0] - middle[0]], middle, [2 * v[-1] - middle[-1]] if len(v) > 1 else []])
+    v = np.pad(v, 1, "reflect", reflect_type="odd") if len(v) > 1 else v + np.arange(-1, 2)
+    edges = (v[1:] + v[:-1]) / 2
     return np.exp(edges) if log else edges

@@ -10,32 +10,15 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vae_exp.compare import runs as results
 from vae_exp.compare import table
-from vae_exp.compare.runs import (
-    BOOKKEEPING,
-    NAME,
-    REASON,
-    RESULTS,
-    SCORES,
-    SEEDS,
-    STATE,
-    Run,
-    differing,
-    fold_seeds,
-    objective,
-    order,
-    sort_runs,
-    swept_keys,
-    usual_columns,
-)
+from vae_exp.compare.runs import BOOKKEEPING, NAME, REASON, RESULTS, SCORES, SEEDS, STATE, TERMS, Run
 from vae_exp.compare.table import cell, is_logarithmic, is_numeric, setting, short, short_names, swept
 from vae_exp.config.schema import is_number
-from vae_exp.files import open_regular
 from vae_exp.training.run_dir import BEST, IMAGES, LAST, on_checkpoint, on_resume
 
 # test/* is logged over epochs where nothing is held out for validation
-TERMS = ("neg_elbo", "reconstruction", "kl", "active_units")
-CURVES = [f"{part}/{term}" for part in ("val", "test", "train_epoch") for term in TERMS]
+CURVES = [f"{part}/{term}" for part in ("val", "test", "train_epoch") for term in (*TERMS, "active_units")]
 MAX_POINTS = 150  # of a curve: a page has fewer pixels for more, and 200 runs of 1000 epochs would be 10 MB
 MAX_LATENTS = 1000  # numbers of a run: of wide codes there are fewer epochs
 MAX_LABEL = 60  # characters
@@ -72,7 +55,7 @@ def _view(rows: list[Run], columns: list[str] | None) -> dict[str, Any]:
         names = _usual_columns(group, metric) if columns is None else [name for name in columns if name != NAME]
         # A run that failed would make an axis of what it alone has.
         with_result = [run for run in group if metric in run.metrics]
-        axes, differ = swept(with_result), differing(group)
+        axes, differ = swept(with_result), results.differing(group)
         label_keys = [*(axes if len(with_result) > 1 else swept(group)), *(key for key in differ if key in SEEDS)]
         number = {id(run): len(records) + i for i, run in enumerate(group)}
         section = {
@@ -84,11 +67,11 @@ def _view(rows: list[Run], columns: list[str] | None) -> dict[str, Any]:
                 | {"is_folded": name in BOOKKEEPING and columns is None}  # shown on request: nobody looks for it
                 for name in names
             ],
-            "not_shown": [key for key in swept_keys(group) if key not in names],
+            "not_shown": [key for key in results.swept_keys(group) if key not in names],
             "axes": [_axis(key, with_result) for key in axes],
             "differing": differ,
             "runs": [*number.values()],
-            "ranked": [number[id(run)] for run in sort_runs(group, metric)],
+            "ranked": [number[id(run)] for run in results.sort_runs(group, metric)],
         }
         sections.append(section)
         records += _records(group, section, label_keys, keys)
@@ -99,14 +82,14 @@ def _usual_columns(group: list[Run], metric: str) -> list[str]:
     """Return the usual columns: first the metric, which a narrow window shows too, then settings; bookkeeping last."""
     kinds: list[Collection[str]] = [[metric], [], SEEDS, [*RESULTS, STATE, REASON], BOOKKEEPING]
     ranks = {column: rank for rank, kind in reversed([*enumerate(kinds)]) for column in kind}
-    return sorted(usual_columns(group), key=lambda column: ranks.get(column, 1))  # 1 is a setting's
+    return sorted(results.usual_columns(group), key=lambda column: ranks.get(column, 1))  # 1 is a setting's
 
 
 def _axis(key: str, runs: list[Run]) -> dict[str, Any]:
     """Return a swept key's values as texts: none, then numbers, then names; and where they lie if all are numbers."""
     values = [run.config.get(key) for run in runs]
     values = [value for i, value in enumerate(values) if value not in values[:i]]  # lists have no hash
-    values.sort(key=lambda value: (value is not None, order(value)))
+    values.sort(key=lambda value: (value is not None, results.order(value)))
     texts = list(dict.fromkeys(map(setting, values)))
     are_numbers = all(map(is_number, values)) and len(texts) == len(values)  # none is written like another
     numbers = [*map(float, values)] if are_numbers else None  # type: ignore[arg-type]
@@ -123,7 +106,7 @@ def _records(group: list[Run], section: dict[str, Any], label_keys: list[str], k
         one = table.best(run.members, table.metric_of(run.members)) or run  # of several seeds the best
         curves, latents, epochs = _history(run, one)
         values = {key: value for key in keys if (value := run.value(key)) is not None}
-        values |= {"objective": value} if (value := objective(run)) is not None else {}
+        values |= {"objective": value} if (value := results.objective(run)) is not None else {}
         records.append(
             {
                 "name": name,
@@ -219,7 +202,7 @@ T_975 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
 
 def verdict(runs: list[Run], metric: str) -> str:
     """Say which setting is best, by how much, and what the seeds say about it. The runs compare, and may be folded."""
-    settings = runs if any(run.members for run in runs) else fold_seeds(runs)
+    settings = runs if any(run.members for run in runs) else results.fold_seeds(runs)
     keys = swept(settings)
     best = table.best(settings, metric)
     if best is None:
@@ -260,6 +243,7 @@ def _nats(number: float) -> str:
 
 
 FIRST = ("test_reconstructions", "samples")  # what the sheet of all runs shows
+PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def gather_pictures(
@@ -282,6 +266,8 @@ def gather_pictures(
             left_out[folder] += 1
             continue
         content = path.read_bytes()
+        if not content.startswith(PNG) or len(content) < 24:  # was cut off
+            continue
         data = base64.b64encode(content).decode()
         if data not in index:
             index[data] = len(index)
@@ -299,7 +285,7 @@ def _in_turn(folder: str) -> Iterator[tuple[int, str, int, Path]]:
     """Yield the pictures of a run: the turn in which each comes (the lowest first), its name, step and file."""
     by_name: dict[str, list[tuple[int, Path]]] = {}
     for path in Path(folder, IMAGES).glob("*.png"):
-        if (match := re.fullmatch(r"(.+)_(\d+)", path.stem)) and _is_png(path):
+        if (match := re.fullmatch(r"(.+)_(\d+)", path.stem)) and path.is_file():
             by_name.setdefault(match[1], []).append((int(match[2]), path))
     for name, files in by_name.items():
         last = len(files) - 1
@@ -309,15 +295,6 @@ def _in_turn(folder: str) -> Iterator[tuple[int, str, int, Path]]:
                 turns.setdefault(round(part * last / 2**depth), depth + 2)
         for i, (step, path) in enumerate(sorted(files)):
             yield turns[i], name, step, path
-
-
-def _is_png(path: Path) -> bool:
-    """Return whether a browser can show the file: no folder, no broken link, no file that was cut off."""
-    try:
-        with open_regular(path) as file:
-            return file.read(8) == b"\x89PNG\r\n\x1a\n" and file.seek(0, 2) > 24
-    except OSError:
-        return False
 
 
 STATIC = Path(__file__).with_name("static")

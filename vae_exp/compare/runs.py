@@ -22,6 +22,7 @@ from vae_exp.training.run_dir import CONFIG, METRICS, OUTPUTS, PRUNED, SUMMARY, 
 SCORES = tuple(
     f"test/{name}" for name in ("mig", "dci_disentanglement", "infom", "infoc", "infom_published", "infoc_published")
 )
+TERMS = ("neg_elbo", "reconstruction", "kl")
 UDR = "udr"  # no run has it by itself: vae-compare --udr measures it of several
 PATH_EPOCHS = "path_epochs"  # of a run that began with trained weights: its epochs, and those before that led to it
 # Results as columns: their names, and where summary.json has them.

@@ -67,8 +67,7 @@ def titles(comparable: list[list[Run]]) -> list[str]:
 
 def best_per_group(runs: list[Run]) -> list[Run]:
     """Return the best run of each group of runs that compare."""
-    bests = [best(group, metric_of(group)) for group in groups(runs)]
-    return [run for run in bests if run is not None]
+    return [run for group in groups(runs) if (run := best(group, metric_of(group)))]
 
 
 def largest(runs: list[Run], column: str) -> tuple[list[Run], str | None]:

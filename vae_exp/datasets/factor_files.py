@@ -6,7 +6,6 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from vae_exp.datasets.splits import Source, Streamed
 from vae_exp.datasets.sprites import SHAPES, SIZES, grid_source
 from vae_exp.datasets.torchvision import downloading
 from vae_exp.errors import Unwritable, UserError
-from vae_exp.files import announce, atomic_write, cache_folder, of_files
+from vae_exp.files import announce, atomic_write, cache_folder, digests
 
 ROWS_AT_ONCE = 2048  # images in memory while a file is unpacked
 
@@ -125,8 +124,6 @@ def mpi3d(
     cache: str | None = None,
 ) -> Source:
     """Return MPI3D (Gondal et al. 2019): colour images [3, 64, 64] of a robot arm, toy, realistic or real."""
-    if version not in MPI3D_MD5:
-        raise UserError(f"dataset.version={version}: it takes toy, realistic or real.")
     return _source(f"mpi3d_{version}", name, root, factors, label, test_size, cache)
 
 
@@ -142,7 +139,7 @@ def _source(
     if not raw.is_file() or raw.stat().st_size != math.prod(known.shape):
         _unpack(name, known, _download(name, known, Path(root).expanduser(), source.partition("_")[0]), raw)
     images = Streamed(raw, known.shape, torch.arange(known.shape[0]), is_binary=known.is_binary)
-    return grid_source(name, images, known.sizes, values, label, test_size, known.names, of_files({raw.name: raw}))
+    return grid_source(name, images, known.sizes, values, label, test_size, known.names, digests({raw.name: raw}))
 
 
 def _download(name: str, known: Published, root: Path, folder: str) -> Path:
@@ -173,7 +170,6 @@ def _unpack(name: str, known: Published, path: Path, raw: Path) -> None:
                 f"dataset={name}: {path} is damaged: it has not the checksum that it was published with. Delete it "
                 "to have it downloaded again."
             )
-        raw.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(raw) as out:
             for images in _read_h5(name, path, known.images) if path.suffix == ".h5" else _read_npz(path, known.images):
                 images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
@@ -186,9 +182,8 @@ def _unpack(name: str, known: Published, path: Path, raw: Path) -> None:
 def _read_npz(path: Path, array: str) -> Iterator[np.ndarray]:
     """Yield parts of one array of an npz file as it is unpacked. Other arrays, some pickled, are not touched."""
     with zipfile.ZipFile(path) as archive, archive.open(f"{array}.npy") as member:
-        version = np.lib.format.read_magic(member)
-        header: Any = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, *_ = header(member)
+        np.lib.format.read_magic(member)
+        shape, *_ = np.lib.format.read_array_header_1_0(member)
         for at in range(0, shape[0], ROWS_AT_ONCE):
             n = min(ROWS_AT_ONCE, shape[0] - at)
             yield np.frombuffer(member.read(n * math.prod(shape[1:])), np.uint8).reshape(n, *shape[1:])

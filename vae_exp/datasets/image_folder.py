@@ -25,7 +25,7 @@ from vae_exp.datasets.factors import Factors, read_factors
 from vae_exp.datasets.prepare import with_test
 from vae_exp.datasets.splits import Source, Split, Streamed
 from vae_exp.errors import Unwritable, UserError, printable
-from vae_exp.files import announce, atomic_write, cache_folder, content_key, of_files, partial_of, read_json, write
+from vae_exp.files import announce, atomic_write, cache_folder, content_key, digests, partial_of, read_json, write
 
 log = logging.getLogger(__name__)
 
@@ -110,9 +110,9 @@ def image_folder(
     train = read("train")
     val = read("val") if "val" in parts else None
     if "test" in parts:
-        return Source(name, train, lambda: read("test"), class_names, val, files=of_files(sources))
+        return Source(name, train, lambda: read("test"), class_names, val, files=digests(sources))
     train, test = with_test(train, test_size, str(folder))
-    return Source(name, train, lambda: test, class_names, val, files=of_files(sources))
+    return Source(name, train, lambda: test, class_names, val, files=digests(sources))
 
 
 def _parts(folder: Path) -> dict[str, Path]:
@@ -362,22 +362,16 @@ def _write(cache: Path, root: Path, files: list[str], how: Decoding) -> tuple[Re
         log.warning(f"{cache}: damaged, so the images are decoded anew")
     unusable: Reasons = {}
     depths: Counter[str] = Counter()
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with atomic_write(cache / IMAGES) as out:
-            for row, image in decode_all(root, files, how):
-                if isinstance(image, Unusable):
-                    unusable[row] = str(image)
-                else:
-                    out.write(np.ascontiguousarray(image.pixels).data)
-                    depths.update([image.depth] if image.depth else [])
-        if unusable:
-            write(cache / "left_out.txt", "\n".join([*_lines(files, unusable), ""]))
-        write(cache / "about.json", json.dumps({"unusable": unusable, "depths": depths}))
-    except BaseException:
-        with contextlib.suppress(OSError):  # another process has made the cache meanwhile
-            cache.rmdir()
-        raise
+    with atomic_write(cache / IMAGES) as out:
+        for row, image in decode_all(root, files, how):
+            if isinstance(image, Unusable):
+                unusable[row] = str(image)
+            else:
+                out.write(np.ascontiguousarray(image.pixels).data)
+                depths.update([image.depth] if image.depth else [])
+    if unusable:
+        write(cache / "left_out.txt", "\n".join([*_lines(files, unusable), ""]))
+    write(cache / "about.json", json.dumps({"unusable": unusable, "depths": depths}))
     return unusable, depths
 
 

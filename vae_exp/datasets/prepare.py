@@ -167,16 +167,14 @@ def prepare(
         split = split[_rows_with(split, labels, numbers, part)]  # y counts from 0: no class is empty
         return replace(split, y=torch.searchsorted(torch.tensor(numbers), split.y))
 
-    if source.test_is_at_hand and labels is not None:
-        _rows_with(source.read_test(), labels, numbers, "test")
     dynamic = binarize == "dynamic"
     before, held_out = ("none", "static") if dynamic else (binarize, binarize)
     train = load(source.train, before)
     rows = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
     n_val = count(val_size, len(train)) if source.val is None else 0
     if n_val >= len(train):
-        size = f"{source.name} has {len(train):,} training images"
-        raise UserError(f"dataset.val_size={val_size}: {size}; leave at least one.")
+        images = f"{source.name} has {len(train):,} training images"
+        raise UserError(f"dataset.val_size={val_size}: {images}; leave at least one.")
     val_rows, rows = rows[:n_val].sort().values, rows[n_val:]
     if source.val is not None:
         val = load(source.val, held_out, "validation")[: None if val_size else 0]
@@ -230,6 +228,8 @@ def _label_numbers(source: Source, labels: list[int | str] | None, n_classes: in
     largest = len(chosen) - 1 if chosen else int(source.train.y.max())
     if n_classes and largest >= n_classes:
         raise UserError(f"dataset.n_classes={n_classes}: {source.name} has labels up to {largest}.")
+    if source.test_is_at_hand and labels is not None:
+        _rows_with(source.read_test(), labels, chosen, "test")
     return chosen
 
 

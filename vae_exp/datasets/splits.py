@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from vae_exp.datasets.factors import Factors
-from vae_exp.errors import UserError
 
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 PREFETCH = 4  # batches
@@ -117,7 +116,7 @@ class Source:
     class_names: list[str]  # of the labels 0, 1, ...; empty where there are none
     val: Split | None = None  # where the data comes with one
     test_is_at_hand: bool = False  # its labels cost nothing to read before the end
-    files: dict[str, str] | None = None  # digests of what the images are read from, by names below the root: of_files
+    files: dict[str, str] | None = None  # digests of what the images are read from, by names below the root
 
 
 def batches(
@@ -181,8 +180,6 @@ def _prefetch(images: Streamed, rows: Iterable[slice | Tensor], device: torch.de
 
 
 def size_in_bytes(size: int | str) -> int:
-    """Return a size in bytes: 2GB is 2,000,000,000, a plain number is bytes. Raises UserError for anything else."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?B)?", str(size).strip(), re.IGNORECASE)
-    if isinstance(size, bool) or not match:
-        raise UserError(f"dataset.device_memory={size}: it takes a size such as 500MB or 2GB; 0 streams everything.")
-    return int(float(match[1]) * UNITS[(match[2] or "B").upper()])
+    """Return a size in bytes: 2GB is 2,000,000,000, a plain number is bytes."""
+    number, unit = re.findall(r"([\d.]+)\s*(\w*)", str(size))[0]
+    return int(float(number) * UNITS[unit.upper() or "B"])

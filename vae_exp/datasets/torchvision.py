@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import hashlib
 import io
 import pickle
 import socket
@@ -16,7 +15,7 @@ import torch
 from vae_exp.datasets.image_folder import Decoding, image_shape, read_split
 from vae_exp.datasets.splits import Source, Split
 from vae_exp.errors import Unwritable, UserError
-from vae_exp.files import announce, atomic_write, cache_folder, content_key, of_files
+from vae_exp.files import announce, atomic_write, cache_folder, content_key, digests, making
 
 DOWNLOAD_SECONDS = 15  # a mirror that hangs must not hang the run
 COPY_FORMAT = 2  # part of a copy's name: a copy of another format is not found
@@ -36,12 +35,6 @@ class Files(NamedTuple):
 
 
 IDX = tuple(f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
-MNIST_MD5 = {
-    IDX[0]: "6bbc9ace898e44ae57da46a324031adb",
-    IDX[1]: "a25bea736e30d166cdddb491f175f624",
-    IDX[2]: "2646ac647ad5339dbf082846283269ea",
-    IDX[3]: "27ae3e4e09519cfbb04c329615203637",
-}
 QIDX = tuple(f"qmnist-{part}-{kind}" for part in ("train", "test") for kind in ("images-idx3-ubyte", "labels-idx2-int"))
 EIDX = tuple(f"emnist-{{}}-{name.replace('t10k', 'test')}" for name in IDX)  # with the name of its split
 BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
@@ -58,13 +51,10 @@ KNOWN = {
     "svhn": Files("SVHN", ".", SVHN, "http://ufldl.stanford.edu/housenumbers", "split"),
     "celeba": Files("CelebA", "celeba", CELEBA, "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html", "split"),
 }
-IN_MEMORY = tuple(source for source in KNOWN if source != "celeba")
 
 
 def torchvision_images(name: str, source: str, root: str, binarize: str = "none", split: str | None = None) -> Source:
     """Return a dataset that torchvision reads whole, such as source=mnist. Raises UserError if it cannot be had."""
-    if source not in IN_MEMORY:
-        raise UserError(f"dataset.source={source}: it takes one of {', '.join(IN_MEMORY)}.")
     folder = Path(root).expanduser()
     if binarize == "larochelle":
         return larochelle(name, folder)
@@ -76,7 +66,7 @@ def torchvision_images(name: str, source: str, root: str, binarize: str = "none"
         return _read_cached(source, folder, part, split, content_key(files))
 
     train, class_names = read("train")
-    return Source(name, train, lambda: read("test")[0], class_names, files=of_files(files))
+    return Source(name, train, lambda: read("test")[0], class_names, files=digests(files))
 
 
 def _files(source: str, folder: Path, split: str | None) -> dict[str, Path]:
@@ -93,10 +83,8 @@ def _read_cached(source: str, folder: Path, part: str, split: str | None, key: s
         stored = torch.load(copy, weights_only=True)
         return Split(stored["x"], stored["y"]), stored["class_names"]
     images, class_names = _read(source, folder, part, split)
-    with contextlib.suppress(OSError, RuntimeError, Unwritable):
-        cache.mkdir(parents=True, exist_ok=True)
-        with atomic_write(copy, sync=False) as file:
-            torch.save({"x": images.images, "y": images.y, "class_names": class_names}, file)
+    with contextlib.suppress(OSError, RuntimeError, Unwritable), atomic_write(copy, sync=False) as file:
+        torch.save({"x": images.images, "y": images.y, "class_names": class_names}, file)
     return images, class_names
 
 
@@ -115,26 +103,12 @@ def _read(source: str, folder: Path, part: str, split: str | None) -> tuple[Spli
     class_names = list(getattr(raw, "classes", "0123456789"))
     if class_names[0] == "N/A":  # EMNIST's letters count from 1
         class_names, y = class_names[1:], y - 1
-    where = folder / KNOWN[source].folder
-    if problem := _problem(source, where, x, y, len(class_names)):
-        raise UserError(
-            f"dataset={source}: files in {where} are damaged: {problem}. Delete them to download them anew."
-        )
-    return Split(x.contiguous(), y), [label.split(" - ")[0] for label in class_names]  # 7, not "7 - seven"
-
-
-def _problem(source: str, folder: Path, x: torch.Tensor, y: torch.Tensor, n_classes: int) -> str | None:
-    """Return why readable files do not go together, or are not as they were published; None if all is well."""
-    are_images = x.dtype == torch.uint8 and x.ndim == 4 and 0 not in x.shape
+    n_classes, are_images = len(class_names), x.dtype == torch.uint8 and x.ndim == 4 and 0 not in x.shape
     if not are_images or y.shape != (len(x),) or y.min() < 0 or y.max() >= n_classes:
-        return (
-            f"images of {x.dtype} {list(x.shape)} and labels {list(y.shape)} of {n_classes} classes do not go together"
-        )
-    files = {60_000: IDX[:2], 10_000: IDX[2:]}.get(len(x), ()) if source == "mnist" else ()  # else somebody's own
-    for file in files:
-        if hashlib.md5((folder / file).read_bytes(), usedforsecurity=False).hexdigest() != MNIST_MD5[file]:
-            return f"{file} has not the checksum that it was published with"
-    return None
+        read = f"images of {x.dtype} {list(x.shape)} and labels {list(y.shape)} of {n_classes} classes"
+        where = f"files in {folder / KNOWN[source].folder} are damaged: {read} do not go together"
+        raise UserError(f"dataset={source}: {where}. Delete them to download them anew.")
+    return Split(x.contiguous(), y), [label.split(" - ")[0] for label in class_names]  # 7, not "7 - seven"
 
 
 def open_torchvision(source: str, folder: Path, part: str, split: str | None = None) -> Any:
@@ -164,18 +138,11 @@ def downloading(
 ) -> Iterator[None]:
     """Download files in this block. Raises UserError, with what to do by hand, if that fails."""
     path, timeout = root / folder, socket.getdefaulttimeout()
-    missing = [parent for parent in (path, *path.parents) if not parent.exists()]
     try:
         socket.setdefaulttimeout(DOWNLOAD_SECONDS)
-        path.mkdir(parents=True, exist_ok=True)
-        with contextlib.redirect_stdout(io.StringIO()):
+        with making(path), contextlib.redirect_stdout(io.StringIO()):
             yield
-    except BaseException as error:
-        for parent in missing:
-            with contextlib.suppress(OSError):  # not empty
-                parent.rmdir()
-        if not isinstance(error, RuntimeError | OSError | ImportError):  # CelebA's lies on Google Drive, for a package
-            raise
+    except (RuntimeError, OSError, ImportError) as error:  # a package for CelebA's Google Drive is missing
         addresses = "\n".join(f"  tried  {address}" for address in tried)
         raise UserError(
             f"dataset={name}: not found in {path}, and it could not be downloaded.\n{addresses}\n"
@@ -205,7 +172,7 @@ def larochelle(name: str, folder: Path) -> Source:
     def read(part: str) -> Split:
         return _read_amat(paths[part], content_key({paths[part].name: paths[part]}))
 
-    files = of_files({path.name: path for path in paths.values()})
+    files = digests({path.name: path for path in paths.values()})
     return Source(name, read("train"), lambda: read("test"), [], read("valid"), files=files)
 
 
@@ -246,5 +213,5 @@ def celeba(
     train, val = read("train"), read("valid")
     # All 202,599 files take long.
     images = [f"{CELEBA[0]}/{number:06}.jpg" for number in range(1, 202_600, 200)]
-    digests = of_files({path: folder / "celeba" / path for path in (*CELEBA[1:], *images)})
-    return Source(name, train, lambda: read("test"), class_names, val, files=digests)
+    files = {path: folder / "celeba" / path for path in (*CELEBA[1:], *images)}
+    return Source(name, train, lambda: read("test"), class_names, val, files=digests(files))

@@ -1,5 +1,6 @@
 """Score how codes tell factors, for one model or (UDR) between models."""
 
+import functools
 import math
 import sys
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from vae_exp import inference, scores
+from vae_exp import scores
 from vae_exp.compare import table
 from vae_exp.compare.runs import UDR, Run, fold_seeds
 from vae_exp.config.schema import EvaluateOptions
@@ -15,16 +16,18 @@ from vae_exp.datasets import Data
 from vae_exp.datasets.splits import Split
 from vae_exp.errors import UserError, printable
 from vae_exp.evaluation import metrics, results, sample_scores
+from vae_exp.evaluation.metrics import Evaluation
 from vae_exp.figures import latent_walks as figures
+from vae_exp.inference import TrainedVAE, load
+from vae_exp.scores.mig import above_chance
 from vae_exp.scores.repeats import DEFAULT, usual_size
 from vae_exp.training import dry_run
 from vae_exp.training.run_dir import BEST
 
 IMAGES = 2000  # of the test split, whose codes udr compares
-printed_notes: set[str] = set()  # of this command: for all runs of a sweep they are the same
 
 
-def choose(model: inference.TrainedVAE, data: Data, split: Split, options: EvaluateOptions) -> tuple[list[str], int]:
+def choose(model: TrainedVAE, data: Data, split: Split, options: EvaluateOptions) -> tuple[list[str], int]:
     """Return the scores to measure, requested or usual ones that the split suits, and the images for each repeat."""
     requested, part, repeats, seed = options["scores"], options["split"], options["score_repeats"], options["seed"]
     if requested == [] or (requested is None and split.factors is None):
@@ -54,24 +57,18 @@ def choose(model: inference.TrainedVAE, data: Data, split: Split, options: Evalu
     return [name for name in names if name not in errors], rows
 
 
+@functools.cache  # for all runs of a sweep the notes are the same
 def print_once(note: str) -> None:
-    if note not in printed_notes:
-        print(f"{printable(note)}\n")
-    printed_notes.add(note)
+    print(f"{printable(note)}\n")
 
 
 def score(
-    model: inference.TrainedVAE,
-    evaluation: metrics.Evaluation,
-    split: Split,
-    names: list[str],
-    rows: int,
-    options: EvaluateOptions,
+    model: TrainedVAE, evaluation: Evaluation, split: Split, names: list[str], rows: int, options: EvaluateOptions
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Return each score with its spread, and by name the information matrix and the traversals that it orders."""
     factors = split.unknown_factors(model.config["model"]["conditional"])
     repeats, seed = options["score_repeats"], options["seed"]
-    known = metrics.known_from_means(evaluation, factors, seed)
+    known = above_chance(evaluation.q.mean, factors.table, seed=seed)
     result: dict[str, Any] = {"rows": rows, "repeats": repeats, "seed": seed, "factors": factors.names}
     result[results.WARNING] = metrics.scores_warning(evaluation, factors, known)
     cautions = {key: caution for name in names for key, caution in scores.SCORES[name].cautions.items()}
@@ -113,7 +110,7 @@ def _rank(runs: list[Run]) -> int:
     codes, kl, images = [], [], None
     for run in tqdm(runs, desc="codes", unit="run", disable=None, leave=False):
         try:
-            model = inference.load(run.folder)
+            model = load(run.folder)
             if images is None:  # of the first run's data, for all
                 split = model.read_data().split("test")
                 images = split[sample_scores.random_rows(len(split), IMAGES)]

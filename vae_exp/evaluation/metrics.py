@@ -43,10 +43,6 @@ class Evaluation:
         return {"neg_elbo": reconstruction + kl, "reconstruction": reconstruction, "kl": kl}
 
     @property
-    def neg_elbo(self) -> float:
-        return self.per_image["neg_elbo"].mean().item()
-
-    @property
     def kl_per_dim(self) -> list[float]:
         """Return the KL of each latent, [Z]; in float32 that of a collapsed one may be slightly negative."""
         return self.kl_terms.mean(0).clamp(min=0).tolist()
@@ -153,11 +149,6 @@ def factor_scores(
     return {f"{prefix}/{name}": score.mean for name, score in scores.items() if not math.isnan(score.mean)}
 
 
-def known_from_means(evaluation: Evaluation, factors: Factors, seed: int = 0) -> np.ndarray:
-    """Return what the mean of each latent tells about each factor, above chance: [Z, F], nats."""
-    return above_chance(evaluation.q.mean, factors.table, seed=seed)
-
-
 def max_information(evaluation: Evaluation) -> np.ndarray:
     """Return the most that each latent can tell about anything: its KL, as I(x; z_i) is at most that, [Z], nats."""
     kl = np.array(evaluation.kl_per_dim)
@@ -166,7 +157,7 @@ def max_information(evaluation: Evaluation) -> np.ndarray:
 
 def scores_warning(evaluation: Evaluation, factors: Factors, known: np.ndarray | None = None) -> str | None:
     """Return a warning if the means of q(z|x), which the scores read, tell more than z with its noise does."""
-    known = known_from_means(evaluation, factors) if known is None else known
+    known = above_chance(evaluation.q.mean, factors.table) if known is None else known
     bound, most, names = max_information(evaluation), known.max(1), factors.names
     n_values = np.array([len(column.unique()) for column in factors.table.T])
     # 2 N times the estimate of nothing is chi-squared: of few images and many values chance finds much.

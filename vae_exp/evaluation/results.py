@@ -1,9 +1,11 @@
 """Read the results of evaluations that are stored beside a checkpoint, and print them."""
 
+import contextlib
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vae_exp.compare.runs import TERMS
 from vae_exp.config.schema import SAMPLE_SCORES, EvaluateOptions, is_number
 from vae_exp.errors import printable
 from vae_exp.files import read_json
@@ -29,13 +31,35 @@ MEANINGS = {
 }
 
 
+def path_of(checkpoint: Path, split: str) -> Path:
+    """Return the path of an evaluation, such as best.test.json beside best.pt."""
+    return checkpoint.with_name(f"{checkpoint.stem}.{split}.json")
+
+
+def stored_numbers(checkpoint: Path, weights: str | None = None) -> dict[str, float]:
+    """Return the numbers of all evaluations beside a checkpoint, or those of these weights, by their names in W&B."""
+    found: dict[str, float] = {}
+    for split in ("test", "train", "val"):
+        stored = read(path_of(checkpoint, split))
+        if weights in (None, stored.get("weights")):
+            found |= {f"evaluate/{split}/{name}": value for name, value in numbers(stored).items()}
+    return found
+
+
 def read(path: Path) -> dict[str, Any]:
-    """Read an evaluation, without entries that are not as written; empty if there is no file or it cannot be read."""
-    try:
+    """Read an evaluation; empty if there is no file, or one that is not as vae-evaluate writes it."""
+    with contextlib.suppress(OSError, AttributeError, KeyError, TypeError):
         content = read_json(path)
-    except OSError:
-        return {}
-    return {name: value for name, value in content.items() if _is_valid(name, value)} if _is_dict(content) else {}
+        scores, samples = content.get("scores"), content.get("samples", {})
+        values = [value for name, value in content.items() if name not in (*TEXTS, "kl_per_dim", "scores", "samples")]
+        values += content.get("kl_per_dim", [])
+        if scores is not None:
+            values += [scores[name] for name in SETTINGS if name != "factors"]
+            values += [score[name] for score in scores_of(content).values() for name in ("mean", "std")]
+        values += [value for score in samples.values() for value in (*score.values(), *map(score.get, SAMPLE_SETTINGS))]
+        if all(value is None or is_number(value) for value in values) and all(name.count("/") == 1 for name in samples):
+            return content
+    return {}
 
 
 def scores_of(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -62,45 +86,12 @@ def not_finite(result: dict[str, Any]) -> list[str]:
     return [f"{n} is {value}" for n, value in flat.items() if isinstance(value, float) and not math.isfinite(value)]
 
 
-def _is_valid(name: str, value: Any) -> bool:
-    """Return whether an entry of a stored evaluation is as it was written."""
-    if name in TEXTS:
-        return isinstance(value, str)
-    if name == "kl_per_dim":
-        return isinstance(value, list) and all(map(is_number, value))
-    if name == "scores":
-        if not _is_dict(value, *SETTINGS) or not isinstance(value["factors"], list):
-            return False
-        return isinstance(value.get(WARNING), str | None) and all(map(_is_score, scores_of({name: value}).values()))
-    if name == "samples":
-        return _is_dict(value) and all(map(_are_sample_scores, value.items()))
-    return value is None or is_number(value)
-
-
-def _is_dict(value: Any, *keys: str) -> bool:
-    return isinstance(value, dict) and value.keys() >= set(keys)
-
-
-def _is_score(score: Any) -> bool:
-    is_score = _is_dict(score, "mean", "std", "caution") and isinstance(score["caution"], str)
-    return is_score and is_number(score["mean"]) and (score["std"] is None or is_number(score["std"]))
-
-
-def _are_sample_scores(item: tuple[str, Any]) -> bool:
-    source, scores = item
-    if source.count("/") != 1 or not _is_dict(scores, *SAMPLE_SETTINGS):
-        return False
-    names = {name.removesuffix("_real") for name in scores.keys() - {*SAMPLE_SETTINGS}}
-    return all(map(is_number, scores.values())) and all({name, f"{name}_real"} <= scores.keys() for name in names)
-
-
 def show(result: dict[str, Any], model: "TrainedVAE") -> None:
     """Print an evaluation."""
     draws = "one draw" if result["repeats"] == 1 else f"{result['repeats']} draws"
     print(f"{printable(model.name)}\n{result['split']} split, {result['images']:,} images, {draws} of z for each\n")
     print(f"{'nats per image':28}{'':>12}{'± images':>12}{'± noise':>12}")
-    words = {"neg_elbo": "neg_elbo", "reconstruction": "reconstruction", "kl": "kl"}
-    words["nll"] = f"nll, K = {result.get('importance_samples')}"
+    words = dict(zip(TERMS, TERMS, strict=True)) | {"nll": f"nll, K = {result.get('importance_samples')}"}
     if (images := result.get("mutual_information_images", result["images"])) < result["images"]:
         words["mutual_information_kl"] = f"kl of {images:,} random images"
     words |= {"mutual_information": "mutual information I(x; z)", "kl_aggregate": "KL(q(z) || p(z))"}
@@ -135,7 +126,7 @@ def show_side_by_side(rows: dict[Path, dict[str, Any]], options: EvaluateOptions
         path: row | row.get("samples", {}).get(source, {}) | {name: s["mean"] for name, s in scores_of(row).items()}
         for path, row in rows.items()
     }
-    always = ("nll", "neg_elbo", "reconstruction", "kl", "active_units", "label_accuracy")
+    always = ("nll", *TERMS, "active_units", "label_accuracy")
     names = [n for n in (*always, *options["samples"], *TABLE_SCORES) if any(n in row for row in rows.values())]
     print("  ".join(f"{name:>14}" for name in names) + "  checkpoint")
     for path, row in sorted(rows.items(), key=lambda item: item[1].get(names[0], math.inf)):

@@ -34,7 +34,7 @@ _reported: set[str] = set()
 
 def drawable(names: Sequence[str]) -> list[str]:
     """Return class names, or the number of a class if no installed font has its letters; warn once per class."""
-    without = [name for name in names if None in map(_font_for, _foreign_groups(name))]
+    without = [name for name in names if any(not group.isascii() and font is None for group, font in _groups(name))]
     if new := [name for name in without if name not in _reported]:
         _reported.update(new)
         log.warning(f"no font installed here has the letters of {', '.join(new)}: pictures show the class's number")
@@ -48,56 +48,52 @@ def drawable_name(names: Sequence[str], number: int) -> str:
 
 def families(names: Iterable[str]) -> list[str]:
     """Return the font families that matplotlib needs for all the letters, its own first."""
-    fonts = {_font_for(group) for name in names for group in _foreign_groups(name)}
-    return ["DejaVu Sans", *sorted({font.name for font in fonts if font} - {"DejaVu Sans"})]
+    fonts = {font.name for name in names for _, font in _groups(name) if font}
+    return ["DejaVu Sans", *sorted(fonts - {"DejaVu Sans"})]
 
 
 def text_width(text: str, size: int) -> float:
     """Return the width of a text as `write` draws it, in pixels."""
-    return sum(_font(group, size).getlength(group) for group in _groups(text))
+    return sum(_sized(font, size).getlength(group) for group, font in _groups(text))
 
 
 def write(ink: ImageDraw.ImageDraw, at: tuple[float, float], text: str, size: int, anchor: str) -> None:
     """Draw a text in black, each of its groups of words with a font that has its letters; anchor is lm, mm or rm."""
     groups, (x, y) = _groups(text), at
-    if len(groups) == 1:
-        ink.text(at, groups[0], "black", _font(groups[0], size), anchor=anchor)
-        return
-    x -= text_width(text, size) * {"l": 0, "m": 0.5, "r": 1}[anchor[0]]
-    for group in groups:
-        font = _font(group, size)
-        ink.text((x, y), group, "black", font, anchor=f"l{anchor[1]}")
+    if len(groups) > 1:
+        x -= text_width(text, size) * {"l": 0, "m": 0.5, "r": 1}[anchor[0]]
+        anchor = f"l{anchor[1]}"
+    for group, entry in groups:
+        font = _sized(entry, size)
+        ink.text((x, y), group, "black", font, anchor=anchor)
         x += font.getlength(group)
 
 
-def _groups(text: str) -> list[str]:
-    """Split a text into groups of whole words, ASCII and other, and join separate accents, as macOS writes them."""
+@functools.lru_cache(maxsize=256)
+def _groups(text: str) -> list[tuple[str, Any]]:
+    """Split a text into groups of whole words, ASCII (for Pillow's own font) and other, each with its `_font_for`.
+
+    Separate accents, as macOS writes them, are joined.
+    """
     words = re.findall(r"[^ ]+ *|^ +", unicodedata.normalize("NFC", text))
-    return ["".join(group) for _, group in itertools.groupby(words, str.isascii)]
-
-
-def _foreign_groups(text: str) -> list[str]:
-    return [group for group in _groups(text) if not group.isascii()]
+    groups = ["".join(group) for _, group in itertools.groupby(words, str.isascii)]
+    return [(group, None if group.isascii() else _font_for(group)) for group in groups]
 
 
 @functools.lru_cache(maxsize=256)
-def _font(text: str, size: int) -> Any:
-    font = None if text.isascii() else _font_for(text)
+def _sized(font: Any, size: int) -> Any:
     return ImageFont.truetype(font.fname, size) if font else ImageFont.load_default(size)
 
 
-@functools.lru_cache(maxsize=1024)
 def _font_for(text: str) -> Any:
     """Return matplotlib's entry of an installed font that has all letters of a text, or None."""
     from matplotlib import font_manager
 
-    def usual(font: Any) -> tuple[bool, int, str]:
-        weight = font.weight if isinstance(font.weight, int) else 400
-        return font.name != "DejaVu Sans", abs(weight - 400), font.name
-
     def search() -> Any:
         fonts = [font for font in manager.ttflist if font.style == "normal" and not font.name.startswith(STAND_INS)]
-        return next((font for font in sorted(fonts, key=usual) if letters <= _letters_of(font.fname)), None)
+        weights = {font: abs((font.weight if isinstance(font.weight, int) else 400) - 400) for font in fonts}
+        fonts.sort(key=lambda font: (font.name != "DejaVu Sans", weights[font], font.name))
+        return next((font for font in fonts if letters <= _letters_of(font.fname)), None)
 
     letters, manager = frozenset(text) - SELECTORS - {" "}, font_manager.fontManager
     font = search()
@@ -191,11 +187,6 @@ def reconstructions(x: Tensor, again: Tensor) -> np.ndarray:
     blank = x.new_full((-len(x) % columns, *x.shape[1:]), 0.5)
     rows = (torch.cat([images, blank]).split(columns) for images in (x, again.to(x)))
     return grid(torch.cat([row for pair in zip(*rows, strict=True) for row in pair]), columns)
-
-
-def samples(images: Tensor, n_classes: int) -> np.ndarray:
-    """Draw samples [N, C, H, W] of the prior; a conditional model's are a row per class, [K * S, C, H, W]."""
-    return grid(images, len(images) // n_classes if n_classes else COLUMNS)
 
 
 def walk_sheet(images: Tensor, *words: Any) -> np.ndarray:

@@ -39,8 +39,8 @@ def _samples(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:
     title += "" if options["sampler"] == "prior" else f" from {options['sampler']}"
     title += "" if temperature == 1 else f", temperature {temperature:g}"
     columns = math.ceil(math.sqrt(n))
-    if label is None and 0 < model.classes_there <= grids.MAX_CLASSES:
-        columns, title = model.classes_there, f"{title}, a label a column"
+    if label is None and 0 < model.n_classes_in_data <= grids.MAX_CLASSES:
+        columns, title = model.n_classes_in_data, f"{title}, a label a column"
     return Drawing(n, chunks, lambda x: grids.label_sheet(grids.grid(x, columns), title))
 
 
@@ -57,7 +57,7 @@ def _classes(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:
     names = grids.drawable(model.class_names[:n_classes])
     names += map(str, range(len(names), n_classes))
     y = torch.arange(n_classes).repeat_interleave(n)
-    return Drawing(len(y), [(images, y)], lambda x: grids.label_sheet(grids.samples(x, n_classes), title, names))
+    return Drawing(len(y), [(images, y)], lambda x: grids.label_sheet(grids.grid(x, n), title, names))
 
 
 def _reconstructions(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:
@@ -65,11 +65,8 @@ def _reconstructions(model: TrainedVAE, options: GenerateOptions, n: int) -> Dra
     _require_room(model, 2 * len(x), f"n={n}: {len(x):,} images and their reconstructions", options)
     parts = zip(x.split(latent_walks.BATCH_SIZE), y.split(latent_walks.BATCH_SIZE), strict=True)
     recon = torch.cat([model.reconstruct(*part) for part in parts])
-
-    def sheet(recon: Tensor) -> np.ndarray:
-        return grids.label_sheet(grids.reconstructions(x.float() / 255, recon), f"{source}, reconstructions below")
-
-    return Drawing(len(x), [(recon, y)], sheet)
+    images, title = x.float() / 255, f"{source}, reconstructions below"
+    return Drawing(len(x), [(recon, y)], lambda recon: grids.label_sheet(grids.reconstructions(images, recon), title))
 
 
 def _interpolations(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:

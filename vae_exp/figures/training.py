@@ -78,7 +78,8 @@ def reconstructions(model: VAE, held_out: Split, noise: torch.Generator) -> np.n
 def samples(model: VAE, n_rows: int, noise: torch.Generator) -> np.ndarray:
     """Draw the mean of p(x|z) at z ~ p(z); a conditional model gets n_rows classes, the same z in each column."""
     z = model.prior_sample(SIZES["classes"] if n_rows else SIZES["samples"], noise)
-    return grids.samples(latent_walks.classes(model, z, n_rows).flatten(0, 1), n_rows)
+    images = latent_walks.classes(model, z, n_rows).flatten(0, 1)
+    return grids.grid(images, len(z) if n_rows else grids.COLUMNS)
 
 
 def _figure(name: str, model: VAE, split: Split, evaluation: Evaluation, class_names: Sequence[str]) -> np.ndarray:

@@ -16,12 +16,12 @@ def mutual_information(codes: Any, factors: Any, bins: int = BINS) -> np.ndarray
     return _binned_information(LabelledCodes.of(codes, factors), bins)
 
 
-def above_chance(codes: Any, factors: Any, bins: int = BINS, seed: int = 0) -> np.ndarray:
+def above_chance(codes: Any, factors: Any, seed: int = 0) -> np.ndarray:
     """Return the excess of mutual_information over its mean for ten shuffles of the factors: [Z, F], nats, from 0."""
     data, rng = LabelledCodes.of(codes, factors), generator(seed)
     shuffles = (replace(data, factors=rng.permutation(data.factors)) for _ in range(SHUFFLES))
-    chance = np.mean([_binned_information(shuffled, bins) for shuffled in shuffles], axis=0)
-    return np.maximum(_binned_information(data, bins) - chance, 0)
+    chance = np.mean([_binned_information(shuffled, BINS) for shuffled in shuffles], axis=0)
+    return np.maximum(_binned_information(data, BINS) - chance, 0)
 
 
 def mig(codes: Any, factors: Any, bins: int = BINS) -> float:

@@ -20,12 +20,12 @@ def precision(real: Any, fake: Any, k: int = K_MANIFOLD) -> float:
     Improved precision (Kynkäänniemi et al. 2019), https://arxiv.org/abs/1904.06991: 1 is best, and says that samples
     look real. Raises UserError for k rows or fewer.
     """
-    return neighbour_scores(real, fake, ["precision"], k, k)["precision"]
+    return neighbour_scores(real, fake, ["precision"], k)["precision"]
 
 
 def recall(real: Any, fake: Any, k: int = K_MANIFOLD) -> float:
     """Return the part of real [N, D] in the ball of some row of fake [M, D]: 1 is best, as varied as the data."""
-    return neighbour_scores(real, fake, ["recall"], k, k)["recall"]
+    return neighbour_scores(real, fake, ["recall"], k)["recall"]
 
 
 def density(real: Any, fake: Any, k: int = K_DENSITY) -> float:
@@ -33,19 +33,18 @@ def density(real: Any, fake: Any, k: int = K_DENSITY) -> float:
 
     Naeem et al. (2020), https://arxiv.org/abs/2002.09797. It exceeds 1 where samples crowd where the data are dense.
     """
-    return neighbour_scores(real, fake, ["density"], k, k)["density"]
+    return neighbour_scores(real, fake, ["density"], k)["density"]
 
 
 def coverage(real: Any, fake: Any, k: int = K_DENSITY) -> float:
     """Return the part of real [N, D] whose ball contains some row of fake [M, D]: 1 is best (Naeem et al. 2020)."""
-    return neighbour_scores(real, fake, ["coverage"], k, k)["coverage"]
+    return neighbour_scores(real, fake, ["coverage"], k)["coverage"]
 
 
-def neighbour_scores(
-    real: Any, fake: Any, names: Collection[str], k_manifold: int = K_MANIFOLD, k_density: int = K_DENSITY
-) -> dict[str, float]:
+def neighbour_scores(real: Any, fake: Any, names: Collection[str], k: int | None = None) -> dict[str, float]:
     """Return the named ones of precision, recall, density and coverage, from one pass over all pairs of rows."""
     real, fake = _centred(real, fake)
+    k_manifold, k_density = (K_MANIFOLD, K_DENSITY) if k is None else (k, k)
     k_max = max(k_density if name in ("density", "coverage") else k_manifold for name in names)
     for side, features in (("real", real), ("fake", fake)):
         if len(features) <= k_max:

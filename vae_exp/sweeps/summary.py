@@ -14,7 +14,6 @@ from vae_exp.config.schema import WandbKeys
 from vae_exp.errors import UserError
 from vae_exp.files import read_yaml, write
 from vae_exp.sweeps.plan import Plan
-from vae_exp.tracking import wandb_logged
 from vae_exp.training.console import say
 from vae_exp.training.run_dir import BEST, SUMMARY, config_dir, read_overrides, runs_below
 
@@ -140,7 +139,9 @@ def _say_what_next(plan: Plan, runs: list[Run], bests: list[Run]) -> None:
                 overrides = [*(word for word in overrides if word in plan.overrides), *values]
             say(f"again   vae-train {shlex.join([*config_dir(one.folder), *overrides, *plan.single])}")
     if bests:
+        from vae_exp.tracking.wandb_run import project_of
+
         folder = shlex.quote(str(plan.folder))
         say(f"compare vae-compare {folder} --html report.html")
-        if project := wandb_logged.project_of(run.folder for run in runs):
+        if project := project_of(run.folder for run in runs):
             say(f"in W&B  vae-compare {folder} --wandb {shlex.quote(project)} --wandb-report")

@@ -21,22 +21,9 @@ from vae_exp.errors import UserError
 from vae_exp.files import atomic_write, no_links, write, writing
 from vae_exp.tracking import wandb_run
 from vae_exp.tracking.wandb_run import FINISH_SECONDS, Mode, as_id, first_line
+from vae_exp.training import run_dir as folder
 from vae_exp.training.checkpoints import Checkpoint
-from vae_exp.training.run_dir import (
-    BEST,
-    CONFIG,
-    IMAGES,
-    LAST,
-    METRICS,
-    SUMMARY,
-    Summary,
-    WandbRun,
-    clear,
-    holds_run,
-    read_summary,
-    require_unused,
-    truncate_metrics,
-)
+from vae_exp.training.run_dir import BEST, CONFIG, IMAGES, LAST, METRICS, SUMMARY, Summary, WandbRun
 from vae_exp.training.state import RunInfo
 
 log = logging.getLogger(__name__)
@@ -51,35 +38,29 @@ class Tracker:
     """
 
     def __init__(
-        self,
-        config: Config,
-        run_dir: Path,
-        wandb_mode: Mode,
-        info: RunInfo,
-        before: Checkpoint | None,
-        old_log_bytes: int,
+        self, config: Config, run_dir: Path, mode: Mode, info: RunInfo, before: Checkpoint | None, old_log_bytes: int
     ) -> None:
         self.run_dir = run_dir
         self.started, self.wandb_id = time.monotonic(), None
         self.ends_as = "finished"  # the state of a run that ends without an error
-        summary = read_summary(run_dir) if before is not None else None
+        summary = folder.read_summary(run_dir) if before is not None else None
         known = summary.wandb if summary is not None else WandbRun()
         if before is not None and before.resume is not None:
             written = before.resume
             self.started, self.wandb_id = self.started - written.seconds, written.wandb_id
-            truncate_metrics(run_dir, before.step, written.metrics_bytes)
+            folder.truncate_metrics(run_dir, before.step, written.metrics_bytes)
         else:
-            require_unused(run_dir, config["replace"])  # again: another process may have been quicker
-            clear(run_dir, old_log_bytes)
+            folder.require_unused(run_dir, config["replace"])  # again: another process may have been quicker
+            folder.clear(run_dir, old_log_bytes)
         write(run_dir / CONFIG, OmegaConf.to_yaml(OmegaConf.create(dict(config))))
         with writing(run_dir / METRICS):
             self.metrics = open(run_dir / METRICS, "a", opener=no_links)  # noqa: SIM115
         best = before.best.summary() if before is not None and before.best is not None else {}
         self.name = wandb_run.run_name(config)
         self.summary = Summary("running", name=self.name, results=info.as_dict() | best)
-        self.wandb = None if wandb_mode == "disabled" else self._open_wandb(config, wandb_mode, info.as_dict(), known)
+        self.wandb = None if mode == "disabled" else self._open_wandb(config, mode, info.as_dict(), known)
         if self.wandb is not None:
-            self.wandb_id, self.summary.wandb = self.wandb.id, _describe(self.wandb, wandb_mode)
+            self.wandb_id, self.summary.wandb = self.wandb.id, _describe(self.wandb, mode)
         self._write_summary()
         if before is None and (artifact := wandb_run.artifact_of(config["init_from"])):
             # W&B draws where the run came from; offline it takes none.
@@ -116,8 +97,6 @@ class Tracker:
     def image(self, name: str, pixels: np.ndarray, caption: str, step: int) -> None:
         """Write a picture, as images/NAME_STEP.png and in W&B as images/NAME; it is encoded once."""
         path = self.run_dir / IMAGES / f"{name}_{step:07d}.png"
-        with writing(path):
-            path.parent.mkdir(exist_ok=True)
         with atomic_write(path, sync=False) as file:
             Image.fromarray(pixels).save(file, "PNG")
 
@@ -227,11 +206,10 @@ class Tracker:
 
 def record_failure(cfg: DictConfig, run_dir: Path, reason: str, state: str = "failed") -> None:
     """Write a summary.json for a run that ended before it was tracked, unless a run's files are there and say more."""
-    if not (run_dir / SUMMARY).exists() and not holds_run(run_dir):
+    if not (run_dir / SUMMARY).exists() and not folder.holds_run(run_dir):
         with contextlib.suppress(UserError):  # an interpolation that leads nowhere may be what failed
             cfg = OmegaConf.create(from_anywhere(resolve(cfg)))
         with contextlib.suppress(OSError, UserError):  # a full disk may be what failed
-            run_dir.mkdir(parents=True, exist_ok=True)
             write(run_dir / CONFIG, OmegaConf.to_yaml(cfg))
             Summary(state, reason).write(run_dir)
 

@@ -16,7 +16,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Literal, cast
 from urllib.error import HTTPError
-from urllib.parse import urlparse
+from urllib.parse import unquote, urlparse
 from urllib.request import Request, urlopen
 
 from vae_exp.config.checks import as_typed
@@ -181,10 +181,9 @@ def _labels(config: Mapping[str, Any], name: str, known: WandbRun) -> dict[str, 
     keys, sweep = config.get("wandb") or {}, config.get("sweep") or {}
     group = keys.get("group") or sweep.get("name") or known.group or os.environ.get("WANDB_RUN_GROUP") or name
     names = [(config.get(part) or {}).get("name") for part in ("model", "dataset")]
-    tags: list[Any] | None = (
-        known.tags if not keys.get("tags") else None
-    )  # of its environment, which may be another one by now
-    tags = [*names, *(keys.get("tags") or _tags_of_environment())] if tags is None else tags
+    # What its environment said, which may be another one by now, is known.
+    given: list[Any] = [*names, *(keys.get("tags") or _tags_of_environment())]
+    tags = given if keys.get("tags") or known.tags is None else known.tags
     return {"group": str(group), "tags": _accepted(tags)}
 
 
@@ -299,10 +298,21 @@ def _one_type(column: Sequence[Any]) -> list[Any]:
     return [value if is_plain or value is None else as_typed(value) for value in column]
 
 
-def artifact_of(place: Any) -> str | None:
-    """Return the name of the W&B artifact that a place such as wandb:ENTITY/PROJECT/NAME:best means, or None."""
-    match = ARTIFACT.fullmatch(str(place))
-    return match["name"] if match and not Path(str(place)).expanduser().exists() else None
+def artifact_of(path: Any) -> str | None:
+    """Return the name of the W&B artifact that a path such as wandb:ENTITY/PROJECT/NAME:best means, or None."""
+    match = ARTIFACT.fullmatch(str(path))
+    return match["name"] if match and not Path(str(path)).expanduser().exists() else None
+
+
+def project_of(folders: Iterable[Path]) -> str | None:
+    """Return ENTITY/PROJECT of the runs in these folders if they were logged online and all to the same, else None."""
+    projects = set()
+    for folder in folders:
+        summary = read_summary(folder)
+        if summary is not None and summary.wandb.url:
+            words = [unquote(word) for word in urlparse(summary.wandb.url).path.strip("/").split("/")]
+            projects.add("/".join(words[:2]) if len(words) == 4 and words[2] == "runs" else None)
+    return projects.pop() if len(projects) == 1 else None
 
 
 def download(artifact: str) -> Path:

@@ -1,19 +1,25 @@
-"""W&B views and reports for comparing runs, of the same panels, and how they are saved."""
+"""W&B views and reports for comparing runs, of the same panels: what runs logged, the panels, and saving them."""
 
 import contextlib
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from vae_exp.compare import runs as results
 from vae_exp.compare import table
-from vae_exp.compare.runs import RESULTS, SCORES, Run, fold_seeds, setting_columns, sort_runs
+from vae_exp.compare.runs import RESULTS, SCORES, SEEDS, TERMS, Run
 from vae_exp.compare.table import cell, is_logarithmic
+from vae_exp.config.checks import flatten
 from vae_exp.config.schema import is_number
 from vae_exp.errors import UserError
+from vae_exp.evaluation.results import SPREAD, stored_numbers
+from vae_exp.files import read_json_lines
 from vae_exp.tracking import wandb_run
-from vae_exp.tracking.wandb_logged import Logged
 from vae_exp.tracking.wandb_run import SWEEP_SUMMARY
-from vae_exp.training.run_dir import read_summary
+from vae_exp.training.run_dir import BEST, IMAGES, LAST, METRICS, read_config, read_summary
 
 try:
     import wandb_workspaces.expr as expr
@@ -29,7 +35,6 @@ MAX_TITLE, MAX_ROWS = 128, 30
 COLUMNS = ("model.z_dim", "model.beta", "optimizer.lr", "seed")
 VIEW_RESULTS = ("best/val_neg_elbo", "test/neg_elbo")
 STATE = "state"  # ours, which also knows pruned and interrupted; W&B's own is run:state
-TERMS = ("neg_elbo", "reconstruction", "kl")
 LATENTS = {"kl_per_dim": "KL of each latent, nats", "active_units": "active units"}
 TIMES = {"time/epoch_seconds": "seconds per epoch", "time/images_per_second": "images per second"}
 FIRST_PICTURES = ("images/samples", "images/reconstructions")
@@ -37,6 +42,82 @@ FIGURES = ("heat_map", "curves", "trade_off")  # of a sweep, in its folder as PN
 COST = "test/reconstruction"
 SPLITS = {"val": "validation", "test": "test", "train_epoch": "training"}
 THIRD, HALF, WHOLE = 8, 12, 24  # of the width of a report
+MAX_KEYS = 8  # of runs that were not swept: more levels of groups, or axes side by side, tell nothing
+OVER = "sweep.over"
+NO_SCORES = ("step", "seed", "importance_seed", "importance_samples", "repeats", "images", "active_units")
+NO_PANEL = ("_error", "_real", SPREAD)  # how far a number may be off, and what it is read beside
+
+
+@dataclass
+class Logged:
+    """Hold the names that W&B has for a set of runs: a panel of any other name would be empty."""
+
+    ids: list[str] = field(default_factory=list)  # of the runs
+    groups: list[str] = field(default_factory=list)  # the sweeps of the runs, and other groups that the user made
+    keys: list[str] = field(default_factory=list)  # of config: what was swept, or else what differs; no seeds
+    columns: list[str] = field(default_factory=list)  # keys, swept seeds, and OVER where something has no key
+    values: dict[str, list[Any]] = field(default_factory=dict)  # of these keys, each value once
+    config: set[str] = field(default_factory=set)
+    history: set[str] = field(default_factory=set)  # numbers and histograms over steps
+    pictures: set[str] = field(default_factory=set)
+    summary: set[str] = field(default_factory=set)
+    scores: list[str] = field(default_factory=list)  # evaluate/SPLIT/NAME
+    metric: str = "test/neg_elbo"  # in the summary: what runs are compared by
+
+
+def read_logged(runs: list[Run]) -> Logged:
+    """Read what the runs logged. Raise UserError if W&B was disabled for all of them."""
+    logged, known, configs = Logged(), [], []
+    for run in runs:
+        config, summary = flatten(read_config(run.folder) or {}), read_summary(run.folder)
+        if not config or summary is None or not summary.wandb.id:
+            continue
+        known.append(run)
+        configs.append(config)
+        logged.ids.append(summary.wandb.id)
+        logged.config |= config.keys()
+        logged.summary |= {name for name, value in summary.results.items() if is_number(value)}
+        logged.history |= _logged_names(run.folder)
+        logged.pictures |= _picture_names(run.folder)
+        logged.scores += [name for name in _evaluated(run.folder) if name not in logged.scores]
+        group = config.get("wandb.group") or config.get("sweep.name") or summary.wandb.group
+        if group not in (None, summary.name, *logged.groups):  # a run alone shares its name with its evaluations
+            logged.groups.append(str(group))
+    if not known:
+        raise UserError(f"none of the {len(runs)} runs was logged to W&B (wandb.mode=disabled).")
+    logged.metric = next((name for name in RESULTS.values() if name in logged.summary), logged.metric)
+    swept = [_name_of(key, logged.config) for key in results.swept_keys(known)]
+    logged.keys = [key for key in swept if key not in (*SEEDS, OVER)]
+    if not logged.keys:
+        names = [_name_of(key, logged.config) for key in results.differing(known) if key not in SEEDS]
+        plain = [name for name in names if not any(isinstance(config.get(name), list | dict) for config in configs)]
+        logged.keys = [name for name in plain if name != OVER][:MAX_KEYS]
+    logged.columns = list(dict.fromkeys([*logged.keys, *swept]))
+    for key in logged.keys:
+        values = [config[key] for config in configs if config.get(key) is not None]
+        logged.values[key] = [value for i, value in enumerate(values) if value not in values[:i]]
+    return logged
+
+
+def _name_of(key: str, config: set[str]) -> str:
+    """Return W&B's name for a key; a swept option that no key has, as for experiment, is in the list of all."""
+    return next((name for name in (key, f"{key}._target_") if name in config), OVER)
+
+
+def _logged_names(folder: Path) -> set[str]:
+    items = (item for row in read_json_lines(folder / METRICS) for item in row.items())
+    return {name for name, value in items if is_number(value) or isinstance(value, list)} - {"step"}
+
+
+def _picture_names(folder: Path) -> set[str]:
+    matches = [re.fullmatch(r"(.+)_\d{7,}", path.stem) for path in (folder / IMAGES).glob("*.png")]
+    return {f"{IMAGES}/{match[1]}" for match in matches if match}
+
+
+def _evaluated(folder: Path) -> list[str]:
+    """Return the names of the scores that vae-evaluate added to a run's summary in W&B, without how far they vary."""
+    names = [name for checkpoint in (BEST, LAST) for name in stored_numbers(folder / checkpoint)]
+    return [name for name in names if name.split("/")[-1] not in NO_SCORES and not name.endswith(NO_PANEL)]
 
 
 def terms(logged: Logged) -> list[Any]:
@@ -49,10 +130,6 @@ def latents(logged: Logged) -> list[Any]:
     """Return panels of how the KL is spread over the latents, as a histogram over steps, and how many are active."""
     parts = [(split, name) for split in ("val", "test") for name in LATENTS]
     return lines(logged, {f"{split}/{name}": f"{LATENTS[name]} ({SPLITS[split]})" for split, name in parts})
-
-
-def times(logged: Logged) -> list[Any]:
-    return lines(logged, TIMES)
 
 
 def lines(logged: Logged, titles: Mapping[str, str], unit: str | None = None) -> list[Any]:
@@ -130,7 +207,7 @@ SECTIONS = {  # of the view, and how many panels stand side by side
     "Pictures": (pictures, 3),
     "KL of each latent": (latents, 2),
     "Scores": (scores, 3),
-    "Time": (times, 2),
+    "Time": (lambda logged: lines(logged, TIMES), 2),
 }
 
 
@@ -164,8 +241,8 @@ def view(entity: str, project: str, logged: Logged) -> ws.Workspace:
 def _view_columns(logged: Logged) -> list[str]:
     keys = [key.partition(".") for key in dict.fromkeys([*COLUMNS, *logged.columns]) if key in logged.config]
     config = [f"config:{first}.value{dot}{rest}" for first, dot, rest in keys]  # W&B has {"model": {"value": ...}}
-    results = [f"summary:{name}" for name in (*VIEW_RESULTS, STATE) if name in logged.summary | {STATE}]
-    return ["run:displayName", *config, *results]
+    summary = [f"summary:{name}" for name in (*VIEW_RESULTS, STATE) if name in logged.summary | {STATE}]
+    return ["run:displayName", *config, *summary]
 
 
 def report(
@@ -192,7 +269,7 @@ def report(
         parts.append((f"Pictures of the best run, {best.name}", only_best, pictures(logged)))
 
     where: dict[str, Any] = {"entity": entity, "project": project} if ask_server else {}
-    blocks: list[Any] = [wr.H2("Results"), wr.MarkdownBlock(_markdown(sort_runs(fold_seeds(runs), metric), metric))]
+    blocks: list[Any] = [wr.H2("Results"), wr.MarkdownBlock(_markdown(runs, metric))]
     for heading, runset, panels in parts:
         if panels:
             blocks += [wr.H2(heading)] if heading else []
@@ -209,10 +286,11 @@ def report(
     )
 
 
-def _markdown(settings: list[Run], metric: str) -> str:
+def _markdown(runs: list[Run], metric: str) -> str:
     """Return the settings as a Markdown table, best first, without what they have in common, unless it was swept."""
-    results = [name for name in RESULTS if any(name in run.metrics for run in settings)]
-    columns = list(dict.fromkeys([*setting_columns(settings), metric, *results, "state"]))
+    settings = results.sort_runs(results.fold_seeds(runs), metric)
+    numbers = [name for name in RESULTS if any(name in run.metrics for run in settings)]
+    columns = list(dict.fromkeys([*results.setting_columns(settings), metric, *numbers, "state"]))
     rows = [["run", *columns], ["---"] * (len(columns) + 1)]
     rows += [[run.name, *(cell(run, column) for column in columns)] for run in settings[:MAX_ROWS]]
     lines = ["| " + " | ".join(word.replace("|", "\\|") for word in row) + " |" for row in rows]
