@@ -179,13 +179,13 @@ def test_what_took_the_place_of_networks_of_many_settings_is_named(vae_train, va
     assert code == 1 and "--map: no such flag any more" in said and "sweep.warm_start=true" in said
     _, folder = trained(folder="before")
     model = vae_exp.load(folder)
-    with pytest.raises(UserError, match="sweep.warm_start=true"):
+    with pytest.raises(UserError, match=r"sweep\.warm_start=true"):
         model.at(beta=2)
     assert not hasattr(model, "attribute")
     checkpoint = torch.load(folder / "best.pt", weights_only=True)
     checkpoint["config"]["amortize"] = {"beta": [0.1, 10], "z_dim": None, "confirm": 0}
     torch.save(checkpoint, "many.pt")
-    with pytest.raises(UserError, match="which only development versions of 0.2.0 up to 1a84f12 read"):
+    with pytest.raises(UserError, match=r"which only development versions of 0\.2\.0 up to 1a84f12 read"):
         vae_exp.load("many.pt")
     checkpoint["config"]["amortize"]["beta"] = None
     torch.save(checkpoint, "one.pt")

@@ -16,6 +16,7 @@ from vae_exp.compare import table
 from vae_exp.compare.runs import NAME, RESULTS, STATE, Run
 from vae_exp.compare.table import format_table, wrapped
 from vae_exp.config.checks import closest, shortened
+from vae_exp.config.migrations import GONE
 from vae_exp.errors import UserError, printable
 from vae_exp.files import Unreadable, parse_yaml, write, writing
 from vae_exp.training.run_dir import read_summary
