@@ -117,6 +117,16 @@ def test_a_learned_scale_and_buffers_come_along(trained, monkeypatch):
     assert all(torch.equal(values, after[name]) for name, values in before.items())
 
 
+def test_of_averaged_weights_best_pt_gives_the_average_and_last_pt_where_training_stands(trained):
+    trained("ema=0.9", folder="before")
+    for file, weights in {
+        "best.pt": stored("before/best.pt")["model"],
+        "last.pt": stored("before/last.pt")["resume"]["weights"],
+    }.items():
+        quick_run("epochs=0", f"init_from=before/{file}", folder=file)
+        assert all(torch.equal(values, weights[name]) for name, values in stored(f"{file}/best.pt")["model"].items())
+
+
 def test_what_does_not_fit_is_named_and_refused_unless_a_part_is_wanted(trained, caplog):
     trained("model.z_dim=4", "network.hidden_dims=[16,8]", folder="before")
     wider = ("model.z_dim=4", "network.hidden_dims=[16,9]", "init_from=before", "epochs=0")

@@ -1,6 +1,7 @@
 """Begin a run with the weights of a trained model: `init_from`."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from vae_exp.config.schema import Config
 from vae_exp.errors import UserError, printable
 from vae_exp.training import checkpoints
 from vae_exp.training.checkpoints import Checkpoint
+from vae_exp.training.run_dir import LAST
 from vae_exp.training.state import Start
 from vae_exp.vae import VAE
 
@@ -27,9 +29,12 @@ def read(config: Config) -> Checkpoint | None:
         return None
     try:
         (file,) = checkpoints.find(str(path), only_one=True)
-        return checkpoints.load(file)
+        checkpoint = checkpoints.load(file)
     except UserError as error:
         raise UserError(f"init_from={_named(path)}: {str(error).partition(': ')[2]}") from error
+    if file.name == LAST and checkpoint.resume is not None and checkpoint.resume.weights is not None:
+        return replace(checkpoint, model=checkpoint.resume.weights)  # of a run with ema: where its training stands
+    return checkpoint
 
 
 @torch.no_grad()
