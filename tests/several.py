@@ -8,7 +8,7 @@ import contextlib
 import os
 import sys
 
-import torch._dynamo  # which the first optimizer imports
+import torch._dynamo  # noqa: F401  (which the first optimizer imports)
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from tests.conftest import QUICK, compose, quick_run
