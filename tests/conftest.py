@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import functools
 import gc
 import hashlib
@@ -22,6 +23,7 @@ import pytest
 import torch
 import yaml
 from filelock import FileLock
+from hydra._internal import config_loader_impl
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.types import OverrideType
 from omegaconf import OmegaConf
@@ -91,24 +93,50 @@ def pytest_collection_finish():
 def composed_once():
     """Hydra composes each command line once: it does so three times for a run, and the tests type many of them again.
 
-    Only from the options of vae_exp and of Hydra, which do not change meanwhile.
+    And the files of each choice of options are put together once, into which Hydra then sets the values.
     """
     compose, composed = ConfigLoaderImpl.load_configuration, {}
+    choose, chosen = config_loader_impl.create_defaults_list, {}
+    merge, merged = ConfigLoaderImpl._compose_config_from_defaults_list, {}
 
     def load_configuration(self, config_name, overrides, run_mode, *flags, **named_flags):
-        places = [source.path for source in self.repository.get_sources()]
-        if places != ["hydra.conf", str(CONF_DIR), ""] or any("searchpath" in word for word in overrides):
+        if any("searchpath" in word for word in overrides):
             return compose(self, config_name, overrides, run_mode, *flags, **named_flags)
-        key = (config_name, *overrides, run_mode, *flags, *named_flags.items())
+        key = (_files(self.repository), config_name, *overrides, run_mode, *flags, *named_flags.items())
         if key not in composed:
             composed[key] = compose(self, config_name, overrides, run_mode, *flags, **named_flags)
         cfg = copy.deepcopy(composed[key])
         cfg.hydra.runtime.cwd = str(Path.cwd())
         return cfg
 
+    def create_defaults_list(repo, config_name, overrides_list, **flags):
+        options, values = [], []
+        for word in [word for word in overrides_list if not word.is_sweep_override()]:
+            is_option = repo.group_exists(word.key_or_group) and not isinstance(word.value(), dict)
+            (options if is_option else values).append(word)
+        key = (_files(repo), config_name, *(word.input_line for word in options), *flags.items())
+        if key not in chosen:
+            chosen[key] = choose(repo=repo, config_name=config_name, overrides_list=options, **flags)
+        return dataclasses.replace(chosen[key], config_overrides=values)
+
+    def merge_files(self, defaults, repo):
+        if id(defaults) not in merged:  # a list of those above, which stay
+            merged[id(defaults)] = merge(self, defaults=defaults, repo=repo)
+        return copy.deepcopy(merged[id(defaults)])
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ConfigLoaderImpl, "load_configuration", load_configuration)
+        patch.setattr(config_loader_impl, "create_defaults_list", create_defaults_list)
+        patch.setattr(ConfigLoaderImpl, "_compose_config_from_defaults_list", merge_files)
         yield
+
+
+def _files(repository):
+    """The folders in which Hydra looks, and what the files of those hold that are not of vae_exp or of Hydra."""
+    places = [source.path for source in repository.get_sources()]
+    own = [place for place in places if place not in ("hydra.conf", str(CONF_DIR), "")]
+    files = sorted(file for place in own for file in Path(place).rglob("*.yaml") if file.is_file())
+    return (*places, *((str(file), file.read_bytes()) for file in files))
 
 
 @pytest.fixture(autouse=True)

@@ -1,12 +1,17 @@
 """Runs of several processes, for tests: torchrun --nproc-per-node=2 -m tests.several NAME ... (see CASES).
 
-All of them in the same processes, because starting these takes longer than the runs.
+All of them in the same processes, because starting these takes longer than the runs. `python -m tests.several NAME ...`
+is torchrun with two processes, which are copies of one that has imported and composed everything already.
 """
 
 import contextlib
+import os
 import sys
 
-from tests.conftest import quick_run
+import torch._dynamo  # noqa: F401  (which the first optimizer imports)
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from tests.conftest import QUICK, compose, quick_run
 from vae_exp.errors import UserError
 
 # 1,297 digits in batches of 128: eleven steps an epoch, the last of 17 images.
@@ -51,5 +56,12 @@ def main(names: list[str]) -> None:
         quick_run(*settings(name), folder=f"several/{name}")
 
 
+def launch(names: list[str]) -> None:
+    for name in names:
+        compose(*QUICK, "wandb.mode=disabled", *settings(name))
+    here = LaunchConfig(1, 1, 2, rdzv_backend="c10d", rdzv_endpoint="localhost:0", start_method="fork")
+    elastic_launch(here, main)(names)
+
+
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    (main if "RANK" in os.environ else launch)(sys.argv[1:])

@@ -75,13 +75,17 @@ def test_the_readmes_examples_work_as_they_stand(vae_command):
 
 
 def test_the_installed_command_finds_code_in_the_current_folder():
-    """And does not let a file there stand in for an installed module."""
+    """And does not let a file there stand in for an installed module. It gives a note once a sweep."""
     write(blocks()[0] | {"sklearn.py": "raise SystemExit('not this one')"})
     vae_train = Path(sys.executable).with_name("vae-train")
     arguments = ["--config-dir", "conf", "dataset=digits", "network=normed", "epochs=0", "wandb.mode=disabled"]
-    done = subprocess.run([vae_train, *arguments], capture_output=True, text=True)
+    done = subprocess.run([vae_train, "-m", *arguments, "seed=0,1"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "vanilla VAE on digits" in done.stdout
+    assert "2 of 2 jobs finished" in done.stdout
+    assert (done.stdout + done.stderr).count("pixels between black and white") == 1
+    logs = [path.read_text() for path in Path("outputs/sweeps").rglob("train.log")]
+    assert [log.count("pixels between black and white") for log in logs] == [1, 1]
+    assert all("vanilla VAE on digits" in log for log in logs)
 
 
 def test_a_function_with_an_options_own_settings_needs_no_yaml():

@@ -39,8 +39,10 @@ def pair(made_once):
     def make():
         quick_run(*several.settings("steps"), "max_steps=12", folder=Path("several/from_one"))
         others = ("again", "from_one", "to_one", "ends_early")
-        code, printed = torchrun(2, "tests.several", *several.CASES, *others)
-        assert code == 0, printed
+        words = [sys.executable, "-m", "tests.several", *several.CASES, *others]
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+        done = subprocess.run(words, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stdout + done.stderr
 
     return made_once(make, "pair") / "several"
 

@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 from tests import hooks
-from tests.conftest import MNIST, QUICK, command, metrics, needs_mnist, quick_run
+from tests.conftest import MNIST, QUICK, metrics, needs_mnist, quick_run
 from vae_exp import inference
 from vae_exp.config import build
 from vae_exp.datasets.splits import Split
@@ -295,13 +295,3 @@ def test_one_epoch_of_the_tutorial_reaches_the_tutorials_numbers():
     assert epoch["train_epoch/neg_elbo"] == pytest.approx(163.3, abs=1.5)
     assert summary["test/neg_elbo"] == pytest.approx(126.6, abs=2.5)
     assert (summary["parameters"], summary["train_size"]) == (652_824, 60_000)
-
-
-def test_the_note_on_pixels_between_black_and_white_is_given_once_a_sweep():
-    """In a new process, which has given it to nobody yet."""
-    typed = (*QUICK, "epochs=0", "network.hidden_dims=[8]", "wandb.mode=disabled", "seed=0,1,2")
-    said, _ = command("-m", *typed).communicate()
-    assert "3 of 3 jobs finished" in said
-    assert said.count("pixels between black and white") == 1
-    logs = [path.read_text() for path in Path("outputs/sweeps").rglob("train.log")]
-    assert [log.count("pixels between black and white") for log in logs] == [1, 1, 1]
