@@ -93,8 +93,8 @@ def pytest_collection_finish():
 def composed_once():
     """Hydra merges its files once for each choice of options, and composes each command line once.
 
-    It does so three times for a run, and the tests type many of them again; what is typed is set by Hydra itself. Only
-    from the options of vae_exp and of Hydra, which do not change meanwhile.
+    It does so three times for a run, and the tests type many of them again; what is typed is set by Hydra itself. The
+    options of vae_exp and of Hydra do not change meanwhile, and those of a test's own are known by their content.
     """
     compose, search = ConfigLoaderImpl.load_configuration, ConfigLoaderImpl._process_config_searchpath
     choose, merge = config_loader_impl.create_defaults_list, ConfigLoaderImpl._compose_config_from_defaults_list
@@ -102,6 +102,11 @@ def composed_once():
 
     def is_ours(repository):
         return [source.path for source in repository.get_sources()] == ["hydra.conf", str(CONF_DIR), ""]
+
+    def contents(repository):
+        folders = [Path(source.path) for source in repository.get_sources() if source.scheme() == "file"]
+        own = [path for folder in folders if folder != CONF_DIR for path in sorted(folder.rglob("*.yaml"))]
+        return (*(source.path for source in repository.get_sources()), *((path, path.read_bytes()) for path in own))
 
     def load_configuration(self, config_name, overrides, run_mode, *flags, **named_flags):
         if not is_ours(self.repository) or any("searchpath" in word for word in overrides):
@@ -118,21 +123,17 @@ def composed_once():
             search(self, config_name, words, repo)
 
     def create_defaults_list(repo, config_name, overrides_list, **how):
-        if not is_ours(repo):
-            return choose(repo=repo, config_name=config_name, overrides_list=overrides_list, **how)
         values, options = [], []
         for word in overrides_list:
             if not word.is_sweep_override():
                 is_option = repo.group_exists(word.key_or_group) and not isinstance(word.value(), dict)
                 (options if is_option else values).append(word)
-        key = (config_name, *(word.input_line for word in options), *how.items())
+        key = (contents(repo), config_name, *(word.input_line for word in options), *how.items())
         if key not in chosen:
             chosen[key] = choose(repo=repo, config_name=config_name, overrides_list=options, **how)
         return dataclasses.replace(chosen[key], config_overrides=values)
 
     def compose_config_from_defaults_list(self, defaults, repo):
-        if not is_ours(repo):
-            return merge(self, defaults, repo)
         key = id(defaults)  # of a list that is kept above
         if key not in merged:
             merged[key] = pickle.dumps(merge(self, defaults, repo))

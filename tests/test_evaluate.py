@@ -138,6 +138,7 @@ def test_white_images_have_the_reconstruction_of_float64_in_every_number():
         "batch_size=20",
         "epochs=150",
         "checkpoint_every_epochs=150",
+        "figure_every_epochs=150",
     )
     summary, folder = quick_run(*data, *small)
     model = vae_exp.load(folder, device="cpu")

@@ -67,7 +67,7 @@ def test_codes_without_a_spread_and_classes_of_one_image_can_be_drawn(fit):
 
 @pytest.mark.parametrize("sampler", ["gmm", "aggregate"])
 def test_a_fitted_sampler_is_kept_beside_the_checkpoint_and_belongs_to_its_weights(sampler, monkeypatch):
-    _, folder = quick_run()
+    _, folder = quick_run("dataset.train_size=100")
     first = vae_exp.load(folder).sample(9, seed=3, sampler=sampler)
     kept = folder / f"best.{sampler}.npz"
     assert kept.is_file()
@@ -89,7 +89,7 @@ def test_a_fitted_sampler_is_kept_beside_the_checkpoint_and_belongs_to_its_weigh
         assert torch.equal(vae_exp.load(folder).sample(9, seed=3, sampler=sampler), first)
         assert len(reads) == number, f"{list(values)} cannot be what was written"
 
-    quick_run("epochs=2", "replace=true")
+    quick_run("dataset.train_size=100", "epochs=2", "replace=true")
     other = vae_exp.load(folder).sample(9, seed=3, sampler=sampler)
     assert len(reads) == 2 + len(wrong), "other weights have other codes"
     assert not torch.equal(other, first)
