@@ -121,7 +121,7 @@ def test_a_fitted_sampler_that_is_packed_is_fitted_anew(vae_command):
 
 def test_an_autoencoder_is_drawn_from_its_codes(vae_command):
     quick_run("model=autoencoder", "epochs=3", "optimizer.lr=1e-2")
-    for program, more in (("vae-generate", ()), ("vae-evaluate", ("samples=[kid]",))):
+    for program, more in (("vae-generate", ()), ("vae-evaluate", ("samples=[density]",))):
         code, said = vae_command(program, "checkpoint=run", *more)
         assert code == 1
         assert "an autoencoder has no prior" in said
@@ -129,7 +129,7 @@ def test_an_autoencoder_is_drawn_from_its_codes(vae_command):
     assert not Path("run/best.test.json").exists()
     images = vae_exp.load("run").sample(64, sampler="gmm", seed=0)
     assert images.std(0).mean() > 0.05, "they differ"
-    assert vae_command("vae-evaluate", "checkpoint=run", "samples=[kid]", "sampler=aggregate", *FEW)[0] == 0
+    assert vae_command("vae-evaluate", "checkpoint=run", "samples=[density]", "sampler=aggregate", *FEW)[0] == 0
     assert "aggregate/classifier" in json.loads(Path("run/best.test.json").read_text())["samples"]
 
 
@@ -144,7 +144,9 @@ def test_scores_are_printed_written_logged_to_wandb_and_kept(vae_command):
     assert prior["frechet"] > prior["frechet_real"] > 0, "two epochs leave samples worse than digits"
     assert prior["coverage"] < prior["coverage_real"] <= 1
     assert vae_command("vae-evaluate", "checkpoint=run", "samples=[frechet]", "sampler=gmm", "n_samples=200")[0] == 0
-    assert vae_command("vae-evaluate", "checkpoint=run", "samples=[kid]", "features=pixels", "n_samples=200")[0] == 0
+    assert (
+        vae_command("vae-evaluate", "checkpoint=run", "samples=[density]", "features=pixels", "n_samples=200")[0] == 0
+    )
     code, said = vae_command("vae-evaluate", "checkpoint=run")
     kept = json.loads(Path("run/best.test.json").read_text())["samples"]
     assert kept["prior/classifier"] == prior, "an evaluation without them leaves them"
