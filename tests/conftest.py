@@ -1,13 +1,13 @@
 """Fixtures: a run in a folder of its own, the command line in this process, and a reader of W&B's files."""
 
 import contextlib
-import copy
 import dataclasses
 import functools
 import gc
 import hashlib
 import json
 import os
+import pickle
 import re
 import resource
 import shutil
@@ -21,6 +21,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import hydra
 import pytest
 import torch
+import wandb.util
 import yaml
 from filelock import FileLock
 from hydra._internal import config_loader_impl
@@ -28,7 +29,6 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.types import OverrideType
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from wandb.util import get_core_path
 
 from vae_exp.cli import compare, evaluate, generate, reproduce
 from vae_exp.cli import train as cli
@@ -91,52 +91,69 @@ def pytest_collection_finish():
 
 @pytest.fixture(scope="session", autouse=True)
 def composed_once():
-    """Hydra composes each command line once: it does so three times for a run, and the tests type many of them again.
+    """Hydra merges its files once for each choice of options, and composes each command line once.
 
-    And the files of each choice of options are put together once, into which Hydra then sets the values.
+    It does so three times for a run, and the tests type many of them again; what is typed is set by Hydra itself. The
+    options of vae_exp and of Hydra do not change meanwhile, and those of a test's own are known by their content.
     """
-    compose, composed = ConfigLoaderImpl.load_configuration, {}
-    choose, chosen = config_loader_impl.create_defaults_list, {}
-    merge, merged = ConfigLoaderImpl._compose_config_from_defaults_list, {}
+    compose, search = ConfigLoaderImpl.load_configuration, ConfigLoaderImpl._process_config_searchpath
+    choose, merge = config_loader_impl.create_defaults_list, ConfigLoaderImpl._compose_config_from_defaults_list
+    composed, chosen, merged = {}, {}, {}
+
+    def is_ours(repository):
+        return [source.path for source in repository.get_sources()] == ["hydra.conf", str(CONF_DIR), ""]
+
+    def contents(repository):
+        folders = [Path(source.path) for source in repository.get_sources() if source.scheme() == "file"]
+        own = [path for folder in folders if folder != CONF_DIR for path in sorted(folder.rglob("*.yaml"))]
+        return (*(source.path for source in repository.get_sources()), *((path, path.read_bytes()) for path in own))
 
     def load_configuration(self, config_name, overrides, run_mode, *flags, **named_flags):
-        if any("searchpath" in word for word in overrides):
+        if not is_ours(self.repository) or any("searchpath" in word for word in overrides):
             return compose(self, config_name, overrides, run_mode, *flags, **named_flags)
-        key = (_files(self.repository), config_name, *overrides, run_mode, *flags, *named_flags.items())
+        key = (config_name, *overrides, run_mode, *flags, *named_flags.items())
         if key not in composed:
-            composed[key] = compose(self, config_name, overrides, run_mode, *flags, **named_flags)
-        cfg = copy.deepcopy(composed[key])
+            composed[key] = pickle.dumps(compose(self, config_name, overrides, run_mode, *flags, **named_flags))
+        cfg = pickle.loads(composed[key])
         cfg.hydra.runtime.cwd = str(Path.cwd())
         return cfg
 
-    def create_defaults_list(repo, config_name, overrides_list, **flags):
-        options, values = [], []
-        for word in [word for word in overrides_list if not word.is_sweep_override()]:
-            is_option = repo.group_exists(word.key_or_group) and not isinstance(word.value(), dict)
-            (options if is_option else values).append(word)
-        key = (_files(repo), config_name, *(word.input_line for word in options), *flags.items())
+    def process_config_searchpath(self, config_name, words, repo):
+        if not is_ours(repo) or any("searchpath" in word.input_line for word in words):
+            search(self, config_name, words, repo)
+
+    def create_defaults_list(repo, config_name, overrides_list, **how):
+        values, options = [], []
+        for word in overrides_list:
+            if not word.is_sweep_override():
+                is_option = repo.group_exists(word.key_or_group) and not isinstance(word.value(), dict)
+                (options if is_option else values).append(word)
+        key = (contents(repo), config_name, *(word.input_line for word in options), *how.items())
         if key not in chosen:
-            chosen[key] = choose(repo=repo, config_name=config_name, overrides_list=options, **flags)
+            chosen[key] = choose(repo=repo, config_name=config_name, overrides_list=options, **how)
         return dataclasses.replace(chosen[key], config_overrides=values)
 
-    def merge_files(self, defaults, repo):
-        if id(defaults) not in merged:  # a list of those above, which stay
-            merged[id(defaults)] = merge(self, defaults=defaults, repo=repo)
-        return copy.deepcopy(merged[id(defaults)])
+    def compose_config_from_defaults_list(self, defaults, repo):
+        key = id(defaults)  # of a list that is kept above
+        if key not in merged:
+            merged[key] = pickle.dumps(merge(self, defaults, repo))
+        return pickle.loads(merged[key])
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ConfigLoaderImpl, "load_configuration", load_configuration)
+        patch.setattr(ConfigLoaderImpl, "_process_config_searchpath", process_config_searchpath)
+        patch.setattr(ConfigLoaderImpl, "_compose_config_from_defaults_list", compose_config_from_defaults_list)
         patch.setattr(config_loader_impl, "create_defaults_list", create_defaults_list)
-        patch.setattr(ConfigLoaderImpl, "_compose_config_from_defaults_list", merge_files)
         yield
 
 
-def _files(repository):
-    """The folders in which Hydra looks, and what the files of those hold that are not of vae_exp or of Hydra."""
-    places = [source.path for source in repository.get_sources()]
-    own = [place for place in places if place not in ("hydra.conf", str(CONF_DIR), "")]
-    files = sorted(file for place in own for file in Path(place).rglob("*.yaml") if file.is_file())
-    return (*places, *((str(file), file.read_bytes()) for file in files))
+@pytest.fixture(scope="session", autouse=True)
+def packages_listed_once():
+    """W&B lists what is installed once, and not anew for each run."""
+    list_packages = wandb.util.working_set
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wandb.util, "working_set", functools.cache(lambda: list(list_packages())))
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -154,12 +171,12 @@ def compose(*overrides):
     """What Hydra composes: once for each choice of options, into which the values are then set as Hydra sets them."""
     words = [_parse(word) for word in overrides]
     values = [word for word in words if _sets_value(word)]
-    cfg = copy.deepcopy(_compose(*(word.input_line for word in words if word not in values)))
+    cfg = pickle.loads(_compose(*(word.input_line for word in words if word not in values)))
     try:
         for word in values:
             OmegaConf.update(cfg, word.key_or_group, word.value())
     except OmegaConfBaseException:
-        return _compose(*overrides)  # which says in Hydra's words what is wrong
+        return pickle.loads(_compose(*overrides))  # which says in Hydra's words what is wrong
     return cfg
 
 
@@ -176,7 +193,7 @@ def _sets_value(word):
 @functools.cache
 def _compose(*overrides):
     with hydra.initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-        return hydra.compose("config", list(overrides))
+        return pickle.dumps(hydra.compose("config", list(overrides)))
 
 
 def refusal(*overrides):
@@ -311,7 +328,7 @@ def metrics(run_dir):
 def recorded(folder):
     """What W&B's own log of a run holds, read with W&B's own reader: records by their type."""
     (log,) = Path(folder).glob("*.wandb")
-    reader = [get_core_path(), "leet", "inspect", "--no-observability", "--json", "--run-file", log]
+    reader = [wandb.util.get_core_path(), "leet", "inspect", "--no-observability", "--json", "--run-file", log]
     out = subprocess.run(reader, capture_output=True, text=True, check=True)
     records = [json.loads(line) for line in out.stdout.splitlines()]
     by_type = {}

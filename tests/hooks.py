@@ -4,6 +4,7 @@ These are doors that every user has, so a test says nothing of how vae_exp is wr
 """
 
 import contextlib
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -96,12 +97,16 @@ def when_test_is_read(act: Callable[[], None]) -> contextlib.AbstractContextMana
 
 def at_call(act: Callable[[str, tuple], None]) -> contextlib.AbstractContextManager:
     """act(event, arguments) at each call to the system that Python tells of: open, os.rename, os.mkdir, ..."""
+    _listen()
     return _while(_at_call, act)
 
 
-def _audit(event: str, arguments: tuple) -> None:
-    for act in _at_call:
-        act(event, arguments)
+@functools.cache
+def _listen() -> None:
+    """Python tells of its calls from the first time that a test asks; all others would pay for it too."""
 
+    def tell(event: str, arguments: tuple) -> None:
+        for act in _at_call:
+            act(event, arguments)
 
-sys.addaudithook(_audit)
+    sys.addaudithook(tell)

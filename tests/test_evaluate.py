@@ -138,6 +138,7 @@ def test_white_images_have_the_reconstruction_of_float64_in_every_number():
         "batch_size=20",
         "epochs=150",
         "checkpoint_every_epochs=150",
+        "figure_every_epochs=150",
     )
     summary, folder = quick_run(*data, *small)
     model = vae_exp.load(folder, device="cpu")
@@ -245,7 +246,9 @@ def test_standard_errors_are_those_of_repeated_measurement(linear_gaussian):
 
 
 def test_evaluate_prints_writes_and_tells_wandb(vae_command):
-    summary, folder = quick_run("model=conditional", "epochs=20", "wandb.group=g", wandb="offline")
+    summary, folder = quick_run(
+        "model=conditional", "epochs=20", "figure_every_epochs=20", "wandb.group=g", wandb="offline"
+    )
     code, said = vae_command("vae-evaluate", f"checkpoint={folder}", "importance_samples=5", "repeats=1")
     assert code == 0, said
     result = json.loads((folder / "best.test.json").read_text())
@@ -414,7 +417,8 @@ def test_weights_leave_as_safetensors_and_come_back():
 
 
 def test_what_takes_long_is_kept_of_the_same_model_and_only_of_it(vae_command):
-    quick_run("model=conditional", "epochs=2", "dataset.binarize=static")
+    conditional = ("model=conditional", "likelihood=discretized_logistic", "epochs=2", "network.hidden_dims=[32]")
+    quick_run(*conditional)
     typed, written = ("checkpoint=run", "device=cpu", "repeats=1"), Path("run/best.test.json")
     for more in (("importance_samples=4",), ("label_accuracy=false",)):
         code, said = vae_command("vae-evaluate", *typed, *more)
@@ -426,7 +430,7 @@ def test_what_takes_long_is_kept_of_the_same_model_and_only_of_it(vae_command):
     assert vae_command("vae-evaluate", *typed, "split=val")[0] == 0
     assert "nll" not in json.loads(Path("run/best.val.json").read_text())
     written.write_text(json.dumps(first))
-    quick_run("model=conditional", "epochs=2", "dataset.binarize=static", "seed=1", folder="other")
+    quick_run(*conditional, "seed=1", folder="other")
     shutil.copy("other/best.pt", "run/best.pt")  # as many steps, and other weights
     assert vae_command("vae-evaluate", *typed)[0] == 0
     assert "nll" not in json.loads(written.read_text())

@@ -216,8 +216,21 @@ def test_a_sweep_ends_whole_where_nobody_can_read_its_table(vae_train, monkeypat
     assert list(Path("outputs/wandb").glob("offline-run-*-sweep-summary-*"))
 
 
-@pytest.mark.parametrize("closed", [pytest.param("2>&-", marks=pytest.mark.slow), ">&- 2>&-"])
-def test_a_run_needs_no_terminal_and_no_letters_but_ascii(closed):
+@pytest.mark.parametrize("reader", ["ascii", "closed"])
+def test_a_run_needs_no_reader_and_no_letters_but_ascii(vae_train, monkeypatch, reader):
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, Escapes(READERS[reader]()) if reader in READERS else None)
+    assert vae_train(*QUICK, *SMALL, "wandb.mode=disabled", "hydra.run.dir=é")[0] == 0
+    assert json.loads(Path("é/summary.json").read_text())["state"] == "finished"
+    assert "run folder é" in Path("é/train.log").read_text()
+    if reader == "ascii":
+        sys.stdout.flush()
+        assert r"run folder \xe9" in Path("said").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-"])
+def test_a_process_needs_no_terminal_and_no_letters_but_ascii(closed):
     script = f"{sys.executable} -m vae_exp {' '.join((*QUICK, *SMALL))} wandb.mode=disabled hydra.run.dir=é {closed}"
     started = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, env=started)
@@ -301,7 +314,8 @@ def test_what_training_writes_of_any_class_it_can_read(vae_command, tmp_path):
     assert code == 0, said
     assert set(inference.load("run").class_names) == {printable(name) for name in STRANGE}
     assert vae_command("vae-train", "resume=run", "epochs=2")[0] == 0
-    assert vae_command("vae-evaluate", "checkpoint=run", "device=cpu", "repeats=1")[0] == 0
+    evaluated = ("checkpoint=run", "device=cpu", "repeats=1", "label_accuracy=false")
+    assert vae_command("vae-evaluate", *evaluated)[0] == 0
     assert vae_command("vae-generate", "checkpoint=run", "what=classes", "device=cpu")[0] == 0
     code, said = vae_command("vae-generate", "checkpoint=run", "label=nobody", "device=cpu")
     assert code == 1

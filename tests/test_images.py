@@ -67,7 +67,14 @@ def test_a_run_on_ones_own_images(tmp_path, model, device_memory):
         "dataset.flip=true",
         "likelihood=gaussian",
     ]
-    arguments += ["epochs=20", "batch_size=8", "device=cpu", "wandb.mode=disabled", "network.hidden_dims=[16]"]
+    arguments += [
+        "epochs=20",
+        "figure_every_epochs=20",
+        "batch_size=8",
+        "device=cpu",
+        "wandb.mode=disabled",
+        "network.hidden_dims=[16]",
+    ]
     summary = train(compose(*arguments), Path("run"))
     assert summary["x_shape"] == [3, 6, 10]
     assert (summary["train_size"], summary["val_size"]) == (20, 2)

@@ -343,24 +343,26 @@ def own_data():
 
 
 @pytest.mark.parametrize(
-    ("typed", "names"), [((*FOLDER, *TABLE), list(SIZES)), (FILE, ["-7", "0", "300"])], ids=["folder", "arrays"]
+    ("data", "names"), [((*FOLDER, *TABLE), list(SIZES)), (FILE, ["-7", "0", "300"])], ids=["folder", "arrays"]
 )
-def test_own_data_are_trained_on_scored_and_given_to_a_conditional_model(vae_command, typed, names):
+def test_own_data_are_trained_on_scored_and_given_to_a_conditional_model(vae_command, data, names):
     own_data()
-    summary, _ = quick_run(*typed, *TINY, "scores=[mig]", "model=conditional", "dataset.label=size")
+    summary, _ = quick_run(*data, *TINY, "scores=[mig]", "model=conditional", "dataset.label=size")
     assert (summary["state"], summary["train_size"]) == ("finished", 48)
     assert 0 <= summary["test/mig"] <= 1
     trained = vae_exp.load("run")
     assert trained.class_names == names
     assert trained.read_data().class_names == names
     assert trained.sample(2, label=names[1]).shape[0] == 2
-    code, said = vae_command("vae-evaluate", "checkpoint=run", "scores=[mig]", "wandb.mode=disabled")
+    typed = ("checkpoint=run", "label_accuracy=false", "wandb.mode=disabled")
+    code, said = vae_command("vae-evaluate", *typed, "scores=[mig]")
     assert code == 0, said
     written = json.loads(Path("run/best.test.json").read_text())["scores"]
     assert written["factors"] == ["kind"], "the model is given the size"
-    root = Path("elsewhere") if "dataset=arrays" not in typed else Path("elsewhere.npz")
-    Path("mine" if root.suffix == "" else "mine.npz").rename(root)
-    code, said = vae_command("vae-evaluate", "checkpoint=run", f"dataset.root={root}", "wandb.mode=disabled")
+    Path("mine").rename("elsewhere")
+    Path("mine.npz").rename("elsewhere.npz")
+    root = "elsewhere.npz" if "dataset=arrays" in data else "elsewhere"
+    code, said = vae_command("vae-evaluate", *typed, f"dataset.root={root}")
     assert code == 0, said
 
 

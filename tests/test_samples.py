@@ -67,7 +67,7 @@ def test_codes_without_a_spread_and_classes_of_one_image_can_be_drawn(fit):
 
 @pytest.mark.parametrize("sampler", ["gmm", "aggregate"])
 def test_a_fitted_sampler_is_kept_beside_the_checkpoint_and_belongs_to_its_weights(sampler, monkeypatch):
-    _, folder = quick_run()
+    _, folder = quick_run("dataset.train_size=100")
     first = vae_exp.load(folder).sample(9, seed=3, sampler=sampler)
     kept = folder / f"best.{sampler}.npz"
     assert kept.is_file()
@@ -88,7 +88,7 @@ def test_a_fitted_sampler_is_kept_beside_the_checkpoint_and_belongs_to_its_weigh
         assert torch.equal(vae_exp.load(folder).sample(9, seed=3, sampler=sampler), first)
         assert len(reads) == number, f"{list(values)} cannot be what was written"
 
-    quick_run("epochs=2", "replace=true")
+    quick_run("dataset.train_size=100", "epochs=2", "replace=true")
     other = vae_exp.load(folder).sample(9, seed=3, sampler=sampler)
     assert len(reads) == 2 + len(wrong), "other weights have other codes"
     assert not torch.equal(other, first)
@@ -110,7 +110,7 @@ def test_the_command_line_draws_the_same_images_and_says_where_they_are_from(vae
 
 def test_an_autoencoder_is_drawn_from_its_codes(vae_command):
     quick_run("model=autoencoder", "epochs=3", "optimizer.lr=1e-2")
-    for program, more in (("vae-generate", ()), ("vae-evaluate", ("samples=[kid]",))):
+    for program, more in (("vae-generate", ()), ("vae-evaluate", ("samples=[density]",))):
         code, said = vae_command(program, "checkpoint=run", *more)
         assert code == 1
         assert "an autoencoder has no prior" in said
@@ -118,7 +118,7 @@ def test_an_autoencoder_is_drawn_from_its_codes(vae_command):
     assert not Path("run/best.test.json").exists()
     images = vae_exp.load("run").sample(64, sampler="gmm", seed=0)
     assert images.std(0).mean() > 0.05, "they differ"
-    assert vae_command("vae-evaluate", "checkpoint=run", "samples=[kid]", "sampler=aggregate", *FEW)[0] == 0
+    assert vae_command("vae-evaluate", "checkpoint=run", "samples=[density]", "sampler=aggregate", *FEW)[0] == 0
     assert "aggregate/classifier" in json.loads(Path("run/best.test.json").read_text())["samples"]
 
 
@@ -133,7 +133,9 @@ def test_scores_are_printed_written_logged_to_wandb_and_kept(vae_command):
     assert prior["frechet"] > prior["frechet_real"] > 0, "two epochs leave samples worse than digits"
     assert prior["coverage"] < prior["coverage_real"] <= 1
     assert vae_command("vae-evaluate", "checkpoint=run", "samples=[frechet]", "sampler=gmm", "n_samples=200")[0] == 0
-    assert vae_command("vae-evaluate", "checkpoint=run", "samples=[kid]", "features=pixels", "n_samples=200")[0] == 0
+    assert (
+        vae_command("vae-evaluate", "checkpoint=run", "samples=[density]", "features=pixels", "n_samples=200")[0] == 0
+    )
     code, said = vae_command("vae-evaluate", "checkpoint=run")
     kept = json.loads(Path("run/best.test.json").read_text())["samples"]
     assert kept["prior/classifier"] == prior, "an evaluation without them leaves them"

@@ -136,7 +136,7 @@ def check(run, every):
 
 
 def test_a_checkpoint_with_an_entry_altered_is_used_or_refused(run):
-    check(run, every=29)
+    check(run, every=43)
 
 
 @pytest.mark.slow
