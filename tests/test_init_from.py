@@ -1,5 +1,6 @@
 """A run that begins with a trained model's weights: what is taken, what is refused, what it remembers."""
 
+import functools
 import shutil
 import sys
 from pathlib import Path
@@ -49,7 +50,8 @@ def test_a_smaller_z_dim_keeps_the_latents_of_the_largest_kl_and_a_larger_one_ad
     q_old = old.encode(x, y)
 
     smaller, config = made(3, network, x_shape, 2, conditional)
-    assert init_from.initialise(smaller, source, {**config, "init_from": "a"}).latents == [1, 3, 4]
+    make = functools.partial(build.model_of, config, x_shape, CLASSES)
+    assert init_from.initialise(smaller, source, {**config, "init_from": "a"}, make).latents == [1, 3, 4]
     q = smaller.encode(x, y)
     torch.testing.assert_close(q.mean, q_old.mean[:, [1, 3, 4]])
     torch.testing.assert_close(q.log_var, q_old.log_var[:, [1, 3, 4]])
@@ -59,7 +61,8 @@ def test_a_smaller_z_dim_keeps_the_latents_of_the_largest_kl_and_a_larger_one_ad
 
     larger, config = made(7, network, x_shape, 3, conditional)
     fresh = larger.encode(x, y).mean[:, 5:]
-    assert init_from.initialise(larger, source, {**config, "init_from": "a"}).latents is None
+    make = functools.partial(build.model_of, config, x_shape, CLASSES)
+    assert init_from.initialise(larger, source, {**config, "init_from": "a"}, make).latents is None
     q = larger.encode(x, y)
     torch.testing.assert_close(q.mean[:, :5], q_old.mean)
     torch.testing.assert_close(q.log_var[:, :5], q_old.log_var)
@@ -73,13 +76,13 @@ def test_a_run_begins_where_the_other_ended_and_says_so_everywhere(trained):
     after, _ = quick_run("epochs=0", "model.z_dim=4", "init_from=before", wandb="offline")
     assert after["test/neg_elbo"] == before["test/neg_elbo"], "the same weights, measured with the same noise"
     start = after["start"]
-    assert {**start, "path": Path(start["path"]).name} == {
-        "path": "before", "epoch": before["best/epoch"], "step": before["best/step"],
+    assert {**start, "path": start["path"]} == {
+        "path": str(folder.resolve() / "best.pt"), "epoch": before["best/epoch"], "step": before["best/step"],
         "epochs": before["best/epoch"], "latents": None,
     }  # fmt: skip
     assert after["path_epochs"] == before["best/epoch"]
     assert "start" not in before and "path_epochs" not in before
-    assert yaml.safe_load(Path("run/config.yaml").read_text())["init_from"] == str(folder.resolve())
+    assert yaml.safe_load(Path("run/config.yaml").read_text())["init_from"] == str(folder.resolve() / "best.pt")
     (wandb_folder,) = Path("outputs/wandb").glob("offline-run-*")
     assert recorded(wandb_folder)["run"][0]["config"]["update"]["start"]["step"] == before["best/step"]
     for place in ("before/last.pt", "before.safetensors"):
@@ -101,7 +104,7 @@ def test_a_run_that_goes_on_needs_the_file_no_more_and_equals_one_that_was_never
     }
     rows = [[{k: v for k, v in row.items() if "time/" not in k} for row in metrics(f)] for f in ("whole", "part")]
     assert rows[0] == rows[1]
-    assert yaml.safe_load(Path("part/config.yaml").read_text())["init_from"].endswith("before")
+    assert yaml.safe_load(Path("part/config.yaml").read_text())["init_from"].endswith("before/best.pt")
     with pytest.raises(UserError, match="resume=part and init_from=x: a run that goes on has its own weights"):
         quick_run(*resumed, "init_from=x", folder="part")
 

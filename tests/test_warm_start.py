@@ -1,7 +1,6 @@
 """Sweeps whose jobs begin with their neighbours' weights: the order of the path, its jobs, growth, kills, the price."""
 
 import csv
-import json
 import os
 import re
 import shlex
@@ -19,6 +18,7 @@ from vae_exp.config import build
 from vae_exp.config.compose import parse
 from vae_exp.errors import UserError
 from vae_exp.sweeps import warm_start
+from vae_exp.sweeps.values import values_of
 from vae_exp.training.run_dir import read_summary
 
 SMALL = ("dataset=digits", "dataset.train_size=128", "network.hidden_dims=[16]", "device=cpu", "figure_every_epochs=99")
@@ -32,9 +32,11 @@ def jobs_of(*words, **settings):
     values = [[]]
     for override in swept:
         key = override.get_key_element()
-        values = [[*job, f"{key}={value}"] for job in values for value in override.sweep_string_iterator()]
+        values = [[*job, f"{key}={value}"] for job in values for value in values_of(override)]
     changes = [f"{key.replace('__', '.')}={value}" for key, value in settings.items()]
-    path = warm_start.plan_path(values, swept, build.check(compose("model=beta", *changes)))
+    config = compose("model=beta", "sweep.warm_start=true", *changes)
+    configs = [compose("model=beta", *changes, *job) for job in values]
+    path = warm_start.plan_path(values, configs, swept, build.check(config))
     names = [" ".join(re.sub(r"^[a-z.]+\.(?=\w+=)", "", word) for word in job.values) for job in path]
     return {
         name: (job.epochs, None if job.parent is None else names[job.parent], job.depth)
@@ -60,8 +62,8 @@ def test_z_dim_falls_along_the_lowest_beta_and_beta_rises_from_each():
         "z_dim=4 beta=5": (2, "z_dim=4 beta=1", 4),
     }
     assert [*path] == sorted(path, key=lambda name: path[name][2]), "parents come first"
-    assert jobs_of("model.beta=2,1", epochs=3, sweep__warm_start="true", sweep__warm_epochs=5) == {
-        "beta=1": (3, None, 0), "beta=2": (5, "beta=1", 1),
+    assert jobs_of("model.beta=2,1", epochs=5, sweep__warm_epochs=3) == {
+        "beta=1": (5, None, 0), "beta=2": (3, "beta=1", 1),
     }  # fmt: skip
     assert jobs_of("model.z_dim=2,4", epochs=3) == {"z_dim=4": (3, None, 0), "z_dim=2": (3, "z_dim=4", 1)}
 
@@ -80,9 +82,14 @@ def test_every_further_key_has_a_tree_of_its_own_and_other_numbers_go_in_the_ord
     ("words", "settings", "why"),
     [
         (["optimizer.lr=1e-3,1e-4"], {}, "none of these is swept"),
-        (["model.beta=1,2", "epochs=2,4"], {}, "epochs=2,4 cannot be swept"),
+        (["model.beta=1,2", "epochs=2,4"], {}, "epochs=2,4: this is of the first job"),
         (["model.z_dim=2,4"], {"model__stochastic": "false"}, "model.stochastic=false"),
         (["model.beta=1,2"], {"epochs": 0}, "nothing to start from"),
+        (["model.beta=1,2"], {"early_stopping__patience": 2}, "end after their few epochs"),
+        (["model.beta=1,2"], {"sweep__prune": "asha"}, "cannot be judged by each other"),
+        (["model.beta=1,2", "objective.warmup_epochs=0,1"], {}, "of the first job of each path"),
+        (["model.beta=interval(0.1,1)"], {}, "a list of numbers"),
+        (["model.z_dim=4,2", "model.stochastic=true,false"], {}, "model.stochastic=false has none"),
         (
             ["model.z_dim=2,4", "network.hidden_dims=[8],[9]"],
             {"sweep__zip": "[model.z_dim,network.hidden_dims]"},
@@ -194,7 +201,7 @@ def test_a_path_that_grows_adds_leaves_and_leaves_the_rest_alone(vae_train):
     assert code == 1 and "it was started with sweep.warm_start=true, and not with false" in said
 
 
-def test_what_follows_a_job_that_failed_or_was_pruned_is_marked_and_runs_when_that_is_mended(vae_train):
+def test_what_follows_a_job_that_failed_is_marked_and_runs_when_that_is_mended(vae_train):
     def fails_at_two(_, terms):
         if broken and terms.kl.shape[1] == 2:
             raise MemoryError("out of memory")
@@ -212,15 +219,6 @@ def test_what_follows_a_job_that_failed_or_was_pruned_is_marked_and_runs_when_th
         code, said = vae_train(*(word for word in typed if not word.startswith("hydra.")), "sweep.resume=sweep")
     assert code == 0, said
     assert read_summary(Path("sweep/z_dim-2_beta-1")).state == "finished"
-
-    summary = json.loads(Path("sweep/z_dim-2_beta-0.5/summary.json").read_text())
-    Path("sweep/z_dim-2_beta-0.5/summary.json").write_text(json.dumps(summary | {"state": "pruned"}))
-    for file in Path("sweep/z_dim-2_beta-1").iterdir():
-        if file.is_file():
-            file.unlink()
-    vae_train(*(word for word in typed if not word.startswith("hydra.")), "sweep.resume=sweep")
-    marked = read_summary(Path("sweep/z_dim-2_beta-1"))
-    assert (marked.state, marked.reason) == ("pruned", "it starts from z_dim-2_beta-0.5, which is pruned")
 
 
 def test_a_warm_up_is_of_the_first_job_alone(vae_train):

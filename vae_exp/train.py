@@ -71,7 +71,11 @@ def setup(run: Run, source: Checkpoint | None) -> None:
     dry_run.check_model(config, data.x_shape, data.n_classes, device)
     torch.manual_seed(seed)
     run.model = model = build.model(config, data.x_shape, data.n_classes, data.train).to(device)
-    start = init_from.initialise(model, source, config) if source else None
+    start = None
+    if source is not None:
+        start = init_from.initialise(
+            model, source, config, partial(build.model_of, config, data.x_shape, data.n_classes)
+        )
     model.freeze(config["freeze"])
     run.optimizer, run.ema = build.optimizer(config, model), EMA(model, config["ema"])
     objective, run.schedule = build.partial(config, "objective"), build.partial(config, "scheduler")
@@ -158,7 +162,7 @@ def finish_epoch(run: Run, prune: Prune | None) -> None:
     run.tracker.log(row | {f"{name}/kl_per_dim": evaluation.kl_per_dim}, state.step)
 
     # Without validation best.pt is the last epoch's, and on a path too: at beta 5 the lowest neg_elbo comes too early.
-    selects = name == "val" and not is_on_path(config)
+    selects = name == "val" and not is_on_path(config["sweep"])
     val_scalars = scalars if name == "val" else {}
     scale = {key: value.item() for key, value in run.eval_model.scale().items()}
     new_best = state.end_epoch(epoch, evaluation.kl_per_dim, run.rng.order.get_state(), val_scalars, scale, selects)
@@ -192,7 +196,7 @@ def test(run: Run) -> None:
         scores = factor_scores(evaluation, test_split, run.config["scores"], "test", conditional)
         if scores and (warning := scores_warning(evaluation, test_split.unknown_factors(conditional))):
             log.warning(f"scores: {warning}")
-        run.tracker.summarise(best.summary() | evaluation.scalars("test") | scores | run.info.path(run.state.epoch))
+        run.tracker.summarise(best.summary() | evaluation.scalars("test") | scores | run.path_epochs())
         if run.config["wandb"]["log_checkpoints"]:
             run.tracker.upload_checkpoints(best_is_last=best.step == step)
     run.tracker.summary.reason = run.stop.reason

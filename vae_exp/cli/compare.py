@@ -19,7 +19,7 @@ from vae_exp.config.checks import closest, shortened
 from vae_exp.config.migrations import GONE
 from vae_exp.errors import UserError, printable
 from vae_exp.files import Unreadable, parse_yaml, write, writing
-from vae_exp.training.run_dir import read_summary
+from vae_exp.training.run_dir import LATEST, read_summary
 
 OWN_PROJECT = ""  # --wandb alone: the project that the runs were logged to
 OPERATORS: dict[str, Callable] = {"<=": operator.le, ">=": operator.ge, "!=": operator.ne, "==": operator.eq}
@@ -43,7 +43,7 @@ def _arguments() -> argparse.ArgumentParser:
         epilog="example: vae-compare outputs/sweeps/... --fold-seeds --filter 'optimizer.lr<=1e-3' --html report.html",
     )
     add = parser.add_argument
-    add("paths", nargs="+", metavar="PATH", help=f"run folders, sweep folders, folders of them, or {results.LATEST}")
+    add("paths", nargs="+", metavar="PATH", help=f"run folders, sweep folders, folders of them, or {LATEST}")
     add("--version", action="store_true", help="print the versions of vae_exp and what it stands on")
     add("--sort", "--by", metavar="COLUMN", help="val/neg_elbo unless told; the lowest comes first", dest="sort")
     add("--top", type=_count, metavar="N", help="only the first N, of runs that compare: same data, same likelihood")

@@ -157,6 +157,7 @@ def check_run(cfg: DictConfig) -> None:
         run_dir = folder
         resume.require_unfinished(folder, config)
         resume.load(folder, config, quiet=True)
+        cfg.init_from = None  # of a run that goes on the checkpoint knows it
     require_writable(run_dir)
     cfg.resume = None if folder is None else str(folder)
     with read_write(cfg.hydra):

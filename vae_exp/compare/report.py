@@ -54,7 +54,7 @@ def _view(rows: list[Run], columns: list[str] | None) -> dict[str, Any]:
         metric = table.metric_of(group)
         names = _usual_columns(group, metric) if columns is None else [name for name in columns if name != NAME]
         # A run that failed would make an axis of what it alone has.
-        with_result = [run for run in group if metric in run.metrics]
+        with_result = [run for run in group if metric in run.metrics and results.CONFIRM not in run.config]
         axes, differ = swept(with_result), results.differing(group)
         label_keys = [*(axes if len(with_result) > 1 else swept(group)), *(key for key in differ if key in SEEDS)]
         number = {id(run): len(records) + i for i, run in enumerate(group)}

@@ -13,10 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from vae_exp.config.checks import flatten, path_of
-from vae_exp.config.schema import is_number
+from vae_exp.config.schema import is_number, is_on_path
 from vae_exp.errors import UserError
 from vae_exp.files import read_json_lines
-from vae_exp.training.run_dir import CONFIG, METRICS, OUTPUTS, PRUNED, SUMMARY, read_config, read_summary, runs_below
+from vae_exp.training.run_dir import (
+    CONFIG,
+    LATEST,
+    METRICS,
+    OUTPUTS,
+    PRUNED,
+    SUMMARY,
+    read_config,
+    read_summary,
+    runs_below,
+)
 
 # Of data with known factors, where a run was asked for them: the only results of which more is better.
 SCORES = tuple(
@@ -33,9 +43,9 @@ RESULTS = {
     "seconds": "seconds",
 }
 # Of a run's configuration these say how it was logged, not what it was.
-NOT_COMPARED = ("wandb.", "sweep.", "resume", "replace", "trust", "dataset.cache", "init_from")
-CONFIRM = "confirm"  # in the folder of a sweep that starts warm: its best jobs, trained from nothing
-ALONG_A_PATH = ("epochs", "objective.warmup_epochs", "objective.warmup_steps", "objective.warmup_fraction")
+NOT_COMPARED = ("wandb.", "sweep.", "resume", "replace", "trust", "dataset.cache")
+CONFIRM = "confirm"  # the folder, in a sweep that starts warm, and the key of its best jobs, trained from nothing
+ALONG_A_PATH = ("init_from", "epochs", "objective.warmup_epochs", "objective.warmup_steps", "objective.warmup_fraction")
 SEEDS = ("seed", "dataset.seed")
 # Nobody looks for these in a table: where a run was, how often it wrote, what it ran on.
 BOOKKEEPING = {
@@ -45,7 +55,6 @@ BOOKKEEPING = {
 }
 PARTS = ("reconstruction", "kl")
 NAME, STATE, REASON = "run", "state", "reason"
-LATEST = "latest"
 
 
 @dataclass
@@ -137,10 +146,9 @@ def read_run(folder: Path) -> Run:
         if not key.startswith(NOT_COMPARED):  # optimizer._target_: torch.optim.Adam becomes optimizer: Adam
             group, _, name = key.rpartition(".")
             flat |= {group: str(value).rsplit(".", 1)[-1]} if name == "_target_" else {key: value}
-    if flatten(config).get("sweep.warm_start") is True and flatten(config).get("sweep.jobs"):  # these are no settings
-        epochs, *_ = (flat.pop(key, None) for key in ALONG_A_PATH)
-        metrics = {PATH_EPOCHS: epochs} | metrics if is_number(epochs) and metrics else metrics
-        flat |= {CONFIRM: True} if folder.parent.name == CONFIRM else {}
+    if is_on_path(config.get("sweep")):
+        flat = {key: value for key, value in flat.items() if key not in ALONG_A_PATH}
+        flat |= {CONFIRM: True} if config["sweep"].get("confirm") else {}
     digest = summary.results.get("data_digest")
     run = Run(folder, flat, summary.state, summary.reason, metrics, data=digest if isinstance(digest, str) else None)
     run.swept = _swept(config.get("sweep"), flat)
@@ -167,7 +175,9 @@ def newest() -> Path:
         summary, config = read_summary(folder), read_config(folder)
         if summary is not None and isinstance(config, dict) and is_number(summary.score):
             sweep = config.get("sweep")
-            return folder.parent if isinstance(sweep, dict) and sweep.get("jobs") else folder
+            if not isinstance(sweep, dict) or not sweep.get("jobs"):
+                return folder
+            return folder.parent.parent if sweep.get("confirm") else folder.parent
     raise UserError(f"{LATEST}: no run in {OUTPUTS} has results.")
 
 

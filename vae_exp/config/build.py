@@ -216,6 +216,11 @@ def model(config: Mapping[str, Any], x_shape: tuple[int, int, int], n_classes: i
     return VAE(encoder, decoder, likelihood, z_dim, width, config["model"]["stochastic"])
 
 
+def model_of(config: Mapping[str, Any], x_shape: tuple[int, int, int], n_classes: int, z_dim: int) -> VAE:
+    """Return the VAE of a configuration with another z_dim."""
+    return model({**config, "model": {**config["model"], "z_dim": z_dim}}, x_shape, n_classes)
+
+
 def optimizer(config: Mapping[str, Any], model: nn.Module) -> torch.optim.Optimizer:
     """Return the optimizer of the weights that are not frozen."""
     learned = [weights for weights in model.parameters() if weights.requires_grad]

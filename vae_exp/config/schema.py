@@ -249,9 +249,9 @@ def images_per_step(config: Config) -> int:
     return config["batch_size"] * config["accumulate_steps"]
 
 
-def is_on_path(config: Config) -> bool:
-    """Return whether a run is a job of a sweep whose jobs start from each other's weights, or confirms one."""
-    return config["sweep"]["warm_start"] and config["sweep"]["jobs"] is not None
+def is_on_path(sweep: Any) -> bool:
+    """Return whether a run with these sweep.* is a job of a sweep that starts warm, or confirms one."""
+    return isinstance(sweep, dict) and sweep.get("warm_start") is True and bool(sweep.get("jobs"))
 
 
 # Of every optimizer and every dataset, whatever its _target_.

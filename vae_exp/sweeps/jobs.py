@@ -26,7 +26,7 @@ from vae_exp.sweeps.values import line
 from vae_exp.torchrun_env import follows, safe_path, started
 from vae_exp.training import console, resume, threads
 from vae_exp.training.console import say
-from vae_exp.training.run_dir import LOCK, PRUNED, SUMMARY, Summary, read_summary, require_no_owner, runs_below
+from vae_exp.training.run_dir import LOCK, SUMMARY, Summary, read_summary, require_no_owner, runs_below
 
 log = logging.getLogger(__name__)
 LAUNCHED_BY = "VAE_EXP_LAUNCHED_BY"  # in the environment of processes that another started for its jobs or its run
@@ -87,7 +87,8 @@ def _report(planned: Plan, over: threading.Event) -> None:
                 continue
             known[folder], ended = written, ended + 1
             left = (time.monotonic() - start_time) / ended * (planned.jobs - len(seconds) - failed)
-            say(f"{folder.name}  {_ending(summary)}    {len(seconds)} of {planned.jobs} done{_time_left(left)}")
+            name = folder.relative_to(planned.folder).as_posix()
+            say(f"{name}  {_ending(summary)}    {len(seconds)} of {planned.jobs} done{_time_left(left)}")
 
 
 def _summaries(folder: Path) -> dict[Path, Summary]:
@@ -268,10 +269,12 @@ def _run_job(cfg: DictConfig, run_dir: Path, job: Any) -> None:
         if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
             handler.setLevel(logging.WARNING)
     cfg, judge = cast("DictConfig", OmegaConf.merge(cfg, changes)), None
-    if ending := _ending_of_parent(cfg, run_dir):
+    from vae_exp.tracking.tracker import record_failure
+
+    if reason := _ending_of_parent(cfg, run_dir):
         _let_train(False)
-        print_alone(f"      {ending[0]}: {ending[1]}")
-        _record_failure(cfg, run_dir, *ending[::-1])
+        print_alone(f"      failed: {reason}")
+        record_failure(cfg, run_dir, reason)
         return
     try:
         _share_machine(cfg, job)
@@ -288,27 +291,20 @@ def _run_job(cfg: DictConfig, run_dir: Path, job: Any) -> None:
         log.exception("The job failed.")
         reason = f"{type(error).__name__}: {error}"
     print_alone(f"      failed: {reason}")
-    _record_failure(cfg, run_dir, reason)
+    record_failure(cfg, run_dir, reason)
     if judge:
         judge.record(None)
 
 
-def _record_failure(cfg: DictConfig, run_dir: Path, reason: str, state: str = "failed") -> None:
-    from vae_exp.tracking.tracker import record_failure
-
-    record_failure(cfg, run_dir, reason, state)
-
-
-def _ending_of_parent(cfg: DictConfig, run_dir: Path) -> tuple[str, str] | None:
-    """Return how a job ends, and why, if the job that it starts from has not finished; else None."""
+def _ending_of_parent(cfg: DictConfig, run_dir: Path) -> str | None:
+    """Return why a job cannot begin if the job that it starts from has not finished, else None."""
     if not cfg.sweep.warm_start or cfg.init_from is None:
         return None
     parent = Path(cfg.init_from).parent
     summary = read_summary(parent)
     if parent.resolve().parent != run_dir.resolve().parent or (summary is not None and summary.finished):
         return None
-    state = "not there" if summary is None else summary.state
-    return "pruned" if state == PRUNED else "failed", f"it starts from {parent.name}, which is {state}"
+    return f"it starts from {parent.name}, which is {'not there' if summary is None else summary.state}"
 
 
 def _train(cfg: DictConfig, run_dir: Path, judge: study.Judge | None) -> None:

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +19,7 @@ from vae_exp.errors import UserError
 from vae_exp.files import read_json, require_no_links, write_json, writing
 from vae_exp.sweeps.study import JOURNAL
 from vae_exp.sweeps.values import MAX_NAME, distinct, has_same_data, line, require_same, values_of
-from vae_exp.training.run_dir import OUTPUTS, UNREADABLE, runs_below
+from vae_exp.training.run_dir import LATEST, OUTPUTS, UNREADABLE, runs_below
 
 SWEEPS = OUTPUTS / "sweeps"
 SWEEP = "sweep.json"
@@ -28,16 +28,8 @@ GRID, SEARCH = "hydra_plugins.vae_exp.Grid", "hydra_plugins.vae_exp.Search"
 DIR, SUBDIR = "hydra.sweep.dir", "hydra.sweep.subdir"
 OF_A_SWEEP = ("sweep.", "hydra.sweep.")
 SHARED = ("sweeper", "launcher", "sweep", "callbacks")  # what Hydra takes from the first job for all of them
-HANDED_ON = (
-    "zip",
-    "prune",
-    "prune_after",
-    "prune_factor",
-    "metric",
-    "warm_start",
-    "warm_epochs",
-    "confirm",
-)  # of sweep.*, to every job
+WARM = ("warm_start", "warm_epochs")  # of sweep.*: with others a path would be another
+HANDED_ON = ("zip", "prune", "prune_after", "prune_factor", "metric", *WARM)  # of sweep.*, to every job
 
 Compose = Callable[[list[str]], DictConfig]  # from the overrides of a job to its configuration
 # A swept group, one of its options, and the configuration of a job that has it.
@@ -57,7 +49,10 @@ class Plan:
     folder: Path
     overrides: list[str]  # of every job, and what the sweep tells it
     single: list[str]  # what turns the same command into one run
+    epochs: int
     warm_start: bool
+    warm_epochs: int | None
+    names: list[str] = field(default_factory=list)  # of the jobs' folders, where they are known beforehand
     data: str | None = None  # a digest of the images of all jobs; None where they differ, or lie on other machines
 
     @property
@@ -78,9 +73,7 @@ class Plan:
         """Write sweep.json in the sweep's folder. Raises Unwritable if the system refuses."""
         with writing(self.folder, DIR):
             self.folder.mkdir(parents=True, exist_ok=True)
-        record = {
-            name: getattr(self, name) for name in ("name", "keys", "jobs", "settings", "values", "data", "warm_start")
-        }
+        record = {name: getattr(self, name) for name in ("name", "keys", "jobs", "settings", "values", "data", *WARM)}
         # Where it was typed: relative paths in settings and values begin there.
         write_json(self.folder / SWEEP, record | {"cwd": str(Path.cwd())})
 
@@ -147,13 +140,14 @@ def plan(overrides: list[Override], cfg: DictConfig, compose: Compose, data_dige
     is_mode_typed = any(override.key_or_group == "hydra.mode" for override in overrides)
     single = [] if is_mode_typed else ["hydra.mode=RUN"]  # then a preset says that it is a sweep
     has_study = is_search or bool(cfg.sweep.prune)
-    return Plan(
-        name, swept, jobs, is_search, has_study, settings, folder, job_overrides, single, bool(cfg.sweep.warm_start)
-    )
+    warm = cfg.epochs, cfg.sweep.warm_start, cfg.sweep.warm_epochs
+    return Plan(name, swept, jobs, is_search, has_study, settings, folder, job_overrides, single, *warm)
 
 
 def _require_warm(cfg: DictConfig, is_search: bool) -> None:
     """Raise UserError for what only a warm start has, or a search that begins with one."""
+    if cfg.init_from == LATEST:
+        raise UserError(f"init_from={LATEST}: is another run for each job. Name the run.")
     if cfg.sweep.warm_start and is_search:
         raise UserError("sweep.warm_start=true: is of a grid; the trials of a search do not follow each other.")
     for key in ("warm_epochs", "confirm"):
@@ -273,10 +267,10 @@ def _resume(
     _require_no_links(folder)
     if (chosen := _chosen_folder(cfg)) and chosen.resolve() != folder.resolve():
         raise UserError(f"{DIR}={chosen}: a sweep goes on in its own folder, {folder}; leave {DIR} out.")
-    if before["warm_start"] != bool(cfg.sweep.warm_start):
-        was, now = (str(value).lower() for value in (before["warm_start"], bool(cfg.sweep.warm_start)))
-        reason = f"it was started with sweep.warm_start={was}, and not with {now}"
-        raise UserError(f"sweep.resume={cfg.sweep.resume}: {reason}.")
+    for key in WARM:
+        if (was := before[key]) != (now := cfg.sweep[key]):
+            reason = f"it was started with sweep.{key}={as_typed(was)}, and not with {as_typed(now)}"
+            raise UserError(f"sweep.resume={cfg.sweep.resume}: {reason}.")
     try:
         require_same(before, settings, swept, same_data=True)  # first: other settings may mean other data
         if not (has_one_dataset(swept) and has_same_data(before, data_digest)):
@@ -296,14 +290,15 @@ def _require_no_links(folder: Path) -> None:
 def _find(path_or_latest: str) -> tuple[Path, dict[str, Any]]:
     """Return the folder and the record of the sweep to resume. Raises UserError if no sweep was started there."""
     folder = Path(path_or_latest)
-    if path_or_latest == "latest":
+    if path_or_latest == LATEST:
         if not (sweeps := runs_below(SWEEPS, SWEEP)):
             raise UserError(f"sweep.resume=latest: there is no sweep in {SWEEPS}.")
         folder = sweeps[0]
     try:
         record = read_json(folder / SWEEP)
         before = {key: record[key] for key in ("name", "settings", "values")}
-        before |= {key: record.get(key) for key in ("cwd", "data")} | {"warm_start": record.get("warm_start") is True}
+        before |= {key: record.get(key) for key in ("cwd", "data")}
+        before |= {"warm_start": record.get("warm_start", False), "warm_epochs": record.get("warm_epochs")}
         parse([*before["settings"], *before["values"]])
         is_valid = TEXT.allows(before["name"]) and all(isinstance(before[key], str | None) for key in ("cwd", "data"))
         if not is_valid or "${" in f"{before['name']}{folder}":  # Hydra would look for what it refers to

@@ -47,8 +47,9 @@ MAX_BEST = 5  # that are printed: where runs do not compare there may be as many
 def finish(plan: Plan, wandb: WandbKeys, stopped: bool = False) -> int:
     """Write table, results.csv, figures, and the same in W&B, from the runs' files. Returns the exit code."""
     runs = _read_jobs(plan)
-    pruned = sum(run.state == PRUNED for run in runs)
-    done = sum(run.finished for run in runs) + pruned
+    planned = [run for run in runs if not plan.names or run.folder.relative_to(plan.folder).as_posix() in plan.names]
+    pruned = sum(run.state == PRUNED for run in planned)
+    done = sum(run.finished for run in planned) + pruned
     optional = (*results.SCORES, results.UDR)
     metrics = [name for name in results.RESULTS if name not in optional or any(name in run.metrics for run in runs)]
     columns = [*results.setting_columns(runs), "state", *metrics, "reason"]
@@ -81,26 +82,22 @@ def finish(plan: Plan, wandb: WandbKeys, stopped: bool = False) -> int:
     if done < plan.jobs and (stopped or not plan.is_search):
         say(f"go on   the same command with {as_argument('sweep.resume', plan.folder)}")
     if plan.warm_start:
-        say("\n".join(_path_lines(runs)))
+        say("\n".join(_path_lines(plan, runs)))
     _say_what_next(plan, runs, bests)
     for figure in figures:
         say(f"figure  {figure}")
     return 0 if done >= plan.jobs or (plan.is_search and done) else 1
 
 
-def _path_lines(runs: list[Run]) -> list[str]:
+def _path_lines(plan: Plan, runs: list[Run]) -> list[str]:
     """Return the price of a sweep that starts warm, and how far it is off where jobs were trained from nothing too."""
-    path = [run for run in runs if results.CONFIRM not in run.config and results.PATH_EPOCHS in run.metrics]
-    if not path:
-        return []
-    first = min(run.metrics[results.PATH_EPOCHS] for run in path)
-    epochs = sum(max((row["epoch"] for row in run.logged()), default=0) for run in path)
-    lines = [f"price   {len(path)} settings for {epochs:g} epochs: {epochs / first:.1f} runs of {first:g}"]
-    by_name = {run.folder.name: run for run in path}
+    path = {run.folder.name: run for run in runs if results.CONFIRM not in run.config}
+    epochs = sum(max((row["epoch"] for row in run.logged()), default=0) for run in path.values())
+    price = f"{len(path)} settings for {epochs:g} epochs: {epochs / plan.epochs:.1f} runs of {plan.epochs}"
+    lines = [f"price   {price}"]
     for run in runs:
-        on_path = by_name.get(run.folder.name)
-        if results.CONFIRM in run.config and on_path is not None:
-            warm, alone = (results.objective(one) for one in (on_path, run))
+        if results.CONFIRM in run.config and run.folder.name in path:
+            warm, alone = (results.objective(one) for one in (path[run.folder.name], run))
             if warm is not None and alone is not None:
                 change = 100 * (warm - alone) / abs(alone)
                 lines.append(f"confirm {run.folder.name}: {warm:.3f} on the path, {alone:.3f} alone ({change:+.1f} %)")
@@ -136,7 +133,8 @@ def _say_what_next(plan: Plan, runs: list[Run], bests: list[Run]) -> None:
             overrides = [word for word in stored if not word.startswith("sweep.")]
             if plan.warm_start:  # from nothing, for all epochs
                 values = [word for word in stored if word.startswith(tuple(f"{key}=" for key in plan.keys))]
-                overrides = [*(word for word in overrides if word in plan.overrides), *values]
+                shared = [word for word in overrides if word in plan.overrides and not word.startswith("init_from=")]
+                overrides = [*dict.fromkeys(shared), *values]
             say(f"again   vae-train {shlex.join([*config_dir(one.folder), *overrides, *plan.single])}")
     if bests:
         from vae_exp.tracking.wandb_run import project_of

@@ -155,8 +155,8 @@ class PlannedSweeper(Sweeper):
             return None if fingerprint is None else fingerprint.digest()
 
         self.plan = plan(overrides, cfg, self._compose, data_digest)
-        self.prepare(cfg, config)
         check_each(self.plan.swept, config)
+        self.prepare(cfg, config)
         jobs.check_init_from(config)
         # Read last: what else may be refused needs no data.
         self.plan.data = data_digest() if has_one_dataset(self.plan.swept) else None
@@ -215,11 +215,13 @@ class Grid(PlannedSweeper):
             raise UserError(f"sweep.resume={cfg.sweep.resume}: {error}") from error
 
     def _prepare_path(self, cfg: DictConfig, config: Config, values: list[list[str]]) -> None:
-        path = warm_start.plan_path(values, self.plan.swept, config)
+        """Let jobs start from others. Raises UserError if they cannot."""
+        configs = [self._compose([*self.plan.overrides, *job]) for job in values]
+        path = warm_start.plan_path(values, configs, self.plan.swept, config)
         names = self._folders(cfg, [job.values for job in path])
         waves: dict[int, list[tuple[str, list[str]]]] = {}
         for job, name, start in zip(path, names, warm_start.starts(path, names, self.plan.folder), strict=True):
-            waves.setdefault(job.depth, []).append((name, job.words(start, config["objective"])))
+            waves.setdefault(job.depth, []).append((name, job.words(start)))
             if start is not None:
                 self.warm[name] = job.values
         self.waves = [*waves.values()]
@@ -230,10 +232,12 @@ class Grid(PlannedSweeper):
 
     def _folders(self, cfg: DictConfig, values: list[list[str]]) -> list[str]:
         """Return the name of each job's folder. Raises UserError if the sweep that goes on has other jobs."""
-        if cfg.sweep.resume is None:
-            return job_names(values)
-        configs = (self._compose([*self.plan.overrides, *job]) for job in values)
-        return job_folders(self.plan.folder, self.plan.swept, values, configs)
+        names = job_names(values)
+        if cfg.sweep.resume is not None:
+            configs = (self._compose([*self.plan.overrides, *job]) for job in values)
+            names = job_folders(self.plan.folder, self.plan.swept, values, configs)
+        self.plan.names = [*names]
+        return names
 
     def _combinations(self, zipped: list[str]) -> list[list[str]]:
         values = [[f"{key.get_key_element()}={value}" for value in values_of(key)] for key in self.plan.swept]
@@ -252,7 +256,11 @@ class Grid(PlannedSweeper):
                 yield first + start, wave[start : start + size]
             first += len(wave)
         if best := summary.best_of(self.plan.folder, self.warm, self.confirm):
-            yield first, [(f"{CONFIRM}/{name}", [*self.warm[name], "sweep.prune=null"]) for name in best]
+            confirmed = [
+                (f"{CONFIRM}/{name}", [*self.warm[name], "sweep.confirm=1", "init_from=null"]) for name in best
+            ]
+            self.plan.names += [name for name, _ in confirmed]
+            yield first, confirmed
 
 
 class Search(PlannedSweeper):

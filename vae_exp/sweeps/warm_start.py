@@ -5,15 +5,14 @@ penalties; here a latent that has collapsed comes back late, so the path goes th
 any other, but for `init_from` and its few epochs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
+from omegaconf import DictConfig, OmegaConf
 
 from vae_exp.config.checks import literal
-from vae_exp.config.compose import parse
 from vae_exp.config.schema import Config, is_number
 from vae_exp.errors import UserError
 from vae_exp.sweeps.values import line
@@ -22,52 +21,58 @@ from vae_exp.training.run_dir import LAST, read_config
 Z_DIM = "model.z_dim"
 RISING = ("model.beta", "objective.beta")
 ALONG = ("objective.", "likelihood.")  # groups with numbers that change no shape
-WARMUPS = ("warmup_epochs", "warmup_steps", "warmup_fraction")  # of an objective: of a first run alone
-SHARE, FALL = 8, 3  # of the first job's epochs, a further one has an eighth, and thrice that where z_dim falls
+WARMUPS = ("warmup_epochs", "warmup_steps", "warmup_fraction")  # of an objective: of a first job alone
+NOT_SWEPT = ("epochs", "experiment", "init_from", *(f"objective.{key}" for key in WARMUPS))
+SETTING = "sweep.warm_start=true"
+SHARE, FALL = 8, 3  # of the first job's epochs a further one has an eighth, and thrice that where z_dim falls
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job of a path: its swept values, and the job that it starts from, with what is not of its settings."""
+    """A job of a path: its swept values, the job that it starts from, and its epochs."""
 
     values: list[str]
     tree: tuple[str, ...]  # the values of all other swept keys
     depth: int  # in its tree: jobs of one depth do not depend on each other
-    parent: int | None  # its number among the jobs; None: it is trained from nothing
+    parent: int | None  # its number among the jobs; None: the first of its tree
     epochs: int
+    has_warmup: list[str]  # of its objective
 
-    def words(self, start: str | None, objective: Mapping[str, Any]) -> list[str]:
+    def words(self, start: str | None) -> list[str]:
         """Return the overrides of the job, started from a checkpoint if it is given."""
         if start is None:
             return self.values
-        warmups = [f"objective.{key}=0" for key in WARMUPS if objective.get(key)]
-        return [*self.values, f"epochs={self.epochs}", f"init_from={literal(start)}", *warmups]
+        return [*self.values, f"epochs={self.epochs}", f"init_from={literal(start)}", *self.has_warmup]
 
 
-def plan_path(jobs: list[list[str]], swept: Sequence[Override], config: Config) -> list[Job]:
-    """Return the jobs of a sweep as paths, parents first. Raises UserError if a sweep cannot be run so."""
-    along = _key_of_the_path(swept, config)
-    epochs, further = config["epochs"], config["sweep"]["warm_epochs"]
-    further = further or max(1, round(epochs / SHARE))
-    trees: dict[tuple[str, ...], dict[tuple[int, int], list[str]]] = {}
-    z_dims = sorted({_number(job, Z_DIM) for job in jobs}, reverse=True)
-    typed = list(dict.fromkeys(_number(job, along) for job in jobs))
-    steps = sorted(typed) if along in RISING else typed
-    for job in jobs:
-        others = tuple(word for word in job if word.partition("=")[0] not in (Z_DIM, along))
-        position = z_dims.index(_number(job, Z_DIM)), steps.index(_number(job, along))
-        trees.setdefault(others, {})[position] = job
-    placed: list[tuple[int, tuple[str, ...], tuple[int, int]]] = [
-        (sum(position), others, position) for others, tree in trees.items() for position in sorted(tree)
-    ]
-    placed.sort(key=lambda job: job[0])  # stable: trees and positions keep their order within a depth
-    index = {(others, position): i for i, (_, others, position) in enumerate(placed)}
+def plan_path(
+    jobs: Sequence[list[str]], configs: Sequence[DictConfig], swept: Sequence[Override], config: Config
+) -> list[Job]:
+    """Return the jobs of a sweep as paths, parents first. configs are theirs, config is checked, of the first.
+
+    Raises UserError if a sweep cannot be run so.
+    """
+    along = _key_along(swept, config)
+    if any(Z_DIM in _keys(swept) and not cfg.model.stochastic for cfg in configs):
+        raise UserError(f"{SETTING}: z_dim falls by the KL of each latent, and model.stochastic=false has none.")
+    epochs = config["epochs"]
+    further = min(epochs, config["sweep"]["warm_epochs"] or max(1, round(epochs / SHARE)))
+    at: list[tuple[int, float]] = [(-cfg.model.z_dim, OmegaConf.select(cfg, along) if along else 0) for cfg in configs]
+    z_dims, steps = sorted({z_dim for z_dim, _ in at}), list(dict.fromkeys(step for _, step in at))
+    steps = sorted(steps) if along in RISING else steps
+    cells: dict[tuple[int, int, tuple[str, ...]], int] = {}  # row, column, tree -> number of the job as it was given
+    for i, (values, (z_dim, step)) in enumerate(zip(jobs, at, strict=True)):
+        words = (word for word in values if word.partition("=")[0].lstrip("+") not in (Z_DIM, along))
+        cells[z_dims.index(z_dim), steps.index(step), tuple(words)] = i
+    order = sorted(cells, key=lambda cell: (cell[0] + cell[1], cells[cell[0], cell[1], cell[2]]))
     result = []
-    for depth, others, (row, column) in placed:
-        parent = (row, column - 1) if column else (row - 1, 0) if row else None
-        length = epochs if parent is None else further if column else FALL * further
-        number = None if parent is None else index[others, parent]
-        result.append(Job(trees[others][row, column], others, depth, number, length))
+    for row, column, tree in order:
+        i = cells[row, column, tree]
+        parent = (row, column - 1, tree) if column else (row - 1, 0, tree) if row else None
+        length = epochs if parent is None else further if column else min(epochs, FALL * further)
+        warmups = [f"objective.{key}=0" for key in WARMUPS if configs[i].objective.get(key)]
+        number = None if parent is None else order.index(parent)
+        result.append(Job(jobs[i], tree, row + column, number, length, warmups))
     return result
 
 
@@ -83,7 +88,8 @@ def starts(jobs: Sequence[Job], names: Sequence[str], folder: Path) -> list[str 
     for job, config in zip(jobs, stored, strict=True):
         before = names[job.parent] if job.parent is not None else None
         if config is not None:
-            before = Path(str(config["init_from"])).parent.name if config.get("init_from") else None
+            start = Path(str(config.get("init_from")))
+            before = start.parent.name if start.name == LAST and start.parent.name in names else None
         elif before is None and job.tree in begun:
             way = "z_dim falls and beta rises from where the path began"
             raise UserError(f"{' '.join(job.values)}: {way}, and this lies before it. It takes a sweep of its own.")
@@ -91,35 +97,36 @@ def starts(jobs: Sequence[Job], names: Sequence[str], folder: Path) -> list[str 
     return result
 
 
-def _key_of_the_path(swept: Sequence[Override], config: Config) -> str:
+def _keys(swept: Sequence[Override]) -> list[str]:
+    return [override.key_or_group for override in swept]
+
+
+def _key_along(swept: Sequence[Override], config: Config) -> str:
     """Return the swept key whose values follow each other beside Z_DIM, or an empty text. Raises UserError."""
-    keys = [override.get_key_element() for override in swept]
-    setting = "sweep.warm_start=true"
-    zipped = config["sweep"]["zip"]
-    values = {override.get_key_element(): [*override.sweep_iterator()] for override in swept}
-    numeric = [key for key in keys if key.startswith(ALONG) and all(map(is_number, values[key]))]
-    along = next((key for key in keys if key in RISING), None) or next(iter(numeric), None)
-    if along is None and Z_DIM not in keys:
+    keys, zipped = _keys(swept), config["sweep"]["zip"]
+    numeric = [override.key_or_group for override in swept if _has_numbers(override)]
+    rising = next((key for key in keys if key in RISING), "")
+    along = rising or next((key for key in numeric if key.startswith(ALONG) and key not in NOT_SWEPT), "")
+    if not along and Z_DIM not in keys:
         can = f"{Z_DIM}, model.beta, or a number of the objective or the likelihood"
-        raise UserError(f"{setting}: jobs follow each other over {can}, and none of these is swept.")
+        raise UserError(f"{SETTING}: jobs follow each other over {can}, and none of these is swept.")
+    if bad := [line(override) for override in swept if override.key_or_group in NOT_SWEPT]:
+        raise UserError(f"{SETTING} and {bad[0]}: this is of the first job of each path, and takes one value.")
+    if bad := [line(o) for o in swept if o.key_or_group in (Z_DIM, along) and o.key_or_group not in numeric]:
+        raise UserError(f"{SETTING} and {bad[0]}: jobs follow each other over a list of numbers.")
     if bad := [key for key in (Z_DIM, along) if key in zipped]:
-        raise UserError(f"{setting} and sweep.zip=[{','.join(zipped)}]: {bad[0]} needs every combination.")
-    if bad := [line(override) for override in swept if override.key_or_group in ("epochs", "experiment", "init_from")]:
-        raise UserError(
-            f"{setting}: all jobs share their epochs and where they begin; {bad[0]} cannot be swept with it."
-        )
-    if along in RISING and (bad := [str(value) for value in values[along] if not is_number(value)]):
-        raise UserError(f"{setting}: {along} rises, and {bad[0]} is no number.")
-    if Z_DIM in keys and not config["model"]["stochastic"]:
-        raise UserError(f"{setting}: z_dim falls by the KL of each latent, and model.stochastic=false has none.")
+        raise UserError(f"{SETTING} and sweep.zip=[{','.join(zipped)}]: {bad[0]} needs every combination.")
     if config["epochs"] == 0:
-        raise UserError(f"{setting} and epochs=0: there is nothing to start from.")
-    return along or ""
+        raise UserError(f"{SETTING} and epochs=0: there is nothing to start from.")
+    if (patience := config["early_stopping"]["patience"]) is not None:
+        raise UserError(f"{SETTING} and early_stopping.patience={patience}: jobs of a path end after their few epochs.")
+    if (prune := config["sweep"]["prune"]) is not None:
+        why = "jobs of a path have unlike betas and few epochs, and cannot be judged by each other"
+        raise UserError(f"{SETTING} and sweep.prune={prune}: {why}.")
+    return along
 
 
-def _number(job: list[str], key: str) -> Any:
-    """Return the value of a key in a job, 0 if it is not swept."""
-    for word in parse(job):
-        if word.get_key_element() == key:
-            return word.value()
-    return 0
+def _has_numbers(override: Override) -> bool:
+    """Return whether a swept key is given a list of numbers, or a range of them."""
+    value = override.value()
+    return isinstance(value, RangeSweep) or (isinstance(value, ChoiceSweep) and all(map(is_number, value.list)))

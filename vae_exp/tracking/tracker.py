@@ -204,14 +204,14 @@ class Tracker:
         return "failed", str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}", 1
 
 
-def record_failure(cfg: DictConfig, run_dir: Path, reason: str, state: str = "failed") -> None:
-    """Write a summary.json for a run that ended before it was tracked, unless a run's files are there and say more."""
+def record_failure(cfg: DictConfig, run_dir: Path, reason: str) -> None:
+    """Write a summary.json for a run that failed before it was tracked, unless a run's files are there and say more."""
     if not (run_dir / SUMMARY).exists() and not folder.holds_run(run_dir):
         with contextlib.suppress(UserError):  # an interpolation that leads nowhere may be what failed
             cfg = OmegaConf.create(from_anywhere(resolve(cfg)))
         with contextlib.suppress(OSError, UserError):  # a full disk may be what failed
             write(run_dir / CONFIG, OmegaConf.to_yaml(cfg))
-            Summary(state, reason).write(run_dir)
+            Summary("failed", reason).write(run_dir)
 
 
 def _describe(run: Any, mode: str) -> WandbRun:

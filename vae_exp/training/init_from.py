@@ -1,6 +1,8 @@
 """Begin a run with the weights of a trained model: `init_from`."""
 
 import logging
+import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from vae_exp.config.schema import Config
 from vae_exp.errors import UserError, printable
+from vae_exp.tracking import wandb_run
 from vae_exp.training import checkpoints
 from vae_exp.training.checkpoints import Checkpoint
 from vae_exp.training.run_dir import LAST
@@ -22,57 +25,66 @@ MAX_NAMED = 4  # tensors in a message
 def read(config: Config) -> Checkpoint | None:
     """Return the checkpoint that init_from names, or None if a run begins anew or goes on. Raises UserError.
 
-    Nothing in the file is run, whatever it names: only its tensors and its KL per latent are used.
+    Nothing in the file is run, whatever it names: only its tensors and its KL per latent are used. config then has the
+    file, for a folder's best.pt and the newest run are others one day.
     """
-    path = config["init_from"]
-    if path is None or config["resume"]:
+    given = config["init_from"]
+    if given is None or config["resume"]:
         return None
     try:
-        (file,) = checkpoints.find(str(path), only_one=True)
-        checkpoint = checkpoints.load(file)
-    except UserError as error:
-        raise UserError(f"init_from={_named(path)}: {str(error).partition(': ')[2]}") from error
-    if file.name == LAST and checkpoint.resume is not None and checkpoint.resume.weights is not None:
-        return replace(checkpoint, model=checkpoint.resume.weights)  # of a run with ema: where its training stands
-    return checkpoint
+        (file,) = checkpoints.find(str(given), only_one=True)
+        source = checkpoints.load(file)
+        checkpoints.require_latents(source.kl_per_dim, source.config["model"]["z_dim"])
+        if not all(weights.isfinite().all() for weights in source.model.values()):
+            raise checkpoints.InvalidCheckpoint("it holds weights that are not finite")
+    except (UserError, checkpoints.InvalidCheckpoint) as error:
+        reason = str(error).partition(": ")[2] if isinstance(error, UserError) else f"damaged: {error}."
+        raise UserError(f"init_from={_named(given)}: {reason}") from error
+    if wandb_run.artifact_of(given) is None:
+        config["init_from"] = str(file.absolute())
+    if file.name == LAST and source.resume is not None and source.resume.weights is not None:
+        return replace(source, model=source.resume.weights)  # of a run with ema: where its training stands
+    return source
 
 
 @torch.no_grad()
-def initialise(model: VAE, source: Checkpoint, config: Config) -> Start:
+def initialise(model: VAE, source: Checkpoint, config: Config, make: Callable[[int], VAE]) -> Start:
     """Give a model the weights and buffers of a checkpoint that fit by name and shape; return where it starts.
 
-    With another z_dim the latents of the largest mean KL are latents, or fresh ones come after the old ones. Raises
-    UserError for what does not fit, unless init_from_partial=true, and if nothing does.
+    make gives this model with another z_dim: what is shaped otherwise in it than in the checkpoint does not fit. With
+    another z_dim the latents of the largest mean KL are taken, or fresh ones come after the old ones. Raises UserError
+    for what does not fit, unless init_from_partial=true, and if nothing does.
     """
     path, z_dim, old_z_dim = _named(config["init_from"]), model.z_dim, source.config["model"]["z_dim"]
+    if z_dim < old_z_dim and not any(source.kl_per_dim):
+        raise UserError(f"init_from={path}: it has no KL by which {z_dim} of its {old_z_dim} latents could be chosen.")
     latents = _largest(source.kl_per_dim or [0.0] * old_z_dim, z_dim)
     target = model.state_dict()
-    fitted = {
-        name: _fit(source.model[name], target[name], latents, old_z_dim, z_dim)
+    with torch.device("meta"):
+        expected = make(old_z_dim).state_dict()
+    fits = {
+        name: _with_latents(source.model[name], target[name], latents, old_z_dim, z_dim)
         for name in target
-        if name in source.model
+        if name in source.model and _is_like(source.model[name], expected[name])
     }
     misfits = [
-        f"{printable(name)} is {_shape(target.get(name))} here and {_shape(source.model.get(name))} there"
+        f"{printable(name)} is {_shape(expected.get(name))} here and {_shape(source.model.get(name))} there"
         for name in {**target, **source.model}
-        if fitted.get(name) is None
+        if name not in fits
     ]
-    fits = {name: weights for name, weights in fitted.items() if weights is not None}
     if not fits or (misfits and not config["init_from_partial"]):
         named = "; ".join(misfits[:MAX_NAMED]) + (f"; and {len(misfits) - MAX_NAMED} more" * (len(misfits) > MAX_NAMED))
         advice = f"init_from_partial=true takes the {len(fits)} of {len(target)} that fit." if fits else "Nothing fits."
         raise UserError(f"init_from={path}: its weights do not fit this model: {named}. {advice}")
     for name, weights in fits.items():
         target[name].copy_(weights)
-    what = f"epoch {source.epoch} of {path}"
-    if misfits:
-        log.info(f"starts from {what}, with {len(fits)} of {len(target)} weights; not {'; '.join(misfits[:MAX_NAMED])}")
-    else:
-        log.info(f"starts from {what}")
-    if z_dim > old_z_dim:
-        log.info(f"model.z_dim={z_dim}, and there it is {old_z_dim}: {z_dim - old_z_dim} latents are fresh")
-    elif z_dim < old_z_dim:
-        log.info(f"model.z_dim={z_dim}, and there it is {old_z_dim}: keeps those of the largest KL, {latents}")
+    left = f", with {len(fits)} of {len(target)} weights; not {'; '.join(misfits[:MAX_NAMED])}" if misfits else ""
+    log.info(f"starts from epoch {source.epoch} of {path}{left}")
+    if z_dim != old_z_dim:
+        taken = (
+            f"{z_dim - old_z_dim} are fresh" if z_dim > old_z_dim else f"it takes those of the largest KL, {latents}"
+        )
+        log.info(f"model.z_dim={z_dim}, and there were {old_z_dim} latents: {taken}")
     before = source.resume.facts.start if source.resume else None
     epochs = source.epoch + (before.epochs if before else 0)
     return Start(str(config["init_from"]), source.epoch, source.step, epochs, latents if z_dim < old_z_dim else None)
@@ -80,8 +92,8 @@ def initialise(model: VAE, source: Checkpoint, config: Config) -> Start:
 
 def _named(path: object) -> str:
     """Return a path as it is printed: one below the current folder from there."""
-    named = Path(str(path))
-    return printable(named.relative_to(Path.cwd()) if named.is_relative_to(Path.cwd()) else path)
+    named = os.path.relpath(str(path)) if Path(str(path)).is_absolute() else str(path)
+    return printable(path if named.startswith("..") else named)
 
 
 def _largest(kl_per_dim: list[float], n: int) -> list[int]:
@@ -90,29 +102,30 @@ def _largest(kl_per_dim: list[float], n: int) -> list[int]:
     return sorted(by_kl[:n])
 
 
-def _fit(old: Tensor, new: Tensor, latents: list[int], old_z_dim: int, z_dim: int) -> Tensor | None:
-    """Return the old tensor as the new one's shape has it, or None if they do not fit.
+def _is_like(given: Tensor, expected: Tensor) -> bool:
+    return given.shape == expected.shape and given.is_floating_point() == expected.is_floating_point()
 
-    They may differ in one axis, by the latents: of the first layer of a decoder, whose context comes after them, or of
-    the last one of an encoder, which gives means and then log-variances.
+
+def _with_latents(old: Tensor, new: Tensor, latents: list[int], old_z_dim: int, z_dim: int) -> Tensor:
+    """Return an old tensor as the new one's shape has it, whose axes are otherwise by the latents alone.
+
+    On such an axis there is a number of blocks of latents, two in the last layer of an encoder, which gives means and
+    then log-variances; what comes after them, such as the context of a decoder, stays.
     """
-    if old.shape == new.shape:
-        return old
-    axes = [axis for axis, (a, b) in enumerate(zip(old.shape, new.shape, strict=False)) if a != b]
-    if old.ndim != new.ndim or len(axes) != 1 or old_z_dim == z_dim:
-        return None
-    axis = axes[0]
-    blocks, rest = divmod(old.shape[axis] - new.shape[axis], old_z_dim - z_dim)
-    if rest or blocks not in (1, 2) or old.shape[axis] < blocks * old_z_dim:
-        return None
-    context = range(old.shape[axis] - blocks * old_z_dim)
-    to_read = [block * old_z_dim + i for block in range(blocks) for i in latents]
-    to_write = [block * z_dim + i for block in range(blocks) for i in range(len(latents))]
-    to_read += [blocks * old_z_dim + i for i in context]
-    to_write += [blocks * z_dim + i for i in context]
-    result = new.clone()
-    values = old.index_select(axis, torch.tensor(to_read, device=old.device)).to(result)
-    return result.index_copy_(axis, torch.tensor(to_write, device=result.device), values)
+    result = old
+    for axis, (old_size, size) in enumerate(zip(old.shape, new.shape, strict=True)):
+        if old_size != size:
+            blocks = (old_size - size) // (old_z_dim - z_dim)
+            context = range(old_size - blocks * old_z_dim)
+            read = [block * old_z_dim + i for block in range(blocks) for i in latents]
+            write = [block * z_dim + i for block in range(blocks) for i in range(len(latents))]
+            read += [blocks * old_z_dim + i for i in context]
+            write += [blocks * z_dim + i for i in context]
+            picked = result.index_select(axis, torch.tensor(read, device=result.device))
+            shape = [*result.shape[:axis], size, *result.shape[axis + 1 :]]
+            fresh = new if list(new.shape) == shape else new.new_zeros(shape)
+            result = fresh.clone().index_copy_(axis, torch.tensor(write, device=new.device), picked.to(new))
+    return result
 
 
 def _shape(tensor: Tensor | None) -> str:

@@ -17,6 +17,7 @@ from vae_exp.config.schema import Config, is_path
 from vae_exp.errors import UserError
 from vae_exp.training.run_dir import (
     LAST,
+    LATEST,
     LENGTH,
     OUTPUTS,
     OWN_IMAGES,
@@ -39,7 +40,7 @@ log = logging.getLogger(__name__)
 
 def find(path_or_latest: str) -> Path:
     """Return the run folder that resume=PATH or resume=latest means. Raises UserError if there is none to resume."""
-    if path_or_latest == "latest":
+    if path_or_latest == LATEST:
         run = newest(LAST, PREVIOUS)
         if run is None:
             raise UserError(f"resume=latest: there is no run in {OUTPUTS} with a {LAST}.")
@@ -102,6 +103,9 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
     wrong = contradictions(before, now)
     if before.get("epochs") != now["epochs"]:
         wrong.append(f"epochs={now['epochs']}: the run has epochs={before.get('epochs')}")
+    start, file = now["init_from"], str(before.get("init_from"))
+    if start != LATEST and str(start) not in (file, str(Path(file).parent)):
+        wrong.append(f"init_from={start}: the run has init_from={file}")
     if now["dataset"]["_target_"] in OWN_IMAGES and not wrong:
         was, root = (Path(config["dataset"]["root"]).expanduser() for config in (before, now))
         if was.exists() and was.resolve() != root.resolve():

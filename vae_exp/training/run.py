@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vae_exp import distributed
-from vae_exp.config.schema import images_per_step
+from vae_exp.config.schema import images_per_step, is_on_path
 from vae_exp.datasets import Split, batches
 from vae_exp.distributed import rank0_only
 from vae_exp.figures.training import TrainingFigures
@@ -76,6 +76,12 @@ class Run(TrainingRun):
         self.bar.set_postfix_str(f"neg_elbo {row['train/neg_elbo']:.2f}", refresh=False)
         row |= {"epoch": state.step / self.steps_per_epoch, "images_seen": self.meters.images_seen}
         self.tracker.log(row, state.step)
+
+    def path_epochs(self) -> dict[str, int]:
+        """Return what summary.json has of the epochs that led to a run's weights, if it is one of several on a path."""
+        start = self.info.start
+        has_path = start is not None or is_on_path(self.config["sweep"])
+        return {"path_epochs": (start.epochs if start else 0) + self.state.epoch} if has_path else {}
 
     def save_what_is_left(self) -> None:
         """Write what no checkpoint holds yet; the weights as they are if no epoch was completed."""

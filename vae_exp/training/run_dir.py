@@ -30,7 +30,7 @@ from vae_exp.files import (
 from vae_exp.training.console import say
 
 log = logging.getLogger(__name__)
-OUTPUTS = Path("outputs")
+OUTPUTS, LATEST = Path("outputs"), "latest"  # where runs are, and what means the newest of them
 LAST, PREVIOUS, BEST = CHECKPOINTS = "last.pt", "last.previous.pt", "best.pt"
 SUMMARY, CONFIG, METRICS, IMAGES, LOCK = "summary.json", "config.yaml", "metrics.jsonl", "images", "lock"
 LOG = "train.log"

@@ -141,10 +141,6 @@ class RunInfo:
         digest = data.fingerprint.digest() if data.fingerprint else None
         return cls(*sizes, list(data.x_shape), str(device), torch.get_num_threads(), compiled, digest, start)
 
-    def path(self, epoch: int) -> dict[str, int]:
-        """Return what summary.json says of a run that began with trained weights: all epochs that led to its own."""
-        return {"path_epochs": self.start.epochs + epoch} if self.start else {}
-
     def as_dict(self) -> dict[str, Any]:
         """Return it as summary.json and W&B hold it."""
         return {name: value for name, value in asdict(self).items() if name != "start" or value}

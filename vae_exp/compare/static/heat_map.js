@@ -5,7 +5,7 @@ const MAX_VALUES = 14; // of a key, or its cells have no room for their numbers
 
 function heatMaps(section) {
   const { axes } = section;
-  const ids = scored(section);
+  const ids = onPath(scored(section));
   if (axes.length < 2 || axes.length > 3 || axes.some(axis => axis.texts.length > MAX_VALUES)) return [];
   const cells = axes.reduce((product, axis) => product * axis.texts.length, 1);
   const filledCells = new Set(ids.map(id => settingOf(section, id))).size;
@@ -14,7 +14,7 @@ function heatMaps(section) {
   const fewest = [...axes].sort((a, b) => a.texts.length - b.texts.length)[0];
   const third = axes.length === 3 ? fewest : null;
   const [x, y] = axes.filter(axis => axis !== third);
-  const results = [section.metric, ...MAPPED].filter(name => ids.every(id => typeof resultOf(id, name) === "number"));
+  const results = [section.metric, ...MAPPED].filter(name => ids.every(id => typeof resultOf(section, id, name) === "number"));
   let result = section.metric;
   const box = element("div", { class: "heat-maps" });
   const draw = () => {
@@ -36,8 +36,7 @@ function heatMaps(section) {
 }
 
 // A run's result by its name; what it minimised, reconstruction + beta KL, is the objective.
-const resultOf = (id, name) => (name === sectionMetric(id) ? runs[id].score : runs[id].known[name]);
-const sectionMetric = id => sections.find(section => section.runs.includes(id)).metric;
+const resultOf = (section, id, name) => (name === section.metric ? runs[id].score : runs[id].known[name]);
 
 function heatMap(section, x, y, ids, title, result) {
   const scale = scaleOfCells(section, result);
@@ -46,7 +45,7 @@ function heatMap(section, x, y, ids, title, result) {
   const rows = [...y.texts].reverse().map(row => {
     const cells = x.texts.map(column => {
       const members = ids.filter(id => valueOn(x, id) === column && valueOn(y, id) === row);
-      return members.length ? cellOf(members, scale, result) : element("td", { class: "empty" });
+      return members.length ? cellOf(members, scale) : element("td", { class: "empty" });
     });
     return element("tr", {}, element("th", { scope: "row" }, row), cells);
   });
@@ -63,22 +62,22 @@ function heatMap(section, x, y, ids, title, result) {
 // One scale of colors for all maps of a section, that of the means in their cells, and the best of these.
 function scaleOfCells(section, result) {
   const bySetting = new Map();
-  for (const id of scored(section)) {
+  for (const id of onPath(scored(section))) {
     const setting = settingOf(section, id);
     bySetting.set(setting, [...(bySetting.get(setting) ?? []), id]);
   }
   const cells = [...bySetting.values()];
   const finished = cells.filter(ids => ids.every(id => runs[id].state === "finished"));
-  const best = result === section.metric ? Math.min(...finished.map(ids => mean(ids, result))) : null;
-  return { part: partIn(range(cells.map(ids => mean(ids, result)))), best };
+  const of = id => resultOf(section, id, result);
+  const mean = ids => ids.reduce((sum, id) => sum + of(id), 0) / ids.length;
+  const best = result === section.metric ? Math.min(...finished.map(mean)) : null;
+  return { part: partIn(range(cells.map(mean))), best, of, mean };
 }
 
-const mean = (ids, result) => ids.reduce((sum, id) => sum + resultOf(id, result), 0) / ids.length;
-
-function cellOf(ids, scale, result) {
-  const value = mean(ids, result);
+function cellOf(ids, scale) {
+  const { of } = scale;
+  const value = scale.mean(ids);
   const color = shade(scale.part(value));
-  const of = id => resultOf(id, result);
   const deviation = Math.sqrt(ids.reduce((sum, id) => sum + (of(id) - value) ** 2, 0) / (ids.length - 1));
   const ranked = [...ids].sort((a, b) => of(a) - of(b));
   const spread = ids.length > 1 ? `± ${number(Number(deviation.toPrecision(2)))}` : null;

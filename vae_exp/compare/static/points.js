@@ -87,7 +87,7 @@ const RATE = "test/kl";
 function rateDistortion(section) {
   const along = section.axes.find(axis => TRADING.test(axis.key) && axis.numbers);
   const curve = section.axes.find(axis => axis.key === Z_DIM);
-  const ids = scored(section).filter(id => hasBoth(id, RATE));
+  const ids = onPath(scored(section)).filter(id => hasBoth(id, RATE));
   if (!along || !curve || ids.length < 3) return [];
   const box = element("div", { class: "plot rate-distortion" });
   drawInto(box, width => [rateDistortionAt(width, section, ids, along, curve)]);

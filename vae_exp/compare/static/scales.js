@@ -45,6 +45,8 @@ function plane(width, { height, left, right, top, bottom }, title, [low, high], 
   return { made, toY };
 }
 
+// Those of a path that were trained from nothing too lie beside it: maps and curves are of the path.
+const onPath = ids => ids.filter(id => !runs[id].config.confirm);
 const scored = section => section.runs.filter(id => runs[id].score !== null);
 const scoreRange = section => range(scored(section).map(id => runs[id].score));
 
