@@ -203,3 +203,35 @@ def test_what_took_the_place_of_networks_of_many_settings_is_named(vae_train, va
     checkpoint["config"]["amortize"]["beta"] = None
     torch.save(checkpoint, "one.pt")
     vae_exp.load("one.pt")
+
+
+def test_a_preempted_run_goes_on_and_one_from_other_weights_is_another(trained, vae_train):
+    trained("model.z_dim=4", folder="before")
+    trained("model.z_dim=4", "seed=1", folder="other")
+    quick = ("dataset=digits", "model.z_dim=4", "device=cpu", "wandb.mode=disabled", "epochs=2", "resume=auto")
+    for source, steps, goes_on in (("before", 5, False), ("before", 15, True), ("other", 5, False)):
+        code, said = vae_train(*quick, f"init_from={source}", f"max_steps={steps}")
+        assert code == 0, said
+        assert ("goes on from" in said) == goes_on
+        for path in Path("outputs").glob("*/*/summary.json"):  # as if it had been preempted
+            path.write_text(path.read_text().replace('"finished"', '"interrupted"'))
+    assert len([*Path("outputs").glob("*/*/summary.json")]) == 2
+
+
+def test_other_axes_are_not_taken_for_latents(trained):
+    conditional = ("model=conditional", "network.hidden_dims=[16,16]", "epochs=0")
+    trained(*conditional, "model.z_dim=4", folder="before")
+    for change in ("dataset.labels=[0,1,2,3,4,5,6,7]", "network.hidden_dims=[14,16]"):
+        with pytest.raises(UserError, match="do not fit this model"):
+            quick_run(*conditional, "model.z_dim=2", change, "init_from=before")
+    trained("model=autoencoder", "model.z_dim=8", "epochs=1", folder="autoencoder")
+    with pytest.raises(UserError, match="no KL by which 4 of its 8"):
+        quick_run("model.z_dim=4", "init_from=autoencoder")
+
+
+def test_runs_from_other_weights_are_not_seeds_of_one_setting(trained, vae_command):
+    trained("model.z_dim=4", folder="runs/before")
+    quick_run("model.z_dim=4", "seed=1", folder="runs/same")
+    quick_run("model.z_dim=4", "seed=1", "init_from=runs/before", folder="runs/after")
+    code, said = vae_command("vae-compare", "runs", "--fold-seeds")
+    assert code == 0 and "before and 1 more" in said and " after " in said, said

@@ -256,6 +256,15 @@ def assert_equal(one, other):
         assert rows == other[name][2]
 
 
+def test_jobs_that_failed_count_beside_those_that_confirm(vae_train, vae_command):
+    assert vae_train(*SWEEP, "model.z_dim=2", "model.beta=0.5,1", "epochs=1", "sweep.confirm=1")[0] == 0
+    code, said = vae_command("vae-compare", "sweep")
+    assert code == 0 and "confirm" in said
+    grown = [word for word in SWEEP if not word.startswith("hydra.")]
+    code, said = vae_train(*grown, "model.z_dim=2", "model.beta=0.5,1,1e38", "epochs=1", "sweep.resume=sweep")
+    assert code == 1 and "2 of 3 jobs finished" in said and "go on " in said
+
+
 @pytest.mark.slow
 def test_a_killed_path_goes_on_and_equals_one_that_was_not_to_the_bit(vae_train):
     assert vae_train(*SWEEP, *PATH)[0] == 0

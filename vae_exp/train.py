@@ -71,11 +71,8 @@ def setup(run: Run, source: Checkpoint | None) -> None:
     dry_run.check_model(config, data.x_shape, data.n_classes, device)
     torch.manual_seed(seed)
     run.model = model = build.model(config, data.x_shape, data.n_classes, data.train).to(device)
-    start = None
-    if source is not None:
-        start = init_from.initialise(
-            model, source, config, partial(build.model_of, config, data.x_shape, data.n_classes)
-        )
+    make = partial(build.model_of, config, data.x_shape, data.n_classes)
+    start = init_from.initialise(model, source, config, make) if source else None
     model.freeze(config["freeze"])
     run.optimizer, run.ema = build.optimizer(config, model), EMA(model, config["ema"])
     objective, run.schedule = build.partial(config, "objective"), build.partial(config, "scheduler")

@@ -75,14 +75,15 @@ def _draw_cells(
     cells = np.full((len(ys), len(xs)), np.nan)
     for (x, y), value in values.items():
         cells[ys.index(y), xs.index(x)] = value
-    mesh = axes.pcolormesh(_edges(xs), _edges(ys), cells, cmap="viridis_r", vmax=top)
-    _number_axis(axes.xaxis, xs, x_key)
-    _number_axis(axes.yaxis, ys, y_key)
+    mesh = axes.pcolormesh(cells, cmap="viridis_r", vmax=top)
+    for axis, key, numbers in ((axes.xaxis, x_key, xs), (axes.yaxis, y_key, ys)):
+        axis.set_ticks([i + 0.5 for i in range(len(numbers))], [f"{number:g}" for number in numbers])
+        axis.set_label_text(key)
     strength = np.asarray(mesh.norm(cells))
     for (x, y), value in values.items():
         note = notes.get((x, y), "")
         axes.text(
-            *(x, y, f"{value:.{digits}f}\n{note}".strip()),
+            *(xs.index(x) + 0.5, ys.index(y) + 0.5, f"{value:.{digits}f}\n{note}".strip()),
             ha="center",
             va="center",
             color="white" if strength[ys.index(y), xs.index(x)] > 0.5 else "black",
@@ -200,12 +201,3 @@ def _number_axis(axis: Any, values: list[float], key: str) -> None:
     axis.set_ticks(values, [f"{value:g}" for value in values], minor=False)
     axis.set_minor_locator(matplotlib.ticker.NullLocator())
     axis.set_label_text(key)
-
-
-def _edges(values: list[float]) -> np.ndarray:
-    """Return the borders of the cells around the values: halfway between neighbours, on the axis's own scale."""
-    log = is_logarithmic(values)
-    v = np.log(values) if log else np.array(values, dtype=float)
-    v = np.pad(v, 1, "reflect", reflect_type="odd") if len(v) > 1 else v + np.arange(-1, 2)
-    edges = (v[1:] + v[:-1]) / 2
-    return np.exp(edges) if log else edges

@@ -12,7 +12,18 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from vae_exp.compare.runs import BOOKKEEPING, NAME, REASON, RESULTS, SEEDS, STATE, Run, differing, swept_keys
+from vae_exp.compare.runs import (
+    BOOKKEEPING,
+    NAME,
+    PATH_EPOCHS,
+    REASON,
+    RESULTS,
+    SEEDS,
+    STATE,
+    Run,
+    differing,
+    swept_keys,
+)
 from vae_exp.config.schema import is_number
 from vae_exp.errors import printable
 
@@ -236,7 +247,7 @@ def cell(run: Run, column: str) -> str:
     value = run.value(column)
     if column not in RESULTS or not isinstance(value, float):
         return setting(value)
-    digits = 1 if column in ("seconds", "test/active_units") else 3
+    digits = 0 if column == PATH_EPOCHS else 1 if column in ("seconds", "test/active_units") else 3
     spread = f" ± {run.spread[column]:.{digits}f}" if column in run.spread and digits == 3 else ""
     return f"{value:.{digits}f}{spread}"
 
