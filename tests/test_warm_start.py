@@ -52,14 +52,14 @@ def test_z_dim_falls_along_the_lowest_beta_and_beta_rises_from_each():
     path = jobs_of("model.z_dim=4,16,8", "model.beta=1,0.2,5", epochs=16)  # typed in any order
     assert path == {
         "z_dim=16 beta=0.2": (16, None, 0),
-        "z_dim=16 beta=1": (2, "z_dim=16 beta=0.2", 1),
+        "z_dim=16 beta=1": (1, "z_dim=16 beta=0.2", 1),
         "z_dim=8 beta=0.2": (6, "z_dim=16 beta=0.2", 1),
-        "z_dim=16 beta=5": (2, "z_dim=16 beta=1", 2),
-        "z_dim=8 beta=1": (2, "z_dim=8 beta=0.2", 2),
+        "z_dim=16 beta=5": (3, "z_dim=16 beta=1", 2),
+        "z_dim=8 beta=1": (1, "z_dim=8 beta=0.2", 2),
         "z_dim=4 beta=0.2": (6, "z_dim=8 beta=0.2", 2),
-        "z_dim=8 beta=5": (2, "z_dim=8 beta=1", 3),
-        "z_dim=4 beta=1": (2, "z_dim=4 beta=0.2", 3),
-        "z_dim=4 beta=5": (2, "z_dim=4 beta=1", 4),
+        "z_dim=8 beta=5": (3, "z_dim=8 beta=1", 3),
+        "z_dim=4 beta=1": (1, "z_dim=4 beta=0.2", 3),
+        "z_dim=4 beta=5": (3, "z_dim=4 beta=1", 4),
     }
     assert [*path] == sorted(path, key=lambda name: path[name][2]), "parents come first"
     assert jobs_of("model.beta=2,1", epochs=5, sweep__warm_epochs=3) == {

@@ -5,6 +5,7 @@ penalties; here a latent that has collapsed comes back late, so the path goes th
 any other, but for `init_from` and its few epochs.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ ALONG = ("objective.", "likelihood.")  # groups with numbers that change no shap
 WARMUPS = ("warmup_epochs", "warmup_steps", "warmup_fraction")  # of an objective: of a first job alone
 NOT_SWEPT = ("epochs", "experiment", "init_from", *(f"objective.{key}" for key in WARMUPS))
 SETTING = "sweep.warm_start=true"
-SHARE, FALL = 8, 3  # of the first job's epochs a further one has an eighth, and thrice that where z_dim falls
+SHARE, FALL = 8, 3
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,6 @@ def plan_path(
     along = _key_along(swept, config)
     if any(Z_DIM in _keys(swept) and not cfg.model.stochastic for cfg in configs):
         raise UserError(f"{SETTING}: z_dim falls by the KL of each latent, and model.stochastic=false has none.")
-    epochs = config["epochs"]
-    further = min(epochs, config["sweep"]["warm_epochs"] or max(1, round(epochs / SHARE)))
     at: list[tuple[int, float]] = [(-cfg.model.z_dim, OmegaConf.select(cfg, along) if along else 0) for cfg in configs]
     z_dims, steps = sorted({z_dim for z_dim, _ in at}), list(dict.fromkeys(step for _, step in at))
     steps = sorted(steps) if along in RISING else steps
@@ -69,11 +68,22 @@ def plan_path(
     for row, column, tree in order:
         i = cells[row, column, tree]
         parent = (row, column - 1, tree) if column else (row - 1, 0, tree) if row else None
-        length = epochs if parent is None else further if column else min(epochs, FALL * further)
+        length = _epochs(config, column, len(steps) - 1) if parent is not None else config["epochs"]
         warmups = [f"objective.{key}=0" for key in WARMUPS if configs[i].objective.get(key)]
         number = None if parent is None else order.index(parent)
         result.append(Job(jobs[i], tree, row + column, number, length, warmups))
     return result
+
+
+def _epochs(config: Config, step: int, n_steps: int) -> int:
+    """Return the epochs of a job at a step along its path, counted from 1, or at 0, where z_dim falls.
+
+    By default a step has an eighth of the first job's on average: half of that at first, where little changes, and half
+    as much again at the end, where latents must go.
+    """
+    epochs, typed = config["epochs"], config["sweep"]["warm_epochs"]
+    weight = (0.5 + (step - 1) / (n_steps - 1) if n_steps > 1 and typed is None else 1) if step else FALL
+    return min(epochs, max(1, math.ceil((typed or epochs / SHARE) * weight - 0.5)))
 
 
 def starts(jobs: Sequence[Job], names: Sequence[str], folder: Path) -> list[str | None]:
