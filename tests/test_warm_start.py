@@ -65,7 +65,7 @@ def test_z_dim_falls_along_the_lowest_beta_and_beta_rises_from_each():
     assert jobs_of("model.beta=2,1", epochs=5, sweep__warm_epochs=3) == {
         "beta=1": (5, None, 0), "beta=2": (3, "beta=1", 1),
     }  # fmt: skip
-    assert jobs_of("model.z_dim=2,4", epochs=3) == {"z_dim=4": (3, None, 0), "z_dim=2": (3, "z_dim=4", 1)}
+    assert jobs_of("model.z_dim=2,4", epochs=3) == {"z_dim=4": (3, None, 0), "z_dim=2": (1, "z_dim=4", 1)}
 
 
 def test_every_further_key_has_a_tree_of_its_own_and_other_numbers_go_in_the_order_typed():
