@@ -648,3 +648,33 @@ def test_where_there_is_no_room_every_run_gets_its_last_picture_first(tmp_path):
 def test_the_points_of_a_long_curve_are_thinned_evenly():
     assert thinned(list(range(1001)), 11) == [*range(0, 1001, 100)]
     assert thinned([1, 2, 3], 3) == [1, 2, 3]
+
+
+@pytest.mark.slow
+@needs_browser
+def test_heat_maps_show_any_result_and_a_beta_has_rate_and_distortion(trained, tmp_path, vae_compare, visit):
+    for i, (z, beta) in enumerate((z, beta) for z in (2, 4) for beta in (0.5, 1, 2)):
+        copied(trained, tmp_path / "runs" / f"z{z}-b{beta}", 30 + i, model__z_dim=z, objective__beta=beta)
+    assert vae_compare("runs", "--html", "page.html")[0] == 0
+    page = visit(tmp_path / "page.html")
+    summaries = [json.loads(path.read_text()) for path in sorted((tmp_path / "runs").glob("*/summary.json"))]
+    choose = page.locator("label.choice", has_text="Result").locator("select")
+    for name in ("test/kl", "test/reconstruction", "objective"):
+        choose.select_option(label=name)
+        betas = [2, 1, 0.5]  # a row each, from the highest down; a column for each z_dim
+        wanted = [
+            next(
+                s
+                for s, p in zip(summaries, sorted((tmp_path / "runs").iterdir()), strict=True)
+                if p.name == f"z{z}-b{b:g}"
+            )
+            for b in betas
+            for z in (2, 4)
+        ]
+        kl, reconstruction = ([s[f"test/{part}"] for s in wanted] for part in ("kl", "reconstruction"))
+        objective = [r + beta * k for r, k, beta in zip(reconstruction, kl, [2, 2, 1, 1, 0.5, 0.5], strict=True)]
+        numbers = {"test/kl": kl, "test/reconstruction": reconstruction, "objective": objective}[name]
+        shown = page.locator(".heat-map td div").all_inner_texts()
+        assert shown == [f"{n:.{3 if abs(n) < 10 else 2}f}" for n in numbers]
+    assert page.locator(".rate-distortion polyline").count() == 2, "a curve for each z_dim"
+    assert page.locator(".rate-distortion .point").count() == 6

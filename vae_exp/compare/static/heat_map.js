@@ -71,7 +71,8 @@ function scaleOfCells(section, result) {
   const of = id => resultOf(section, id, result);
   const mean = ids => ids.reduce((sum, id) => sum + of(id), 0) / ids.length;
   const best = result === section.metric ? Math.min(...finished.map(mean)) : null;
-  return { part: partIn(range(cells.map(mean))), best, of, mean };
+  const digits = value => (result === "test/active_units" ? 1 : Math.abs(value) < 10 ? 3 : 2);
+  return { part: partIn(range(cells.map(mean))), best, of, mean, digits };
 }
 
 function cellOf(ids, scale) {
@@ -84,11 +85,10 @@ function cellOf(ids, scale) {
   const states = new Set(ids.map(id => runs[id].state).filter(state => !state.endsWith("finished")));
   const note = [spread, ...states, value === scale.best && "best"].filter(Boolean).join(" ");
   const title = ranked.map(id => `${runs[id].label}: ${number(of(id))}`).join("\n");
-  const digits = Number.isInteger(value) ? 0 : Math.abs(value) < 10 ? 3 : 2;
   return element(
     "td",
     { "data-runs": ranked.join(" "), title, style: `background: ${color}; color: ${inkOn(color)}` },
-    element("div", {}, value.toFixed(digits)),
+    element("div", {}, value.toFixed(scale.digits(value))),
     note !== "" && element("small", {}, note),
   );
 }
