@@ -4,6 +4,7 @@ import functools
 import shutil
 import sys
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -235,3 +236,21 @@ def test_runs_from_other_weights_are_not_seeds_of_one_setting(trained, vae_comma
     quick_run("model.z_dim=4", "seed=1", "init_from=runs/before", folder="runs/after")
     code, said = vae_command("vae-compare", "runs", "--fold-seeds")
     assert code == 0 and "before and 1 more" in said and " after " in said, said
+
+
+def test_an_artifact_is_recorded_as_used(trained, monkeypatch):
+    """With a stand-in for W&B's run: offline it takes no artifact, and there is no server here."""
+    _, folder = trained("model.z_dim=4", folder="before")
+    run = MagicMock(
+        offline=False, id="id", url="url", dir="outputs/wandb/run/files", project="p", entity="e", group="g"
+    )
+    run.tags = ()
+    monkeypatch.setattr("wandb.init", lambda **_: run)
+    monkeypatch.setattr("vae_exp.train.choose_mode", lambda _: "online")
+    Path("artifact").mkdir()
+    shutil.copy(folder / "best.pt", "artifact")
+    downloaded = {"team/vae/model:best": Path("artifact")}
+    monkeypatch.setattr("vae_exp.tracking.wandb_run.download", downloaded.__getitem__)
+    summary, _ = quick_run("model.z_dim=4", "epochs=0", "init_from='wandb:team/vae/model:best'", wandb="online")
+    run.use_artifact.assert_called_once_with("team/vae/model:best")
+    assert summary["start"]["path"] == "wandb:team/vae/model:best"
