@@ -288,8 +288,8 @@ def test_a_run_that_ends_early_writes_its_last_checkpoint_once(limit):
 
 def test_patience_ends_a_run_and_a_longer_one_goes_on(vae_train):
     states = [TrainState([], torch.empty(0), epoch=epoch, best=Best(3, 33)) for epoch in (3, 4, 5, 6)]
-    assert [bool(patience_reason(2, state)) for state in states] == [False, False, True, True]
-    assert not patience_reason(None, states[-1])
+    assert [bool(patience_reason(2, state, "val/kl")) for state in states] == [False, False, True, True]
+    assert not patience_reason(None, states[-1], "val/kl")
     stuck = ("optimizer.lr=1e-30", "early_stopping.patience=2")  # no epoch is better than the first
     summary, folder = quick_run(*SMALL, *stuck, "epochs=9")
     assert summary["state"] == "finished"

@@ -295,3 +295,32 @@ def test_one_epoch_of_the_tutorial_reaches_the_tutorials_numbers():
     assert epoch["train_epoch/neg_elbo"] == pytest.approx(163.3, abs=1.5)
     assert summary["test/neg_elbo"] == pytest.approx(126.6, abs=2.5)
     assert (summary["parameters"], summary["train_size"]) == (652_824, 60_000)
+
+
+@pytest.mark.parametrize(
+    ("monitor", "mode"), [("val/kl", "max"), ("val/kl", "min"), ("train_epoch/reconstruction", "max")]
+)
+def test_any_number_of_an_epoch_can_choose_the_best(monitor, mode):
+    words = (f"monitor={monitor}", f"monitor_mode={mode}", "early_stopping.patience=2", "model.z_dim=2")
+    summary, folder = quick_run("epochs=6", *words)
+    rows = [row for row in metrics(folder) if "val/kl" in row]
+    choose = {"min": min, "max": max}[mode]
+    best = choose(rows, key=lambda row: row[monitor])
+    assert summary["best/epoch"] == best["epoch"] and summary["best/val_kl"] == best["val/kl"]
+    assert summary[f"best/{monitor.replace('/', '_')}"] == best[monitor]
+    ended_early = rows[-1]["epoch"] < 6
+    assert ended_early == (rows[-1]["epoch"] - best["epoch"] == 2)
+    assert (
+        not ended_early
+        or summary["reason"] == f"early_stopping.patience=2: no better {monitor} since epoch {best['epoch']}"
+    )
+    quick_run("epochs=2", *words, folder="part")
+    again, _ = quick_run("epochs=6", *words, "resume=part", folder="part")
+    assert {key: again[key] for key in again if key.startswith("best/")} == {
+        key: summary[key] for key in summary if key.startswith("best/")
+    }
+
+
+def test_what_no_epoch_has_cannot_choose():
+    with pytest.raises(UserError, match=r"monitor=val/mig: no such number is logged each epoch. There are .*val/kl"):
+        quick_run("monitor=val/mig")

@@ -18,7 +18,7 @@ from vae_exp.terms import Progress, compute_loss
 from vae_exp.tracking.wandb_run import choose_mode
 from vae_exp.training import console, dry_run, init_from, precision, restore, threads
 from vae_exp.training.checkpoints import Checkpoint
-from vae_exp.training.run import Prune, Run, require_possible
+from vae_exp.training.run import Prune, Run, monitored, require_possible
 from vae_exp.training.run_dir import log_bytes
 from vae_exp.training.state import EMA, Meters, RngStreams, RunInfo, TrainState
 from vae_exp.training.stopper import Stopper, gradient_norm, require_finite
@@ -159,17 +159,19 @@ def finish_epoch(run: Run, prune: Prune | None) -> None:
     run.tracker.log(row | {f"{name}/kl_per_dim": evaluation.kl_per_dim}, state.step)
 
     # Without validation best.pt is the last epoch's, and on a path too: at beta 5 the lowest neg_elbo comes too early.
-    selects = name == "val" and not is_on_path(config["sweep"])
-    val_scalars = scalars if name == "val" else {}
+    monitor = config["monitor"] if name == "val" and not is_on_path(config["sweep"]) else None
     scale = {key: value.item() for key, value in run.eval_model.scale().items()}
-    new_best = state.end_epoch(epoch, evaluation.kl_per_dim, run.rng.order.get_state(), val_scalars, scale, selects)
+    scores = (scalars if name == "val" else {}) | scale | distributed.broadcast(lambda: monitored(monitor, row))
+    new_best = state.end_epoch(epoch, evaluation.kl_per_dim, run.rng.order.get_state(), scores, monitor, run.sign)
     for figure in run.figures.after_epoch(run, run.held_out, name, evaluation, is_last=stop.ends_with(state)):
         run.tracker.image(*figure, state.step)
     stop.start_epoch()
     if new_best:
         run.checkpoints.keep_best()
         run.tracker.summarise(new_best.summary())
-    log.info(console.epoch_line(epoch, config["epochs"], name, row, scale, selects and new_best is not None))
+    log.info(
+        console.epoch_line(epoch, config["epochs"], name, row, scale, monitor is not None and new_best is not None)
+    )
     for warning in run.health.warnings(epoch, row, name):
         log.warning(warning)
     if stop.due_after_epoch(state):

@@ -24,6 +24,8 @@ ADDED: dict[str, Any] = {  # with the value that changes nothing
     "scores_every_epochs": None,
     "devices": 1,
     "trust": False,
+    "monitor": "val/neg_elbo",
+    "monitor_mode": "min",
     "init_from": None,
     "init_from_partial": False,
     "freeze": [],

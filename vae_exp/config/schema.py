@@ -234,6 +234,8 @@ class Config(TypedDict):
     checkpoint_every_minutes: Positive | None
     max_steps: Count | None
     max_minutes: Positive | None
+    monitor: Text
+    monitor_mode: Literal["min", "max"]
     early_stopping: EarlyStoppingKeys
     log_every_steps: Count
     figures: list[Figure] | None

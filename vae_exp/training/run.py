@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from vae_exp import distributed
-from vae_exp.config.schema import images_per_step, is_on_path
+from vae_exp.config.schema import images_per_step, is_number, is_on_path
 from vae_exp.datasets import Split, batches
 from vae_exp.distributed import rank0_only
+from vae_exp.errors import UserError
 from vae_exp.figures.training import TrainingFigures
 from vae_exp.terms import Logged, Progress
 from vae_exp.tracking.tracker import Tracker
@@ -77,6 +78,11 @@ class Run(TrainingRun):
         row |= {"epoch": state.step / self.steps_per_epoch, "images_seen": self.meters.images_seen}
         self.tracker.log(row, state.step)
 
+    @property
+    def sign(self) -> int:
+        """Return 1 where the lowest of `monitor` is the best, -1 where the highest is."""
+        return -1 if self.config["monitor_mode"] == "max" else 1
+
     def path_epochs(self) -> dict[str, int]:
         """Return what summary.json has of the epochs that led to a run's weights, if it is one of several on a path."""
         start = self.info.start
@@ -93,6 +99,16 @@ class Run(TrainingRun):
             self.checkpoints.keep_best()
         self.checkpoints.write_best()
         self.stop.finish()
+
+
+def monitored(monitor: str | None, row: dict[str, Any]) -> dict[str, float]:
+    """Return what chooses the best epoch, by its name. Raises UserError if an epoch's row has no such number."""
+    if monitor is None:
+        return {}
+    if not is_number(row.get(monitor)):
+        known = ", ".join(sorted(key for key, value in row.items() if is_number(value) and key != "epoch"))
+        raise UserError(f"monitor={monitor}: no such number is logged each epoch. There are {known}.")
+    return {monitor: row[monitor]}
 
 
 def require_possible(run: Run) -> None:

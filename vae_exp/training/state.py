@@ -148,7 +148,7 @@ class RunInfo:
 
 @dataclass(frozen=True)
 class Best:
-    """The epoch whose weights are kept: that with the lowest val/neg_elbo, or the last one without validation."""
+    """The epoch whose weights are saved: the best by `monitor`, or the last one without validation."""
 
     epoch: int
     step: int
@@ -179,16 +179,21 @@ class TrainState:
         epoch: int,
         kl_per_dim: list[float],
         order: Tensor,
-        val: dict[str, float],
-        scale: dict[str, float],
-        selects: bool,
+        scores: dict[str, float],
+        monitor: str | None,
+        sign: int = 1,
     ) -> Best | None:
-        """Record that an epoch is over, and return it if it is the best so far, as each is where none is chosen."""
+        """Record that an epoch is over, and return it if it is the best so far, as each is if none is chosen.
+
+        The best has the lowest of scores[monitor], or with sign=-1 the highest.
+        """
         self.epoch, self.kl_per_dim, self.order = epoch, kl_per_dim, order
-        scores = {name.replace("/", "_"): score for name, score in val.items()}
-        if selects and self.best is not None and scores["val_neg_elbo"] >= self.best.scores["val_neg_elbo"]:
-            return None
-        self.best = Best(epoch, self.step, scores | scale)
+        scores = {name.replace("/", "_"): score for name, score in scores.items()}
+        if monitor is not None and self.best is not None:
+            key = monitor.replace("/", "_")
+            if sign * scores[key] >= sign * self.best.scores[key]:
+                return None
+        self.best = Best(epoch, self.step, scores)
         return self.best
 
 

@@ -207,7 +207,8 @@ class Stopper:
     def stop_reason(self, state: TrainState) -> str | None:
         """Return the reason to end before the last epoch, in words, or None; once there is one, it stays."""
         patience = self.config["early_stopping"]["patience"]
-        self.reason = self.reason or self._limit_reached(state.step) or patience_reason(patience, state)
+        limit = self._limit_reached(state.step)
+        self.reason = self.reason or limit or patience_reason(patience, state, self.config["monitor"])
         return self.reason
 
     def ends_with(self, state: TrainState) -> bool:
@@ -222,8 +223,8 @@ def _raise_for(number: int | None) -> None:
         raise SystemExit(128 + number)
 
 
-def patience_reason(patience: int | None, state: TrainState) -> str | None:
+def patience_reason(patience: int | None, state: TrainState, monitor: str) -> str | None:
     """Return the reason to stop early, from the best epoch alone, or None (Prechelt 1998, with a fixed patience)."""
     if patience is None or state.best is None or state.epoch - state.best.epoch < patience:
         return None
-    return f"early_stopping.patience={patience}: no better val/neg_elbo since epoch {state.best.epoch}"
+    return f"early_stopping.patience={patience}: no better {monitor} since epoch {state.best.epoch}"
