@@ -60,7 +60,7 @@ def everything(folder):
         left[name] = state
     left["metrics"] = [{k: v for k, v in row.items() if not k.startswith("time/")} for row in metrics(folder)]
     summary = json.loads((folder / "summary.json").read_text())
-    left["summary"] = {key: value for key, value in summary.items() if key != "seconds"}
+    left["summary"] = {key: value for key, value in summary.items() if key not in ("seconds", "environment")}
     left["images"] = {path.name: path.read_bytes() for path in sorted((folder / "images").iterdir())}
     return left
 

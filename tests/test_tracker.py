@@ -4,18 +4,23 @@ import contextlib
 import http.server
 import json
 import os
+import platform
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from datetime import date
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
+import vae_exp
 from tests.conftest import A_FEW_SECONDS, command, metrics, quick_run, recorded
 from vae_exp.errors import Diverged
+from vae_exp.tracking import tracker
 from vae_exp.tracking.wandb_run import choose_mode
 
 
@@ -264,3 +269,26 @@ def test_a_server_that_hangs_costs_a_run_seconds_and_a_warning(failing_server):
     assert said.count("the run goes on offline") == 1
     summaries = [json.loads(path.read_text()) for path in Path("outputs").rglob("summary.json")]
     assert [(s["state"], s["wandb"]["mode"]) for s in summaries] == [("finished", "offline")] * 2
+
+
+def test_a_run_remembers_what_it_was_made_with_and_alerts_when_it_ends_early():
+    def git(*words):
+        return subprocess.run(["git", *words], check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init")
+    Path("code.py").write_text("a = 1\n")
+    git("add", "code.py")
+    git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "-m", "code")
+    summary, _ = quick_run("max_steps=3", "wandb.alert=true", folder="one", wandb="offline")
+    made = summary["environment"]
+    assert (made["commit"], made["clean"]) == (git("rev-parse", "HEAD"), True)
+    assert made["torch"] == metadata.version("torch") and made["vae_exp"] == vae_exp.__version__
+    assert made["host"] == platform.node() and made["date"][:10] == date.today().isoformat()
+    (folder,) = Path("outputs/wandb").glob("offline-run-*")
+    records = recorded(folder)
+    assert records["run"][0]["config"]["update"]["environment"] == made
+    (alert,) = records["alert"]
+    assert "finished" in alert["title"] and alert["text"] == "max_steps=3 are taken"
+    Path("code.py").write_text("a = 2\n")
+    tracker._commit.cache_clear()
+    assert not quick_run("epochs=0", folder="two")[0]["environment"]["clean"]

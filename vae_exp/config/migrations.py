@@ -30,7 +30,10 @@ ADDED: dict[str, Any] = {  # with the value that changes nothing
     "init_from_partial": False,
     "freeze": [],
 }
-ADDED_TO_SWEEP: dict[str, Any] = {"warm_start": False, "warm_epochs": None, "confirm": 0}
+ADDED_BELOW: dict[str, dict[str, Any]] = {
+    "sweep": {"warm_start": False, "warm_epochs": None, "confirm": 0},
+    "wandb": {"alert": False},
+}
 ADDED_TO: dict[str, dict[str, Any]] = {  # the same, of a group's function
     "vae_exp.datasets.image_folder": {"factors": None, "label": None, "white": None},
     **{f"vae_exp.networks.{name}": {"init": "pytorch"} for name in ("mlp", *CONV)},
@@ -53,6 +56,7 @@ def renamed(config: Mapping[str, Any]) -> dict[str, Any]:
         dataset.setdefault("source", dataset.get("name"))  # the name was also what was read
     if isinstance(amortize := groups.pop("amortize", None), dict) and (amortize.get("beta") or amortize.get("z_dim")):
         raise ValueError("amortize.*, which only development versions of 0.2.0 up to 1a84f12 read")
-    if isinstance(sweep := groups.get("sweep"), dict):
-        groups["sweep"] = ADDED_TO_SWEEP | sweep
+    for group, added in ADDED_BELOW.items():
+        if isinstance(groups.get(group), dict):
+            groups[group] = added | groups[group]
     return ADDED | groups

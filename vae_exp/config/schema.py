@@ -184,6 +184,7 @@ class WandbKeys(TypedDict):
     tags: Annotated[list[str], list_of(Text, "a list such as [a,b]")] | None
     notes: str | None
     log_checkpoints: bool
+    alert: bool
     dir: Annotated[str, WANDB_PATH] | None
 
 

@@ -1,13 +1,18 @@
 """A run's own files while it trains, with W&B beside them."""
 
 import contextlib
+import functools
 import json
 import logging
 import os
+import platform
+import subprocess
 import threading
 import time
 from collections.abc import Callable
+from datetime import datetime
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +20,7 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
+from vae_exp import __version__
 from vae_exp.config.checks import from_anywhere, resolve
 from vae_exp.config.schema import Config
 from vae_exp.errors import UserError
@@ -27,6 +33,7 @@ from vae_exp.training.run_dir import BEST, CONFIG, IMAGES, LAST, METRICS, SUMMAR
 from vae_exp.training.state import RunInfo
 
 log = logging.getLogger(__name__)
+GIT_SECONDS = 2  # a huge repository may take longer: then the run does not know its commit
 
 
 class Tracker:
@@ -57,8 +64,9 @@ class Tracker:
             self.metrics = open(run_dir / METRICS, "a", opener=no_links)  # noqa: SIM115
         best = before.best.summary() if before is not None and before.best is not None else {}
         self.name = wandb_run.run_name(config)
-        self.summary = Summary("running", name=self.name, results=info.as_dict() | best)
-        self.wandb = None if mode == "disabled" else self._open_wandb(config, mode, info.as_dict(), known)
+        self.alerts, facts = config["wandb"]["alert"], info.as_dict() | {"environment": environment()}
+        self.summary = Summary("running", name=self.name, results=facts | best)
+        self.wandb = None if mode == "disabled" else self._open_wandb(config, mode, facts, known)
         if self.wandb is not None:
             self.wandb_id, self.summary.wandb = self.wandb.id, _describe(self.wandb, mode)
         self._write_summary()
@@ -189,6 +197,8 @@ class Tracker:
             if isinstance(error, SystemExit):
                 run.mark_preempting()
             run.summary.update({"state": state, "reason": reason})
+            if self.alerts and (state == "failed" or (state == "finished" and reason)):
+                run.alert(f"{self.name}: {state}", reason or state)
             run.finish(exit_code=exit_code)
 
         self._in_wandb(close)
@@ -202,6 +212,30 @@ class Tracker:
             code = error.code if isinstance(error.code, int) else 1
             return "interrupted", "SIGTERM" if code == 143 else f"{error.code}", code
         return "failed", str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}", 1
+
+
+def environment() -> dict[str, Any]:
+    """Return what a run was made with: date, host, versions, and the commit of the repository that one stands in."""
+    versions = {name: metadata.version(name) for name in ("torch", "hydra-core", "wandb")}
+    now = datetime.now().astimezone().isoformat(timespec="seconds")
+    about = {"date": now, "host": platform.node(), "python": platform.python_version(), "vae_exp": __version__}
+    return about | versions | _commit(os.path.realpath("."))
+
+
+@functools.cache
+def _commit(cwd: str) -> dict[str, Any]:
+    """Return the commit of a folder's repository, and whether its files differ from it; nothing without git."""
+    try:
+        commit = _git(cwd, "rev-parse", "HEAD")
+        return {"commit": commit, "clean": not _git(cwd, "status", "--porcelain", "--untracked-files=no")}
+    except (OSError, subprocess.SubprocessError):
+        return {}
+
+
+def _git(cwd: str, *words: str) -> str:
+    command = ["git", "-c", "core.fsmonitor=false", *words]  # which would be a program that the repository names
+    ran = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=True, timeout=GIT_SECONDS)
+    return ran.stdout.strip()
 
 
 def record_failure(cfg: DictConfig, run_dir: Path, reason: str) -> None:

@@ -287,6 +287,8 @@ def publish_sweep(
             run.log({"sweep/table": table})
             run.log({f"sweep/{figure.stem}": wandb.Image(str(figure)) for figure in figures})
             run.summary.update(results)
+            if keys["alert"]:
+                run.alert(f"sweep {name} ended", f"{results['done']} of {results['jobs']} jobs finished")
     except Exception as error:  # whatever is wrong with W&B, it must not cost the sweep
         log.warning("W&B: the sweep's summary could not be logged (%s).", first_line(error))
 
