@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -421,3 +422,29 @@ def test_settings_in_quotes_are_the_same_in_every_job(vae_train, settings):
     expected = dict(setting.split("=") for setting in settings) | {"epochs": 0}
     written = [flatten(read_config(folder)) for folder in runs_below(Path("outputs"))]
     assert [{key: config[key] for key in expected} for config in written] == [expected] * 2
+
+
+def test_a_sweep_goes_on_and_runs_again_from_its_folder_alone(vae_train):
+    typed = (*QUICK, "seed=0,1", "model.z_dim=3", "optimizer.lr=1e-3,1e10", "hydra.sweep.dir=sweep")
+    code, said = vae_train(*typed)
+    assert code == 1
+    (go_on,) = [line.removeprefix("go on   vae-train ") for line in said.splitlines() if line.startswith("go on ")]
+    done = {path: path.read_bytes() for path in Path("sweep").rglob("best.pt")}
+    code, said = vae_train(*shlex.split(go_on))
+    assert "2 of 4 jobs finished" in said and said.count("already finished") == 2
+    assert {path: path.read_bytes() for path in done} == done
+
+    code, said = vae_train("rerun=sweep", "optimizer.lr=2e-3,1e-3")
+    assert code == 0 and "4 of 4 jobs finished" in said
+    again = [read_config(run) for run in runs_below(only_sweep())]
+    assert {(config["seed"], config["optimizer"]["lr"]) for config in again} == {
+        (s, lr) for s in (0, 1) for lr in (2e-3, 1e-3)
+    }
+    assert {config["model"]["z_dim"] for config in again} == {3}
+
+    code, said = vae_train("rerun=sweep/seed-1_lr-0.001", "epochs=2", "hydra.run.dir=one")
+    assert code == 0
+    config = read_config(Path("one"))
+    assert (config["seed"], config["model"]["z_dim"], config["epochs"], config["sweep"]["over"]) == (1, 3, 2, [])
+    assert "the configuration contradicts" not in said and "goes on" not in said
+    assert vae_train("rerun=nowhere")[0] == 1

@@ -7,12 +7,13 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Override
 from hydra.core.utils import configure_log
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
@@ -28,7 +29,14 @@ from vae_exp.errors import PeerLost, Unwritable, UserError
 from vae_exp.sweeps import jobs, plan, sweepers
 from vae_exp.sweeps.values import line
 from vae_exp.training import resume, threads
-from vae_exp.training.run_dir import holds_run, read_overrides, require_no_owner, require_unused, require_writable
+from vae_exp.training.run_dir import (
+    MULTIRUN,
+    holds_run,
+    read_overrides,
+    require_no_owner,
+    require_unused,
+    require_writable,
+)
 
 log = logging.getLogger(__name__)
 MULTIRUN_FLAGS = ("-m", "--multirun")
@@ -70,7 +78,53 @@ def _command_line(arguments: list[str]) -> list[str]:
     if set(flags) - set(MULTIRUN_FLAGS):
         return arguments
     overrides = readable([argument for argument in arguments if not argument.startswith("-")])
+    if any(word.key_or_group == "rerun" for word in parse(overrides)):
+        return _rerun(overrides)
+    if flags and [word.key_or_group for word in parse(overrides)] == ["sweep.resume"]:
+        folder, _ = plan.find(str(parse(overrides)[0].value()))
+        return [*flags, *_of_sweep(folder, []), *overrides]
     return [*flags, *overrides] if flags else _with_stored_overrides(overrides)
+
+
+def _rerun(overrides: list[str]) -> list[str]:
+    """Return the command line of a new run, or sweep, with the overrides of the one that rerun=PATH names, and these.
+
+    Raises UserError if it has none that can be read, or names code that is neither typed nor trusted.
+    """
+    words = parse(overrides)
+    folder = path_of("rerun", next(word for word in words if word.key_or_group == "rerun").value())
+    overrides = _without(overrides, {"rerun"})
+    if (folder / plan.SWEEP).is_file():
+        return ["-m", *_of_sweep(folder, overrides), *overrides]
+    stored = read_overrides(folder, typed=overrides)
+    if stored is None:
+        raise UserError(f"rerun={folder}: there is no run, or its .hydra/overrides.yaml cannot be read.")
+    keys = {word.key_or_group for word in words}
+    stored = [
+        text for text in _without(stored, {"resume", "replace", "hydra.run.dir", *keys}) if not _is_of_sweep(text)
+    ]
+    resume.require_known(folder, stored, overrides, _trusts(words))
+    return [*resume.with_its_data(folder, [*stored, *overrides], keys), "hydra.mode=RUN"]
+
+
+def _of_sweep(folder: Path, overrides: list[str]) -> list[str]:
+    """Return what a sweep was started with, but for its name, its folder and what is typed now. Raises UserError."""
+    stored = read_overrides(folder, of_sweep=True, typed=overrides)
+    if stored is None:
+        raise UserError(f"{folder}: its {MULTIRUN} cannot be read. Type all that the sweep was started with again.")
+    words = parse(overrides)
+    own = {"sweep.resume", "sweep.name", "sweep.over", "sweep.jobs", "hydra.sweep.dir"}
+    stored = _without(stored, own | {word.key_or_group for word in words})
+    resume.require_known(folder, plan.first_job(stored), plan.first_job(overrides), _trusts(words))
+    return stored
+
+
+def _is_of_sweep(text: str) -> bool:
+    return text.lstrip("+").startswith(plan.OF_A_SWEEP)
+
+
+def _trusts(words: Sequence[Override]) -> bool:
+    return any(word.key_or_group == "trust" and word.value() is True for word in words)
 
 
 def _with_stored_overrides(overrides: list[str]) -> list[str]:
@@ -86,10 +140,9 @@ def _with_stored_overrides(overrides: list[str]) -> list[str]:
     if before is None:
         print(f"resume={folder}: .hydra/overrides.yaml cannot be read there: type all that it was started with again.")
     keys = {word.key_or_group for word in words}
-    trust = any(word.key_or_group == "trust" and word.value() is True for word in words)
     stored = _without(before or [], {"resume", "replace", "init_from", *keys})
     overrides = _without(overrides, {"resume", "hydra.run.dir"})
-    resume.require_known(folder, stored, overrides, trust)
+    resume.require_known(folder, stored, overrides, _trusts(words))
     overrides = _without(resume.with_its_data(folder, [*stored, *overrides], keys), {"hydra.run.dir"})
     # One run, also where it was a job of a preset that is a sweep.
     return [*overrides, f"resume={literal(folder)}", f"hydra.run.dir={literal(folder)}", "hydra.mode=RUN"]

@@ -43,7 +43,7 @@ RESULTS = {
     "seconds": "seconds",
 }
 # Of a run's configuration these say how it was logged, not what it was.
-NOT_COMPARED = ("wandb.", "sweep.", "resume", "replace", "trust", "dataset.cache")
+NOT_COMPARED = ("wandb.", "sweep.", "resume", "rerun", "replace", "trust", "dataset.cache")
 CONFIRM = "confirm"  # the folder, in a sweep that starts warm, and the key of its best jobs, trained from nothing
 ALONG_A_PATH = ("init_from", "epochs", "objective.warmup_epochs", "objective.warmup_steps", "objective.warmup_fraction")
 SEEDS = ("seed", "dataset.seed")

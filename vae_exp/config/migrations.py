@@ -24,6 +24,7 @@ ADDED: dict[str, Any] = {  # with the value that changes nothing
     "scores_every_epochs": None,
     "devices": 1,
     "trust": False,
+    "rerun": None,
     "monitor": "val/neg_elbo",
     "monitor_mode": "min",
     "init_from": None,

@@ -225,6 +225,7 @@ class Config(TypedDict):
     precision: Literal["fp32", "tf32", "bf16"]
     compile: Literal["auto", True, False]
     resume: RunFolder | None
+    rerun: RunFolder | None
     trust: bool
     replace: bool
     init_from: AnyPath | None

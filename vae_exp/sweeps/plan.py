@@ -263,7 +263,7 @@ def _resume(
     cfg: DictConfig, settings: list[str], swept: list[Override], data_digest: Callable[[], str | None]
 ) -> tuple[str, Path]:
     """Return the name and the folder of the sweep that sweep.resume names. Raises UserError if this one is another."""
-    folder, before = _find(str(cfg.sweep.resume))
+    folder, before = find(str(cfg.sweep.resume))
     _require_no_links(folder)
     if (chosen := _chosen_folder(cfg)) and chosen.resolve() != folder.resolve():
         raise UserError(f"{DIR}={chosen}: a sweep goes on in its own folder, {folder}; leave {DIR} out.")
@@ -287,7 +287,7 @@ def _require_no_links(folder: Path) -> None:
         require_no_links(folder, [entry.name for entry in folder.iterdir() if not entry.name.startswith(theirs)])
 
 
-def _find(path_or_latest: str) -> tuple[Path, dict[str, Any]]:
+def find(path_or_latest: str) -> tuple[Path, dict[str, Any]]:
     """Return the folder and the record of the sweep to resume. Raises UserError if no sweep was started there."""
     folder = Path(path_or_latest)
     if path_or_latest == LATEST:

@@ -80,7 +80,8 @@ def finish(plan: Plan, wandb: WandbKeys, stopped: bool = False) -> int:
     count = f", {pruned} of them pruned" if pruned else ""
     say(f"{done} of {plan.jobs} jobs finished{count}; table {plan.folder}/results.csv")
     if done < plan.jobs and (stopped or not plan.is_search):
-        say(f"go on   the same command with {as_argument('sweep.resume', plan.folder)}")
+        words = shlex.join(["vae-train", "-m", *config_dir(plan.folder)])
+        say(f"go on   {words} {as_argument('sweep.resume', plan.folder)}")
     if plan.warm_start:
         say("\n".join(_path_lines(plan, runs)))
     _say_what_next(plan, runs, bests)

@@ -47,7 +47,7 @@ UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)  # a fil
 
 # The keys and groups that a run may change on its way.
 MAY_CHANGE = (
-    "epochs", "max_steps", "max_minutes", "early_stopping", "resume", "trust", "replace",
+    "epochs", "max_steps", "max_minutes", "early_stopping", "resume", "rerun", "trust", "replace",
     "init_from", "init_from_partial", "device", "devices", "threads", "precision", "compile", "wandb", "sweep",
     "log_every_steps", "figures", "figure_every_epochs", "scores", "scores_every_epochs",
     "checkpoint_every_epochs", "checkpoint_every_steps", "checkpoint_every_minutes",
