@@ -14,10 +14,13 @@ import pytest
 import yaml
 
 from tests.conftest import full_disk, metrics, quick_run
+from vae_exp.cli import compare as compare_command
 from vae_exp.cli import train as train_command
 from vae_exp.cli.common import versions
 from vae_exp.compare.runs import RESULTS, UDR, Run, fold_seeds, usual_columns
 from vae_exp.compare.table import best, best_per_group, format_table
+from vae_exp.errors import UserError
+from vae_exp.training.run_dir import lock_folder
 
 
 @pytest.fixture(scope="module")
@@ -456,3 +459,38 @@ def test_a_value_that_yaml_cannot_build_is_text(runs, vae_compare, value):
     code, said = vae_compare(runs, "--filter", f"seed={value}")
     assert code == 1
     assert f"--filter seed={value}: none of the" in said
+
+
+def test_runs_are_deleted_after_asking_and_never_one_that_trains_or_a_link(trained, vae_command, monkeypatch):
+    for name in ("runs/a", "runs/b", "runs/training", "elsewhere"):
+        trained(folder=name)
+    Path("runs/link").symlink_to(Path("elsewhere").resolve())
+    Path("runs/damaged").mkdir()
+    Path("runs/damaged/summary.json").write_text("{")
+    summary = json.loads(Path("runs/b/summary.json").read_text()) | {"state": "failed"}
+    Path("runs/b/summary.json").write_text(json.dumps(summary))
+
+    code, said = vae_command("vae-compare", "runs", "--delete", "--dry-run")
+    assert code == 0 and "damaged      runs/damaged" in said and "MB  failed" in said and "nothing is deleted" in said
+    answers = iter(["n", "y"])
+    monkeypatch.setattr("builtins.input", lambda _: next(answers))
+    assert "nothing is deleted" in vae_command("vae-compare", "runs", "--delete")[1]
+    code, said = vae_command("vae-compare", "runs", "--delete", "--filter", "state=failed")
+    assert code == 0 and "deleted 1 of 1 runs" in said
+    assert not Path("runs/b").exists() and Path("runs/a").exists()
+
+    with lock_folder(Path("runs/training")):
+        code, said = vae_command("vae-compare", "runs", "runs/link", "--delete", "--yes")
+    assert code == 1 and "is training in this folder" in said
+    assert {path.name for path in Path("runs").iterdir()} == {"training", "link"}
+    assert Path("elsewhere/best.pt").exists()
+
+
+def test_columns_are_known_by_their_last_part_too():
+    known = ["model.z_dim", "model.beta", "objective.beta", "optimizer.lr", "test/kl", "val/kl", "run"]
+    assert [compare_command._require_known(name, known) for name in ("z_dim", "beta", "lr", "test/kl", "run")] == [
+        "model.z_dim", "model.beta", "optimizer.lr", "test/kl", "run",
+    ]  # fmt: skip
+    for name, why in {"kl": "It may be test/kl or val/kl", "z_dum": "Did you mean model.z_dim"}.items():
+        with pytest.raises(UserError, match=why):
+            compare_command._require_known(name, known)

@@ -6,6 +6,7 @@ import json
 import operator
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +16,11 @@ from vae_exp.compare import runs as results
 from vae_exp.compare import table
 from vae_exp.compare.runs import NAME, RESULTS, STATE, Run
 from vae_exp.compare.table import format_table, wrapped
-from vae_exp.config.checks import closest, shortened
+from vae_exp.config.checks import closest, path_of, shortened
 from vae_exp.config.migrations import GONE
 from vae_exp.errors import UserError, printable
-from vae_exp.files import Unreadable, parse_yaml, write, writing
-from vae_exp.training.run_dir import LATEST, read_summary
+from vae_exp.files import Unreadable, parse_yaml, require_no_links, write, writing
+from vae_exp.training.run_dir import LATEST, lock_folder, read_summary, runs_below
 
 OWN_PROJECT = ""  # --wandb alone: the project that the runs were logged to
 OPERATORS: dict[str, Callable] = {"<=": operator.le, ">=": operator.ge, "!=": operator.ne, "==": operator.eq}
@@ -58,7 +59,11 @@ def _arguments() -> argparse.ArgumentParser:
     view = "make or update a saved view of this project in W&B; of the runs' own project where none is named"
     add("--wandb", nargs="?", const=OWN_PROJECT, metavar="ENTITY/PROJECT", help=view)
     add("--wandb-report", action="store_true", help="with --wandb: a W&B report of one sweep too")
-    add("--dry-run", action="store_true", help="with --wandb: print what would be sent, send nothing")
+    add(
+        "--delete", action="store_true", help="list these runs with their sizes, ask, and delete them; --filter chooses"
+    )
+    add("--yes", action="store_true", help="with --delete: do not ask")
+    add("--dry-run", action="store_true", help="with --wandb, --delete: print what would be sent or deleted, no more")
     add("--map", action="store_true", help=argparse.SUPPRESS)
     return parser
 
@@ -73,6 +78,9 @@ def compare(options: argparse.Namespace) -> None:
     """Print the table, and write the files that the options name."""
     if options.map:
         raise UserError(f"--map: no such flag any more. {GONE['amortize']}")
+    if options.delete:
+        _delete(options)
+        return
     _check_wandb(options)
     single = _read(options)
     runs = results.fold_seeds(single) if options.fold_seeds else single
@@ -126,13 +134,57 @@ def _read(options: argparse.Namespace) -> list[Run]:
     return runs
 
 
+def _delete(options: argparse.Namespace) -> None:
+    """List runs with their sizes, failed and damaged ones too, and delete them when the user agrees."""
+    runs = []
+    for path in map(Path, options.paths):
+        for folder in runs_below(path_of("PATH", str(path))):
+            try:
+                runs.append(results.read_run(folder))
+            except UserError:
+                runs.append(Run(folder, {}, "damaged", None, {}, name=str(folder)))
+    for test in options.filter:
+        runs = _filter(runs, test)
+    if not runs:
+        raise UserError(f"--delete: there is no run in {' '.join(map(str, options.paths))}.")
+    sizes = [sum(file.stat().st_size for file in run.folder.rglob("*") if file.is_file()) for run in runs]
+    for run, size in zip(runs, sizes, strict=True):
+        print(f"{size / 1e6:9.1f} MB  {run.state:<11}  {printable(run.folder)}")
+    total = f"{len(runs)} runs, {sum(sizes) / 1e6:,.1f} MB"
+    if options.dry_run:
+        print(f"{total}: nothing is deleted")
+        return
+    if not options.yes and not _agrees(f"Delete {total}? [y/N] "):
+        print("nothing is deleted")
+        return
+    deleted = 0
+    for run in runs:
+        try:
+            require_no_links(run.folder.parent, [run.folder.name])
+            with lock_folder(run.folder):
+                shutil.rmtree(run.folder)
+            deleted += 1
+        except UserError as error:
+            print(f"stays: {error}", file=sys.stderr)
+    print(f"deleted {deleted} of {len(runs)} runs")
+    if deleted < len(runs):
+        sys.exit(1)
+
+
+def _agrees(question: str) -> bool:
+    try:
+        return input(question).strip().lower() in ("y", "yes")
+    except EOFError as error:
+        raise UserError("--delete: nobody answers here. --yes deletes without asking.") from error
+
+
 def _filter(runs: list[Run], test: str) -> list[Run]:
     """Return the runs that pass a test such as optimizer.lr<1e-3. Raises UserError if none does."""
     parts = re.fullmatch(rf"([\w./]+)\s*({'|'.join(OPERATORS)})\s*(.*)", test)
     if not parts:
         raise UserError(f"--filter {test}: write KEY=VALUE, or <, >, <=, >=, != in place of =.")
     key, sign, text = parts.groups()
-    _require_known(key, [*dict.fromkeys(k for run in runs for k in run.config), *RESULTS, NAME, STATE])
+    key = _require_known(key, [*dict.fromkeys(k for run in runs for k in run.config), *RESULTS, NAME, STATE])
     try:
         value = parse_yaml(text)
     except Unreadable:  # such as a month 13
@@ -153,9 +205,14 @@ def _filter(runs: list[Run], test: str) -> list[Run]:
 
 
 def _require_known(column: str, known: list[str]) -> str:
-    if column not in known:
-        raise UserError(f"{column}: no run has this column.{closest(column, known)}")
-    return column
+    """Return the column of a name or of its last part, such as z_dim. Raises UserError if no run has it."""
+    if column in known:
+        return column
+    short = [name for name in known if re.split("[./]", name)[-1] == column]
+    if not short or (len(short) > 1 and f"model.{column}" not in short):
+        also = f" It may be {' or '.join(short)}." if short else closest(column, known)
+        raise UserError(f"{column}: no run has this column.{also}")
+    return short[0] if len(short) == 1 else f"model.{column}"
 
 
 def _write(path: Path, content: str) -> str:
