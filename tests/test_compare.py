@@ -110,7 +110,7 @@ def test_filter_sort_and_columns(runs, vae_compare):
         (("x" * 5000,), "... (5,000 characters): it takes the path of a folder"),
         (("RUNS", "--filter", f"seed={'[' * 3000}"), "... (3,005 characters): none of the 5 runs passes"),
         (("RUNS", "--sort", "val/elbo"), "val/elbo: no run has this column. Did you mean val/neg_elbo"),
-        (("RUNS", "--columns", "z_dim"), "z_dim: no run has this column. Did you mean model.z_dim"),
+        (("RUNS", "--columns", "z_dum"), "z_dum: no run has this column. Did you mean model.z_dim"),
         (("RUNS", "--filter", "model.z_dim=3"), "none of the 5 runs passes"),
         (("RUNS", "--filter", "model.z_dim"), "write KEY=VALUE"),
         (("RUNS", "--csv", "/proc/none/x.csv"), "/proc/none/x.csv: cannot be written"),
