@@ -520,3 +520,18 @@ def test_what_another_version_says_of_wandb_is_no_damage(vae_train, wandb):
     (folder / "summary.json").write_text(json.dumps(summary | {"wandb": wandb}))
     code, said = vae_train(*RUN, "hydra.run.dir=run", "resume=auto")
     assert (code, "the run in run is finished" in said) == (1, True), said
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_leaves_no_second_folder(vae_train):
+    typed = (*QUICK, "wandb.mode=disabled", "resume=auto")
+    assert vae_train(*typed)[0] == 0
+    (summary,) = Path("outputs").glob("*/*/summary.json")
+    summary.write_text(summary.read_text().replace('"finished"', '"running"'))
+    for name in ("last.pt", "best.pt"):
+        (summary.parent / name).unlink()
+    code, said = vae_train(*typed, "seed=1")  # another run
+    assert code == 0 and len([*Path("outputs").glob("*/*/summary.json")]) == 2
+    code, said = vae_train(*typed)
+    assert code == 0 and str(summary.parent) in said
+    assert json.loads(summary.read_text())["state"] == "finished"
+    assert len([*Path("outputs").glob("*/*/summary.json")]) == 2

@@ -99,7 +99,7 @@ def compare(options: argparse.Namespace) -> None:
         return
     chosen = [_require_known(name, known) for name in options.columns.split(",")] if options.columns else None
     columns = chosen or results.usual_columns(runs)
-    marked = table.best_per_group(runs) if len(runs) > 1 else []
+    marked = [best for group in table.groups(runs) if len(group) > 1 for best in table.best_per_group(group)]
     extra = [results.UDR] if options.udr else []
     lines = [format_table(runs, columns, marked, None if options.columns else metric, requested=extra)]
     if why := table.describe_groups(runs):

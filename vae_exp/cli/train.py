@@ -199,6 +199,7 @@ def check_run(cfg: DictConfig) -> None:
     if cfg.resume == "auto":
         folder = resume.find_unfinished(config, run_dir)
         if folder is None:  # what a run left that was stopped before its first checkpoint is no loss
+            run_dir = resume.find_abandoned(config) or run_dir
             cfg.replace = holds_run(run_dir)
     elif cfg.resume is not None:
         folder = resume.find(str(cfg.resume))

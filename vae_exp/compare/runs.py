@@ -47,6 +47,7 @@ NOT_COMPARED = ("wandb.", "sweep.", "resume", "rerun", "replace", "trust", "data
 CONFIRM = "confirm"  # the folder, in a sweep that starts warm, and the key of its best jobs, trained from nothing
 ALONG_A_PATH = ("init_from", "epochs", "objective.warmup_epochs", "objective.warmup_steps", "objective.warmup_fraction")
 SEEDS = ("seed", "dataset.seed")
+FIRST = ("model", "model.name", "dataset", "dataset.name", "model.z_dim", "model.beta", "optimizer.lr", "network")
 # Nobody looks for these in a table: where a run was, how often it wrote, what it ran on.
 BOOKKEEPING = {
     *("trust", "log_every_steps", "figures", "figure_every_epochs", "device", "devices", "threads", "compile"),
@@ -200,7 +201,12 @@ def swept_keys(runs: list[Run]) -> list[str]:
 
 def setting_columns(runs: list[Run]) -> list[str]:
     """Return the keys that say which setting a run is: those that were swept, and whatever else differs."""
-    return list(dict.fromkeys([*swept_keys(runs), *differing(runs)]))
+    return list(dict.fromkeys([*swept_keys(runs), *sorted(differing(runs), key=_rank)]))
+
+
+def _rank(key: str) -> int:
+    """Return the rank of a key in a table: what people look for first, seeds and bookkeeping last."""
+    return FIRST.index(key) if key in FIRST else len(FIRST) + (key in SEEDS) + 2 * (key in BOOKKEEPING)
 
 
 def usual_columns(runs: list[Run]) -> list[str]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -47,7 +47,7 @@ def find(path_or_latest: str) -> Path:
         return run
     path = path_of("resume", path_or_latest)
     folder = path.parent if path.is_file() else path
-    if not any((folder / name).is_file() for name in (LAST, PREVIOUS)):
+    if not _has_checkpoint(folder):
         raise UserError(f"resume={path_or_latest}: no {LAST} there. Give a run's folder, its {LAST}, latest or auto.")
     return folder
 
@@ -67,16 +67,37 @@ def find_unfinished(config: Config, run_dir: Path) -> Path | None:
         if reasons and path is None:
             raise _unreadable(run_dir, reasons)
         return run_dir if path else None
-    for folder in runs_below(OUTPUTS):
-        before = read_config(folder)
-        if before is None or _is_finished(folder) or flatten(before).get("sweep.jobs") or _differences(before, config):
-            continue
+    for folder in _unfinished(config):
         path, _, reasons = _newest(folder)
         if path:
             return folder
         for reason in reasons:
             log.warning(reason)
     return None
+
+
+def find_abandoned(config: Config) -> Path | None:
+    """Return the newest run of this configuration that was killed before its first checkpoint, or None."""
+    for folder in _unfinished(config):
+        summary = read_summary(folder)
+        if summary is not None and summary.state == "running" and not _has_checkpoint(folder):
+            with contextlib.suppress(UserError):
+                require_no_owner(folder)
+                return folder
+    return None
+
+
+def _unfinished(config: Config) -> Iterator[Path]:
+    """Yield the runs of this configuration that are not finished and no jobs of a sweep, the newest first."""
+    for folder in runs_below(OUTPUTS):
+        before = read_config(folder)
+        is_one = before is not None and not flatten(before).get("sweep.jobs")
+        if is_one and not _is_finished(folder) and not _differences(before or {}, config):
+            yield folder
+
+
+def _has_checkpoint(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (LAST, PREVIOUS))
 
 
 def _is_finished(folder: Path) -> bool:
