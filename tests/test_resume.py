@@ -404,7 +404,10 @@ def test_a_run_is_finished_only_when_its_wandb_run_is():
             new = json.loads(Path(os.fsdecode(arguments[0])).read_text())
             if new["state"] == "finished":
                 (log,) = Path("outputs/wandb").glob("offline-run-*/run-*.wandb")
-                seen.append(recorded(log.parent))
+                end = time.monotonic() + 5  # its process may still write; if it were not closed, it would wait for us
+                while "exit" not in (records := recorded(log.parent)) and time.monotonic() < end:
+                    time.sleep(0.05)
+                seen.append(records)
 
     with hooks.at_call(look):
         summary, _ = quick_run(*SMALL, wandb="offline")
