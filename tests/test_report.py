@@ -657,6 +657,7 @@ def test_heat_maps_show_any_result_and_a_beta_has_rate_and_distortion(trained, t
         copied(trained, tmp_path / "runs" / f"z{z}-b{beta}", 30 + i, model__z_dim=z, objective__beta=beta)
     assert vae_compare("runs", "--html", "page.html")[0] == 0
     page = visit(tmp_path / "page.html")
+    assert page.title().startswith("6 VAE runs: vanilla on digits, 3 epochs, 20")
     summaries = [json.loads(path.read_text()) for path in sorted((tmp_path / "runs").glob("*/summary.json"))]
     choose = page.locator("label.choice", has_text="Result").locator("select")
     for name in ("test/kl", "test/reconstruction", "objective"):

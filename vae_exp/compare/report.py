@@ -1,6 +1,7 @@
 """Write the report page: one HTML file with the runs' table, curves and pictures, drawn by the scripts in static/."""
 
 import base64
+import html
 import json
 import math
 import re
@@ -15,6 +16,7 @@ from vae_exp.compare import table
 from vae_exp.compare.runs import BOOKKEEPING, NAME, REASON, RESULTS, SCORES, SEEDS, STATE, TERMS, Run
 from vae_exp.compare.table import cell, is_logarithmic, is_numeric, setting, short, short_names, swept
 from vae_exp.config.schema import is_number
+from vae_exp.errors import printable
 from vae_exp.training.run_dir import BEST, IMAGES, LAST, on_checkpoint, on_resume
 
 # test/* is logged over epochs where nothing is held out for validation
@@ -40,8 +42,21 @@ def page(views: list[list[Run]], count: int, columns: list[str] | None = None) -
     for record in (record for view in content for record in view["runs"]):
         record |= by_folder[record["folder"]]
     data: dict[str, Any] = {"count": count, "groups": table.describe_groups(views[0]), "views": content}
-    data |= {"scores": SCORES, "sizes": sizes}
-    return _html(f"{count} VAE run{'s' if count != 1 else ''}", data, pictures)
+    data |= {"scores": SCORES, "sizes": sizes, "about": _about(views[0])}
+    return _html(f"{count} VAE run{'s' if count != 1 else ''}: {html.escape(data['about'])}", data, pictures)
+
+
+def _about(runs: list[Run]) -> str:
+    """Return what runs have in common, for the heading: models, datasets, epochs, and the days they were made on."""
+    parts = []
+    for key in ("model.name", "dataset.name", "epochs"):
+        values = list(dict.fromkeys(str(run.config[key]) for run in runs if key in run.config))
+        parts.append(" and ".join(values) if len(values) < 4 else f"{len(values)} {key.split('.')[0]}s")
+    models, datasets, epochs = parts
+    days = sorted({run.day for run in runs if run.day})
+    dates = list(dict.fromkeys([*days[:1], *days[-1:]]))
+    more = [f"{epochs} epochs"] if epochs and "epochs" not in epochs else []
+    return printable(", ".join([f"{models} on {datasets}", *more, *([" to ".join(dates)] if dates else [])]))
 
 
 def _view(rows: list[Run], columns: list[str] | None) -> dict[str, Any]:

@@ -72,6 +72,7 @@ class Run:
     members: list["Run"] = field(default_factory=list)  # the runs that were folded into this one
     name: str = ""  # unique among the runs that are shown together
     swept: list[str] = field(default_factory=list)  # the keys of config that its sweep gave several values
+    day: str = ""  # on which it was made, such as 2026-11-30; nothing of an older version
     data: str | None = None  # a digest of its images; None of an older version, and of a run that failed early
 
     def __post_init__(self) -> None:
@@ -153,6 +154,7 @@ def read_run(folder: Path) -> Run:
     digest = summary.results.get("data_digest")
     run = Run(folder, flat, summary.state, summary.reason, metrics, data=digest if isinstance(digest, str) else None)
     run.swept = _swept(config.get("sweep"), flat)
+    run.day = str((summary.results.get("environment") or {}).get("date", ""))[:10]
     return run
 
 
@@ -253,6 +255,7 @@ def _fold(group: list[Run]) -> Run:
         seeds=len(done),
         members=done,
         swept=swept_keys(group),
+        day=first.day,
         data=first.data,
     )
     # z_dim-2_seed-0 and z_dim-2_seed-1 become z_dim-2

@@ -11,6 +11,7 @@ function head() {
   return [
     element("header", { class: "top" }, element("h1", {}, count), filterBox(), foldButton(), themeButton()),
     element("p", { class: "note" }, says),
+    data.about && element("p", { class: "note" }, data.about),
     why && element("p", { class: "note" }, why),
     links.length > 1 && element("ul", { class: "places" }, links),
   ];
