@@ -428,6 +428,7 @@ def test_a_sweep_goes_on_and_runs_again_from_its_folder_alone(vae_train):
     typed = (*QUICK, "seed=0,1", "model.z_dim=3", "optimizer.lr=1e-3,1e10", "hydra.sweep.dir=sweep")
     code, said = vae_train(*typed)
     assert code == 1
+    assert "missing seed-0_lr-10000000000.0, seed-1_lr-10000000000.0" in said
     (go_on,) = [line.removeprefix("go on   vae-train ") for line in said.splitlines() if line.startswith("go on ")]
     done = {path: path.read_bytes() for path in Path("sweep").rglob("best.pt")}
     code, said = vae_train(*shlex.split(go_on))

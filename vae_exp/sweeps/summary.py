@@ -41,6 +41,7 @@ PRINTED_COLUMNS = (
     results.PATH_EPOCHS,
     "seconds",
 )
+MAX_MISSING = 6  # jobs that are named
 MAX_BEST = 5  # that are printed: where runs do not compare there may be as many as jobs
 
 
@@ -79,6 +80,10 @@ def finish(plan: Plan, wandb: WandbKeys, stopped: bool = False) -> int:
         say("\n".join(wrapped([why] if (why := table.describe_groups(folded)) else [])))
     count = f", {pruned} of them pruned" if pruned else ""
     say(f"{done} of {plan.jobs} jobs finished{count}; table {plan.folder}/results.csv")
+    is_done = {run.folder.relative_to(plan.folder).as_posix() for run in runs if run.finished or run.state == PRUNED}
+    if missing := [name for name in plan.names if name not in is_done]:
+        more = f" and {len(missing) - MAX_MISSING} more" if len(missing) > MAX_MISSING else ""
+        say(f"missing {', '.join(missing[:MAX_MISSING])}{more}")
     if done < plan.jobs and (stopped or not plan.is_search):
         words = shlex.join(["vae-train", "-m", *config_dir(plan.folder)])
         say(f"go on   {words} {as_argument('sweep.resume', plan.folder)}")
