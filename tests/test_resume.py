@@ -131,8 +131,40 @@ def test_every_moment_to_die_is_survived():
         assert_the_same_runs("whole", "run")
 
 
-def stop():
-    os.kill(os.getpid(), signal.SIGTERM)
+def stop(number=signal.SIGTERM):
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
+def test_a_signal_of_a_scheduler_saves_ends_the_run_and_then_calls_who_was_there_before(number):
+    called = []
+    before = signal.signal(number, lambda *call: called.append((call[0], Path("run/last.pt").exists(), ended())))
+    try:
+        with hooks.at_step(4, lambda: stop(number)), pytest.raises(SystemExit) as stopped:
+            quick_run(*SMALL)
+        assert stopped.value.code == 128 + number
+        assert called == [(number, True, ("interrupted", number.name))]
+        assert stored(Path("run/last.pt"))["step"] == 4
+        stop(number)
+        assert len(called) == 2, "it has its signal back"
+    finally:
+        signal.signal(number, before)
+
+
+def ended():
+    summary = json.loads(Path("run/summary.json").read_text())
+    return summary["state"], summary["reason"]
+
+
+def test_a_signal_that_is_ignored_stays_so():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with hooks.at_step(4, lambda: stop(signal.SIGHUP)):
+            quick_run(*SMALL)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert ended() == ("finished", None)
 
 
 def test_a_signal_in_the_last_step_of_an_epoch_leaves_nothing_of_it_to_do():

@@ -1,5 +1,6 @@
 """Sweeps: every job told apart, failures survived, the same results after a kill and under every launcher."""
 
+import contextlib
 import csv
 import json
 import os
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra.core.plugins import Plugins
 
 from tests import hooks
 from tests.conftest import command, recorded, written
@@ -362,6 +365,27 @@ def test_a_swept_key_is_typed_once(vae_train, again, tmp_path):
 def test_values_that_would_make_one_folder_of_two_jobs_are_numbered(vae_train):
     assert vae_train(*QUICK, "epochs=0", "wandb.name=n,N")[0] == 0
     assert {path.parent.name for path in only_sweep().glob("*/summary.json")} == {"0", "1"}
+
+
+class Requeue(BasicLauncher):
+    """As a cluster does: a job that was stopped is started again as it is."""
+
+    def launch(self, job_overrides, initial_job_idx):
+        with contextlib.suppress(SystemExit):
+            return super().launch(job_overrides, initial_job_idx)
+        return super().launch(job_overrides, initial_job_idx)
+
+
+def test_a_job_that_a_cluster_starts_again_goes_on(vae_train, monkeypatch):
+    monkeypatch.setitem(Plugins.instance().class_name_to_class, "hydra_plugins.tests.Requeue", Requeue)
+    launcher = ("hydra.launcher._target_=hydra_plugins.tests.Requeue", "hydra.sweep.dir=sweep", "seed=3")
+    with hooks.at_step(4, lambda: os.kill(os.getpid(), signal.SIGUSR2)):
+        code, said = vae_train(*QUICK, hooks.OWN_OBJECTIVE, *launcher)
+    assert code == 0, said
+    assert "goes on" in said
+    (job,) = Path("sweep").glob("*/summary.json")
+    assert json.loads(job.read_text())["state"] == "finished"
+    assert "goes on from" in (job.parent / "train.log").read_text()
 
 
 def test_the_folder_of_a_sweep_can_be_chosen(vae_train):

@@ -27,7 +27,7 @@ from vae_exp.config import checks
 from vae_exp.config.checks import CONF_DIR, check_values, flatten, path_of, quoted, resolve, shortened
 from vae_exp.config.compose import compose, explain, parse, readable
 from vae_exp.config.schema import Rule
-from vae_exp.errors import UserError, printable
+from vae_exp.errors import UserError, printable, stop_signals
 from vae_exp.training import console
 from vae_exp.training.run_dir import BEST, IMAGES, LAST, METRICS, SUMMARY, on_checkpoint, on_resume
 
@@ -69,14 +69,16 @@ def exits(program: str, config_name: str) -> Iterator[None]:
     gc.set_threshold(10_000)
     logging.raiseExceptions = False  # a log that cannot be written is no reason to stop, or to fill stderr
     console.open_streams()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that `with` blocks close
+    signals = stop_signals()
+    for number in set(signals) - {signal.SIGINT}:
+        signal.signal(number, lambda number, _: sys.exit(128 + number))  # so that `with` blocks close
     ending: Any = None
     try:
         yield
     except BaseException as error:
         ending = _code_or_message(error, program, config_name)
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT):  # what is left is W&B's own ending; nothing to tell of it
+        for number in signals:  # what is left is W&B's own ending; nothing to tell of it
             signal.signal(number, signal.SIG_DFL)
     try:
         sys.stdout.flush()

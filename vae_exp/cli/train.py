@@ -24,7 +24,7 @@ from vae_exp.cli import common
 from vae_exp.cli.common import final_message, print_help, resume_hint, with_own_options
 from vae_exp.config.checks import CONF_DIR, as_typed, literal, path_of
 from vae_exp.config.compose import HYDRA_VERSION, compose, parse, readable
-from vae_exp.errors import PeerLost, Unwritable, UserError
+from vae_exp.errors import PeerLost, Unwritable, UserError, stop_signals, stopped_by
 from vae_exp.sweeps import jobs, plan, sweepers
 from vae_exp.sweeps.values import line
 from vae_exp.training import resume, threads
@@ -226,8 +226,7 @@ def _one_run(cfg: DictConfig, run_dir: Path) -> None:
         summary = train(cfg, run_dir)
         log.info(final_message(summary, run_dir, cfg.dataset["_target_"]))
     except (KeyboardInterrupt, SystemExit) as stop:
-        signal_name = "Ctrl-C" if isinstance(stop, KeyboardInterrupt) else "SIGTERM"
-        log.info(f"Stopped by {signal_name}. What was finished until then is in {run_dir}{resume_hint(run_dir)}")
+        log.info(f"Stopped by {stopped_by(stop)}. What was finished until then is in {run_dir}{resume_hint(run_dir)}")
         raise
     except UserError as error:
         record_failure(cfg, run_dir, str(error))
@@ -251,6 +250,8 @@ def launch(devices: int, words: list[str], run_dir: Path) -> None:
     in_folder = [] if is_named else [f"hydra.run.dir={literal(run_dir)}"]
     os.environ.update({jobs.LAUNCHED_BY: str(os.getpid())} | torchrun_env.safe_path())
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings of a connection that is gone say no more
+    signals = [number.name for number in stop_signals()]
+    os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", ",".join([*signals, "SIGQUIT"]))
     sys.stdout.flush()
     try:
         elastic_launch(config, sys.executable)("-m", "vae_exp", *words, *in_folder)
@@ -269,7 +270,8 @@ def launch(devices: int, words: list[str], run_dir: Path) -> None:
 
 def follow(arguments: list[str]) -> int:
     """Run a further process of a run, and return its exit code; the first process alone decides and prints."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # until the run begins there is nothing to save
+    for number in set(stop_signals()) - {signal.SIGINT}:
+        signal.signal(number, signal.SIG_DFL)  # until the run begins there is nothing to save
     alone = {"-h", "--help", "--version", *PRINTING_FLAGS, *MULTIRUN_FLAGS}
     if alone & {word.partition("=")[0] for word in arguments}:
         return 0  # the first does it alone

@@ -251,7 +251,7 @@ def _run_job(cfg: DictConfig, run_dir: Path, job: Any) -> None:
     swept = [f"{key}={choices.get(key) or _as_text(cfg, key)}" for key in cfg.sweep.over]
     changes: dict[str, Any] = {"sweep": {"over": swept}}  # with their values, for the run's name
     title = f"{_progress(cfg, Path(job.sweep.dir), job.job.num)}  {'  '.join(swept)}"
-    if cfg.sweep.resume:
+    if cfg.sweep.resume or (run_dir / LOCK).exists():  # or a cluster starts the job again
         wait_for_owner(run_dir)
         before = read_summary(run_dir)
         if before is not None and before.is_done and before.score is not None:
@@ -283,7 +283,7 @@ def _run_job(cfg: DictConfig, run_dir: Path, job: Any) -> None:
         _train(cfg, run_dir, judge)
         return
     except UserError as error:
-        if requested.sweep.resume and started() == 1 and has_owner(run_dir):  # another process took it over
+        if started() == 1 and has_owner(run_dir):  # another process took it over
             _run_job(requested, run_dir, job)
             return
         reason = str(error)
