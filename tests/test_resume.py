@@ -12,11 +12,14 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+import vae_exp
 from tests import hooks
 from tests.conftest import QUICK, command, metrics, quick_run, recorded, stored
 from tests.hooks import Crash
 from vae_exp.errors import UserError
+from vae_exp.train import train
 from vae_exp.training import checkpoints
+from vae_exp.training.run_dir import read_config
 from vae_exp.training.state import Best, TrainState
 from vae_exp.training.stopper import patience_reason
 
@@ -479,12 +482,27 @@ def test_a_checkpoint_of_an_earlier_version_may_lack_what_is_not_needed():
     assert checkpoints.load(Path("run/last.pt")).epoch == 2
 
 
-def test_overrides_of_a_run_that_cannot_be_read_are_named(vae_train, trained_by_command):
+def test_a_run_without_overrides_goes_on_by_its_configuration():
+    """One from Python has none, whatever it was composed of."""
+    groups = ("model=conditional", "network=conv", "likelihood=gaussian", "optimizer=adamw", "scheduler=cosine")
+    values = ("dataset.labels=['1',\"2\"]", "wandb.tags=[a b,'1']", r"wandb.notes='it\'s é'", "optimizer.lr=1e-5")
+    quick_run(*groups, *values, "epochs=0")
+    before = read_config(Path("run"))
+    after = OmegaConf.to_container(vae_exp.compose("resume=run", "epochs=3"), resolve=True)
+    assert after == before | {"resume": "run", "epochs": 3}
+    with pytest.raises(UserError, match=r"optimizer.lr=0.1: the run has optimizer.lr=1e-05"):
+        train(vae_exp.compose("resume=run", "optimizer.lr=0.1"))
+
+
+def test_a_configuration_of_a_run_that_cannot_be_read_is_named(vae_train, trained_by_command):
     trained_by_command(*RUN)
     Path("run/.hydra/overrides.yaml").write_text("[")
+    assert vae_train("resume=run", "trust=true", "epochs=2")[0] == 0
+    for name in (".hydra/overrides.yaml", "config.yaml"):
+        Path("run", name).write_text("[")
     code, said = vae_train("resume=run", "trust=true", "epochs=5")
     assert code == 1, said
-    assert "resume=run: .hydra/overrides.yaml cannot be read there" in said
+    assert "resume=run: config.yaml cannot be read there" in said
     assert "the configuration contradicts the run" in said
     assert vae_train(*RUN, "resume=run", "epochs=3")[0] == 0
 

@@ -84,6 +84,13 @@ class TrainedVAE:
             raise UserError(f".at(...): is no more. {GONE['beta']}")
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.x_shape))
+        classes = f", {self.n_classes_in_data} classes" if self.model.n_classes else ""
+        weights = sum(parameter.numel() for parameter in self.model.parameters())
+        what = f"images {shape}, z_dim {self.model.z_dim}{classes}, {weights:,} parameters, on {self.device}"
+        return printable(f"<TrainedVAE: {self.name}; {what}; from {self.path}>")
+
     @property
     def name(self) -> str:
         kind = " VAE" if self.model.stochastic else ""

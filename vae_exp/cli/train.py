@@ -23,12 +23,11 @@ from vae_exp import torchrun_env
 from vae_exp.cli import common
 from vae_exp.cli.common import final_message, print_help, resume_hint, with_own_options
 from vae_exp.config.checks import CONF_DIR, as_typed, literal, path_of
-from vae_exp.config.compose import HYDRA_VERSION, compose, parse, readable
+from vae_exp.config.compose import HYDRA_VERSION, compose, readable
 from vae_exp.errors import PeerLost, Unwritable, UserError, stop_signals, stopped_by
 from vae_exp.sweeps import jobs, plan, sweepers
-from vae_exp.sweeps.values import line
 from vae_exp.training import resume, threads
-from vae_exp.training.run_dir import holds_run, read_overrides, require_no_owner, require_unused, require_writable
+from vae_exp.training.run_dir import holds_run, require_no_owner, require_unused, require_writable
 
 log = logging.getLogger(__name__)
 MULTIRUN_FLAGS = ("-m", "--multirun")
@@ -75,28 +74,12 @@ def _command_line(arguments: list[str]) -> list[str]:
 
 def _with_stored_overrides(overrides: list[str]) -> list[str]:
     """Return the command line that resumes the run that resume=PATH names, or it as it is. Raises UserError."""
-    words = parse(overrides)
-    named = [word for word in words if word.key_or_group == "resume" and word.value() not in (None, "auto")]
-    if not named or named[-1].is_sweep_override():
+    resumed, folder = resume.with_stored_overrides(overrides)
+    if folder is None:
         return overrides
     plan.require_no_sweep(overrides)
-    path = str(named[-1].value())
-    folder = resume.find(str(compose("config", overrides).resume) if "${" in path else path)
-    before = read_overrides(folder, typed=overrides)
-    if before is None:
-        print(f"resume={folder}: .hydra/overrides.yaml cannot be read there: type all that it was started with again.")
-    keys = {word.key_or_group for word in words}
-    trust = any(word.key_or_group == "trust" and word.value() is True for word in words)
-    stored = _without(before or [], {"resume", "replace", "init_from", *keys})
-    overrides = _without(overrides, {"resume", "hydra.run.dir"})
-    resume.require_known(folder, stored, overrides, trust)
-    overrides = _without(resume.with_its_data(folder, [*stored, *overrides], keys), {"hydra.run.dir"})
     # One run, also where it was a job of a preset that is a sweep.
-    return [*overrides, f"resume={literal(folder)}", f"hydra.run.dir={literal(folder)}", "hydra.mode=RUN"]
-
-
-def _without(overrides: list[str], keys: set[str]) -> list[str]:
-    return [line(word) for word in parse(overrides) if word.key_or_group not in keys]
+    return [*resumed, f"hydra.run.dir={literal(folder)}", "hydra.mode=RUN"]
 
 
 @contextlib.contextmanager

@@ -6,9 +6,11 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from hydra.core.hydra_config import HydraConfig
 
 from vae_exp.config.schema import Config
 from vae_exp.errors import printable
@@ -54,10 +56,44 @@ def say(text: str, file: Any = None) -> None:
         tqdm.write(text, file=file)
 
 
-def progress_bar(total: int, done: int) -> Any:
-    from tqdm import tqdm
+class _Prints(ConsoleHandler):
+    """Print what the root logger, as somebody has set it up, does not take."""
 
-    return tqdm(total=total, initial=done, unit="step", disable=None, leave=False, dynamic_ncols=True)
+    def emit(self, record: logging.LogRecord) -> None:
+        root = logging.getLogger()
+        root.handle(record) if root.handlers and record.levelno >= root.level else super().emit(record)
+
+
+@contextlib.contextmanager
+def printing(run_dir: str | Path | None, quiet: bool) -> Iterator[None]:
+    """Print what is logged in the block, unless it should be quiet or Hydra has set logging up, as for the commands."""
+    package = logging.getLogger("vae_exp")
+    if quiet or HydraConfig.initialized() or package.handlers:
+        yield
+        return
+    handler, level = _Prints(), package.level
+    package.addHandler(handler)
+    package.propagate = False
+    package.setLevel(level or min(logging.INFO, package.getEffectiveLevel()))
+    try:
+        yield
+        log.info(f"numbers, pictures and weights are in {printable(run_dir)}")
+    finally:
+        package.removeHandler(handler)
+        package.propagate = True
+        package.setLevel(level)
+
+
+def progress_bar(total: int, done: int, quiet: bool) -> Any:
+    """Return a progress bar for a terminal or a notebook; elsewhere, and if quiet, it does nothing."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    in_notebook = "IPKernelApp" in getattr(shell, "config", {})
+    if in_notebook:
+        from tqdm.auto import tqdm
+    else:
+        from tqdm import tqdm
+    off = True if quiet else False if in_notebook else None  # None: unless it is a terminal
+    return tqdm(total=total, initial=done, unit="step", disable=off, leave=False, dynamic_ncols=True)
 
 
 def introduce(config: Config, info: "RunInfo", run_dir: Path, grey: bool) -> None:
