@@ -263,7 +263,7 @@ def test_evaluate_prints_writes_and_tells_wandb(vae_command):
     assert result["label_accuracy_real"] > 0.9
     assert result["label_accuracy_shuffled"] == pytest.approx(0.1, abs=0.03)
     assert "bits_per_dim" not in result, "grey pixels under a Bernoulli likelihood"
-    for shown in (f"{result['nll']:.3f}", "nll, K = 5", "labels read back", str(folder / "best.test.json")):
+    for shown in (f"{result['nll']:.3f}", "nll, K = 5", "classified as intended", str(folder / "best.test.json")):
         assert shown in said
     (logged,) = Path("outputs/wandb").glob("*run-*evaluate*")
     records = recorded(logged)

@@ -216,7 +216,7 @@ def test_a_preempted_job_with_code_of_its_own_goes_on(vae_train, run, tmp_path):
     Path("job/summary.json").write_text(json.dumps(summary | {"state": "interrupted"}))
     code, said = vae_train(*typed)
     assert code == 0, said
-    assert "goes on from job/last.pt" in said
+    assert "resumes from job/last.pt" in said
 
 
 NETWORK = """

@@ -248,7 +248,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(caplog):
     last.write_bytes(content)
     quick_run(*settings, "resume=run")
     assert "run/last.pt: damaged" in caplog.text
-    assert "goes on from run/last.previous.pt: step 11" in caplog.text
+    assert "resumes from run/last.previous.pt: step 11" in caplog.text
     assert the_same(everything("run"), everything("whole"))
     for name in ("last.pt", "last.previous.pt"):
         Path("run", name).write_text("not a checkpoint")
@@ -365,7 +365,7 @@ def test_the_command_goes_on_in_the_same_folder_with_what_was_typed_before(vae_t
     code, said = vae_train("resume=nowhere")
     assert (code, "resume=nowhere: no last.pt there" in said) == (1, True)
     code, said = vae_train("-m", *RUN, "seed=0,1", "resume=latest")
-    assert (code, "A sweep goes on with sweep.resume=latest" in said) == (1, True)
+    assert (code, "A sweep resumes with sweep.resume=latest" in said) == (1, True)
     assert the_same(everything(folder), before)
 
 

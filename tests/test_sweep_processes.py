@@ -80,7 +80,7 @@ def test_a_resumed_sweep_waits_for_a_job_that_is_still_trained_and_takes_it_over
     os.kill(first.pid, signal.SIGKILL)
     said += second.communicate(timeout=SECONDS)[0]
     assert second.returncode == 0, said
-    assert "goes on" in said
+    assert "  resumes" in said
     assert "2 of 2 jobs finished" in said
 
 
@@ -94,3 +94,4 @@ def test_a_line_tells_of_each_job_that_ends_elsewhere(sweep):
         (failed,) = [line for line in said.splitlines() if line.startswith(f"seed-{seed}_lr-10000000000.0  failed")]
         assert "diverged" in failed
     assert not [line for line in said.splitlines() if line.startswith("job ")], "they would mix"
+    assert said.count("grey pixels: neg_elbo is not") == 1, "of two workers"

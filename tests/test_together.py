@@ -180,7 +180,7 @@ def test_whoever_is_killed_the_run_ends_with_one_message_and_goes_on(name, start
     assert time.monotonic() - began < 30
     assert process.returncode == code
     assert said in printed
-    assert "go on     vae-train resume=run" in printed
+    assert "resume    vae-train resume=run" in printed
     assert "Traceback" not in printed
     voices = 1 if said in printed.partition("vae-train:")[2] else 0  # beside the launcher, which names who was killed
     assert len(re.findall(r"vae-train: (?!process 1 of 2 was killed)", printed)) == voices, "one message"

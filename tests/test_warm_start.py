@@ -144,7 +144,7 @@ def test_every_job_is_a_run_like_any_other_and_the_end_has_map_price_and_command
             for row in (rows[name], rows[f"confirm/{name}"])
         )
         off = 100 * (warm - alone) / alone
-        assert f"confirm {name}: {warm:.3f} on the path, {alone:.3f} alone ({off:+.1f} %)" in said
+        assert f"confirm    {name}: {warm:.3f} on the path, {alone:.3f} in a separate run ({off:+.1f} %)" in said
         assert yaml.safe_load(Path("sweep/confirm", name, "config.yaml").read_text())["init_from"] is None
 
     # A job is what the same run is by itself, to the last digit.
@@ -168,7 +168,7 @@ def test_every_job_is_a_run_like_any_other_and_the_end_has_map_price_and_command
     ]
     assert run["start"]["path"].endswith(parent) and run["start"]["epochs"] == 11
 
-    (again,) = [line.removeprefix("again   ") for line in said.splitlines() if line.startswith("again ")]
+    (again,) = [line.removeprefix("rerun best ") for line in said.splitlines() if line.startswith("rerun best ")]
     words = shlex.split(again)[1:]
     assert "epochs=8" in words and not [word for word in words if word.startswith(("init_from", "sweep."))]
     assert vae_train(*words, "hydra.run.dir=again", "epochs=1", "wandb.mode=disabled")[0] == 0
@@ -262,7 +262,7 @@ def test_jobs_that_failed_count_beside_those_that_confirm(vae_train, vae_command
     assert code == 0 and "confirm" in said
     grown = [word for word in SWEEP if not word.startswith("hydra.")]
     code, said = vae_train(*grown, "model.z_dim=2", "model.beta=0.5,1,1e38", "epochs=1", "sweep.resume=sweep")
-    assert code == 1 and "2 of 3 jobs finished" in said and "go on " in said
+    assert code == 1 and "2 of 3 jobs finished" in said and "resume  " in said
 
 
 @pytest.mark.slow

@@ -128,7 +128,7 @@ class TrainedVAE:
         """
         n, temperature = _checked("n", n, Count), _checked("temperature", temperature, Temperature)
         if label is not None and not self.model.n_classes:
-            raise UserError(f"label={label}: this model is not conditional; leave label away.")
+            raise UserError(f"label={label}: this model is not conditional; omit label.")
         if label is None and self.model.n_classes:
             label = torch.arange(n) % self.n_classes_in_data
         noise = torch.Generator()
@@ -232,7 +232,7 @@ class TrainedVAE:
         n_classes = self.model.n_classes
         if isinstance(label, str | int | float):
             if not n_classes:
-                raise UserError(f"label={label}: this model is not conditional; leave label away.")
+                raise UserError(f"label={label}: this model is not conditional; omit label.")
             label = self.number(label)
         if not n_classes:
             return torch.zeros(n, dtype=torch.long, device=self.device)

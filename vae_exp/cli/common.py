@@ -29,7 +29,18 @@ from vae_exp.config.compose import compose, explain, parse, readable
 from vae_exp.config.schema import Rule
 from vae_exp.errors import UserError, printable, stop_signals
 from vae_exp.training import console
-from vae_exp.training.run_dir import BEST, IMAGES, LAST, METRICS, SUMMARY, on_checkpoint, on_resume
+from vae_exp.training.run_dir import (
+    BEST,
+    IMAGES,
+    LAST,
+    LATEST,
+    METRICS,
+    OUTPUTS,
+    SUMMARY,
+    newest,
+    on_checkpoint,
+    on_resume,
+)
 
 
 def with_own_options(arguments: list[str]) -> list[str]:
@@ -169,10 +180,10 @@ def _overrides(program: str, arguments: list[str]) -> list[str]:
 
 def resume_hint(run_dir: Path) -> str:
     """Return the command that resumes a run, on a line of its own, or nothing if there is no checkpoint."""
-    return f"\ngo on     {on_resume(run_dir)}" if (run_dir / LAST).exists() else ""
+    return f"\nresume    {on_resume(run_dir)}" if (run_dir / LAST).exists() else ""
 
 
-def final_message(summary: dict[str, Any], run_dir: Path, dataset: str) -> str:
+def final_message(summary: dict[str, Any], run_dir: Path, is_demo: bool) -> str:
     """Return the message that says where everything is, and what to type next."""
 
     def program(name: str) -> str:
@@ -187,19 +198,17 @@ def final_message(summary: dict[str, Any], run_dir: Path, dataset: str) -> str:
     offline = f"{beside}/offline-run-*-{run['id']}"  # each resume leaves a part
     if len(list(folder.parent.glob(f"offline-run-*-{run['id']}"))) < 2:
         offline = shlex.quote(str(folder))
+    latest = LATEST if OUTPUTS in run_dir.parents and newest(BEST) == run_dir else None
     lines = {
         "test": f"{test}   ({test_results['active_units']} active units)",
         "scores": "  ".join(f"{name} {value:.3f}" for name, value in scores.items()),
-        "pictures": f"{run_dir}/{IMAGES}",
-        "numbers": f"{run_dir}/{METRICS}, {SUMMARY}",
-        "weights": f"{run_dir}/{BEST}",
+        "folder": f"{run_dir}    ({IMAGES}/, {METRICS}, {SUMMARY}, {BEST})",
         "W&B": run["url"],
-        "look": run["dir"] and f"{program('wandb')} leet {beside}    (all runs, here, without an account)",
+        "view": run["dir"] and f"{program('wandb')} leet {beside}    (all runs, here, without an account)",
         "upload": run["mode"] == "offline" and f"{program('wandb')} sync {offline}",
-        "evaluate": on_checkpoint(program("vae-evaluate"), run_dir),
-        "generate": on_checkpoint(program("vae-generate"), run_dir),
+        "evaluate": on_checkpoint(program("vae-evaluate"), run_dir, latest),
+        "generate": on_checkpoint(program("vae-generate"), run_dir, latest),
         "compare": f"{program('vae-compare')} {shlex.quote(str(run_dir.parent))}",
-        "MNIST": dataset == "vae_exp.datasets.digits"
-        and f"{program('vae-train')} experiment=tutorial    (downloads it once)",
+        "MNIST": is_demo and f"{program('vae-train')} experiment=tutorial    (downloads it once)",
     }
     return "\n".join(f"{name:<9} {text}" for name, text in lines.items() if text)

@@ -207,7 +207,8 @@ def _one_run(cfg: DictConfig, run_dir: Path) -> None:
 
     try:
         summary = train(cfg, run_dir)
-        log.info(final_message(summary, run_dir, cfg.dataset["_target_"]))
+        is_demo = HydraConfig.get().runtime.choices.get("experiment") == "demo"
+        log.info(final_message(summary, run_dir, is_demo))
     except (KeyboardInterrupt, SystemExit) as stop:
         log.info(f"Stopped by {stopped_by(stop)}. What was finished until then is in {run_dir}{resume_hint(run_dir)}")
         raise

@@ -210,14 +210,16 @@ def start(planned: Plan) -> None:
     planned.write()
     if planned.has_study:
         study.start(planned.folder, planned.name)
-    keys = ", ".join(planned.keys) or "nothing"
-    say(f"sweep {planned.name}: {planned.jobs} jobs over {keys}\nfolder {planned.folder}")
+    over = f" over {', '.join(planned.keys)}" if planned.keys else "; nothing to sweep: no key has several values"
+    say(f"sweep {planned.name}: {planned.jobs} job{'s' * (planned.jobs != 1)}{over}\nfolder {planned.folder}")
 
 
 def run_job(cfg: DictConfig, run_dir: Path, job: Any) -> None:
     """Run one job, without an error if it fails, so that the others go on; job is Hydra's own configuration."""
     if _launcher() is not None:
         console.open_streams()
+        if job.job.num:  # the first job speaks for those of other workers
+            console.noted.add(console.GREY)
     if job.runtime.choices["hydra/launcher"].startswith("submitit"):
         from submitit import JobEnvironment
         from submitit.helpers import TorchDistributedEnvironment
@@ -263,7 +265,7 @@ def _run_job(cfg: DictConfig, run_dir: Path, job: Any) -> None:
         is_resumable = resume.is_resumable(run_dir)  # what failed is replaced
         changes |= {"resume": str(run_dir) if is_resumable else None, "replace": not is_resumable}
         changes |= {"init_from": None} if is_resumable else {}
-        title += "  goes on" if is_resumable else ""
+        title += "  resumes" if is_resumable else ""
     print_alone(title)
     for handler in logging.getLogger().handlers:  # the epochs of many jobs go to their train.log alone
         if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):

@@ -19,12 +19,8 @@ if TYPE_CHECKING:  # the command line names ConsoleHandler before torch is impor
     from vae_exp.training.state import RunInfo
 
 log = logging.getLogger(__name__)
-GREY = (
-    "note: pixels between black and white under a Bernoulli likelihood. It is no density over them, so neg_elbo "
-    "compares only with other runs on the same pixels, never with published nats: those are of "
-    "dataset.binarize=static or dynamic."
-)
-_warned: set[str] = set()  # of the warnings that this process has given: the jobs of a sweep need not repeat them
+GREY = "grey pixels: neg_elbo is not a log-likelihood; for published numbers use dataset.binarize=static or dynamic"
+noted: set[str] = set()  # what a sweep has said already: its jobs need not repeat it
 
 
 def open_streams() -> None:
@@ -99,7 +95,11 @@ def progress_bar(total: int, done: int, quiet: bool) -> Any:
 def introduce(config: Config, info: "RunInfo", run_dir: Path, grey: bool) -> None:
     """Log what is trained on what, where its files will be, and the unit of its numbers (nats per image)."""
     shape = "x".join(map(str, info.x_shape))
-    held_out = f"{info.val_size:,} for validation" if info.val_size else "the test split is watched"
+    held_out = (
+        f"{info.val_size:,} for validation"
+        if info.val_size
+        else "no validation split: the test split is evaluated after each epoch"
+    )
     stochastic, n = config["model"]["stochastic"], config["devices"]
     in_processes = f", in {n} processes" if n > 1 else ""
     log.info(
@@ -111,8 +111,9 @@ def introduce(config: Config, info: "RunInfo", run_dir: Path, grey: bool) -> Non
     if not stochastic:
         log.info("deterministic: the KL counts as 0, so neg_elbo is no bound, and there is no prior to sample from")
     if grey:
-        log.log(logging.INFO if GREY in _warned else logging.WARNING, GREY)
-        _warned.add(GREY)
+        # Of a job the console shows warnings only.
+        log.log(logging.WARNING if config["sweep"]["jobs"] and GREY not in noted else logging.INFO, GREY)
+        noted.add(GREY)
 
 
 def epoch_line(epoch: int, epochs: int, held_out: str, row: dict[str, Any], scale: dict[str, float], best: bool) -> str:

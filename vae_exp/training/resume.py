@@ -239,7 +239,7 @@ def load(folder: Path, config: Config, quiet: bool = False) -> "Checkpoint":
     if not quiet:
         for reason in reasons:
             log.warning(reason)
-        log.info(f"goes on from {path}: step {checkpoint.step:,}, {checkpoint.epoch} epochs done")
+        log.info(f"resumes from {path}: step {checkpoint.step:,}, {checkpoint.epoch} epochs done")
     return checkpoint
 
 
