@@ -161,6 +161,7 @@ KILLS = {  # who is sent what; the exit code, the run's state and what is said o
     "the first asked to stop": (0, signal.SIGTERM, 143, "interrupted", "Stopped by SIGTERM"),
     "the second asked to stop": (1, signal.SIGTERM, 143, "interrupted", "Stopped by SIGTERM"),
     "all asked to stop": (None, signal.SIGTERM, 143, "interrupted", "Stopped by SIGTERM"),
+    "all asked by a scheduler": (None, signal.SIGUSR1, 138, "interrupted", "Stopped by SIGUSR1"),
     "Ctrl-C": (None, signal.SIGINT, 130, "interrupted", "Stopped by Ctrl-C"),
     "the launcher killed": (None, signal.SIGKILL, -9, "interrupted", "Stopped by SIGTERM"),
 }

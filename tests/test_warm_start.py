@@ -130,7 +130,7 @@ def test_every_job_is_a_run_like_any_other_and_the_end_has_map_price_and_command
         "z_dim-4_beta-0.5": 8, "z_dim-4_beta-1": 9, "z_dim-4_beta-2": 10,
         "z_dim-2_beta-0.5": 11, "z_dim-2_beta-1": 12, "z_dim-2_beta-2": 13,
     }  # fmt: skip
-    assert "price   6 settings for 15 epochs: 1.9 runs of 8" in said
+    assert "price      6 settings for 15 epochs: 1.9 runs of 8" in said
     assert {path.name for path in Path("sweep").glob("*.png")} == {"heat_map.png", "map.png", "rate_distortion.png"}
 
     # The two best that did not begin from nothing are trained so too, with their distance from the path.
@@ -294,5 +294,5 @@ def test_waves_run_side_by_side_with_the_same_numbers(vae_train, launcher):
     process = command(*typed)
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said
-    assert "price   6 settings for 20 epochs" in said
+    assert "price      6 settings for 20 epochs" in said
     assert_equal(state_of("sweep"), state_of("beside"))

@@ -230,12 +230,11 @@ def launch(devices: int, words: list[str], run_dir: Path) -> None:
         1, 1, devices, run_id="vae_exp", rdzv_backend="c10d", rdzv_endpoint=f"{host}:0", local_addr=host
     )
     config.max_restarts = 0
+    config.signals_to_handle = ",".join([*(number.name for number in stop_signals()), "SIGQUIT"])
     is_named = any(word.startswith("hydra.run.dir=") for word in words)
     in_folder = [] if is_named else [f"hydra.run.dir={literal(run_dir)}"]
     os.environ.update({jobs.LAUNCHED_BY: str(os.getpid())} | torchrun_env.safe_path())
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings of a connection that is gone say no more
-    signals = [number.name for number in stop_signals()]
-    os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", ",".join([*signals, "SIGQUIT"]))
     sys.stdout.flush()
     try:
         elastic_launch(config, sys.executable)("-m", "vae_exp", *words, *in_folder)

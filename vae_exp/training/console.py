@@ -80,7 +80,7 @@ def printing(run_dir: str | Path | None, quiet: bool) -> Iterator[None]:
         package.setLevel(level)
 
 
-def progress_bar(total: int, done: int, quiet: bool) -> Any:
+def progress_bar(total: int, done: int = 0, quiet: bool = False, **settings: Any) -> Any:
     """Return a progress bar for a terminal or a notebook; elsewhere, and if quiet, it does nothing."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     in_notebook = "IPKernelApp" in getattr(shell, "config", {})
@@ -89,7 +89,7 @@ def progress_bar(total: int, done: int, quiet: bool) -> Any:
     else:
         from tqdm import tqdm
     off = True if quiet else False if in_notebook else None  # None: unless it is a terminal
-    return tqdm(total=total, initial=done, unit="step", disable=off, leave=False, dynamic_ncols=True)
+    return tqdm(total=total, initial=done, unit="step", disable=off, leave=False, dynamic_ncols=True, **settings)
 
 
 def introduce(config: Config, info: "RunInfo", run_dir: Path, grey: bool) -> None:
