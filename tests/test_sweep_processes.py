@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -88,6 +89,8 @@ def test_a_resumed_sweep_waits_for_a_job_that_is_still_trained_and_takes_it_over
 def test_a_line_tells_of_each_job_that_ends_elsewhere(sweep):
     running = sweep(1, *JOBLIB, "optimizer.lr=1e-3,1e10")
     said, _ = running.communicate(timeout=150)
+    counts = re.findall(r"neg_elbo .* (\d) of 4 done", said)
+    assert counts == ["1", "2"], "each is counted as it ends"
     for seed in (0, 1):
         (done,) = [line for line in said.splitlines() if line.startswith(f"seed-{seed}_lr-0.001  neg_elbo")]
         assert "of 4 done" in done

@@ -18,7 +18,7 @@ from vae_exp.terms import Progress, compute_loss
 from vae_exp.tracking.wandb_run import choose_mode
 from vae_exp.training import console, dry_run, init_from, precision, restore, threads
 from vae_exp.training.checkpoints import Checkpoint
-from vae_exp.training.run import Prune, Run, folder, require_possible
+from vae_exp.training.run import Prune, Run, require_folder, require_possible
 from vae_exp.training.run_dir import log_bytes
 from vae_exp.training.state import EMA, Meters, RngStreams, RunInfo, TrainState
 from vae_exp.training.stopper import Stopper, gradient_norm, require_finite
@@ -38,7 +38,7 @@ def train(
     """
     run_dir = cfg.get("resume") if run_dir is None else run_dir
     with distributed.process_group(), distributed.rank0_only(console.printing, run_dir, quiet):
-        config, run_dir = distributed.broadcast(lambda: (build.check(cfg), folder(run_dir)))
+        config, run_dir = distributed.broadcast(lambda: (build.check(cfg), require_folder(run_dir)))
         config["devices"] = build.agreed(config)
         run = Run(config, run_dir, build.device(config["device"]))
         require_possible(run)

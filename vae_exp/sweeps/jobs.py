@@ -71,24 +71,25 @@ def print_alone(text: str) -> None:
 
 
 def _report(planned: Plan, over: threading.Event) -> None:
-    start_time, ended = time.monotonic(), 0
+    start_time, ended, done = time.monotonic(), 0, 0
     known = {folder: _written_at(folder) for folder in runs_below(planned.folder)}
     for folder in sorted(known):
         if (summary := read_summary(folder)) is not None and summary.is_done:
+            done += 1
             say(f"{folder.name}  already {summary.state}")
     is_last = False
     while not is_last:
         is_last = over.wait(POLL_SECONDS)  # once more after the last job has ended
         summaries = _summaries(planned.folder)
-        seconds, failed = _counts(summaries)
-        for folder, summary in summaries.items():
+        _, failed = _counts(summaries)
+        for folder, summary in reversed(summaries.items()):  # the one that ended first
             written = _written_at(folder)
             if summary.state == "running" or known.get(folder) == written:
                 continue
-            known[folder], ended = written, ended + 1
-            left = (time.monotonic() - start_time) / ended * (planned.jobs - len(seconds) - failed)
+            known[folder], ended, done = written, ended + 1, done + summary.is_done
+            left = (time.monotonic() - start_time) / ended * (planned.jobs - done - failed)
             name = folder.relative_to(planned.folder).as_posix()
-            say(f"{name}  {_ending(summary)}    {len(seconds)} of {planned.jobs} done{_time_left(left)}")
+            say(f"{name}  {_ending(summary)}    {done} of {planned.jobs} done{_time_left(left)}")
 
 
 def _summaries(folder: Path) -> dict[Path, Summary]:

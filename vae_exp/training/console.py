@@ -10,8 +10,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.core.hydra_config import HydraConfig
-
 from vae_exp.config.schema import Config
 from vae_exp.errors import printable
 
@@ -63,6 +61,8 @@ class _Prints(ConsoleHandler):
 @contextlib.contextmanager
 def printing(run_dir: str | Path | None, quiet: bool) -> Iterator[None]:
     """Print what is logged in the block, unless it should be quiet or Hydra has set logging up, as for the commands."""
+    from hydra.core.hydra_config import HydraConfig  # here: vae-compare does without Hydra
+
     package = logging.getLogger("vae_exp")
     if quiet or HydraConfig.initialized() or package.handlers:
         yield

@@ -97,7 +97,7 @@ class Run(TrainingRun):
         self.stop.finish()
 
 
-def folder(run_dir: str | Path | None) -> Path:
+def require_folder(run_dir: str | Path | None) -> Path:
     """Return the folder of a run. Raises UserError if none was given, nor a run to resume."""
     if run_dir in (None, "auto"):
         raise UserError("run_dir: say in which folder to train, such as train(cfg, 'outputs/mine').")
