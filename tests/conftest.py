@@ -205,7 +205,7 @@ def refusal(*overrides):
 
 def quick_run(*overrides, folder="run", wandb="disabled"):
     """Train on the bundled digits for one epoch; returns the summary and the folder."""
-    return train(compose(*QUICK, f"wandb.mode={wandb}", *overrides), Path(folder)), Path(folder)
+    return train(compose(*QUICK, f"wandb.mode={wandb}", *overrides), Path(folder), quiet=True), Path(folder)
 
 
 @pytest.fixture(scope="session")

@@ -243,7 +243,7 @@ WRONG_COMMANDS = [
     ("-nan", "-nan: no such flag."),
     ("objective@model=0.1", "objective@model=0.1: a group takes the name of an option."),
     ("--dry-run", "--dry-run: no such flag."),
-    ("runs", "runs: what is typed has the form KEY=VALUE."),
+    ("runs", "runs: unknown argument; arguments are KEY=VALUE."),
     ("-m model.z_dim=0,3", "model.z_dim=0: it takes a whole number"),
     ("-m model.zdim=2,3", "model.zdim: no such key. Did you mean model.z_dim"),
     # Names that no file system has room for, and numbers that no 32-bit float has.

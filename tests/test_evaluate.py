@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hydra.core.hydra_config import HydraConfig
 from safetensors import safe_open
 from torch import nn
 from torch.distributions import MultivariateNormal
@@ -30,6 +31,7 @@ from vae_exp.evaluation import metrics
 from vae_exp.evaluation import reference_classifier as readback
 from vae_exp.evaluation.reference_classifier import train_classifier
 from vae_exp.likelihoods import Gaussian
+from vae_exp.train import train
 from vae_exp.training import checkpoints
 from vae_exp.vae import VAE
 
@@ -261,7 +263,7 @@ def test_evaluate_prints_writes_and_tells_wandb(vae_command):
     assert result["label_accuracy_real"] > 0.9
     assert result["label_accuracy_shuffled"] == pytest.approx(0.1, abs=0.03)
     assert "bits_per_dim" not in result, "grey pixels under a Bernoulli likelihood"
-    for shown in (f"{result['nll']:.3f}", "nll, K = 5", "labels read back", str(folder / "best.test.json")):
+    for shown in (f"{result['nll']:.3f}", "nll, K = 5", "classified as intended", str(folder / "best.test.json")):
         assert shown in said
     (logged,) = Path("outputs/wandb").glob("*run-*evaluate*")
     records = recorded(logged)
@@ -511,13 +513,28 @@ def test_a_conditional_model_of_mnist_draws_what_its_label_says():
     assert read["label_accuracy_shuffled"] == pytest.approx(0.1, abs=0.02)
 
 
-def test_the_readmes_training_from_python_is_the_command_lines(vae_train):
+def test_the_readmes_training_from_python_is_the_command_lines(vae_train, capfd, monkeypatch):
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)  # which a command before may have left
     names: dict = {}
     exec(readme_python("from vae_exp import compose"), names)
-    typed = ("dataset=digits", "model=beta", "epochs=2", "wandb.mode=disabled", "hydra.run.dir=typed")
-    assert vae_train(*typed)[0] == 0
+    printed = capfd.readouterr().out
+    assert [printed.count(line) for line in ("epoch 1/2", "epoch 2/2", "epoch 3/3")] == [1, 1, 0], "then it is quiet"
+    assert printed.splitlines()[-1].endswith("are in outputs/from_python")
     assert names["summary"] == json.loads(Path("outputs/from_python/summary.json").read_text())
-    assert names["summary"]["test/neg_elbo"] == json.loads(Path("typed/summary.json").read_text())["test/neg_elbo"]
+
+    typed = ("dataset=digits", "model=beta", "epochs=2", "wandb.mode=disabled", "hydra.run.dir=typed")
+    code, said = vae_train(*typed)
+    assert (code, said.count("epoch 1/2"), said.count("are in typed")) == (0, 1, 0)
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
+    train(vae_exp.compose("resume=typed", "epochs=4"))
+    assert "epoch 4/4" in capfd.readouterr().out
+    code, said = vae_train("resume=outputs/from_python", "epochs=4")
+    assert code == 0, said
+    assert vae_train("resume=outputs/from_python", "epochs=4")[1].count("the run is finished") == 1
+    ended = [json.loads(Path(run, "summary.json").read_text()) for run in ("outputs/from_python", "typed")]
+    assert ended[0]["test/neg_elbo"] == ended[1]["test/neg_elbo"]
+    with pytest.raises(vae_exp.UserError, match="run_dir: say in which folder"):
+        train(vae_exp.compose("dataset=digits"))
     for wrong, message in (("model.zdim=3", "Did you mean model.z_dim"), ("model=betta", "there is no such model")):
         with pytest.raises(vae_exp.UserError, match=message):
             vae_exp.compose(wrong)

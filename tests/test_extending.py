@@ -69,8 +69,8 @@ def test_the_readmes_examples_work_as_they_stand(vae_command):
     assert logged
     assert "objective=spare,elbo" in commands[-1]
     assert "2 of 2 jobs finished" in said
-    again = next(line for line in said.splitlines() if line.startswith("again"))
-    _, program, *arguments = shlex.split(again)
+    again = next(line for line in said.splitlines() if line.startswith("rerun best"))
+    _, _, program, *arguments = shlex.split(again)
     assert vae_command(program, *arguments)[0] == 0
 
 
@@ -82,9 +82,9 @@ def test_the_installed_command_finds_code_in_the_current_folder():
     done = subprocess.run([vae_train, "-m", *arguments, "seed=0,1"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 of 2 jobs finished" in done.stdout
-    assert (done.stdout + done.stderr).count("pixels between black and white") == 1
+    assert (done.stdout + done.stderr).count("grey pixels: neg_elbo is not") == 1
     logs = [path.read_text() for path in Path("outputs/sweeps").rglob("train.log")]
-    assert [log.count("pixels between black and white") for log in logs] == [1, 1]
+    assert [log.count("grey pixels: neg_elbo is not") for log in logs] == [1, 1]
     assert all("vanilla VAE on digits" in log for log in logs)
 
 

@@ -502,14 +502,17 @@ def test_ctrl_c_while_hydra_composes_ends_like_any_ctrl_c(vae_train, monkeypatch
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)])
 def test_a_signal_saves_ends_the_run_where_it_stands_and_auto_goes_on(number, code, vae_train):
     typed = ("dataset=digits", "device=cpu", *SMALL, "epochs=40", "wandb.mode=disabled", "resume=auto")
     quick_run(*SMALL, "epochs=40", folder="whole")
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     running = command(*typed, "checkpoint_every_epochs=null")
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     while not any(len(metrics(path.parent)) > 3 for path in written("metrics.jsonl")):
         time.sleep(0.01)
         assert running.poll() is None, running.stdout.read()
+    os.killpg(running.pid, signal.SIGHUP)
     for _ in range(2):  # the second is the echo of a wrapper, such as `timeout`
         os.killpg(running.pid, number)
     said, _ = running.communicate()
@@ -518,6 +521,7 @@ def test_a_signal_saves_ends_the_run_where_it_stands_and_auto_goes_on(number, co
     (folder,) = [path.parent for path in Path("outputs").rglob("last.pt")]
     assert checkpoints.load(folder / "last.pt").epoch < 40
     assert f"resume={folder}" in said
+    assert f"Stopped by {'Ctrl-C' if code == 130 else number.name}." in said
     assert vae_train(*typed)[0] == 0
     ended, straight = (checkpoints.load(Path(where) / "last.pt") for where in (folder, "whole"))
     assert all(torch.equal(ended.model[name], weights) for name, weights in straight.model.items())

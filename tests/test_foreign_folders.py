@@ -67,6 +67,16 @@ def test_a_folder_does_not_trust_itself(vae_train, run):
     assert (code, "scheduler._target_=evil.f" in said, Path("ran").exists()) == (1, True, False)
 
 
+def test_a_configuration_in_a_folder_is_trusted_no_more_than_overrides(vae_train, run):
+    alter(run, group="scheduler", settings={"_target_": "evil.f"})
+    (run / ".hydra" / "overrides.yaml").unlink()  # as after a run from Python
+    code, said = vae_train("resume=run", "epochs=2")
+    assert (code, "scheduler._target_=evil.f" in said, Path("ran").exists()) == (1, True, False)
+    with pytest.raises(UserError, match=r"scheduler\._target_=evil\.f"):
+        vae_exp.compose("resume=run", "epochs=2")
+    assert not Path("ran").exists()
+
+
 def test_a_command_in_a_folder_is_not_called(vae_train, vae_command, run):
     """In every file of the run at once, so that nothing contradicts anything."""
     call = {"_target_": "subprocess.call", "args": ["touch", "ran"]}
@@ -206,7 +216,7 @@ def test_a_preempted_job_with_code_of_its_own_goes_on(vae_train, run, tmp_path):
     Path("job/summary.json").write_text(json.dumps(summary | {"state": "interrupted"}))
     code, said = vae_train(*typed)
     assert code == 0, said
-    assert "goes on from job/last.pt" in said
+    assert "resumes from job/last.pt" in said
 
 
 NETWORK = """

@@ -106,7 +106,7 @@ def test_a_run_that_goes_on_needs_the_file_no_more_and_equals_one_that_was_never
     rows = [[{k: v for k, v in row.items() if "time/" not in k} for row in metrics(f)] for f in ("whole", "part")]
     assert rows[0] == rows[1]
     assert yaml.safe_load(Path("part/config.yaml").read_text())["init_from"].endswith("before/best.pt")
-    with pytest.raises(UserError, match="resume=part and init_from=x: a run that goes on has its own weights"):
+    with pytest.raises(UserError, match="resume=part and init_from=x: a resumed run has its own weights"):
         quick_run(*resumed, "init_from=x", folder="part")
 
 
@@ -213,7 +213,7 @@ def test_a_preempted_run_goes_on_and_one_from_other_weights_is_another(trained, 
     for source, steps, goes_on in (("before", 5, False), ("before", 15, True), ("other", 5, False)):
         code, said = vae_train(*quick, f"init_from={source}", f"max_steps={steps}")
         assert code == 0, said
-        assert ("goes on from" in said) == goes_on
+        assert ("resumes from" in said) == goes_on
         for path in Path("outputs").glob("*/*/summary.json"):  # as if it had been preempted
             path.write_text(path.read_text().replace('"finished"', '"interrupted"'))
     assert len([*Path("outputs").glob("*/*/summary.json")]) == 2

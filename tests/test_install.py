@@ -48,14 +48,16 @@ def test_a_run_ends_with_where_things_are_and_what_to_type_next(vae_train):
     (folder,) = (path.parent for path in Path("outputs").rglob("best.pt"))
     (upload,) = Path("outputs/wandb").glob("offline-run-*")
     for expected in (
-        f"{folder}/images",
-        f"{folder}/best.pt",
+        f"folder    {folder}    (images/, metrics.jsonl, summary.json, best.pt)",
+        "vae-evaluate checkpoint=latest",
         "leet outputs/wandb",
         f"sync {upload}",
         "test ",
         "experiment=tutorial",
     ):
         assert expected in said
+    assert said.count(str(folder)) == 2, "as it starts and as it ends"
+    assert "MNIST" not in vae_train("dataset=digits", "epochs=0", "wandb.mode=disabled")[1], "no advert of it"
     assert "%|" not in said, "no bar where there is no terminal"
     assert "epoch 1/1" in (folder / "train.log").read_text()
 

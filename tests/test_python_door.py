@@ -1,12 +1,16 @@
 """vae_exp.load from Python: what the command line refuses is refused in the same words."""
 
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 import vae_exp
-from tests.conftest import quick_run
+from tests.conftest import QUICK, compose, quick_run
 from vae_exp.errors import UserError
+from vae_exp.train import train
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +33,8 @@ WRONG = [
     ("vanilla", lambda m: m.sample(4, temperature=float("inf")), "temperature=inf: it takes a number, 0 or more"),
     ("vanilla", lambda m: m.sample(4, temperature=-1), "temperature=-1: it takes a number, 0 or more"),
     ("vanilla", lambda m: m.sample(4, seed=-1), "seed=-1: it takes a whole number from 0"),
-    ("vanilla", lambda m: m.sample(4, label=3), "label=3: this model is not conditional; leave label away"),
-    ("vanilla", lambda m: m.sample(4, label=[0, 1, 2, 3]), "this model is not conditional; leave label away"),
+    ("vanilla", lambda m: m.sample(4, label=3), "label=3: this model is not conditional; omit label"),
+    ("vanilla", lambda m: m.sample(4, label=[0, 1, 2, 3]), "this model is not conditional; omit label"),
     ("vanilla", lambda m: m.encode(ONE, label="3"), "label=3: this model is not conditional"),
     ("vanilla", lambda m: m.log_prob_bound(ONE, k=0), "k=0: it takes a whole number, 1 or more"),
     ("vanilla", lambda m: m.log_prob_bound(ONE, seed=0.5), "seed=0.5: it takes a whole number"),
@@ -61,6 +65,24 @@ WRONG = [
 def test_what_cannot_be_is_said_in_the_users_words(models, model, act, message):
     with pytest.raises(UserError, match=message):
         act(models[model])
+
+
+@pytest.mark.parametrize("shell", ["IPKernelApp", "TerminalIPythonApp"])
+@pytest.mark.filterwarnings("ignore:IProgress not found")
+def test_a_run_in_a_notebook_has_a_progress_bar(shell, monkeypatch, capfd):
+    """As Jupyter has it: standard error is no terminal there."""
+    ipython = SimpleNamespace(get_ipython=lambda: SimpleNamespace(config={shell: {}}))
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    for quiet in (False, True):
+        train(compose(*QUICK, "wandb.mode=disabled", "replace=true"), "run", quiet=quiet)
+        assert ("step/s" in capfd.readouterr().err) == (shell == "IPKernelApp" and not quiet)
+
+
+def test_a_model_says_what_it_is(models):
+    said = [repr(model) for model in models.values()]
+    assert "vanilla VAE on digits, epoch 0; images 1x8x8, z_dim 3, " in said[0]
+    assert f" parameters, on cpu; from {models['vanilla'].path}>" in said[0]
+    assert "z_dim 3, 10 classes" in said[1]
 
 
 def test_numbers_of_numpy_and_torch_are_numbers(models):

@@ -87,7 +87,7 @@ def test_every_run_and_sweep_composes():
     commands = [arguments for arguments in typed("vae-train") if not set(arguments) & set(OWN)]
     assert len(commands) > 25
     for arguments in commands:
-        assert vae_exp.compose(*one_job(arguments))
+        assert vae_exp.compose(*(word for word in one_job(arguments) if not word.startswith("resume=")))
 
 
 @pytest.mark.parametrize("program", ["vae-evaluate", "vae-generate"])

@@ -12,11 +12,14 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+import vae_exp
 from tests import hooks
 from tests.conftest import QUICK, command, metrics, quick_run, recorded, stored
 from tests.hooks import Crash
 from vae_exp.errors import UserError
+from vae_exp.train import train
 from vae_exp.training import checkpoints
+from vae_exp.training.run_dir import read_config
 from vae_exp.training.state import Best, TrainState
 from vae_exp.training.stopper import patience_reason
 
@@ -131,8 +134,40 @@ def test_every_moment_to_die_is_survived():
         assert_the_same_runs("whole", "run")
 
 
-def stop():
-    os.kill(os.getpid(), signal.SIGTERM)
+def stop(number=signal.SIGTERM):
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
+def test_a_signal_of_a_scheduler_saves_ends_the_run_and_then_calls_who_was_there_before(number):
+    called = []
+    before = signal.signal(number, lambda *call: called.append((call[0], Path("run/last.pt").exists(), ended())))
+    try:
+        with hooks.at_step(4, lambda: stop(number)), pytest.raises(SystemExit) as stopped:
+            quick_run(*SMALL)
+        assert stopped.value.code == 128 + number
+        assert called == [(number, True, ("interrupted", number.name))]
+        assert stored(Path("run/last.pt"))["step"] == 4
+        stop(number)
+        assert len(called) == 2, "it has its signal back"
+    finally:
+        signal.signal(number, before)
+
+
+def ended():
+    summary = json.loads(Path("run/summary.json").read_text())
+    return summary["state"], summary["reason"]
+
+
+def test_a_signal_that_is_ignored_stays_so():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with hooks.at_step(4, lambda: stop(signal.SIGHUP)):
+            quick_run(*SMALL)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert ended() == ("finished", None)
 
 
 def test_a_signal_in_the_last_step_of_an_epoch_leaves_nothing_of_it_to_do():
@@ -213,7 +248,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(caplog):
     last.write_bytes(content)
     quick_run(*settings, "resume=run")
     assert "run/last.pt: damaged" in caplog.text
-    assert "goes on from run/last.previous.pt: step 11" in caplog.text
+    assert "resumes from run/last.previous.pt: step 11" in caplog.text
     assert the_same(everything("run"), everything("whole"))
     for name in ("last.pt", "last.previous.pt"):
         Path("run", name).write_text("not a checkpoint")
@@ -330,7 +365,7 @@ def test_the_command_goes_on_in_the_same_folder_with_what_was_typed_before(vae_t
     code, said = vae_train("resume=nowhere")
     assert (code, "resume=nowhere: no last.pt there" in said) == (1, True)
     code, said = vae_train("-m", *RUN, "seed=0,1", "resume=latest")
-    assert (code, "A sweep goes on with sweep.resume=latest" in said) == (1, True)
+    assert (code, "A sweep resumes with sweep.resume=latest" in said) == (1, True)
     assert the_same(everything(folder), before)
 
 
@@ -450,12 +485,27 @@ def test_a_checkpoint_of_an_earlier_version_may_lack_what_is_not_needed():
     assert checkpoints.load(Path("run/last.pt")).epoch == 2
 
 
-def test_overrides_of_a_run_that_cannot_be_read_are_named(vae_train, trained_by_command):
+def test_a_run_without_overrides_goes_on_by_its_configuration():
+    """One from Python has none, whatever it was composed of."""
+    groups = ("model=conditional", "network=conv", "likelihood=gaussian", "optimizer=adamw", "scheduler=cosine")
+    values = ("dataset.labels=['1',\"2\"]", "wandb.tags=[a b,'1']", r"wandb.notes='it\'s é'", "optimizer.lr=1e-5")
+    quick_run(*groups, *values, "epochs=0")
+    before = read_config(Path("run"))
+    after = OmegaConf.to_container(vae_exp.compose("resume=run", "epochs=3"), resolve=True)
+    assert after == before | {"resume": "run", "epochs": 3}
+    with pytest.raises(UserError, match=r"optimizer.lr=0.1: the run has optimizer.lr=1e-05"):
+        train(vae_exp.compose("resume=run", "optimizer.lr=0.1"))
+
+
+def test_a_configuration_of_a_run_that_cannot_be_read_is_named(vae_train, trained_by_command):
     trained_by_command(*RUN)
     Path("run/.hydra/overrides.yaml").write_text("[")
+    assert vae_train("resume=run", "trust=true", "epochs=2")[0] == 0
+    for name in (".hydra/overrides.yaml", "config.yaml"):
+        Path("run", name).write_text("[")
     code, said = vae_train("resume=run", "trust=true", "epochs=5")
     assert code == 1, said
-    assert "resume=run: .hydra/overrides.yaml cannot be read there" in said
+    assert "resume=run: config.yaml cannot be read there" in said
     assert "the configuration contradicts the run" in said
     assert vae_train(*RUN, "resume=run", "epochs=3")[0] == 0
 

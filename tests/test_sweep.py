@@ -1,5 +1,6 @@
 """Sweeps: every job told apart, failures survived, the same results after a kill and under every launcher."""
 
+import contextlib
 import csv
 import json
 import os
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra.core.plugins import Plugins
 
 from tests import hooks
 from tests.conftest import command, recorded, written
@@ -62,7 +65,8 @@ def test_a_sweep_is_one_group_of_closed_runs_and_a_summary(vae_train):
     assert len(rows) == 4
     assert {row["state"] for row in rows} == {"finished"}
     best = min(rows, key=lambda row: float(row["val/neg_elbo"]))
-    assert f"{folder}/{best['run']}/best.pt" in said
+    assert f"best       {best['run']}/best.pt" in said
+    assert said.count(str(folder)) == 2, "at the beginning and at the end"
     assert (
         f"{best['run']}"
         == f"z_dim-{best['model.z_dim']}_lr-{best['optimizer.lr']}_warmup_epochs-" + (best["objective.warmup_epochs"])
@@ -195,7 +199,7 @@ def test_a_swept_key_of_an_experiment_is_replaced_by_the_same_key_typed(vae_trai
     assert [row["optimizer.lr"] for row in rows] == ["0.001", "0.01"]
     configs = [yaml.safe_load((only_sweep() / row["run"] / "config.yaml").read_text()) for row in rows]
     assert [(config["model"]["z_dim"], config["seed"]) for config in configs] == [(3, 3), (3, 3)]
-    again = next(line for line in said.splitlines() if line.startswith("again")).split()[2:]
+    again = next(line for line in said.splitlines() if line.startswith("rerun best")).split()[3:]
     assert vae_train(*again)[0] == 0
     assert len(list(Path("outputs").glob("20*/*/summary.json"))) == 1
 
@@ -365,11 +369,32 @@ def test_values_that_would_make_one_folder_of_two_jobs_are_numbered(vae_train):
     assert {path.parent.name for path in only_sweep().glob("*/summary.json")} == {"0", "1"}
 
 
+class Requeue(BasicLauncher):
+    """As a cluster does: a job that was stopped is started again as it is."""
+
+    def launch(self, job_overrides, initial_job_idx):
+        with contextlib.suppress(SystemExit):
+            return super().launch(job_overrides, initial_job_idx)
+        return super().launch(job_overrides, initial_job_idx)
+
+
+def test_a_job_that_a_cluster_starts_again_goes_on(vae_train, monkeypatch):
+    monkeypatch.setitem(Plugins.instance().class_name_to_class, "hydra_plugins.tests.Requeue", Requeue)
+    launcher = ("hydra.launcher._target_=hydra_plugins.tests.Requeue", "hydra.sweep.dir=sweep", "seed=3")
+    with hooks.at_step(4, lambda: os.kill(os.getpid(), signal.SIGUSR2)):
+        code, said = vae_train(*QUICK, hooks.OWN_OBJECTIVE, *launcher)
+    assert code == 0, said
+    assert "  resumes" in said
+    (job,) = Path("sweep").glob("*/summary.json")
+    assert json.loads(job.read_text())["state"] == "finished"
+    assert "resumes from" in (job.parent / "train.log").read_text()
+
+
 def test_the_folder_of_a_sweep_can_be_chosen(vae_train):
     arguments = (*QUICK, "epochs=0", "seed=0,1", "hydra.sweep.dir=my/sweep")
     code, said = vae_train(*arguments)
     assert code == 0
-    assert "best    my/sweep/seed-" in said
+    assert "best       seed-" in said and "vae-compare my/sweep" in said
     before = {path: path.read_bytes() for path in Path("my/sweep").rglob("*.json*")}
     assert len(table(Path("my/sweep"))) == 2
     for folder in ("my/sweep", "my"):
@@ -386,9 +411,9 @@ def test_the_folder_of_a_sweep_can_be_chosen(vae_train):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("sweep.name=a",), "sweep.name=a: is of a sweep; add -m."),
-        (("sweep.resume=latest",), "sweep.resume=latest: is of a sweep; add -m."),
-        (("hydra.sweep.dir=a",), "hydra.sweep.dir=a: is of a sweep; add -m."),
+        (("sweep.name=a",), "sweep.name=a: only works with -m."),
+        (("sweep.resume=latest",), "sweep.resume=latest: only works with -m."),
+        (("hydra.sweep.dir=a",), "hydra.sweep.dir=a: only works with -m."),
         (("-m", "seed=0,1", "hydra.sweep.subdir=a"), "hydra.sweep.subdir=a: the folders of jobs are named by their"),
         (("-m", "seed=0,1", "hydra.sweep.dir=''"), "hydra.sweep.dir=: it takes the path of a folder"),
         (("-m", "seed=0,1", f"hydra.sweep.dir={'x' * 300}"), "x: it takes the path of a folder (names up to 255 bytes"),
@@ -428,8 +453,8 @@ def test_a_sweep_goes_on_and_runs_again_from_its_folder_alone(vae_train):
     typed = (*QUICK, "seed=0,1", "model.z_dim=3", "optimizer.lr=1e-3,1e10", "hydra.sweep.dir=sweep")
     code, said = vae_train(*typed)
     assert code == 1
-    assert "missing seed-0_lr-10000000000.0, seed-1_lr-10000000000.0" in said
-    (go_on,) = [line.removeprefix("go on   vae-train ") for line in said.splitlines() if line.startswith("go on ")]
+    assert "missing    seed-0_lr-10000000000.0, seed-1_lr-10000000000.0" in said
+    (go_on,) = [line.removeprefix("resume     vae-train ") for line in said.splitlines() if line.startswith("resume ")]
     done = {path: path.read_bytes() for path in Path("sweep").rglob("best.pt")}
     code, said = vae_train(*shlex.split(go_on))
     assert "2 of 4 jobs finished" in said and said.count("already finished") == 2

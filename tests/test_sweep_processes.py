@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -80,7 +81,7 @@ def test_a_resumed_sweep_waits_for_a_job_that_is_still_trained_and_takes_it_over
     os.kill(first.pid, signal.SIGKILL)
     said += second.communicate(timeout=SECONDS)[0]
     assert second.returncode == 0, said
-    assert "goes on" in said
+    assert "  resumes" in said
     assert "2 of 2 jobs finished" in said
 
 
@@ -88,9 +89,12 @@ def test_a_resumed_sweep_waits_for_a_job_that_is_still_trained_and_takes_it_over
 def test_a_line_tells_of_each_job_that_ends_elsewhere(sweep):
     running = sweep(1, *JOBLIB, "optimizer.lr=1e-3,1e10")
     said, _ = running.communicate(timeout=150)
+    counts = re.findall(r"neg_elbo .* (\d) of 4 done", said)
+    assert counts == ["1", "2"], "each is counted as it ends"
     for seed in (0, 1):
         (done,) = [line for line in said.splitlines() if line.startswith(f"seed-{seed}_lr-0.001  neg_elbo")]
         assert "of 4 done" in done
         (failed,) = [line for line in said.splitlines() if line.startswith(f"seed-{seed}_lr-10000000000.0  failed")]
         assert "diverged" in failed
     assert not [line for line in said.splitlines() if line.startswith("job ")], "they would mix"
+    assert said.count("grey pixels: neg_elbo is not") == 1, "of two workers"

@@ -161,6 +161,7 @@ KILLS = {  # who is sent what; the exit code, the run's state and what is said o
     "the first asked to stop": (0, signal.SIGTERM, 143, "interrupted", "Stopped by SIGTERM"),
     "the second asked to stop": (1, signal.SIGTERM, 143, "interrupted", "Stopped by SIGTERM"),
     "all asked to stop": (None, signal.SIGTERM, 143, "interrupted", "Stopped by SIGTERM"),
+    "all asked by a scheduler": (None, signal.SIGUSR1, 138, "interrupted", "Stopped by SIGUSR1"),
     "Ctrl-C": (None, signal.SIGINT, 130, "interrupted", "Stopped by Ctrl-C"),
     "the launcher killed": (None, signal.SIGKILL, -9, "interrupted", "Stopped by SIGTERM"),
 }
@@ -180,7 +181,7 @@ def test_whoever_is_killed_the_run_ends_with_one_message_and_goes_on(name, start
     assert time.monotonic() - began < 30
     assert process.returncode == code
     assert said in printed
-    assert "go on     vae-train resume=run" in printed
+    assert "resume    vae-train resume=run" in printed
     assert "Traceback" not in printed
     voices = 1 if said in printed.partition("vae-train:")[2] else 0  # beside the launcher, which names who was killed
     assert len(re.findall(r"vae-train: (?!process 1 of 2 was killed)", printed)) == voices, "one message"

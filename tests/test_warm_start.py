@@ -111,7 +111,7 @@ def test_the_command_refuses_before_any_job_starts(vae_train):
         code, said = vae_train(*SWEEP, "epochs=1", *words)
         assert code == 1 and why in said and not Path("sweep").exists()
     code, said = vae_train("sweep.warm_start=true", *SMALL)
-    assert code == 1 and "add -m" in said
+    assert code == 1 and "only works with -m" in said
 
 
 def rows_of(folder):
@@ -130,7 +130,7 @@ def test_every_job_is_a_run_like_any_other_and_the_end_has_map_price_and_command
         "z_dim-4_beta-0.5": 8, "z_dim-4_beta-1": 9, "z_dim-4_beta-2": 10,
         "z_dim-2_beta-0.5": 11, "z_dim-2_beta-1": 12, "z_dim-2_beta-2": 13,
     }  # fmt: skip
-    assert "price   6 settings for 15 epochs: 1.9 runs of 8" in said
+    assert "price      6 settings for 15 epochs: 1.9 runs of 8" in said
     assert {path.name for path in Path("sweep").glob("*.png")} == {"heat_map.png", "map.png", "rate_distortion.png"}
 
     # The two best that did not begin from nothing are trained so too, with their distance from the path.
@@ -144,7 +144,7 @@ def test_every_job_is_a_run_like_any_other_and_the_end_has_map_price_and_command
             for row in (rows[name], rows[f"confirm/{name}"])
         )
         off = 100 * (warm - alone) / alone
-        assert f"confirm {name}: {warm:.3f} on the path, {alone:.3f} alone ({off:+.1f} %)" in said
+        assert f"confirm    {name}: {warm:.3f} on the path, {alone:.3f} in a separate run ({off:+.1f} %)" in said
         assert yaml.safe_load(Path("sweep/confirm", name, "config.yaml").read_text())["init_from"] is None
 
     # A job is what the same run is by itself, to the last digit.
@@ -168,7 +168,7 @@ def test_every_job_is_a_run_like_any_other_and_the_end_has_map_price_and_command
     ]
     assert run["start"]["path"].endswith(parent) and run["start"]["epochs"] == 11
 
-    (again,) = [line.removeprefix("again   ") for line in said.splitlines() if line.startswith("again ")]
+    (again,) = [line.removeprefix("rerun best ") for line in said.splitlines() if line.startswith("rerun best ")]
     words = shlex.split(again)[1:]
     assert "epochs=8" in words and not [word for word in words if word.startswith(("init_from", "sweep."))]
     assert vae_train(*words, "hydra.run.dir=again", "epochs=1", "wandb.mode=disabled")[0] == 0
@@ -262,7 +262,7 @@ def test_jobs_that_failed_count_beside_those_that_confirm(vae_train, vae_command
     assert code == 0 and "confirm" in said
     grown = [word for word in SWEEP if not word.startswith("hydra.")]
     code, said = vae_train(*grown, "model.z_dim=2", "model.beta=0.5,1,1e38", "epochs=1", "sweep.resume=sweep")
-    assert code == 1 and "2 of 3 jobs finished" in said and "go on " in said
+    assert code == 1 and "2 of 3 jobs finished" in said and "resume  " in said
 
 
 @pytest.mark.slow
@@ -294,5 +294,5 @@ def test_waves_run_side_by_side_with_the_same_numbers(vae_train, launcher):
     process = command(*typed)
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said
-    assert "price   6 settings for 20 epochs" in said
+    assert "price      6 settings for 20 epochs" in said
     assert_equal(state_of("sweep"), state_of("beside"))

@@ -20,15 +20,18 @@ __all__ = ["UserError", "__version__", "compose", "load"]
 def compose(*overrides: str) -> DictConfig:
     """Return the configuration that vae-train would train with these overrides, for vae_exp.train.train.
 
-    Raises vae_exp.UserError for a key, a group or an option that does not exist.
+    With resume=PATH it is that of the run in this folder, with the other overrides. Raises vae_exp.UserError for a key,
+    a group or an option that does not exist.
     """
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     from vae_exp.config import compose
+    from vae_exp.training import resume
 
     try:
-        return compose.without_hydra(compose.compose("config", compose.readable(list(overrides))))
+        words, _ = resume.with_stored_overrides(compose.readable(list(overrides)))
+        return compose.without_hydra(compose.compose("config", words))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(compose.explain(error, "vae-train", "config")) from error
 

@@ -1,5 +1,6 @@
-"""Errors that end a run with one message and no traceback: the user can fix them."""
+"""What ends a run: errors with one message and no traceback, which the user can fix, and signals."""
 
+import signal
 import unicodedata
 
 
@@ -21,6 +22,25 @@ class Diverged(UserError):
 
 class PeerLost(UserError):
     """Another of the processes that compute a run has ended, or cannot be reached."""
+
+
+def stop_signals() -> list[signal.Signals]:
+    """Return the signals that stop a run: of Ctrl-C, a terminal that closes and schedulers. Windows has two of them.
+
+    One that is ignored stays so, as SIGHUP under nohup; Ctrl-C's is ignored in the background of a script, and counts.
+    """
+    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+    numbers = [signal.Signals[name] for name in names if name in signal.Signals.__members__]
+    return [n for n in numbers if n == signal.SIGINT or signal.getsignal(n) not in (signal.SIG_IGN, None)]
+
+
+def stopped_by(error: BaseException) -> str:
+    """Return what stopped a run with a KeyboardInterrupt or a SystemExit, such as Ctrl-C or SIGTERM."""
+    code = getattr(error, "code", 130)
+    if code == 130:
+        return "Ctrl-C"
+    is_signal = isinstance(code, int) and code - 128 in set(signal.Signals)
+    return signal.Signals(code - 128).name if is_signal else str(code)
 
 
 def printable(text: object) -> str:

@@ -84,6 +84,13 @@ class TrainedVAE:
             raise UserError(f".at(...): is no more. {GONE['beta']}")
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.x_shape))
+        classes = f", {self.n_classes_in_data} classes" if self.model.n_classes else ""
+        weights = sum(parameter.numel() for parameter in self.model.parameters())
+        what = f"images {shape}, z_dim {self.model.z_dim}{classes}, {weights:,} parameters, on {self.device}"
+        return printable(f"<TrainedVAE: {self.name}; {what}; from {self.path}>")
+
     @property
     def name(self) -> str:
         kind = " VAE" if self.model.stochastic else ""
@@ -121,7 +128,7 @@ class TrainedVAE:
         """
         n, temperature = _checked("n", n, Count), _checked("temperature", temperature, Temperature)
         if label is not None and not self.model.n_classes:
-            raise UserError(f"label={label}: this model is not conditional; leave label away.")
+            raise UserError(f"label={label}: this model is not conditional; omit label.")
         if label is None and self.model.n_classes:
             label = torch.arange(n) % self.n_classes_in_data
         noise = torch.Generator()
@@ -225,7 +232,7 @@ class TrainedVAE:
         n_classes = self.model.n_classes
         if isinstance(label, str | int | float):
             if not n_classes:
-                raise UserError(f"label={label}: this model is not conditional; leave label away.")
+                raise UserError(f"label={label}: this model is not conditional; omit label.")
             label = self.number(label)
         if not n_classes:
             return torch.zeros(n, dtype=torch.long, device=self.device)

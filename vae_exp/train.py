@@ -18,7 +18,7 @@ from vae_exp.terms import Progress, compute_loss
 from vae_exp.tracking.wandb_run import choose_mode
 from vae_exp.training import console, dry_run, init_from, precision, restore, threads
 from vae_exp.training.checkpoints import Checkpoint
-from vae_exp.training.run import Prune, Run, monitored, require_possible
+from vae_exp.training.run import Prune, Run, monitored, require_folder, require_possible
 from vae_exp.training.run_dir import log_bytes
 from vae_exp.training.state import EMA, Meters, RngStreams, RunInfo, TrainState
 from vae_exp.training.stopper import Stopper, gradient_norm, require_finite
@@ -26,15 +26,19 @@ from vae_exp.training.stopper import Stopper, gradient_norm, require_finite
 log = logging.getLogger(__name__)
 
 
-def train(cfg: DictConfig, run_dir: str | Path, prune: Prune | None = None) -> dict[str, Any]:
+def train(
+    cfg: DictConfig, run_dir: str | Path | None = None, prune: Prune | None = None, quiet: bool = False
+) -> dict[str, Any]:
     """Train the VAE that cfg describes and return what run_dir/summary.json then holds.
 
-    With cfg.resume it goes on from the last checkpoint in run_dir; with cfg.replace a run there is deleted. Raises
+    With cfg.resume it goes on from the last checkpoint in run_dir, by default the folder that cfg.resume names; with
+    cfg.replace a run there is deleted. It prints a line an epoch and a progress bar, unless it should be quiet. Raises
     UserError before anything is opened if cfg asks for the impossible or run_dir cannot be used, and Diverged if a
     number stops being finite. All processes that torchrun starts for a run call it; the arguments of rank 0 count.
     """
-    with distributed.process_group():
-        config, run_dir = distributed.broadcast(lambda: (build.check(cfg), Path(run_dir)))
+    run_dir = cfg.get("resume") if run_dir is None else run_dir
+    with distributed.process_group(), distributed.rank0_only(console.printing, run_dir, quiet):
+        config, run_dir = distributed.broadcast(lambda: (build.check(cfg), require_folder(run_dir)))
         config["devices"] = build.agreed(config)
         run = Run(config, run_dir, build.device(config["device"]))
         require_possible(run)
@@ -44,7 +48,7 @@ def train(cfg: DictConfig, run_dir: str | Path, prune: Prune | None = None) -> d
             source = distributed.broadcast(lambda: init_from.read(config))
             wandb_mode = distributed.rank0_only(choose_mode, config["wandb"]["mode"])
             setup(run, source)
-            with run.open(wandb_mode, old_log_bytes):
+            with run.open(wandb_mode, old_log_bytes, quiet):
                 while not run.stop.ends_with(run.state):
                     if train_epoch(run):
                         finish_epoch(run, prune)

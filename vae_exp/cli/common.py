@@ -27,9 +27,20 @@ from vae_exp.config import checks
 from vae_exp.config.checks import CONF_DIR, check_values, flatten, path_of, quoted, resolve, shortened
 from vae_exp.config.compose import compose, explain, parse, readable
 from vae_exp.config.schema import Rule
-from vae_exp.errors import UserError, printable
+from vae_exp.errors import UserError, printable, stop_signals
 from vae_exp.training import console
-from vae_exp.training.run_dir import BEST, IMAGES, LAST, METRICS, SUMMARY, on_checkpoint, on_resume
+from vae_exp.training.run_dir import (
+    BEST,
+    IMAGES,
+    LAST,
+    LATEST,
+    METRICS,
+    OUTPUTS,
+    SUMMARY,
+    newest,
+    on_checkpoint,
+    on_resume,
+)
 
 
 def with_own_options(arguments: list[str]) -> list[str]:
@@ -69,14 +80,16 @@ def exits(program: str, config_name: str) -> Iterator[None]:
     gc.set_threshold(10_000)
     logging.raiseExceptions = False  # a log that cannot be written is no reason to stop, or to fill stderr
     console.open_streams()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that `with` blocks close
+    signals = stop_signals()
+    for number in set(signals) - {signal.SIGINT}:
+        signal.signal(number, lambda number, _: sys.exit(128 + number))  # so that `with` blocks close
     ending: Any = None
     try:
         yield
     except BaseException as error:
         ending = _code_or_message(error, program, config_name)
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT):  # what is left is W&B's own ending; nothing to tell of it
+        for number in signals:  # what is left is W&B's own ending; nothing to tell of it
             signal.signal(number, signal.SIG_DFL)
     try:
         sys.stdout.flush()
@@ -167,10 +180,10 @@ def _overrides(program: str, arguments: list[str]) -> list[str]:
 
 def resume_hint(run_dir: Path) -> str:
     """Return the command that resumes a run, on a line of its own, or nothing if there is no checkpoint."""
-    return f"\ngo on     {on_resume(run_dir)}" if (run_dir / LAST).exists() else ""
+    return f"\nresume    {on_resume(run_dir)}" if (run_dir / LAST).exists() else ""
 
 
-def final_message(summary: dict[str, Any], run_dir: Path, dataset: str) -> str:
+def final_message(summary: dict[str, Any], run_dir: Path, is_demo: bool) -> str:
     """Return the message that says where everything is, and what to type next."""
 
     def program(name: str) -> str:
@@ -185,19 +198,17 @@ def final_message(summary: dict[str, Any], run_dir: Path, dataset: str) -> str:
     offline = f"{beside}/offline-run-*-{run['id']}"  # each resume leaves a part
     if len(list(folder.parent.glob(f"offline-run-*-{run['id']}"))) < 2:
         offline = shlex.quote(str(folder))
+    latest = LATEST if OUTPUTS in run_dir.parents and newest(BEST) == run_dir else None
     lines = {
         "test": f"{test}   ({test_results['active_units']} active units)",
         "scores": "  ".join(f"{name} {value:.3f}" for name, value in scores.items()),
-        "pictures": f"{run_dir}/{IMAGES}",
-        "numbers": f"{run_dir}/{METRICS}, {SUMMARY}",
-        "weights": f"{run_dir}/{BEST}",
+        "folder": f"{run_dir}    ({IMAGES}/, {METRICS}, {SUMMARY}, {BEST})",
         "W&B": run["url"],
-        "look": run["dir"] and f"{program('wandb')} leet {beside}    (all runs, here, without an account)",
+        "view": run["dir"] and f"{program('wandb')} leet {beside}    (all runs, here, without an account)",
         "upload": run["mode"] == "offline" and f"{program('wandb')} sync {offline}",
-        "evaluate": on_checkpoint(program("vae-evaluate"), run_dir),
-        "generate": on_checkpoint(program("vae-generate"), run_dir),
+        "evaluate": on_checkpoint(program("vae-evaluate"), run_dir, latest),
+        "generate": on_checkpoint(program("vae-generate"), run_dir, latest),
         "compare": f"{program('vae-compare')} {shlex.quote(str(run_dir.parent))}",
-        "MNIST": dataset == "vae_exp.datasets.digits"
-        and f"{program('vae-train')} experiment=tutorial    (downloads it once)",
+        "MNIST": is_demo and f"{program('vae-train')} experiment=tutorial    (downloads it once)",
     }
     return "\n".join(f"{name:<9} {text}" for name, text in lines.items() if text)

@@ -40,7 +40,7 @@ def main() -> None:
 def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vae-compare",
-        description="Lay runs side by side: the configuration keys that differ between them, and their results.",
+        description="Compare runs: the configuration keys that differ between them, and their results.",
         epilog="example: vae-compare outputs/sweeps/... --fold-seeds --filter 'optimizer.lr<=1e-3' --html report.html",
     )
     add = parser.add_argument

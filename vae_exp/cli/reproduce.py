@@ -31,7 +31,7 @@ from vae_exp.training.run_dir import BEST, LAST, LENGTH, METRICS, OUTPUTS, PREVI
 PUBLISHED = "published"
 EVALUATED = "evaluate/"  # a claim of what vae-evaluate measures; others are of what a run logs
 NOT_RUN = "not run here"
-ABOUT = """Published figures: train, or go on with, the presets that claim them, evaluate them by their protocol, and
+ABOUT = """Published figures: train, or resume, the presets that claim them, evaluate them by their protocol, and
 print claim, here and verdict. Without a name: the list. Exit code 1 where a figure is missed or could not be had."""
 ROOT = "dataset.root"
 HANDED_ON = (f"{ROOT}=", "device=", "trust=")  # to vae-evaluate

@@ -7,13 +7,12 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.types import Override
 from hydra.core.utils import configure_log
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
@@ -25,9 +24,8 @@ from vae_exp.cli import common
 from vae_exp.cli.common import final_message, print_help, resume_hint, with_own_options
 from vae_exp.config.checks import CONF_DIR, as_typed, literal, path_of
 from vae_exp.config.compose import HYDRA_VERSION, compose, parse, readable
-from vae_exp.errors import PeerLost, Unwritable, UserError
+from vae_exp.errors import PeerLost, Unwritable, UserError, stop_signals, stopped_by
 from vae_exp.sweeps import jobs, plan, sweepers
-from vae_exp.sweeps.values import line
 from vae_exp.training import resume, threads
 from vae_exp.training.run_dir import (
     MULTIRUN,
@@ -93,17 +91,17 @@ def _rerun(overrides: list[str]) -> list[str]:
     """
     words = parse(overrides)
     folder = path_of("rerun", next(word for word in words if word.key_or_group == "rerun").value())
-    overrides = _without(overrides, {"rerun"})
+    overrides = resume.without(overrides, {"rerun"})
     if (folder / plan.SWEEP).is_file():
         return ["-m", *_of_sweep(folder, overrides), *overrides]
-    stored = read_overrides(folder, typed=overrides)
+    stored = resume.stored_overrides(folder, overrides)
     if stored is None:
-        raise UserError(f"rerun={folder}: there is no run, or its .hydra/overrides.yaml cannot be read.")
+        raise UserError(f"rerun={folder}: there is no run that can be read.")
     keys = {word.key_or_group for word in words}
     stored = [
-        text for text in _without(stored, {"resume", "replace", "hydra.run.dir", *keys}) if not _is_of_sweep(text)
+        text for text in resume.without(stored, {"resume", "replace", "hydra.run.dir", *keys}) if not _is_of_sweep(text)
     ]
-    resume.require_known(folder, stored, overrides, _trusts(words))
+    resume.require_known(folder, stored, overrides, resume.trusts(words))
     return [*resume.with_its_data(folder, [*stored, *overrides], keys), "hydra.mode=RUN"]
 
 
@@ -114,8 +112,8 @@ def _of_sweep(folder: Path, overrides: list[str]) -> list[str]:
         raise UserError(f"{folder}: its {MULTIRUN} cannot be read. Type all that the sweep was started with again.")
     words = parse(overrides)
     own = {"sweep.resume", "sweep.name", "sweep.over", "sweep.jobs", "hydra.sweep.dir"}
-    stored = _without(stored, own | {word.key_or_group for word in words})
-    resume.require_known(folder, plan.first_job(stored), plan.first_job(overrides), _trusts(words))
+    stored = resume.without(stored, own | {word.key_or_group for word in words})
+    resume.require_known(folder, plan.first_job(stored), plan.first_job(overrides), resume.trusts(words))
     return stored
 
 
@@ -123,33 +121,14 @@ def _is_of_sweep(text: str) -> bool:
     return text.lstrip("+").startswith(plan.OF_A_SWEEP)
 
 
-def _trusts(words: Sequence[Override]) -> bool:
-    return any(word.key_or_group == "trust" and word.value() is True for word in words)
-
-
 def _with_stored_overrides(overrides: list[str]) -> list[str]:
     """Return the command line that resumes the run that resume=PATH names, or it as it is. Raises UserError."""
-    words = parse(overrides)
-    named = [word for word in words if word.key_or_group == "resume" and word.value() not in (None, "auto")]
-    if not named or named[-1].is_sweep_override():
+    resumed, folder = resume.with_stored_overrides(overrides)
+    if folder is None:
         return overrides
     plan.require_no_sweep(overrides)
-    path = str(named[-1].value())
-    folder = resume.find(str(compose("config", overrides).resume) if "${" in path else path)
-    before = read_overrides(folder, typed=overrides)
-    if before is None:
-        print(f"resume={folder}: .hydra/overrides.yaml cannot be read there: type all that it was started with again.")
-    keys = {word.key_or_group for word in words}
-    stored = _without(before or [], {"resume", "replace", "init_from", *keys})
-    overrides = _without(overrides, {"resume", "hydra.run.dir"})
-    resume.require_known(folder, stored, overrides, _trusts(words))
-    overrides = _without(resume.with_its_data(folder, [*stored, *overrides], keys), {"hydra.run.dir"})
     # One run, also where it was a job of a preset that is a sweep.
-    return [*overrides, f"resume={literal(folder)}", f"hydra.run.dir={literal(folder)}", "hydra.mode=RUN"]
-
-
-def _without(overrides: list[str], keys: set[str]) -> list[str]:
-    return [line(word) for word in parse(overrides) if word.key_or_group not in keys]
+    return [*resumed, f"hydra.run.dir={literal(folder)}", "hydra.mode=RUN"]
 
 
 @contextlib.contextmanager
@@ -278,10 +257,10 @@ def _one_run(cfg: DictConfig, run_dir: Path) -> None:
 
     try:
         summary = train(cfg, run_dir)
-        log.info(final_message(summary, run_dir, cfg.dataset["_target_"]))
+        is_demo = HydraConfig.get().runtime.choices.get("experiment") == "demo"
+        log.info(final_message(summary, run_dir, is_demo))
     except (KeyboardInterrupt, SystemExit) as stop:
-        signal_name = "Ctrl-C" if isinstance(stop, KeyboardInterrupt) else "SIGTERM"
-        log.info(f"Stopped by {signal_name}. What was finished until then is in {run_dir}{resume_hint(run_dir)}")
+        log.info(f"Stopped by {stopped_by(stop)}. What was finished until then is in {run_dir}{resume_hint(run_dir)}")
         raise
     except UserError as error:
         record_failure(cfg, run_dir, str(error))
@@ -301,6 +280,7 @@ def launch(devices: int, words: list[str], run_dir: Path) -> None:
         1, 1, devices, run_id="vae_exp", rdzv_backend="c10d", rdzv_endpoint=f"{host}:0", local_addr=host
     )
     config.max_restarts = 0
+    config.signals_to_handle = ",".join([*(number.name for number in stop_signals()), "SIGQUIT"])
     is_named = any(word.startswith("hydra.run.dir=") for word in words)
     in_folder = [] if is_named else [f"hydra.run.dir={literal(run_dir)}"]
     os.environ.update({jobs.LAUNCHED_BY: str(os.getpid())} | torchrun_env.safe_path())
@@ -323,7 +303,8 @@ def launch(devices: int, words: list[str], run_dir: Path) -> None:
 
 def follow(arguments: list[str]) -> int:
     """Run a further process of a run, and return its exit code; the first process alone decides and prints."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # until the run begins there is nothing to save
+    for number in set(stop_signals()) - {signal.SIGINT}:
+        signal.signal(number, signal.SIG_DFL)  # until the run begins there is nothing to save
     alone = {"-h", "--help", "--version", *PRINTING_FLAGS, *MULTIRUN_FLAGS}
     if alone & {word.partition("=")[0] for word in arguments}:
         return 0  # the first does it alone

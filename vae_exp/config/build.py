@@ -143,7 +143,7 @@ def _hint_of_option(group: str, unknown: set[str]) -> str:
     """Return what to do about settings that a preset made for another option of the group."""
     for key in sorted(f"{group}.{name}" for name in unknown):
         if names := checks.options_with(key):
-            return f"\n{key} is of {group}={'|'.join(names)}. Where a preset sets it, ~{key} takes it away."
+            return f"\n{key} is of {group}={'|'.join(names)}. Where a preset sets it, ~{key} removes it."
     return ""
 
 

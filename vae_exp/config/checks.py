@@ -112,9 +112,9 @@ def combination_problems(flat: Mapping[str, Any]) -> Iterator[str]:
         name = flat.get("dataset.name")
         yield f"model.conditional=true: dataset={name} has no labels. Use model=vanilla, model=beta, or other data."
     if flat.get("resume") is not None and flat.get("replace") is True:
-        yield f"resume={flat['resume']} and replace=true: one goes on with a run, the other takes it away."
+        yield f"resume={flat['resume']} and replace=true: one resumes a run, the other deletes it."
     if flat.get("resume") not in (None, "auto") and flat.get("init_from") is not None:
-        yield f"resume={flat['resume']} and init_from={flat['init_from']}: a run that goes on has its own weights."
+        yield f"resume={flat['resume']} and init_from={flat['init_from']}: a resumed run has its own weights."
     if flat.get("scores_every_epochs") and flat.get("scores") == []:
         every = f"scores_every_epochs={flat['scores_every_epochs']}"
         yield f"{every} and scores=[]: there is nothing to measure. Name some, or use scores_every_epochs=null."

@@ -45,7 +45,7 @@ def _readable(word: str) -> str:
             if sign and parse([f"{key}={quoted(value)}"]):
                 return f"{key}={quoted(value)}"
         reason = printable(_first_line(error))
-        raise UserError(f"{printable(word)}: what is typed has the form KEY=VALUE. ({reason})") from error
+        raise UserError(f"{printable(word)}: unknown argument; arguments are KEY=VALUE. ({reason})") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -12,12 +12,14 @@ from torch import nn
 from vae_exp.datasets.prepare import Data
 from vae_exp.datasets.splits import Split, batches
 from vae_exp.files import are_numbers, cache_folder, read_arrays, write_arrays
+from vae_exp.training import console
 from vae_exp.training.precision import full_precision
 from vae_exp.vae import VAE
 
 STEPS, BATCH_SIZE, HIDDEN = 2000, 128, 512
 RECIPE = 1  # to be raised where classifiers are made otherwise: cached ones are then not found
 CHUNK = 10_000  # images read at a time, while their digest is computed
+SILENT_SECONDS = 3  # before a bar shows that something is done
 N_GENERATED = 5000  # images drawn to be read
 
 
@@ -65,12 +67,14 @@ def train_classifier(train: Split, n_classes: int, seed: int) -> nn.Sequential:
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
         order = torch.Generator().manual_seed(seed)
         epochs = (batches(train, BATCH_SIZE, order) for _ in itertools.count())
-        for x, y in itertools.islice(itertools.chain.from_iterable(epochs), STEPS):
-            loss = F.cross_entropy(classifier(x), y)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+        with console.progress_bar(STEPS, desc="classifier", delay=SILENT_SECONDS) as bar:
+            for x, y in itertools.islice(itertools.chain.from_iterable(epochs), STEPS):
+                loss = F.cross_entropy(classifier(x), y)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                bar.update()
     return classifier.eval()
 
 

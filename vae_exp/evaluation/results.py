@@ -90,15 +90,16 @@ def show(result: dict[str, Any], model: "TrainedVAE") -> None:
     """Print an evaluation."""
     draws = "one draw" if result["repeats"] == 1 else f"{result['repeats']} draws"
     print(f"{printable(model.name)}\n{result['split']} split, {result['images']:,} images, {draws} of z for each\n")
-    print(f"{'nats per image':28}{'':>12}{'± images':>12}{'± noise':>12}")
+    print(f"{'nats per image':28}{'':>12}{'SE over images':>17}{'SE over draws':>16}")
     words = dict(zip(TERMS, TERMS, strict=True)) | {"nll": f"nll, K = {result.get('importance_samples')}"}
     if (images := result.get("mutual_information_images", result["images"])) < result["images"]:
         words["mutual_information_kl"] = f"kl of {images:,} random images"
     words |= {"mutual_information": "mutual information I(x; z)", "kl_aggregate": "KL(q(z) || p(z))"}
-    notes = {"kl_aggregate": f"   the rest of {'that' if images < result['images'] else 'the'} kl"}
+    notes = {"kl_aggregate": f"   {'that' if images < result['images'] else 'the'} KL minus mutual information"}
     for name in [name for name in words if name in result]:
         errors = [result.get(f"{name}_{kind}") for kind in ("error", "noise_error")]
-        cells = "".join(f"{'-' if error is None else f'{error:.3f}':>12}" for error in errors)
+        first, second = ("-" if error is None else f"{error:.3f}" for error in errors)
+        cells = f"{first:>17}{second:>16}"
         print(f"{words[name]:28}{result[name]:12.3f}{cells}{notes.get(name, '')}")
         if name == "mutual_information":
             print(f"{'   of at most log N':28}{result['mutual_information_at_most']:12.3f}")
@@ -109,7 +110,7 @@ def show(result: dict[str, Any], model: "TrainedVAE") -> None:
         print(f"{name:28}{value:12.4f}   of pixels from 0 to 1, fitted with the weights")
     if "label_accuracy" in result:
         read, real, chance = (result[f"label_accuracy{end}"] for end in ("", "_real", "_shuffled"))
-        print(f"{'labels read back':28}{read:12.1%}   real images {real:.1%}, shuffled labels {chance:.1%}")
+        print(f"{'classified as intended':28}{read:12.1%}   real images {real:.1%}, shuffled labels {chance:.1%}")
     per_dim = sorted(((kl, i) for i, kl in enumerate(result["kl_per_dim"])), reverse=True)
     largest = "  ".join(f"z{i} {kl:.2f}" for kl, i in per_dim[:10])
     print(f"{'KL of each latent':28}{largest}" + ("  ..." if len(per_dim) > 10 else ""))

@@ -71,24 +71,25 @@ def print_alone(text: str) -> None:
 
 
 def _report(planned: Plan, over: threading.Event) -> None:
-    start_time, ended = time.monotonic(), 0
+    start_time, ended, done = time.monotonic(), 0, 0
     known = {folder: _written_at(folder) for folder in runs_below(planned.folder)}
     for folder in sorted(known):
         if (summary := read_summary(folder)) is not None and summary.is_done:
+            done += 1
             say(f"{folder.name}  already {summary.state}")
     is_last = False
     while not is_last:
         is_last = over.wait(POLL_SECONDS)  # once more after the last job has ended
         summaries = _summaries(planned.folder)
-        seconds, failed = _counts(summaries)
-        for folder, summary in summaries.items():
+        _, failed = _counts(summaries)
+        for folder, summary in reversed(summaries.items()):  # the one that ended first
             written = _written_at(folder)
             if summary.state == "running" or known.get(folder) == written:
                 continue
-            known[folder], ended = written, ended + 1
-            left = (time.monotonic() - start_time) / ended * (planned.jobs - len(seconds) - failed)
+            known[folder], ended, done = written, ended + 1, done + summary.is_done
+            left = (time.monotonic() - start_time) / ended * (planned.jobs - done - failed)
             name = folder.relative_to(planned.folder).as_posix()
-            say(f"{name}  {_ending(summary)}    {len(seconds)} of {planned.jobs} done{_time_left(left)}")
+            say(f"{name}  {_ending(summary)}    {done} of {planned.jobs} done{_time_left(left)}")
 
 
 def _summaries(folder: Path) -> dict[Path, Summary]:
@@ -210,14 +211,16 @@ def start(planned: Plan) -> None:
     planned.write()
     if planned.has_study:
         study.start(planned.folder, planned.name)
-    keys = ", ".join(planned.keys) or "nothing"
-    say(f"sweep {planned.name}: {planned.jobs} jobs over {keys}\nfolder {planned.folder}")
+    over = f" over {', '.join(planned.keys)}" if planned.keys else "; nothing to sweep: no key has several values"
+    say(f"sweep {planned.name}: {planned.jobs} job{'s' * (planned.jobs != 1)}{over}\nfolder {planned.folder}")
 
 
 def run_job(cfg: DictConfig, run_dir: Path, job: Any) -> None:
     """Run one job, without an error if it fails, so that the others go on; job is Hydra's own configuration."""
     if _launcher() is not None:
         console.open_streams()
+        if job.job.num:  # the first job speaks for those of other workers
+            console.noted.add(console.GREY)
     if job.runtime.choices["hydra/launcher"].startswith("submitit"):
         from submitit import JobEnvironment
         from submitit.helpers import TorchDistributedEnvironment
@@ -251,7 +254,7 @@ def _run_job(cfg: DictConfig, run_dir: Path, job: Any) -> None:
     swept = [f"{key}={choices.get(key) or _as_text(cfg, key)}" for key in cfg.sweep.over]
     changes: dict[str, Any] = {"sweep": {"over": swept}}  # with their values, for the run's name
     title = f"{_progress(cfg, Path(job.sweep.dir), job.job.num)}  {'  '.join(swept)}"
-    if cfg.sweep.resume:
+    if cfg.sweep.resume or (run_dir / LOCK).exists():  # or a cluster starts the job again
         wait_for_owner(run_dir)
         before = read_summary(run_dir)
         if before is not None and before.is_done and before.score is not None:
@@ -263,7 +266,7 @@ def _run_job(cfg: DictConfig, run_dir: Path, job: Any) -> None:
         is_resumable = resume.is_resumable(run_dir)  # what failed is replaced
         changes |= {"resume": str(run_dir) if is_resumable else None, "replace": not is_resumable}
         changes |= {"init_from": None} if is_resumable else {}
-        title += "  goes on" if is_resumable else ""
+        title += "  resumes" if is_resumable else ""
     print_alone(title)
     for handler in logging.getLogger().handlers:  # the epochs of many jobs go to their train.log alone
         if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
@@ -283,7 +286,7 @@ def _run_job(cfg: DictConfig, run_dir: Path, job: Any) -> None:
         _train(cfg, run_dir, judge)
         return
     except UserError as error:
-        if requested.sweep.resume and started() == 1 and has_owner(run_dir):  # another process took it over
+        if started() == 1 and has_owner(run_dir):  # another process took it over
             _run_job(requested, run_dir, job)
             return
         reason = str(error)

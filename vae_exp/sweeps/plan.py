@@ -95,7 +95,7 @@ def require_no_sweep(overrides: list[str]) -> None:
     """Raise UserError if one run is given a setting that only a sweep has."""
     for override in parse(overrides):
         if override.key_or_group.startswith(OF_A_SWEEP) and override.value() is not None:
-            raise UserError(f"{line(override)}: is of a sweep; add -m.")
+            raise UserError(f"{line(override)}: only works with -m.")
 
 
 def plan(overrides: list[Override], cfg: DictConfig, compose: Compose, data_digest: Callable[[], str | None]) -> Plan:
@@ -244,7 +244,7 @@ def _name_and_folder(cfg: DictConfig, keys: list[str]) -> tuple[str, Path]:
     chosen = _chosen_folder(cfg)
     if chosen and cfg.sweep.resume is None:
         if runs_below(chosen, SWEEP) or runs_below(chosen):
-            advice = "Choose a new folder, or go on with a sweep: sweep.resume=FOLDER"
+            advice = "Choose a new folder, or resume a sweep: sweep.resume=FOLDER"
             raise UserError(f"{DIR}={chosen}: a sweep or runs are there already. {advice}")
         _require_no_links(chosen)
     folder = chosen or SWEEPS / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}_{label}"
@@ -266,7 +266,7 @@ def _resume(
     folder, before = find(str(cfg.sweep.resume))
     _require_no_links(folder)
     if (chosen := _chosen_folder(cfg)) and chosen.resolve() != folder.resolve():
-        raise UserError(f"{DIR}={chosen}: a sweep goes on in its own folder, {folder}; leave {DIR} out.")
+        raise UserError(f"{DIR}={chosen}: a sweep resumes in its own folder, {folder}; leave {DIR} out.")
     for key in WARM:
         if (was := before[key]) != (now := cfg.sweep[key]):
             reason = f"it was started with sweep.{key}={as_typed(was)}, and not with {as_typed(now)}"

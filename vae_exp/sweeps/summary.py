@@ -15,7 +15,7 @@ from vae_exp.errors import UserError
 from vae_exp.files import read_yaml, write
 from vae_exp.sweeps.plan import Plan
 from vae_exp.training.console import say
-from vae_exp.training.run_dir import BEST, SUMMARY, config_dir, read_overrides, runs_below
+from vae_exp.training.run_dir import BEST, LATEST, SUMMARY, config_dir, newest, read_overrides, runs_below
 
 # Added to what was typed by the sweeps of older versions; a new sweep has a new name and folder.
 PLANNED = ("sweep.name=", "sweep.over=", "sweep.jobs=", "sweep.resume=")
@@ -76,22 +76,21 @@ def finish(plan: Plan, wandb: WandbKeys, stopped: bool = False) -> int:
         publish_sweep(plan.name, wandb, [run.folder for run in runs], printed, rows, figures, numbers)
     if runs:
         ordered = results.sort_runs(folded, metric)
-        say("\n" + format_table(ordered, printed, bests, metric, f"{plan.folder}/results.csv"))
+        say("\n" + format_table(ordered, printed, bests, metric, "results.csv"))
         say("\n".join(wrapped([why] if (why := table.describe_groups(folded)) else [])))
     count = f", {pruned} of them pruned" if pruned else ""
-    say(f"{done} of {plan.jobs} jobs finished{count}; table {plan.folder}/results.csv")
+    say(f"{done} of {plan.jobs} jobs finished{count}")
+    say(f"folder     {plan.folder}    ({', '.join(['results.csv', *(figure.name for figure in figures)])})")
     is_done = {run.folder.relative_to(plan.folder).as_posix() for run in runs if run.finished or run.state == PRUNED}
     if missing := [name for name in plan.names if name not in is_done]:
         more = f" and {len(missing) - MAX_MISSING} more" if len(missing) > MAX_MISSING else ""
-        say(f"missing {', '.join(missing[:MAX_MISSING])}{more}")
+        say(f"missing    {', '.join(missing[:MAX_MISSING])}{more}")
     if done < plan.jobs and (stopped or not plan.is_search):
         words = shlex.join(["vae-train", "-m", *config_dir(plan.folder)])
-        say(f"go on   {words} {as_argument('sweep.resume', plan.folder)}")
+        say(f"resume     {words} {as_argument('sweep.resume', plan.folder)}")
     if plan.warm_start:
         say("\n".join(_path_lines(plan, runs)))
     _say_what_next(plan, runs, bests)
-    for figure in figures:
-        say(f"figure  {figure}")
     return 0 if done >= plan.jobs or (plan.is_search and done) else 1
 
 
@@ -100,13 +99,16 @@ def _path_lines(plan: Plan, runs: list[Run]) -> list[str]:
     path = {run.folder.name: run for run in runs if results.CONFIRM not in run.config}
     epochs = sum(max((row["epoch"] for row in run.logged()), default=0) for run in path.values())
     price = f"{len(path)} settings for {epochs:g} epochs: {epochs / plan.epochs:.1f} runs of {plan.epochs}"
-    lines = [f"price   {price}"]
+    lines = [f"price      {price}"]
     for run in runs:
         if results.CONFIRM in run.config and run.folder.name in path:
             warm, alone = (results.objective(one) for one in (path[run.folder.name], run))
             if warm is not None and alone is not None:
                 change = 100 * (warm - alone) / abs(alone)
-                lines.append(f"confirm {run.folder.name}: {warm:.3f} on the path, {alone:.3f} alone ({change:+.1f} %)")
+                name = run.folder.name
+                lines.append(
+                    f"confirm    {name}: {warm:.3f} on the path, {alone:.3f} in a separate run ({change:+.1f} %)"
+                )
     return lines
 
 
@@ -134,18 +136,19 @@ def _say_what_next(plan: Plan, runs: list[Run], bests: list[Run]) -> None:
     """Print where the best runs are, and what to type next."""
     for best in bests[:MAX_BEST]:
         one = table.best(best.members, table.metric_of(best.members)) or best  # of these settings the best seed
-        say(f"best    {one.folder}/{BEST}")
+        say(f"best       {one.folder.relative_to(plan.folder)}/{BEST}")
         if stored := read_overrides(one.folder, typed=plan.overrides):
             overrides = [word for word in stored if not word.startswith("sweep.")]
             if plan.warm_start:  # from nothing, for all epochs
                 values = [word for word in stored if word.startswith(tuple(f"{key}=" for key in plan.keys))]
                 shared = [word for word in overrides if word in plan.overrides and not word.startswith("init_from=")]
                 overrides = [*dict.fromkeys(shared), *values]
-            say(f"again   vae-train {shlex.join([*config_dir(one.folder), *overrides, *plan.single])}")
+            say(f"rerun best vae-train {shlex.join([*config_dir(one.folder), *overrides, *plan.single])}")
     if bests:
         from vae_exp.tracking.wandb_run import project_of
 
-        folder = shlex.quote(str(plan.folder))
-        say(f"compare vae-compare {folder} --html report.html")
+        is_newest = plan.folder in (newest(SUMMARY) or Path()).parents
+        folder = LATEST if is_newest else shlex.quote(str(plan.folder))
+        say(f"compare    vae-compare {folder} --html report.html")
         if project := project_of(run.folder for run in runs):
-            say(f"in W&B  vae-compare {folder} --wandb {shlex.quote(project)} --wandb-report")
+            say(f"in W&B     vae-compare {folder} --wandb {shlex.quote(project)} --wandb-report")

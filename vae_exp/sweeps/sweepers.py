@@ -142,7 +142,7 @@ class PlannedSweeper(Sweeper):
         cfg = self._compose(first_job(arguments))
         jobs.require_one_process(cfg, overrides)
         if cfg.resume is not None:
-            raise UserError(f"resume={cfg.resume}: is of one run. A sweep goes on with sweep.resume={cfg.resume}.")
+            raise UserError(f"resume={cfg.resume}: is of one run. A sweep resumes with sweep.resume={cfg.resume}.")
         config = jobs.check(cfg, several_runs=True)
 
         @functools.cache  # so that jobs side by side do not all download it; kept for those of this process

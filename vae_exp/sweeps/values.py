@@ -181,7 +181,7 @@ def require_same(before: Mapping[str, Any], settings: list[str], swept: list[Ove
     if old_settings != new_settings or not all(key in new and _includes(new[key], word) for key, word in old.items()):
         started, now = " ".join(before["settings"] + before["values"]), " ".join(settings + values)
         advice = "keeps its settings and its values; it may have more values, and more swept keys"
-        raise UserError(f"the sweep was started with {started}, and not with {now}. A sweep that goes on {advice}.")
+        raise UserError(f"the sweep was started with {started}, and not with {now}. A resumed sweep {advice}.")
 
 
 def _normalise(words: list[str], cwd: str | None, same_data: bool) -> list[str]:

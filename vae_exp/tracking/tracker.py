@@ -23,7 +23,7 @@ from PIL import Image
 from vae_exp import __version__
 from vae_exp.config.checks import from_anywhere, resolve
 from vae_exp.config.schema import Config
-from vae_exp.errors import UserError
+from vae_exp.errors import UserError, stopped_by
 from vae_exp.files import atomic_write, no_links, write, writing
 from vae_exp.tracking import wandb_run
 from vae_exp.tracking.wandb_run import FINISH_SECONDS, Mode, as_id, first_line
@@ -206,11 +206,9 @@ class Tracker:
     def _end(self, error: BaseException | None) -> tuple[str, str | None, int]:
         if error is None:
             return self.ends_as, self.summary.reason, 0
-        if isinstance(error, KeyboardInterrupt):
-            return "interrupted", "Ctrl-C", 130
-        if isinstance(error, SystemExit):
-            code = error.code if isinstance(error.code, int) else 1
-            return "interrupted", "SIGTERM" if code == 143 else f"{error.code}", code
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            code = getattr(error, "code", 130)
+            return "interrupted", stopped_by(error), code if isinstance(code, int) else 1
         return "failed", str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}", 1
 
 

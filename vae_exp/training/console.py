@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +17,8 @@ if TYPE_CHECKING:  # the command line names ConsoleHandler before torch is impor
     from vae_exp.training.state import RunInfo
 
 log = logging.getLogger(__name__)
-GREY = (
-    "note: pixels between black and white under a Bernoulli likelihood. It is no density over them, so neg_elbo "
-    "compares only with other runs on the same pixels, never with published nats: those are of "
-    "dataset.binarize=static or dynamic."
-)
-_warned: set[str] = set()  # of the warnings that this process has given: the jobs of a sweep need not repeat them
+GREY = "grey pixels: neg_elbo is not a log-likelihood; for published numbers use dataset.binarize=static or dynamic"
+noted: set[str] = set()  # what a sweep has said already: its jobs need not repeat it
 
 
 def open_streams() -> None:
@@ -54,16 +50,56 @@ def say(text: str, file: Any = None) -> None:
         tqdm.write(text, file=file)
 
 
-def progress_bar(total: int, done: int) -> Any:
-    from tqdm import tqdm
+class _Prints(ConsoleHandler):
+    """Print what the root logger, as somebody has set it up, does not take."""
 
-    return tqdm(total=total, initial=done, unit="step", disable=None, leave=False, dynamic_ncols=True)
+    def emit(self, record: logging.LogRecord) -> None:
+        root = logging.getLogger()
+        root.handle(record) if root.handlers and record.levelno >= root.level else super().emit(record)
+
+
+@contextlib.contextmanager
+def printing(run_dir: str | Path | None, quiet: bool) -> Iterator[None]:
+    """Print what is logged in the block, unless it should be quiet or Hydra has set logging up, as for the commands."""
+    from hydra.core.hydra_config import HydraConfig  # here: vae-compare does without Hydra
+
+    package = logging.getLogger("vae_exp")
+    if quiet or HydraConfig.initialized() or package.handlers:
+        yield
+        return
+    handler, level = _Prints(), package.level
+    package.addHandler(handler)
+    package.propagate = False
+    package.setLevel(level or min(logging.INFO, package.getEffectiveLevel()))
+    try:
+        yield
+        log.info(f"numbers, pictures and weights are in {printable(run_dir)}")
+    finally:
+        package.removeHandler(handler)
+        package.propagate = True
+        package.setLevel(level)
+
+
+def progress_bar(total: int, done: int = 0, quiet: bool = False, **settings: Any) -> Any:
+    """Return a progress bar for a terminal or a notebook; elsewhere, and if quiet, it does nothing."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    in_notebook = "IPKernelApp" in getattr(shell, "config", {})
+    if in_notebook:
+        from tqdm.auto import tqdm
+    else:
+        from tqdm import tqdm
+    off = True if quiet else False if in_notebook else None  # None: unless it is a terminal
+    return tqdm(total=total, initial=done, unit="step", disable=off, leave=False, dynamic_ncols=True, **settings)
 
 
 def introduce(config: Config, info: "RunInfo", run_dir: Path, grey: bool) -> None:
     """Log what is trained on what, where its files will be, and the unit of its numbers (nats per image)."""
     shape = "x".join(map(str, info.x_shape))
-    held_out = f"{info.val_size:,} for validation" if info.val_size else "the test split is watched"
+    held_out = (
+        f"{info.val_size:,} for validation"
+        if info.val_size
+        else "no validation split: the test split is evaluated after each epoch"
+    )
     stochastic, n = config["model"]["stochastic"], config["devices"]
     in_processes = f", in {n} processes" if n > 1 else ""
     log.info(
@@ -75,8 +111,9 @@ def introduce(config: Config, info: "RunInfo", run_dir: Path, grey: bool) -> Non
     if not stochastic:
         log.info("deterministic: the KL counts as 0, so neg_elbo is no bound, and there is no prior to sample from")
     if grey:
-        log.log(logging.INFO if GREY in _warned else logging.WARNING, GREY)
-        _warned.add(GREY)
+        # Of a job the console shows warnings only.
+        log.log(logging.WARNING if config["sweep"]["jobs"] and GREY not in noted else logging.INFO, GREY)
+        noted.add(GREY)
 
 
 def epoch_line(epoch: int, epochs: int, held_out: str, row: dict[str, Any], scale: dict[str, float], best: bool) -> str:

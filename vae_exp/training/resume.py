@@ -2,20 +2,23 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
 from vae_exp.config import targets
-from vae_exp.config.checks import CALLS, flatten, literal, path_of, resolve
+from vae_exp.config.checks import CALLS, as_typed, flatten, groups, literal, path_of, resolve
 from vae_exp.config.compose import compose, parse, without_hydra
 from vae_exp.config.migrations import renamed
 from vae_exp.config.schema import Config, is_path
 from vae_exp.errors import UserError
+from vae_exp.training.console import say
 from vae_exp.training.run_dir import (
+    CONFIG,
     LAST,
     LATEST,
     LENGTH,
@@ -27,6 +30,7 @@ from vae_exp.training.run_dir import (
     contradictions,
     newest,
     read_config,
+    read_overrides,
     read_summary,
     require_no_owner,
     runs_below,
@@ -103,6 +107,61 @@ def _has_checkpoint(folder: Path) -> bool:
 def _is_finished(folder: Path) -> bool:
     summary = read_summary(folder)
     return summary is not None and summary.finished
+
+
+def with_stored_overrides(overrides: list[str]) -> tuple[list[str], Path | None]:
+    """Return the overrides with those of the run that resume=PATH names, and its folder, or them and None.
+
+    Raises UserError if there is no such run, or if it names code that is neither typed nor trusted.
+    """
+    words = parse(overrides)
+    named = [word for word in words if word.key_or_group == "resume" and word.value() not in (None, "auto")]
+    if not named or named[-1].is_sweep_override():
+        return overrides, None
+    path = str(named[-1].value())
+    folder = find(str(compose("config", overrides).resume) if "${" in path else path)
+    before = stored_overrides(folder, overrides)
+    if before is None:
+        say(f"resume={folder}: {CONFIG} cannot be read there: type all that it was started with again.")
+    keys = {word.key_or_group for word in words}
+    stored = without(before or [], {"resume", "replace", "init_from", *keys})
+    overrides = without(overrides, {"resume", "hydra.run.dir"})
+    require_known(folder, stored, overrides, trusts(words))
+    overrides = without(with_its_data(folder, [*stored, *overrides], keys), {"hydra.run.dir"})
+    return [*overrides, f"resume={literal(folder)}"], folder
+
+
+def stored_overrides(folder: Path, typed: list[str]) -> list[str] | None:
+    """Return the overrides that a run was started with, of one from Python what its configuration comes to; or None."""
+    before = read_overrides(folder, typed=typed)
+    if before is None and (config := read_config(folder)):
+        before, _ = targets.own_words(_overrides_of(config), typed)
+    return before
+
+
+def trusts(words: Sequence[Override]) -> bool:
+    return any(word.key_or_group == "trust" and word.value() is True for word in words)
+
+
+def without(overrides: list[str], keys: set[str]) -> list[str]:
+    """Return the overrides of all but these keys."""
+    return [str(word.input_line) for word in parse(overrides) if word.key_or_group not in keys]
+
+
+def _overrides_of(config: Mapping[str, Any]) -> list[str]:
+    """Return overrides that compose a configuration; a group with other keys than its default's is set as a whole."""
+    default = resolve(without_hydra(compose("config", [])))
+    known = {group: default[group] for group in groups() if group in default}
+    others = [group for group, settings in known.items() if flatten(settings).keys() != flatten(config[group]).keys()]
+    old = flatten({key: value for key, value in default.items() if key not in others})
+    changed = {key: value for key, value in flatten(config).items() if key not in old or old[key] != value}
+    return [*(f"~{group}" for group in others), *(f"++{key}={_written(value)}" for key, value in changed.items())]
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{','.join(map(_written, value))}]"
+    return literal(value) if isinstance(value, str) else as_typed(value)
 
 
 def require_known(folder: Path, stored: list[str], overrides: list[str], trust: bool) -> None:
@@ -212,7 +271,7 @@ def load(folder: Path, config: Config, quiet: bool = False) -> "Checkpoint":
     if not quiet:
         for reason in reasons:
             log.warning(reason)
-        log.info(f"goes on from {path}: step {checkpoint.step:,}, {checkpoint.epoch} epochs done")
+        log.info(f"resumes from {path}: step {checkpoint.step:,}, {checkpoint.epoch} epochs done")
     return checkpoint
 
 

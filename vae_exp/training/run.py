@@ -4,6 +4,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ class Run(TrainingRun):
     bar: Any = field(init=False)
 
     @contextlib.contextmanager
-    def open(self, wandb_mode: Mode, old_log_bytes: int) -> Iterator[None]:
+    def open(self, wandb_mode: Mode, old_log_bytes: int, quiet: bool) -> Iterator[None]:
         """Lock the folder, take over signals, open what is written to; close it whatever happens."""
         last_step = min(self.config["epochs"] * self.steps_per_epoch, self.config["max_steps"] or 2**31)
         logged = self.config, self.run_dir, wandb_mode, self.info, self.resumed, old_log_bytes
@@ -58,7 +59,7 @@ class Run(TrainingRun):
             self.stop,
             rank0_only(Tracker, *logged) as self.tracker,
             rank0_only(Checkpointer, self, self.stop, self.tracker, self.resumed) as self.checkpoints,
-            rank0_only(console.progress_bar, last_step, self.state.step) as self.bar,
+            rank0_only(console.progress_bar, last_step, self.state.step, quiet) as self.bar,
         ):
             yield
 
@@ -109,6 +110,13 @@ def monitored(monitor: str | None, row: dict[str, Any]) -> dict[str, float]:
         known = ", ".join(sorted(key for key, value in row.items() if is_number(value) and key != "epoch"))
         raise UserError(f"monitor={monitor}: no such number is logged each epoch. There are {known}.")
     return {monitor: row[monitor]}
+
+
+def require_folder(run_dir: str | Path | None) -> Path:
+    """Return the folder of a run. Raises UserError if none was given, nor a run to resume."""
+    if run_dir in (None, "auto"):
+        raise UserError("run_dir: say in which folder to train, such as train(cfg, 'outputs/mine').")
+    return Path(run_dir)
 
 
 def require_possible(run: Run) -> None:

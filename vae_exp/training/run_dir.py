@@ -171,9 +171,9 @@ def on_resume(folder: Path, *more: str) -> str:
     return " ".join(["vae-train", *words, *trusting(read_config(folder) or {}, CALLS), *more])
 
 
-def on_checkpoint(program: str, folder: Path) -> str:
-    """Return the command of a program that takes the run's best.pt, as a shell takes it."""
-    return " ".join([program, as_argument("checkpoint", folder), *trusting(read_config(folder) or {}, MODEL)])
+def on_checkpoint(program: str, folder: Path, name: str | None = None) -> str:
+    """Return the command of a program that takes the run's best.pt, by a `name` such as latest, as a shell takes it."""
+    return " ".join([program, as_argument("checkpoint", name or folder), *trusting(read_config(folder) or {}, MODEL)])
 
 
 def read_overrides(folder: Path, of_sweep: bool = False, typed: Collection[str] = ()) -> list[str] | None:
@@ -276,8 +276,8 @@ def require_unused(folder: Path, replace: bool) -> None:
     """Raise UserError if a new run would take the place of another and replace=true was not given."""
     if not replace and holds_run(folder):
         raise UserError(
-            f"hydra.run.dir={folder}: there is a run in this folder. resume={folder} goes on with it, another "
-            "hydra.run.dir keeps both, replace=true takes it away."
+            f"hydra.run.dir={folder}: there is a run in this folder. resume={folder} resumes it, another "
+            "hydra.run.dir keeps both, replace=true deletes it."
         )
 
 

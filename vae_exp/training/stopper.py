@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vae_exp import distributed
 from vae_exp.config.schema import Config
-from vae_exp.errors import Diverged, PeerLost
+from vae_exp.errors import Diverged, PeerLost, stop_signals
 from vae_exp.training.checkpoints import Checkpoint
 from vae_exp.training.run_dir import LAST
 from vae_exp.training.state import TrainState
@@ -82,9 +82,10 @@ class Status(NamedTuple):
 
 
 class Stopper:
-    """Why a run ends, and when it saves, by the clock of all its parts. Its `with` block takes over SIGTERM and SIGINT.
+    """Why a run ends, and when it saves, by the clock of all its parts. Its `with` block takes over the stop signals.
 
-    The first signal is noted, for training to end at a good place; a second one, later, ends the process at once.
+    The first signal is noted, for training to end at a good place; a second one, later, ends the process at once. The
+    handler that was there before is called when all is saved and closed: submitit, for one, asks for the job again.
     """
 
     def __init__(self, config: Config, resumed: Checkpoint | None = None) -> None:
@@ -103,8 +104,7 @@ class Stopper:
 
     def __enter__(self) -> "Stopper":
         if threading.current_thread() is threading.main_thread():  # Python allows no handler elsewhere
-            signals = signal.SIGTERM, signal.SIGINT
-            self._handlers = {number: signal.signal(number, self._on_signal) for number in signals}
+            self._handlers = {number: signal.signal(number, self._on_signal) for number in stop_signals()}
         self._agree()
         return self
 
@@ -112,6 +112,10 @@ class Stopper:
         for number, handler in self._handlers.items():
             # Whoever started the processes ends the others when one is gone; first it is told what happened.
             signal.signal(number, signal.SIG_IGN if isinstance(error, PeerLost) else handler)
+        before = self._handlers.get(self._status.signal or 0)
+        is_stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+        if is_stopped and callable(before) and before is not signal.default_int_handler:
+            before(self._status.signal, None)
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         if self._signal is not None:
@@ -139,7 +143,7 @@ class Stopper:
         return self._agreed or Status(self._signal, self.seconds, time.monotonic() - self._saved_at)
 
     def raise_if_signalled(self) -> None:
-        """Raise KeyboardInterrupt if Ctrl-C was caught, SystemExit(143) if SIGTERM was."""
+        """Raise KeyboardInterrupt if Ctrl-C was caught, SystemExit(128 + number) for another signal."""
         _raise_for(self._status.signal)
 
     def raise_if_interrupted(self) -> None:

@@ -100,7 +100,7 @@ def choose(config: "Config", resumed: "Checkpoint | None", operations: float, de
 
 def _auto(operations: float) -> tuple[int, str]:
     if operations < TINY_STEP:
-        return 1, f"a step of {operations / 1e6:,.0f} million operations gains nothing from more"
+        return 1, f"a step of {operations / 1e6:,.0f} million operations is too small for more threads to help"
     cores = available_cores()
     if _share is not None:
         threads, why = _share
@@ -112,5 +112,6 @@ def _auto(operations: float) -> tuple[int, str]:
     if cores == 1:
         return 1, "there is one core"
     if threads > _bound:
-        return _bound, f"OMP_NUM_THREADS, or who called, allows no more of {cores} cores"
+        limit = "OMP_NUM_THREADS" if "OMP_NUM_THREADS" in os.environ else "the calling program"
+        return _bound, f"limited to {_bound} thread{'s' * (_bound > 1)} by {limit} ({cores} cores available)"
     return threads, why
