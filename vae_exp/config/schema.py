@@ -287,6 +287,7 @@ Options = TypedDict(
         "network.blocks": Annotated[int, integer(1, 1000)],
         "likelihood.sigma": Spread | Literal["learned", "optimal"],
         "likelihood.scale": Spread | Literal["learned"],
+        "likelihood.mean": Literal["linear", "sigmoid"],
         "objective.beta": NonNegative,
         "objective.warmup": Literal["linear", "cosine", "cyclical"],
         "objective.warmup_epochs": NonNegative,

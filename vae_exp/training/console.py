@@ -22,6 +22,10 @@ GREY = (
     "compares only with other runs on the same pixels, never with published nats: those are of "
     "dataset.binarize=static or dynamic."
 )
+SATURATED = (
+    "note: more than a tenth of the pixels are pure black or white. With likelihood.mean=sigmoid, which keeps the "
+    "means between them, such images often fit better."
+)
 _warned: set[str] = set()  # of the warnings that this process has given: the jobs of a sweep need not repeat them
 
 
@@ -60,7 +64,7 @@ def progress_bar(total: int, done: int) -> Any:
     return tqdm(total=total, initial=done, unit="step", disable=None, leave=False, dynamic_ncols=True)
 
 
-def introduce(config: Config, info: "RunInfo", run_dir: Path, grey: bool) -> None:
+def introduce(config: Config, info: "RunInfo", run_dir: Path, grey: bool, saturated: bool) -> None:
     """Log what is trained on what, where its files will be, and the unit of its numbers (nats per image)."""
     shape = "x".join(map(str, info.x_shape))
     held_out = f"{info.val_size:,} for validation" if info.val_size else "the test split is watched"
@@ -74,9 +78,9 @@ def introduce(config: Config, info: "RunInfo", run_dir: Path, grey: bool) -> Non
     log.info(f"run folder {printable(run_dir)}\nneg_elbo = reconstruction + KL, in nats per image")
     if not stochastic:
         log.info("deterministic: the KL counts as 0, so neg_elbo is no bound, and there is no prior to sample from")
-    if grey:
-        log.log(logging.INFO if GREY in _warned else logging.WARNING, GREY)
-        _warned.add(GREY)
+    for note in [GREY] * grey + [SATURATED] * saturated:
+        log.log(logging.INFO if note in _warned else logging.WARNING, note)
+        _warned.add(note)
 
 
 def epoch_line(epoch: int, epochs: int, held_out: str, row: dict[str, Any], scale: dict[str, float], best: bool) -> str:
