@@ -157,7 +157,7 @@ WRONG = [
     ("dataset.labels=3", "dataset.labels=3: it takes a list of class numbers or names"),
     ("dataset.device_memory=2XB", "dataset.device_memory=2XB: it takes a size such as 500MB or 2GB"),
     ("dataset.binarize=larochelle", "dataset.binarize=larochelle: these files are MNIST's"),
-    ("dataset=image_folder", "dataset.root=null: it takes the path of a folder"),
+    ("dataset=image_folder", "dataset=image_folder: it needs dataset.root=FOLDER"),
     (
         "dataset=image_folder dataset.root=x dataset.image_size=0",
         "dataset.image_size=0: it takes a whole number from 1",
@@ -223,6 +223,12 @@ WRONG_COMMANDS = [
     ("model.zdim=3", "model.zdim: no such key. Did you mean model.z_dim"),
     ("z_dim=3", "z_dim: no such key. Did you mean model.z_dim"),
     ("lr=1", "lr: no such key. Did you mean optimizer.lr"),
+    ("learning_rate=1", "learning_rate: no such key. Did you mean optimizer.lr"),
+    ("image_size=64", "image_size: no such key. Did you mean dataset.image_size"),
+    ("out=x", "out: no such key. Did you mean hydra.run.dir"),
+    ("output_dir=x", "output_dir: no such key. Did you mean hydra.run.dir"),
+    ("--epochs 3", "--epochs: no such flag. Keys have no dashes: epochs=3."),
+    ("--learning-rate=3", "--learning-rate=3: no such flag. Did you mean optimizer.lr"),
     ("modle=beta", "modle: no such key. Did you mean model"),
     (
         "model=betta",

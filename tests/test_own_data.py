@@ -377,7 +377,7 @@ def test_own_data_are_trained_on_scored_and_given_to_a_conditional_model(vae_com
         ((*FOLDER, "dataset.factors={shape:3}"), "dataset=image_folder takes the path of a CSV file, or null"),
         ((*FOLDER, *TABLE, "dataset.label=[a]"), "dataset.label=[a]: it takes text on one line, or null"),
         (("dataset=sprites", "dataset.factors=factors.csv"), "dataset.factors=factors.csv: it takes values by factor"),
-        (("dataset=arrays",), "dataset.root=null: it takes the path of a folder, or with dataset=arrays of a file"),
+        (("dataset=arrays",), "dataset=arrays: it needs dataset.root=FILE.npz"),
         ((*FILE, "dataset.label=hat"), "dataset.label=hat: it takes null or one of size, kind"),
         ((*FILE, "dataset.test_size=1.5"), "dataset.test_size=1.5: it takes a whole number, 1 or more, or a fraction"),
         ((*FILE, "dataset.val_size=72"), "dataset.val_size=72: arrays has 72 training images"),

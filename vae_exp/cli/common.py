@@ -24,9 +24,9 @@ from omegaconf.errors import OmegaConfBaseException
 from vae_exp import __version__
 from vae_exp.compare.runs import TERMS
 from vae_exp.config import checks
-from vae_exp.config.checks import CONF_DIR, check_values, flatten, path_of, quoted, resolve, shortened
-from vae_exp.config.compose import compose, explain, parse, readable
-from vae_exp.config.schema import Rule
+from vae_exp.config.checks import CONF_DIR, check_values, closest, flatten, path_of, quoted, resolve, shortened
+from vae_exp.config.compose import KNOWN_RULES, compose, explain, parse, readable
+from vae_exp.config.schema import OPTION_RULES, Rule
 from vae_exp.errors import UserError, printable
 from vae_exp.training import console
 from vae_exp.training.run_dir import BEST, IMAGES, LAST, METRICS, SUMMARY, on_checkpoint, on_resume
@@ -45,6 +45,15 @@ def with_own_options(arguments: list[str]) -> list[str]:
             path = path if re.fullmatch(r"[\w:/.-]+", path) else quoted(path)
             return [*arguments[:i], *rest, f"hydra.searchpath=[{path}]"]
     return arguments
+
+
+def no_such_flag(flag: str, arguments: list[str]) -> str:
+    """Return the first sentences on an unknown flag: what it would be as KEY=VALUE."""
+    name, _, value = flag.lstrip("-").partition("=")
+    key, following = name.replace("-", "_"), arguments[arguments.index(flag) + 1 :][:1]
+    value = value or "".join(word for word in following if not word.startswith("-") and "=" not in word) or "VALUE"
+    hint = f" Keys have no dashes: {key}={value}." if key in KNOWN_RULES else closest(key, KNOWN_RULES | OPTION_RULES)
+    return f"{flag}: no such flag.{hint}"
 
 
 def print_help(arguments: list[str]) -> None:
@@ -154,7 +163,8 @@ def _overrides(program: str, arguments: list[str]) -> list[str]:
     """Return the arguments of a command that takes only KEY=VALUE. Raises UserError for another."""
     for word in arguments:
         if word.startswith("-"):
-            raise UserError(f"{word}: no such flag. There are --help, --version and --cfg job; all else is KEY=VALUE.")
+            flags = "There are --help, --version and --cfg job; all else is KEY=VALUE."
+            raise UserError(f"{no_such_flag(word, arguments)} {flags}")
         if word.startswith("~"):
             raise UserError(f"{word}: every key has a value; leave {word.lstrip('~')} out for its default.")
         if "=" not in word:

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf, read_write
 
 from vae_exp import torchrun_env
 from vae_exp.cli import common
-from vae_exp.cli.common import final_message, print_help, resume_hint, with_own_options
+from vae_exp.cli.common import final_message, no_such_flag, print_help, resume_hint, with_own_options
 from vae_exp.config.checks import CONF_DIR, as_typed, literal, path_of
 from vae_exp.config.compose import HYDRA_VERSION, compose, parse, readable
 from vae_exp.errors import PeerLost, Unwritable, UserError
@@ -64,9 +64,8 @@ def _command_line(arguments: list[str]) -> list[str]:
     """Return what Hydra is given: the arguments, readable for it, with what a run that resumes was started with."""
     flags = [argument for argument in arguments if argument.startswith("-")]
     if unknown := [flag for flag in flags if flag.partition("=")[0] not in HYDRA_FLAGS]:
-        raise UserError(
-            f"{unknown[0]}: no such flag. `vae-train --help` says what can be typed, --hydra-help the flags."
-        )
+        advice = "`vae-train --help` says what can be typed, --hydra-help the flags."
+        raise UserError(f"{no_such_flag(unknown[0], arguments)} {advice}")
     if set(flags) - set(MULTIRUN_FLAGS):
         return arguments
     overrides = readable([argument for argument in arguments if not argument.startswith("-")])

@@ -24,6 +24,13 @@ DATA_PATHS = ("root", "cache")  # of a dataset
 # A dictionary given for these is refused whole; factors have keys of their own.
 LEAVES = (RULES | OPTION_RULES | DATASET_RULES).keys() - {"dataset.factors"}
 MAX_CHARACTERS = 500  # of a value in a message
+RUN_DIR = "hydra.run.dir"
+OTHER_NAMES = {  # of keys, in other programs
+    **dict.fromkeys(("learning_rate", "step_size"), ("optimizer.lr",)),
+    **dict.fromkeys(("latent_dim", "latent_dims", "latent_size", "latents"), ("model.z_dim",)),
+    **dict.fromkeys(("data", "data_dir", "data_path", "data_root"), ("dataset.root",)),
+    **dict.fromkeys(("out", "output", "output_dir", "out_dir", "save_dir", "log_dir", "run_dir"), (RUN_DIR, "output")),
+}
 
 
 def resolve(cfg: DictConfig) -> dict[str, Any]:
@@ -164,6 +171,11 @@ def _objective_problems(flat: Mapping[str, Any]) -> Iterator[str]:
 def dataset_problems(flat: Mapping[str, Any]) -> Iterator[str]:
     """Yield what is wrong between the keys of a dataset, such as a source that is another dataset's."""
     target, source, split, table = (flat.get(f"dataset.{key}") for key in ("_target_", "source", "split", "factors"))
+    if is_ours(target) and flat.get("dataset.root", "") is None:
+        where = (
+            "FILE.npz, which holds your images" if target == "vae_exp.datasets.arrays" else "FOLDER, with the images"
+        )
+        yield f"dataset={flat.get('dataset.name')}: it needs dataset.root={where}."
     if flat.get("dataset.binarize") == "larochelle" and source != "mnist":
         yield "dataset.binarize=larochelle: these files are MNIST's; use it with dataset=mnist."
     if is_ours(target) and isinstance(table, str) and table and target != "vae_exp.datasets.image_folder":
@@ -287,7 +299,8 @@ def options_with(key: str) -> list[str]:
 def closest(word: str, known: Collection[str]) -> str:
     """Return a sentence with the known names nearest to a misspelt one, or nothing if none is near."""
     last = word.rsplit(".", 1)[-1]  # people write z_dim=10 for model.z_dim=10
-    near = difflib.get_close_matches(word, known, n=3, cutoff=0.7)
+    near = [key for key in OTHER_NAMES.get(last, ()) if key in known]
+    near += difflib.get_close_matches(word, known, n=3, cutoff=0.7)
     near += [key for key in known if key.rsplit(".", 1)[-1] == last]
     near += [key for key in known if difflib.get_close_matches(last, [key.rsplit(".", 1)[-1]], cutoff=0.75)]
     return f" Did you mean {' or '.join(list(dict.fromkeys(near))[:3])}?" if near else ""

@@ -11,7 +11,7 @@ from hydra.errors import ConfigCompositionException, HydraException, OverridePar
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vae_exp.config.checks import CONF_DIR, closest, groups, options, options_with, quoted
+from vae_exp.config.checks import CONF_DIR, RUN_DIR, closest, groups, options, options_with, quoted
 from vae_exp.config.migrations import GONE
 from vae_exp.config.schema import DATASET_RULES, EVALUATE_RULES, GENERATE_RULES, OPTION_RULES, RULES, is_number
 from vae_exp.errors import UserError, printable
@@ -179,5 +179,5 @@ def _unknown_key(key: str, program: str, config_name: str) -> str:
     if names := options_with(key):
         group = key.split(".")[0]
         return f"{key}: the chosen {group} has no such key; {group}={'|'.join(names)} has."
-    hint = closest(key, [*known, *groups()])
+    hint = closest(key, [*known, *groups(), RUN_DIR])
     return f"{key}: no such key.{hint} `vae-train --help` lists the groups, `vae-train --cfg job` every key."

@@ -304,7 +304,7 @@ Options = TypedDict(
         "objective.samples": Count,
         "objective.samples_at_once": Count,
         "objective.sampling": Literal["stratified", "weighted"],
-        "dataset.root": DataRoot,
+        "dataset.root": DataRoot | None,  # null: still to be given
         "dataset.source": Literal["mnist", "fashion_mnist", "kmnist", "emnist", "qmnist", "cifar10", "svhn"],
         "dataset.test_size": Count | Fraction,
         "dataset.split": Literal["balanced", "byclass", "bymerge", "digits", "letters", "mnist"],
