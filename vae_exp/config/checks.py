@@ -21,6 +21,7 @@ _PACKAGE = Path(__file__).parents[1]
 CONF_DIR = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
 CALLS = ("network", "likelihood", "objective", "dataset", "optimizer", "scheduler")  # groups with a _target_
 DATA_PATHS = ("root", "cache")  # of a dataset
+INHERITED = {"model": "vanilla", "dataset": "{options@_here_: common}"}  # by options of these groups
 # A dictionary given for these is refused whole; factors have keys of their own.
 LEAVES = (RULES | OPTION_RULES | DATASET_RULES).keys() - {"dataset.factors"}
 MAX_CHARACTERS = 500  # of a value in a message
@@ -46,6 +47,11 @@ def check(cfg: DictConfig, combinations: bool = True) -> Config:
 
     Its paths mean the same from any folder. Raises UserError naming each wrong key, its value and what is allowed.
     """
+    for group, line in INHERITED.items():
+        names = [key.partition(".")[2] for key in RULES if key.startswith(f"{group}.")]
+        if isinstance(cfg.get(group), DictConfig) and (missing := [name for name in names if name not in cfg[group]]):
+            how = f"A yaml of your own gets what it leaves out by `defaults: [{line}, _self_]`"
+            raise UserError(f"{group}.{missing[0]}: is missing. {how}.")
     config = renamed(resolve(cfg))
     config.pop("published", None)  # what a preset claims is no setting: vae-reproduce reads it
     problems = [

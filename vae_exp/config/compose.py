@@ -129,6 +129,8 @@ def explain(error: Exception, program: str, config_name: str) -> str:
     text = str(error)
     if isinstance(error, OverrideParseException):  # the grammar's own complaint, which does not name the key
         return f"{error.override}: Hydra cannot read it ({text.splitlines()[0]}). Quotes may help: 'KEY=\"VALUE\"'."
+    if match := re.search(r"Could not (?:find|load) '(?!hydra/(?:launcher|sweeper)/)(hydra/\w+|\w+)/(.*?)'", text):
+        return _no_option(match[1], match[2], getattr(error, "options", None) or options(match[1]))
     for pattern, reword in COMPLAINTS.items():
         if match := re.search(pattern, text):
             return reword(*match.groups())
@@ -144,15 +146,14 @@ def _no_plugin(kind: str, name: str) -> str:
     return f"hydra/{kind}={name}: not installed. It comes with: pip install 'vae_exp[{name}]'"
 
 
-def _no_option(group: str, option: str) -> str:
-    known = ", ".join(options(group))
-    if not known:
+def _no_option(group: str, option: str, known: list[str]) -> str:
+    if group not in groups():
         return f"{group}={option}: there is no such option of Hydra's."
     if not option:
-        return f"{group}=: choose one of {known}."
-    hint = closest(option, options(group))
-    elsewhere = "" if hint else " One of your own is found with --config-dir FOLDER."
-    return f"{group}={option}: there is no such {group}.{hint} There are {known}.{elsewhere}"
+        return f"{group}=: choose one of {', '.join(known)}."
+    hint, has_own = closest(option, known), known != options(group)
+    elsewhere = "" if hint or has_own else " One of your own is found with --config-dir FOLDER."
+    return f"{group}={option}: there is no such {group}.{hint} There are {', '.join(known)}.{elsewhere}"
 
 
 def _several_values(key: str, value: str) -> str:
@@ -163,7 +164,6 @@ def _several_values(key: str, value: str) -> str:
 # What Hydra complains of, and what we say of it.
 COMPLAINTS: dict[str, Callable[..., str]] = {
     r"Could not find 'hydra/(launcher|sweeper)/(\w*?)(?:_local|_slurm)?'": _no_plugin,
-    r"Could not (?:find|load) '(hydra/\w+|\w+)/(.*?)'": _no_option,
     r"^Ambiguous value for argument '(.*?)=(.*)'": _several_values,
 }
 
