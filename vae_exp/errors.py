@@ -1,6 +1,11 @@
 """Errors that end a run with one message and no traceback: the user can fix them."""
 
+import sysconfig
+import traceback
 import unicodedata
+from pathlib import Path
+
+PLACES = [Path(__file__).parent, *(Path(sysconfig.get_path(name)) for name in ("stdlib", "scripts"))]  # of nobody's own
 
 
 class UserError(Exception):
@@ -21,6 +26,20 @@ class Diverged(UserError):
 
 class PeerLost(UserError):
     """Another of the processes that compute a run has ended, or cannot be reached."""
+
+
+def in_users_code(error: Exception) -> UserError | None:
+    """Return the error as one message with its frames in files of the user's own; None if it passed none of them."""
+    if isinstance(error, UserError):
+        return error
+    frames = [
+        frame
+        for frame, file in ((frame, Path(frame.filename)) for frame in traceback.extract_tb(error.__traceback__))
+        if file.is_file() and not {"site-packages", "dist-packages"} & set(file.parts)
+        if not any(map(file.is_relative_to, PLACES))
+    ]
+    shown = [*traceback.format_list(frames), *traceback.format_exception_only(error)]
+    return UserError(f"code of your own failed:\n{''.join(shown).rstrip()}") if frames else None
 
 
 def printable(text: object) -> str:

@@ -27,7 +27,7 @@ from vae_exp.config import checks
 from vae_exp.config.checks import CONF_DIR, check_values, closest, flatten, path_of, quoted, resolve, shortened
 from vae_exp.config.compose import KNOWN_RULES, compose, explain, parse, readable
 from vae_exp.config.schema import OPTION_RULES, Rule
-from vae_exp.errors import UserError, printable
+from vae_exp.errors import UserError, in_users_code, printable
 from vae_exp.training import console
 from vae_exp.training.run_dir import BEST, IMAGES, LAST, METRICS, SUMMARY, on_checkpoint, on_resume
 
@@ -117,6 +117,8 @@ def _code_or_message(error: BaseException, program: str, config_name: str) -> An
         return f"{program}: {shortened(printable(error.filename))}: this name is too long for the file system."
     if isinstance(error, OSError) and error.errno in UNWRITABLE:
         return f"{program}: {error.filename or 'standard output'}: cannot be written ({error.strerror})."
+    if isinstance(error, Exception) and (problem := in_users_code(error)):
+        return f"{program}: {problem}"
     raise error
 
 

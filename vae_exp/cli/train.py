@@ -24,7 +24,7 @@ from vae_exp.cli import common
 from vae_exp.cli.common import final_message, no_such_flag, print_help, resume_hint, with_own_options
 from vae_exp.config.checks import CONF_DIR, as_typed, literal, path_of
 from vae_exp.config.compose import HYDRA_VERSION, compose, parse, readable
-from vae_exp.errors import PeerLost, Unwritable, UserError
+from vae_exp.errors import PeerLost, Unwritable, UserError, in_users_code
 from vae_exp.sweeps import jobs, plan, sweepers
 from vae_exp.sweeps.values import line
 from vae_exp.training import resume, threads
@@ -228,9 +228,11 @@ def _one_run(cfg: DictConfig, run_dir: Path) -> None:
         signal_name = "Ctrl-C" if isinstance(stop, KeyboardInterrupt) else "SIGTERM"
         log.info(f"Stopped by {signal_name}. What was finished until then is in {run_dir}{resume_hint(run_dir)}")
         raise
-    except UserError as error:
-        record_failure(cfg, run_dir, str(error))
-        log.error(f"vae-train: {error}{resume_hint(run_dir) if isinstance(error, PeerLost | Unwritable) else ''}")
+    except Exception as error:
+        if (problem := in_users_code(error)) is None:
+            raise
+        record_failure(cfg, run_dir, str(problem))
+        log.error(f"vae-train: {problem}{resume_hint(run_dir) if isinstance(error, PeerLost | Unwritable) else ''}")
         sys.exit(1)
 
 
