@@ -158,6 +158,19 @@ def test_another_table_is_a_clear_message(tmp_path, typed, table, said):
     assert not Path("cache").exists(), "nothing is decoded before"
 
 
+def test_identifiers_and_measurements_are_no_factors(tmp_path, caplog):
+    for i in range(30):
+        flat(tmp_path / "mine" / f"{i}.png")
+    rows = [f"{i}.png,face {i},{i % 3},{i / 7}" for i in range(30)]
+    write(tmp_path / "mine", ["file,who,kind,width", *rows])
+    data = folder(tmp_path / "mine", label="kind")
+    assert (data.train.factors.names, data.train.factors.sizes, data.class_names) == (["kind"], [3], ["0", "1", "2"])
+    assert "left out who, width, with nearly as many values as rows (30)" in caplog.text
+    write(tmp_path / "mine", ["file,who", *(row.rsplit(",", 2)[0] for row in rows)])
+    with pytest.raises(UserError, match=r"dataset.factors=factors.csv: no factor in it, but who, with nearly as many"):
+        folder(tmp_path / "mine")
+
+
 def test_a_label_must_be_a_factor(tmp_path):
     write(tmp_path / "mine", draw(tmp_path / "mine", [""]))
     with pytest.raises(UserError, match=r"dataset.label=hat: it takes null or one of size, kind"):
