@@ -259,6 +259,33 @@ def test_a_mistake_is_one_message(vae_train, arguments, message):
     assert "Traceback" not in said
 
 
+BROKEN = {
+    "bracket": (b"z_dim: [1\nname: x\n", "bracket.yaml, line 2, column 5: no YAML ("),
+    "twice": (b"z_dim: 3\nz_dim: 4\n", "twice.yaml, line 2, column 1: no YAML (found duplicate key z_dim)"),
+    "two": (b"z_dim: 3\n---\nz_dim: 4\n", "two.yaml, line 2, column 1: no YAML (but found another document)"),
+    "latin": (b"z_dim: 3\nname: \xff\n", "latin.yaml, line 2, column 7: no text in UTF-8"),
+    "list": (b"- a\n", "list.yaml, line 1, column 1: it must hold lines of KEY: VALUE"),
+    "dollar": (b"z_dim: ${epochs\n", "dollar.yaml: z_dim: no viable alternative at input '${epochs'"),
+    "itself": (
+        b"defaults:\n  - other\n",
+        "itself.yaml: its defaults lead back to it: model/itself > model/other > model/its",
+    ),
+    "above": (b"defaults:\n  - twice\n", "twice.yaml, line 2, column 1: no YAML"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_yaml_of_ones_own_is_one_message_with_its_place(vae_train, name):
+    write({"conf/model/other.yaml": "defaults:\n  - itself\n"})
+    for file, (content, _) in BROKEN.items():
+        Path(f"conf/model/{file}.yaml").write_bytes(content)
+    for arguments in ((f"model={name}",), ("-m", f"model=vanilla,{name}")):
+        code, said = vae_train("--config-dir", "conf", "dataset=digits", *arguments)
+        assert (code, said.count("\n")) in ((1, 0), (1, 1)), said
+        assert BROKEN[name][1] in said
+    assert list(Path().iterdir()) == [Path("conf")]
+
+
 TYPED = """
 from typing import Literal
 

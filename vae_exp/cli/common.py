@@ -3,6 +3,8 @@
 import contextlib
 import errno
 import gc
+import io
+import itertools
 import logging
 import os
 import platform
@@ -17,8 +19,9 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+import yaml
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vae_exp import __version__
@@ -47,6 +50,45 @@ def with_own_options(arguments: list[str]) -> list[str]:
     return arguments
 
 
+def own_folders(words: list[str]) -> list[Path]:
+    """Return the folders of options that --config-dir named."""
+    matches = [re.fullmatch(r"hydra\.searchpath=\['?file://(.*?)'?\]", word) for word in words]
+    return [Path(match[1]) for match in matches if match]
+
+
+def require_own_options(words: list[str]) -> None:
+    """Raise UserError, with file, line and column, if an option of one's own that is chosen is not one."""
+    chosen = [word.lstrip("+").partition("=") for word in words]
+    for folder, (group, _, names) in itertools.product(own_folders(words), chosen):
+        for name in names.split(","):
+            _require_option(folder, f"{group}/{name}", [])
+
+
+def _require_option(folder: Path, option: str, above: list[str]) -> None:
+    file = os.path.join(folder, f"{option}.yaml")  # noqa: PTH118  (these never raise, whatever was typed)
+    if not os.path.isfile(file):  # noqa: PTH113
+        return
+    if option in above:
+        raise UserError(f"{file}: its defaults lead back to it: {' > '.join([*above, option])}.")
+    content = Path(file).read_bytes()
+    try:
+        settings = OmegaConf.load(io.StringIO(content.decode()))
+    except UnicodeDecodeError as error:
+        before = content[: error.start].splitlines(keepends=True)
+        raise UserError(f"{file}, line {len(before)}, column {len(before[-1]) + 1}: no text in UTF-8.") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise UserError(f"{file}{place}: no YAML ({error.problem or error.context}).") from error
+    except OmegaConfBaseException as error:
+        raise UserError(f"{file}: {error.full_key}: {str(error).splitlines()[0]}.") from error
+    if not isinstance(settings, DictConfig):
+        raise UserError(f"{file}, line 1, column 1: it must hold lines of KEY: VALUE.")
+    defaults = settings.get("defaults")
+    for name in defaults if isinstance(defaults, ListConfig) else []:
+        _require_option(folder, f"{option.rpartition('/')[0]}/{name}", [*above, option])
+
+
 def no_such_flag(flag: str, arguments: list[str]) -> str:
     """Return the first sentences on an unknown flag: what it would be as KEY=VALUE."""
     name, _, value = flag.lstrip("-").partition("=")
@@ -58,9 +100,8 @@ def no_such_flag(flag: str, arguments: list[str]) -> str:
 
 def print_help(arguments: list[str]) -> None:
     """Print the help of vae-train; Hydra would fill in the same text, but asks every plugin's groups, for seconds."""
-    matches = [re.fullmatch(r"hydra\.searchpath=\['?file://(.*?)'?\]", word) for word in arguments]  # of --config-dir
     names: dict[str, list[str]] = {}
-    for folder in (CONF_DIR, *(Path(match[1]) for match in matches if match)):
+    for folder in (CONF_DIR, *own_folders(arguments)):
         for group in checks.groups(folder):
             names.setdefault(group, []).extend(checks.options(group, folder))
     groups = "".join(f"{group}: {', '.join(options)}\n" for group, options in sorted(names.items()))

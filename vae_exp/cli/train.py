@@ -21,7 +21,14 @@ from omegaconf import DictConfig, OmegaConf, read_write
 
 from vae_exp import torchrun_env
 from vae_exp.cli import common
-from vae_exp.cli.common import final_message, no_such_flag, print_help, resume_hint, with_own_options
+from vae_exp.cli.common import (
+    final_message,
+    no_such_flag,
+    print_help,
+    require_own_options,
+    resume_hint,
+    with_own_options,
+)
 from vae_exp.config.checks import CONF_DIR, as_typed, literal, path_of
 from vae_exp.config.compose import HYDRA_VERSION, compose, parse, readable
 from vae_exp.errors import PeerLost, Unwritable, UserError, in_users_code
@@ -55,6 +62,7 @@ def main() -> None:
             print(common.versions())
             return
         sys.argv[1:] = _command_line(arguments)
+        require_own_options(sys.argv[1:])
         sweepers.register()
         with _in_the_users_words(sys.argv[1:]):
             _job()

@@ -2,12 +2,14 @@
 
 import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
+from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -97,7 +99,7 @@ def _text(word: str, null: bool = False) -> str:
 def compose(config_name: str, overrides: list[str]) -> DictConfig:
     """Compose conf/CONFIG_NAME.yaml; vae-train's has Hydra's part. Raises UserError, or what `explain` rewords."""
     try:
-        with hydra.initialize_config_dir(str(CONF_DIR), version_base=HYDRA_VERSION):
+        with _hydra_of_our_own(), hydra.initialize_config_dir(str(CONF_DIR), version_base=HYDRA_VERSION):
             return hydra.compose(config_name, overrides, return_hydra_config=config_name == "config")
     except (ConfigCompositionException, ValueError, AssertionError, TypeError, AttributeError, KeyError) as error:
         # A group's option is chosen before there are any values to refer to; Hydra answers model=null with its bugs.
@@ -108,6 +110,18 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
         named = options(_group_of(wrong[0])) if wrong else []
         choose = f"Choose one of {', '.join(named)}." if named else f"({_first_line(error)})"
         raise UserError(f"{' '.join(wrong or overrides)}: a group takes the name of an option. {choose}") from error
+
+
+@contextlib.contextmanager
+def _hydra_of_our_own() -> Iterator[None]:
+    """Set Hydra's state of the program aside for the block: the program may be an application of Hydra's itself."""
+    theirs, base = GlobalHydra.instance().hydra, VersionBase.instance().version_base
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = theirs
+        VersionBase.instance().version_base = base
 
 
 def _group_of(word: str) -> str:

@@ -95,8 +95,8 @@ def read_factors(root: Path, path: str, files: Sequence[str]) -> tuple[Factors, 
     """Return the factors of files from the table that dataset.factors names, and what each factor's values are called.
 
     The first column of the table is the path of each file relative to root, every further column a factor, and its
-    first row their names. Identifiers are left out with a warning. Raises UserError for files without a row, and if this
-    is no such table, naming the line.
+    first row their names. Identifiers are left out with a warning. Raises UserError for files without a row, and if
+    this is no such table, naming the line.
     """
     key = f"dataset.factors={printable(path)}"
     if not isinstance(path, str):
