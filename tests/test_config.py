@@ -398,3 +398,26 @@ def test_the_readmes_and_the_help_name_only_keys_that_exist():
         named = {key for line in commands for key in re.findall(r"(?<![\w./-])([a-z_]+(?:\.[a-z_]+)*)=", line)}
         assert named - set(keys) == set()
         assert commands
+
+
+PATHS = ["dataset=image_folder dataset.root=", "dataset=arrays dataset.root=", "dataset=mnist dataset.root="]
+PATHS += ["hydra.run.dir=", "init_from=", "resume=", "--config-dir "]
+
+
+@pytest.mark.parametrize("key", PATHS)
+def test_a_home_that_does_not_exist_is_one_message_for_every_path(vae_train, key):
+    code, said = vae_train("dataset=digits", "wandb.mode=disabled", *f"{key}~nosuch/x".split(" "))
+    assert code == 1
+    assert "~nosuch/x: ~ is a home, and there is none of this name" in said
+    assert not Path("~nosuch").exists()
+
+
+def test_a_tilde_means_the_home_wherever_a_path_is_taken(vae_command, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    wandb = ("wandb.mode=offline", "wandb.dir=~/logged")
+    code, said = vae_command("vae-train", "dataset=digits", "epochs=0", *wandb, "hydra.run.dir=~/run")
+    assert code == 0, said
+    code, said = vae_command("vae-generate", "checkpoint=~/run", "output=~/pictures", "n=4")
+    assert code == 0, said
+    assert {"run", "logged", "pictures"} <= {path.name for path in (tmp_path / "home").iterdir()}
+    assert not Path("~").exists()

@@ -44,7 +44,7 @@ def with_own_options(arguments: list[str]) -> list[str]:
             if not folder or not path_of(flag, folder).is_dir():
                 advice = "It holds options of your own: objective/NAME.yaml"
                 raise UserError(f"{flag} {folder}: there is no such folder. {advice}")
-            path = f"file://{Path(folder).resolve()}"
+            path = f"file://{path_of(flag, folder).resolve()}"
             path = path if re.fullmatch(r"[\w:/.-]+", path) else quoted(path)
             return [*arguments[:i], *rest, f"hydra.searchpath=[{path}]"]
     return arguments

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vae_exp.config.migrations import renamed
 from vae_exp.config.schema import DATASET_RULES, METRICS, OPTION_RULES, RULES, RUN_PATH, Config, Rule, is_path
 from vae_exp.errors import UserError
+from vae_exp.files import expand
 
 _PACKAGE = Path(__file__).parents[1]
 # An installed package carries its own copy of conf/; a checkout has it at the top level.
@@ -237,7 +238,7 @@ def path_of(key: str, value: Any) -> Path:
     """Return the path that a key gives, for keys without a rule. Raises UserError if the value is not a path."""
     if problems := check_values({key: value}, {key: RUN_PATH}):
         raise UserError(problems[0])
-    return Path(str(value)).expanduser()
+    return expand(str(value))
 
 
 def as_typed(value: Any) -> str:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vae_exp.errors import UserError, printable
+from vae_exp.files import expand
 
 log = logging.getLogger(__name__)
 EXAMPLE = "{shape:[0],x:8}"
@@ -101,7 +102,7 @@ def read_factors(root: Path, path: str, files: Sequence[str]) -> tuple[Factors, 
     key = f"dataset.factors={printable(path)}"
     if not isinstance(path, str):
         raise UserError(f"{key}: dataset=image_folder takes the path of a CSV file, or null.")
-    names, cells = _read_table(key, root / Path(path).expanduser())
+    names, cells = _read_table(key, root / expand(path))
     row = {file: number for number, file in enumerate(cells)}
     if missing := [file for file in files if file not in row]:
         raise UserError(
