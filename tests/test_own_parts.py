@@ -231,12 +231,6 @@ def test_a_bug_inside_a_part_shows_its_own_frames_and_no_others(vae_train, group
     assert all("mine.py" in line for line in problem.splitlines() if line.startswith("  File "))
 
 
-def test_a_bug_of_ours_keeps_its_traceback(vae_train, monkeypatch):
-    monkeypatch.setattr("vae_exp.train.console.introduce", None)
-    with pytest.raises(TypeError, match="NoneType"):
-        vae_train(*QUICKLY)
-
-
 def test_parts_that_return_what_they_must_train(vae_train):
     summary, _ = quick_run(*own("network", "sizes"))
     assert summary["state"] == "finished"
