@@ -14,7 +14,7 @@ from tests.test_data import write_idx
 from vae_exp.config.checks import CONF_DIR
 from vae_exp.errors import UserError
 
-MODULES = ("squares", "normed", "spare", "broken", "mine")
+MODULES = ("squares", "normed", "heavy", "spare", "broken", "mine")
 QUICKLY = ("epochs=1", "wandb.mode=disabled", "device=cpu")
 
 
@@ -45,7 +45,7 @@ def newest():
 
 def test_the_readmes_examples_work_as_they_stand(vae_command):
     files, commands = blocks()
-    assert len(files) == 6
+    assert len(files) == 8
     write(files)
     for line in commands:
         program, *arguments = shlex.split(line)
@@ -56,7 +56,7 @@ def test_the_readmes_examples_work_as_they_stand(vae_command):
             assert (summary["x_shape"], summary["train_size"]) == ([1, 16, 16], 900)
         if program == "vae-evaluate":
             assert (newest() / "best.test.json").exists()
-    assert len(commands) == 4
+    assert len(commands) == 5
 
     trained = [path for path in Path("outputs").rglob("config.yaml") if path.with_name("summary.json").exists()]
     (network,) = [path.parent for path in trained if "normed.normed" in path.read_text()]
@@ -233,17 +233,57 @@ MISTAKES = [
     ("objective=mine", "One of your own is found with --config-dir FOLDER."),
     ("objective._target_=broken.f", "objective._target_=broken.f: there is no such function or class (No module named"),
     ("objective._target_=mine.g", "objective._target_=mine.g: there is no such function or class (module 'mine'"),
-    ("objective._target_=mine.f", "its settings are nats"),
+    ("objective._target_=mine.f", "mine.f takes no beta, cycles, warmup, "),
+    ("--config-dir conf objective=mine", "objective: mine.f takes no nast. Did you mean nats? Its settings are nats."),
+    ("network._target_=mine.f", "Its settings are terms, now, nats."),
+    ("objective._target_=elsewhere.f", "Code of your own is found in the current folder, "),
+    ("--config-dir conf objective=min", "Did you mean mine? There are beta_tc, capacity, dip_vae, elbo, free_bits, "),
+    ("--config-dir conf objective=xyz", "free_bits, iwae, mine."),
+    ("--config-dir conf dataset=mine", "gets what it leaves out by `defaults: [{options@_here_: common}, _self_]`"),
+    ("--config-dir conf model=mine", "gets what it leaves out by `defaults: [vanilla, _self_]`"),
 ]
 
 
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES)
 def test_a_mistake_is_one_message(vae_train, arguments, message):
     write({"mine.py": "def f(terms, now, *, nats):\n    pass\n", "broken.py": "import nonexistent_module\n"})
+    own = {
+        "objective": "_target_: mine.f\nnast: 1",
+        "dataset": "_target_: mine.f\nname: mine",
+        "model": "name: mine\nz_dim: 3",
+    }
+    write({f"conf/{group}/mine.yaml": f"{text}\n" for group, text in own.items()})
     code, said = vae_train("dataset=digits", *arguments.split())
     assert code == 1
     assert message in said
     assert "Traceback" not in said
+
+
+BROKEN = {
+    "bracket": (b"z_dim: [1\nname: x\n", "bracket.yaml, line 2, column 5: no YAML ("),
+    "twice": (b"z_dim: 3\nz_dim: 4\n", "twice.yaml, line 2, column 1: no YAML (found duplicate key z_dim)"),
+    "two": (b"z_dim: 3\n---\nz_dim: 4\n", "two.yaml, line 2, column 1: no YAML (but found another document)"),
+    "latin": (b"z_dim: 3\nname: \xff\n", "latin.yaml, line 2, column 7: no text in UTF-8"),
+    "list": (b"- a\n", "list.yaml, line 1, column 1: it must hold lines of KEY: VALUE"),
+    "dollar": (b"z_dim: ${epochs\n", "dollar.yaml: z_dim: no viable alternative at input '${epochs'"),
+    "itself": (
+        b"defaults:\n  - other\n",
+        "itself.yaml: its defaults lead back to it: model/itself > model/other > model/its",
+    ),
+    "above": (b"defaults:\n  - twice\n", "twice.yaml, line 2, column 1: no YAML"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_yaml_of_ones_own_is_one_message_with_its_place(vae_train, name):
+    write({"conf/model/other.yaml": "defaults:\n  - itself\n"})
+    for file, (content, _) in BROKEN.items():
+        Path(f"conf/model/{file}.yaml").write_bytes(content)
+    for arguments in ((f"model={name}",), ("-m", f"model=vanilla,{name}")):
+        code, said = vae_train("--config-dir", "conf", "dataset=digits", *arguments)
+        assert (code, said.count("\n")) in ((1, 0), (1, 1)), said
+        assert BROKEN[name][1] in said
+    assert list(Path().iterdir()) == [Path("conf")]
 
 
 TYPED = """

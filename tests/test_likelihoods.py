@@ -1,15 +1,18 @@
 """Likelihoods: each is a density or a probability, per image, and learns what it says it learns."""
 
+import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import distributions as oracle
 
-from tests.conftest import compose
+from tests.conftest import compose, quick_run
 from vae_exp.config import build
 from vae_exp.config.checks import check, options
+from vae_exp.config.migrations import renamed
 from vae_exp.likelihoods import (
     Bernoulli,
     ContinuousBernoulli,
@@ -21,6 +24,8 @@ from vae_exp.likelihoods import (
     gaussian,
     laplace,
 )
+from vae_exp.networks.mlp import glorot_init, mlp
+from vae_exp.training import console
 
 LOGITS = [0.0, 1e-6, -1e-3, 0.1, 0.59999, 0.60001, -0.6, 2.0, -7.0, 30.0, -90.0]
 BYTES = torch.arange(256) / 255
@@ -157,6 +162,59 @@ def test_a_discretized_logistic_stays_finite_far_away():
     log_prob.sum().backward()
     assert log_prob.isfinite().all()
     assert (far.grad.flatten() * torch.tensor([-1, 1]) > 0).all(), "it is drawn towards the pixel"
+
+
+@pytest.mark.parametrize(
+    ("make", "scale"),
+    [(gaussian, "optimal"), *itertools.product((gaussian, laplace, discretized_logistic), (0.2, "learned"))],
+)
+def test_a_sigmoid_mean_is_the_linear_one_at_the_sigmoid_of_the_outputs(make, scale):
+    outputs, x = torch.randn(5, 3, 4, 4), torch.randint(0, 256, (5, 3, 4, 4)) / 255
+    bounded, linear = make(scale, "sigmoid"), make(scale)
+    p = bounded(outputs)
+    assert p.mean.min() > 0 and p.mean.max() < 1
+    torch.testing.assert_close(p.log_prob(x), linear(torch.sigmoid(outputs)).log_prob(x))
+    assert linear(outputs).mean is outputs, "linear is the default"
+    if scale != 0.2:
+        assert bounded.state_dict() == linear.state_dict(), "a checkpoint of one is one of the other"
+
+
+def test_glorot_begins_at_the_mean_image_under_a_sigmoid_mean_too():
+    mean = torch.rand(1, 4, 4).clamp(0.01, 0.99)
+    for likelihood in (gaussian(0.1, "sigmoid"), gaussian("optimal", "sigmoid"), laplace("learned", "sigmoid")):
+        encoder, decoder = mlp((1, 4, 4), 2, 0, [8], "relu")
+        glorot_init(encoder, decoder, likelihood, mean)
+        first = likelihood(decoder(torch.zeros(1, 2), torch.zeros(1, 0))).mean[0]
+        torch.testing.assert_close(first, mean, atol=1e-3, rtol=0)
+
+
+def saturated_images(n, seed):
+    """White discs with soft edges on black, [n, 1, 16, 16]: nine pixels of ten are saturated."""
+    at = torch.rand(n, 2, 1, 1, generator=torch.Generator().manual_seed(seed)) * 8 + 4
+    rows, columns = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
+    far = ((rows - at[:, 0]).square() + (columns - at[:, 1]).square()).sqrt()
+    return ((4.5 - far).clamp(0, 1) * 255).round().to(torch.uint8)[:, None].numpy()
+
+
+def test_a_sigmoid_mean_pays_on_saturated_images_and_a_note_says_so(monkeypatch, caplog):
+    """Where black is the end of the density's mean; the discretized logistic's tails take in what lies beyond."""
+    monkeypatch.setattr(console, "noted", set())
+    np.savez("discs.npz", images=saturated_images(1000, 0), test_images=saturated_images(300, 1))
+    small = ("dataset=arrays", "dataset.root=discs.npz", "network.hidden_dims=[64]", "model.z_dim=4", "batch_size=64")
+    for likelihood, sigmoid_pays in (("laplace", True), ("discretized_logistic", False)):
+        nats = {}
+        for mean in ("sigmoid", "linear"):
+            choice = (f"likelihood={likelihood}", f"likelihood.mean={mean}", "epochs=60", "replace=true")
+            nats[mean] = quick_run(*small, *choice)[0]["test/neg_elbo"]
+        assert (nats["sigmoid"] < nats["linear"] - 100) == sigmoid_pays
+        assert caplog.text.count("pure black or white") == sigmoid_pays
+        caplog.clear()
+
+
+def test_a_configuration_without_a_mean_is_one_with_a_linear_mean():
+    for name, scale in (("gaussian", "sigma"), ("laplace", "scale"), ("discretized_logistic", "scale")):
+        old = {"likelihood": {"_target_": f"vae_exp.likelihoods.{name}", scale: "learned"}}
+        assert renamed(old)["likelihood"]["mean"] == "linear"
 
 
 NOISE = [

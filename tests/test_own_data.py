@@ -158,6 +158,19 @@ def test_another_table_is_a_clear_message(tmp_path, typed, table, said):
     assert not Path("cache").exists(), "nothing is decoded before"
 
 
+def test_identifiers_and_measurements_are_no_factors(tmp_path, caplog):
+    for i in range(30):
+        flat(tmp_path / "mine" / f"{i}.png")
+    rows = [f"{i}.png,face {i},{i % 3},{i / 7}" for i in range(30)]
+    write(tmp_path / "mine", ["file,who,kind,width", *rows])
+    data = folder(tmp_path / "mine", label="kind")
+    assert (data.train.factors.names, data.train.factors.sizes, data.class_names) == (["kind"], [3], ["0", "1", "2"])
+    assert "left out who, width, with nearly as many values as rows (30)" in caplog.text
+    write(tmp_path / "mine", ["file,who", *(row.rsplit(",", 2)[0] for row in rows)])
+    with pytest.raises(UserError, match=r"dataset.factors=factors.csv: no factor in it, but who, with nearly as many"):
+        folder(tmp_path / "mine")
+
+
 def test_a_label_must_be_a_factor(tmp_path):
     write(tmp_path / "mine", draw(tmp_path / "mine", [""]))
     with pytest.raises(UserError, match=r"dataset.label=hat: it takes null or one of size, kind"):
@@ -377,7 +390,7 @@ def test_own_data_are_trained_on_scored_and_given_to_a_conditional_model(vae_com
         ((*FOLDER, "dataset.factors={shape:3}"), "dataset=image_folder takes the path of a CSV file, or null"),
         ((*FOLDER, *TABLE, "dataset.label=[a]"), "dataset.label=[a]: it takes text on one line, or null"),
         (("dataset=sprites", "dataset.factors=factors.csv"), "dataset.factors=factors.csv: it takes values by factor"),
-        (("dataset=arrays",), "dataset.root=null: it takes the path of a folder, or with dataset=arrays of a file"),
+        (("dataset=arrays",), "dataset=arrays: it needs dataset.root=FILE.npz"),
         ((*FILE, "dataset.label=hat"), "dataset.label=hat: it takes null or one of size, kind"),
         ((*FILE, "dataset.test_size=1.5"), "dataset.test_size=1.5: it takes a whole number, 1 or more, or a fraction"),
         ((*FILE, "dataset.val_size=72"), "dataset.val_size=72: arrays has 72 training images"),

@@ -70,6 +70,24 @@ def detached(terms, now, **_):
 def logs_all(terms, now, **_):
     return terms.neg_elbo.mean(), {"kl_each": terms.kl}
 
+def nan_loss(terms, now, **_):
+    return terms.neg_elbo.mean() * float("nan"), {}
+
+def nan(x_shape, z_dim, context_dim, **_):
+    encoder, decoder = sizes(x_shape, z_dim, context_dim)
+    nn.init.constant_(encoder.layers[-1].bias, float("nan"))
+    return encoder, decoder
+
+def late(x_shape, z_dim, context_dim, **_):
+    encoder, decoder = sizes(x_shape, z_dim, context_dim)
+    encoder.register_forward_hook(lambda layer, inputs, output: output.nothing if layer.training else None)
+    return encoder, decoder
+
+def wide(x_shape, z_dim, context_dim, **_):
+    encoder, decoder = sizes(x_shape, z_dim, context_dim)
+    nn.init.constant_(encoder.layers[-1].bias, 1000.0)
+    return encoder, decoder
+
 def buggy(terms, now, **_):
     return terms.neg_elbo.mean() / 0 + 1 / (now.step - now.step), {}
 
@@ -91,6 +109,7 @@ DATA = {
     "no_val": lambda: made(val=Split(X[:0], Y[:0])),
     "other_val": lambda: made(val=Split(X[:, :, 1:], Y)),
     "numbers": lambda: made(names=(0, 1)),
+    "unlabelled": lambda: Split(X),
     "bad_test": lambda: made(test=Split(X, Y + 9)),
 }
 
@@ -127,6 +146,15 @@ WRONG = [
     ),
     ("objective", "detached", "no gradient leads from the loss to the weights"),
     ("objective", "logs_all", "what it logs as kl_each must be one number"),
+    ("objective", "nan_loss", "objective._target_=mine.nan_loss: the loss must be one number"),
+    ("objective", "nan_loss", "NaN or infinity for the first two training images, before any step"),
+    ("network", "nan", "network._target_=mine.nan: its encoder must return [B, 2 model.z_dim]"),
+    ("network", "nan", "it holds NaN or infinity for the first two training images, before any step"),
+    (
+        "network",
+        "wide",
+        "network._target_=mine.wide: the variances of its posterior must be [B, Z], and it holds NaN or infinity",
+    ),
     (
         "dataset",
         "nothing",
@@ -186,9 +214,21 @@ def test_a_test_split_is_looked_at_when_it_is_read(vae_train):
     assert (Path("run") / "best.pt").exists()
 
 
-def test_a_bug_inside_a_part_keeps_its_traceback(vae_train):
-    with pytest.raises(ZeroDivisionError):
-        vae_train(*QUICKLY, *own("objective", "buggy"))
+BUGS = [
+    ("objective", "buggy", "in buggy", "ZeroDivisionError: division by zero"),
+    ("network", "late", "in <lambda>", "AttributeError: 'Tensor' object has no attribute 'nothing'"),
+    ("dataset", "unlabelled", "in <lambda>", "TypeError: Split.__init__() missing 1 required positional argument: 'y'"),
+]
+
+
+@pytest.mark.parametrize(("group", "name", "frame", "error"), BUGS)
+def test_a_bug_inside_a_part_shows_its_own_frames_and_no_others(vae_train, group, name, frame, error):
+    code, said = vae_train(*QUICKLY, *own(group, name))
+    assert code == 1
+    problem = said[said.index("vae-train: code of your own failed:") :]
+    assert frame in problem
+    assert problem.rstrip().endswith(error)
+    assert all("mine.py" in line for line in problem.splitlines() if line.startswith("  File "))
 
 
 def test_parts_that_return_what_they_must_train(vae_train):

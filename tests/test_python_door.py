@@ -3,6 +3,7 @@
 import sys
 from types import SimpleNamespace
 
+import hydra
 import numpy as np
 import pytest
 import torch
@@ -20,6 +21,32 @@ def models(tmp_path_factory):
         _, folder = quick_run(f"model={name}", "model.z_dim=3", "epochs=0", folder=tmp_path_factory.mktemp(name))
         made[name] = vae_exp.load(folder)
     return made
+
+
+def test_a_program_in_float64_trains_and_uses_models_in_float32(models, tmp_path, request):
+    model, image = models["vanilla"], np.zeros((2, 1, 8, 8), np.uint8)
+
+    def used(model):
+        return [model.sample(2, seed=0), model.reconstruct(image), model.log_prob_bound(image, k=2)]
+
+    expected = used(model)
+    request.addfinalizer(lambda: torch.set_default_dtype(torch.float32))
+    torch.set_default_dtype(torch.float64)
+    for now, before in zip([*used(model), *used(vae_exp.load(model.path))], 2 * expected, strict=True):
+        assert torch.equal(now, before) and now.dtype == before.dtype
+    assert model.encode(image).rsample().dtype == torch.float32
+    summary, _ = quick_run("likelihood=gaussian", "likelihood.sigma=learned", folder=tmp_path)
+    assert summary["state"] == "finished"
+    assert torch.get_default_dtype() == torch.float64
+
+
+def test_composing_inside_an_application_of_hydras_leaves_it_as_it_is(tmp_path):
+    with hydra.initialize_config_dir(str(tmp_path), version_base=None):
+        (tmp_path / "theirs.yaml").write_text("a: 1\n")
+        assert vae_exp.compose("dataset=digits", "model.z_dim=3").model.z_dim == 3
+        with pytest.raises(UserError, match="zdim: no such key"):
+            vae_exp.compose("zdim=3")
+        assert hydra.compose("theirs") == {"a": 1}
 
 
 ONE = torch.zeros(1, 1, 8, 8)

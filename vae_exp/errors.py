@@ -1,7 +1,12 @@
 """What ends a run: errors with one message and no traceback, which the user can fix, and signals."""
 
 import signal
+import sysconfig
+import traceback
 import unicodedata
+from pathlib import Path
+
+PLACES = [Path(__file__).parent, *(Path(sysconfig.get_path(name)) for name in ("stdlib", "scripts"))]  # of nobody's own
 
 
 class UserError(Exception):
@@ -41,6 +46,20 @@ def stopped_by(error: BaseException) -> str:
         return "Ctrl-C"
     is_signal = isinstance(code, int) and code - 128 in set(signal.Signals)
     return signal.Signals(code - 128).name if is_signal else str(code)
+
+
+def in_users_code(error: Exception) -> UserError | None:
+    """Return the error as one message with its frames in files of the user's own; None if it passed none of them."""
+    if isinstance(error, UserError):
+        return error
+    frames = [
+        frame
+        for frame, file in ((frame, Path(frame.filename)) for frame in traceback.extract_tb(error.__traceback__))
+        if file.is_file() and not {"site-packages", "dist-packages"} & set(file.parts)
+        if not any(map(file.is_relative_to, PLACES))
+    ]
+    shown = [*traceback.format_list(frames), *traceback.format_exception_only(error)]
+    return UserError(f"code of your own failed:\n{''.join(shown).rstrip()}") if frames else None
 
 
 def printable(text: object) -> str:

@@ -38,6 +38,15 @@ class Unreadable(OSError, ValueError):
     """Not a regular file, or not the content that such a file has."""
 
 
+def expand(path: object) -> Path:
+    """Return a path as anybody gives one, with ~ for their home. Raises UserError if there is no such home."""
+    try:
+        return Path(str(path)).expanduser()
+    except RuntimeError as error:
+        home = f"~ is a home, and there is none of this name. A file or folder called so is ./{path}"
+        raise UserError(f"{path}: {home}.") from error
+
+
 def cache_folder(name: str) -> Path:
     """Return the folder of one kind of cache in the user's cache folder; it need not exist."""
     try:

@@ -22,6 +22,7 @@ from vae_exp.errors import UserError, printable
 from vae_exp.evaluation import metrics, samplers
 from vae_exp.training import checkpoints, restore
 from vae_exp.training.checkpoints import Checkpoint, find
+from vae_exp.training.precision import float32
 from vae_exp.vae import VAE
 
 __all__ = ["TrainedVAE", "find", "load", "rebuild"]
@@ -70,6 +71,7 @@ class TrainedVAE:
     image's. `model` is the VAE, a torch module; `config`, `epoch` and `kl_per_dim` say how it was trained.
     """
 
+    @float32()
     def __init__(
         self, checkpoint: Checkpoint, device: torch.device, trust: Trust = False, path: Path | None = None
     ) -> None:
@@ -110,6 +112,7 @@ class TrainedVAE:
             digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 
+    @float32()
     @torch.no_grad()
     def sample(
         self,
@@ -162,12 +165,14 @@ class TrainedVAE:
             raise UserError("sampler=prior: an autoencoder has no prior. Use sampler=gmm or sampler=aggregate.")
         return lambda y, noise, temperature: temperature * self.model.prior_sample(len(y), noise)
 
+    @float32()
     @torch.no_grad()
     def encode(self, x: Tensor | np.ndarray, label: Labels = None) -> DiagonalGaussian | Point:
         """Return q(z|x): `.mean` and `.log_var` are [N, Z], and `.rsample()` draws from it."""
         x = self.images(x)
         return self.model.encode(x, self.labels(label, len(x)))
 
+    @float32()
     @torch.no_grad()
     def decode(self, z: Tensor | np.ndarray, label: Labels = None) -> Tensor:
         """Return the mean of p(x|z) for codes z [N, Z], [N, C, H, W] in [0, 1]. Raises UserError for other codes."""
@@ -182,6 +187,7 @@ class TrainedVAE:
         """Return the images decoded from the mean of their q(z|x), [N, C, H, W] in [0, 1]."""
         return self.decode(self.encode(x, label).mean, label)
 
+    @float32()
     def log_prob_bound(self, x: Tensor | np.ndarray, label: Labels = None, k: int = 100, seed: int = 0) -> Tensor:
         """Return a lower bound on log p(x) of each image from k importance samples, [N] nats (Burda et al. 2016)."""
         k, seed = _checked("k", k, Count), _checked("seed", seed, Seed)

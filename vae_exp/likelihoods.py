@@ -20,6 +20,9 @@ from vae_exp import distributed
 INITIAL_SCALE = 0.1  # of a pixel in [0, 1]: about the error a small VAE leaves on MNIST
 MAX_LOGIT = 16.0  # of the continuous Bernoulli: a probability of float32's epsilon, torch.distributions' limit
 MIN_SIGMA = math.exp(-6)  # of the optimal sigma, which would be 0 for a perfect batch; as in Rybkin et al.
+# From the decoder's outputs to the mean of a family with a scale. Where much is black or white, a sigmoid, which stays
+# there however sure the decoder is, suits densities; the discretized logistic's tails also take in means beyond.
+MEANS: dict[str, Callable[[Tensor], Tensor]] = {"linear": lambda outputs: outputs, "sigmoid": torch.sigmoid}
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -158,9 +161,9 @@ class DiscretizedLogistic:
 class Learned(nn.Module):
     """Make distributions of a family with one scale for all pixels, learned by its logarithm beside the weights."""
 
-    def __init__(self, family: Callable[[Tensor, Tensor], Any]) -> None:
+    def __init__(self, family: Callable[[Tensor, Tensor], Any], mean: str) -> None:
         super().__init__()
-        self.family = family
+        self.family, self.to_mean = family, MEANS[mean]
         self.scale_name = "sigma" if family is Gaussian else "scale"
         self.log_scale = nn.Parameter(torch.tensor(math.log(INITIAL_SCALE)))
 
@@ -169,8 +172,8 @@ class Learned(nn.Module):
         """Return the scale, a scalar, in pixels of [0, 1]."""
         return self.log_scale.exp()
 
-    def forward(self, mean: Tensor) -> Any:
-        return self.family(mean, self.scale)
+    def forward(self, outputs: Tensor) -> Any:
+        return self.family(self.to_mean(outputs), self.scale)
 
 
 class Optimal(nn.Module):
@@ -182,8 +185,9 @@ class Optimal(nn.Module):
 
     scale_name = "sigma"
 
-    def __init__(self) -> None:
+    def __init__(self, mean: str) -> None:
         super().__init__()
+        self.to_mean = MEANS[mean]
         self.register_buffer("mean_square", torch.tensor(INITIAL_SCALE**2))
         self.register_buffer("batches", torch.tensor(0.0))
         self.mean_square: Tensor
@@ -194,7 +198,8 @@ class Optimal(nn.Module):
         """Return the sigma that evaluation uses, a scalar."""
         return self.mean_square.sqrt()
 
-    def forward(self, mean: Tensor) -> "Gaussian | FittedGaussian":
+    def forward(self, outputs: Tensor) -> "Gaussian | FittedGaussian":
+        mean = self.to_mean(outputs)
         return FittedGaussian(mean, self) if self.training else Gaussian(mean, self.scale)
 
     def fit(self, error: Tensor) -> Tensor:
@@ -232,23 +237,23 @@ def continuous_bernoulli() -> Callable[[Tensor], ContinuousBernoulli]:
     return lambda outputs: ContinuousBernoulli(MAX_LOGIT * torch.tanh(outputs / MAX_LOGIT))
 
 
-def gaussian(sigma: float | str) -> Callable[[Tensor], Any]:
-    """Return a density over pixels as real numbers, with sigma a number, "learned" or "optimal"."""
-    return Optimal() if sigma == "optimal" else _scaled(Gaussian, sigma)
+def gaussian(sigma: float | str, mean: str = "linear") -> Callable[[Tensor], Any]:
+    """Return a density over pixels as real numbers, with sigma a number, "learned" or "optimal"; mean is of MEANS."""
+    return Optimal(mean) if sigma == "optimal" else _scaled(Gaussian, sigma, mean)
 
 
-def laplace(scale: float | str) -> Callable[[Tensor], Any]:
-    """Return a density over pixels as real numbers, with scale a number or "learned"."""
-    return _scaled(Laplace, scale)
+def laplace(scale: float | str, mean: str = "linear") -> Callable[[Tensor], Any]:
+    """Return a density over pixels as real numbers, with scale a number or "learned"; mean is of MEANS."""
+    return _scaled(Laplace, scale, mean)
 
 
-def discretized_logistic(scale: float | str) -> Callable[[Tensor], Any]:
-    """Return a probability over the 256 values of a pixel, with scale a number or "learned"."""
-    return _scaled(DiscretizedLogistic, scale)
+def discretized_logistic(scale: float | str, mean: str = "linear") -> Callable[[Tensor], Any]:
+    """Return a probability over the 256 values of a pixel, with scale a number or "learned"; mean is of MEANS."""
+    return _scaled(DiscretizedLogistic, scale, mean)
 
 
-def _scaled(family: type, scale: float | str) -> Callable[[Tensor], Any]:
-    return Learned(family) if scale == "learned" else lambda mean: family(mean, float(scale))
+def _scaled(family: type, scale: float | str, mean: str) -> Callable[[Tensor], Any]:
+    return Learned(family, mean) if scale == "learned" else lambda outputs: family(MEANS[mean](outputs), float(scale))
 
 
 def _log(scale: float | Tensor) -> float | Tensor:

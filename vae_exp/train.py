@@ -95,7 +95,10 @@ def setup(run: Run, source: Checkpoint | None) -> None:
         restore.restore(resumed, run)
     distributed.broadcast_weights(model, run.eval_model)
     distributed.seed_layers(seed + run.state.step)
-    console.introduce(config, run.info, run.run_dir, grey=model.support == "binary" and data.train.is_grey())
+    grey = model.support == "binary" and data.train.is_grey()
+    linear = model.support == "real" and config["likelihood"].get("mean") == "linear"
+    saturated = linear and data.train.saturated_share() > 0.1
+    console.introduce(config, run.info, run.run_dir, grey, saturated)
 
 
 def train_epoch(run: Run) -> bool:

@@ -3,6 +3,8 @@
 import contextlib
 import errno
 import gc
+import io
+import itertools
 import logging
 import os
 import platform
@@ -17,17 +19,18 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+import yaml
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vae_exp import __version__
 from vae_exp.compare.runs import TERMS
 from vae_exp.config import checks
-from vae_exp.config.checks import CONF_DIR, check_values, flatten, path_of, quoted, resolve, shortened
-from vae_exp.config.compose import compose, explain, parse, readable
-from vae_exp.config.schema import Rule
-from vae_exp.errors import UserError, printable, stop_signals
+from vae_exp.config.checks import CONF_DIR, check_values, closest, flatten, path_of, quoted, resolve, shortened
+from vae_exp.config.compose import KNOWN_RULES, compose, explain, parse, readable
+from vae_exp.config.schema import OPTION_RULES, Rule
+from vae_exp.errors import UserError, in_users_code, printable, stop_signals
 from vae_exp.training import console
 from vae_exp.training.run_dir import (
     BEST,
@@ -52,17 +55,64 @@ def with_own_options(arguments: list[str]) -> list[str]:
             if not folder or not path_of(flag, folder).is_dir():
                 advice = "It holds options of your own: objective/NAME.yaml"
                 raise UserError(f"{flag} {folder}: there is no such folder. {advice}")
-            path = f"file://{Path(folder).resolve()}"
+            path = f"file://{path_of(flag, folder).resolve()}"
             path = path if re.fullmatch(r"[\w:/.-]+", path) else quoted(path)
             return [*arguments[:i], *rest, f"hydra.searchpath=[{path}]"]
     return arguments
 
 
+def own_folders(words: list[str]) -> list[Path]:
+    """Return the folders of options that --config-dir named."""
+    matches = [re.fullmatch(r"hydra\.searchpath=\['?file://(.*?)'?\]", word) for word in words]
+    return [Path(match[1]) for match in matches if match]
+
+
+def require_own_options(words: list[str]) -> None:
+    """Raise UserError, with file, line and column, if an option of one's own that is chosen is not one."""
+    chosen = [word.lstrip("+").partition("=") for word in words]
+    for folder, (group, _, names) in itertools.product(own_folders(words), chosen):
+        for name in names.split(","):
+            _require_option(folder, f"{group}/{name}", [])
+
+
+def _require_option(folder: Path, option: str, above: list[str]) -> None:
+    file = os.path.join(folder, f"{option}.yaml")  # noqa: PTH118  (these never raise, whatever was typed)
+    if not os.path.isfile(file):  # noqa: PTH113
+        return
+    if option in above:
+        raise UserError(f"{file}: its defaults lead back to it: {' > '.join([*above, option])}.")
+    content = Path(file).read_bytes()
+    try:
+        settings = OmegaConf.load(io.StringIO(content.decode()))
+    except UnicodeDecodeError as error:
+        before = content[: error.start].splitlines(keepends=True)
+        raise UserError(f"{file}, line {len(before)}, column {len(before[-1]) + 1}: no text in UTF-8.") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise UserError(f"{file}{place}: no YAML ({error.problem or error.context}).") from error
+    except OmegaConfBaseException as error:
+        raise UserError(f"{file}: {error.full_key}: {str(error).splitlines()[0]}.") from error
+    if not isinstance(settings, DictConfig):
+        raise UserError(f"{file}, line 1, column 1: it must hold lines of KEY: VALUE.")
+    defaults = settings.get("defaults")
+    for name in defaults if isinstance(defaults, ListConfig) else []:
+        _require_option(folder, f"{option.rpartition('/')[0]}/{name}", [*above, option])
+
+
+def no_such_flag(flag: str, arguments: list[str]) -> str:
+    """Return the first sentences on an unknown flag: what it would be as KEY=VALUE."""
+    name, _, value = flag.lstrip("-").partition("=")
+    key, following = name.replace("-", "_"), arguments[arguments.index(flag) + 1 :][:1]
+    value = value or "".join(word for word in following if not word.startswith("-") and "=" not in word) or "VALUE"
+    hint = f" Keys have no dashes: {key}={value}." if key in KNOWN_RULES else closest(key, KNOWN_RULES | OPTION_RULES)
+    return f"{flag}: no such flag.{hint}"
+
+
 def print_help(arguments: list[str]) -> None:
     """Print the help of vae-train; Hydra would fill in the same text, but asks every plugin's groups, for seconds."""
-    matches = [re.fullmatch(r"hydra\.searchpath=\['?file://(.*?)'?\]", word) for word in arguments]  # of --config-dir
     names: dict[str, list[str]] = {}
-    for folder in (CONF_DIR, *(Path(match[1]) for match in matches if match)):
+    for folder in (CONF_DIR, *own_folders(arguments)):
         for group in checks.groups(folder):
             names.setdefault(group, []).extend(checks.options(group, folder))
     groups = "".join(f"{group}: {', '.join(options)}\n" for group, options in sorted(names.items()))
@@ -121,6 +171,8 @@ def _code_or_message(error: BaseException, program: str, config_name: str) -> An
         return f"{program}: {shortened(printable(error.filename))}: this name is too long for the file system."
     if isinstance(error, OSError) and error.errno in UNWRITABLE:
         return f"{program}: {error.filename or 'standard output'}: cannot be written ({error.strerror})."
+    if isinstance(error, Exception) and (problem := in_users_code(error)):
+        return f"{program}: {problem}"
     raise error
 
 
@@ -167,7 +219,8 @@ def _overrides(program: str, arguments: list[str]) -> list[str]:
     """Return the arguments of a command that takes only KEY=VALUE. Raises UserError for another."""
     for word in arguments:
         if word.startswith("-"):
-            raise UserError(f"{word}: no such flag. There are --help, --version and --cfg job; all else is KEY=VALUE.")
+            flags = "There are --help, --version and --cfg job; all else is KEY=VALUE."
+            raise UserError(f"{no_such_flag(word, arguments)} {flags}")
         if word.startswith("~"):
             raise UserError(f"{word}: every key has a value; leave {word.lstrip('~')} out for its default.")
         if "=" not in word:

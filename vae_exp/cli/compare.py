@@ -19,7 +19,7 @@ from vae_exp.compare.table import format_table, wrapped
 from vae_exp.config.checks import closest, path_of, shortened
 from vae_exp.config.migrations import GONE
 from vae_exp.errors import UserError, printable
-from vae_exp.files import Unreadable, parse_yaml, require_no_links, write, writing
+from vae_exp.files import Unreadable, expand, parse_yaml, require_no_links, write, writing
 from vae_exp.training.run_dir import LATEST, lock_folder, read_summary, runs_below
 
 OWN_PROJECT = ""  # --wandb alone: the project that the runs were logged to
@@ -54,8 +54,8 @@ def _arguments() -> argparse.ArgumentParser:
     add("--columns", metavar="A,B", help="these columns instead of the keys that differ")
     add("--fold-seeds", action="store_true", help="mean ± standard deviation over seeds")
     add("--udr", action="store_true", help="how far each run's latents agree with other seeds' (Duan et al. 2020)")
-    add("--csv", type=Path, metavar="FILE", help="write the table with full precision")
-    add("--html", type=Path, metavar="FILE", help="write one self-contained page: table, curves, pictures")
+    add("--csv", type=expand, metavar="FILE", help="write the table with full precision")
+    add("--html", type=expand, metavar="FILE", help="write one self-contained page: table, curves, pictures")
     view = "make or update a saved view of this project in W&B; of the runs' own project where none is named"
     add("--wandb", nargs="?", const=OWN_PROJECT, metavar="ENTITY/PROJECT", help=view)
     add("--wandb-report", action="store_true", help="with --wandb: a W&B report of one sweep too")

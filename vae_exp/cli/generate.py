@@ -18,7 +18,7 @@ from vae_exp.cli import common
 from vae_exp.config.checks import CONF_DIR, as_typed, flatten
 from vae_exp.config.schema import GENERATE_RULES, GenerateOptions
 from vae_exp.errors import UserError, printable
-from vae_exp.files import atomic_write, making, partial_of, read_yaml, require_no_links, writing
+from vae_exp.files import atomic_write, expand, making, partial_of, read_yaml, require_no_links, writing
 from vae_exp.training.run_dir import GENERATED
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def generate(options: GenerateOptions) -> Path:
     if options["label"] is not None:
         model.labels(options["label"], 1)
     n = options["n"] or grids.SIZES.get(options["what"], 1)
-    folder = Path(options["output"] or source.parent / GENERATED)
+    folder = expand(options["output"] or source.parent / GENERATED)
     if not options["output"]:
         require_no_links(source.parent, [GENERATED])
     target = folder / _name(options)

@@ -21,10 +21,17 @@ from omegaconf import DictConfig, OmegaConf, read_write
 
 from vae_exp import torchrun_env
 from vae_exp.cli import common
-from vae_exp.cli.common import final_message, print_help, resume_hint, with_own_options
+from vae_exp.cli.common import (
+    final_message,
+    no_such_flag,
+    print_help,
+    require_own_options,
+    resume_hint,
+    with_own_options,
+)
 from vae_exp.config.checks import CONF_DIR, as_typed, literal, path_of
 from vae_exp.config.compose import HYDRA_VERSION, compose, parse, readable
-from vae_exp.errors import PeerLost, Unwritable, UserError, stop_signals, stopped_by
+from vae_exp.errors import PeerLost, Unwritable, UserError, in_users_code, stop_signals, stopped_by
 from vae_exp.sweeps import jobs, plan, sweepers
 from vae_exp.training import resume, threads
 from vae_exp.training.run_dir import (
@@ -61,6 +68,7 @@ def main() -> None:
             print(common.versions())
             return
         sys.argv[1:] = _command_line(arguments)
+        require_own_options(sys.argv[1:])
         sweepers.register()
         with _in_the_users_words(sys.argv[1:]):
             _job()
@@ -70,9 +78,8 @@ def _command_line(arguments: list[str]) -> list[str]:
     """Return what Hydra is given: the arguments, readable for it, with what a run that resumes was started with."""
     flags = [argument for argument in arguments if argument.startswith("-")]
     if unknown := [flag for flag in flags if flag.partition("=")[0] not in HYDRA_FLAGS]:
-        raise UserError(
-            f"{unknown[0]}: no such flag. `vae-train --help` says what can be typed, --hydra-help the flags."
-        )
+        advice = "`vae-train --help` says what can be typed, --hydra-help the flags."
+        raise UserError(f"{no_such_flag(unknown[0], arguments)} {advice}")
     if set(flags) - set(MULTIRUN_FLAGS):
         return arguments
     overrides = readable([argument for argument in arguments if not argument.startswith("-")])
@@ -262,9 +269,11 @@ def _one_run(cfg: DictConfig, run_dir: Path) -> None:
     except (KeyboardInterrupt, SystemExit) as stop:
         log.info(f"Stopped by {stopped_by(stop)}. What was finished until then is in {run_dir}{resume_hint(run_dir)}")
         raise
-    except UserError as error:
-        record_failure(cfg, run_dir, str(error))
-        log.error(f"vae-train: {error}{resume_hint(run_dir) if isinstance(error, PeerLost | Unwritable) else ''}")
+    except Exception as error:
+        if (problem := in_users_code(error)) is None:
+            raise
+        record_failure(cfg, run_dir, str(problem))
+        log.error(f"vae-train: {problem}{resume_hint(run_dir) if isinstance(error, PeerLost | Unwritable) else ''}")
         sys.exit(1)
 
 

@@ -8,6 +8,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -16,7 +17,16 @@ from torch import nn
 
 from vae_exp import distributed, torchrun_env
 from vae_exp.config import checks, targets
-from vae_exp.config.checks import CALLS, check_devices, check_values, dataset_problems, flatten, is_ours, rules_for
+from vae_exp.config.checks import (
+    CALLS,
+    check_devices,
+    check_values,
+    closest,
+    dataset_problems,
+    flatten,
+    is_ours,
+    rules_for,
+)
 from vae_exp.config.schema import Config, Rule, is_number, rule_of
 from vae_exp.datasets import Data, Split, prepare
 from vae_exp.datasets.prepare import require_source
@@ -98,7 +108,8 @@ def resolve(group: str, target: str) -> Callable[..., Any]:
             function = pkgutil.resolve_name(target)  # a name inside a class
         inspect.signature(function)
     except (ImportError, AttributeError, TypeError, ValueError, SyntaxError) as error:
-        raise UserError(f"{group}._target_={target}: there is no such function or class ({error}).") from error
+        hint = f" Code of your own is found in the current folder, {Path.cwd()}." * (not is_ours(target))
+        raise UserError(f"{group}._target_={target}: there is no such function or class ({error}).{hint}") from error
     return cast("Callable[..., Any]", function)
 
 
@@ -120,10 +131,14 @@ def _check_call(group: str, settings: dict[str, Any]) -> None:
     try:
         signature.bind(*[None] * by_position, **dict.fromkeys(by_name), **function.keywords)
     except TypeError as error:
-        known = list(dict.fromkeys([*list(signature.parameters)[by_position:], *USED_ELSEWHERE.get(group, ())]))
-        known = [name for name in known if name not in by_name]
-        problem = f"{group}: {target} {error}; its settings are {', '.join(known)}."
-        raise UserError(problem + _hint_of_option(group, set(function.keywords) - set(known))) from error
+        named = [name for name, parameter in signature.parameters.items() if parameter.kind != parameter.VAR_KEYWORD]
+        known = [name for name in named[by_position:] if name not in by_name]
+        unknown = [] if len(named) < len(signature.parameters) else sorted(function.keywords.keys() - known)
+        hint = "".join(closest(name, known) for name in unknown)
+        problem = f"takes no {', '.join(unknown)}.{hint} Its" if unknown else f"{error}; its"
+        known += [name for name in USED_ELSEWHERE.get(group, ()) if is_ours(target) and name not in known]
+        problem = f"{group}: {target} {problem} settings are {', '.join(known) or 'none'}."
+        raise UserError(problem + _hint_of_option(group, set(unknown))) from error
     if not is_ours(target):
         _check_hints(group, function)
 

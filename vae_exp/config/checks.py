@@ -15,15 +15,24 @@ from omegaconf.errors import OmegaConfBaseException
 from vae_exp.config.migrations import renamed
 from vae_exp.config.schema import DATASET_RULES, METRICS, OPTION_RULES, RULES, RUN_PATH, Config, Rule, is_path
 from vae_exp.errors import UserError
+from vae_exp.files import expand
 
 _PACKAGE = Path(__file__).parents[1]
 # An installed package carries its own copy of conf/; a checkout has it at the top level.
 CONF_DIR = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
 CALLS = ("network", "likelihood", "objective", "dataset", "optimizer", "scheduler")  # groups with a _target_
 DATA_PATHS = ("root", "cache")  # of a dataset
+INHERITED = {"model": "vanilla", "dataset": "{options@_here_: common}"}  # by options of these groups
 # A dictionary given for these is refused whole; factors have keys of their own.
 LEAVES = (RULES | OPTION_RULES | DATASET_RULES).keys() - {"dataset.factors"}
 MAX_CHARACTERS = 500  # of a value in a message
+RUN_DIR = "hydra.run.dir"
+OTHER_NAMES = {  # of keys, in other programs
+    **dict.fromkeys(("learning_rate", "step_size"), ("optimizer.lr",)),
+    **dict.fromkeys(("latent_dim", "latent_dims", "latent_size", "latents"), ("model.z_dim",)),
+    **dict.fromkeys(("data", "data_dir", "data_path", "data_root"), ("dataset.root",)),
+    **dict.fromkeys(("out", "output", "output_dir", "out_dir", "save_dir", "log_dir", "run_dir"), (RUN_DIR, "output")),
+}
 
 
 def resolve(cfg: DictConfig) -> dict[str, Any]:
@@ -39,6 +48,11 @@ def check(cfg: DictConfig, combinations: bool = True) -> Config:
 
     Its paths mean the same from any folder. Raises UserError naming each wrong key, its value and what is allowed.
     """
+    for group, line in INHERITED.items():
+        names = [key.partition(".")[2] for key in RULES if key.startswith(f"{group}.")]
+        if isinstance(cfg.get(group), DictConfig) and (missing := [name for name in names if name not in cfg[group]]):
+            how = f"A yaml of your own gets what it leaves out by `defaults: [{line}, _self_]`"
+            raise UserError(f"{group}.{missing[0]}: is missing. {how}.")
     config = renamed(resolve(cfg))
     config.pop("published", None)  # what a preset claims is no setting: vae-reproduce reads it
     problems = [
@@ -164,6 +178,11 @@ def _objective_problems(flat: Mapping[str, Any]) -> Iterator[str]:
 def dataset_problems(flat: Mapping[str, Any]) -> Iterator[str]:
     """Yield what is wrong between the keys of a dataset, such as a source that is another dataset's."""
     target, source, split, table = (flat.get(f"dataset.{key}") for key in ("_target_", "source", "split", "factors"))
+    if is_ours(target) and flat.get("dataset.root", "") is None:
+        where = (
+            "FILE.npz, which holds your images" if target == "vae_exp.datasets.arrays" else "FOLDER, with the images"
+        )
+        yield f"dataset={flat.get('dataset.name')}: it needs dataset.root={where}."
     if flat.get("dataset.binarize") == "larochelle" and source != "mnist":
         yield "dataset.binarize=larochelle: these files are MNIST's; use it with dataset=mnist."
     if is_ours(target) and isinstance(table, str) and table and target != "vae_exp.datasets.image_folder":
@@ -219,7 +238,7 @@ def path_of(key: str, value: Any) -> Path:
     """Return the path that a key gives, for keys without a rule. Raises UserError if the value is not a path."""
     if problems := check_values({key: value}, {key: RUN_PATH}):
         raise UserError(problems[0])
-    return Path(str(value)).expanduser()
+    return expand(str(value))
 
 
 def as_typed(value: Any) -> str:
@@ -287,7 +306,8 @@ def options_with(key: str) -> list[str]:
 def closest(word: str, known: Collection[str]) -> str:
     """Return a sentence with the known names nearest to a misspelt one, or nothing if none is near."""
     last = word.rsplit(".", 1)[-1]  # people write z_dim=10 for model.z_dim=10
-    near = difflib.get_close_matches(word, known, n=3, cutoff=0.7)
+    near = [key for key in OTHER_NAMES.get(last, ()) if key in known]
+    near += difflib.get_close_matches(word, known, n=3, cutoff=0.7)
     near += [key for key in known if key.rsplit(".", 1)[-1] == last]
     near += [key for key in known if difflib.get_close_matches(last, [key.rsplit(".", 1)[-1]], cutoff=0.75)]
     return f" Did you mean {' or '.join(list(dict.fromkeys(near))[:3])}?" if near else ""

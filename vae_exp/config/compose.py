@@ -2,16 +2,18 @@
 
 import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
+from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vae_exp.config.checks import CONF_DIR, closest, groups, options, options_with, quoted
+from vae_exp.config.checks import CONF_DIR, RUN_DIR, closest, groups, options, options_with, quoted
 from vae_exp.config.migrations import GONE
 from vae_exp.config.schema import DATASET_RULES, EVALUATE_RULES, GENERATE_RULES, OPTION_RULES, RULES, is_number
 from vae_exp.errors import UserError, printable
@@ -97,7 +99,7 @@ def _text(word: str, null: bool = False) -> str:
 def compose(config_name: str, overrides: list[str]) -> DictConfig:
     """Compose conf/CONFIG_NAME.yaml; vae-train's has Hydra's part. Raises UserError, or what `explain` rewords."""
     try:
-        with hydra.initialize_config_dir(str(CONF_DIR), version_base=HYDRA_VERSION):
+        with _hydra_of_our_own(), hydra.initialize_config_dir(str(CONF_DIR), version_base=HYDRA_VERSION):
             return hydra.compose(config_name, overrides, return_hydra_config=config_name == "config")
     except (ConfigCompositionException, ValueError, AssertionError, TypeError, AttributeError, KeyError) as error:
         # A group's option is chosen before there are any values to refer to; Hydra answers model=null with its bugs.
@@ -108,6 +110,18 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
         named = options(_group_of(wrong[0])) if wrong else []
         choose = f"Choose one of {', '.join(named)}." if named else f"({_first_line(error)})"
         raise UserError(f"{' '.join(wrong or overrides)}: a group takes the name of an option. {choose}") from error
+
+
+@contextlib.contextmanager
+def _hydra_of_our_own() -> Iterator[None]:
+    """Set Hydra's state of the program aside for the block: the program may be an application of Hydra's itself."""
+    theirs, base = GlobalHydra.instance().hydra, VersionBase.instance().version_base
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = theirs
+        VersionBase.instance().version_base = base
 
 
 def _group_of(word: str) -> str:
@@ -129,6 +143,8 @@ def explain(error: Exception, program: str, config_name: str) -> str:
     text = str(error)
     if isinstance(error, OverrideParseException):  # the grammar's own complaint, which does not name the key
         return f"{error.override}: Hydra cannot read it ({text.splitlines()[0]}). Quotes may help: 'KEY=\"VALUE\"'."
+    if match := re.search(r"Could not (?:find|load) '(?!hydra/(?:launcher|sweeper)/)(hydra/\w+|\w+)/(.*?)'", text):
+        return _no_option(match[1], match[2], getattr(error, "options", None) or options(match[1]))
     for pattern, reword in COMPLAINTS.items():
         if match := re.search(pattern, text):
             return reword(*match.groups())
@@ -144,15 +160,14 @@ def _no_plugin(kind: str, name: str) -> str:
     return f"hydra/{kind}={name}: not installed. It comes with: pip install 'vae_exp[{name}]'"
 
 
-def _no_option(group: str, option: str) -> str:
-    known = ", ".join(options(group))
-    if not known:
+def _no_option(group: str, option: str, known: list[str]) -> str:
+    if group not in groups():
         return f"{group}={option}: there is no such option of Hydra's."
     if not option:
-        return f"{group}=: choose one of {known}."
-    hint = closest(option, options(group))
-    elsewhere = "" if hint else " One of your own is found with --config-dir FOLDER."
-    return f"{group}={option}: there is no such {group}.{hint} There are {known}.{elsewhere}"
+        return f"{group}=: choose one of {', '.join(known)}."
+    hint, has_own = closest(option, known), known != options(group)
+    elsewhere = "" if hint or has_own else " One of your own is found with --config-dir FOLDER."
+    return f"{group}={option}: there is no such {group}.{hint} There are {', '.join(known)}.{elsewhere}"
 
 
 def _several_values(key: str, value: str) -> str:
@@ -163,7 +178,6 @@ def _several_values(key: str, value: str) -> str:
 # What Hydra complains of, and what we say of it.
 COMPLAINTS: dict[str, Callable[..., str]] = {
     r"Could not find 'hydra/(launcher|sweeper)/(\w*?)(?:_local|_slurm)?'": _no_plugin,
-    r"Could not (?:find|load) '(hydra/\w+|\w+)/(.*?)'": _no_option,
     r"^Ambiguous value for argument '(.*?)=(.*)'": _several_values,
 }
 
@@ -179,5 +193,5 @@ def _unknown_key(key: str, program: str, config_name: str) -> str:
     if names := options_with(key):
         group = key.split(".")[0]
         return f"{key}: the chosen {group} has no such key; {group}={'|'.join(names)} has."
-    hint = closest(key, [*known, *groups()])
+    hint = closest(key, [*known, *groups(), RUN_DIR])
     return f"{key}: no such key.{hint} `vae-train --help` lists the groups, `vae-train --cfg job` every key."

@@ -38,6 +38,7 @@ ADDED_BELOW: dict[str, dict[str, Any]] = {
 ADDED_TO: dict[str, dict[str, Any]] = {  # the same, of a group's function
     "vae_exp.datasets.image_folder": {"factors": None, "label": None, "white": None},
     **{f"vae_exp.networks.{name}": {"init": "pytorch"} for name in ("mlp", *CONV)},
+    **{f"vae_exp.likelihoods.{name}": {"mean": "linear"} for name in ("gaussian", "laplace", "discretized_logistic")},
 }
 
 

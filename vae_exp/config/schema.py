@@ -291,6 +291,7 @@ Options = TypedDict(
         "network.blocks": Annotated[int, integer(1, 1000)],
         "likelihood.sigma": Spread | Literal["learned", "optimal"],
         "likelihood.scale": Spread | Literal["learned"],
+        "likelihood.mean": Literal["linear", "sigmoid"],
         "objective.beta": NonNegative,
         "objective.warmup": Literal["linear", "cosine", "cyclical"],
         "objective.warmup_epochs": NonNegative,
@@ -307,7 +308,7 @@ Options = TypedDict(
         "objective.samples": Count,
         "objective.samples_at_once": Count,
         "objective.sampling": Literal["stratified", "weighted"],
-        "dataset.root": DataRoot,
+        "dataset.root": DataRoot | None,  # null: still to be given
         "dataset.source": Literal["mnist", "fashion_mnist", "kmnist", "emnist", "qmnist", "cifar10", "svhn"],
         "dataset.test_size": Count | Fraction,
         "dataset.split": Literal["balanced", "byclass", "bymerge", "digits", "letters", "mnist"],

@@ -13,6 +13,7 @@ from vae_exp.datasets.prepare import with_test
 from vae_exp.datasets.splits import Source, Split, Streamed
 from vae_exp.datasets.torchvision import last_line
 from vae_exp.errors import UserError, printable
+from vae_exp.files import expand
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ def arrays(name: str, root: str, label: str | None = None, test_size: int | floa
     both splits. Raises UserError for a file or arrays that do not fit this; nothing pickled is read.
     """
     try:
-        content, digests = _read(Path(root).expanduser())
+        content, digests = _read(expand(root))
         prefixes = [prefix for prefix in ("", TEST) if f"{prefix}images" in content]
         images = {prefix: _images(f"{prefix}images", content[f"{prefix}images"]) for prefix in prefixes}
         if TEST not in images and (stray := [array for array in content if array.startswith(TEST)]):

@@ -15,7 +15,7 @@ from vae_exp.datasets.splits import Source, Streamed
 from vae_exp.datasets.sprites import SHAPES, SIZES, grid_source
 from vae_exp.datasets.torchvision import downloading
 from vae_exp.errors import Unwritable, UserError
-from vae_exp.files import announce, atomic_write, cache_folder, digests
+from vae_exp.files import announce, atomic_write, cache_folder, digests, expand
 
 ROWS_AT_ONCE = 2048  # images in memory while a file is unpacked
 
@@ -132,12 +132,12 @@ def _source(
 ) -> Source:
     known = KNOWN[source]
     values = chosen_values(known.sizes, factors, known.periodic)
-    folder = cache_folder("unpacked") if cache is None else Path(cache).expanduser() / "unpacked"
+    folder = cache_folder("unpacked") if cache is None else expand(cache) / "unpacked"
     announce(folder, "unpacked images", "dataset.cache")
     # By the checksum that is required of the file: whichever copy of it was unpacked, these are its images.
     raw = folder / f"{source}-{known.md5[:16]}.uint8"
     if not raw.is_file() or raw.stat().st_size != math.prod(known.shape):
-        _unpack(name, known, _download(name, known, Path(root).expanduser(), source.partition("_")[0]), raw)
+        _unpack(name, known, _download(name, known, expand(root), source.partition("_")[0]), raw)
     images = Streamed(raw, known.shape, torch.arange(known.shape[0]), is_binary=known.is_binary)
     return grid_source(name, images, known.sizes, values, label, test_size, known.names, digests({raw.name: raw}))
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vae_exp.errors import UserError, printable
+from vae_exp.files import expand
 
 log = logging.getLogger(__name__)
 EXAMPLE = "{shape:[0],x:8}"
@@ -85,6 +86,7 @@ def grid(names: Sequence[str], sizes: Sequence[int]) -> Factors:
 
 
 FILE = "file"  # the name of the first column
+MAX_VALUES, ROWS = 0.9, 20  # a column with more values than this share of the rows, at least so many, is an identifier
 MISSING = frozenset(("", "nan", "NaN"))  # cells
 MAX_FILES = 5  # named in a message
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,4})?", re.ASCII | re.IGNORECASE)
@@ -94,12 +96,13 @@ def read_factors(root: Path, path: str, files: Sequence[str]) -> tuple[Factors, 
     """Return the factors of files from the table that dataset.factors names, and what each factor's values are called.
 
     The first column of the table is the path of each file relative to root, every further column a factor, and its
-    first row their names. Raises UserError for files without a row, and if this is no such table, naming the line.
+    first row their names. Identifiers are left out with a warning. Raises UserError for files without a row, and if
+    this is no such table, naming the line.
     """
     key = f"dataset.factors={printable(path)}"
     if not isinstance(path, str):
         raise UserError(f"{key}: dataset=image_folder takes the path of a CSV file, or null.")
-    names, cells = _read_table(key, root / Path(path).expanduser())
+    names, cells = _read_table(key, root / expand(path))
     row = {file: number for number, file in enumerate(cells)}
     if missing := [file for file in files if file not in row]:
         raise UserError(
@@ -110,8 +113,17 @@ def read_factors(root: Path, path: str, files: Sequence[str]) -> tuple[Factors, 
     if others := [file for file in row if file not in present]:
         n = f"{len(others):,} of {len(row):,} rows"
         log.warning(f"{key}: left out {n}, which are of no image in {root}: {_first(others)}")
-    numbers, values = zip(*map(_number, zip(*cells.values(), strict=True)), strict=True)
-    factors = Factors(torch.tensor(numbers).T.contiguous(), names, list(map(len, values)))
+    columns = {name: _number(texts) for name, texts in zip(names, zip(*cells.values(), strict=True), strict=True)}
+    if identifiers := [name for name, (_, values) in columns.items() if len(values) > MAX_VALUES * max(len(row), ROWS)]:
+        why = (
+            f"with nearly as many values as rows ({len(row):,}). Measurements become factors by sorting them into bins"
+        )
+        if len(identifiers) == len(columns):
+            raise UserError(f"{key}: no factor in it, but {', '.join(identifiers)}, {why}.")
+        log.warning(f"{key}: left out {', '.join(identifiers)}, {why}")
+    kept = {name: column for name, column in columns.items() if name not in identifiers}
+    numbers, values = zip(*kept.values(), strict=True)
+    factors = Factors(torch.tensor(numbers).T.contiguous(), list(kept), list(map(len, values)))
     return factors[torch.tensor([row[file] for file in files])], list(values)
 
 

@@ -25,7 +25,17 @@ from vae_exp.datasets.factors import Factors, read_factors
 from vae_exp.datasets.prepare import with_test
 from vae_exp.datasets.splits import Source, Split, Streamed
 from vae_exp.errors import Unwritable, UserError, printable
-from vae_exp.files import announce, atomic_write, cache_folder, content_key, digests, partial_of, read_json, write
+from vae_exp.files import (
+    announce,
+    atomic_write,
+    cache_folder,
+    content_key,
+    digests,
+    expand,
+    partial_of,
+    read_json,
+    write,
+)
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +93,7 @@ def image_folder(
     row for each image, and label the factor that y holds in place of the class folders. white is that of Decoding.
     Raises UserError if there are too few usable images, and if the table is not one or does not fit these images.
     """
-    folder = Path(root).expanduser()
+    folder = expand(root)
     if not folder.is_dir():
         raise UserError(f"dataset.root={root}: there is no such folder.")
     if label is not None and factors is None:
@@ -98,7 +108,7 @@ def image_folder(
         every, values = read_factors(folder, factors, list(sources))
         ends = itertools.accumulate(map(len, listed.values()))
         known = {part: every[end - len(listed[part]) : end] for part, end in zip(listed, ends, strict=True)}
-        sources["dataset.factors"] = folder / Path(factors).expanduser()
+        sources["dataset.factors"] = folder / expand(factors)
         if label is not None:
             labels = {part: factors.column(str(label)).tolist() for part, factors in known.items()}
             class_names = values[every.names.index(str(label))]
@@ -303,7 +313,7 @@ def read_images(
     path: str | Path, x_shape: tuple[int, int, int], crop: int | None = None, white: float | None = None
 ) -> tuple[Tensor, list[str]]:
     """Read the image at path, or those of the folder by name: uint8 [N, C, H, W], and the class folder of each."""
-    path, how = Path(path).expanduser(), Decoding(x_shape, crop, white)
+    path, how = expand(path), Decoding(x_shape, crop, white)
     if not path.exists():
         raise UserError(f"{path}: there is no such file or folder.")
     if x_shape[0] not in (1, 3):
@@ -322,7 +332,7 @@ def read_images(
 
 def decode_once(root: Path, files: list[str], how: Decoding) -> tuple[Path, list[int]]:
     """Return a cached file of the decoded images [N, C, H, W], and which of the files they are, in their order."""
-    folder = cache_folder("image_cache") if how.cache is None else Path(how.cache).expanduser() / "image_cache"
+    folder = cache_folder("image_cache") if how.cache is None else expand(how.cache) / "image_cache"
     decoding = json.dumps([FORMAT, list(how.x_shape), how.crop, how.white])
     content = content_key({file: root / file for file in files})
     cache = folder / hashlib.sha256(f"{decoding}\n{content}".encode()).hexdigest()[:16]

@@ -76,6 +76,11 @@ class Split:
         x = self[:256].x
         return not self.dynamic and bool(((x > 0) & (x < 255)).any())
 
+    def saturated_share(self) -> float:
+        """Return the share of pixels that reach the model as pure black or white, judging by 256 images."""
+        x = self[:: max(1, len(self) // 256)].x
+        return 1.0 if self.dynamic else ((x == 0) | (x == 255)).float().mean().item()
+
     def given_factors(self) -> list[str]:
         """Return the names of the varying factors that the label determines: a conditional model is given them."""
         n_labels = len(self.y.unique())

@@ -15,7 +15,7 @@ import torch
 from vae_exp.datasets.image_folder import Decoding, image_shape, read_split
 from vae_exp.datasets.splits import Source, Split
 from vae_exp.errors import Unwritable, UserError
-from vae_exp.files import announce, atomic_write, cache_folder, content_key, digests, making
+from vae_exp.files import announce, atomic_write, cache_folder, content_key, digests, expand, making
 
 DOWNLOAD_SECONDS = 15  # a mirror that hangs must not hang the run
 COPY_FORMAT = 2  # part of a copy's name: a copy of another format is not found
@@ -55,7 +55,7 @@ KNOWN = {
 
 def torchvision_images(name: str, source: str, root: str, binarize: str = "none", split: str | None = None) -> Source:
     """Return a dataset that torchvision reads whole, such as source=mnist. Raises UserError if it cannot be had."""
-    folder = Path(root).expanduser()
+    folder = expand(root)
     if binarize == "larochelle":
         return larochelle(name, folder)
     files = _files(source, folder, split)
@@ -196,7 +196,7 @@ def celeba(
     cache: str | None = None,
 ) -> Source:
     """Return CelebA (Liu et al. 2015) with its own three splits. The label is one of 40 attributes, 0 or 1, or none."""
-    folder = Path(root).expanduser()
+    folder = expand(root)
     how = Decoding(image_shape(image_size, 3), crop, on_error=on_error, cache=cache)
 
     def read(part: str) -> Split:

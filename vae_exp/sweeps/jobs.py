@@ -220,7 +220,7 @@ def run_job(cfg: DictConfig, run_dir: Path, job: Any) -> None:
     if _launcher() is not None:
         console.open_streams()
         if job.job.num:  # the first job speaks for those of other workers
-            console.noted.add(console.GREY)
+            console.noted |= {console.GREY, console.SATURATED}
     if job.runtime.choices["hydra/launcher"].startswith("submitit"):
         from submitit import JobEnvironment
         from submitit.helpers import TorchDistributedEnvironment

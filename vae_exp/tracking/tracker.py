@@ -20,7 +20,6 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from vae_exp import __version__
 from vae_exp.config.checks import from_anywhere, resolve
 from vae_exp.config.schema import Config
 from vae_exp.errors import UserError, stopped_by
@@ -214,9 +213,9 @@ class Tracker:
 
 def environment() -> dict[str, Any]:
     """Return what a run was made with: date, host, versions, and the commit of the repository that one stands in."""
-    versions = {name: metadata.version(name) for name in ("torch", "hydra-core", "wandb")}
+    versions = {name: metadata.version(name) for name in ("vae_exp", "torch", "hydra-core", "wandb")}
     now = datetime.now().astimezone().isoformat(timespec="seconds")
-    about = {"date": now, "host": platform.node(), "python": platform.python_version(), "vae_exp": __version__}
+    about = {"date": now, "host": platform.node(), "python": platform.python_version()}
     return about | versions | _commit(os.path.realpath("."))
 
 

@@ -22,6 +22,7 @@ from urllib.request import Request, urlopen
 from vae_exp.config.checks import as_typed
 from vae_exp.config.schema import Config, WandbKeys, is_number
 from vae_exp.errors import UserError, printable
+from vae_exp.files import expand
 from vae_exp.training.run_dir import OUTPUTS, WandbRun, read_summary
 
 log = logging.getLogger(__name__)
@@ -164,7 +165,7 @@ def _options(keys: WandbKeys, known: WandbRun) -> dict[str, Any]:
     import wandb
 
     # Absolute, because W&B's service keeps the working folder of its start.
-    folder = Path(str(keys["dir"] or os.environ.get("WANDB_DIR") or OUTPUTS)).resolve()
+    folder = expand(keys["dir"] or os.environ.get("WANDB_DIR") or OUTPUTS).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     seconds: dict[str, Any] = {"init_timeout": INIT_SECONDS, "finish_timeout": FINISH_SECONDS}
     return {
@@ -303,7 +304,7 @@ def _one_type(column: Sequence[Any]) -> list[Any]:
 def artifact_of(path: Any) -> str | None:
     """Return the name of the W&B artifact that a path such as wandb:ENTITY/PROJECT/NAME:best means, or None."""
     match = ARTIFACT.fullmatch(str(path))
-    return match["name"] if match and not Path(str(path)).expanduser().exists() else None
+    return match["name"] if match and not expand(str(path)).exists() else None
 
 
 def project_of(folders: Iterable[Path]) -> str | None:

@@ -37,7 +37,7 @@ from torch import Tensor
 from vae_exp.config.migrations import renamed
 from vae_exp.config.schema import Config
 from vae_exp.errors import UserError
-from vae_exp.files import parse_json, require_shallow, write
+from vae_exp.files import expand, parse_json, require_shallow, write
 from vae_exp.tracking import wandb_run
 from vae_exp.training.run_dir import BEST, OUTPUTS, Origin, newest
 from vae_exp.training.state import Best, RunInfo
@@ -268,7 +268,7 @@ def find(checkpoint: str, only_one: bool = False) -> list[Path]:
     It may be a file, a run (its best.pt), a folder of runs (the best.pt of each), the newest run (latest), or a W&B
     artifact such as ENTITY/PROJECT/NAME:best, which is downloaded.
     """
-    path = Path(checkpoint).expanduser()
+    path = expand(checkpoint)
     if path.is_file():
         return [path]
     if path.is_dir():

@@ -18,6 +18,10 @@ if TYPE_CHECKING:  # the command line names ConsoleHandler before torch is impor
 
 log = logging.getLogger(__name__)
 GREY = "grey pixels: neg_elbo is not a log-likelihood; for published numbers use dataset.binarize=static or dynamic"
+SATURATED = (
+    "more than a tenth of the pixels are pure black or white. With likelihood.mean=sigmoid, which keeps the "
+    "means between them, such images often fit better."
+)
 noted: set[str] = set()  # what a sweep has said already: its jobs need not repeat it
 
 
@@ -92,7 +96,7 @@ def progress_bar(total: int, done: int = 0, quiet: bool = False, **settings: Any
     return tqdm(total=total, initial=done, unit="step", disable=off, leave=False, dynamic_ncols=True, **settings)
 
 
-def introduce(config: Config, info: "RunInfo", run_dir: Path, grey: bool) -> None:
+def introduce(config: Config, info: "RunInfo", run_dir: Path, grey: bool, saturated: bool) -> None:
     """Log what is trained on what, where its files will be, and the unit of its numbers (nats per image)."""
     shape = "x".join(map(str, info.x_shape))
     held_out = (
@@ -110,10 +114,10 @@ def introduce(config: Config, info: "RunInfo", run_dir: Path, grey: bool) -> Non
     log.info(f"run folder {printable(run_dir)}\nneg_elbo = reconstruction + KL, in nats per image")
     if not stochastic:
         log.info("deterministic: the KL counts as 0, so neg_elbo is no bound, and there is no prior to sample from")
-    if grey:
+    for note in [GREY] * grey + [SATURATED] * saturated:
         # Of a job the console shows warnings only.
-        log.log(logging.WARNING if config["sweep"]["jobs"] and GREY not in noted else logging.INFO, GREY)
-        noted.add(GREY)
+        log.log(logging.WARNING if config["sweep"]["jobs"] and note not in noted else logging.INFO, note)
+        noted.add(note)
 
 
 def epoch_line(epoch: int, epochs: int, held_out: str, row: dict[str, Any], scale: dict[str, float], best: bool) -> str:

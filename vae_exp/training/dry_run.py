@@ -181,6 +181,9 @@ def _check_network(config: Config, model: VAE, x: Tensor, y: Tensor) -> None:
     encoded = model.encoder(x, context)
     must = f"its encoder must return [B, 2 model.z_dim], means beside log-variances: {size} here"
     _require_shape(config, "network", must, encoded, size)
+    if model.stochastic:
+        variances = encoded[:, model.z_dim :].exp()
+        _require_shape(config, "network", "the variances of its posterior must be [B, Z]", variances, variances.shape)
     must = f"its decoder must return a number for each pixel, [B, C, H, W]: {list(x.shape)} here"
     _require_shape(config, "network", must, model.decoder(encoded[:, : model.z_dim], context), x.shape)
 
@@ -209,6 +212,9 @@ def _check_objective(config: Config, returned: Any) -> None:
 def _require_shape(config: Config, group: str, must: str, value: Any, shape: Sequence[int]) -> None:
     if not isinstance(value, Tensor) or list(value.shape) != list(shape):
         _refuse(config, group, must, value)
+    if not value.isfinite().all():
+        when = "for the first two training images, before any step: the fault is there, not in optimizer.lr"
+        raise UserError(f"{_target(config, group)}: {must}, and it holds NaN or infinity {when}.")
 
 
 def _refuse(config: Config, group: str, must: str, returned: Any) -> NoReturn:

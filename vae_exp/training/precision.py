@@ -65,6 +65,17 @@ def _allow_tf32(products: bool, convolutions: bool) -> None:
 
 
 @contextlib.contextmanager
+def float32() -> Iterator[None]:
+    """Run the block with new tensors of 32 bits, whatever the default of the program is (torch.set_default_dtype)."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(default)
+
+
+@contextlib.contextmanager
 def reproducible(device: torch.device) -> Iterator[None]:
     """Run the block with arithmetic that gives the same bits each time, which some of cuDNN's algorithms do not.
 
@@ -78,7 +89,8 @@ def reproducible(device: torch.device) -> Iterator[None]:
     if device.type == "cuda":
         _cudnn.deterministic, _cudnn.benchmark = True, False
     try:
-        yield
+        with float32():
+            yield
     finally:
         torch.set_flush_denormal(flushed)
         _cudnn.deterministic, _cudnn.benchmark = cudnn

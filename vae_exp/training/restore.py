@@ -16,6 +16,7 @@ from vae_exp.config.checks import CALLS
 from vae_exp.config.schema import Config, images_per_step
 from vae_exp.datasets import Data
 from vae_exp.errors import UserError
+from vae_exp.files import expand
 from vae_exp.training import checkpoints, resume
 from vae_exp.training.checkpoints import Checkpoint, InvalidCheckpoint
 from vae_exp.training.run_dir import available_roots, data_roots
@@ -30,7 +31,7 @@ def read(stored: Checkpoint, run_dir: Path | None, root: str | None = None) -> D
     """Return the dataset that a stored run was trained on, split as then. Raises UserError if it is lost or changed."""
     settings = stored.config["dataset"]
     cache = str(settings.get("cache"))
-    if settings["_target_"] == "vae_exp.datasets.image_folder" and not Path(cache).expanduser().is_dir():
+    if settings["_target_"] == "vae_exp.datasets.image_folder" and not expand(cache).is_dir():
         settings = settings | {"cache": None}  # it was another machine's, or is cleared
     return _read(stored, run_dir, settings, root)
 

@@ -16,6 +16,7 @@ from vae_exp.config.compose import compose, parse, without_hydra
 from vae_exp.config.migrations import renamed
 from vae_exp.config.schema import Config, is_path
 from vae_exp.errors import UserError
+from vae_exp.files import expand
 from vae_exp.training.console import say
 from vae_exp.training.run_dir import (
     CONFIG,
@@ -187,7 +188,7 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
     if start != LATEST and str(start) not in (file, str(Path(file).parent)):
         wrong.append(f"init_from={start}: the run has init_from={file}")
     if now["dataset"]["_target_"] in OWN_IMAGES and not wrong:
-        was, root = (Path(config["dataset"]["root"]).expanduser() for config in (before, now))
+        was, root = (expand(config["dataset"]["root"]) for config in (before, now))
         if was.exists() and was.resolve() != root.resolve():
             wrong.append(f"dataset.root={root}: the run has dataset.root={was}")
     return wrong
@@ -214,7 +215,7 @@ def with_its_data(folder: Path, overrides: list[str], typed_now: set[str]) -> li
     if "dataset.root" not in typed_now and (roots := _available_roots(dataset, folder)):
         paths["dataset.root"] = roots[0]
     if "dataset.cache" not in typed_now and is_path(cache := dataset.get("cache")):
-        paths["dataset.cache"] = cache if Path(str(cache)).expanduser().is_dir() else None  # as usual where it is gone
+        paths["dataset.cache"] = cache if expand(str(cache)).is_dir() else None  # as usual where it is gone
     others = [str(word.input_line) for word in parse(overrides) if word.key_or_group not in paths]
     return others + [f"++{key}={literal(path)}" for key, path in paths.items() if path is not None]
 
