@@ -96,9 +96,9 @@ def test_plain_letters_are_drawn_as_ever():
 def test_a_scatter_shows_every_name_as_it_is(caplog):
     """An underscore hides a label from matplotlib, and a dollar begins a formula."""
     means, y = torch.randn(40, 2), torch.arange(40) % 4
-    plain = grids.latents(means, y, ["a", "b", "c", "d"], None)
+    plain = grids.pixels(grids.latents(means, y, ["a", "b", "c", "d"], None))
     for names in (["_a", "b", "c", "d"], ["a$b", "b$\\x", "$c$", "d"], [CYRILLIC, ARABIC, "café", MISSING]):
-        assert (grids.latents(means, y, names, None) != plain[:1, :1]).any()
+        assert (grids.pixels(grids.latents(means, y, names, None)) != plain[:1, :1]).any()
     assert "Glyph" not in caplog.text
 
 
