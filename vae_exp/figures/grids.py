@@ -134,9 +134,14 @@ def in_turn(y: Tensor) -> Tensor:
 
 
 def rows(y: Tensor, n: int) -> Tensor:
-    """Return the first n rows of labels y [N], or n rows with classes in turn if the first, sorted, show too few."""
-    enough = len(y[:n].unique()) >= ENOUGH * min(n, len(y.unique()))
-    return torch.arange(min(n, len(y))) if enough else in_turn(y)[:n]
+    """Return n rows of labels y [N] to show: the first, or classes in turn if the first, sorted, show too few.
+
+    Rows without classes are spread evenly: images may lie in the order of their files' names.
+    """
+    n, n_classes = min(n, len(y)), len(y.unique())
+    if n_classes < 2:
+        return torch.arange(n) * len(y) // max(n, 1)
+    return torch.arange(n) if len(y[:n].unique()) >= ENOUGH * min(n, n_classes) else in_turn(y)[:n]
 
 
 def n_class_rows(n_classes: int, class_names: Sequence[str]) -> int:

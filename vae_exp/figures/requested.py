@@ -191,13 +191,15 @@ def _images(model: TrainedVAE, options: GenerateOptions, n: int | None) -> tuple
         x, folders = read_images(options["inputs"], model.x_shape, settings.get("crop"), settings.get("white"))
         return x[:n], _labels_of_inputs(model, options, folders[:n]), "given images"
     split = model.read_data(options["dataset"]["root"]).split(options["split"])
-    split = split[torch.randperm(len(split), generator=build.generator(options["seed"], "images"))]
+    order = torch.randperm(len(split), generator=build.generator(options["seed"], "images"))
     if options["label"] is not None:
-        split = split[split.y == model.number(options["label"])]
-        if not len(split):
+        order = order[split.y[order].cpu() == model.number(options["label"])]
+        if not len(order):
             raise UserError(f"label={options['label']}: none of the {options['split']} images has it.")
-    if n is not None:
-        split = split[grids.in_turn(split.y)[:n]]
+    if n is not None:  # of images without classes one of each part of the split
+        kinds = split.y[order] if len(split.y.unique()) > 1 else order * n // len(split)
+        order = order[grids.in_turn(kinds)[:n]]
+    split = split[order]
     return split.x, split.y, f"{options['split']} images"
 
 
