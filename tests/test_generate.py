@@ -328,6 +328,7 @@ def test_pairs_and_ends_are_the_images_themselves():
     walk = figures.interpolations(torch.zeros(1, 4, 1, 28, 28), x[:1], x[1:2], "linear", ["cat"])
     assert walk.words == ["x", "0.0", "0.3", "0.7", "1.0", "x"]
     np.testing.assert_array_equal(walk.images[[0, -1]], x[:2])
+    assert figures.interpolations(x[:0, None], x[:0], x[:0], "linear").pixels().size, "of too few images: no row"
 
 
 def test_traversals_of_every_label_have_their_names_and_kl(vae_command, conditional, monkeypatch):

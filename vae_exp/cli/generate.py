@@ -255,7 +255,8 @@ def _write_latents(model: "TrainedVAE", options: GenerateOptions, target: Path) 
             return write_arrays(target, len(split), arrays, bar)
     means = metrics.posterior(model.model, split).mean
     figure = grids.latents(means, split.y, data.class_names, options["dims"], len(split), len(images))
-    figure.axes[0].set_title(_title(options, figure.axes[0].get_title()), parse_math=False)
+    title = _title(options, figure.axes[0].get_title())
+    figure.axes[0].set_title(title, family=grids.families([title]), parse_math=False)
     path = target.with_name(f"{target.name}.{options['format']}")
     with atomic_write(path) as file:
         grids.save_figure(figure, file, options["format"], options["dpi"])

@@ -46,9 +46,9 @@ def drawable(names: Sequence[str]) -> list[str]:
     return [str(number) if name in without else name for number, name in enumerate(names)]
 
 
-def drawable_name(names: Sequence[str], number: int) -> str:
-    """Return the name of one class as `drawable` gives it; a model may have room for classes without a name."""
-    return drawable(names)[number] if number < len(names) else str(number)
+def class_words(names: Sequence[str], n: int) -> list[str]:
+    """Return the names of the first n classes as `drawable` gives them; a class without a name has its number."""
+    return [*drawable(names[:n]), *map(str, range(len(names), n))]
 
 
 def families(names: Iterable[str]) -> list[str]:
@@ -221,14 +221,14 @@ class Sheet:
         """Return the page's size, where the images begin, and words: x, y, text, size, anchor, turned by a quarter."""
         height, width = sheet.shape[:2]
         large = max(11, round(width / 36))  # to be read when the sheet is shown small
-        cell_height, cell_width = (2 * centre[0] for centre in centres)
-        size = max(11, min(large, round(0.6 * min(cell_height, cell_width))))  # no larger than an image
+        cell = min(2 * middles[0] for middles in centres if middles)  # there may be no row
+        size = max(11, min(large, round(0.6 * cell)))  # smaller than an image
         line = round(size * LINE)
 
         def wide(words: Sequence[str]) -> int:
             return round(max((text_width(word, size) for word in words), default=0))
 
-        is_turned = wide(self.words) * 1.2 > cell_width
+        is_turned = wide(self.words) * 1.2 > 2 * centres[1][0]
         left, top = (wide(self.rows) + line // 2 if self.rows else 0), (round(large * LINE) if self.title else 0)
         below = (wide(self.words) + line // 2 if is_turned else line) if self.words else 0
         bottom = below + (line if self.x_label else 0)
@@ -242,11 +242,6 @@ class Sheet:
         words += [(left + x, y, text, size, "mm", is_turned) for x, text in zip(centres[1], self.words, strict=False)]
         words.append((left + width / 2, page[1] - line / 2, self.x_label, size, "mm", False))
         return page, (left, top), [word for word in words if word[2]]
-
-
-def class_words(names: Sequence[str], n: int) -> list[str]:
-    """Return the names of the first n classes, or the numbers of those that have none."""
-    return [drawable_name(names, number) for number in range(n)]
 
 
 def reconstructions(x: Tensor, again: Tensor, title: str = "") -> Sheet:

@@ -151,7 +151,9 @@ def _label(model: TrainedVAE, options: GenerateOptions) -> tuple[Tensor, str]:
     if not model.model.n_classes:
         return torch.tensor(0, device=model.device), ""
     number = 0 if options["label"] is None else model.number(options["label"])
-    return torch.tensor(number, device=model.device), f", label {grids.drawable_name(model.class_names, number)}"
+    return torch.tensor(
+        number, device=model.device
+    ), f", label {grids.class_words(model.class_names, number + 1)[number]}"
 
 
 def _dims(model: TrainedVAE, options: GenerateOptions, n: int) -> list[int]:

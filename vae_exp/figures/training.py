@@ -86,7 +86,7 @@ def _figure(name: str, model: VAE, split: Split, evaluation: Evaluation, class_n
     """Draw one of the further figures by its name in figures=[...]; a conditional model's manifold is of one class."""
     means, y, kl = evaluation.q.mean, split.y, evaluation.kl_per_dim
     dims, first_class = latent_walks.most_kl(kl), torch.zeros((), dtype=torch.long, device=y.device)
-    label = f", label {grids.drawable_name(class_names, 0)}" if model.n_classes else ""
+    label = f", label {grids.class_words(class_names, 1)[0]}" if model.n_classes else ""
     if name == "latents":
         return grids.pixels(grids.latents(means, y, class_names, None))
     if name == "manifold":
@@ -104,8 +104,7 @@ def _figure(name: str, model: VAE, split: Split, evaluation: Evaluation, class_n
         split, means, y = split[chosen], means[chosen], y[chosen]
     starts, ends = latent_walks.pairs(y, SIZES["interpolations"], same_label=model.n_classes > 0)
     images = latent_walks.interpolation(model, means[starts], means[ends], y[starts], grids.STEPS, "spherical")
-    start, end = (split[torch.tensor(rows)].x.float() / 255 for rows in (starts, ends))
+    start, end = (split[torch.tensor(rows, dtype=torch.long)].x.float() / 255 for rows in (starts, ends))
     names = grids.class_words(class_names, model.n_classes)
-    return grids.interpolations(
-        images, start, end, "spherical", [names[label] for label in y[starts]] if names else ()
-    ).pixels()
+    rows = [names[label] for label in y[starts]] if names else []
+    return grids.interpolations(images, start, end, "spherical", rows).pixels()
