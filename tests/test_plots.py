@@ -70,6 +70,8 @@ def test_a_search_is_drawn_on_the_scale_of_its_range(draw, tmp_path, tags, scale
     axes = figure.axes[0]
     assert (axes.get_xscale(), axes.get_yscale()) == (scale, "linear")
     assert all(tick == round(tick) for tick in axes.get_yticks())
+    words = [label.get_text() for label in axes.get_xticklabels()]
+    assert {"0.001", "0.002"} <= set(words) if scale == "log" else len(words) < 8
     (alone,) = draw(runs, ["optimizer.lr"], [f"optimizer.lr={tags}"])
     assert alone.axes[0].get_xscale() == scale
 

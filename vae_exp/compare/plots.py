@@ -235,6 +235,11 @@ def _key_axis(axis: Any, values: list[float], key: str, searched: dict[str, bool
     if len(ticks := sorted(set(values))) <= MAX_TICKS and key not in searched:
         axis.set_ticks(ticks, [f"{value:g}" for value in ticks], minor=False)
         axis.set_minor_locator(matplotlib.ticker.NullLocator())
-    elif not is_log:
+    elif is_log:
+        parts = (1, 2, 5) if ticks[-1] < 100 * ticks[0] else (1,)
+        axis.set_major_locator(matplotlib.ticker.LogLocator(subs=parts))
+        axis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:g}"))
+        axis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+    else:
         whole = all(isinstance(value, int) for value in values)
         axis.set_major_locator(matplotlib.ticker.MaxNLocator(5, integer=whole))
