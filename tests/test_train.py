@@ -171,15 +171,16 @@ def test_active_units_are_those_whose_mean_moves():
     assert evaluate(model, split, torch.Generator()).active_units == 2
 
 
-def test_reconstructions_stand_below_their_images():
+def test_reconstructions_stand_beside_their_images():
     model = inference.rebuild(checkpoints.load(quick_run("epochs=0")[1] / "last.pt"))
     model.decode = lambda z, y: type("Black", (), {"mean": torch.zeros(len(z), 1, 8, 8)})
-    for n, rows, columns in ((16, 4, 8), (20, 4, 8), (3, 2, 3)):  # an incomplete row is left out
+    for n, rows, pairs in ((16, 4, 4), (22, 5, 4), (3, 1, 3)):  # an incomplete row is left out
         x = torch.full((n, 1, 8, 8), 255, dtype=torch.uint8)
         sheet = training.reconstructions(model, Split(x, torch.zeros(n, dtype=torch.long)), torch.Generator())
-        side = sheet.shape[0] // rows
-        centres = sheet[side // 2 :: side, side // 2 :: side]
-        assert centres.tolist() == [[255] * columns, [0] * columns] * (rows // 2)
+        side, gaps = sheet.shape[0] // rows, (sheet == 255).all(0)
+        assert gaps.sum() == 8 * (pairs - 1), "white between pairs"
+        centres = sheet[:, ~gaps][side // 2 :: side, side // 2 :: side]
+        assert centres.tolist() == [[255, 0] * pairs] * rows
 
 
 def test_a_conditional_models_samples_are_a_row_per_class():

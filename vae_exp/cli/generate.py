@@ -5,8 +5,10 @@ import math
 import re
 import shutil
 import tempfile
+import unicodedata
 import zipfile
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
@@ -16,7 +18,7 @@ from tqdm import tqdm
 
 from vae_exp.cli import common
 from vae_exp.config.checks import CONF_DIR, as_typed, flatten
-from vae_exp.config.schema import GENERATE_RULES, GenerateOptions
+from vae_exp.config.schema import GENERATE_RULES, PICTURES, GenerateOptions
 from vae_exp.errors import UserError, printable
 from vae_exp.files import atomic_write, expand, making, partial_of, read_yaml, require_no_links, writing
 from vae_exp.training.run_dir import GENERATED
@@ -24,6 +26,7 @@ from vae_exp.training.run_dir import GENERATED
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vae_exp.figures.grids import Sheet
     from vae_exp.figures.requested import Drawing
     from vae_exp.inference import TrainedVAE
 
@@ -31,15 +34,24 @@ FRAME_MILLISECONDS = 120
 
 
 def write(drawing: "Drawing", options: GenerateOptions, target: Path) -> Path:
-    """Write one PNG or GIF, a PNG for each image, or arrays; return the path."""
+    """Write one picture or GIF, a PNG for each image, or arrays; return the path."""
     import torch
 
+    def titled(sheet: "Sheet") -> "Sheet":
+        return replace(sheet, title=_title(options, sheet.title))
+
     if options["animate"] and drawing.frames is not None:
-        first, *others = map(Image.fromarray, drawing.frames())
-        film = {"save_all": True, "append_images": others, "duration": FRAME_MILLISECONDS, "loop": 0}
-        return _save(first, target, "gif", **film)
-    if options["format"] == "grid":
-        return _save(Image.fromarray(drawing.sheet(torch.cat([x.cpu() for x, _ in drawing.chunks]))), target, "png")
+        path = target.with_name(f"{target.name}.gif")
+        first, *others = (Image.fromarray(titled(frame).pixels(options["scale"])) for frame in drawing.frames())
+        with atomic_write(path) as file:
+            first.save(file, "GIF", save_all=True, append_images=others, duration=FRAME_MILLISECONDS, loop=0)
+        return path
+    if (kind := options["format"]) in PICTURES:
+        path = target.with_name(f"{target.name}.{kind}")
+        sheet = titled(drawing.sheet(torch.cat([x.cpu() for x, _ in drawing.chunks])))
+        with atomic_write(path) as file:
+            sheet.save(file, kind, options["scale"], options["dpi"])
+        return path
     with tqdm(total=drawing.n, unit="image", disable=None, leave=False) as bar:
         if options["format"] == "files":
             return _write_files(drawing, target, bar)
@@ -47,11 +59,9 @@ def write(drawing: "Drawing", options: GenerateOptions, target: Path) -> Path:
         return write_arrays(target, drawing.n, chunks, bar)
 
 
-def _save(image: Image.Image, target: Path, kind: str, **settings: Any) -> Path:
-    path = target.with_name(f"{target.name}.{kind}")
-    with atomic_write(path) as file:
-        image.save(file, kind.upper(), **settings)
-    return path
+def _title(options: GenerateOptions, usual: str) -> str:
+    title = unicodedata.normalize("NFC", str(options["title"] or "none"))
+    return {"auto": usual, "none": ""}.get(title, title)
 
 
 def _write_files(drawing: "Drawing", folder: Path, bar: Any) -> Path:
@@ -109,12 +119,14 @@ usage: vae-generate checkpoint=PATH [KEY=VALUE ...]
   vae-generate checkpoint=latest sampler=gmm                            from where the codes are
   vae-generate checkpoint=latest n=100000 format=npz
   vae-generate checkpoint=latest what=traversals animate=true
+  vae-generate checkpoint=latest format=pdf title=none                  for a paper; scale=4 for a slide
   vae-generate checkpoint=latest what=reconstructions inputs=FOLDER     your own images"""
 
 ANIMATED = ("interpolations", "traversals")
 MAX_SIDE = 100  # of the manifold in one picture: 10,000 images, as many as any picture has
 OF_IMAGES = ("reconstructions", "interpolations", "traversals around=image")
 DRAWN = ("samples", "classes", "reconstructions", "interpolations", "traversals", "manifold", "latents")
+OF_PICTURES = ("scale", "title", "dpi")
 # What each key is for. The others, such as output and device, are for all of them.
 USED_BY = {
     "n": DRAWN,
@@ -129,11 +141,14 @@ USED_BY = {
     "dims": ("traversals", "manifold", "latents"),
     "animate": ANIMATED,
     "format": DRAWN,
+    "scale": tuple(what for what in DRAWN if what != "latents"),
+    "title": DRAWN,
+    "dpi": DRAWN,
     "split": (*OF_IMAGES, "latents"),
     "seed": ("samples", "classes", *OF_IMAGES),
     "dataset.root": ("samples sampler=gmm", "samples sampler=aggregate", *OF_IMAGES, "latents"),
 }
-IN_THE_NAME = [key for key in USED_BY if key not in ("n", "animate", "format", "dataset.root")]
+IN_THE_NAME = [key for key in USED_BY if key not in ("n", "animate", "format", *OF_PICTURES, "dataset.root")]
 
 
 def main() -> None:
@@ -143,6 +158,8 @@ def main() -> None:
 
 def generate(options: GenerateOptions) -> Path:
     """Draw a picture and return where it was written. Raises UserError for what does not go together or exist."""
+    if options["format"] == "grid":  # its older name
+        options = cast("GenerateOptions", options | {"format": "png"})
     _check(options)
     from vae_exp import inference
     from vae_exp.figures import grids, requested
@@ -173,16 +190,16 @@ def generate(options: GenerateOptions) -> Path:
 def _check(options: GenerateOptions) -> None:
     """Raise UserError for options that do not go together, before torch is imported."""
     what = options["what"]
-    if options["animate"] and (what not in ANIMATED or options["format"] != "grid"):
-        raise UserError(f"animate=true: films are made of what={' and what='.join(ANIMATED)}, with format=grid.")
+    if options["animate"] and (what not in ANIMATED or options["format"] != "png"):
+        raise UserError(f"animate=true: films are made of what={' and what='.join(ANIMATED)}, with format=png.")
     _check_used(options)
     largest = {"samples": MAX_SIDE**2, "manifold": MAX_SIDE}.get(what, math.inf)
-    if options["format"] == "grid" and (options["n"] or 0) > largest:
+    if options["format"] in PICTURES and (options["n"] or 0) > largest:
         unit = "images a side" if what == "manifold" else "images"
         more = "use format=files or format=npz for more"
-        raise UserError(f"n={options['n']}: a grid holds up to {largest:,} {unit}; {more}.")
+        raise UserError(f"n={options['n']}: a picture holds up to {largest:,} {unit}; {more}.")
     if what == "latents" and options["format"] == "files":
-        raise UserError("format=files: what=latents is one picture (format=grid) or arrays (format=npz).")
+        raise UserError("format=files: what=latents is one picture (format=png) or arrays (format=npz).")
     if what in ("latents", "manifold") and options["dims"] is not None and len(options["dims"]) != 2:
         raise UserError(f"dims={options['dims']}: what={what} takes two latents, such as dims=[3,7].")
 
@@ -195,6 +212,10 @@ def _check_used(options: GenerateOptions) -> None:
         if chosen[key] not in (defaults[key], "null") and not what & set(users):
             used = f"what={options['what']} does not use it; it is for what={', what='.join(users)}"
             raise UserError(f"{key}={as_typed(chosen[key])}: {used}.")
+        if key in OF_PICTURES and chosen[key] != defaults[key] and options["format"] not in PICTURES:
+            raise UserError(
+                f"{key}={as_typed(chosen[key])}: it is for pictures, and not for format={options['format']}."
+            )
 
 
 def _defaults() -> dict[str, Any]:
@@ -233,5 +254,10 @@ def _write_latents(model: "TrainedVAE", options: GenerateOptions, target: Path) 
         with tqdm(total=len(split), unit="image", disable=None, leave=False) as bar:
             return write_arrays(target, len(split), arrays, bar)
     means = metrics.posterior(model.model, split).mean
-    pixels = grids.latents(means, split.y, data.class_names, options["dims"], len(split), len(images))
-    return _save(Image.fromarray(pixels), target, "png")
+    figure = grids.latents(means, split.y, data.class_names, options["dims"], len(split), len(images))
+    title = _title(options, figure.axes[0].get_title())
+    figure.axes[0].set_title(title, family=grids.families([title]), parse_math=False)
+    path = target.with_name(f"{target.name}.{options['format']}")
+    with atomic_write(path) as file:
+        grids.save_figure(figure, file, options["format"], options["dpi"])
+    return path

@@ -1,5 +1,7 @@
 """Figures of a sweep: a heat map over two swept numbers, curves with a band over seeds for one."""
 
+import contextlib
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,10 +15,15 @@ from vae_exp.compare import table
 from vae_exp.compare.runs import PRUNED, SCORES, Run, objective
 from vae_exp.compare.table import cell, is_logarithmic
 from vae_exp.config.schema import is_number
-from vae_exp.files import atomic_write
+from vae_exp.files import atomic_write, read_json
 
 Z_DIM = "model.z_dim"
 TRADING = ("model.beta", "objective.", "likelihood.")  # what trades the KL for the reconstruction
+SEARCHED = re.compile(r"([\w./@]+)=(.*)\binterval\(")  # a key of a sweep and the tags of its interval
+MARKERS = "osD^v"
+MAX_NAMED = 16  # settings in a column of a legend
+MAX_TICKS = 10  # as many values as have room for a tick each
+BEST_FIRST = matplotlib.colors.ListedColormap(plt.get_cmap("viridis")(np.linspace(0, 0.88, 256)))  # as on the HTML page
 MAPPED = ("test/reconstruction", "test/kl", "objective", "test/active_units")
 
 
@@ -28,13 +35,16 @@ def draw(folded: list[Run], runs: list[Run], keys: list[str], metric: str, folde
         if len(keys) == 2:
             cells = np.prod([len({run.value(key) for run in done}) for key in keys])
             is_grid = 2 * len(done) > cells
-            figures["heat_map"] = (_heat_map if is_grid else _scatter)(done, keys[0], keys[1], metric)
+            if is_grid:
+                figures["heat_map"] = _heat_map(done, keys[0], keys[1], metric)
+            else:
+                figures["heat_map"] = _scatter(done, keys[0], keys[1], metric, _searched(folder))
             if is_grid and Z_DIM in keys and any(key.startswith(TRADING) for key in keys):
                 (along,) = [key for key in keys if key != Z_DIM]
                 figures["map"] = _map(done, Z_DIM, along)
                 figures["rate_distortion"] = _rate_distortion(done, Z_DIM, along)
         if len(keys) == 1:
-            figures["curves"] = _curves(done, runs, keys[0], metric)
+            figures["curves"] = _curves(done, runs, keys[0], metric, _searched(folder))
     if scores := [name for name in SCORES if sum(name in run.metrics for run in folded) > 1]:
         figures["trade_off"] = _trade_off(folded, keys, scores)
     paths = []
@@ -44,6 +54,16 @@ def draw(folded: list[Run], runs: list[Run], keys: list[str], metric: str, folde
             figure.savefig(file, dpi=110)
         plt.close(figure)
     return paths
+
+
+def _searched(folder: Path) -> dict[str, bool]:
+    """Return for each key that a sweep searched in an interval whether it did so on a logarithmic scale."""
+    found: Any = None
+    with contextlib.suppress(OSError):
+        found = read_json(folder / "sweep.json")
+    values = found.get("values") if isinstance(found, dict) else None
+    matches = (SEARCHED.match(str(value)) for value in (values if isinstance(values, list) else ()))
+    return {match[1]: "log" in match[2] for match in matches if match}
 
 
 def _heat_map(runs: list[Run], x_key: str, y_key: str, metric: str) -> plt.Figure:
@@ -75,18 +95,18 @@ def _draw_cells(
     cells = np.full((len(ys), len(xs)), np.nan)
     for (x, y), value in values.items():
         cells[ys.index(y), xs.index(x)] = value
-    mesh = axes.pcolormesh(cells, cmap="viridis_r", vmax=top)
+    mesh = axes.pcolormesh(cells, cmap=BEST_FIRST, vmax=top)
     for axis, key, numbers in ((axes.xaxis, x_key, xs), (axes.yaxis, y_key, ys)):
         axis.set_ticks([i + 0.5 for i in range(len(numbers))], [f"{number:g}" for number in numbers])
         axis.set_label_text(key)
-    strength = np.asarray(mesh.norm(cells))
+    luminance = mesh.to_rgba(cells)[..., :3] ** 2.2 @ (0.2126, 0.7152, 0.0722)
     for (x, y), value in values.items():
         note = notes.get((x, y), "")
         axes.text(
             *(xs.index(x) + 0.5, ys.index(y) + 0.5, f"{value:.{digits}f}\n{note}".strip()),
             ha="center",
             va="center",
-            color="white" if strength[ys.index(y), xs.index(x)] > 0.5 else "black",
+            color="black" if luminance[ys.index(y), xs.index(x)] > 0.22 else "white",
             weight="bold" if note == "best" else "normal",
         )
     return mesh
@@ -117,7 +137,7 @@ def _rate_distortion(runs: list[Run], curve_key: str, along: str) -> plt.Figure:
     for i, value in enumerate(curves):
         members = sorted((run for run in runs if run.value(curve_key) == value), key=lambda run: run.value(along))
         x, y = ([run.metrics[name] for run in members] for name in ("test/kl", "test/reconstruction"))
-        color = plt.get_cmap("viridis")(i / max(len(curves) - 1, 1) * 0.9)
+        color = BEST_FIRST(i / max(len(curves) - 1, 1))
         axes.plot(x, y, "o-", color=color, label=f"{curve_key}={value:g}")
         if i in (0, len(curves) - 1):  # of the others the values lie in between
             for run, point in zip(members, zip(x, y, strict=True), strict=True):
@@ -128,7 +148,7 @@ def _rate_distortion(runs: list[Run], curve_key: str, along: str) -> plt.Figure:
     return figure
 
 
-def _scatter(runs: list[Run], x_key: str, y_key: str, metric: str) -> plt.Figure:
+def _scatter(runs: list[Run], x_key: str, y_key: str, metric: str, searched: dict[str, bool]) -> plt.Figure:
     """Draw a point for each run of a search, whose points lie on no grid."""
     figure, axes = plt.subplots(figsize=(6, 4.5), layout="constrained")
     values = [run.metrics[metric] for run in runs]
@@ -136,30 +156,35 @@ def _scatter(runs: list[Run], x_key: str, y_key: str, metric: str) -> plt.Figure
     for marker, label in (("o", None), ("X", "pruned")):  # a cross for those whose numbers are of fewer epochs
         if points := [run for run in runs if (run.state == PRUNED) == (label is not None)]:
             x, y, c = ([run.value(key) for run in points] for key in (x_key, y_key, metric))
-            axes.scatter(x, y, c=c, cmap="viridis_r", norm=colors, s=60, marker=marker, label=label)
+            axes.scatter(x, y, c=c, cmap=BEST_FIRST, norm=colors, s=60, marker=marker, label=label)
     for best in table.best_per_group(runs):
         label = f"best: {best.metrics[metric]:.2f}"
         axes.scatter(best.value(x_key), best.value(y_key), s=220, facecolors="none", edgecolors="black", label=label)
-    scales = ["log" if is_logarithmic({run.value(key) for run in runs}) else "linear" for key in (x_key, y_key)]
-    axes.set(xlabel=x_key, ylabel=y_key, xscale=scales[0], yscale=scales[1], title=f"{metric}, lower is better")
+    for axis, key in ((axes.xaxis, x_key), (axes.yaxis, y_key)):
+        _key_axis(axis, [run.value(key) for run in runs], key, searched)
+    axes.set_title(f"{metric}, lower is better")
     axes.legend()
-    mappable = plt.cm.ScalarMappable(colors, "viridis_r")
+    mappable = plt.cm.ScalarMappable(colors, BEST_FIRST)
     figure.colorbar(mappable, ax=axes, label=f"{metric}, nats per image", extend="max")
     return figure
 
 
-def _curves(folded: list[Run], runs: list[Run], key: str, metric: str) -> plt.Figure:
+def _curves(folded: list[Run], runs: list[Run], key: str, metric: str, searched: dict[str, bool]) -> plt.Figure:
     figure, (over_key, over_epochs) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     folded = sorted(folded, key=lambda run: run.value(key))
     xs = [run.value(key) for run in folded]
     means = np.array([run.metrics[metric] for run in folded])
     spread = np.array([run.spread.get(metric, 0.0) for run in folded])
     over_key.plot(xs, means, "o-")
-    over_key.fill_between(xs, means - spread, means + spread, alpha=0.25)
-    _number_axis(over_key.xaxis, xs, key)
+    _key_axis(over_key.xaxis, xs, key, searched)
     over_key.set_ylabel(f"{metric}, nats per image")
-    seeds = max(run.seeds for run in folded)
-    over_key.set_title(f"best epoch, band: one standard deviation over {seeds} seeds" if seeds > 1 else "best epoch")
+    over_key.set_title("best epoch")
+    over_epochs.set(xlabel="epoch", title="over training")
+    over_epochs.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+    if (seeds := max(run.seeds for run in folded)) > 1:
+        over_key.fill_between(xs, means - spread, means + spread, alpha=0.25)
+        over_key.set_title(f"best epoch, band: one standard deviation over {seeds} seeds")
+        over_epochs.set_title(f"over training, band: lowest to highest of {seeds} seeds")
     for i, setting in enumerate(folded):
         same = [run for run in runs if run.state == setting.state and run.value(key) == setting.value(key)]
         histories = [
@@ -167,12 +192,12 @@ def _curves(folded: list[Run], runs: list[Run], key: str, metric: str) -> plt.Fi
         ]
         if histories and (epochs := min(map(len, histories))):
             values = np.array([[value for _, value in history[:epochs]] for history in histories])
-            color = plt.get_cmap("viridis")(i / max(len(folded) - 1, 1) * 0.9)
+            color = BEST_FIRST(i / max(len(folded) - 1, 1))
             ticks = [epoch for epoch, _ in histories[0][:epochs]]
             marker = "o" if epochs == 1 else None  # a line through one point is none
             over_epochs.plot(ticks, values.mean(0), marker=marker, color=color, label=f"{key}={setting.value(key):g}")
-            over_epochs.fill_between(ticks, values.min(0), values.max(0), color=color, alpha=0.2)
-    over_epochs.set(xlabel="epoch", title="over training, band: all seeds")
+            if seeds > 1:
+                over_epochs.fill_between(ticks, values.min(0), values.max(0), color=color, alpha=0.2)
     if over_epochs.lines:  # there are none of runs that ended within their first epoch
         over_epochs.legend()
     return figure
@@ -180,24 +205,41 @@ def _curves(folded: list[Run], runs: list[Run], key: str, metric: str) -> plt.Fi
 
 def _trade_off(folded: list[Run], keys: list[str], scores: list[str]) -> plt.Figure:
     """Draw each score over the reconstruction, a point per setting, with bars of one standard deviation over seeds."""
-    figure, grid = plt.subplots(1, len(scores), figsize=(3.6 * len(scores), 3.6), layout="constrained", squeeze=False)
-    cost = "test/reconstruction"
+    figure, grid = plt.subplots(
+        1, len(scores), figsize=(2 + 3.6 * len(scores), 3.6), layout="constrained", squeeze=False
+    )
+    points: dict[int, Any] = {}
+    cost, scored = "test/reconstruction", [run for run in folded if any(name in run.metrics for name in scores)]
     for axes, name in zip(grid[0], scores, strict=True):
-        for run in (run for run in folded if name in run.metrics):
-            (x, x_spread), (y, y_spread) = ((run.metrics[key], run.spread.get(key, 0.0)) for key in (cost, name))
-            axes.errorbar([x], [y], xerr=[x_spread], yerr=[y_spread], fmt="o", capsize=2)
-            settings = " ".join(cell(run, key) for key in keys)
-            axes.annotate(settings, (x, y), xytext=(5, 5), textcoords="offset points", fontsize=8, parse_math=False)
+        for i, run in enumerate(scored):
+            if name in run.metrics:
+                (x, x_spread), (y, y_spread) = ((run.metrics[key], run.spread.get(key, 0.0)) for key in (cost, name))
+                style: dict[str, Any] = {"fmt": MARKERS[i // 10 % len(MARKERS)], "color": f"C{i % 10}", "capsize": 2}
+                points[i] = axes.errorbar([x], [y], xerr=[x_spread], yerr=[y_spread], **style)[0]
         axes.set(xlabel=f"{cost}, nats per image")
         axes.set_title(f"{name}, higher is better", fontsize=10)
-        axes.margins(0.15)  # for the words beside the points
         axes.set_ylim(bottom=0)
-    figure.suptitle(", ".join(keys), fontsize=9)
+    settings = [" ".join(cell(scored[i], key) for key in keys) for i in points]
+    place: dict[str, Any] = {"loc": "outside right upper", "ncols": -(-len(points) // MAX_NAMED)}
+    place |= {"title": "\n".join(keys), "fontsize": 8, "title_fontsize": 8}
+    for text in figure.legend(list(points.values()), settings, **place).get_texts():
+        text.set_parse_math(False)
     return figure
 
 
-def _number_axis(axis: Any, values: list[float], key: str) -> None:
-    axis.axes.set(**{f"{axis.axis_name}scale": "log" if is_logarithmic(values) else "linear"})
-    axis.set_ticks(values, [f"{value:g}" for value in values], minor=False)
-    axis.set_minor_locator(matplotlib.ticker.NullLocator())
+def _key_axis(axis: Any, values: list[float], key: str, searched: dict[str, bool]) -> None:
+    """Scale an axis as its key was searched or looks swept, with a tick for each value where there is room."""
+    is_log = searched.get(key, is_logarithmic(values))
+    axis.axes.set(**{f"{axis.axis_name}scale": "log" if is_log else "linear"})
     axis.set_label_text(key)
+    if len(ticks := sorted(set(values))) <= MAX_TICKS and key not in searched:
+        axis.set_ticks(ticks, [f"{value:g}" for value in ticks], minor=False)
+        axis.set_minor_locator(matplotlib.ticker.NullLocator())
+    elif is_log:
+        parts = (1, 2, 5) if ticks[-1] < 100 * ticks[0] else (1,)
+        axis.set_major_locator(matplotlib.ticker.LogLocator(subs=parts))
+        axis.set_major_formatter(matplotlib.ticker.StrMethodFormatter("{x:g}"))
+        axis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+    else:
+        whole = all(isinstance(value, int) for value in values)
+        axis.set_major_locator(matplotlib.ticker.MaxNLocator(5, integer=whole))

@@ -376,6 +376,9 @@ MAX_DISTANCE = 1000  # standard deviations of the prior: beyond a few tens of th
 Temperature = Annotated[float, number(0, MAX_DISTANCE)]
 
 
+PICTURES = ("png", "pdf", "svg")
+
+
 class GenerateOptions(TypedDict):
     """Settings of vae-generate: conf/generate.yaml."""
 
@@ -394,7 +397,10 @@ class GenerateOptions(TypedDict):
     range: Annotated[float, above(0, MAX_DISTANCE)]
     dims: Annotated[list[int], list_of(Natural, "a list of latent dimensions, counted from 0, such as [3,7]")] | None
     animate: bool
-    format: Literal["grid", "files", "npz"]
+    format: Literal["png", "pdf", "svg", "grid", "files", "npz"]
+    scale: Annotated[int, integer(1, 100)] | None
+    title: Annotated[str | int | float, TEXT] | None
+    dpi: Annotated[int, integer(20, 2400)]
     output: Folder | None
     split: Literal["test", "val", "train"]
     seed: Seed

@@ -102,7 +102,7 @@ def evaluate_samples(
     if neighbours is None:
         return {source: scores}, {}
     title = f"a row: a sample ({options['sampler']}), then the training images nearest to it"
-    figure = grids.label_sheet(grids.grid(neighbours.flatten(0, 1), neighbours.shape[1]), title)
+    figure = grids.walk_sheet(neighbours, title).pixels()
     return {source: scores}, {f"nearest_{source.replace('/', '_')}": figure}
 
 

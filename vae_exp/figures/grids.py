@@ -1,4 +1,4 @@
-"""Draw grids of images, with text beside them, and scatter plots."""
+"""Draw sheets of images, with text beside them, and scatter plots."""
 
 import contextlib
 import functools
@@ -7,12 +7,16 @@ import logging
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +29,7 @@ STEPS = 11  # of interpolations and traversals
 RANGE = 3.0  # of traversals: standard deviations of the prior either way
 COLUMNS = 8
 GREY = 128  # around and between images
+LINE = 1.5  # the height of a line of text, times its size
 READABLE = 28  # pixels; smaller images are enlarged to about this, for people to see
 ENOUGH = 0.9  # of the classes that there is room for: in a random order chance may leave out one of ten digits
 MAX_CLASSES = 64  # a row each in a picture; the 62 of EMNIST's largest split fit
@@ -41,9 +46,9 @@ def drawable(names: Sequence[str]) -> list[str]:
     return [str(number) if name in without else name for number, name in enumerate(names)]
 
 
-def drawable_name(names: Sequence[str], number: int) -> str:
-    """Return the name of one class as `drawable` gives it; a model may have room for classes without a name."""
-    return drawable(names)[number] if number < len(names) else str(number)
+def class_words(names: Sequence[str], n: int) -> list[str]:
+    """Return the names of the first n classes as `drawable` gives them; a class without a name has its number."""
+    return [*drawable(names[:n]), *map(str, range(len(names), n))]
 
 
 def families(names: Iterable[str]) -> list[str]:
@@ -129,9 +134,14 @@ def in_turn(y: Tensor) -> Tensor:
 
 
 def rows(y: Tensor, n: int) -> Tensor:
-    """Return the first n rows of labels y [N], or n rows with classes in turn if the first, sorted, show too few."""
-    enough = len(y[:n].unique()) >= ENOUGH * min(n, len(y.unique()))
-    return torch.arange(min(n, len(y))) if enough else in_turn(y)[:n]
+    """Return n rows of labels y [N] to show: the first, or classes in turn if the first, sorted, show too few.
+
+    Rows without classes are spread evenly: images may lie in the order of their files' names.
+    """
+    n, n_classes = min(n, len(y)), len(y.unique())
+    if n_classes < 2:
+        return torch.arange(n) * len(y) // max(n, 1)
+    return torch.arange(n) if len(y[:n].unique()) >= ENOUGH * min(n, n_classes) else in_turn(y)[:n]
 
 
 def n_class_rows(n_classes: int, class_names: Sequence[str]) -> int:
@@ -139,79 +149,139 @@ def n_class_rows(n_classes: int, class_names: Sequence[str]) -> int:
     return min(n_classes, len(class_names) or n_classes, MAX_CLASSES)
 
 
-def grid(images: Tensor, columns: int) -> np.ndarray:
-    """Arrange images [N, C, H, W] in [0, 1] row by row, with a line of two pixels around each."""
-    images = images.detach().clamp(0, 1).mul(255).round().to(torch.uint8).cpu()  # a quarter of the memory from here on
-    scale = max(1, READABLE // images.shape[-1])
-    images = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
-    images = torch.nn.functional.pad(images, (2, 2, 2, 2), value=GREY)
-    n, c, h, w = images.shape
-    rows = -(-n // columns)
-    images = torch.cat([images, images.new_full((rows * columns - n, c, h, w), GREY)])
-    sheet = images.view(rows, columns, c, h, w).permute(0, 3, 1, 4, 2).reshape(rows * h, columns * w, c)
-    return sheet.squeeze(2).numpy()
+@dataclass(frozen=True)
+class Sheet:
+    """Images row by row, with words around them."""
+
+    images: Tensor  # [N, C, H, W] in [0, 1]
+    columns: int
+    title: str = ""
+    rows: Sequence[str] = ()  # words beside them
+    words: Sequence[str] = ()  # below the columns
+    x_label: str = ""
+    gaps: tuple[Sequence[int], Sequence[int]] = ((), ())  # rows and columns before which there is a white gap
+
+    def pixels(self, scale: int | None = None) -> np.ndarray:
+        """Draw the sheet as an array [H, W] or [H, W, 3], of so many pixels a pixel."""
+        sheet, centres = self._grid(scale)
+        (width, height), at, words = self._layout(sheet, centres)
+        if not words:
+            return sheet
+        page = Image.new("RGB", (width, height), "white")
+        page.paste(Image.fromarray(sheet), at)
+        for x, y, text, size, anchor, is_turned in words:
+            if is_turned:
+                mask = Image.new("L", (round(text_width(text, size)), round(size * LINE)), "white")
+                write(ImageDraw.Draw(mask), (0, mask.height / 2), text, size, "lm")
+                page.paste(mask.rotate(90, expand=True), (round(x - mask.height / 2), round(y - mask.width / 2)))
+            else:
+                write(ImageDraw.Draw(page), (x, y), text, size, anchor)
+        return np.asarray(page)
+
+    def save(self, file: IO[bytes], kind: str, scale: int | None, dpi: int) -> None:
+        """Write the sheet as png, or as pdf or svg with its words as text; dpi says how large it is on paper."""
+        if kind == "png":
+            Image.fromarray(self.pixels(scale)).save(file, "PNG", dpi=(dpi, dpi))
+            return
+        sheet, centres = self._grid(scale)
+        (width, height), (left, top), words = self._layout(sheet, centres)
+        with new_axes((width / dpi, height / dpi), [word[2] for word in words], layout=None) as axes:
+            tall, wide = sheet.shape[:2]
+            axes.set_position((left / width, 1 - (top + tall) / height, wide / width, tall / height))
+            axes.imshow(sheet, "gray", vmin=0, vmax=255, interpolation="none", aspect="auto")
+            axes.axis("off")
+            for x, y, text, size, anchor, is_turned in words:
+                style: dict[str, Any] = {"fontsize": 0.85 * size * 72 / dpi, "rotation": 90 * is_turned}  # a wide font
+                align = {"ha": {"l": "left", "m": "center", "r": "right"}[anchor[0]], "va": "center"}
+                axes.figure.text(x / width, 1 - y / height, text, parse_math=False, **style, **align)
+            save_figure(axes.figure, file, kind, dpi)
+
+    def _grid(self, scale: int | None) -> tuple[np.ndarray, list[list[float]]]:
+        """Return the images with a line of grey around each, and the middles of rows and columns."""
+        images = self.images.detach().clamp(0, 1).mul(255).round().to(torch.uint8).cpu()  # a quarter of the memory
+        scale = scale or max(1, READABLE // images.shape[-1])
+        line = max(2, scale // 2)
+        images = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+        images = torch.nn.functional.pad(images, (line,) * 4, value=GREY)
+        (n, c, *size), columns = images.shape, self.columns
+        rows = -(-n // columns)
+        images = torch.cat([images, images.new_full((rows * columns - n, c, *size), 255)])
+        sheet = images.view(rows, columns, c, *size).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).numpy()
+        centres = []
+        for axis, count in enumerate((rows, columns)):
+            gaps = self.gaps[axis]
+            sheet = np.insert(sheet, [size[axis] * i for i in gaps for _ in range(4 * line)], 255, axis)
+            before = [sum(gap <= i for gap in gaps) for i in range(count)]
+            centres.append([size[axis] * (i + 0.5) + 4 * line * before[i] for i in range(count)])
+        return sheet.squeeze(2) if c == 1 else sheet, centres
+
+    def _layout(
+        self, sheet: np.ndarray, centres: list[list[float]]
+    ) -> tuple[tuple[int, int], tuple[int, int], list[tuple[float, float, str, int, str, bool]]]:
+        """Return the page's size, where the images begin, and words: x, y, text, size, anchor, turned by a quarter."""
+        height, width = sheet.shape[:2]
+        large = max(11, round(width / 36))  # to be read when the sheet is shown small
+        cell = min(2 * middles[0] for middles in centres if middles)  # there may be no row
+        size = max(11, min(large, round(0.6 * cell)))  # smaller than an image
+        line = round(size * LINE)
+
+        def wide(words: Sequence[str]) -> int:
+            return round(max((text_width(word, size) for word in words), default=0))
+
+        is_turned = wide(self.words) * 1.2 > 2 * centres[1][0]
+        left, top = (wide(self.rows) + line // 2 if self.rows else 0), (round(large * LINE) if self.title else 0)
+        below = (wide(self.words) + line // 2 if is_turned else line) if self.words else 0
+        bottom = below + (line if self.x_label else 0)
+        long = round(text_width(self.title, large)) + line // 2 if self.title else 0
+        page = (max(left + width, long), top + height + bottom)
+        words = [(line / 4, top / 2, self.title, large, "lm", False)]
+        words += [
+            (left - line / 4, top + y, text, size, "rm", False) for y, text in zip(centres[0], self.rows, strict=False)
+        ]
+        y = top + height + below / 2
+        words += [(left + x, y, text, size, "mm", is_turned) for x, text in zip(centres[1], self.words, strict=False)]
+        words.append((left + width / 2, page[1] - line / 2, self.x_label, size, "mm", False))
+        return page, (left, top), [word for word in words if word[2]]
 
 
-def label_sheet(
-    sheet: np.ndarray, title: str, rows: Sequence[str] = (), columns: Sequence[str] = (), x_label: str = ""
-) -> np.ndarray:
-    """Draw a grid on white, with a title above it and words beside its rows and below its columns."""
-    height, width = sheet.shape[:2]
-    size = max(11, round(width / 36))  # to be read when the sheet is shown small
-    line = round(size * 1.5)
-
-    def wide(words: Sequence[str]) -> int:
-        return round(max((text_width(word, size) for word in words), default=0))
-
-    stride = 1  # of the words below columns that are too narrow for all of them
-    while columns and wide(columns) * 1.2 > stride * width / len(columns):
-        stride += 1
-    left, top = (wide(rows) + line // 2 if rows else 0), line
-    bottom = (line if columns else 0) + (line if x_label else 0)
-    right = max(0, wide([title]) + line // 2 - left - width)  # a title longer than the grid
-    page = Image.new("RGB", (left + width + right, top + height + bottom), "white")
-    page.paste(Image.fromarray(sheet), (left, top))
-    ink = ImageDraw.Draw(page)
-    write(ink, (line // 4, line // 2), title, size, "lm")
-    for i, word in enumerate(rows):
-        write(ink, (left - line // 4, top + height * (i + 0.5) / len(rows)), word, size, "rm")
-    for i, word in list(enumerate(columns))[::stride]:
-        write(ink, (left + width * (i + 0.5) / len(columns), top + height + line // 2), word, size, "mm")
-    write(ink, (left + width / 2, top + height + bottom - line // 2), x_label, size, "mm")
-    return np.asarray(page)
+def reconstructions(x: Tensor, again: Tensor, title: str = "") -> Sheet:
+    """Show images x [N, C, H, W], each beside its reconstruction on the right."""
+    columns = min(COLUMNS, 2 * len(x))
+    pairs = torch.stack([x, again.to(x)], 1).flatten(0, 1)
+    return Sheet(pairs, columns, title, gaps=((), range(2, columns, 2)))
 
 
-def reconstructions(x: Tensor, again: Tensor) -> np.ndarray:
-    """Draw rows of images x [N, C, H, W], each above its reconstructions; a last row is filled with grey."""
-    columns = min(COLUMNS, len(x))
-    blank = x.new_full((-len(x) % columns, *x.shape[1:]), 0.5)
-    rows = (torch.cat([images, blank]).split(columns) for images in (x, again.to(x)))
-    return grid(torch.cat([row for pair in zip(*rows, strict=True) for row in pair]), columns)
+def walk_sheet(images: Tensor, *words: Any, **gaps: Any) -> Sheet:
+    """Show walks, images [R, S, C, H, W], one per row, with the words of a Sheet around them."""
+    return Sheet(images.flatten(0, 1), images.shape[1], *words, **gaps)
 
 
-def walk_sheet(images: Tensor, *words: Any) -> np.ndarray:
-    """Draw walks, images [R, S, C, H, W], one per row, with the words of `label_sheet` around them."""
-    return label_sheet(grid(images.flatten(0, 1), images.shape[1]), *words)
+def interpolations(images: Tensor, start: Tensor, end: Tensor, path: str, rows: Sequence[str] = ()) -> Sheet:
+    """Show one walk per row, images [R, S, C, H, W] of latent_walks.interpolation, between the images of its ends."""
+    steps = images.shape[1]
+    columns = ["x", *(f"{t:.1f}" for t in torch.linspace(0, 1, steps).tolist()), "x"]
+    images = torch.cat([start[:, None].to(images), images, end[:, None].to(images)], 1)
+    title = f"{path} interpolations of z between two images x"
+    return walk_sheet(images, title, rows, columns, "way from left to right", gaps=((), (1, steps + 1)))
 
 
-def interpolations(images: Tensor, path: str) -> np.ndarray:
-    """Draw one walk per row, from images [R, S, C, H, W] of latent_walks.interpolation."""
-    columns = [f"{t:.1f}" for t in torch.linspace(0, 1, images.shape[1]).tolist()]
-    return walk_sheet(images, f"{path} interpolations of z", (), columns, "way from left to right")
+def traversals(
+    images: Tensor, dims: list[int], values: Tensor, kl: list[float], around: str, labels: Sequence[str] = ()
+) -> Sheet:
+    """Show one latent dimension per row, for each label, from images [R, S, C, H, W] of latent_walks.traversal."""
+    rows = [f"z{dim}  KL {kl[dim]:.2f}" for dim in dims]
+    rows = [f"{label}   {row}" for label in labels for row in rows] or rows
+    gaps = (range(len(dims), len(images), len(dims)), ())
+    return traversal_sheet(images, f"one latent (its KL in nats) at a time, around {around}", rows, values, gaps)
 
 
-def traversals(images: Tensor, dims: list[int], values: Tensor, kl: list[float], around: str) -> np.ndarray:
-    """Draw one latent dimension per row, from images [R, S, C, H, W] of latent_walks.traversal."""
-    rows = [f"z{dim}  {kl[dim]:.2f}" for dim in dims]
-    return traversal_sheet(images, f"one latent (its KL in nats) at a time, around {around}", rows, values)
+def traversal_sheet(images: Tensor, title: str, rows: Sequence[str], values: Tensor, gaps: Any = ((), ())) -> Sheet:
+    words = list(map(signed, values.tolist()))
+    return walk_sheet(images, title, rows, words, "standard deviations of the prior", gaps=gaps)
 
 
-def traversal_sheet(images: Tensor, title: str, rows: Sequence[str], values: Tensor) -> np.ndarray:
-    return walk_sheet(images, title, rows, list(map(signed, values.tolist())), "standard deviations of the prior")
-
-
-def manifold(images: Tensor, values: Tensor, dims: list[int], note: str = "") -> np.ndarray:
-    """Draw the plane of two latents, images [S, S, C, H, W] of latent_walks.manifold: first right, second up."""
+def manifold(images: Tensor, values: Tensor, dims: list[int], note: str = "") -> Sheet:
+    """Show the plane of two latents, images [S, S, C, H, W] of latent_walks.manifold: first right, second up."""
     words = [signed(value) for value in values.tolist()]
     rows = [f"z{dims[1]} {word}" if i == 0 else word for i, word in enumerate(reversed(words))] if len(dims) > 1 else []
     return walk_sheet(images, f"p(x|z) at equally likely z{note}", rows, words, f"z{dims[0]}")
@@ -219,8 +289,8 @@ def manifold(images: Tensor, values: Tensor, dims: list[int], note: str = "") ->
 
 def latents(
     means: Tensor, y: Tensor, names: Sequence[str], dims: list[int] | None, n: int = SIZES["latents"], total: int = 0
-) -> np.ndarray:
-    """Draw n of the posterior means [N, Z] of `total` images, N by default, in two latents or principal components."""
+) -> "Figure":
+    """Plot n of the posterior means [N, Z] of `total` images, N by default, in two latents or principal components."""
     total, chosen = total or len(means), rows(y, n)
     means, y, names = means.detach().cpu().double()[chosen], y.cpu()[chosen], drawable(names)
     if dims is not None or means.shape[1] <= 2 or len(means) == 1:  # one image has no principal components
@@ -238,8 +308,8 @@ def latents(
     return _scatter(points, y, names, axis_names, f"posterior means of {count} images")
 
 
-def _scatter(points: Tensor, y: Tensor, names: Sequence[str], axis_names: list[str], title: str) -> np.ndarray:
-    """Draw points [N, 2] coloured by their labels [N], with a legend of the names if there are few."""
+def _scatter(points: Tensor, y: Tensor, names: Sequence[str], axis_names: list[str], title: str) -> "Figure":
+    """Plot points [N, 2] coloured by their labels [N], with a legend of the names if there are few."""
     style: dict[str, Any] = {"s": 6, "alpha": 0.7, "linewidths": 0}
     with new_axes((6.4, 5.4), names) as axes:
         if 0 < len(names) <= 20:
@@ -259,30 +329,36 @@ def _scatter(points: Tensor, y: Tensor, names: Sequence[str], axis_names: list[s
             axes.scatter(*points.T, color="tab:blue", **style)
         axes.set(xlabel=axis_names[0], ylabel=axis_names[1], title=title)
         axes.set_aspect("equal", adjustable="datalim")
-        return pixels(axes.figure)
+        return cast("Figure", axes.figure)
 
 
 @contextlib.contextmanager
-def new_axes(size: tuple[float, float], names: Sequence[str]) -> Iterator[Any]:
+def new_axes(size: tuple[float, float], names: Sequence[str], layout: Any = "constrained") -> Iterator[Any]:
     """Yield the axes of a new matplotlib figure of this size in inches, with fonts that have the names' letters."""
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # else its first start tells of a list of fonts
     import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    with plt.rc_context({"font.family": families(names)}):
-        figure, axes = plt.subplots(figsize=size, dpi=100, layout="constrained")
-        try:
-            yield axes
-        finally:
-            plt.close(figure)
+    with matplotlib.rc_context({"font.family": families(names)}):
+        yield Figure(size, dpi=100, layout=layout).subplots()
 
 
-def pixels(figure: Any) -> np.ndarray:
+def pixels(figure: "Figure") -> np.ndarray:
     """Return a matplotlib figure as an array [H, W, 3]."""
-    figure.canvas.draw()
-    return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def save_figure(figure: "Figure", file: IO[bytes], kind: str, dpi: int) -> None:
+    """Write a matplotlib figure as png, pdf or svg, the same bytes each time, with text as text."""
+    import matplotlib
+
+    dated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
+    with matplotlib.rc_context({"svg.fonttype": "none", "pdf.fonttype": 42, "svg.hashsalt": "vae_exp"}):
+        figure.savefig(file, format=kind, dpi=dpi, metadata=dated.get(kind))
 
 
 def signed(value: float) -> str:

@@ -31,11 +31,11 @@ def interpolation(model: VAE, start: Tensor, end: Tensor, y: Tensor, steps: int,
 
 
 def traversal(model: VAE, centre: Tensor, y: Tensor, dims: list[int], values: Tensor) -> Tensor:
-    """Set one latent at a time to each of the values [S], with the others at centre [Z]; y is one label."""
+    """Set one latent at a time to each of the values [S], with the others at centre [Z], under each label of y [L]."""
     z = centre.repeat(len(dims), len(values), 1)
     for row, dim in enumerate(dims):
         z[row, :, dim] = values.to(z)
-    return decode(model, z, y.expand(len(dims)))
+    return decode(model, z.repeat(len(y), 1, 1), y.repeat_interleave(len(dims)))
 
 
 def manifold(model: VAE, dims: list[int], y: Tensor, side: int) -> tuple[Tensor, Tensor]:
@@ -100,8 +100,8 @@ def traversals(model: VAE, information: np.ndarray, names: Sequence[str]) -> np.
     device = next(model.parameters()).device
     dims = information.argmax(0).tolist()
     values = torch.linspace(-grids.RANGE, grids.RANGE, grids.STEPS)
-    label = torch.zeros((), dtype=torch.long, device=device)
+    label = torch.zeros(1, dtype=torch.long, device=device)
     images = traversal(model, torch.zeros(model.z_dim, device=device), label, dims, values)
     rows = [f"{name}: z{dim}  {information[dim, j]:.2f}" for j, (name, dim) in enumerate(zip(names, dims, strict=True))]
     title = "the latent that tells most about each factor (nats above chance, at most its KL), around the prior's mean"
-    return grids.traversal_sheet(images, title, grids.drawable(rows), values)
+    return grids.traversal_sheet(images, title, grids.drawable(rows), values).pixels()

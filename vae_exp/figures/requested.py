@@ -4,18 +4,18 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from vae_exp.config import build
-from vae_exp.config.schema import GenerateOptions
+from vae_exp.config.schema import PICTURES, GenerateOptions
 from vae_exp.datasets.image_folder import read_images
 from vae_exp.errors import UserError, printable
 from vae_exp.figures import grids, latent_walks
 from vae_exp.inference import TrainedVAE
 
 MAX_GRID = 10_000  # images: a picture of more is larger than what shows it can open
+MAX_PIXELS = 170_000_000  # of a picture with a scale; Pillow opens no more
 MAX_BYTES = 2 * 10**9  # of images as floats in memory; a picture of them takes as much again
 
 
@@ -25,23 +25,24 @@ class Drawing:
 
     n: int
     chunks: Iterable[tuple[Tensor, Tensor]]  # images [B, C, H, W] in [0, 1] and their labels [B]
-    sheet: Callable[[Tensor], np.ndarray]  # all of them as one picture
-    frames: Callable[[], list[np.ndarray]] | None = None  # as a film
+    sheet: Callable[[Tensor], grids.Sheet]  # all of them as one picture
+    frames: Callable[[], list[grids.Sheet]] | None = None  # as a film
 
 
 def _samples(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:
     label, temperature = options["label"], options["temperature"]
-    if options["format"] == "grid":  # the others are written as they are drawn
+    if options["format"] in PICTURES:  # the others are written as they are drawn
         _require_room(model, n, f"n={n}: {n:,} samples", options)
     sampler = model.sampler(options["sampler"], options["dataset"]["root"])
     chunks = model.samples(n, label, sampler, build.generator(options["seed"], "samples"), temperature)
     title = f"{n} samples" + ("" if label is None else _label(model, options)[1])
     title += "" if options["sampler"] == "prior" else f" from {options['sampler']}"
     title += "" if temperature == 1 else f", temperature {temperature:g}"
-    columns = math.ceil(math.sqrt(n))
+    columns, words = math.ceil(math.sqrt(n)), list[str]()
     if label is None and 0 < model.n_classes_in_data <= grids.MAX_CLASSES:
-        columns, title = model.n_classes_in_data, f"{title}, a label a column"
-    return Drawing(n, chunks, lambda x: grids.label_sheet(grids.grid(x, columns), title))
+        columns = model.n_classes_in_data
+        words = grids.class_words(model.class_names, columns)
+    return Drawing(n, chunks, lambda x: grids.Sheet(x, columns, title, words=words))
 
 
 def _classes(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:
@@ -54,10 +55,9 @@ def _classes(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:
     title = "a row per label, the same z in each column"
     if n_classes < model.model.n_classes:
         title += f"; the first {n_classes} of {model.model.n_classes:,}"
-    names = grids.drawable(model.class_names[:n_classes])
-    names += map(str, range(len(names), n_classes))
+    names = grids.class_words(model.class_names, n_classes)
     y = torch.arange(n_classes).repeat_interleave(n)
-    return Drawing(len(y), [(images, y)], lambda x: grids.label_sheet(grids.grid(x, n), title, names))
+    return Drawing(len(y), [(images, y)], lambda x: grids.Sheet(x, n, title, names))
 
 
 def _reconstructions(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:
@@ -65,8 +65,8 @@ def _reconstructions(model: TrainedVAE, options: GenerateOptions, n: int) -> Dra
     _require_room(model, 2 * len(x), f"n={n}: {len(x):,} images and their reconstructions", options)
     parts = zip(x.split(latent_walks.BATCH_SIZE), y.split(latent_walks.BATCH_SIZE), strict=True)
     recon = torch.cat([model.reconstruct(*part) for part in parts])
-    images, title = x.float() / 255, f"{source}, reconstructions below"
-    return Drawing(len(x), [(recon, y)], lambda recon: grids.label_sheet(grids.reconstructions(images, recon), title))
+    images, title = x.float() / 255, f"{source}, each beside its reconstruction"
+    return Drawing(len(x), [(recon, y)], lambda recon: grids.reconstructions(images, recon, title))
 
 
 def _interpolations(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:
@@ -85,23 +85,32 @@ def _interpolations(model: TrainedVAE, options: GenerateOptions, n: int) -> Draw
     start, end = model.encode(x[starts], y[starts]).mean, model.encode(x[ends], y[ends]).mean
     labels = model.labels(y[starts], len(starts))
     images = latent_walks.interpolation(model.model, start, end, labels, steps, path)
-    return _walk(images, labels, lambda: grids.interpolations(images, path), f"{path} interpolations")
+    names = grids.class_words(model.class_names, model.model.n_classes)
+    rows = [names[label] for label in labels] if names else []
+    real = (x[starts].float() / 255, x[ends].float() / 255)
+    return _walk(images, labels, lambda: grids.interpolations(images, *real, path, rows), f"{path} interpolations")
 
 
 def _traversals(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:
-    dims, steps = _dims(model, options, n), options["steps"]
-    _require_room(model, len(dims) * steps, f"steps={steps}: {len(dims):,} walks of {steps} images", options)
-    values = torch.linspace(-options["range"], options["range"], steps)
+    steps, names = options["steps"], list[str]()
     if options["around"] == "image":
         x, y, source = _images(model, options, 1)
-        centre, label, around = model.encode(x, y).mean[0], model.labels(y, 1)[0], f"an image ({source})"
+        centre, labels, around = model.encode(x, y).mean[0], model.labels(y, 1), f"an image ({source})"
     else:
         _require_prior(model, "what=traversals around=prior", "what=traversals around=image")
         label, in_title = _label(model, options)
-        centre, around = torch.zeros(model.model.z_dim, device=model.device), f"the prior's mean{in_title}"
-    images, kl = latent_walks.traversal(model.model, centre, label, dims, values), model.kl_per_dim
-    labels = label.expand(len(dims))
-    return _walk(images, labels, lambda: grids.traversals(images, dims, values, kl, around), "one latent at a time")
+        labels, around = label[None], f"the prior's mean{in_title}"
+        centre = torch.zeros(model.model.z_dim, device=model.device)
+        if options["label"] is None and model.model.n_classes:
+            names = grids.class_words(model.class_names, grids.n_class_rows(model.model.n_classes, model.class_names))
+            labels, around = torch.arange(len(names), device=model.device), "the prior's mean, a block per label"
+    dims = _dims(model, options, n if options["n"] else max(1, n // len(labels)))
+    rows = len(labels) * len(dims)
+    _require_room(model, rows * steps, f"steps={steps}: {rows:,} walks of {steps} images", options)
+    values = torch.linspace(-options["range"], options["range"], steps)
+    images, kl = latent_walks.traversal(model.model, centre, labels, dims, values), model.kl_per_dim
+    sheet = lambda: grids.traversals(images, dims, values, kl, around, names)  # noqa: E731
+    return _walk(images, labels.repeat_interleave(len(dims)), sheet, "one latent at a time")
 
 
 def _manifold(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:
@@ -125,13 +134,13 @@ DRAW: dict[str, Callable[[TrainedVAE, GenerateOptions, int], Drawing]] = {
 }
 
 
-def _walk(images: Tensor, y: Tensor, sheet: Callable[[], np.ndarray], title: str) -> Drawing:
+def _walk(images: Tensor, y: Tensor, sheet: Callable[[], grids.Sheet], title: str) -> Drawing:
     """Make a Drawing of walks [R, S, C, H, W] with labels y [R]; a film plays them side by side, back and forth."""
     rows, steps = images.shape[:2]
 
-    def frames() -> list[np.ndarray]:
+    def frames() -> list[grids.Sheet]:
         columns = math.ceil(math.sqrt(rows))
-        forth = [grids.label_sheet(grids.grid(images[:, step], columns), title) for step in range(steps)]
+        forth = [grids.Sheet(images[:, step], columns, title) for step in range(steps)]
         return forth + forth[-2:0:-1]
 
     return Drawing(rows * steps, [(images.flatten(0, 1), y.repeat_interleave(steps))], lambda _: sheet(), frames)
@@ -142,7 +151,9 @@ def _label(model: TrainedVAE, options: GenerateOptions) -> tuple[Tensor, str]:
     if not model.model.n_classes:
         return torch.tensor(0, device=model.device), ""
     number = 0 if options["label"] is None else model.number(options["label"])
-    return torch.tensor(number, device=model.device), f", label {grids.drawable_name(model.class_names, number)}"
+    return torch.tensor(
+        number, device=model.device
+    ), f", label {grids.class_words(model.class_names, number + 1)[number]}"
 
 
 def _dims(model: TrainedVAE, options: GenerateOptions, n: int) -> list[int]:
@@ -164,8 +175,11 @@ def _require_prior(model: TrainedVAE, requested: str, instead: str) -> None:
 
 def _require_room(model: TrainedVAE, n: int, requested: str, options: GenerateOptions) -> None:
     """Raise UserError for more images than one picture can show or memory may hold at once."""
-    if options["format"] == "grid" and n > MAX_GRID:
-        raise UserError(f"{requested}; a picture shows up to {MAX_GRID:,} images.")
+    if options["format"] in PICTURES:
+        if n > MAX_GRID:
+            raise UserError(f"{requested}; a picture shows up to {MAX_GRID:,} images.")
+        if (scale := options["scale"]) and n * math.prod(model.x_shape[1:]) * scale**2 > MAX_PIXELS:
+            raise UserError(f"scale={scale}: {n:,} images would have more than {MAX_PIXELS:,} pixels.")
     most = MAX_BYTES // (4 * math.prod(model.x_shape))
     if n > most:
         shape = "x".join(map(str, model.x_shape))
@@ -179,13 +193,15 @@ def _images(model: TrainedVAE, options: GenerateOptions, n: int | None) -> tuple
         x, folders = read_images(options["inputs"], model.x_shape, settings.get("crop"), settings.get("white"))
         return x[:n], _labels_of_inputs(model, options, folders[:n]), "given images"
     split = model.read_data(options["dataset"]["root"]).split(options["split"])
-    split = split[torch.randperm(len(split), generator=build.generator(options["seed"], "images"))]
+    order = torch.randperm(len(split), generator=build.generator(options["seed"], "images"))
     if options["label"] is not None:
-        split = split[split.y == model.number(options["label"])]
-        if not len(split):
+        order = order[split.y[order].cpu() == model.number(options["label"])]
+        if not len(order):
             raise UserError(f"label={options['label']}: none of the {options['split']} images has it.")
-    if n is not None:
-        split = split[grids.in_turn(split.y)[:n]]
+    if n is not None:  # of images without classes one of each part of the split
+        kinds = split.y[order] if len(split.y.unique()) > 1 else order * n // len(split)
+        order = order[grids.in_turn(kinds)[:n]]
+    split = split[order]
     return split.x, split.y, f"{options['split']} images"
 
 

@@ -39,7 +39,7 @@ class TrainingFigures:
 def _usual(run: TrainingRun, split: Split, held_out: str, _: Evaluation) -> Iterator[Picture]:
     """Yield reconstructions of the held-out split and samples, from the same noise every epoch."""
     model, noise = run.eval_model, build.generator(run.config["seed"], "pictures")
-    yield "reconstructions", reconstructions(model, split, noise), f"{held_out} images, reconstructions below"
+    yield "reconstructions", reconstructions(model, split, noise), f"{held_out} images, each beside its reconstruction"
     if model.stochastic:  # else there is no prior to draw samples from
         n_rows = grids.n_class_rows(model.n_classes, run.data.class_names)
         how = "a row per class, the same z in each column" if n_rows else "the same z every epoch"
@@ -59,19 +59,19 @@ def _further(run: TrainingRun, split: Split, held_out: str, evaluation: Evaluati
 def test_figure(model: VAE, split: Split, seed: int, epoch: int) -> Picture:
     """Draw reconstructions of the test split, at the end, with the weights of the best epoch."""
     pixels = reconstructions(model, split, build.generator(seed, "pictures"))
-    return "test_reconstructions", pixels, f"epoch {epoch}: test images, reconstructions below"
+    return "test_reconstructions", pixels, f"epoch {epoch}: test images, each beside its reconstruction"
 
 
 @torch.no_grad()
 def reconstructions(model: VAE, held_out: Split, noise: torch.Generator) -> np.ndarray:
-    """Draw images of every class of a split, in whole rows, above the mean of p(x|z) at one z ~ q(z|x) of each."""
+    """Draw images of every class of a split, in whole rows, beside the mean of p(x|z) at one z ~ q(z|x) of each."""
     first = held_out[grids.rows(held_out.y, SIZES["reconstructions"])]
-    columns = min(grids.COLUMNS, len(first))
+    columns = min(grids.COLUMNS // 2, len(first))
     first = first[: len(first) // columns * columns]
     x, y = first.x.float() / 255, first.y
     with model.evaluating():
         recon = model.decode(model.encode(x, y).rsample(noise), y).mean
-    return grids.reconstructions(x, recon)
+    return grids.reconstructions(x, recon).pixels()
 
 
 @torch.no_grad()
@@ -79,26 +79,32 @@ def samples(model: VAE, n_rows: int, noise: torch.Generator) -> np.ndarray:
     """Draw the mean of p(x|z) at z ~ p(z); a conditional model gets n_rows classes, the same z in each column."""
     z = model.prior_sample(SIZES["classes"] if n_rows else SIZES["samples"], noise)
     images = latent_walks.classes(model, z, n_rows).flatten(0, 1)
-    return grids.grid(images, len(z) if n_rows else grids.COLUMNS)
+    return grids.Sheet(images, len(z) if n_rows else grids.COLUMNS).pixels()
 
 
 def _figure(name: str, model: VAE, split: Split, evaluation: Evaluation, class_names: Sequence[str]) -> np.ndarray:
-    """Draw one of the further figures by its name in figures=[...]; a conditional model's show its first class."""
+    """Draw one of the further figures by its name in figures=[...]; a conditional model's manifold is of one class."""
     means, y, kl = evaluation.q.mean, split.y, evaluation.kl_per_dim
     dims, first_class = latent_walks.most_kl(kl), torch.zeros((), dtype=torch.long, device=y.device)
-    label = f", label {grids.drawable_name(class_names, 0)}" if model.n_classes else ""
+    label = f", label {grids.class_words(class_names, 1)[0]}" if model.n_classes else ""
     if name == "latents":
-        return grids.latents(means, y, class_names, None)
+        return grids.pixels(grids.latents(means, y, class_names, None))
     if name == "manifold":
         images, values = latent_walks.manifold(model, dims[:2], first_class, SIZES["manifold"])
-        return grids.manifold(images, values, dims[:2], label)
+        return grids.manifold(images, values, dims[:2], label).pixels()
     if name == "traversals":
-        dims, values = dims[: SIZES["traversals"]], torch.linspace(-grids.RANGE, grids.RANGE, grids.STEPS)
-        images = latent_walks.traversal(model, torch.zeros_like(means[0]), first_class, dims, values)
-        return grids.traversals(images, dims, values, kl, f"the prior's mean{label}")
+        labels = torch.arange(max(1, n_rows := grids.n_class_rows(model.n_classes, class_names)), device=y.device)
+        dims = dims[: max(1, SIZES["traversals"] // len(labels))]
+        values = torch.linspace(-grids.RANGE, grids.RANGE, grids.STEPS)
+        images = latent_walks.traversal(model, torch.zeros_like(means[0]), labels, dims, values)
+        names = grids.class_words(class_names, n_rows)
+        return grids.traversals(images, dims, values, kl, "the prior's mean", names).pixels()
     if not model.n_classes:
         chosen = grids.rows(y, SIZES["reconstructions"])
-        means, y = means[chosen], y[chosen]
+        split, means, y = split[chosen], means[chosen], y[chosen]
     starts, ends = latent_walks.pairs(y, SIZES["interpolations"], same_label=model.n_classes > 0)
     images = latent_walks.interpolation(model, means[starts], means[ends], y[starts], grids.STEPS, "spherical")
-    return grids.interpolations(images, "spherical")
+    start, end = (split[torch.tensor(rows, dtype=torch.long)].x.float() / 255 for rows in (starts, ends))
+    names = grids.class_words(class_names, model.n_classes)
+    rows = [names[label] for label in y[starts]] if names else []
+    return grids.interpolations(images, start, end, "spherical", rows).pixels()

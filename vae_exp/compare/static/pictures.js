@@ -11,8 +11,8 @@ function source(index) {
 const read = new Promise(done => document.addEventListener("DOMContentLoaded", done));
 
 const CAPTIONS = {
-  test_reconstructions: "test images, reconstructions below",
-  reconstructions: "validation images, reconstructions below",
+  test_reconstructions: "test images and their reconstructions",
+  reconstructions: "validation images and their reconstructions",
   samples: "samples from the prior",
 };
 const caption = name => CAPTIONS[name] ?? name.replaceAll("_", " ");
