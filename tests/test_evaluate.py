@@ -2,6 +2,7 @@
 
 import functools
 import json
+import logging
 import math
 import re
 import shutil
@@ -515,6 +516,7 @@ def test_a_conditional_model_of_mnist_draws_what_its_label_says():
 
 def test_the_readmes_training_from_python_is_the_command_lines(vae_train, capfd, monkeypatch):
     monkeypatch.setattr(HydraConfig.instance(), "cfg", None)  # which a command before may have left
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # so may these
     names: dict = {}
     exec(readme_python("from vae_exp import compose"), names)
     printed = capfd.readouterr().out

@@ -85,7 +85,7 @@ PREPARE = {
     name: option for name, option in inspect.signature(prepare).parameters.items() if option.kind == option.KEYWORD_ONLY
 }
 # Settings of a group that are used elsewhere: its function gets them only if it takes them.
-USED_ELSEWHERE: dict[str, Iterable[str]] = {"dataset": PREPARE, "network": ("init",)}
+USED_ELSEWHERE: dict[str, Iterable[str]] = {"dataset": PREPARE, "network": ("init",), "likelihood": ("mean",)}
 
 
 def partial(config: Mapping[str, Any], group: str) -> functools.partial[Any]:
