@@ -217,7 +217,7 @@ def test_a_sweep_that_was_logged_online_ends_with_the_command_that_makes_the_vie
         path.write_text(json.dumps(summary))
     code, said = vae_train(*TYPED, *SWEPT, f"sweep.resume={sweep}")
     assert code == 0, said
-    assert f"in W&B  vae-compare {sweep} --wandb team/mine --wandb-report" in said
+    assert "in W&B     vae-compare latest --wandb team/mine --wandb-report" in said
 
 
 @pytest.mark.parametrize(

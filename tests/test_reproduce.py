@@ -185,7 +185,7 @@ def test_a_killed_one_goes_on_where_it_was(vae_command):
     assert 0 < reached < 600
     code, said = vae_command("vae-reproduce", *typed)
     assert code == 0, said
-    assert "goes on from" in said
+    assert "resumes from" in said
     epochs = [int(n) for n in re.findall(r"^epoch +(\d+)/600", said, re.M)]
     assert epochs[0] == reached + 1
     assert said.count("reproduced") == 2
