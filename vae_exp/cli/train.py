@@ -83,10 +83,12 @@ def _command_line(arguments: list[str]) -> list[str]:
     if set(flags) - set(MULTIRUN_FLAGS):
         return arguments
     overrides = readable([argument for argument in arguments if not argument.startswith("-")])
-    if any(word.key_or_group == "rerun" for word in parse(overrides)):
+    words = parse(overrides)
+    keys = [word.key_or_group for word in words]
+    if "rerun" in keys:
         return _rerun(overrides)
-    if flags and [word.key_or_group for word in parse(overrides)] == ["sweep.resume"]:
-        folder, _ = plan.find(str(parse(overrides)[0].value()))
+    if flags and keys == ["sweep.resume"]:
+        folder, _ = plan.find(str(words[0].value()))
         return [*flags, *_of_sweep(folder, []), *overrides]
     return [*flags, *overrides] if flags else _with_stored_overrides(overrides)
 

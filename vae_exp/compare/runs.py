@@ -54,7 +54,6 @@ BOOKKEEPING = {
     *(f"checkpoint_every_{clock}" for clock in ("epochs", "steps", "minutes")),
     *(f"dataset.{key}" for key in ("root", "name", "cache", "device_memory", "on_error")),
 }
-PARTS = ("reconstruction", "kl")
 NAME, STATE, REASON = "run", "state", "reason"
 
 
@@ -94,7 +93,8 @@ class Run:
 
 def objective(run: Run) -> float | None:
     """Return what a run minimises, reconstruction + beta KL of the test split in nats, or None of other objectives."""
-    beta, reconstruction, kl = run.config.get("objective.beta"), *(run.metrics.get(f"test/{n}") for n in PARTS)
+    beta = run.config.get("objective.beta")
+    reconstruction, kl = run.metrics.get("test/reconstruction"), run.metrics.get("test/kl")
     if run.config.get("objective") != "elbo" or beta is None or reconstruction is None or kl is None:
         return None
     return reconstruction + beta * kl

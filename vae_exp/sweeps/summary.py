@@ -48,9 +48,11 @@ MAX_BEST = 5  # that are printed: where runs do not compare there may be as many
 def finish(plan: Plan, wandb: WandbKeys, stopped: bool = False) -> int:
     """Write table, results.csv, figures, and the same in W&B, from the runs' files. Returns the exit code."""
     runs = _read_jobs(plan)
-    planned = [run for run in runs if not plan.names or run.folder.relative_to(plan.folder).as_posix() in plan.names]
-    pruned = sum(run.state == PRUNED for run in planned)
-    done = sum(run.finished for run in planned) + pruned
+    by_name = {run.folder.relative_to(plan.folder).as_posix(): run for run in runs}
+    planned = {name: run for name, run in by_name.items() if not plan.names or name in plan.names}
+    pruned = sum(run.state == PRUNED for run in planned.values())
+    finished = {name for name, run in planned.items() if run.finished or run.state == PRUNED}
+    done = len(finished)
     optional = (*results.SCORES, results.UDR)
     metrics = [name for name in results.RESULTS if name not in optional or any(name in run.metrics for run in runs)]
     columns = [*results.setting_columns(runs), "state", *metrics, "reason"]
@@ -81,8 +83,7 @@ def finish(plan: Plan, wandb: WandbKeys, stopped: bool = False) -> int:
     count = f", {pruned} of them pruned" if pruned else ""
     say(f"{done} of {plan.jobs} jobs finished{count}")
     say(f"folder     {plan.folder}    ({', '.join(['results.csv', *(figure.name for figure in figures)])})")
-    is_done = {run.folder.relative_to(plan.folder).as_posix() for run in runs if run.finished or run.state == PRUNED}
-    if missing := [name for name in plan.names if name not in is_done]:
+    if missing := [name for name in plan.names if name not in finished]:
         more = f" and {len(missing) - MAX_MISSING} more" if len(missing) > MAX_MISSING else ""
         say(f"missing    {', '.join(missing[:MAX_MISSING])}{more}")
     if done < plan.jobs and (stopped or not plan.is_search):
