@@ -198,6 +198,7 @@ def saturated_images(n, seed):
 
 def test_a_sigmoid_mean_pays_on_saturated_images_and_a_note_says_so(monkeypatch, caplog):
     """Where black is the end of the density's mean; the discretized logistic's tails take in what lies beyond."""
+    caplog.set_level("INFO")
     monkeypatch.setattr(console, "noted", set())
     np.savez("discs.npz", images=saturated_images(1000, 0), test_images=saturated_images(300, 1))
     small = ("dataset=arrays", "dataset.root=discs.npz", "network.hidden_dims=[64]", "model.z_dim=4", "batch_size=64")

@@ -11,16 +11,14 @@ from torch import Tensor, nn
 
 from vae_exp import distributed
 from vae_exp.config import build
-from vae_exp.config.schema import is_on_path
-from vae_exp.evaluation.metrics import evaluate, factor_scores, sample_eps, scores_warning
+from vae_exp.evaluation.metrics import evaluate, factor_scores, sample_eps
 from vae_exp.figures.training import TrainingFigures, test_figure
 from vae_exp.terms import Progress, compute_loss
 from vae_exp.tracking.wandb_run import choose_mode
 from vae_exp.training import console, dry_run, init_from, precision, restore, threads
 from vae_exp.training.checkpoints import Checkpoint
-from vae_exp.training.run import Prune, Run, monitored, require_folder, require_possible
-from vae_exp.training.run_dir import log_bytes
-from vae_exp.training.state import EMA, Meters, RngStreams, RunInfo, TrainState
+from vae_exp.training.run import Prune, Run, require_folder, require_possible
+from vae_exp.training.state import EMA, RunInfo
 from vae_exp.training.stopper import Stopper, gradient_norm, require_finite
 
 log = logging.getLogger(__name__)
@@ -43,12 +41,11 @@ def train(
         run = Run(config, run_dir, build.device(config["device"]))
         require_possible(run)
         with dry_run.explain_out_of_memory(config), precision.reproducible(run.device), threads.restored():
-            old_log_bytes = log_bytes(run_dir)  # of a run whose place this one takes
             run.resumed = restore.load(run_dir, config)
             source = distributed.broadcast(lambda: init_from.read(config))
             wandb_mode = distributed.rank0_only(choose_mode, config["wandb"]["mode"])
             setup(run, source)
-            with run.open(wandb_mode, old_log_bytes, quiet):
+            with run.open(wandb_mode, quiet):
                 while not run.stop.ends_with(run.state):
                     if train_epoch(run):
                         finish_epoch(run, prune)
@@ -62,7 +59,7 @@ def setup(run: Run, source: Checkpoint | None) -> None:
     The weights of a new run may be those of a trained model, the source.
     """
     config, device, resumed = run.config, run.device, run.resumed
-    seed, z_dim = config["seed"], config["model"]["z_dim"]
+    seed = config["seed"]
 
     # Data: as bytes, whole on the training device where it is small enough.
     with distributed.rank0_first():
@@ -80,25 +77,21 @@ def setup(run: Run, source: Checkpoint | None) -> None:
     model.freeze(config["freeze"])
     run.optimizer, run.ema = build.optimizer(config, model), EMA(model, config["ema"])
     objective, run.schedule = build.partial(config, "objective"), build.partial(config, "scheduler")
-    run.rng, run.stop = RngStreams.from_seed(seed, device), Stopper(config, resumed)
+    run.stop = Stopper(config, resumed)
     operations = config["batch_size"] * dry_run.check_own_parts(config, model, objective, run.train_split)
     threads.choose(config, resumed, operations, device)
     loss_fn = partial(compute_loss, model, objective, run.rng.noise)
     run.loss_fn = precision.compile_step(loss_fn, config, resumed, device, run.stop.raise_if_interrupted)
     run.autocast = precision.autocast(config["precision"], device)
     run.info = RunInfo.of(model, data, device, run.loss_fn is not loss_fn, start)
-    run.meters, run.state = Meters(), TrainState([0.0] * z_dim, run.rng.order.get_state())
-    run.eval_noise = sample_eps(run.held_out, z_dim, build.generator(seed, "evaluation"))
+    run.eval_noise = sample_eps(run.held_out, model.z_dim, build.generator(seed, "evaluation"))
     run.figures = distributed.rank0_only(TrainingFigures, config["figure_every_epochs"])
     run.health = console.Health(config, run.info.train_size)
     if resumed:
         restore.restore(resumed, run)
     distributed.broadcast_weights(model, run.eval_model)
     distributed.seed_layers(seed + run.state.step)
-    grey = model.support == "binary" and data.train.is_grey()
-    linear = model.support == "real" and config["likelihood"].get("mean") == "linear"
-    saturated = linear and data.train.saturated_share() > 0.1
-    console.introduce(config, run.info, run.run_dir, grey, saturated)
+    console.introduce(config, run.info, run.run_dir, model.support, data.train)
 
 
 def train_epoch(run: Run) -> bool:
@@ -161,24 +154,20 @@ def finish_epoch(run: Run, prune: Prune | None) -> None:
     row |= scalars
     every = config["scores_every_epochs"]
     if distributed.is_rank0() and every and epoch % every == 0:
-        row |= factor_scores(evaluation, run.held_out, config["scores"], name, config["model"]["conditional"])
+        row |= factor_scores(evaluation, run.held_out, config, name)
     require_finite(scalars, f"after step {state.step}", run.run_dir)
     run.tracker.log(row | {f"{name}/kl_per_dim": evaluation.kl_per_dim}, state.step)
 
-    # Without validation best.pt is the last epoch's, and on a path too: at beta 5 the lowest neg_elbo comes too early.
-    monitor = config["monitor"] if name == "val" and not is_on_path(config["sweep"]) else None
     scale = {key: value.item() for key, value in run.eval_model.scale().items()}
-    scores = (scalars if name == "val" else {}) | scale | distributed.broadcast(lambda: monitored(monitor, row))
-    new_best = state.end_epoch(epoch, evaluation.kl_per_dim, run.rng.order.get_state(), scores, monitor, run.sign)
+    new_best = run.end_epoch(epoch, evaluation.kl_per_dim, (scalars if name == "val" else {}) | scale, row)
     for figure in run.figures.after_epoch(run, run.held_out, name, evaluation, is_last=stop.ends_with(state)):
         run.tracker.image(*figure, state.step)
     stop.start_epoch()
     if new_best:
         run.checkpoints.keep_best()
         run.tracker.summarise(new_best.summary())
-    log.info(
-        console.epoch_line(epoch, config["epochs"], name, row, scale, monitor is not None and new_best is not None)
-    )
+    is_best = run.monitor is not None and new_best is not None
+    log.info(console.epoch_line(epoch, config["epochs"], name, row, scale, is_best))
     for warning in run.health.warnings(epoch, row, name):
         log.warning(warning)
     if stop.due_after_epoch(state):
@@ -198,10 +187,7 @@ def test(run: Run) -> None:
     evaluation = evaluate(model, test_split, build.generator(run.config["seed"], "evaluation"), shared=True)
     if distributed.is_rank0():
         run.tracker.image(*test_figure(model, test_split, run.config["seed"], best.epoch), step)
-        conditional = run.config["model"]["conditional"]
-        scores = factor_scores(evaluation, test_split, run.config["scores"], "test", conditional)
-        if scores and (warning := scores_warning(evaluation, test_split.unknown_factors(conditional))):
-            log.warning(f"scores: {warning}")
+        scores = factor_scores(evaluation, test_split, run.config, "test")
         run.tracker.summarise(best.summary() | evaluation.scalars("test") | scores | run.path_epochs())
         if run.config["wandb"]["log_checkpoints"]:
             run.tracker.upload_checkpoints(best_is_last=best.step == step)

@@ -1,7 +1,8 @@
 """Measure a model on a split: bounds, KL by latent, active units, factor scores."""
 
+import logging
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vae_exp import distributed
+from vae_exp.config.schema import Config
 from vae_exp.datasets.factors import Factors
 from vae_exp.datasets.splits import Split, batches
 from vae_exp.distributed import Share
@@ -20,6 +22,7 @@ from vae_exp.scores.repeats import spread, usual_size
 from vae_exp.training.precision import full_precision
 from vae_exp.vae import VAE
 
+log = logging.getLogger(__name__)
 EVAL_BATCH_SIZE = 500  # for speed and memory alone: what is computed of 1,000 MNIST images leaves the cache
 ACTIVE = 0.01  # a unit is active where its posterior mean varies more than this over the data (Burda et al. 2016)
 MIXTURE = 10_000  # images whose posteriors make up q(z): comparing all pairs costs its square
@@ -138,14 +141,17 @@ def importance_bound(
     return log_sum - math.log(importance_samples)
 
 
-def factor_scores(
-    evaluation: Evaluation, split: Split, names: Collection[str], prefix: str, conditional: bool = False
-) -> dict[str, float]:
-    """Return the disentanglement scores that a run logs, such as val/mig, from one repeat; without NaN."""
-    if split.factors is None or not names:
+def factor_scores(evaluation: Evaluation, split: Split, config: Config, prefix: str) -> dict[str, float]:
+    """Return the scores of disentanglement that a run logs, such as val/mig, from one repeat; without NaN.
+
+    Of the test split, which is measured once, also log a warning if there is one.
+    """
+    if split.factors is None or not config["scores"]:
         return {}
-    factors = split.unknown_factors(conditional)
-    scores = spread(evaluation.q.mean, factors.table, names, usual_size(len(split), repeats=1), repeats=1)
+    factors = split.unknown_factors(config["model"]["conditional"])
+    scores = spread(evaluation.q.mean, factors.table, config["scores"], usual_size(len(split), repeats=1), repeats=1)
+    if prefix == "test" and (warning := scores_warning(evaluation, factors)):
+        log.warning(f"scores: {warning}")
     return {f"{prefix}/{name}": score.mean for name, score in scores.items() if not math.isnan(score.mean)}
 
 

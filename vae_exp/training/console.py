@@ -14,6 +14,7 @@ from vae_exp.config.schema import Config
 from vae_exp.errors import printable
 
 if TYPE_CHECKING:  # the command line names ConsoleHandler before torch is imported
+    from vae_exp.datasets.splits import Split
     from vae_exp.training.state import RunInfo
 
 log = logging.getLogger(__name__)
@@ -96,8 +97,8 @@ def progress_bar(total: int, done: int = 0, quiet: bool = False, **settings: Any
     return tqdm(total=total, initial=done, unit="step", disable=off, leave=False, dynamic_ncols=True, **settings)
 
 
-def introduce(config: Config, info: "RunInfo", run_dir: Path, grey: bool, saturated: bool) -> None:
-    """Log what is trained on what, where its files will be, and the unit of its numbers (nats per image)."""
+def introduce(config: Config, info: "RunInfo", run_dir: Path, support: str, train: "Split") -> None:
+    """Log what is trained on what, where its files will be, the unit of its numbers (nats per image), and notes."""
     shape = "x".join(map(str, info.x_shape))
     held_out = (
         f"{info.val_size:,} for validation"
@@ -114,7 +115,10 @@ def introduce(config: Config, info: "RunInfo", run_dir: Path, grey: bool, satura
     log.info(f"run folder {printable(run_dir)}\nneg_elbo = reconstruction + KL, in nats per image")
     if not stochastic:
         log.info("deterministic: the KL counts as 0, so neg_elbo is no bound, and there is no prior to sample from")
-    for note in [GREY] * grey + [SATURATED] * saturated:
+    is_linear = support == "real" and config["likelihood"].get("mean") == "linear"
+    notes = [GREY] * (support == "binary" and train.is_grey())
+    notes += [SATURATED] * (is_linear and train.saturated_share() > 0.1)
+    for note in notes:
         # Of a job the console shows warnings only.
         log.log(logging.WARNING if config["sweep"]["jobs"] and note not in noted else logging.INFO, note)
         noted.add(note)

@@ -22,7 +22,7 @@ from vae_exp.tracking.wandb_run import Mode
 from vae_exp.training import console, precision, threads
 from vae_exp.training.checkpointer import Checkpointer
 from vae_exp.training.checkpoints import Checkpoint
-from vae_exp.training.run_dir import lock_folder, require_unused, require_writable
+from vae_exp.training.run_dir import lock_folder, log_bytes, require_unused, require_writable
 from vae_exp.training.state import Best, TrainingRun
 from vae_exp.training.stopper import Stopper, require_finite
 
@@ -49,11 +49,15 @@ class Run(TrainingRun):
     checkpoints: Checkpointer = field(init=False)
     bar: Any = field(init=False)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.old_log_bytes = log_bytes(self.run_dir)  # of a run whose place this one takes
+
     @contextlib.contextmanager
-    def open(self, wandb_mode: Mode, old_log_bytes: int, quiet: bool) -> Iterator[None]:
+    def open(self, wandb_mode: Mode, quiet: bool) -> Iterator[None]:
         """Lock the folder, take over signals, open what is written to; close it whatever happens."""
         last_step = min(self.config["epochs"] * self.steps_per_epoch, self.config["max_steps"] or 2**31)
-        logged = self.config, self.run_dir, wandb_mode, self.info, self.resumed, old_log_bytes
+        logged = self.config, self.run_dir, wandb_mode, self.info, self.resumed, self.old_log_bytes
         with (
             rank0_only(lock_folder, self.run_dir),
             self.stop,
@@ -80,9 +84,31 @@ class Run(TrainingRun):
         self.tracker.log(row, state.step)
 
     @property
-    def sign(self) -> int:
-        """Return 1 where the lowest of `monitor` is the best, -1 where the highest is."""
-        return -1 if self.config["monitor_mode"] == "max" else 1
+    def monitor(self) -> str | None:
+        """Return the number that chooses the best epoch; None if it is the last: without validation, or on a path.
+
+        On a path to beta 5 the lowest neg_elbo comes too early.
+        """
+        return self.config["monitor"] if self.held_out_name == "val" and not is_on_path(self.config["sweep"]) else None
+
+    def end_epoch(
+        self, epoch: int, kl_per_dim: list[float], scores: dict[str, float], row: dict[str, Any]
+    ) -> Best | None:
+        """Record that an epoch is over, and return it if it is the best so far, as each is if none is chosen.
+
+        Raises UserError if `monitor` is no number in the epoch's row.
+        """
+        state, monitor = self.state, self.monitor
+        state.epoch, state.kl_per_dim, state.order = epoch, kl_per_dim, self.rng.order.get_state()
+        if monitor is not None:
+            scores = scores | {monitor: distributed.broadcast(lambda: monitored(monitor, row))}
+        scores = {name.replace("/", "_"): score for name, score in scores.items()}
+        if monitor is not None and state.best is not None:
+            key, sign = monitor.replace("/", "_"), -1 if self.config["monitor_mode"] == "max" else 1
+            if sign * scores[key] >= sign * state.best.scores[key]:
+                return None
+        state.best = Best(epoch, state.step, scores)
+        return state.best
 
     def path_epochs(self) -> dict[str, int]:
         """Return what summary.json has of the epochs that led to a run's weights, if it is one of several on a path."""
@@ -102,14 +128,12 @@ class Run(TrainingRun):
         self.stop.finish()
 
 
-def monitored(monitor: str | None, row: dict[str, Any]) -> dict[str, float]:
-    """Return what chooses the best epoch, by its name. Raises UserError if an epoch's row has no such number."""
-    if monitor is None:
-        return {}
+def monitored(monitor: str, row: dict[str, Any]) -> float:
+    """Return what chooses the best epoch. Raises UserError if an epoch's row has no such number."""
     if not is_number(row.get(monitor)):
         known = ", ".join(sorted(key for key, value in row.items() if is_number(value) and key != "epoch"))
         raise UserError(f"monitor={monitor}: no such number is logged each epoch. There are {known}.")
-    return {monitor: row[monitor]}
+    return row[monitor]
 
 
 def require_folder(run_dir: str | Path | None) -> Path:

@@ -174,28 +174,6 @@ class TrainState:
     epoch: int = 0  # epochs that are over
     best: Best | None = None
 
-    def end_epoch(
-        self,
-        epoch: int,
-        kl_per_dim: list[float],
-        order: Tensor,
-        scores: dict[str, float],
-        monitor: str | None,
-        sign: int = 1,
-    ) -> Best | None:
-        """Record that an epoch is over, and return it if it is the best so far, as each is if none is chosen.
-
-        The best has the lowest of scores[monitor], or with sign=-1 the highest.
-        """
-        self.epoch, self.kl_per_dim, self.order = epoch, kl_per_dim, order
-        scores = {name.replace("/", "_"): score for name, score in scores.items()}
-        if monitor is not None and self.best is not None:
-            key = monitor.replace("/", "_")
-            if sign * scores[key] >= sign * self.best.scores[key]:
-                return None
-        self.best = Best(epoch, self.step, scores)
-        return self.best
-
 
 @dataclass(frozen=True)
 class RngStreams:
@@ -243,9 +221,11 @@ class TrainingRun:
     model: VAE = field(init=False)
     ema: EMA = field(init=False)
     optimizer: Optimizer = field(init=False)
-    rng: RngStreams = field(init=False)
-    meters: Meters = field(init=False)
-    state: TrainState = field(init=False)
+    meters: Meters = field(default_factory=Meters)
+
+    def __post_init__(self) -> None:
+        self.rng = RngStreams.from_seed(self.config["seed"], self.device)
+        self.state = TrainState([0.0] * self.config["model"]["z_dim"], self.rng.order.get_state())
 
     @property
     def eval_model(self) -> VAE:
