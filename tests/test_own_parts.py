@@ -119,10 +119,10 @@ def dataset(name, **_):
 SOURCE = "dataset._target_=mine.dataset: of the Source that it returned, "
 WRONG = [
     ("network", "half", "network._target_=mine.half: its encoder must return [B, 2 model.z_dim]"),
-    ("network", "half", "[2, 20] here, and it is a tensor [2, 10]"),
+    ("network", "half", "[2, 20] here, not torch.Tensor of float32 [2, 10]"),
     ("network", "narrow", "network._target_=mine.narrow: its decoder must return a number for each pixel"),
-    ("network", "narrow", "[2, 1, 8, 8] here, and it is a tensor [2, 1, 4, 4]"),
-    ("network", "pair", "and it is (a tensor [2, 3], a tensor [2, 3])"),
+    ("network", "narrow", "[2, 1, 8, 8] here, not torch.Tensor of float32 [2, 1, 4, 4]"),
+    ("network", "pair", "not (torch.Tensor of float32 [2, 3], torch.Tensor of float32 [2, 3])"),
     ("network", "one", "network._target_=mine.one: it must return two modules, an encoder and a decoder"),
     ("network", "none", "and returned NoneType"),
     ("likelihood", "bare", "likelihood._target_=mine.bare: it must return"),
@@ -130,19 +130,19 @@ WRONG = [
     (
         "likelihood",
         "unsummed",
-        "log_prob(x) must be summed over pixels, [B]: [2] here, and it is a tensor [2, 1, 8, 8]",
+        "log_prob(x) must be summed over pixels, [B]: [2] here, not torch.Tensor of float32 [2, 1, 8, 8]",
     ),
     ("likelihood", "no_function", "likelihood._target_=mine.no_function: it must return a function"),
     ("objective", "loss_alone", "objective._target_=mine.loss_alone: it must return the loss and a dict"),
     (
         "objective",
         "a_loss_each",
-        "the loss must be one number, a tensor of shape [] such as a mean, and it is a tensor [2]",
+        "the loss must be one number, a tensor of shape [] such as a mean, not torch.Tensor of float32 [2]",
     ),
     (
         "objective",
         "no_tensor",
-        "the loss must be one number, a tensor of shape [] such as a mean, and it is of the type",
+        "the loss must be one number, a tensor of shape [] such as a mean, not float",
     ),
     ("objective", "detached", "no gradient leads from the loss to the weights"),
     ("objective", "logs_all", "what it logs as kl_each must be one number"),
@@ -160,7 +160,7 @@ WRONG = [
         "nothing",
         "dataset._target_=mine.dataset: it must return a vae_exp.datasets.Source, and returned NoneType",
     ),
-    ("dataset", "arrays", "and returned tuple"),
+    ("dataset", "arrays", "and returned (torch.Tensor of uint8 "),
     (
         "dataset",
         "floats",

@@ -62,6 +62,11 @@ def in_users_code(error: Exception) -> UserError | None:
     return UserError(f"code of your own failed:\n{''.join(shown).rstrip()}") if frames else None
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or its type if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def printable(text: object) -> str:
     """Return foreign text on one line: wide spaces become plain ones, and terminal control characters are escaped."""
     return "".join(letter if letter.isprintable() else _escaped(letter) for letter in str(text))

@@ -269,24 +269,18 @@ def partial_of(path: Path) -> Path:
 # Arrays that can be computed again: whole or not there, and no code when they are read.
 
 
-def read_arrays(path: Path) -> "dict[str, np.ndarray] | None":
-    """Return the arrays of a file by name; None if it is missing, not whole, or holds more than plain arrays."""
+def read_arrays(path: Path, types: Mapping[str, type]) -> "dict[str, np.ndarray] | None":
+    """Return the arrays of a file by name; None unless these are there, whole, of these types and finite."""
     import numpy as np
 
     try:
-        with open_regular(path) as file, np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
+        with open_regular(path) as file, np.load(file, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+            are_whole = all(kind is np.str_ or np.isfinite(arrays[name]).all() for name, kind in types.items())
     except Exception:  # a damaged file may raise nearly anything: zlib's, zipfile's, tokenize's errors, no memory
         return None
-
-
-def are_numbers(arrays: "Mapping[str, np.ndarray]", dtypes: Mapping[str, type]) -> bool:
-    """Return whether exactly these arrays are there, each of its type and finite."""
-    import numpy as np
-
-    return arrays.keys() == dtypes.keys() and all(
-        values.dtype == dtypes[name] and bool(np.isfinite(values).all()) for name, values in arrays.items()
-    )
+    same_types = {name: values.dtype.type for name, values in arrays.items()} == types
+    return arrays if are_whole and same_types else None
 
 
 def write_arrays(path: Path, arrays: "Mapping[str, np.ndarray]") -> None:

@@ -17,7 +17,6 @@ from vae_exp.compare import table
 from vae_exp.compare.runs import NAME, RESULTS, STATE, Run
 from vae_exp.compare.table import format_table, wrapped
 from vae_exp.config.checks import closest, path_of, shortened
-from vae_exp.config.migrations import GONE
 from vae_exp.errors import UserError, printable
 from vae_exp.files import Unreadable, expand, parse_yaml, require_no_links, write, writing
 from vae_exp.training.run_dir import LATEST, lock_folder, read_summary, runs_below
@@ -64,7 +63,6 @@ def _arguments() -> argparse.ArgumentParser:
     )
     add("--yes", action="store_true", help="with --delete: do not ask")
     add("--dry-run", action="store_true", help="with --wandb, --delete: print what would be sent or deleted, no more")
-    add("--map", action="store_true", help=argparse.SUPPRESS)
     return parser
 
 
@@ -76,8 +74,6 @@ def _count(text: str) -> int:
 
 def compare(options: argparse.Namespace) -> None:
     """Print the table, and write the files that the options name."""
-    if options.map:
-        raise UserError(f"--map: no such flag any more. {GONE['amortize']}")
     if options.delete:
         _delete(options)
         return

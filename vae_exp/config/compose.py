@@ -14,9 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vae_exp.config.checks import CONF_DIR, RUN_DIR, closest, groups, options, options_with, quoted
-from vae_exp.config.migrations import GONE
 from vae_exp.config.schema import DATASET_RULES, EVALUATE_RULES, GENERATE_RULES, OPTION_RULES, RULES, is_number
-from vae_exp.errors import UserError, printable
+from vae_exp.errors import UserError, first_line, printable
 
 HYDRA_VERSION = "1.3"
 KNOWN_RULES = RULES | DATASET_RULES | EVALUATE_RULES | GENERATE_RULES  # not those of options, which may be a user's own
@@ -46,12 +45,8 @@ def _readable(word: str) -> str:
         with contextlib.suppress(HydraException):
             if sign and parse([f"{key}={quoted(value)}"]):
                 return f"{key}={quoted(value)}"
-        reason = printable(_first_line(error))
+        reason = printable(first_line(error))
         raise UserError(f"{printable(word)}: unknown argument; arguments are KEY=VALUE. ({reason})") from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 PART = re.compile(  # of comma-separated values: what is in quotes or brackets is one
@@ -108,7 +103,7 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
         if isinstance(error, ConfigCompositionException) and not is_interpolation:
             raise
         named = options(_group_of(wrong[0])) if wrong else []
-        choose = f"Choose one of {', '.join(named)}." if named else f"({_first_line(error)})"
+        choose = f"Choose one of {', '.join(named)}." if named else f"({first_line(error)})"
         raise UserError(f"{' '.join(wrong or overrides)}: a group takes the name of an option. {choose}") from error
 
 
@@ -186,8 +181,6 @@ def _unknown_key(key: str, program: str, config_name: str) -> str:
     known = {"config": RULES | OPTION_RULES | DATASET_RULES, "evaluate": EVALUATE_RULES, "generate": GENERATE_RULES}[
         config_name
     ]
-    if (gone := key.split(".")[0]) in (("amortize",) if config_name == "config" else GONE):
-        return f"{key}: no such key any more. {GONE[gone]}"
     if config_name != "config":
         return f"{key}: no such key.{closest(key, known)} `{program} --help` lists every key."
     if names := options_with(key):

@@ -263,7 +263,7 @@ def _binarize(split: Split, how: str) -> Split:
 def require_source(source: Any, target: str) -> Source:
     """Return the Source that the function named target returned. Raises UserError if its parts do not go together."""
     if not isinstance(source, Source):
-        kind = _kind(source)
+        kind = kind_of(source)
         raise UserError(f"dataset._target_={target}: it must return a vae_exp.datasets.Source, and returned {kind}.")
 
     def require(part: str, split: Any) -> Split:
@@ -283,17 +283,17 @@ def _problem(part: str, split: Any, source: Source) -> str | None:
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         return "class_names must be a list of text, the name of each label"
     if not callable(source.read_test):
-        return f"read_test must be a function that returns the test split, not {_kind(source.read_test)}"
+        return f"read_test must be a function that returns the test split, not {kind_of(source.read_test)}"
     if not isinstance(split, Split):
-        return f"{part} must be a vae_exp.datasets.Split, not {_kind(split)}"
+        return f"{part} must be a vae_exp.datasets.Split, not {kind_of(split)}"
     images, y, factors = split.images, split.y, split.factors
     pixels = images.source if isinstance(images, Streamed) else images
     if not isinstance(images, Tensor | Streamed) or (isinstance(pixels, Tensor) and pixels.dtype != torch.uint8):
-        return f"the images of {part} must be a tensor of uint8, 0 to 255, not {_kind(pixels)}"
+        return f"the images of {part} must be a tensor of uint8, 0 to 255, not {kind_of(pixels)}"
     if len(images.shape) != 4 or 0 in images.shape[1:]:
         return f"the images of {part} must have the shape [N, C, H, W], not {list(images.shape)}"
     if not isinstance(y, Tensor) or y.dtype != torch.int64 or y.shape != (len(images),):
-        return f"the labels of {part} must be a tensor of int64 [N], one for each of {len(images):,}, not {_kind(y)}"
+        return f"the labels of {part} must be a tensor of int64 [N], one for each of {len(images):,}, not {kind_of(y)}"
     if not len(y):
         return f"{part} is empty" + ("; val=None where there are no validation images" if part == "val" else "")
     if images.shape[1:] != source.train.images.shape[1:]:
@@ -302,7 +302,7 @@ def _problem(part: str, split: Any, source: Source) -> str | None:
         parts = list(vars(factors).values()) if isinstance(factors, Factors) else [factors]
         return (
             f"the factors of {part} must be a vae_exp.datasets.Factors of int64 [N, F] from 0 to below F sizes, with F "
-            f"different names, not {_kind(parts[0])} {parts[1:] or ''}"
+            f"different names, not {kind_of(parts[0])} {parts[1:] or ''}"
         )
     low, high, n = int(y.min()), int(y.max()), len(names)
     if low < 0 or (n and high >= n):
@@ -320,8 +320,10 @@ def _are_factors(factors: Any, n_images: int) -> bool:
     return table.shape == (n_images, len(names)) and bool(((table >= 0) & (table < torch.tensor(sizes).long())).all())
 
 
-def _kind(value: Any) -> str:
-    """Return the kind of a value in words: for an array, its type and shape."""
+def kind_of(value: Any) -> str:
+    """Return the kind of a value in words: for an array, its type and shape; for a tuple, the kinds in it."""
+    if isinstance(value, tuple | list) and 0 < len(value) < 5:
+        return f"({', '.join(map(kind_of, value))})"
     name = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
     if hasattr(value, "dtype"):
         return f"{name} of {str(value.dtype).removeprefix('torch.')} {list(value.shape)}"

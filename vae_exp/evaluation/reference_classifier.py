@@ -11,7 +11,7 @@ from torch import nn
 
 from vae_exp.datasets.prepare import Data
 from vae_exp.datasets.splits import Split, batches
-from vae_exp.files import are_numbers, cache_folder, read_arrays, write_arrays
+from vae_exp.files import cache_folder, read_arrays, write_arrays
 from vae_exp.training import console
 from vae_exp.training.precision import full_precision
 from vae_exp.vae import VAE
@@ -39,8 +39,7 @@ def reference_classifier(data: Data, device: torch.device) -> tuple[nn.Sequentia
     path = cache_folder("features") / f"judge-{RECIPE}-{digest(train)}-{n_classes}.npz"
     with torch.device("meta"):  # no random numbers are drawn for weights that are cached
         classifier = _build(train, n_classes)
-    weights = read_arrays(path) or {}
-    if are_numbers(weights, dict.fromkeys(classifier.state_dict(), np.float32)):
+    if weights := read_arrays(path, dict.fromkeys(classifier.state_dict(), np.float32)):
         classifier.load_state_dict({name: torch.from_numpy(values) for name, values in weights.items()}, assign=True)
         classifier = classifier.to(device).eval()
     else:

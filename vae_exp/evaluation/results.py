@@ -50,13 +50,10 @@ def read(path: Path) -> dict[str, Any]:
     """Read an evaluation; empty if there is no file, or one that is not as vae-evaluate writes it."""
     with contextlib.suppress(OSError, AttributeError, KeyError, TypeError):
         content = read_json(path)
-        scores, samples = content.get("scores"), content.get("samples", {})
-        values = [value for name, value in content.items() if name not in (*TEXTS, "kl_per_dim", "scores", "samples")]
-        values += content.get("kl_per_dim", [])
-        if scores is not None:
-            values += [scores[name] for name in SETTINGS if name != "factors"]
-            values += [score[name] for score in scores_of(content).values() for name in ("mean", "std")]
-        values += [value for score in samples.values() for value in (*score.values(), *map(score.get, SAMPLE_SETTINGS))]
+        samples = content.get("samples", {})
+        values = [*_values(content).values(), *content.get("kl_per_dim", [])]
+        values += [content["scores"][name] for name in SETTINGS if name != "factors" and "scores" in content]
+        values += [score[name] for score in samples.values() for name in SAMPLE_SETTINGS]
         if all(value is None or is_number(value) for value in values) and all(name.count("/") == 1 for name in samples):
             return content
     return {}
@@ -67,22 +64,25 @@ def scores_of(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {name: score for name, score in result.get("scores", {}).items() if name not in (*SETTINGS, WARNING)}
 
 
-def numbers(result: dict[str, Any]) -> dict[str, float]:
-    """Return all results of an evaluation as in W&B, such as mig, mig_std and samples/prior/classifier/frechet."""
-    scores = scores_of(result)
-    flat = {name: value for name, value in result.items() if is_number(value) and name not in NO_RESULTS}
-    flat |= {name: score["mean"] for name, score in scores.items()}
-    flat |= {f"{name}{SPREAD}": score["std"] for name, score in scores.items() if score["std"] is not None}
-    for source, values in result.get("samples", {}).items():
-        flat |= {f"samples/{source}/{name}": value for name, value in values.items() if name not in NO_RESULTS}
+def _values(result: dict[str, Any]) -> dict[str, Any]:
+    """Return what an evaluation measured, by its names in W&B: mig, mig_std and samples/prior/classifier/frechet."""
+    flat = {name: value for name, value in result.items() if name not in (*TEXTS, "kl_per_dim", "scores", "samples")}
+    for name, score in scores_of(result).items():
+        flat |= {name: score["mean"], f"{name}{SPREAD}": score["std"]}
+    for source, scores in result.get("samples", {}).items():
+        flat |= {f"samples/{source}/{name}": value for name, value in scores.items()}
     return flat
+
+
+def numbers(result: dict[str, Any]) -> dict[str, float]:
+    """Return all results of an evaluation by their names in W&B, without its settings."""
+    values = _values(result).items()
+    return {name: value for name, value in values if is_number(value) and name.split("/")[-1] not in NO_RESULTS}
 
 
 def not_finite(result: dict[str, Any]) -> list[str]:
     """Return the numbers of a new evaluation that are not finite, such as `nll is nan`: it has bad weights or data."""
-    flat = result | {name: score["mean"] for name, score in scores_of(result).items()}
-    for source, values in result.get("samples", {}).items():
-        flat |= {f"{name} of {source}": value for name, value in values.items()}
+    flat = _values(result)
     return [f"{n} is {value}" for n, value in flat.items() if isinstance(value, float) and not math.isfinite(value)]
 
 

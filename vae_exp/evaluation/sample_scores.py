@@ -18,7 +18,7 @@ from vae_exp.datasets.splits import Split, batches
 from vae_exp.errors import UserError
 from vae_exp.evaluation import reference_classifier
 from vae_exp.figures import grids
-from vae_exp.files import are_numbers, cache_folder, read_arrays, write_arrays
+from vae_exp.files import cache_folder, read_arrays, write_arrays
 from vae_exp.inference import TrainedVAE
 from vae_exp.scores import features as image_features
 from vae_exp.scores.frechet import Moments, frechet_of, kid
@@ -51,16 +51,14 @@ def real_stats(split: Split, n: int, key: str, features: Features) -> FeatureSta
     """Return the statistics of n real images, or of all, from the cache or else computed now and cached."""
     split = split[random_rows(len(split), n)]
     path = cache_folder("features") / f"{reference_classifier.digest(split)}-{key}.npz"
-    cached = read_arrays(path) or {}
-    types = {"rows": np.float32} | ({"mean": np.float64, "scatter": np.float64} if "mean" in cached else {})
-    if are_numbers(cached, types) and len(cached["rows"]) == min(len(split), COMPARED):
-        rows, *moments = (torch.from_numpy(cached[name]) for name in types)
-        return FeatureStats(Moments(len(split), *moments) if moments else None, rows)
+    cached = read_arrays(path, {"rows": np.float32, "mean": np.float64, "scatter": np.float64})
+    if cached and len(cached["rows"]) == min(len(split), COMPARED):
+        rows, mean, scatter = (torch.from_numpy(cached[name]) for name in ("rows", "mean", "scatter"))
+        return FeatureStats(Moments(len(split), mean, scatter), rows)
     stats = gather((x for x, _ in batches(split, 1000)), len(split), features, "real images")
-    content = {"rows": stats.rows}
-    if stats.moments:
-        content |= {"mean": stats.moments.mean, "scatter": stats.moments.scatter}
-    write_arrays(path, {name: values.numpy() for name, values in content.items()})
+    if stats.moments:  # else they are pixels, which are at hand as they are
+        content = {"rows": stats.rows, "mean": stats.moments.mean, "scatter": stats.moments.scatter}
+        write_arrays(path, {name: values.numpy() for name, values in content.items()})
     return stats
 
 

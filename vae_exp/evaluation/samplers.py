@@ -15,14 +15,14 @@ from vae_exp.datasets import Data
 from vae_exp.distributions import DiagonalGaussian, Posterior, map_parameters
 from vae_exp.errors import UserError
 from vae_exp.evaluation import metrics
-from vae_exp.files import are_numbers, read_arrays, write_arrays
+from vae_exp.files import read_arrays, write_arrays
 from vae_exp.vae import VAE
 
 COMPONENTS = 10  # of a fitted mixture, for each class of a conditional model
 MIN_IMAGES = 100  # that a component needs: a class of few has fewer components
 MIN_DRAWS = 200  # codes that a mixture is fitted on: of a class of few images several draws each
 CODES = 10_000  # random training images whose codes a sampler is fitted to
-TYPES = {"group": np.int64, "weight": np.float32, "mean": np.float32, "root": np.float32}
+TYPES = {"group": np.int64, "weight": np.float32, "mean": np.float32, "root": np.float32, "weights": np.str_}
 
 
 @dataclass
@@ -97,8 +97,9 @@ def _groups(group: Tensor) -> list[Tensor]:
 def load_or_fit(name: str, model: VAE, weights: str, read_data: Callable[[], Data], checkpoint: Path | None) -> Mixture:
     """Return the sampler stored beside the checkpoint for these weights, or else fit it to the training data."""
     path = checkpoint and checkpoint.with_name(f"{checkpoint.stem}.{name}.npz")
-    if path and (stored := _read(path, weights)):
-        return stored
+    stored = read_arrays(path, TYPES) if path else None
+    if stored and str(stored.pop("weights")) == weights:
+        return Mixture(**{name: torch.from_numpy(values) for name, values in stored.items()})
     train = read_data().train
     rows = torch.randperm(len(train), generator=build.generator(0, "codes"))[:CODES].sort().values
     train = train[rows].to(next(model.parameters()).device)
@@ -108,11 +109,3 @@ def load_or_fit(name: str, model: VAE, weights: str, read_data: Callable[[], Dat
         content = {name: values.numpy() for name, values in vars(mixture).items()}
         write_arrays(path, content | {"weights": np.array(weights)})
     return mixture
-
-
-def _read(path: Path, weights: str) -> Mixture | None:
-    """Read a stored sampler; return None if there is none, it is of other weights, or it is damaged."""
-    stored = read_arrays(path)
-    if stored is None or str(stored.pop("weights", "")) != weights or not are_numbers(stored, TYPES):
-        return None
-    return Mixture(**{name: torch.from_numpy(values) for name, values in stored.items()})

@@ -22,10 +22,10 @@ from PIL import Image
 
 from vae_exp.config.checks import from_anywhere, resolve
 from vae_exp.config.schema import Config
-from vae_exp.errors import UserError, stopped_by
+from vae_exp.errors import UserError, first_line, stopped_by
 from vae_exp.files import atomic_write, no_links, write, writing
 from vae_exp.tracking import wandb_run
-from vae_exp.tracking.wandb_run import FINISH_SECONDS, Mode, as_id, first_line
+from vae_exp.tracking.wandb_run import FINISH_SECONDS, Mode, as_id
 from vae_exp.training import run_dir as folder
 from vae_exp.training.checkpoints import Checkpoint
 from vae_exp.training.run_dir import BEST, CONFIG, IMAGES, LAST, METRICS, SUMMARY, Summary, WandbRun

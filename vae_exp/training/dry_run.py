@@ -15,8 +15,9 @@ from torch.nn.modules.module import register_module_forward_hook
 from vae_exp.config import build
 from vae_exp.config.schema import Config
 from vae_exp.datasets import Data, Split
+from vae_exp.datasets.prepare import kind_of
 from vae_exp.distributed import Share
-from vae_exp.errors import UserError, printable
+from vae_exp.errors import UserError, first_line, printable
 from vae_exp.scores import repeats as scores
 from vae_exp.scores.common import TooFewFactors, UnsuitableFactors
 from vae_exp.terms import Logged, Progress, elbo_terms, extra_samples
@@ -33,14 +34,13 @@ def explain_out_of_memory(config: Config) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        text = str(error).strip()
-        if not isinstance(error, MemoryError) and not any(sign in text.lower() for sign in OUT_OF_MEMORY):
+        if not isinstance(error, MemoryError) and not any(sign in str(error).lower() for sign in OUT_OF_MEMORY):
             raise
         half, odd = divmod(config["batch_size"], 2)
         same = "" if odd else f" accumulate_steps={2 * config['accumulate_steps']}, which makes the same steps"
         raise UserError(
             f"out of memory with batch_size={config['batch_size']}, model.z_dim={config['model']['z_dim']} and "
-            f"device={config['device']} ({text.splitlines()[0] if text else 'MemoryError'}). Try batch_size="
+            f"device={config['device']} ({first_line(error)}). Try batch_size="
             f"{max(1, half)}{same}, a smaller network or model.z_dim, or, where the images are large, a smaller "
             "dataset.device_memory, which streams them."
         ) from error
@@ -191,7 +191,7 @@ def _check_network(config: Config, model: VAE, x: Tensor, y: Tensor) -> None:
 def _check_likelihood(config: Config, p: Any, x: Tensor) -> None:
     if missing := [name for name in ("log_prob", "mean") if not hasattr(p, name)]:
         must = "it must return what makes of the decoder's outputs a distribution with log_prob(x) and mean"
-        raise UserError(f"{_target(config, 'likelihood')}: {must}; {_kind(p)} has no {' and no '.join(missing)}.")
+        raise UserError(f"{_target(config, 'likelihood')}: {must}; {kind_of(p)} has no {' and no '.join(missing)}.")
     must = f"log_prob(x) must be summed over pixels, [B]: [{len(x)}] here"
     _require_shape(config, "likelihood", must, p.log_prob(x), [len(x)])
     _require_shape(config, "likelihood", f"mean must be an image, [B, C, H, W]: {list(x.shape)} here", p.mean, x.shape)
@@ -218,17 +218,8 @@ def _require_shape(config: Config, group: str, must: str, value: Any, shape: Seq
 
 
 def _refuse(config: Config, group: str, must: str, returned: Any) -> NoReturn:
-    raise UserError(f"{_target(config, group)}: {must}, and it is {_kind(returned)}.")
+    raise UserError(f"{_target(config, group)}: {must}, not {kind_of(returned)}.")
 
 
 def _target(config: Config, group: str) -> str:
     return f"{group}._target_={cast('dict[str, Any]', config)[group]['_target_']}"
-
-
-def _kind(value: Any) -> str:
-    """Return what a value is, in words: a tensor by its shape, a tuple by what is in it."""
-    if isinstance(value, Tensor):
-        return f"a tensor {list(value.shape)}"
-    if isinstance(value, tuple | list) and len(value) < 5:
-        return f"({', '.join(map(_kind, value))})"
-    return f"of the type {type(value).__name__}"
