@@ -363,7 +363,7 @@ def test_an_older_run_finds_its_data_by_hydras_record_and_says_that_it_cannot_kn
     before = seen(vae_exp.load("run").read_data())
     without_origin("run")
     monkeypatch.chdir("../B")
-    logging.getLogger("vae_exp.training.restore").addHandler(caplog.handler)  # Hydra has taken the others away
+    logging.getLogger("vae_exp.files").addHandler(caplog.handler)  # Hydra has taken the others away
     assert are_equal(before, seen(vae_exp.load("../A/run").read_data()))
     vae_exp.load("../A/run").read_data()
     assert caplog.text.count("whether they have changed since cannot be told") == 1

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import yaml
 
-from vae_exp.errors import Unwritable, UserError, printable
+from vae_exp.errors import Unwritable, UserError
 
 if TYPE_CHECKING:
     import numpy as np
 
 log = logging.getLogger(__name__)
-_announced: set[Path] = set()
+_logged: set[str] = set()
 BLOCK = 4096  # bytes that are sampled at once; of a smaller file than four of them, all
 BLOCK_DISTANCE = 2**20  # bytes of a larger file between two blocks
 MAX_BLOCKS = 64
@@ -56,11 +56,11 @@ def cache_folder(name: str) -> Path:
     return folder / "vae_exp" / name
 
 
-def announce(folder: Path, what: str, key: str | None = None) -> None:
-    """Log where something is cached, once per process; `key` is the setting that chooses another folder."""
-    if folder not in _announced and log.isEnabledFor(logging.INFO):
-        _announced.add(folder)
-        log.info(f"{what} are cached in {printable(folder)}{f' ({key}=FOLDER: elsewhere)' if key else ''}")
+def log_once(message: str, level: int = logging.INFO) -> None:
+    """Log what the later jobs of a sweep need not repeat, once per process."""
+    if message not in _logged and log.isEnabledFor(level):
+        _logged.add(message)
+        log.log(level, message)
 
 
 def content_key(files: Mapping[str, Path]) -> str:

@@ -9,7 +9,7 @@ import re
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -235,8 +235,9 @@ def _main(options: argparse.Namespace) -> int:
     if overrides and not (requested or options.markdown):
         raise UserError(f"{' '.join(overrides)}: of which preset? There are {', '.join(preset_names())}, and all.")
     missed = [not _reproduce(attempt) for attempt in requested]
-    lines = _markdown if options.markdown else _table if requested else _list
-    print("\n".join(lines([(attempt, attempt.results()) for attempt in attempts])))
+    rows = [(attempt, attempt.results()) for attempt in attempts]
+    lines = _table(rows, options.markdown) if requested or options.markdown else _list(rows)
+    print("\n".join(lines))
     return int(any(missed))
 
 
@@ -252,27 +253,18 @@ def _list(rows: Rows) -> list[str]:
     return [*lines, "vae-reproduce NAME ... trains, evaluates and compares; all is every one that needs no days."]
 
 
-def _table(rows: Rows) -> list[str]:
+def _table(rows: Rows, markdown: bool) -> list[str]:
     lines = ["", f"{'':22}{'':31}{'claim':>9}{'within':>8}{'here':>18}   verdict"]
-    for name, claim, found, verdict in _cells(rows):
-        cells = f"{claim.text(claim.value):>9}{claim.within:>8g}{found:>18}"
-        lines.append(f"{name:22}{claim.name:31}{cells}   {verdict}")
+    if markdown:
+        lines = ["| preset | number | claim | here | verdict |", "|---|---|---|---|---|"]
+    for attempt, result in ((attempt, result) for attempt, found in rows for result in found):
+        name, claim, here = attempt.preset.name, result.claim, result.text()
+        verdict, value = printable(result.verdict(attempt.preset, attempt.changes)), claim.text(claim.value)
+        if markdown:
+            lines.append(f"| `{name}` | {claim.name} | {value} ± {claim.within:g} | {here} | {verdict} |")
+        else:
+            lines.append(f"{name:22}{claim.name:31}{value:>9}{claim.within:>8g}{here:>18}   {verdict}")
     return lines
-
-
-def _markdown(rows: Rows) -> list[str]:
-    lines = ["| preset | number | claim | here | verdict |", "|---|---|---|---|---|"]
-    for name, claim, found, verdict in _cells(rows):
-        claimed = f"{claim.text(claim.value)} ± {claim.within:g}"
-        lines.append(f"| `{name}` | {claim.name} | {claimed} | {found} | {verdict} |")
-    return lines
-
-
-def _cells(rows: Rows) -> Iterator[tuple[str, Claim, str, str]]:
-    for attempt, found in rows:
-        for result in found:
-            verdict = printable(result.verdict(attempt.preset, attempt.changes))
-            yield attempt.preset.name, result.claim, result.text(), verdict
 
 
 def _overrides(words: list[str]) -> list[str]:

@@ -14,8 +14,8 @@ from vae_exp.datasets.factors import chosen_values
 from vae_exp.datasets.splits import Source, Streamed
 from vae_exp.datasets.sprites import SHAPES, SIZES, grid_source
 from vae_exp.datasets.torchvision import downloading
-from vae_exp.errors import Unwritable, UserError
-from vae_exp.files import announce, atomic_write, cache_folder, digests, expand
+from vae_exp.errors import Unwritable, UserError, printable
+from vae_exp.files import atomic_write, cache_folder, digests, expand, log_once
 
 ROWS_AT_ONCE = 2048  # images in memory while a file is unpacked
 
@@ -133,7 +133,7 @@ def _source(
     known = KNOWN[source]
     values = chosen_values(known.sizes, factors, known.periodic)
     folder = cache_folder("unpacked") if cache is None else expand(cache) / "unpacked"
-    announce(folder, "unpacked images", "dataset.cache")
+    log_once(f"unpacked images are cached in {printable(folder)} (dataset.cache=FOLDER: elsewhere)")
     # By the checksum that is required of the file: whichever copy of it was unpacked, these are its images.
     raw = folder / f"{source}-{known.md5[:16]}.uint8"
     if not raw.is_file() or raw.stat().st_size != math.prod(known.shape):

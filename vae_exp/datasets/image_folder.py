@@ -26,12 +26,12 @@ from vae_exp.datasets.prepare import with_test
 from vae_exp.datasets.splits import Source, Split, Streamed
 from vae_exp.errors import Unwritable, UserError, printable
 from vae_exp.files import (
-    announce,
     atomic_write,
     cache_folder,
     content_key,
     digests,
     expand,
+    log_once,
     partial_of,
     read_json,
     write,
@@ -51,7 +51,7 @@ VALIDATION = ("val", "valid", "validation", "dev")  # what people call the folde
 WHITE = {"16-bit": 65535.0, "32-bit": 65535.0, "float": 1.0}  # of the deep greys, where dataset.white is null
 
 Reasons = dict[int, str]  # why files cannot be used, by their rows
-_reported: set[tuple[Path, str]] = set()  # what this process has logged about which cache
+_listed: set[Path] = set()  # caches of which this process has logged what was left out
 
 
 class Unusable(Exception):
@@ -337,7 +337,7 @@ def decode_once(root: Path, files: list[str], how: Decoding) -> tuple[Path, list
     content = content_key({file: root / file for file in files})
     cache = folder / hashlib.sha256(f"{decoding}\n{content}".encode()).hexdigest()[:16]
     about = _read_about(cache, len(files), how.x_shape)
-    announce(folder, "decoded images", "dataset.cache")
+    log_once(f"decoded images are cached in {printable(folder)} (dataset.cache=FOLDER: elsewhere)")
     try:
         unusable, depths = about or _write(cache, root, files, how)
     except (OSError, Unwritable) as error:
@@ -347,7 +347,7 @@ def decode_once(root: Path, files: list[str], how: Decoding) -> tuple[Path, list
         row, reason = next(iter(unusable.items()))
         raise _refusal(root / files[row], reason)
     report_unusable(root, files, unusable, cache)
-    _report_white(cache, root, depths, how.white)
+    _report_white(root, depths, how.white)
     return cache / IMAGES, [row for row in range(len(files)) if row not in unusable]
 
 
@@ -385,17 +385,15 @@ def _write(cache: Path, root: Path, files: list[str], how: Decoding) -> tuple[Re
     return unusable, depths
 
 
-def _report_white(cache: Path, root: Path, depths: dict[str, int], white: float | None) -> None:
-    """Log which brightness is white in images of more than 8 bits, once per process."""
-    if (cache, "white") in _reported or not log.isEnabledFor(logging.INFO):
-        return
-    _reported.add((cache, "white"))
+def _report_white(root: Path, depths: dict[str, int], white: float | None) -> None:
+    """Log which brightness is white in images of more than 8 bits."""
     setting = f"dataset.white={'null' if white is None else f'{white:g}'}"
     if depths:
         images = ", ".join(f"{count:,} {depth} images: {white or WHITE[depth]:g}" for depth, count in depths.items())
-        log.info(f"what is white in {printable(root)}: {images} ({setting})")
+        log_once(f"what is white in {printable(root)}: {images} ({setting})")
     elif white is not None:
-        log.warning(f"{setting}: changes nothing in {printable(root)}, where no grey has more than 8 bits")
+        text = f"{setting}: changes nothing in {printable(root)}, where no grey has more than 8 bits"
+        log_once(text, logging.WARNING)
 
 
 def report_unusable(root: Path, files: list[str], unusable: Reasons, cache: Path | None = None) -> None:
@@ -407,8 +405,8 @@ def report_unusable(root: Path, files: list[str], unusable: Reasons, cache: Path
         raise UserError(f"{root}: none of its {len(files):,} images can be used; {lines[0]}.")
     where, named = "", lines[:MAX_FILES]
     if cache is not None:
-        named = [] if (cache, "left out") in _reported else named
-        _reported.add((cache, "left out"))
+        named = [] if cache in _listed else named
+        _listed.add(cache)
         if len(named) < len(lines) and (cache / "left_out.txt").is_file():
             where = f"; all of them are named in {cache / 'left_out.txt'}"
     log.warning("\n  ".join([f"left out {len(lines):,} of {len(files):,} files in {root}{where}", *named]))

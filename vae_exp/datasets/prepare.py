@@ -88,13 +88,12 @@ def fingerprint(source: Source) -> Fingerprint:
     labels |= {f"factors of {part}": _hash_values(values.table) for part, values in factors.items()}
     files = source.files
     if files is None:
-        files = {f"images of {part}": _hash_images(split) for part, split in splits.items()}
+        files = {}
+        for part, split in splits.items():
+            rows = torch.linspace(0, len(split) - 1, min(ROWS, len(split))).round().long()
+            shape = f"{list(split.images.shape[1:])} {len(split)}"
+            files[f"images of {part}"] = _hash([shape], split[rows].x)
     return Fingerprint(n_images, list(source.class_names), labels, files)
-
-
-def _hash_images(split: Split) -> str:
-    rows = torch.linspace(0, len(split) - 1, min(ROWS, len(split))).round().long()
-    return _hash([f"{list(split.images.shape[1:])} {len(split)}"], split[rows].x)
 
 
 def _hash_values(values: Tensor) -> str:

@@ -14,8 +14,8 @@ import torch
 
 from vae_exp.datasets.image_folder import Decoding, image_shape, read_split
 from vae_exp.datasets.splits import Source, Split
-from vae_exp.errors import Unwritable, UserError
-from vae_exp.files import announce, atomic_write, cache_folder, content_key, digests, expand, making
+from vae_exp.errors import Unwritable, UserError, printable
+from vae_exp.files import atomic_write, cache_folder, content_key, digests, expand, log_once, making
 
 DOWNLOAD_SECONDS = 15  # a mirror that hangs must not hang the run
 COPY_FORMAT = 2  # part of a copy's name: a copy of another format is not found
@@ -77,7 +77,7 @@ def _files(source: str, folder: Path, split: str | None) -> dict[str, Path]:
 def _read_cached(source: str, folder: Path, part: str, split: str | None, key: str) -> tuple[Split, list[str]]:
     """Return the files' content, or a copy of that which key identifies: it needs no torchvision, slow to import."""
     cache = cache_folder("prepared")
-    announce(cache, "copies of what torchvision read")
+    log_once(f"copies of what torchvision read are cached in {printable(cache)}")
     copy = cache / f"{source}{split or ''}-{part}-{COPY_FORMAT}-{key}.pt"
     with contextlib.suppress(OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError):
         stored = torch.load(copy, weights_only=True)

@@ -16,15 +16,11 @@ from vae_exp.config.checks import CALLS
 from vae_exp.config.schema import Config, images_per_step
 from vae_exp.datasets import Data
 from vae_exp.errors import UserError, first_line
-from vae_exp.files import expand
+from vae_exp.files import expand, log_once
 from vae_exp.training import checkpoints, resume
 from vae_exp.training.checkpoints import Checkpoint, InvalidCheckpoint
 from vae_exp.training.run_dir import available_roots, data_roots
 from vae_exp.training.state import TrainingRun
-
-log = logging.getLogger(__name__)
-SAME_FACTS = ("train_size", "val_size", "x_shape", "parameters")
-_warned: set[str] = set()  # the data of which this process has said that it does not know them
 
 
 def read(stored: Checkpoint, run_dir: Path | None, root: str | None = None) -> Data:
@@ -78,12 +74,10 @@ def _require_unchanged(stored: Checkpoint, data: Data, what: str, run_dir: Path 
             f"{what}: these are not the data of training any more: {'; '.join(changes)}. Split anew, images that were "
             "trained on would count as test images. Bring the data back, or say where they are: dataset.root=PATH."
         )
-    if stored.origin is None and what not in _warned and run_dir is not None:
-        _warned.add(what)
-        log.warning(
-            f"{what}: {run_dir} is of an older version, without a record of its data: whether they have changed since "
-            "cannot be told, but for their number."
-        )
+    if stored.origin is None and run_dir is not None:
+        without = f"{run_dir} is of an older version, without a record of its data"
+        unknown = "whether they have changed since cannot be told, but for their number"
+        log_once(f"{what}: {without}: {unknown}.", logging.WARNING)
     return data
 
 
@@ -113,9 +107,6 @@ def restore(resumed: Checkpoint, run: TrainingRun) -> None:
     """Set weights, optimizer, random numbers, meters and state as they were. Raises UserError if they do not fit."""
     assert resumed.resume is not None, "resume.load takes no other"
     info, then = run.info, resumed.resume.facts
-    facts = [(name, getattr(info, name), getattr(then, name)) for name in SAME_FACTS]
-    if changes := [f"{name} is {new}, and was {old}" for name, new, old in facts if new != old]:
-        raise UserError(f"resume: the data or the model have changed since the run began: {'; '.join(changes)}.")
     run.info = replace(info, start=then.start)
     trained = (resumed.resume.weights if run.config["ema"] else resumed.model) or {}
     try:

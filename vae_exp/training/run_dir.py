@@ -378,22 +378,15 @@ def data_roots(dataset: Mapping[str, Any], origin: Origin | None, run_dir: Path 
         paths, from_run = [root, *([origin.root] if origin.root else [])], origin.from_run
     else:
         cwd, old_run_dir = _hydra_folders(run_dir)
-        paths = [str(cwd / os.path.expanduser(_absolute_root(run_dir) or root))]  # noqa: PTH111
+        now = (read_config(run_dir) or {}).get("dataset") if run_dir else None  # best.pt may be older than config.yaml
+        root = now["root"] if isinstance(now, dict) and isinstance(now.get("root"), str) else root
+        paths = [str(cwd / os.path.expanduser(root))]  # noqa: PTH111
         from_run = os.path.relpath(paths[0], old_run_dir) if old_run_dir else None
     if run_dir is not None and from_run is not None:
         paths.append(os.path.normpath(run_dir.absolute() / from_run))
     if target.startswith("vae_exp.") and target not in OWN_IMAGES:  # to download: where conf/dataset/*.yaml say
         paths.append(os.environ.get("VAE_EXP_DATA") or str(cache_folder("").parent))
     return list(dict.fromkeys(paths))
-
-
-def _absolute_root(run_dir: Path | None) -> str | None:
-    """Return the absolute root in config.yaml, where the run went on since; best.pt may be of an older version."""
-    try:
-        root = (read_config(run_dir or Path()) or {})["dataset"]["root"]
-        return root if run_dir and Path(root).is_absolute() else None
-    except UNREADABLE:
-        return None
 
 
 def _hydra_folders(run_dir: Path | None) -> tuple[Path, Path | None]:
