@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vae_exp.config import build, targets
-from vae_exp.config.schema import Count, Sampler, Seed, Temperature, rule_of
+from vae_exp.config.schema import Count, Sampler, Seed, Temperature, checked
 from vae_exp.config.targets import Trust
 from vae_exp.datasets import Data, Split
 from vae_exp.distributions import DiagonalGaussian, Point
@@ -123,13 +123,13 @@ class TrainedVAE:
         the mean of the prior, or of each Gaussian: tidier, less varied images. Without a label a conditional model
         takes every class in turn. Raises UserError for what vae-generate refuses too.
         """
-        n, temperature = _checked("n", n, Count), _checked("temperature", temperature, Temperature)
+        n, temperature = checked("n", n, Count), checked("temperature", temperature, Temperature)
         if label is not None and not self.model.n_classes:
             raise UserError(f"label={label}: this model is not conditional; omit label.")
         if label is None and self.model.n_classes:
             label = torch.arange(n) % self.n_classes_in_data
         noise = torch.Generator()
-        noise.seed() if seed is None else noise.manual_seed(_checked("seed", seed, Seed))
+        noise.seed() if seed is None else noise.manual_seed(checked("seed", seed, Seed))
         y = self.labels(label, n)
         return self.decode(self.sampler(sampler, root)(y, noise, temperature), y)
 
@@ -151,7 +151,7 @@ class TrainedVAE:
         They are fitted once, for each class of a conditional model, and stored beside the checkpoint; root says where
         the data lie now. Raises UserError if they cannot be read, and for the prior of a deterministic autoencoder.
         """
-        name = _checked("sampler", name, Sampler)
+        name = checked("sampler", name, Sampler)
         if name != "prior":
             data = functools.partial(self.read_data, root)
             return samplers.load_or_fit(name, self.model, self.weights, data, self.path).draw
@@ -184,7 +184,7 @@ class TrainedVAE:
     @float32()
     def log_prob_bound(self, x: Tensor | np.ndarray, label: Labels = None, k: int = 100, seed: int = 0) -> Tensor:
         """Return a lower bound on log p(x) of each image from k importance samples, [N] nats (Burda et al. 2016)."""
-        k, seed = _checked("k", k, Count), _checked("seed", seed, Seed)
+        k, seed = checked("k", k, Count), checked("seed", seed, Seed)
         pixels = self.images(x)
         split = Split(pixels.mul(255).round().to(torch.uint8), self.labels(label, len(pixels)))
         return metrics.importance_bound(self.model, split, k, torch.Generator().manual_seed(seed))
@@ -257,15 +257,6 @@ class TrainedVAE:
         if name not in map(str, range(max(len(self.class_names), self.model.n_classes))):
             raise UserError(f"label={label}: this model knows {', '.join(map(printable, self.class_names))}.")
         return int(name)
-
-
-def _checked(name: str, value: Any, kind: Any) -> Any:
-    """Return the value as a plain number. Raises UserError if the command line would refuse it."""
-    if isinstance(value, np.generic | Tensor) and value.ndim == 0:  # NumPy's and PyTorch's numbers
-        value = value.item()
-    if (rule := rule_of(kind)) and not rule.allows(value):
-        raise UserError(f"{name}={value}: it takes {rule.words}.")
-    return value
 
 
 def _tensor(name: str, values: Any) -> Tensor:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypedDict, Union, cast, get_args, get_origin, get_type_hints, is_typeddict
 
+from vae_exp.errors import UserError
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -79,6 +81,16 @@ def rule_of(hint: Any) -> Rule | None:
         rule = rule_of(parts[0])
         return rule and list_of(parts[0], f"a list, each {rule.words}")
     return BASIC.get(origin or hint)
+
+
+def checked(name: str, value: Any, kind: Any) -> Any:
+    """Return an argument as a plain number or text. Raises UserError if this hint, or Rule, allows no such value."""
+    if getattr(value, "ndim", None) == 0:  # NumPy's and PyTorch's numbers
+        value = value.item()
+    rule = kind if isinstance(kind, Rule) else rule_of(kind)
+    if rule and not rule.allows(value):
+        raise UserError(f"{name}={value}: it takes {rule.words}.")
+    return value
 
 
 def rules_of(keys: Any, prefix: str = "") -> dict[str, Rule]:

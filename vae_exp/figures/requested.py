@@ -151,9 +151,8 @@ def _label(model: TrainedVAE, options: GenerateOptions) -> tuple[Tensor, str]:
     if not model.model.n_classes:
         return torch.tensor(0, device=model.device), ""
     number = 0 if options["label"] is None else model.number(options["label"])
-    return torch.tensor(
-        number, device=model.device
-    ), f", label {grids.class_words(model.class_names, number + 1)[number]}"
+    name = grids.class_words(model.class_names, number + 1)[number]
+    return torch.tensor(number, device=model.device), f", label {name}"
 
 
 def _dims(model: TrainedVAE, options: GenerateOptions, n: int) -> list[int]:

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vae_exp.config.schema import Seed, checked
 from vae_exp.errors import UserError
 
 TEST_FRACTION = 1 / 3  # of the rows: 10,000 to fit and 5,000 to test in Locatello et al. (2019)
 MAX_VALUE = 1e150  # sums of the squares of larger numbers are beyond every float
-MAX_SEED = 2**32 - 1  # that scikit-learn takes
 
 
 class UnsuitableFactors(UserError):
@@ -131,16 +131,8 @@ def _require_rows(name: str, values: Any) -> None:
         raise UserError(f"{name}: some of the numbers are not finite, or too large, beyond {MAX_VALUE:g}.")
 
 
-def integer(name: str, value: Any, low: int, high: int | None = None) -> int:
-    """Return the value as an int. Raises UserError if it is no whole number from low to high."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < low or (high and value > high):
-        words = f"a whole number, {low} or more" if high is None else f"a whole number from {low} to {high:,}"
-        raise UserError(f"{name}={value}: it takes {words}.")
-    return int(value)
-
-
 def generator(seed: int) -> np.random.Generator:
-    return np.random.default_rng(integer("seed", seed, 0, MAX_SEED))
+    return np.random.default_rng(checked("seed", seed, Seed))
 
 
 @contextlib.contextmanager

@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from vae_exp.scores.common import LabelledCodes, generator, integer, quiet_fit, standardise
+from vae_exp.config.schema import Count, checked, integer
+from vae_exp.scores.common import LabelledCodes, generator, quiet_fit, standardise
 
 BATCH_SIZE, N_FIT, N_TEST = 64, 10_000, 5_000  # as in Locatello et al. (2019)
 MIN_STD = 0.05
@@ -22,7 +23,7 @@ def factor_vae(
     absolute number, so codes on a small scale lose them all, and have 0. Rotated factors may have 1 too; noise has 1/F.
     """
     data = LabelledCodes.of(codes, factors)
-    batch_size, rng = integer("batch_size", batch_size, 2), generator(seed)
+    batch_size, rng = checked("batch_size", batch_size, integer(2)), generator(seed)
     z = data.codes[:, (data.codes.std(0) >= least_deviation) & standardise(data.codes).any(0)]
     if not z.shape[1]:
         return 0.0
@@ -50,7 +51,7 @@ def beta_vae(codes: Any, factors: Any, batch_size: int = BATCH_SIZE, seed: int =
     from sklearn.linear_model import LogisticRegression
 
     data = LabelledCodes.of(codes, factors)
-    batch_size, rng = integer("batch_size", batch_size, 1), generator(seed)
+    batch_size, rng = checked("batch_size", batch_size, Count), generator(seed)
     sampler = _SameValue(data)
     z = data.codes
     fixed = rng.integers(data.factors.shape[1], size=N_FIT + N_TEST)

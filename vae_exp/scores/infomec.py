@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from vae_exp.scores.common import MAX_SEED, LabelledCodes, integer, quiet_fit, standardise
+from vae_exp.config.schema import Seed, checked
+from vae_exp.scores.common import LabelledCodes, quiet_fit, standardise
 from vae_exp.scores.mig import factor_entropies
 
 K_NEIGHBOURS = 10  # as in Hsu et al. (2023)
@@ -50,7 +51,7 @@ def infomec(codes: Any, factors: Any, seed: int = 0) -> InfoMEC:
     published figures take `modularity_published` and `compactness_published`, which have that. And for InfoE every row
     counts the same here, there every value of a factor.
     """
-    data, seed = LabelledCodes.of(codes, factors, min_factors=2), integer("seed", seed, 0, MAX_SEED)
+    data, seed = LabelledCodes.of(codes, factors, min_factors=2), checked("seed", seed, Seed)
     entropy = factor_entropies(data.factors)
     nmi = np.maximum(nearest_information(data, seed), 0) / entropy
     informative = nmi > FAR * _null_deviation(data, seed) / entropy

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from vae_exp.scores.common import LabelledCodes, generator, integer
+from vae_exp.config.schema import checked, integer
+from vae_exp.scores.common import LabelledCodes, generator
 
 BINS = 20  # of equal width, as in Locatello et al. (2019)
 SHUFFLES = 10  # of the factors: their mean is what the estimate finds in noise, of few rows and many values much
@@ -58,7 +59,7 @@ def factor_entropies(factors: np.ndarray) -> np.ndarray:
 
 
 def _binned_information(data: LabelledCodes, bins: int) -> np.ndarray:
-    bins = integer("bins", bins, 2)
+    bins = checked("bins", bins, integer(2))
     low = data.codes.min(0)
     width = data.codes.max(0) - low
     position = np.divide(data.codes - low, width, out=np.zeros_like(data.codes), where=width > 0)

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from vae_exp.config.schema import Count, Seed, checked
 from vae_exp.errors import UserError
-from vae_exp.scores.common import MAX_SEED, LabelledCodes, UnsuitableFactors, integer
+from vae_exp.scores.common import LabelledCodes, UnsuitableFactors
 from vae_exp.scores.dci import dci
 from vae_exp.scores.factor_vae import beta_vae, factor_vae
 from vae_exp.scores.infomec import infomec
@@ -16,6 +17,7 @@ from vae_exp.scores.mig import mig, modularity
 from vae_exp.scores.sap import explicitness, sap
 
 SIZE, REPEATS = 10_000, 5
+SEEDS = 2**32  # that scikit-learn takes
 
 
 @dataclass(frozen=True)
@@ -121,10 +123,10 @@ def spread(
         raise UserError(f"scores: there is no {', '.join(map(str, unknown))}. There are {', '.join(SCORES)}.")
     data = LabelledCodes.of(codes, factors)
     n = len(data.codes)
-    size = min(SIZE, n // 2) if size is None else integer("size", size, 1)
+    size = min(SIZE, n // 2) if size is None else checked("size", size, Count)
     if size > n:
         raise UserError(f"size={size}: there are {n:,} rows to take from.")
-    repeats, seed = integer("repeats", repeats, 1), integer("seed", seed, 0, MAX_SEED)
+    repeats, seed = checked("repeats", repeats, Count), checked("seed", seed, Seed)
     for error in unsuitable(data.factors, names, size, repeats, seed).values():
         raise error
     values: dict[str, list[float]] = {}
@@ -161,5 +163,5 @@ def unsuitable(
 
 def _random_parts(n: int, size: int, repeats: int, seed: int) -> Iterator[tuple[int, np.ndarray]]:
     """Yield the seed of each repeat and the rows that it takes."""
-    for repeat_seed in (repeat % (MAX_SEED + 1) for repeat in range(seed, seed + repeats)):
+    for repeat_seed in (repeat % SEEDS for repeat in range(seed, seed + repeats)):
         yield repeat_seed, np.random.default_rng(repeat_seed).permutation(n)[:size]
