@@ -235,7 +235,7 @@ def test_an_artifact_is_recorded_as_used(trained, monkeypatch):
     )
     run.tags = ()
     monkeypatch.setattr("wandb.init", lambda **_: run)
-    monkeypatch.setattr("vae_exp.train.choose_mode", lambda _: "online")
+    monkeypatch.setattr("vae_exp.training.run.choose_mode", lambda _: "online")
     Path("artifact").mkdir()
     shutil.copy(folder / "best.pt", "artifact")
     downloaded = {"team/vae/model:best": Path("artifact")}

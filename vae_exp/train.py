@@ -14,10 +14,9 @@ from vae_exp.config import build
 from vae_exp.evaluation.metrics import evaluate, factor_scores, sample_eps
 from vae_exp.figures.training import TrainingFigures, test_figure
 from vae_exp.terms import Progress, compute_loss
-from vae_exp.tracking.wandb_run import choose_mode
 from vae_exp.training import console, dry_run, init_from, precision, restore, threads
 from vae_exp.training.checkpoints import Checkpoint
-from vae_exp.training.run import Prune, Run, require_folder, require_possible
+from vae_exp.training.run import Prune, Run, new_run
 from vae_exp.training.state import EMA, RunInfo
 from vae_exp.training.stopper import Stopper, gradient_norm, require_finite
 
@@ -36,16 +35,12 @@ def train(
     """
     run_dir = cfg.get("resume") if run_dir is None else run_dir
     with distributed.process_group(), distributed.rank0_only(console.printing, run_dir, quiet):
-        config, run_dir = distributed.broadcast(lambda: (build.check(cfg), require_folder(run_dir)))
-        config["devices"] = build.agreed(config)
-        run = Run(config, run_dir, build.device(config["device"]))
-        require_possible(run)
-        with dry_run.explain_out_of_memory(config), precision.reproducible(run.device), threads.restored():
-            run.resumed = restore.load(run_dir, config)
-            source = distributed.broadcast(lambda: init_from.read(config))
-            wandb_mode = distributed.rank0_only(choose_mode, config["wandb"]["mode"])
+        run = new_run(cfg, run_dir)
+        with dry_run.explain_out_of_memory(run.config), precision.reproducible(run.device), threads.restored():
+            run.resumed = restore.load(run.run_dir, run.config)
+            source = distributed.broadcast(lambda: init_from.read(run.config))
             setup(run, source)
-            with run.open(wandb_mode, quiet):
+            with run.open(quiet):
                 while not run.stop.ends_with(run.state):
                     if train_epoch(run):
                         finish_epoch(run, prune)

@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import DictConfig
 from torch import Tensor
 
 from vae_exp import distributed
-from vae_exp.config.schema import images_per_step, is_number, is_on_path
+from vae_exp.config import build
+from vae_exp.config.schema import Config, images_per_step, is_number, is_on_path
 from vae_exp.datasets import Split, batches
 from vae_exp.distributed import rank0_only
 from vae_exp.errors import UserError
 from vae_exp.figures.training import TrainingFigures
 from vae_exp.terms import Logged, Progress
 from vae_exp.tracking.tracker import Tracker
-from vae_exp.tracking.wandb_run import Mode
+from vae_exp.tracking.wandb_run import choose_mode
 from vae_exp.training import console, precision, threads
 from vae_exp.training.checkpointer import Checkpointer
 from vae_exp.training.checkpoints import Checkpoint
@@ -52,12 +54,13 @@ class Run(TrainingRun):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.old_log_bytes = log_bytes(self.run_dir)  # of a run whose place this one takes
+        self.wandb_mode = rank0_only(choose_mode, self.config["wandb"]["mode"])
 
     @contextlib.contextmanager
-    def open(self, wandb_mode: Mode, quiet: bool) -> Iterator[None]:
+    def open(self, quiet: bool) -> Iterator[None]:
         """Lock the folder, take over signals, open what is written to; close it whatever happens."""
         last_step = min(self.config["epochs"] * self.steps_per_epoch, self.config["max_steps"] or 2**31)
-        logged = self.config, self.run_dir, wandb_mode, self.info, self.resumed, self.old_log_bytes
+        logged = self.config, self.run_dir, self.wandb_mode, self.info, self.resumed, self.old_log_bytes
         with (
             rank0_only(lock_folder, self.run_dir),
             self.stop,
@@ -136,22 +139,27 @@ def monitored(monitor: str, row: dict[str, Any]) -> float:
     return row[monitor]
 
 
-def require_folder(run_dir: str | Path | None) -> Path:
-    """Return the folder of a run. Raises UserError if none was given, nor a run to resume."""
-    if run_dir in (None, "auto"):
-        raise UserError("run_dir: say in which folder to train, such as train(cfg, 'outputs/mine').")
-    return Path(run_dir)
+def new_run(cfg: DictConfig, run_dir: str | Path | None) -> Run:
+    """Return the run that cfg describes, the same in every process; nothing of it is read or written yet.
 
+    Raises UserError if the configuration or the device cannot do what is asked, or the folder cannot be used.
+    """
 
-def require_possible(run: Run) -> None:
-    """Raise UserError if the device cannot do what is asked, or the folder cannot be used."""
-    config = run.config
-    if run.device.index is not None:  # one GPU of several: what is not told where to be is there too
-        torch.cuda.set_device(run.device)
-    precision.check(config["precision"], config["compile"], run.device)
+    def check() -> tuple[Config, Path]:
+        config = build.check(cfg)
+        if run_dir in (None, "auto"):
+            raise UserError("run_dir: say in which folder to train, such as train(cfg, 'outputs/mine').")
+        return config, Path(run_dir)
+
+    config, folder = distributed.broadcast(check)
+    config["devices"], device = build.agreed(config), build.device(config["device"])
+    if device.index is not None:  # one GPU of several: what is not told where to be is there too
+        torch.cuda.set_device(device)
+    precision.check(config["precision"], config["compile"], device)
     if distributed.is_rank0():
         if not config["resume"]:
-            require_unused(run.run_dir, config["replace"])
-        require_writable(run.run_dir)
+            require_unused(folder, config["replace"])
+        require_writable(folder)
     if distributed.world_size() > 1:
         threads.share(distributed.processes_here(), "processes")
+    return Run(config, folder, device)
