@@ -212,7 +212,19 @@ Rows = Sequence[tuple[Attempt, list[Result]]]  # with the results of its preset'
 def main() -> None:
     """Run `vae-reproduce`: exit with code 0, or with 1 if a claim that was asked for is missed."""
     with common.exits("vae-reproduce", "config"):
-        sys.exit(_main(_arguments().parse_intermixed_args()))
+        options = _arguments().parse_intermixed_args()
+        is_all, words = "all" in options.words, [word for word in options.words if "=" not in word and word != "all"]
+        named = [read_preset(name) for name in dict.fromkeys(words)]
+        presets = [read_preset(name) for name in preset_names()] if is_all or not words else named
+        overrides = _overrides([word for word in options.words if "=" in word])
+        attempts = [Attempt(preset, overrides) for preset in presets]
+        requested = [each for each in attempts if each.preset in named or (is_all and not each.preset.needs)]
+        if overrides and not (requested or options.markdown):
+            raise UserError(f"{' '.join(overrides)}: of which preset? There are {', '.join(preset_names())}, and all.")
+        missed = [not _reproduce(attempt) for attempt in requested]
+        rows = [(attempt, attempt.results()) for attempt in attempts]
+        print("\n".join(_table(rows, options.markdown) if requested or options.markdown else _list(rows)))
+        sys.exit(int(any(missed)))
 
 
 def _arguments() -> argparse.ArgumentParser:
@@ -223,22 +235,6 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--markdown", action="store_true", help="the table in Markdown, of all that was found so far")
     parser.add_argument("--version", action="version", version=common.versions())
     return parser
-
-
-def _main(options: argparse.Namespace) -> int:
-    is_all, words = "all" in options.words, [word for word in options.words if "=" not in word and word != "all"]
-    named = [read_preset(name) for name in dict.fromkeys(words)]
-    presets = [read_preset(name) for name in preset_names()] if is_all or not words else named
-    overrides = _overrides([word for word in options.words if "=" in word])
-    attempts = [Attempt(preset, overrides) for preset in presets]
-    requested = [attempt for attempt in attempts if attempt.preset in named or (is_all and not attempt.preset.needs)]
-    if overrides and not (requested or options.markdown):
-        raise UserError(f"{' '.join(overrides)}: of which preset? There are {', '.join(preset_names())}, and all.")
-    missed = [not _reproduce(attempt) for attempt in requested]
-    rows = [(attempt, attempt.results()) for attempt in attempts]
-    lines = _table(rows, options.markdown) if requested or options.markdown else _list(rows)
-    print("\n".join(lines))
-    return int(any(missed))
 
 
 def _list(rows: Rows) -> list[str]:

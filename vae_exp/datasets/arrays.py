@@ -126,7 +126,16 @@ def _factors(content: Arrays, lengths: dict[str, int]) -> tuple[Factors | None, 
     columns = [_numbered(column) for column in table.T]
     numbers = torch.from_numpy(np.stack([numbers for numbers, _ in columns], axis=1))
     values = [values for _, values in columns]
-    return Factors(numbers, _factor_names(names, len(columns)), list(map(len, values))), values
+    texts = [f"factor{at}" for at in range(len(columns))]
+    if names is not None:
+        texts = [printable(str(name).strip()) for name in names.ravel().tolist()]
+        are_different = len(set(texts)) == len(texts) == len(columns) and "" not in texts
+        if names.dtype.kind != "U" or names.ndim != 1 or not are_different:
+            raise Refused(
+                f"factor_names must be text [F], a different name for each of the {len(columns)} columns of factors, "
+                f"and is {names.dtype} [{','.join(texts)}]"
+            )
+    return Factors(numbers, texts, list(map(len, values))), values
 
 
 def _joined(array: str, content: Arrays, lengths: dict[str, int], dims: int) -> np.ndarray | None:
@@ -164,15 +173,3 @@ def _numbered(values: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """Return the number of each value, counted from 0 in their order, and the values as text."""
     different, numbers = np.unique(values, return_inverse=True)
     return numbers.astype(np.int64), list(map(str, different.tolist()))
-
-
-def _factor_names(names: np.ndarray | None, n: int) -> list[str]:
-    if names is None:
-        return [f"factor{at}" for at in range(n)]
-    texts = [printable(str(name).strip()) for name in names.ravel().tolist()]
-    if names.dtype.kind != "U" or names.ndim != 1 or len(texts) != n or "" in texts or len(set(texts)) < n:
-        raise Refused(
-            f"factor_names must be text [F], a different name for each of the {n} columns of factors, and is "
-            f"{names.dtype} [{','.join(texts)}]"
-        )
-    return texts

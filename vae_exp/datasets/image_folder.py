@@ -175,9 +175,25 @@ def image_shape(image_size: int | list[int], channels: int) -> tuple[int, int, i
 
 
 def read_split(root: Path, files: list[str], labels: list[int], how: Decoding, factors: Factors | None = None) -> Split:
-    """Return the usable files as a split, from the labels and any factors of all files."""
-    path, usable = decode_once(root, files, how)
-    images, rows = Streamed(path, (len(usable), *how.x_shape), torch.arange(len(usable))), torch.tensor(usable)
+    """Return the usable files as a split, decoded once into a cache; labels and any factors are those of all files."""
+    folder = cache_folder("image_cache") if how.cache is None else expand(how.cache) / "image_cache"
+    decoding = json.dumps([FORMAT, list(how.x_shape), how.crop, how.white])
+    content = content_key({file: root / file for file in files})
+    cache = folder / hashlib.sha256(f"{decoding}\n{content}".encode()).hexdigest()[:16]
+    about = _read_about(cache, len(files), how.x_shape)
+    log_once(f"decoded images are cached in {printable(folder)} (dataset.cache=FOLDER: elsewhere)")
+    try:
+        unusable, depths = about or _write(cache, root, files, how)
+    except (OSError, Unwritable) as error:
+        hint = "dataset.cache=FOLDER: elsewhere"
+        raise UserError(f"{folder}: the decoded images cannot be written there ({error}). {hint}.") from error
+    if unusable and how.on_error == "fail":
+        row, reason = next(iter(unusable.items()))
+        raise _refusal(root / files[row], reason)
+    report_unusable(root, files, unusable, cache)
+    _report_white(root, depths, how.white)
+    rows = torch.tensor([row for row in range(len(files)) if row not in unusable])
+    images = Streamed(cache / IMAGES, (len(rows), *how.x_shape), torch.arange(len(rows)))
     return Split(images, torch.tensor(labels)[rows], factors=None if factors is None else factors[rows])
 
 
@@ -328,27 +344,6 @@ def read_images(
     report_unusable(path, files, {row: str(image) for row, image in images.items() if isinstance(image, Unusable)})
     usable = {files[row]: image.pixels for row, image in images.items() if isinstance(image, Decoded)}
     return torch.from_numpy(np.stack(list(usable.values()))), list(map(class_folder, usable))
-
-
-def decode_once(root: Path, files: list[str], how: Decoding) -> tuple[Path, list[int]]:
-    """Return a cached file of the decoded images [N, C, H, W], and which of the files they are, in their order."""
-    folder = cache_folder("image_cache") if how.cache is None else expand(how.cache) / "image_cache"
-    decoding = json.dumps([FORMAT, list(how.x_shape), how.crop, how.white])
-    content = content_key({file: root / file for file in files})
-    cache = folder / hashlib.sha256(f"{decoding}\n{content}".encode()).hexdigest()[:16]
-    about = _read_about(cache, len(files), how.x_shape)
-    log_once(f"decoded images are cached in {printable(folder)} (dataset.cache=FOLDER: elsewhere)")
-    try:
-        unusable, depths = about or _write(cache, root, files, how)
-    except (OSError, Unwritable) as error:
-        hint = "dataset.cache=FOLDER: elsewhere"
-        raise UserError(f"{folder}: the decoded images cannot be written there ({error}). {hint}.") from error
-    if unusable and how.on_error == "fail":
-        row, reason = next(iter(unusable.items()))
-        raise _refusal(root / files[row], reason)
-    report_unusable(root, files, unusable, cache)
-    _report_white(root, depths, how.white)
-    return cache / IMAGES, [row for row in range(len(files)) if row not in unusable]
 
 
 def _read_about(cache: Path, n_files: int, x_shape: tuple[int, int, int]) -> tuple[Reasons, dict[str, int]] | None:

@@ -77,8 +77,10 @@ def read_logged(runs: list[Run]) -> Logged:
         logged.ids.append(summary.wandb.id)
         logged.config |= config.keys()
         logged.summary |= {name for name, value in summary.results.items() if is_number(value)}
-        logged.history |= _logged_names(run.folder)
-        logged.pictures |= _picture_names(run.folder)
+        items = (item for row in read_json_lines(run.folder / METRICS) for item in row.items())
+        logged.history |= {name for name, value in items if is_number(value) or isinstance(value, list)} - {"step"}
+        matches = [re.fullmatch(r"(.+)_\d{7,}", path.stem) for path in (run.folder / IMAGES).glob("*.png")]
+        logged.pictures |= {f"{IMAGES}/{match[1]}" for match in matches if match}
         logged.scores += [name for name in _evaluated(run.folder) if name not in logged.scores]
         group = config.get("wandb.group") or config.get("sweep.name") or summary.wandb.group
         if group not in (None, summary.name, *logged.groups):  # a run alone shares its name with its evaluations
@@ -102,16 +104,6 @@ def read_logged(runs: list[Run]) -> Logged:
 def _name_of(key: str, config: set[str]) -> str:
     """Return W&B's name for a key; a swept option that no key has, as for experiment, is in the list of all."""
     return next((name for name in (key, f"{key}._target_") if name in config), OVER)
-
-
-def _logged_names(folder: Path) -> set[str]:
-    items = (item for row in read_json_lines(folder / METRICS) for item in row.items())
-    return {name for name, value in items if is_number(value) or isinstance(value, list)} - {"step"}
-
-
-def _picture_names(folder: Path) -> set[str]:
-    matches = [re.fullmatch(r"(.+)_\d{7,}", path.stem) for path in (folder / IMAGES).glob("*.png")]
-    return {f"{IMAGES}/{match[1]}" for match in matches if match}
 
 
 def _evaluated(folder: Path) -> list[str]:
