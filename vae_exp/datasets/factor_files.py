@@ -166,10 +166,7 @@ def _unpack(name: str, known: Published, path: Path, raw: Path) -> None:
             while part := file.read(1 << 20):
                 digest.update(part)
         if digest.hexdigest() != known.md5:
-            raise UserError(
-                f"dataset={name}: {path} is damaged: it has not the checksum that it was published with. Delete it "
-                "to have it downloaded again."
-            )
+            raise UserError(f"dataset={name}: {path} is damaged: of another checksum. Delete it to download it again.")
         with atomic_write(raw) as out:
             for images in _read_h5(name, path, known.images) if path.suffix == ".h5" else _read_npz(path, known.images):
                 images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)

@@ -76,10 +76,8 @@ def _levels(x_shape: tuple[int, int, int], channels: int, network: str) -> tuple
     _, h, w = x_shape
     smallest = 2 * MIN_SIDE
     if min(h, w) < smallest:
-        raise UserError(
-            f"network={network}: images of {h}x{w} are too small to be halved; it takes {smallest}x{smallest} and "
-            "larger. Use network=mlp."
-        )
+        takes = f"images of {h}x{w} are too small to be halved; it takes {smallest}x{smallest} and larger"
+        raise UserError(f"network={network}: {takes}. Use network=mlp.")
     sizes = [(h, w)]
     while min(h, w) >= smallest:
         h, w = h // 2, w // 2

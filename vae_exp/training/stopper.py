@@ -51,10 +51,8 @@ def require_finite(values: dict[str, float], when: str, run_dir: Path) -> None:
     if wrong := [name for name, value in values.items() if not math.isfinite(value)]:
         last = run_dir / LAST
         saved = f"The last good checkpoint is {last}." if last.exists() else "No last.pt had been written."
-        raise Diverged(
-            f"the training diverged {when}: {', '.join(wrong)} not finite. {saved} A lower optimizer.lr is the first "
-            "thing to try."
-        )
+        what = f"{', '.join(wrong)} not finite"
+        raise Diverged(f"the training diverged {when}: {what}. {saved} A lower optimizer.lr is the first thing to try.")
 
 
 def gradient_norm(model: VAE) -> Tensor:
