@@ -134,27 +134,25 @@ def lines(logged: Logged, titles: Mapping[str, str], unit: str | None = None) ->
     ]
 
 
-def parallel(logged: Logged) -> list[Any]:
-    """Return a panel of parallel coordinates, from what was swept to the metric that runs are compared by."""
-    keys = [key for key in logged.keys if not any(isinstance(value, list | dict) for value in logged.values[key])]
-    if not keys or logged.metric not in logged.summary:
-        return []
+def swept(logged: Logged) -> list[Any]:
+    """Return a panel of parallel coordinates from what was swept to the metric, and one of two swept numbers."""
+    metric, panels = wr.SummaryMetric(logged.metric), list[Any]()
+    if logged.metric not in logged.summary:
+        return panels
+    log = {key: is_logarithmic(logged.values[key]) or None for key in logged.keys}
     column = wr.ParallelCoordinatesPlotColumn
-    columns = [column(wr.Config(key), display_name=key, log=is_logarithmic(logged.values[key]) or None) for key in keys]
-    columns.append(column(wr.SummaryMetric(logged.metric), display_name=logged.metric))
-    title = f"what was swept, and {logged.metric} (lower is better)"
-    return [wr.ParallelCoordinatesPlot(columns=columns, title=title, layout=wr.Layout(w=WHOLE))]
-
-
-def scatter(logged: Logged) -> list[Any]:
-    """Return a panel of two swept numbers against each other, coloured by the metric that runs are compared by."""
-    keys = _numeric(logged)
-    if len(logged.keys) != 2 or len(keys) != 2 or logged.metric not in logged.summary:
-        return []
-    log_x, log_y = (is_logarithmic(logged.values[key]) or None for key in keys)
-    title, z = f"{logged.metric} over {keys[0]} and {keys[1]}", wr.SummaryMetric(logged.metric)
-    x, y = map(wr.Config, keys)
-    return [wr.ScatterPlot(title=title, x=x, y=y, z=z, log_x=log_x, log_y=log_y, layout=wr.Layout(w=HALF))]
+    keys = [key for key in logged.keys if not any(isinstance(value, list | dict) for value in logged.values[key])]
+    if keys:
+        columns = [column(wr.Config(key), display_name=key, log=log[key]) for key in keys]
+        columns.append(column(metric, display_name=logged.metric))
+        title = f"what was swept, and {logged.metric} (lower is better)"
+        panels.append(wr.ParallelCoordinatesPlot(columns=columns, title=title, layout=wr.Layout(w=WHOLE)))
+    if len(logged.keys) == 2 and _numeric(logged) == logged.keys:
+        (x, y), title = map(wr.Config, logged.keys), f"{logged.metric} over {' and '.join(logged.keys)}"
+        log_x, log_y = log.values()
+        layout = wr.Layout(w=HALF)
+        panels.append(wr.ScatterPlot(title=title, x=x, y=y, z=metric, log_x=log_x, log_y=log_y, layout=layout))
+    return panels
 
 
 def _numeric(logged: Logged) -> list[str]:
@@ -192,9 +190,9 @@ def scores(logged: Logged) -> list[Any]:
     return [wr.BarPlot(title=name, metrics=[name], layout=wr.Layout(w=THIRD)) for name in logged.scores]
 
 
-SECTIONS = {  # of the view, and how many panels stand side by side
+SECTIONS = {  # of the view and the report, and how many panels stand side by side in the view
     "ELBO and its terms": (terms, 3),
-    "What was swept": (parallel, 1),
+    "What was swept": (swept, 1),
     "Disentanglement": (trade_off, 2),
     "Pictures": (pictures, 3),
     "KL of each latent": (latents, 2),
@@ -247,15 +245,11 @@ def report(
     figures = [name for name in FIGURES if any((run.folder.parent / f"{name}.png").is_file() for run in runs)]
 
     in_sweep, job = expr.Metric("Group") == sweep, expr.Metric("JobType")
-    runset: dict[str, Any] = {"name": "runs", "filters": [in_sweep, job != SWEEP_SUMMARY]}
-    folded = runset | {"name": "settings, seeds folded", "groupby": [f"config.{key}" for key in logged.keys]}
+    folded: dict[str, Any] = {"name": "settings, seeds folded", "filters": [in_sweep, job != SWEEP_SUMMARY]}
+    folded["groupby"] = [f"config.{key}" for key in logged.keys]
     summary: dict[str, Any] = {"name": SWEEP_SUMMARY, "filters": [in_sweep, job == SWEEP_SUMMARY]}
-    parts: list[tuple[str | None, dict[str, Any], list[Any]]] = [
-        ("What was swept", runset, [*scatter(logged), *parallel(logged)]),
-        ("Disentanglement and reconstruction", runset, trade_off(logged)),
-        (None, summary, [media(name, f"sweep/{name}", HALF, 12) for name in figures]),
-        ("Curves", folded, [*terms(logged), *latents(logged)]),
-    ]
+    parts = [("Figures", summary, [media(name, f"sweep/{name}", HALF, 12) for name in figures])]
+    parts += [(name, folded, draw(logged)) for name, (draw, _) in SECTIONS.items() if draw is not pictures]
     if best and summary_of_best and summary_of_best.wandb.id:
         only_best: dict[str, Any] = {"name": "best run", "filters": [expr.Metric("ID") == summary_of_best.wandb.id]}
         parts.append((f"Pictures of the best run, {best.name}", only_best, pictures(logged)))
@@ -264,8 +258,7 @@ def report(
     blocks: list[Any] = [wr.H2("Results"), wr.MarkdownBlock(_markdown(runs, metric))]
     for heading, runset, panels in parts:
         if panels:
-            blocks += [wr.H2(heading)] if heading else []
-            blocks.append(wr.PanelGrid(runsets=[wr.Runset(**runset, **where)], panels=panels))
+            blocks += [wr.H2(heading), wr.PanelGrid(runsets=[wr.Runset(**runset, **where)], panels=panels)]
     if command:
         blocks += [wr.H2("The command that repeats it"), wr.CodeBlock(code=command, language="markdown")]
     return wr.Report(
