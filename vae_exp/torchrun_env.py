@@ -18,9 +18,8 @@ def local_rank() -> tuple[int, int]:
     """Return the number of this process among those of the run on its machine, and how many there are."""
     if started() == 1:
         return 0, 1
-    return int(os.environ.get("LOCAL_RANK", os.environ["RANK"])), int(
-        os.environ.get("LOCAL_WORLD_SIZE", str(started()))
-    )
+    rank, size = os.environ.get("LOCAL_RANK", os.environ["RANK"]), os.environ.get("LOCAL_WORLD_SIZE", str(started()))
+    return int(rank), int(size)
 
 
 def safe_path() -> dict[str, str]:

@@ -100,11 +100,8 @@ def progress_bar(total: int, done: int = 0, quiet: bool = False, **settings: Any
 def introduce(config: Config, info: "RunInfo", run_dir: Path, support: str, train: "Split") -> None:
     """Log what is trained on what, where its files will be, the unit of its numbers (nats per image), and notes."""
     shape = "x".join(map(str, info.x_shape))
-    held_out = (
-        f"{info.val_size:,} for validation"
-        if info.val_size
-        else "no validation split: the test split is evaluated after each epoch"
-    )
+    without = "no validation split: the test split is evaluated after each epoch"
+    held_out = f"{info.val_size:,} for validation" if info.val_size else without
     stochastic, n = config["model"]["stochastic"], config["devices"]
     in_processes = f", in {n} processes" if n > 1 else ""
     log.info(
