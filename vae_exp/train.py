@@ -165,10 +165,12 @@ def finish_epoch(run: Run, prune: Prune | None) -> None:
     require_finite(scalars, f"after step {state.step}", run.run_dir)
     run.tracker.log(row | {f"{name}/kl_per_dim": evaluation.kl_per_dim}, state.step)
 
-    # Without validation best.pt is the last epoch's, and on a path too: at beta 5 the lowest neg_elbo comes too early.
-    monitor = config["monitor"] if name == "val" and not is_on_path(config["sweep"]) else None
+    monitor = config["monitor"] if name == "val" else None
+    judges = {"monitor": monitor, "sweep.metric": config["sweep"]["metric"]}
     scale = {key: value.item() for key, value in run.eval_model.scale().items()}
-    scores = (scalars if name == "val" else {}) | scale | distributed.broadcast(lambda: monitored(monitor, row))
+    scores = (scalars if name == "val" else {}) | scale | distributed.broadcast(lambda: monitored(judges, row))
+    # Without validation best.pt is the last epoch's, and on a path too: at beta 5 the lowest neg_elbo comes too early.
+    monitor = None if is_on_path(config["sweep"]) else monitor
     new_best = state.end_epoch(epoch, evaluation.kl_per_dim, run.rng.order.get_state(), scores, monitor, run.sign)
     for figure in run.figures.after_epoch(run, run.held_out, name, evaluation, is_last=stop.ends_with(state)):
         run.tracker.image(*figure, state.step)
@@ -184,7 +186,7 @@ def finish_epoch(run: Run, prune: Prune | None) -> None:
     if stop.due_after_epoch(state):
         run.checkpoints.write()
         stop.raise_if_signalled()
-    if reason := distributed.broadcast(lambda: prune(epoch, scalars) if prune else None):
+    if reason := distributed.broadcast(lambda: prune(epoch, row) if prune else None):
         stop.reason, run.tracker.ends_as = reason, "pruned"
 
 

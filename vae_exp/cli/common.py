@@ -25,11 +25,10 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vae_exp import __version__
-from vae_exp.compare.runs import TERMS
 from vae_exp.config import checks
 from vae_exp.config.checks import CONF_DIR, check_values, closest, flatten, path_of, quoted, resolve, shortened
 from vae_exp.config.compose import KNOWN_RULES, compose, explain, parse, readable
-from vae_exp.config.schema import OPTION_RULES, Rule
+from vae_exp.config.schema import OPTION_RULES, TERMS, Rule
 from vae_exp.errors import UserError, in_users_code, printable, stop_signals
 from vae_exp.training import console
 from vae_exp.training.run_dir import (

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vae_exp.config import checks
 from vae_exp.config.compose import without_hydra
-from vae_exp.config.schema import Config, SweepKeys
+from vae_exp.config.schema import Config, SweepKeys, judged_by, result_of
 from vae_exp.errors import PeerLost, UserError
 from vae_exp.files import read_text
 from vae_exp.sweeps import study
@@ -210,7 +210,7 @@ def start(planned: Plan) -> None:
     """Write down what the sweep is, so that it can be resumed and read."""
     planned.write()
     if planned.has_study:
-        study.start(planned.folder, planned.name)
+        study.start(planned.folder, planned.name, planned.sign)
     over = f" over {', '.join(planned.keys)}" if planned.keys else "; nothing to sweep: no key has several values"
     say(f"sweep {planned.name}: {planned.jobs} job{'s' * (planned.jobs != 1)}{over}\nfolder {planned.folder}")
 
@@ -321,8 +321,8 @@ def _train(cfg: DictConfig, run_dir: Path, judge: study.Judge | None) -> None:
     print_alone(f"      neg_elbo {score:.3f}  {time.time() - start_time:.1f} s{pruned}")
     if judge:
         judge.record(summary)
-        if study.value_of(summary, cfg.sweep.metric) is None:
-            print_alone(f"      no {cfg.sweep.metric} to be judged by: the run ended before its first epoch was over")
+        if summary.get(result_of(judge.metric)) is None:
+            print_alone(f"      no {judge.metric} to be judged by: the run ended before its first epoch was over")
 
 
 def _let_train(trains: bool) -> None:
@@ -339,7 +339,8 @@ def _judge(cfg: DictConfig, swept: list[str], run_dir: Path, job: Any) -> study.
     if not is_search and not cfg.sweep.prune:
         return None
     keys = cast("SweepKeys", OmegaConf.to_container(cfg.sweep, resolve=True))
-    return study.Judge(keys, swept, cfg.epochs, run_dir, job.job.num if is_search else None)
+    metric, _ = judged_by(cfg)
+    return study.Judge(keys, metric, swept, cfg.epochs, run_dir, job.job.num if is_search else None)
 
 
 def _as_text(cfg: DictConfig, key: str) -> str:

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from vae_exp.training.state import Best, TrainingRun
 from vae_exp.training.stopper import Stopper, require_finite
 
 log = logging.getLogger(__name__)
-Prune = Callable[[int, dict[str, float]], str | None]  # after an epoch, with its val/* or test/*: the reason to end
+Prune = Callable[[int, dict[str, float]], str | None]  # after an epoch, with its numbers: the reason to end
 
 
 @dataclass
@@ -102,14 +102,16 @@ class Run(TrainingRun):
         self.stop.finish()
 
 
-def monitored(monitor: str | None, row: dict[str, Any]) -> dict[str, float]:
-    """Return what chooses the best epoch, by its name. Raises UserError if an epoch's row has no such number."""
-    if monitor is None:
-        return {}
-    if not is_number(row.get(monitor)):
-        known = ", ".join(sorted(key for key, value in row.items() if is_number(value) and key != "epoch"))
-        raise UserError(f"monitor={monitor}: no such number is logged each epoch. There are {known}.")
-    return {monitor: row[monitor]}
+def monitored(names: Mapping[str, str | None], row: dict[str, Any]) -> dict[str, float]:
+    """Return what chooses the best epoch and the best job, by its name; names are by their keys.
+
+    Raises UserError if an epoch's row has no such number.
+    """
+    for key, name in names.items():
+        if name is not None and not is_number(row.get(name)):
+            known = ", ".join(sorted(key for key, value in row.items() if is_number(value) and key != "epoch"))
+            raise UserError(f"{key}={name}: no such number is logged each epoch. There are {known}.")
+    return {name: row[name] for name in names.values() if name is not None and not name.startswith("test/")}
 
 
 def require_folder(run_dir: str | Path | None) -> Path:
