@@ -26,7 +26,7 @@ from vae_exp.sweeps.values import line
 from vae_exp.torchrun_env import follows, safe_path, started
 from vae_exp.training import console, resume, threads
 from vae_exp.training.console import say
-from vae_exp.training.run_dir import LOCK, SUMMARY, Summary, read_summary, require_no_owner, runs_below
+from vae_exp.training.run_dir import LOCK, LOG, SUMMARY, Summary, read_summary, require_no_owner, runs_below
 
 log = logging.getLogger(__name__)
 LAUNCHED_BY = "VAE_EXP_LAUNCHED_BY"  # in the environment of processes that another started for its jobs or its run
@@ -77,7 +77,7 @@ def _report(planned: Plan, over: threading.Event) -> None:
         if (summary := read_summary(folder)) is not None and summary.is_done:
             done += 1
             say(f"{folder.name}  already {summary.state}")
-    is_last = False
+    notes, is_last = list(console.NOTES), False
     while not is_last:
         is_last = over.wait(POLL_SECONDS)  # once more after the last job has ended
         summaries = _summaries(planned.folder)
@@ -87,9 +87,18 @@ def _report(planned: Plan, over: threading.Event) -> None:
             if summary.state == "running" or known.get(folder) == written:
                 continue
             known[folder], ended, done = written, ended + 1, done + summary.is_done
+            for note in [note for note in notes if note in _log_of(folder)]:
+                notes.remove(note)
+                say(note)
             left = (time.monotonic() - start_time) / ended * (planned.jobs - done - failed)
             name = folder.relative_to(planned.folder).as_posix()
             say(f"{name}  {_ending(summary)}    {done} of {planned.jobs} done{_time_left(left)}")
+
+
+def _log_of(folder: Path) -> str:
+    with contextlib.suppress(OSError):
+        return read_text(folder / LOG)
+    return ""
 
 
 def _summaries(folder: Path) -> dict[Path, Summary]:
@@ -194,7 +203,7 @@ def check_init_from(config: Config) -> None:
     if config["init_from"] is not None:  # else torch need not be imported
         from vae_exp.training import init_from
 
-        init_from.read(config)
+        init_from.read(config, keep=True)
 
 
 def require_one_process(cfg: DictConfig, overrides: list[Override]) -> None:
@@ -219,8 +228,7 @@ def run_job(cfg: DictConfig, run_dir: Path, job: Any) -> None:
     """Run one job, without an error if it fails, so that the others go on; job is Hydra's own configuration."""
     if _launcher() is not None:
         console.open_streams()
-        if job.job.num:  # the first job speaks for those of other workers
-            console.noted |= {console.GREY, console.SATURATED}
+        console.noted |= set(console.NOTES)  # _report prints them once
     if job.runtime.choices["hydra/launcher"].startswith("submitit"):
         from submitit import JobEnvironment
         from submitit.helpers import TorchDistributedEnvironment
