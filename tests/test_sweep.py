@@ -278,6 +278,7 @@ def test_every_launcher_gives_the_same_results(name, vae_train, tmp_path, monkey
     said, _ = running.communicate(timeout=150)
     assert running.returncode == 1, said
     assert "1 of 2 jobs finished" in said
+    assert said.count("grey pixels") == 1
     assert rounded(table(only_sweep())) == rounded(basic) if "two" in name else table(only_sweep()) == basic
 
 
