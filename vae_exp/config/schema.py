@@ -341,6 +341,8 @@ Options = TypedDict(
         "dataset.label": Text | None,
         "dataset.version": Literal["toy", "realistic", "real"],
         "dataset.factors": Annotated[dict[str, Any] | str | None, FACTORS_OR_TABLE],
+        "dataset.factor_columns": Annotated[list[str], list_of(Text, "a list of factors, such as [shape,size]", 1)]
+        | None,
         "optimizer.weight_decay": NonNegative,
         "optimizer.fused": bool,
         "optimizer.momentum": UpToOne,
