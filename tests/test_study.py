@@ -73,6 +73,10 @@ def test_a_pruned_run_is_told_as_one_and_can_be_trained_on(vae_train, vae_comman
     folder = only_sweep()
     job = next(job for job, state in states(folder).items() if state == "pruned")
     summary = json.loads((folder / job / "summary.json").read_text())
+    told = [trial.user_attrs for trial in studies.load(folder).get_trials()]
+    assert (str(folder / job), summary["wandb"]["id"]) in [
+        (attributes["folder"], attributes["wandb_id"]) for attributes in told
+    ]
     assert re.fullmatch(r"sweep.prune=asha: val/neg_elbo \d+\.\d{3} after epoch [13]", summary["reason"])
     assert summary["test/neg_elbo"] > 0
     records = recorded(Path(summary["wandb"]["dir"]))

@@ -58,7 +58,10 @@ def test_a_sweep_is_one_group_of_closed_runs_and_a_summary(vae_train):
     assert all(any(run_id.startswith(start) for run_id in ids) for start in starts), "leet's list shows what differs"
     assert all(len(record["history"]) == 1 for record in jobs.values()), "no run swallowed another's points"
     assert summary["run"][0]["job_type"] == "sweep-summary"
-    assert any("sweep/table" in key for row in summary["history"] for key in row["item"])
+    assert not any("sweep/table" in str(row) for row in summary.get("history", ())), "its sizes would be curves"
+    (stored,) = (row["update"]["sweep/table"] for row in summary["summary"] if "sweep/table" in row["update"])
+    assert (stored["_type"], stored["nrows"]) == ("table-file", 4)
+    assert list(Path("outputs/wandb").glob(f"offline-run-*sweep-summary*/files/{stored['path']}"))
 
     folder = only_sweep()
     rows = table(folder)

@@ -87,6 +87,7 @@ class Judge:
         self.study, self.number, self.is_finished = study, number, stored.state.is_finished()
         self.reported = set(stored.intermediate_values)  # before the job was interrupted
         self.trial = optuna.Trial(study, stored._trial_id)
+        self._describe(folder=str(run_dir))
 
     def __call__(self, epoch: int, scores: dict[str, float]) -> str | None:
         """Return the reason to end after this epoch, or None. Raises UserError if scores have no such metric."""
@@ -101,12 +102,20 @@ class Judge:
             return None
         return f"sweep.prune={self.keys['prune']}: {self.metric} {value:.3f} after epoch {epoch}"
 
+    def _describe(self, **attributes: str | None) -> None:
+        """Say in the study where the run is: optuna-dashboard shows it, and addresses as links."""
+        for name, value in attributes.items():
+            if value and not self.is_finished and self.trial.user_attrs.get(name) != value:
+                self.trial.set_user_attr(name, value)
+
     def record(self, summary: dict[str, Any] | None) -> None:
         """Record in the study how the job ended: its summary, or None if it failed. An earlier result stays."""
         if self.is_finished:
             return
         from optuna.trial import TrialState
 
+        wandb = {} if summary is None else summary["wandb"]
+        self._describe(wandb_id=wandb.get("id"), wandb_url=wandb.get("url"))
         value = None if summary is None else summary.get(result_of(self.metric))
         if summary is not None and summary["state"] == "pruned":
             self.study.tell(self.number, state=TrialState.PRUNED)
