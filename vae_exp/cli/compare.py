@@ -295,3 +295,7 @@ def _report_missing(project: str, missing: int, runs: list[Run], is_empty: bool)
     if is_empty:
         raise UserError(f"{project} has none of these {missing} runs, so its view would be empty. First: {sync}")
     print(f"{project} does not have {missing} of these runs yet: {sync}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

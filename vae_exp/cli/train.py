@@ -67,6 +67,7 @@ def main() -> None:
         if "--version" in arguments:
             print(common.versions())
             return
+        common.complete_options(arguments)
         sys.argv[1:] = _command_line(arguments)
         require_own_options(sys.argv[1:])
         sweepers.register()
@@ -337,3 +338,9 @@ def follow(arguments: list[str]) -> int:
             raise UserError(f"process {os.environ['RANK']}: {error}") from error
         raise
     return 0
+
+
+if __name__ == "__main__":
+    from vae_exp.cli import train
+
+    train.main()  # of the module that conf/config.yaml names, and not of a second copy of it
