@@ -232,8 +232,7 @@ def test_a_killed_sweep_resumed_gives_the_same_results(vae_train, tmp_path, monk
     assert 2 <= len(done) < 4
     code, said = vae_train(*arguments, "sweep.resume=latest", "batch_size=32")
     assert code == 1
-    assert "sweep.resume=latest: the sweep was started with dataset=digits epochs=15 model.z_dim=3,4" in said
-    assert "and not with batch_size=32 dataset=digits" in said
+    assert "sweep.resume=latest: the sweep was started without batch_size=32. A resumed sweep keeps" in said
     code, said = vae_train(*arguments, "sweep.resume=latest")
     assert code == 0
     assert said.count("already finished") == len(done)

@@ -82,7 +82,9 @@ def finish(plan: Plan, wandb: WandbKeys, stopped: bool = False) -> int:
     if runs:
         ordered = results.sort_runs(folded, metric)
         say("\n" + format_table(ordered, printed, bests, metric, "results.csv"))
-        say("\n".join(wrapped([why] if (why := table.describe_groups(folded)) else [])))
+        is_first = not bests or ordered[0] in bests
+        notes = [table.describe_groups(folded), None if is_first else "best is a setting of which all seeds finished"]
+        say("\n".join(wrapped([note for note in notes if note])))
     count = f", {pruned} of them pruned" if pruned else ""
     say(f"{done} of {plan.jobs} jobs finished{count}")
     say(f"folder     {plan.folder}    ({', '.join(['results.csv', *(figure.name for figure in figures)])})")
