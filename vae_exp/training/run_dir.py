@@ -272,6 +272,18 @@ def holds_run(folder: Path) -> bool:
     return (metrics.is_file() and metrics.stat().st_size > 0) or (summary is not None and summary.finished)
 
 
+def remove_unopened(folder: Path) -> bool:
+    """Remove what Hydra made in the folder of a run that ended before it was opened; return whether that is all."""
+    if (folder / SUMMARY).exists() or holds_run(folder) or Path.cwd().is_relative_to(folder.absolute()):
+        return False
+    shutil.rmtree(folder / ".hydra", ignore_errors=True)
+    with contextlib.suppress(OSError):  # there is something else in it
+        (folder / LOG).unlink(missing_ok=True)
+        for path in (folder, *(path for path in folder.parents if OUTPUTS in path.parents)):
+            path.rmdir()
+    return not folder.exists()
+
+
 def require_unused(folder: Path, replace: bool) -> None:
     """Raise UserError if a new run would take the place of another and replace=true was not given."""
     if not replace and holds_run(folder):
