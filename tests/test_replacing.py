@@ -1,6 +1,5 @@
 """What lies in a run's folder already: nobody's run is lost, and nothing of other weights stays beside a model."""
 
-import json
 import os
 import resource
 from pathlib import Path
