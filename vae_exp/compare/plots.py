@@ -56,18 +56,15 @@ def draw(
     return paths
 
 
-def _colors(runs: list[Run], metric: str, cut: float) -> Any:
-    """Return a scale of colors for a metric, which leaves out this share of the worst: they would wash out the rest."""
+def _colors(axes: plt.Axes, runs: list[Run], metric: str, cut: float = 0.1) -> Any:
+    """Return a scale of colors for a metric, drawn beside it, without this share of the worst: they would hide much."""
     values, is_least = [run.metrics[metric] for run in runs], sign(runs, metric) > 0
-    ends = np.quantile(values, [0, 1 - cut] if is_least else [cut, 1])
-    return plt.cm.ScalarMappable(plt.Normalize(*ends), BEST_FIRST if is_least else BEST_FIRST.reversed())
-
-
-def _add_colorbar(figure: plt.Figure, axes: plt.Axes, runs: list[Run], metric: str, colors: Any, cut: float) -> None:
-    is_least = sign(runs, metric) > 0
-    extend = ("max" if is_least else "min") if cut else "neither"
-    figure.colorbar(colors, ax=axes, label=_with_unit(metric), extend=extend)
+    ends, extend = ([0, 1 - cut], "max") if is_least else ([cut, 1], "min")
+    norm = plt.Normalize(*np.quantile(values, ends))
+    colors = plt.cm.ScalarMappable(norm, BEST_FIRST if is_least else BEST_FIRST.reversed())
+    axes.figure.colorbar(colors, ax=axes, label=_with_unit(metric), extend=extend if cut else "neither")
     axes.set_title(f"{metric}, {'lower' if is_least else 'higher'} is better")
+    return colors
 
 
 def _with_unit(metric: str) -> str:
@@ -81,10 +78,7 @@ def _heat_map(runs: list[Run], x_key: str, y_key: str, metric: str) -> plt.Figur
     bests = [(run.value(x_key), run.value(y_key)) for run in table.best_per_group(runs)]
     pruned = [(run.value(x_key), run.value(y_key)) for run in runs if run.state == PRUNED]
     notes = dict.fromkeys(pruned, "pruned") | dict.fromkeys(bests, "best")
-    cut = 0.1 if len(runs) > 4 else 0
-    colors = _colors(runs, metric, cut)
-    _draw_cells(axes, x_key, y_key, values, notes, colors)
-    _add_colorbar(figure, axes, runs, metric, colors, cut)
+    _draw_cells(axes, x_key, y_key, values, notes, _colors(axes, runs, metric, 0.1 if len(runs) > 4 else 0))
     return figure
 
 
@@ -157,7 +151,7 @@ def _rate_distortion(runs: list[Run], curve_key: str, along: str) -> plt.Figure:
 def _scatter(runs: list[Run], x_key: str, y_key: str, metric: str, searched: dict[str, bool]) -> plt.Figure:
     """Draw a point for each run of a search, whose points lie on no grid."""
     figure, axes = plt.subplots(figsize=(6, 4.5), layout="constrained")
-    colors = _colors(runs, metric, cut=0.1)
+    colors = _colors(axes, runs, metric)
     for marker, label in (("o", None), ("X", "pruned")):  # a cross for those whose numbers are of fewer epochs
         if points := [run for run in runs if (run.state == PRUNED) == (label is not None)]:
             x, y, c = ([run.value(key) for run in points] for key in (x_key, y_key, metric))
@@ -168,7 +162,6 @@ def _scatter(runs: list[Run], x_key: str, y_key: str, metric: str, searched: dic
     for axis, key in ((axes.xaxis, x_key), (axes.yaxis, y_key)):
         _key_axis(axis, [run.value(key) for run in runs], key, searched)
     axes.legend()
-    _add_colorbar(figure, axes, runs, metric, colors, cut=0.1)
     return figure
 
 

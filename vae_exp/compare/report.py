@@ -172,7 +172,7 @@ def _history(run: Run, one: Run, metric: str) -> tuple[dict[str, Any], list[Any]
     """Read a run's curves, and of one of its members the KL of each latent by epoch, and the epochs of its steps."""
     rows = list(one.logged())
     members = [rows if member is one else list(member.logged()) for member in run.members or [one]]
-    curves = {name: curve for name in {*CURVES, metric} if (curve := _curve(members, name))}
+    curves = {name: curve for name in dict.fromkeys([*CURVES, metric]) if (curve := _curve(members, name))}
     latents = [
         (row["epoch"], [rounded(kl, digits=4) for kl in row[key]])
         for row in rows

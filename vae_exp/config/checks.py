@@ -13,17 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vae_exp.config.migrations import renamed
-from vae_exp.config.schema import (
-    DATASET_RULES,
-    MEASURED,
-    OPTION_RULES,
-    RULES,
-    RUN_PATH,
-    TERMS,
-    Config,
-    Rule,
-    is_path,
-)
+from vae_exp.config.schema import DATASET_RULES, MEASURED, OPTION_RULES, RULES, RUN_PATH, TERMS, Config, Rule, is_path
 from vae_exp.errors import UserError
 from vae_exp.files import expand
 
@@ -207,13 +197,10 @@ def dataset_problems(flat: Mapping[str, Any]) -> Iterator[str]:
         yield f"dataset.source={source}: {why}. Use dataset={source}."
 
 
-def check_metric(key: str, flat: Mapping[str, Any], by: str, size: Any = None, why: str = "") -> list[str]:
-    """Return what is wrong with sweep.metric or monitor, by which `by` judges; it must be logged each epoch.
-
-    `size` is the number of validation images, and `why` says where that is from, if not from the configuration.
-    """
-    size = flat.get("dataset.val_size") if size is None else size
-    metric, why = str(flat.get(key)), why or f"dataset.val_size={size}"
+def check_metric(key: str, flat: Mapping[str, Any], by: str, why: str = "") -> list[str]:
+    """Return what is wrong with sweep.metric or monitor, by which `by` judges; `why` says where val_size is from."""
+    metric, size = str(flat.get(key)), flat.get("dataset.val_size")
+    why = why or f"dataset.val_size={size}"
     (part, _, name), held_out = metric.partition("/"), "test" if size == 0 else "val"
     known, setting = ", ".join(f"{held_out}/{term}" for term in TERMS), f"sweep.metric={metric}"
     if part == "test" != held_out and by != "monitor":

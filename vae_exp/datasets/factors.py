@@ -115,8 +115,7 @@ def read_factors(
     key = f"dataset.factors={printable(path)}"
     if not isinstance(path, str):
         raise UserError(f"{key}: dataset=image_folder takes the path of a CSV file, or null.")
-    names, cells = _read_table(key, root / expand(path), requested)
-    _require_rows(key, root, files, cells)
+    names, cells = _read_table(key, root, root / expand(path), files, requested)
     row = {file: number for number, file in enumerate(cells)}
     present = set(files)
     if others := [file for file in row if file not in present]:
@@ -138,21 +137,12 @@ def read_factors(
 
 def read_column(key: str, root: Path, path: str, files: Sequence[str], column: str) -> list[str]:
     """Return the cell of each file in one column of such a table. Raises UserError as read_factors does, naming key."""
-    _, cells = _read_table(key, root / path, [column], key)
-    _require_rows(key, root, files, cells)
+    _, cells = _read_table(key, root, root / path, files, [column], key)
     return [cells[file][0] for file in files]
 
 
-def _require_rows(key: str, root: Path, files: Sequence[str], cells: Collection[str]) -> None:
-    if missing := [file for file in files if file not in cells]:
-        raise UserError(
-            f"{key}: it has no row for {len(missing):,} of the {len(files):,} images: {_first(missing)}. Its "
-            f"column {FILE} holds their paths relative to {root}."
-        )
-
-
 def _read_table(
-    key: str, path: Path, requested: Sequence[str] | None, names_key: str = ""
+    key: str, root: Path, path: Path, files: Sequence[str], requested: Sequence[str] | None, names_key: str = ""
 ) -> tuple[list[str], dict[str, list[str]]]:
     """Return the names of the factors, and by file their cells, stripped of spaces around them."""
     table: dict[str, list[str]] = {}
@@ -188,6 +178,11 @@ def _read_table(
         raise UserError(f"{key}: {path} cannot be read as a CSV file in UTF-8 ({error}).") from error
     if not table:
         raise UserError(f"{key}: it has no rows below its first line.")
+    if missing := [file for file in files if file not in table]:
+        raise UserError(
+            f"{key}: it has no row for {len(missing):,} of the {len(files):,} images: {_first(missing)}. Its "
+            f"column {FILE} holds their paths relative to {root}."
+        )
     return columns[1:], table
 
 

@@ -87,18 +87,13 @@ def _report(planned: Plan, over: threading.Event) -> None:
             if summary.state == "running" or known.get(folder) == written:
                 continue
             known[folder], ended, done = written, ended + 1, done + summary.is_done
-            for note in [note for note in notes if note in _log_of(folder)]:
-                notes.remove(note)
-                say(note)
+            with contextlib.suppress(OSError):  # of a job that ended before it had a log
+                for note in [note for note in notes if note in read_text(folder / LOG)]:
+                    notes.remove(note)
+                    say(note)
             left = (time.monotonic() - start_time) / ended * (planned.jobs - done - failed)
             name = folder.relative_to(planned.folder).as_posix()
             say(f"{name}  {_ending(summary)}    {done} of {planned.jobs} done{_time_left(left)}")
-
-
-def _log_of(folder: Path) -> str:
-    with contextlib.suppress(OSError):
-        return read_text(folder / LOG)
-    return ""
 
 
 def _summaries(folder: Path) -> dict[Path, Summary]:
@@ -282,12 +277,10 @@ def _run_job(cfg: DictConfig, run_dir: Path, job: Any) -> None:
     cfg, judge = cast("DictConfig", OmegaConf.merge(cfg, changes)), None
     from vae_exp.tracking.tracker import record_failure
 
-    if reason := _ending_of_parent(cfg, run_dir):
-        _let_train(False)
-        print_alone(f"      failed: {reason}")
-        record_failure(cfg, run_dir, reason)
-        return
     try:
+        if reason := _ending_of_parent(cfg, run_dir):
+            _let_train(False)
+            raise UserError(reason)
         _share_machine(cfg, job)
         judge = _judge(cfg, swept, run_dir, job)
         _let_train(True)
@@ -347,8 +340,8 @@ def _judge(cfg: DictConfig, swept: list[str], run_dir: Path, job: Any) -> study.
     if not is_search and not cfg.sweep.prune:
         return None
     keys = cast("SweepKeys", OmegaConf.to_container(cfg.sweep, resolve=True))
-    metric, _ = judged_by(cfg)
-    return study.Judge(keys, metric, swept, cfg.epochs, run_dir, job.job.num if is_search else None)
+    keys["metric"], _ = judged_by(cfg)
+    return study.Judge(keys, swept, cfg.epochs, run_dir, job.job.num if is_search else None)
 
 
 def _as_text(cfg: DictConfig, key: str) -> str:

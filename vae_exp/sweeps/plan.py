@@ -223,7 +223,7 @@ def _require_metric(by: str, cfg: DictConfig, chosen: list[Option], swept: list[
         raise UserError(f"{line(differing[0])}: {reason}.")
     flat = flatten(cast("dict[str, Any]", OmegaConf.to_container(cfg)))
     for why, size in sizes:
-        if problems := check_metric(key, flat, by, size, why):
+        if problems := check_metric(key, flat | {"dataset.val_size": size}, by, why):
             raise UserError(problems[0])
 
 

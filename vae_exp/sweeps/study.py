@@ -40,8 +40,7 @@ def start(folder: Path, name: str, sign: int) -> None:
             content = journal.read_bytes()
             write(journal, content[: content.rfind(b"\n") + 1])  # a line that was cut off would spoil the next one
         (folder / f"{JOURNAL}.lock").unlink(missing_ok=True)  # nobody holds it: no job is at work
-        directions = optuna.study.StudyDirection
-        direction = directions.MINIMIZE if sign > 0 else directions.MAXIMIZE
+        direction: Any = "minimize" if sign > 0 else "maximize"
         optuna.create_study(study_name=name, storage=_storage(folder), direction=direction, load_if_exists=True)
 
 
@@ -67,12 +66,10 @@ class Judge:
     A trial of a search has the job's number; a grid's jobs, seeds too, have a trial each, which is found by its folder.
     """
 
-    def __init__(
-        self, keys: SweepKeys, metric: str, swept: list[str], epochs: int, run_dir: Path, number: int | None
-    ) -> None:
+    def __init__(self, keys: SweepKeys, swept: list[str], epochs: int, run_dir: Path, number: int | None) -> None:
         import optuna
 
-        self.keys, self.metric, self.epochs = keys, metric, epochs
+        self.keys, self.metric, self.epochs = keys, str(keys["metric"]), epochs
         study = load(run_dir.parent)
         if number is None:
             theirs = (t.number for t in study.get_trials(deepcopy=False) if t.user_attrs.get(JOB) == run_dir.name)
@@ -87,7 +84,8 @@ class Judge:
         self.study, self.number, self.is_finished = study, number, stored.state.is_finished()
         self.reported = set(stored.intermediate_values)  # before the job was interrupted
         self.trial = optuna.Trial(study, stored._trial_id)
-        self._describe(folder=str(run_dir))
+        if not self.is_finished:
+            self.trial.set_user_attr("folder", str(run_dir))
 
     def __call__(self, epoch: int, scores: dict[str, float]) -> str | None:
         """Return the reason to end after this epoch, or None. Raises UserError if scores have no such metric."""
@@ -102,20 +100,15 @@ class Judge:
             return None
         return f"sweep.prune={self.keys['prune']}: {self.metric} {value:.3f} after epoch {epoch}"
 
-    def _describe(self, **attributes: str | None) -> None:
-        """Say in the study where the run is: optuna-dashboard shows it, and addresses as links."""
-        for name, value in attributes.items():
-            if value and not self.is_finished and self.trial.user_attrs.get(name) != value:
-                self.trial.set_user_attr(name, value)
-
     def record(self, summary: dict[str, Any] | None) -> None:
         """Record in the study how the job ended: its summary, or None if it failed. An earlier result stays."""
         if self.is_finished:
             return
         from optuna.trial import TrialState
 
-        wandb = {} if summary is None else summary["wandb"]
-        self._describe(wandb_id=wandb.get("id"), wandb_url=wandb.get("url"))
+        for name, text in ({} if summary is None else summary["wandb"]).items():
+            if name in ("id", "url") and text:  # which optuna-dashboard shows, the address as a link
+                self.trial.set_user_attr(f"wandb_{name}", text)
         value = None if summary is None else summary.get(result_of(self.metric))
         if summary is not None and summary["state"] == "pruned":
             self.study.tell(self.number, state=TrialState.PRUNED)

@@ -103,7 +103,7 @@ class Summary:
 
     @property
     def score(self) -> float | None:
-        """Return the number that a sweep compares: the best validation neg_elbo, or the test's without validation."""
+        """Return the neg_elbo of the validation images at the best epoch, or of the test images without validation."""
         return self.results.get("best/val_neg_elbo", self.results.get("test/neg_elbo"))
 
     def as_dict(self) -> dict[str, Any]:
