@@ -17,8 +17,8 @@ from tests.conftest import full_disk, metrics, quick_run
 from vae_exp.cli import compare as compare_command
 from vae_exp.cli import train as train_command
 from vae_exp.cli.common import versions
-from vae_exp.compare.runs import RESULTS, UDR, Run, fold_seeds, usual_columns
-from vae_exp.compare.table import best, best_per_group, format_table
+from vae_exp.compare.runs import RESULTS, UDR, Run, fold_seeds, sort_runs, usual_columns
+from vae_exp.compare.table import best, best_per_group, format_table, metric_of
 from vae_exp.errors import UserError
 from vae_exp.training.run_dir import lock_folder
 
@@ -346,6 +346,20 @@ def finished(name, number, **config):
     config = {key.replace("__", "."): value for key, value in config.items()}
     config = {"dataset": "torchvision_images", "dataset.source": "mnist", "likelihood": "bernoulli"} | config
     return Run(Path(name), config, "finished", None, {"val/neg_elbo": number})
+
+
+@pytest.mark.parametrize(
+    ("judges", "order"), [([("val/mig", -1)] * 3, "bca"), ([("val/mig", -1), *[("val/kl", 1)] * 2], "acb")]
+)
+def test_runs_compare_by_what_all_of_them_were_judged_by(judges, order):
+    numbers = [(1.0, 0.1), (3.0, 0.3), (2.0, 0.2)]
+    runs = [
+        Run(Path(name), {}, "finished", None, {"val/mig": mig, "val/neg_elbo": number}, judged_by=judge)
+        for name, (number, mig), judge in zip("abc", numbers, judges, strict=True)
+    ]
+    metric = metric_of(runs)
+    assert "".join(run.name for run in sort_runs(runs, metric)) == order
+    assert best_per_group(runs) == [run for run in runs if run.name == order[0]]
 
 
 @pytest.mark.parametrize(

@@ -372,12 +372,20 @@ def test_answers_come_without_torch_and_wandb():
     assert "Did you mean" in answers[-1]
 
 
-def test_shell_completion_answers():
-    vae_train = Path(sys.executable).with_name("vae-train")
+def test_shell_completion_answers(vae_command, monkeypatch):
     environment = os.environ | {"COMP_LINE": "vae-train optimizer=adam", "COMP_POINT": "24"}
-    asked = [vae_train, "-sc", "query=bash"]
+    asked = [sys.executable, "-m", "vae_exp.cli.train", "-sc", "query=bash"]
     done = subprocess.run(asked, capture_output=True, text=True, env=environment)
     assert done.stdout.split() == ["optimizer=adam", "optimizer=adamax", "optimizer=adamw"]
+    for program, word, completed in (
+        ("vae-train", "experiment=published/iwae_k5", "experiment=published/iwae_k5"),
+        ("vae-train", "experiment=published/pythae", "experiment=published/pythae_vae_one_layer"),
+        ("vae-evaluate", "impor", "importance_samples="),
+        ("vae-generate", "dataset.ro", "dataset.root="),
+    ):
+        monkeypatch.setenv("COMP_LINE", f"{program} checkpoint=latest {word}")
+        code, said = vae_command(program, "-sc", "query=bash")
+        assert (code, said.split()[-1]) == (0, completed)
 
 
 def test_the_readmes_and_the_help_name_only_keys_that_exist():

@@ -167,6 +167,6 @@ def test_own_images_come_with_their_class_folders(tmp_path):
     flat(tmp_path / "mine" / "red" / "deeper" / "1.png", RED)
     flat(tmp_path / "mine" / "blue" / "1.png", BLUE)
     flat(tmp_path / "mine" / "0.png", BLUE)
-    x, folders = read_images(tmp_path / "mine", (3, 8, 8))
-    assert folders == ["", "blue", "red"]
+    x, files = read_images(tmp_path / "mine", (3, 8, 8))
+    assert files == ["0.png", "blue/1.png", "red/deeper/1.png"]
     np.testing.assert_array_equal(x[2, :, 0, 0], torch.tensor(RED))

@@ -324,8 +324,8 @@ def test_a_users_own_images_come_in_the_order_of_their_names(tmp_path, caplog):
     for i in (3, 1, 2):
         flat(tmp_path / f"{i}.png", (80 * i, 0, 0))
     (tmp_path / "notes.txt").write_text("not an image")
-    x, folders = read_images(tmp_path, (1, 5, 7))
-    assert folders == [""] * 3
+    x, files = read_images(tmp_path, (1, 5, 7))
+    assert files == ["1.png", "2.png", "3.png"]
     assert (x.shape, x.dtype) == ((3, 1, 5, 7), torch.uint8)
     assert x[:, 0, 0, 0].tolist() == sorted(x[:, 0, 0, 0].tolist())
     (tmp_path / "0.png").write_bytes(b"no")

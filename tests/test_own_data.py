@@ -45,8 +45,8 @@ def write(root, lines, encoding="utf-8-sig"):
     (root / "factors.csv").write_text("\n".join([*lines, ""]), encoding=encoding)
 
 
-def folder(root, factors="factors.csv", label=None, test_size=0.25, **shared):
-    source = image_folder("mine", str(root), 8, 3, None, test_size, "skip", "cache", factors, label)
+def folder(root, factors="factors.csv", label=None, test_size=0.25, columns=None, **shared):
+    source = image_folder("mine", str(root), 8, 3, None, test_size, "skip", "cache", factors, label, None, columns)
     return prepare(source, **({"val_size": 0.25, "seed": 0} | shared))
 
 
@@ -169,6 +169,29 @@ def test_identifiers_and_measurements_are_no_factors(tmp_path, caplog):
     write(tmp_path / "mine", ["file,who", *(row.rsplit(",", 2)[0] for row in rows)])
     with pytest.raises(UserError, match=r"dataset.factors=factors.csv: no factor in it, but who, with nearly as many"):
         folder(tmp_path / "mine")
+
+
+def test_columns_of_a_table_can_be_chosen(tmp_path):
+    lines = draw(tmp_path / "mine", [""])
+    write(
+        tmp_path / "mine", [f"{line},{'note' if not i else ''}" for i, line in enumerate(lines)]
+    )  # nothing in any row
+    data = folder(tmp_path / "mine", columns=["kind"])
+    assert data.train.factors.names == ["kind"]
+    assert torch.equal(data.train.factors.table[:, 0], rows_shown(data.train)[:, 1])
+    said = (
+        r"dataset.factor_columns=\[kind,sise\]: factors.csv has no sise. Did you mean size\? It has size, kind, note."
+    )
+    with pytest.raises(UserError, match=said):
+        folder(tmp_path / "mine", columns=["kind", "sise"])
+    with pytest.raises(
+        UserError, match=r"dataset.factor_columns=\[kind\]: it takes null where dataset.factors is null"
+    ):
+        folder(tmp_path / "mine", factors=None, columns=["kind"])
+    np.savez("mine.npz", **grid(), factor_names=["hat", "coat"])
+    assert arrays("mine", "mine.npz", factor_columns=["coat"]).train.factors.names == ["coat"]
+    with pytest.raises(UserError, match=r"the file has no hats. Did you mean hat\? It has hat, coat"):
+        arrays("mine", "mine.npz", factor_columns=["hats"])
 
 
 def test_a_label_must_be_a_factor(tmp_path):
@@ -372,6 +395,23 @@ def test_own_data_are_trained_on_scored_and_given_to_a_conditional_model(vae_com
     assert code == 0, said
     written = json.loads(Path("run/best.test.json").read_text())["scores"]
     assert written["factors"] == ["kind"], "the model is given the size"
+    for file in ("a.png", "b.png"):
+        flat(Path("own") / file)
+    asked = ("checkpoint=run", "what=reconstructions", "inputs=own", "format=npz")
+    code, said = vae_command("vae-generate", *asked)
+    assert (code, "inputs=own: some images lie in no folder" in said) == (1, True), said
+    assert ("name it in the column size of factors.csv beside them" in said) == (data[:4] == FOLDER)
+    if data[:4] == FOLDER:
+        write(Path("own"), ["file,note,size", f"b.png,,{names[2]}", f"a.png,,{names[0]}"])
+        assert vae_command("vae-generate", *asked, "output=out")[0] == 0
+        assert np.load(next(Path("out").iterdir()))["y"].tolist() == [0, 2]
+        write(Path("own"), ["file,size", "b.png,huge", f"a.png,{names[0]}"])
+        assert "inputs=own: in factors.csv huge is none of its classes" in vae_command("vae-generate", *asked)[1]
+        write(Path("own"), ["file,size", f"a.png,{names[0]}"])
+        assert (
+            "inputs=own: factors.csv: it has no row for 1 of the 2 images: b.png"
+            in vae_command("vae-generate", *asked)[1]
+        )
     Path("mine").rename("elsewhere")
     Path("mine.npz").rename("elsewhere.npz")
     root = "elsewhere.npz" if "dataset=arrays" in data else "elsewhere"

@@ -91,6 +91,10 @@ def wide(x_shape, z_dim, context_dim, **_):
 def buggy(terms, now, **_):
     return terms.neg_elbo.mean() / 0 + 1 / (now.step - now.step), {}
 
+def ours(terms, now, **_):
+    from vae_exp.objectives import elbo
+    return elbo(None, now, beta=1.0)
+
 X, Y = torch.zeros(20, 1, 8, 8, dtype=torch.uint8), torch.arange(20) % 2
 
 def made(x=X, y=Y, names=("a", "b"), val=None, test=None):
@@ -216,19 +220,24 @@ def test_a_test_split_is_looked_at_when_it_is_read(vae_train):
 
 BUGS = [
     ("objective", "buggy", "in buggy", "ZeroDivisionError: division by zero"),
+    ("objective", "ours", "in elbo", "AttributeError: 'NoneType' object has no attribute 'reconstruction'"),
     ("network", "late", "in <lambda>", "AttributeError: 'Tensor' object has no attribute 'nothing'"),
     ("dataset", "unlabelled", "in <lambda>", "TypeError: Split.__init__() missing 1 required positional argument: 'y'"),
 ]
 
 
 @pytest.mark.parametrize(("group", "name", "frame", "error"), BUGS)
-def test_a_bug_inside_a_part_shows_its_own_frames_and_no_others(vae_train, group, name, frame, error):
+def test_a_bug_inside_a_part_shows_its_own_frames_and_what_they_called_of_ours(vae_train, group, name, frame, error):
     code, said = vae_train(*QUICKLY, *own(group, name))
     assert code == 1
     problem = said[said.index("vae-train: code of your own failed:") :]
     assert frame in problem
     assert problem.rstrip().endswith(error)
-    assert all("mine.py" in line for line in problem.splitlines() if line.startswith("  File "))
+    files = [line for line in problem.splitlines() if line.startswith("  File ")]
+    assert "mine.py" in files[0]
+    assert ["mine.py" in line for line in files] == [True] * (len(files) - (name == "ours")) + [False] * (
+        name == "ours"
+    )
 
 
 def test_parts_that_return_what_they_must_train(vae_train):

@@ -1,6 +1,5 @@
 """What lies in a run's folder already: nobody's run is lost, and nothing of other weights stays beside a model."""
 
-import json
 import os
 import resource
 from pathlib import Path
@@ -111,10 +110,14 @@ def test_a_refused_start_changes_no_byte_of_a_run(vae_train, typed, trained_by_c
     assert content("run") == before
 
 
-def test_a_folder_whose_run_failed_before_it_began_is_used_again(vae_train):
-    code, said = vae_train("dataset=image_folder", "dataset.root=photos", *RUN[2:], "batch_size=64")
-    assert (code, "photos" in said) == (1, True), said
-    assert json.loads(Path("run/summary.json").read_text())["state"] == "failed"
+def test_a_run_that_failed_before_it_began_leaves_no_folder(vae_train):
+    for wrong in (
+        ["dataset=image_folder", "dataset.root=photos", *RUN[2:]],
+        ["dataset=image_folder", "dataset.root=photos"],
+    ):
+        code, said = vae_train(*wrong, "batch_size=64")
+        assert (code, "photos" in said) == (1, True), said
+        assert not list(Path().rglob("train.log")) and not list(Path("outputs").glob("*"))
     assert vae_train(*RUN)[0] == 0
     assert "photos" not in Path("run/train.log").read_text()
 

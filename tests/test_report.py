@@ -585,7 +585,7 @@ def seeds(z_dim, *numbers):
         (seeds(2, 20.0, 20.2) + seeds(3, 21.0, 21.2), "is 0.14 (2 seeds each): the lead is more than chance"),
         (
             [*seeds(2, 20.0, 20.2), *seeds(3, 10.0), made(None, 1, "failed", model__z_dim=3)],
-            "z_dim=3 is lower by 10.10, but 1 of 2 finished.",
+            "z_dim=3 is better by 10.10, but 1 of 2 finished.",
         ),
     ],
 )

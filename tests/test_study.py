@@ -73,7 +73,11 @@ def test_a_pruned_run_is_told_as_one_and_can_be_trained_on(vae_train, vae_comman
     folder = only_sweep()
     job = next(job for job, state in states(folder).items() if state == "pruned")
     summary = json.loads((folder / job / "summary.json").read_text())
-    assert re.fullmatch(r"sweep.prune=asha: val/neg_elbo \d+\.\d\d after epoch [13]", summary["reason"])
+    told = [trial.user_attrs for trial in studies.load(folder).get_trials()]
+    assert (str(folder / job), summary["wandb"]["id"]) in [
+        (attributes["folder"], attributes["wandb_id"]) for attributes in told
+    ]
+    assert re.fullmatch(r"sweep.prune=asha: val/neg_elbo \d+\.\d{3} after epoch [13]", summary["reason"])
     assert summary["test/neg_elbo"] > 0
     records = recorded(Path(summary["wandb"]["dir"]))
     assert not records["exit"][0].get("exit_code"), "closed cleanly"
@@ -115,7 +119,12 @@ def test_what_cannot_be_judged_is_refused(vae_train, tmp_path):
         (("sweep.prune=asha,median",), "sweep.prune=asha,median: is of the whole sweep, and takes one value"),
         (("sweep.prune=asa",), "sweep.prune=asa: it takes one of asha, hyperband, median, or null"),
         (("sweep.prune_factor=1",), "sweep.prune_factor=1: it takes a whole number, 2 or more"),
-        (("sweep.metric=val/loss",), "sweep.metric=val/loss: it takes one of val/neg_elbo"),
+        (
+            ("sweep.metric=val/loss",),
+            "sweep.metric=val/loss: no such number is logged each epoch. There are val/neg_elbo",
+        ),
+        (("monitor=val/mig",), "with scores=[mig] scores_every_epochs=1 val/mig"),
+        (("monitor=val/kl,val/neg_elbo", "sweep.prune=asha"), "sweep.prune=asha judges all jobs by one number"),
         (("sweep.zip=[model.z_dim,seed]",), "sweep.zip=[model.z_dim,seed]: seed is not swept"),
         (("sweep.zip=[model.z_dim,optimizer.lr]",), "each has as many (model.z_dim 2, optimizer.lr 4)"),
     ):
@@ -141,14 +150,26 @@ def test_what_cannot_be_judged_is_refused(vae_train, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_validation_images_a_search_minimises_what_it_is_told(vae_train):
-    asked = (*SEARCH, "epochs=2", "dataset.val_size=0", "sweep.metric=test/kl", "hydra.sweeper.n_trials=3")
-    code, said = vae_train(*asked)
+@pytest.mark.parametrize(
+    ("asked", "name"),
+    [
+        (("dataset.val_size=0", "sweep.metric=test/kl"), "test/kl"),
+        (("monitor=val/kl", "monitor_mode=max"), "best/val_kl"),  # sweep.metric follows it
+    ],
+)
+def test_a_search_optimises_what_it_is_told(vae_train, asked, name):
+    code, said = vae_train(*SEARCH, "epochs=2", "hydra.sweeper.n_trials=3", *asked)
     assert code == 0, said
-    for trial in studies.load(only_sweep()).get_trials():
-        summary = json.loads((only_sweep() / str(trial.number) / "summary.json").read_text())
-        assert trial.value == summary["test/kl"]
-        assert trial.value < summary["test/neg_elbo"]
+    study = studies.load(only_sweep())
+    values = []
+    for trial in study.get_trials():
+        values.append(json.loads((only_sweep() / str(trial.number) / "summary.json").read_text())[name])
+        assert trial.value == values[-1]
+    assert study.best_value == (max(values) if "monitor_mode=max" in asked else min(values))
+    assert f"best       {study.best_trial.number}/best.pt" in said
+    if "monitor_mode=max" in asked:
+        code, said = vae_train(*SEARCH, "epochs=2", "monitor=val/kl", "sweep.metric=val/kl", "sweep.resume=latest")
+        assert (code, "was started with" in said) == (1, True), said
 
 
 def test_jobs_without_validation_images_can_be_pruned_by_the_test_split(vae_train):

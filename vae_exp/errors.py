@@ -49,15 +49,22 @@ def stopped_by(error: BaseException) -> str:
 
 
 def in_users_code(error: Exception) -> UserError | None:
-    """Return the error as one message with its frames in files of the user's own; None if it passed none of them."""
+    """Return the error as one message with its frames in files of the user's own; None if it passed none of them.
+
+    Behind these are those of vae_exp that the user's code called: the bug may be there.
+    """
     if isinstance(error, UserError):
         return error
-    frames = [
-        frame
-        for frame, file in ((frame, Path(frame.filename)) for frame in traceback.extract_tb(error.__traceback__))
-        if file.is_file() and not {"site-packages", "dist-packages"} & set(file.parts)
-        if not any(map(file.is_relative_to, PLACES))
-    ]
+    frames: list[traceback.FrameSummary] = []
+    called = []
+    for frame in traceback.extract_tb(error.__traceback__):
+        file = Path(frame.filename)
+        is_library = any(map(file.is_relative_to, PLACES)) or {"site-packages", "dist-packages"} & set(file.parts)
+        if file.is_relative_to(PLACES[0]):
+            called.append(frame)
+        elif file.is_file() and not is_library:
+            frames, called = [*frames, frame], []
+    frames += called if frames else []
     shown = [*traceback.format_list(frames), *traceback.format_exception_only(error)]
     return UserError(f"code of your own failed:\n{''.join(shown).rstrip()}") if frames else None
 

@@ -168,7 +168,7 @@ def finish_epoch(run: Run, prune: Prune | None) -> None:
     if stop.due_after_epoch(state):
         run.checkpoints.write()
         stop.raise_if_signalled()
-    if reason := distributed.broadcast(lambda: prune(epoch, scalars) if prune else None):
+    if reason := distributed.broadcast(lambda: prune(epoch, row) if prune else None):
         stop.reason, run.tracker.ends_as = reason, "pruned"
 
 

@@ -19,17 +19,17 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+import hydra
 import yaml
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vae_exp import __version__
-from vae_exp.compare.runs import TERMS
 from vae_exp.config import checks
 from vae_exp.config.checks import CONF_DIR, check_values, closest, flatten, path_of, quoted, resolve, shortened
-from vae_exp.config.compose import KNOWN_RULES, compose, explain, parse, readable
-from vae_exp.config.schema import OPTION_RULES, Rule
+from vae_exp.config.compose import HYDRA_VERSION, KNOWN_RULES, compose, explain, parse, readable
+from vae_exp.config.schema import OPTION_RULES, TERMS, Rule
 from vae_exp.errors import UserError, in_users_code, printable, stop_signals
 from vae_exp.training import console
 from vae_exp.training.run_dir import (
@@ -189,6 +189,14 @@ def versions() -> str:
     return f"vae_exp {__version__} ({used}, Python {platform.python_version()})"
 
 
+def complete_options(arguments: list[str]) -> None:
+    """Print the experiments in folders for the word that a shell completes: Hydra lists those beside the folders."""
+    group, _, start = os.environ.get("COMP_LINE", "").rpartition(" ")[2].partition("=")
+    if arguments[:1] == ["-sc"] and group == "experiment":
+        names = [path.relative_to(CONF_DIR / group).with_suffix("") for path in CONF_DIR.glob(f"{group}/*/*.yaml")]
+        print(*sorted(f"{group}={name}\n" for name in names if str(name).startswith(start)), sep="", end="")
+
+
 def run(program: str, config_name: str, rules: dict[str, Rule], about: str, work: Callable[[Any], object]) -> None:
     """Run a command whose keys are those of conf/CONFIG_NAME.yaml, which with its comments is also its help."""
     arguments = sys.argv[1:]
@@ -199,6 +207,9 @@ def run(program: str, config_name: str, rules: dict[str, Rule], about: str, work
             return
         if "--version" in arguments:
             print(versions())
+            return
+        if arguments[:1] == ["-sc"] and re.match(r"(un)?install=|query=", "".join(arguments[1:])):
+            hydra.main(version_base=HYDRA_VERSION, config_path=str(CONF_DIR), config_name=config_name)(lambda _: None)()
             return
         only_prints = arguments[:2] == ["--cfg", "job"]
         cfg = compose(config_name, _overrides(program, arguments[2:] if only_prints else arguments))

@@ -14,7 +14,7 @@ from pathlib import Path
 from vae_exp.cli import common
 from vae_exp.compare import runs as results
 from vae_exp.compare import table
-from vae_exp.compare.runs import NAME, RESULTS, STATE, Run
+from vae_exp.compare.runs import NAME, STATE, Run
 from vae_exp.compare.table import format_table, wrapped
 from vae_exp.config.checks import closest, path_of, shortened
 from vae_exp.errors import UserError, printable
@@ -80,7 +80,7 @@ def compare(options: argparse.Namespace) -> None:
     _check_wandb(options)
     single = _read(options)
     runs = results.fold_seeds(single) if options.fold_seeds else single
-    known = [NAME, *dict.fromkeys(key for run in runs for key in run.config), *RESULTS, STATE, results.REASON]
+    known = _columns(runs)
     metric = table.metric_of(runs)
     column = _require_known(options.sort or metric, known)
     if options.top:
@@ -180,7 +180,7 @@ def _filter(runs: list[Run], test: str) -> list[Run]:
     if not parts:
         raise UserError(f"--filter {test}: write KEY=VALUE, or <, >, <=, >=, != in place of =.")
     key, sign, text = parts.groups()
-    key = _require_known(key, [*dict.fromkeys(k for run in runs for k in run.config), *RESULTS, NAME, STATE])
+    key = _require_known(key, _columns(runs))
     try:
         value = parse_yaml(text)
     except Unreadable:  # such as a month 13
@@ -198,6 +198,11 @@ def _filter(runs: list[Run], test: str) -> list[Run]:
     if not passing:
         raise UserError(f"--filter {shortened(test)}: none of the {len(runs)} runs passes.")
     return passing
+
+
+def _columns(runs: list[Run]) -> list[str]:
+    keys = dict.fromkeys(key for run in runs for key in run.config)
+    return [NAME, *keys, *dict.fromkeys([*results.result_columns(runs), *results.RESULTS]), STATE, results.REASON]
 
 
 def _require_known(column: str, known: list[str]) -> str:
@@ -286,3 +291,7 @@ def _report_missing(project: str, missing: int, runs: list[Run], is_empty: bool)
     if is_empty:
         raise UserError(f"{project} has none of these {missing} runs, so its view would be empty. First: {sync}")
     print(f"{project} does not have {missing} of these runs yet: {sync}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -215,3 +215,7 @@ def _with_stored(result: dict[str, Any], before: dict[str, Any]) -> dict[str, An
     if "nll" in slow and "bits_per_dim" in result:  # they come from the nll where there is one
         slow["bits_per_dim"] = before["bits_per_dim"]
     return result | slow
+
+
+if __name__ == "__main__":
+    main()

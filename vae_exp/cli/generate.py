@@ -261,3 +261,7 @@ def _write_latents(model: "TrainedVAE", options: GenerateOptions, target: Path) 
     with atomic_write(path) as file:
         grids.save_figure(figure, file, options["format"], options["dpi"])
     return path
+
+
+if __name__ == "__main__":
+    main()

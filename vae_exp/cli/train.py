@@ -38,6 +38,7 @@ from vae_exp.training.run_dir import (
     MULTIRUN,
     holds_run,
     read_overrides,
+    remove_unopened,
     require_no_owner,
     require_unused,
     require_writable,
@@ -67,6 +68,7 @@ def main() -> None:
         if "--version" in arguments:
             print(common.versions())
             return
+        common.complete_options(arguments)
         sys.argv[1:] = _command_line(arguments)
         require_own_options(sys.argv[1:])
         sweepers.register()
@@ -261,7 +263,6 @@ def _one_run(cfg: DictConfig, run_dir: Path) -> None:
     if cfg.devices > 1 and torchrun_env.started() == 1:
         launch(cfg.devices, sys.argv[1:], run_dir)
         return
-    from vae_exp.tracking.tracker import record_failure
     from vae_exp.train import train
 
     try:
@@ -269,12 +270,13 @@ def _one_run(cfg: DictConfig, run_dir: Path) -> None:
         is_demo = HydraConfig.get().runtime.choices.get("experiment") == "demo"
         log.info(final_message(summary, run_dir, is_demo))
     except (KeyboardInterrupt, SystemExit) as stop:
-        log.info(f"Stopped by {stopped_by(stop)}. What was finished until then is in {run_dir}{resume_hint(run_dir)}")
+        where = f" What was finished until then is in {run_dir}{resume_hint(run_dir)}"
+        log.info(f"Stopped by {stopped_by(stop)}.{'' if remove_unopened(run_dir) else where}")
         raise
     except Exception as error:
         if (problem := in_users_code(error)) is None:
             raise
-        record_failure(cfg, run_dir, str(problem))
+        remove_unopened(run_dir)
         log.error(f"vae-train: {problem}{resume_hint(run_dir) if isinstance(error, PeerLost | Unwritable) else ''}")
         sys.exit(1)
 
@@ -337,3 +339,9 @@ def follow(arguments: list[str]) -> int:
             raise UserError(f"process {os.environ['RANK']}: {error}") from error
         raise
     return 0
+
+
+if __name__ == "__main__":
+    from vae_exp.cli import train
+
+    train.main()  # of the module that conf/config.yaml names, and not of a second copy of it

@@ -1,7 +1,5 @@
 """Figures of a sweep: a heat map over two swept numbers, curves with a band over seeds for one."""
 
-import contextlib
-import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,14 +10,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from vae_exp.compare import table
-from vae_exp.compare.runs import PRUNED, SCORES, Run, objective
+from vae_exp.compare.runs import PRUNED, SCORES, TRADING, Z_DIM, Run, objective, sign
 from vae_exp.compare.table import cell, is_logarithmic
-from vae_exp.config.schema import is_number
-from vae_exp.files import atomic_write, read_json
+from vae_exp.config.schema import TERMS, is_number
+from vae_exp.files import atomic_write
 
-Z_DIM = "model.z_dim"
-TRADING = ("model.beta", "objective.", "likelihood.")  # what trades the KL for the reconstruction
-SEARCHED = re.compile(r"([\w./@]+)=(.*)\binterval\(")  # a key of a sweep and the tags of its interval
 MARKERS = "osD^v"
 MAX_NAMED = 16  # settings in a column of a legend
 MAX_TICKS = 10  # as many values as have room for a tick each
@@ -27,8 +22,13 @@ BEST_FIRST = matplotlib.colors.ListedColormap(plt.get_cmap("viridis")(np.linspac
 MAPPED = ("test/reconstruction", "test/kl", "objective", "test/active_units")
 
 
-def draw(folded: list[Run], runs: list[Run], keys: list[str], metric: str, folder: Path) -> list[Path]:
-    """Draw a sweep as PNG files in the folder, by the number of its numeric keys, and return their paths."""
+def draw(
+    folded: list[Run], runs: list[Run], keys: list[str], metric: str, folder: Path, searched: dict[str, bool]
+) -> list[Path]:
+    """Draw a sweep as PNG files in the folder, by the number of its numeric keys, and return their paths.
+
+    `searched` are the keys that were searched in an interval, and whether on a logarithmic scale.
+    """
     figures: dict[str, plt.Figure] = {}
     done = [run for run in folded if metric in run.metrics]
     if all(is_number(run.value(key)) for run in folded for key in keys):
@@ -38,13 +38,13 @@ def draw(folded: list[Run], runs: list[Run], keys: list[str], metric: str, folde
             if is_grid:
                 figures["heat_map"] = _heat_map(done, keys[0], keys[1], metric)
             else:
-                figures["heat_map"] = _scatter(done, keys[0], keys[1], metric, _searched(folder))
+                figures["heat_map"] = _scatter(done, keys[0], keys[1], metric, searched)
             if is_grid and Z_DIM in keys and any(key.startswith(TRADING) for key in keys):
                 (along,) = [key for key in keys if key != Z_DIM]
                 figures["map"] = _map(done, Z_DIM, along)
                 figures["rate_distortion"] = _rate_distortion(done, Z_DIM, along)
         if len(keys) == 1:
-            figures["curves"] = _curves(done, runs, keys[0], metric, _searched(folder))
+            figures["curves"] = _curves(done, runs, keys[0], metric, searched)
     if scores := [name for name in SCORES if sum(name in run.metrics for run in folded) > 1]:
         figures["trade_off"] = _trade_off(folded, keys, scores)
     paths = []
@@ -56,14 +56,19 @@ def draw(folded: list[Run], runs: list[Run], keys: list[str], metric: str, folde
     return paths
 
 
-def _searched(folder: Path) -> dict[str, bool]:
-    """Return for each key that a sweep searched in an interval whether it did so on a logarithmic scale."""
-    found: Any = None
-    with contextlib.suppress(OSError):
-        found = read_json(folder / "sweep.json")
-    values = found.get("values") if isinstance(found, dict) else None
-    matches = (SEARCHED.match(str(value)) for value in (values if isinstance(values, list) else ()))
-    return {match[1]: "log" in match[2] for match in matches if match}
+def _colors(axes: plt.Axes, runs: list[Run], metric: str, cut: float = 0.1) -> Any:
+    """Return a scale of colors for a metric, drawn beside it, without this share of the worst: they would hide much."""
+    values, is_least = [run.metrics[metric] for run in runs], sign(runs, metric) > 0
+    ends, extend = ([0, 1 - cut], "max") if is_least else ([cut, 1], "min")
+    norm = plt.Normalize(*np.quantile(values, ends))
+    colors = plt.cm.ScalarMappable(norm, BEST_FIRST if is_least else BEST_FIRST.reversed())
+    axes.figure.colorbar(colors, ax=axes, label=_with_unit(metric), extend=extend if cut else "neither")
+    axes.set_title(f"{metric}, {'lower' if is_least else 'higher'} is better")
+    return colors
+
+
+def _with_unit(metric: str) -> str:
+    return f"{metric}, nats per image" if metric.rpartition("/")[2] in TERMS else metric
 
 
 def _heat_map(runs: list[Run], x_key: str, y_key: str, metric: str) -> plt.Figure:
@@ -73,11 +78,7 @@ def _heat_map(runs: list[Run], x_key: str, y_key: str, metric: str) -> plt.Figur
     bests = [(run.value(x_key), run.value(y_key)) for run in table.best_per_group(runs)]
     pruned = [(run.value(x_key), run.value(y_key)) for run in runs if run.state == PRUNED]
     notes = dict.fromkeys(pruned, "pruned") | dict.fromkeys(bests, "best")
-    # A diverged corner must not wash out the differences among the good runs.
-    top = float(np.quantile([*values.values()], 0.9)) if len(runs) > 4 else None
-    mesh = _draw_cells(axes, x_key, y_key, values, notes, top)
-    figure.colorbar(mesh, label=f"{metric}, nats per image", extend="max" if top is not None else "neither")
-    axes.set_title(f"{metric}, lower is better")
+    _draw_cells(axes, x_key, y_key, values, notes, _colors(axes, runs, metric, 0.1 if len(runs) > 4 else 0))
     return figure
 
 
@@ -87,15 +88,15 @@ def _draw_cells(
     y_key: str,
     values: dict[tuple[float, float], float],
     notes: dict[tuple[float, float], str],
-    top: float | None = None,
+    colors: Any = None,
     digits: int = 2,
-) -> Any:
-    """Draw a value for each (x, y) as a cell with its number, and return matplotlib's mesh."""
+) -> None:
+    """Draw a value for each (x, y) as a cell with its number, in these colors, or from the lowest to the highest."""
     xs, ys = (sorted({cell[i] for cell in values}) for i in (0, 1))
     cells = np.full((len(ys), len(xs)), np.nan)
     for (x, y), value in values.items():
         cells[ys.index(y), xs.index(x)] = value
-    mesh = axes.pcolormesh(cells, cmap=BEST_FIRST, vmax=top)
+    mesh = axes.pcolormesh(cells, norm=colors and colors.norm, cmap=colors.cmap if colors else BEST_FIRST)
     for axis, key, numbers in ((axes.xaxis, x_key, xs), (axes.yaxis, y_key, ys)):
         axis.set_ticks([i + 0.5 for i in range(len(numbers))], [f"{number:g}" for number in numbers])
         axis.set_label_text(key)
@@ -109,7 +110,6 @@ def _draw_cells(
             color="black" if luminance[ys.index(y), xs.index(x)] > 0.22 else "white",
             weight="bold" if note == "best" else "normal",
         )
-    return mesh
 
 
 def _map(runs: list[Run], x_key: str, y_key: str) -> plt.Figure:
@@ -151,21 +151,17 @@ def _rate_distortion(runs: list[Run], curve_key: str, along: str) -> plt.Figure:
 def _scatter(runs: list[Run], x_key: str, y_key: str, metric: str, searched: dict[str, bool]) -> plt.Figure:
     """Draw a point for each run of a search, whose points lie on no grid."""
     figure, axes = plt.subplots(figsize=(6, 4.5), layout="constrained")
-    values = [run.metrics[metric] for run in runs]
-    colors = plt.Normalize(min(values), np.quantile(values, 0.9))
+    colors = _colors(axes, runs, metric)
     for marker, label in (("o", None), ("X", "pruned")):  # a cross for those whose numbers are of fewer epochs
         if points := [run for run in runs if (run.state == PRUNED) == (label is not None)]:
             x, y, c = ([run.value(key) for run in points] for key in (x_key, y_key, metric))
-            axes.scatter(x, y, c=c, cmap=BEST_FIRST, norm=colors, s=60, marker=marker, label=label)
+            axes.scatter(x, y, c=c, cmap=colors.cmap, norm=colors.norm, s=60, marker=marker, label=label)
     for best in table.best_per_group(runs):
         label = f"best: {best.metrics[metric]:.2f}"
         axes.scatter(best.value(x_key), best.value(y_key), s=220, facecolors="none", edgecolors="black", label=label)
     for axis, key in ((axes.xaxis, x_key), (axes.yaxis, y_key)):
         _key_axis(axis, [run.value(key) for run in runs], key, searched)
-    axes.set_title(f"{metric}, lower is better")
     axes.legend()
-    mappable = plt.cm.ScalarMappable(colors, BEST_FIRST)
-    figure.colorbar(mappable, ax=axes, label=f"{metric}, nats per image", extend="max")
     return figure
 
 
@@ -177,7 +173,7 @@ def _curves(folded: list[Run], runs: list[Run], key: str, metric: str, searched:
     spread = np.array([run.spread.get(metric, 0.0) for run in folded])
     over_key.plot(xs, means, "o-")
     _key_axis(over_key.xaxis, xs, key, searched)
-    over_key.set_ylabel(f"{metric}, nats per image")
+    over_key.set_ylabel(_with_unit(metric))
     over_key.set_title("best epoch")
     over_epochs.set(xlabel="epoch", title="over training")
     over_epochs.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))

@@ -13,14 +13,14 @@ from typing import Any, TypeVar
 
 from vae_exp.compare import runs as results
 from vae_exp.compare import table
-from vae_exp.compare.runs import BOOKKEEPING, NAME, REASON, RESULTS, SCORES, SEEDS, STATE, TERMS, Run
+from vae_exp.compare.runs import BOOKKEEPING, NAME, REASON, SCORES, SEEDS, STATE, Run
 from vae_exp.compare.table import cell, is_logarithmic, is_numeric, setting, short, short_names, swept
-from vae_exp.config.schema import is_number
+from vae_exp.config.schema import MEASURED, is_number
 from vae_exp.errors import printable
 from vae_exp.training.run_dir import BEST, IMAGES, LAST, on_checkpoint, on_resume
 
 # test/* is logged over epochs where nothing is held out for validation
-CURVES = [f"{part}/{term}" for part in ("val", "test", "train_epoch") for term in (*TERMS, "active_units")]
+CURVES = [f"{part}/{term}" for part in ("val", "test", "train_epoch") for term in MEASURED]
 MAX_POINTS = 150  # of a curve: a page has fewer pixels for more, and 200 runs of 1000 epochs would be 10 MB
 MAX_LATENTS = 1000  # numbers of a run: of wide codes there are fewer epochs
 MAX_LABEL = 60  # characters
@@ -43,6 +43,7 @@ def page(views: list[list[Run]], count: int, columns: list[str] | None = None) -
         record |= by_folder[record["folder"]]
     data: dict[str, Any] = {"count": count, "groups": table.describe_groups(views[0]), "views": content}
     data |= {"scores": SCORES, "sizes": sizes, "about": _about(views[0])}
+    data |= {"trading": results.TRADING, "z_dim": results.Z_DIM}
     return _html(f"{count} VAE run{'s' if count != 1 else ''}: {html.escape(data['about'])}", data, pictures)
 
 
@@ -62,7 +63,7 @@ def _about(runs: list[Run]) -> str:
 def _view(rows: list[Run], columns: list[str] | None) -> dict[str, Any]:
     groups = table.groups(rows)
     titles: list[str | None] = [*table.titles(groups)] if len(groups) > 1 else [None]
-    keys = [*dict.fromkeys(key for run in rows for key in run.config), *RESULTS, STATE, REASON]  # to filter by
+    keys = [*dict.fromkeys(key for run in rows for key in run.config), *results.result_columns(rows), STATE, REASON]
     sections: list[dict[str, Any]] = []
     records: list[dict[str, Any]] = []
     for title, group in zip(titles, groups, strict=True):
@@ -76,6 +77,7 @@ def _view(rows: list[Run], columns: list[str] | None) -> dict[str, Any]:
         section = {
             "title": title,
             "metric": metric,
+            "sign": results.sign(group, metric),
             "verdict": verdict(group, metric),
             "columns": [
                 {"name": name, "is_number": is_numeric(group, name)}
@@ -95,7 +97,7 @@ def _view(rows: list[Run], columns: list[str] | None) -> dict[str, Any]:
 
 def _usual_columns(group: list[Run], metric: str) -> list[str]:
     """Return the usual columns: first the metric, which a narrow window shows too, then settings; bookkeeping last."""
-    kinds: list[Collection[str]] = [[metric], [], SEEDS, [*RESULTS, STATE, REASON], BOOKKEEPING]
+    kinds: list[Collection[str]] = [[metric], [], SEEDS, [*results.result_columns(group), STATE, REASON], BOOKKEEPING]
     ranks = {column: rank for rank, kind in reversed([*enumerate(kinds)]) for column in kind}
     return sorted(results.usual_columns(group), key=lambda column: ranks.get(column, 1))  # 1 is a setting's
 
@@ -119,7 +121,7 @@ def _records(group: list[Run], section: dict[str, Any], label_keys: list[str], k
     records = []
     for run, name, short_name in zip(group, names, short_names(names, MAX_NAME), strict=True):
         one = table.best(run.members, table.metric_of(run.members)) or run  # of several seeds the best
-        curves, latents, epochs = _history(run, one)
+        curves, latents, epochs = _history(run, one, metric)
         values = {key: value for key in keys if (value := run.value(key)) is not None}
         values |= {"objective": value} if (value := results.objective(run)) is not None else {}
         records.append(
@@ -135,7 +137,7 @@ def _records(group: list[Run], section: dict[str, Any], label_keys: list[str], k
                 "spread": run.spread.get(metric),
                 "cells": [cell(run, column) for column in columns],
                 "known": {key: v if is_number(v) else " ".join(str(v).split()) for key, v in values.items()},
-                "results": {column: cell(run, column) for column in RESULTS if column in run.metrics},
+                "results": {column: cell(run, column) for column in run.metrics},
                 "config": {key: setting(value) for key, value in run.config.items()},
                 "members": [{"name": seed.name, "score": cell(seed, metric)} for seed in run.members if run.seeds > 1],
                 "shown": one.name,  # the run that pictures, latents, folder and commands are of
@@ -166,11 +168,11 @@ def _commands(run: Run) -> dict[str, str]:
     return commands
 
 
-def _history(run: Run, one: Run) -> tuple[dict[str, Any], list[tuple[float, list[float]]], dict[int, float]]:
+def _history(run: Run, one: Run, metric: str) -> tuple[dict[str, Any], list[Any], dict[int, float]]:
     """Read a run's curves, and of one of its members the KL of each latent by epoch, and the epochs of its steps."""
     rows = list(one.logged())
     members = [rows if member is one else list(member.logged()) for member in run.members or [one]]
-    curves = {name: curve for name in CURVES if (curve := _curve(members, name))}
+    curves = {name: curve for name in dict.fromkeys([*CURVES, metric]) if (curve := _curve(members, name))}
     latents = [
         (row["epoch"], [rounded(kl, digits=4) for kl in row[key]])
         for row in rows
@@ -227,9 +229,9 @@ def verdict(runs: list[Run], metric: str) -> str:
     if second is None:
         return f"{what}, {'the only run' if len(runs) == 1 else 'the only setting that finished'}."
     what = f"Best {'setting ' if any(run.seeds > 1 for run in settings) else ''}{what}"
-    lead = second.metrics[metric] - best.metrics[metric]
-    if lead < 0:  # only a setting of which some seeds failed can be lower than the best
-        return f"{what}. {label(second, keys)} is lower by {_nats(-lead)}, but {second.state}."
+    lead = results.sign(runs, metric) * (second.metrics[metric] - best.metrics[metric])
+    if lead < 0:  # only a setting of which some seeds failed can be better than the best
+        return f"{what}. {label(second, keys)} is better by {_nats(-lead)}, but {second.state}."
     ahead = f"ahead of the next ({label(second, keys)}) by {_nats(lead)}"
     text = f"{what}, {ahead if lead else f'level with {label(second, keys)}'}. {_chance(best, second, metric, lead)}"
     single = table.best(runs, metric)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vae_exp.config.checks import flatten, path_of
-from vae_exp.config.schema import is_number, is_on_path
+from vae_exp.config.schema import MEASURED, is_number, is_on_path, judged_by, result_of
 from vae_exp.errors import UserError
 from vae_exp.files import read_json_lines
 from vae_exp.training.run_dir import (
@@ -32,16 +32,10 @@ from vae_exp.training.run_dir import (
 SCORES = tuple(
     f"test/{name}" for name in ("mig", "dci_disentanglement", "infom", "infoc", "infom_published", "infoc_published")
 )
-TERMS = ("neg_elbo", "reconstruction", "kl")
 UDR = "udr"  # no run has it by itself: vae-compare --udr measures it of several
 PATH_EPOCHS = "path_epochs"  # of a run that began with trained weights: its epochs, and those before that led to it
-# Results as columns: their names, and where summary.json has them.
-RESULTS = {
-    "val/neg_elbo": "best/val_neg_elbo",
-    **{name: name for name in ("test/neg_elbo", "test/reconstruction", "test/kl", "test/active_units", *SCORES, UDR)},
-    PATH_EPOCHS: PATH_EPOCHS,
-    "seconds": "seconds",
-}
+# Results as columns; result_of says where summary.json has them.
+RESULTS = ("val/neg_elbo", *(f"test/{name}" for name in MEASURED), *SCORES, UDR, PATH_EPOCHS, "seconds")
 # Of a run's configuration these say how it was logged, not what it was.
 NOT_COMPARED = ("wandb.", "sweep.", "resume", "rerun", "replace", "trust", "dataset.cache")
 CONFIRM = "confirm"  # the folder, in a sweep that starts warm, and the key of its best jobs, trained from nothing
@@ -55,6 +49,8 @@ BOOKKEEPING = {
     *(f"dataset.{key}" for key in ("root", "name", "cache", "device_memory", "on_error")),
 }
 NAME, STATE, REASON = "run", "state", "reason"
+Z_DIM = "model.z_dim"
+TRADING = ("model.beta", "objective.", "likelihood.")  # keys that begin so trade the KL for the reconstruction
 
 
 @dataclass
@@ -73,6 +69,7 @@ class Run:
     swept: list[str] = field(default_factory=list)  # the keys of config that its sweep gave several values
     day: str = ""  # on which it was made, such as 2026-11-30; nothing of an older version
     data: str | None = None  # a digest of its images; None of an older version, and of a run that failed early
+    judged_by: tuple[str, int] = ("val/neg_elbo", 1)  # as the jobs of its sweep: a column, and -1 if more is better
 
     def __post_init__(self) -> None:
         self.name = self.name or self.folder.name
@@ -84,7 +81,7 @@ class Run:
     def value(self, column: str) -> Any:
         """Return this run's value in a column: a key of its configuration, a metric, its name, state or reason."""
         fields = {NAME: self.name, STATE: self.state, REASON: self.reason}
-        return fields[column] if column in fields else (self.metrics if column in RESULTS else self.config).get(column)
+        return fields[column] if column in fields else self.metrics.get(column, self.config.get(column))
 
     def logged(self) -> Iterator[dict[str, Any]]:
         """Yield the lines of metrics.jsonl that have an epoch; none for a run that failed before it logged any."""
@@ -138,7 +135,8 @@ def read_run(folder: Path) -> Run:
     if not isinstance(config, dict):
         raise UserError(f"{damaged}: {CONFIG} cannot be read.")
     numbers = summary.results | {"seconds": summary.seconds}
-    metrics = {name: numbers[key] for name, key in RESULTS.items() if key in numbers}
+    judge = judged_by(config)
+    metrics = {name: numbers[key] for name in (judge[0], *RESULTS) if (key := result_of(name)) in numbers}
     # An older version wrote NaN (unequal to itself) for the InfoC of one active latent: the run has no such score.
     metrics = {name: value for name, value in metrics.items() if value == value or name not in SCORES}
     if wrong := [f"{name} is {value}" for name, value in metrics.items() if not is_number(value)]:
@@ -152,7 +150,8 @@ def read_run(folder: Path) -> Run:
         flat = {key: value for key, value in flat.items() if key not in ALONG_A_PATH}
         flat |= {CONFIRM: True} if config["sweep"].get("confirm") else {}
     digest = summary.results.get("data_digest")
-    run = Run(folder, flat, summary.state, summary.reason, metrics, data=digest if isinstance(digest, str) else None)
+    run = Run(folder, flat, summary.state, summary.reason, metrics, judged_by=judge)
+    run.data = digest if isinstance(digest, str) else None
     run.swept = _swept(config.get("sweep"), flat)
     run.day = str((summary.results.get("environment") or {}).get("date", ""))[:10]
     return run
@@ -213,8 +212,19 @@ def _rank(key: str) -> int:
 
 def usual_columns(runs: list[Run]) -> list[str]:
     """Return the columns of a table of runs: their settings, the results, and how they ended if not all finished."""
-    results = [name for name in RESULTS if any(name in run.metrics for run in runs)]
-    return [*setting_columns(runs), *results, *([STATE, REASON] if any(not run.finished for run in runs) else [])]
+    ending = [] if all(run.finished for run in runs) else [STATE, REASON]
+    return [*setting_columns(runs), *result_columns(runs), *ending]
+
+
+def result_columns(runs: list[Run]) -> list[str]:
+    """Return the results that any of the runs has: first what it was judged by, the others in their order."""
+    names = dict.fromkeys(name for run in runs for name in run.metrics)
+    return sorted(names, key=lambda name: RESULTS.index(name) if name in RESULTS else -1)
+
+
+def sign(runs: list[Run], column: str) -> int:
+    """Return 1 if the lowest number of a column is the best, or -1 if the highest is."""
+    return -1 if column in SCORES or any(run.judged_by == (column, -1) for run in runs) else 1
 
 
 def fold_seeds(runs: list[Run]) -> list[Run]:
@@ -243,7 +253,7 @@ def _fold(group: list[Run]) -> Run:
     state = (done or group)[0].state
     if 0 < len(done) < len(group):
         state = f"{len(done)} of {len(group)} {state}"
-    values = {name: [run.metrics[name] for run in done if name in run.metrics] for name in RESULTS}
+    values = {name: [run.metrics[name] for run in done if name in run.metrics] for name in result_columns(done)}
     common = os.path.commonprefix([run.name for run in group])  # noqa: RUF071 - of any texts
     folded = Run(
         folder=first.folder,
@@ -257,6 +267,7 @@ def _fold(group: list[Run]) -> Run:
         swept=swept_keys(group),
         day=first.day,
         data=first.data,
+        judged_by=first.judged_by,
     )
     # z_dim-2_seed-0 and z_dim-2_seed-1 become z_dim-2
     folded.name = re.sub(r"[_/-]*(dataset\.)?seed-?\d*$", "", common) if len(group) > 1 else first.name
@@ -264,8 +275,8 @@ def _fold(group: list[Run]) -> Run:
 
 
 def sort_runs(runs: list[Run], column: str, descending: bool = False) -> list[Run]:
-    """Sort runs by a column; runs that have no value there come last."""
-    ordered = sorted(runs, key=lambda run: order(run.value(column)), reverse=descending)
+    """Sort runs by a column, where more is better from the highest; runs that have no value there come last."""
+    ordered = sorted(runs, key=lambda run: order(run.value(column)), reverse=descending or sign(runs, column) < 0)
     return sorted(ordered, key=lambda run: run.value(column) is None)
 
 

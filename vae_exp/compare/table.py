@@ -17,11 +17,12 @@ from vae_exp.compare.runs import (
     NAME,
     PATH_EPOCHS,
     REASON,
-    RESULTS,
     SEEDS,
     STATE,
     Run,
     differing,
+    result_columns,
+    sign,
     swept_keys,
 )
 from vae_exp.config.schema import is_number
@@ -118,15 +119,17 @@ def _listed(words: list[str]) -> str:
 
 
 def best(runs: list[Run], column: str = "val/neg_elbo") -> Run | None:
-    """Return the finished run with the lowest number; of folded runs those whose seeds all finished come first."""
+    """Return the finished run with the best number; of folded runs those whose seeds all finished come first."""
     candidates = [run for run in runs if run.metrics.get(column) is not None and (run.finished or run.members)]
     candidates = [run for run in candidates if run.finished] or candidates
-    return min(candidates, key=lambda run: run.metrics[column], default=None)
+    return min(candidates, key=lambda run: sign(runs, column) * run.metrics[column], default=None)
 
 
 def metric_of(runs: list[Run]) -> str:
-    """Return the metric to compare runs by: the validation neg_elbo, or the test's if no images were held out."""
-    return "val/neg_elbo" if any("val/neg_elbo" in run.metrics for run in runs) else "test/neg_elbo"
+    """Return the metric to compare runs by: what all of them were judged by, or val/neg_elbo, or test/neg_elbo."""
+    judges = {run.judged_by for run in runs}
+    names = [*(name for name, _ in judges if len(judges) == 1), "val/neg_elbo"]
+    return next((name for name in names if any(name in run.metrics for run in runs)), "test/neg_elbo")
 
 
 def swept(runs: list[Run]) -> list[str]:
@@ -187,7 +190,7 @@ def format_table(
     room = _width() - sum(len(column[0] + GAP) for column in first)
     padded = {column: _column(runs, column, cells[column], room) for column in columns}
     if metric:
-        columns = _ordered(columns, padded, [metric, *requested], room)
+        columns = _ordered(runs, padded, [metric, *requested], room)
     blocks = _blocks(columns, padded, room)
     if metric and len(blocks) > MAX_BLOCKS:
         left_out = [column for block in blocks[MAX_BLOCKS:] for column in block]
@@ -207,12 +210,14 @@ def wrapped(lines: list[str]) -> list[str]:
     return [textwrap.fill(line, _width()) for line in lines]
 
 
-def _ordered(columns: list[str], padded: dict[str, list[str]], first: list[str], room: int) -> list[str]:
+def _ordered(runs: list[Run], padded: dict[str, list[str]], first: list[str], room: int) -> list[str]:
     """Return columns as they are if all fit in one block; else first, the keys that fit beside, results, other keys."""
+    columns = [*padded]
     first = [column for column in first if column in columns]
     if len(_blocks(columns, padded, room)) < 2 or not first:
         return columns
-    results = [column for column in columns if column in (*RESULTS, STATE, REASON) and column not in first]
+    kinds = (*result_columns(runs), STATE, REASON)
+    results = [column for column in columns if column in kinds and column not in first]
     results.sort(key=lambda column: column != STATE)  # the numbers of a run that was pruned are of fewer epochs
     keys = [column for column in columns if column not in (*results, *first)]
     beside = _blocks([*first, *keys], padded, room)[0]
@@ -245,7 +250,7 @@ def _padded(cells: list[str], right: bool) -> list[str]:
 def cell(run: Run, column: str) -> str:
     """Return the text that a table shows for a run in a column."""
     value = run.value(column)
-    if column not in RESULTS or not isinstance(value, float):
+    if column not in run.metrics or not isinstance(value, float):
         return setting(value)
     digits = 0 if column == PATH_EPOCHS else 1 if column in ("seconds", "test/active_units") else 3
     spread = f" ± {run.spread[column]:.{digits}f}" if column in run.spread and digits == 3 else ""

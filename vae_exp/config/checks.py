@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vae_exp.config.migrations import renamed
-from vae_exp.config.schema import DATASET_RULES, METRICS, OPTION_RULES, RULES, RUN_PATH, Config, Rule, is_path
+from vae_exp.config.schema import DATASET_RULES, MEASURED, OPTION_RULES, RULES, RUN_PATH, TERMS, Config, Rule, is_path
 from vae_exp.errors import UserError
 from vae_exp.files import expand
 
@@ -65,9 +65,10 @@ def check(cfg: DictConfig, combinations: bool = True) -> Config:
     ruled = {key: value for key, value in flat.items() if key in rules or key.split(".")[0] not in CALLS}
     problems += check_values(ruled, rules, _copies_of_wrong_values(cfg, ruled, rules))
     problems += [*(combination_problems(flat) if combinations else ()), *dataset_problems(flat)]
-    if prune := flat.get("sweep.prune"):
-        by, size = f"sweep.prune={prune}", flat.get("dataset.val_size")
-        problems += check_metric(by, str(flat.get("sweep.metric")), size != 0, f"dataset.val_size={size}")
+    key = "sweep.metric" if flat.get("sweep.metric") else "monitor"
+    by = f"sweep.prune={flat['sweep.prune']}" if flat.get("sweep.prune") else key
+    if by != "monitor" or flat.get("dataset.val_size") != 0:  # else the best epoch is the last one
+        problems += check_metric(key, flat, by)
     if problems:
         raise UserError("\n".join(problems))
     return cast("Config", from_anywhere(config))
@@ -196,20 +197,23 @@ def dataset_problems(flat: Mapping[str, Any]) -> Iterator[str]:
         yield f"dataset.source={source}: {why}. Use dataset={source}."
 
 
-def check_metric(by: str, metric: str, has_val: bool, why: str) -> list[str]:
-    """Return what is wrong with sweep.metric, by which `by` judges jobs; `why` decides about validation images."""
-    known = ", ".join(METRICS["val" if has_val else "test"])
-    if metric not in METRICS["test" if has_val else "val"]:
+def check_metric(key: str, flat: Mapping[str, Any], by: str, why: str = "") -> list[str]:
+    """Return what is wrong with sweep.metric or monitor, by which `by` judges; `why` says where val_size is from."""
+    metric, size = str(flat.get(key)), flat.get("dataset.val_size")
+    why = why or f"dataset.val_size={size}"
+    (part, _, name), held_out = metric.partition("/"), "test" if size == 0 else "val"
+    known, setting = ", ".join(f"{held_out}/{term}" for term in TERMS), f"sweep.metric={metric}"
+    if part == "test" != held_out and by != "monitor":
+        how = "the test images are read only at the end"
+        return [f"{setting}: with validation images ({why}) {how}, and {by} takes one of {known}."]
+    if part == "val" != held_out:
+        lack = f"there are no validation images to judge by ({why})"
+        return [f"{setting}: {lack}, and {by} needs them, or judges with one of {known}."]
+    is_scored = flat.get("scores_every_epochs") == 1 and flat.get("scores")
+    if part in (held_out, "train_epoch", "time") and (part != held_out or name in MEASURED or is_scored):
         return []
-    if has_val:
-        words = (
-            f"with validation images ({why}) the test images are read only at the end, and {by} takes one of {known}"
-        )
-    else:
-        words = (
-            f"there are no validation images to judge by ({why}), and {by} needs them, or judges with one of {known}"
-        )
-    return [f"sweep.metric={metric}: {words}."]
+    scores = f"with scores=[mig] scores_every_epochs=1 {held_out}/mig and its like"
+    return [f"{key}={metric}: no such number is logged each epoch. There are {known}, and {scores}."]
 
 
 def from_anywhere(config: dict[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,8 @@ ADDED_BELOW: dict[str, dict[str, Any]] = {
     "wandb": {"alert": False},
 }
 ADDED_TO: dict[str, dict[str, Any]] = {  # the same, of a group's function
-    "vae_exp.datasets.image_folder": {"factors": None, "label": None, "white": None},
+    "vae_exp.datasets.image_folder": {"factors": None, "factor_columns": None, "label": None, "white": None},
+    "vae_exp.datasets.arrays": {"factor_columns": None},
     **{f"vae_exp.networks.{name}": {"init": "pytorch"} for name in ("mlp", *CONV)},
     **{f"vae_exp.likelihoods.{name}": {"mean": "linear"} for name in ("gaussian", "laplace", "discretized_logistic")},
 }

@@ -5,7 +5,7 @@ Values are strict: true is not 1, and "3" is not 3. conf/*.yaml say what each ke
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypedDict, Union, cast, get_args, get_origin, get_type_hints, is_typeddict
@@ -166,9 +166,9 @@ AnyPath = Annotated[str, Rule(is_path, f"the path of a file or a folder {PATH_LE
 Device = Annotated[str, DEVICE]
 Sampler = Literal["prior", "gmm", "aggregate"]
 Figure = Literal["interpolations", "traversals", "manifold", "latents"]
-Metric = Literal["val/neg_elbo", "val/reconstruction", "val/kl", "test/neg_elbo", "test/reconstruction", "test/kl"]
 FIGURES = get_args(Figure)
-METRICS = {part: [name for name in get_args(Metric) if name.startswith(part)] for part in ("val", "test")}
+TERMS = ("neg_elbo", "reconstruction", "kl")  # of val/, test/ and train_epoch/
+MEASURED = (*TERMS, "active_units")  # of val/ and test/; all else there are scores of disentanglement
 SAMPLE_SCORES = ("frechet", "kid", "precision", "recall", "density", "coverage", "nearest")
 FACTOR_SCORES = ("mig", "dci", "infomec", "factor_vae", "beta_vae", "sap", "modularity", "explicitness")
 Scores = Annotated[list[str], some_of(*FACTOR_SCORES)]
@@ -207,7 +207,7 @@ class SweepKeys(TypedDict):
     prune: Literal["asha", "hyperband", "median"] | None
     prune_after: Count
     prune_factor: Annotated[int, integer(2)]
-    metric: Metric
+    metric: Text | None
     warm_start: bool
     warm_epochs: Count | None
     confirm: Natural
@@ -268,6 +268,25 @@ def images_per_step(config: Config) -> int:
 def is_on_path(sweep: Any) -> bool:
     """Return whether a run with these sweep.* is a job of a sweep that starts warm, or confirms one."""
     return isinstance(sweep, dict) and sweep.get("warm_start") is True and bool(sweep.get("jobs"))
+
+
+def judged_by(config: Mapping[str, Any]) -> tuple[str, int]:
+    """Return what the jobs of a sweep are compared by, and 1 if the lowest is the best or -1 if the highest is.
+
+    It is sweep.metric, or else `monitor`. Of another number than `monitor` only of scores more is better.
+    """
+    monitor = str(config.get("monitor", "val/neg_elbo"))
+    metric = str((config.get("sweep") or {}).get("metric") or monitor)
+    part, _, name = metric.partition("/")
+    is_score = part in ("val", "test") and name not in MEASURED
+    is_max = config.get("monitor_mode") == "max" if metric == monitor else is_score
+    return metric, -1 if is_max else 1
+
+
+def result_of(metric: str) -> str:
+    """Return the name in summary.json of a number of epochs, at the best of them, of the test split, or of all."""
+    is_of_epochs = "/" in metric and not metric.startswith("test/")
+    return f"best/{metric.replace('/', '_')}" if is_of_epochs else metric
 
 
 # Of every optimizer and every dataset, whatever its _target_.
@@ -334,6 +353,8 @@ Options = TypedDict(
         "dataset.label": Text | None,
         "dataset.version": Literal["toy", "realistic", "real"],
         "dataset.factors": Annotated[dict[str, Any] | str | None, FACTORS_OR_TABLE],
+        "dataset.factor_columns": Annotated[list[str], list_of(Text, "a list of factors, such as [shape,size]", 1)]
+        | None,
         "optimizer.weight_decay": NonNegative,
         "optimizer.fused": bool,
         "optimizer.momentum": UpToOne,

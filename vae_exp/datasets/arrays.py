@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vae_exp.datasets.factors import Factors
+from vae_exp.datasets.factors import Factors, columns_of
 from vae_exp.datasets.prepare import with_test
 from vae_exp.datasets.splits import Source, Split, Streamed
 from vae_exp.datasets.torchvision import last_line
@@ -27,12 +27,19 @@ class Refused(Exception):
     """A fault in the arrays, described without the key and the file."""
 
 
-def arrays(name: str, root: str, label: str | None = None, test_size: int | float = 0.1) -> Source:
+def arrays(
+    name: str,
+    root: str,
+    label: str | None = None,
+    test_size: int | float = 0.1,
+    factor_columns: list[str] | None = None,
+) -> Source:
     """Read an .npz file: images uint8 [N, H, W], [N, H, W, C] or [N, C, H, W], labels [N], factors [N, F].
 
     Without test_images the test split is test_size of the images, the same for every seed. label is the factor that y
-    holds in place of the labels. Labels and factors are whole numbers, and are numbered from 0 in their order, over
-    both splits. Raises UserError for a file or arrays that do not fit this; nothing pickled is read.
+    holds in place of the labels, and factor_columns are those to use (null: all). Labels and factors are whole numbers,
+    and are numbered from 0 in their order, over both splits. Raises UserError for a file or arrays that do not fit
+    this; nothing pickled is read.
     """
     try:
         content, digests = _read(expand(root))
@@ -43,7 +50,7 @@ def arrays(name: str, root: str, label: str | None = None, test_size: int | floa
         lengths, shapes = {prefix: len(x) for prefix, x in images.items()}, [list(x.shape[1:]) for x in images.values()]
         if shapes[0] != shapes[-1]:
             raise Refused(f"an image is {shapes[0]} and one of test_images {shapes[1]}")
-        factors, values = _factors(content, lengths)
+        factors, values = _factors(content, lengths, factor_columns)
         y, class_names = _labels(content, lengths)
     except Refused as error:
         raise UserError(f"dataset.root={root}: {error}.") from error
@@ -116,26 +123,21 @@ def _labels(content: Arrays, lengths: dict[str, int]) -> tuple[Tensor, list[str]
     return torch.from_numpy(numbers), names
 
 
-def _factors(content: Arrays, lengths: dict[str, int]) -> tuple[Factors | None, list[list[str]]]:
+def _factors(
+    content: Arrays, lengths: dict[str, int], requested: list[str] | None
+) -> tuple[Factors | None, list[list[str]]]:
     """Return the factors of all images, and the values of each as text, in their order."""
     table, names = _joined("factors", content, lengths, dims=2), content.get("factor_names")
     if table is None:
         if names is not None:
             raise Refused("it holds factor_names, and no factors")
         return None, []
-    columns = [_numbered(column) for column in table.T]
+    every = _factor_names(names, table.shape[1])
+    kept = columns_of(every, requested, "the file")
+    columns = [_numbered(column) for column in table.T[kept]]
     numbers = torch.from_numpy(np.stack([numbers for numbers, _ in columns], axis=1))
     values = [values for _, values in columns]
-    texts = [f"factor{at}" for at in range(len(columns))]
-    if names is not None:
-        texts = [printable(str(name).strip()) for name in names.ravel().tolist()]
-        are_different = len(set(texts)) == len(texts) == len(columns) and "" not in texts
-        if names.dtype.kind != "U" or names.ndim != 1 or not are_different:
-            raise Refused(
-                f"factor_names must be text [F], a different name for each of the {len(columns)} columns of factors, "
-                f"and is {names.dtype} [{','.join(texts)}]"
-            )
-    return Factors(numbers, texts, list(map(len, values))), values
+    return Factors(numbers, [every[at] for at in kept], list(map(len, values))), values
 
 
 def _joined(array: str, content: Arrays, lengths: dict[str, int], dims: int) -> np.ndarray | None:
@@ -173,3 +175,15 @@ def _numbered(values: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """Return the number of each value, counted from 0 in their order, and the values as text."""
     different, numbers = np.unique(values, return_inverse=True)
     return numbers.astype(np.int64), list(map(str, different.tolist()))
+
+
+def _factor_names(names: np.ndarray | None, n: int) -> list[str]:
+    if names is None:
+        return [f"factor{at}" for at in range(n)]
+    texts = [printable(str(name).strip()) for name in names.ravel().tolist()]
+    if names.dtype.kind != "U" or names.ndim != 1 or len(texts) != n or "" in texts or len(set(texts)) < n:
+        raise Refused(
+            f"factor_names must be text [F], a different name for each of the {n} columns of factors, and is "
+            f"{names.dtype} [{','.join(texts)}]"
+        )
+    return texts

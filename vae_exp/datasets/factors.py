@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vae_exp.config.checks import as_typed, closest, shortened
 from vae_exp.errors import UserError, printable
 from vae_exp.files import expand
 
@@ -92,23 +93,30 @@ MAX_FILES = 5  # named in a message
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,4})?", re.ASCII | re.IGNORECASE)
 
 
-def read_factors(root: Path, path: str, files: Sequence[str]) -> tuple[Factors, list[list[str]]]:
+def columns_of(names: Sequence[str], requested: Sequence[str] | None, where: str, key: str = "") -> list[int]:
+    """Return the columns that dataset.factor_columns, or another key, names; all for None. Raises UserError."""
+    wanted = names if requested is None else [*map(str, requested)]
+    if unknown := [name for name in wanted if name not in names]:
+        key = key or f"dataset.factor_columns={shortened(printable(as_typed(wanted)))}"
+        there = f"{where} has no {printable(unknown[0])}.{closest(unknown[0], names)} It has {_first(names)}"
+        raise UserError(f"{key}: {there}.")
+    return [at for at, name in enumerate(names) if name in wanted]
+
+
+def read_factors(
+    root: Path, path: str, files: Sequence[str], requested: Sequence[str] | None = None
+) -> tuple[Factors, list[list[str]]]:
     """Return the factors of files from the table that dataset.factors names, and what each factor's values are called.
 
     The first column of the table is the path of each file relative to root, every further column a factor, and its
-    first row their names. Identifiers are left out with a warning. Raises UserError for files without a row, and if
-    this is no such table, naming the line.
+    first row their names, of which only those that are requested are read. Identifiers are left out with a warning.
+    Raises UserError for files without a row, and if this is no such table, naming the line.
     """
     key = f"dataset.factors={printable(path)}"
     if not isinstance(path, str):
         raise UserError(f"{key}: dataset=image_folder takes the path of a CSV file, or null.")
-    names, cells = _read_table(key, root / expand(path))
+    names, cells = _read_table(key, root, root / expand(path), files, requested)
     row = {file: number for number, file in enumerate(cells)}
-    if missing := [file for file in files if file not in row]:
-        raise UserError(
-            f"{key}: it has no row for {len(missing):,} of the {len(files):,} images: {_first(missing)}. Its "
-            f"column {FILE} holds their paths relative to {root}."
-        )
     present = set(files)
     if others := [file for file in row if file not in present]:
         n = f"{len(others):,} of {len(row):,} rows"
@@ -127,7 +135,15 @@ def read_factors(root: Path, path: str, files: Sequence[str]) -> tuple[Factors, 
     return factors[torch.tensor([row[file] for file in files])], list(values)
 
 
-def _read_table(key: str, path: Path) -> tuple[list[str], dict[str, list[str]]]:
+def read_column(key: str, root: Path, path: str, files: Sequence[str], column: str) -> list[str]:
+    """Return the cell of each file in one column of such a table. Raises UserError as read_factors does, naming key."""
+    _, cells = _read_table(key, root, root / path, files, [column], key)
+    return [cells[file][0] for file in files]
+
+
+def _read_table(
+    key: str, root: Path, path: Path, files: Sequence[str], requested: Sequence[str] | None, names_key: str = ""
+) -> tuple[list[str], dict[str, list[str]]]:
     """Return the names of the factors, and by file their cells, stripped of spaces around them."""
     table: dict[str, list[str]] = {}
     try:
@@ -143,10 +159,16 @@ def _read_table(key: str, path: Path) -> tuple[list[str], dict[str, list[str]]]:
                     f"{key}: its first line must be {FILE}, for the path of each image, and then a name of its own for "
                     f"each factor, with commas between them, and is {','.join(columns)!r}."
                 )
+            n_columns, kept = (
+                len(columns),
+                [0, *(1 + at for at in columns_of(columns[1:], requested, path.name, names_key))],
+            )
+            columns = [columns[at] for at in kept]
             for cells in rows:
                 name, line = posixpath.normpath(cells[0]), f"line {reader.line_num:,}"  # ./a.png is a.png
-                if len(cells) != len(columns):
-                    raise UserError(f"{key}: {line} has {len(cells):,} cells, and the first line {len(columns):,}.")
+                if len(cells) != n_columns:
+                    raise UserError(f"{key}: {line} has {len(cells):,} cells, and the first line {n_columns:,}.")
+                cells = [cells[at] for at in kept]
                 if missing := [column for column, cell in zip(columns, cells, strict=True) if cell in MISSING]:
                     raise UserError(f"{key}: {line} has no value of {missing[0]}.")
                 if name in table:
@@ -156,6 +178,11 @@ def _read_table(key: str, path: Path) -> tuple[list[str], dict[str, list[str]]]:
         raise UserError(f"{key}: {path} cannot be read as a CSV file in UTF-8 ({error}).") from error
     if not table:
         raise UserError(f"{key}: it has no rows below its first line.")
+    if missing := [file for file in files if file not in table]:
+        raise UserError(
+            f"{key}: it has no row for {len(missing):,} of the {len(files):,} images: {_first(missing)}. Its "
+            f"column {FILE} holds their paths relative to {root}."
+        )
     return columns[1:], table
 
 

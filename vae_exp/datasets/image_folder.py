@@ -21,6 +21,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from tqdm import tqdm
 
+from vae_exp.config.checks import as_typed
 from vae_exp.datasets.factors import Factors, read_factors
 from vae_exp.datasets.prepare import with_test
 from vae_exp.datasets.splits import Source, Split, Streamed
@@ -86,18 +87,22 @@ def image_folder(
     factors: str | None = None,
     label: str | None = None,
     white: float | None = None,
+    factor_columns: list[str] | None = None,
 ) -> Source:
     """Return the images of a folder: flat, in a folder per class, or in train/, val/ and test/ with either in them.
 
     Without test/ the test split is test_size of the training images, the same for every seed. factors is a CSV with a
-    row for each image, and label the factor that y holds in place of the class folders. white is that of Decoding.
+    row for each image, of which factor_columns are read (null: all), and label the factor that y holds in place of the
+    class folders. white is that of Decoding.
     Raises UserError if there are too few usable images, and if the table is not one or does not fit these images.
     """
     folder = expand(root)
     if not folder.is_dir():
         raise UserError(f"dataset.root={root}: there is no such folder.")
-    if label is not None and factors is None:
-        raise UserError(f"dataset.label={label}: it takes null where dataset.factors is null. A table has factors.")
+    for key, value in (("label", label), ("factor_columns", factor_columns)):
+        if value is not None and factors is None:
+            typed = f"dataset.{key}={as_typed(value)}"
+            raise UserError(f"{typed}: it takes null where dataset.factors is null. A table has factors.")
     parts = _parts(folder)
     listed = {part: list_images(path, on_error) for part, path in parts.items()}
     paths = [parts[part] / file for part, files in listed.items() for file in files]
@@ -105,7 +110,7 @@ def image_folder(
     labels, class_names = _class_labels(listed)
     known: dict[str, Factors] = {}
     if factors is not None:
-        every, values = read_factors(folder, factors, list(sources))
+        every, values = read_factors(folder, factors, list(sources), factor_columns)
         ends = itertools.accumulate(map(len, listed.values()))
         known = {part: every[end - len(listed[part]) : end] for part, end in zip(listed, ends, strict=True)}
         sources["dataset.factors"] = folder / expand(factors)
@@ -328,7 +333,7 @@ def _refusal(path: Path, reason: object) -> UserError:
 def read_images(
     path: str | Path, x_shape: tuple[int, int, int], crop: int | None = None, white: float | None = None
 ) -> tuple[Tensor, list[str]]:
-    """Read the image at path, or those of the folder by name: uint8 [N, C, H, W], and the class folder of each."""
+    """Read the image at path, or those of the folder by name: uint8 [N, C, H, W], and the path of each in it."""
     path, how = expand(path), Decoding(x_shape, crop, white)
     if not path.exists():
         raise UserError(f"{path}: there is no such file or folder.")
@@ -336,14 +341,14 @@ def read_images(
         raise UserError(f"{path}: images are read with 1 channel or 3, not with {x_shape[0]}.")
     if not path.is_dir():
         try:
-            return torch.from_numpy(decode(path, how).pixels.copy())[None], [""]
+            return torch.from_numpy(decode(path, how).pixels.copy())[None], [path.name]
         except Unusable as error:
             raise UserError(f"{path}: {error}.") from error
     files = list_images(path)
     images = dict(decode_all(path, files, how))
     report_unusable(path, files, {row: str(image) for row, image in images.items() if isinstance(image, Unusable)})
     usable = {files[row]: image.pixels for row, image in images.items() if isinstance(image, Decoded)}
-    return torch.from_numpy(np.stack(list(usable.values()))), list(map(class_folder, usable))
+    return torch.from_numpy(np.stack(list(usable.values()))), list(usable)
 
 
 def _read_about(cache: Path, n_files: int, x_shape: tuple[int, int, int]) -> tuple[Reasons, dict[str, int]] | None:

@@ -5,8 +5,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vae_exp.compare.runs import TERMS
-from vae_exp.config.schema import SAMPLE_SCORES, EvaluateOptions, is_number
+from vae_exp.config.schema import SAMPLE_SCORES, TERMS, EvaluateOptions, is_number
 from vae_exp.errors import printable
 from vae_exp.files import read_json
 

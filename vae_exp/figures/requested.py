@@ -3,15 +3,19 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from vae_exp.config import build
+from vae_exp.config.checks import shortened
 from vae_exp.config.schema import PICTURES, GenerateOptions
-from vae_exp.datasets.image_folder import read_images
+from vae_exp.datasets.factors import read_column
+from vae_exp.datasets.image_folder import class_folder, read_images
 from vae_exp.errors import UserError, printable
 from vae_exp.figures import grids, latent_walks
+from vae_exp.files import expand
 from vae_exp.inference import TrainedVAE
 
 MAX_GRID = 10_000  # images: a picture of more is larger than what shows it can open
@@ -189,8 +193,8 @@ def _images(model: TrainedVAE, options: GenerateOptions, n: int | None) -> tuple
     """Return n images or all, the user's own or held-out ones with classes in turn, with labels and their source."""
     if options["inputs"] is not None:
         settings = model.config["dataset"]
-        x, folders = read_images(options["inputs"], model.x_shape, settings.get("crop"), settings.get("white"))
-        return x[:n], _labels_of_inputs(model, options, folders[:n]), "given images"
+        x, files = read_images(options["inputs"], model.x_shape, settings.get("crop"), settings.get("white"))
+        return x[:n], _labels_of_inputs(model, options, files[:n]), "given images"
     split = model.read_data(options["dataset"]["root"]).split(options["split"])
     order = torch.randperm(len(split), generator=build.generator(options["seed"], "images"))
     if options["label"] is not None:
@@ -204,15 +208,28 @@ def _images(model: TrainedVAE, options: GenerateOptions, n: int | None) -> tuple
     return split.x, split.y, f"{options['split']} images"
 
 
-def _labels_of_inputs(model: TrainedVAE, options: GenerateOptions, folders: list[str]) -> Tensor:
-    """Return the label of the options, or each image's from its class folder. Raises UserError for neither."""
-    if not model.model.n_classes or options["label"] is not None or not any(folders):
-        return model.labels(options["label"], len(folders)).cpu()
-    names, folders = list(model.class_names), list(map(printable, folders))
-    if unknown := [folder for folder in folders if folder not in names]:
-        wrong = f"the folder {unknown[0]} is none of its classes" if unknown[0] else "some images lie in no folder"
+def _labels_of_inputs(model: TrainedVAE, options: GenerateOptions, files: list[str]) -> Tensor:
+    """Return the label of the options, or each image's from a table as in training, or else from its class folder.
+
+    Raises UserError for images without one.
+    """
+    if not model.model.n_classes or options["label"] is not None:
+        return model.labels(options["label"], len(files)).cpu()
+    settings, path, key = model.config["dataset"], expand(str(options["inputs"])), f"inputs={options['inputs']}"
+    column, factors = settings.get("label"), settings.get("factors")
+    root, table = (
+        path if path.is_dir() else path.parent,
+        Path(factors).name if column and isinstance(factors, str) else "",
+    )
+    names, words, where = list(model.class_names), list(map(class_folder, files)), "the folder "
+    if table and (root / table).exists():
+        words, where = read_column(f"{key}: {table}", root, table, files, str(column)), f"in {table} "
+    words = list(map(printable, words))
+    if unknown := [word for word in words if word not in names]:
+        wrong = f"{where}{unknown[0]} is none of its classes" if unknown[0] else "some images lie in no folder"
+        beside = f"name it in the column {column} of {table} beside them, " if table else ""
         raise UserError(
-            f"label: this model is conditional; inputs={options['inputs']}: {wrong}. Put each image into a folder "
-            f"of its class, one of {', '.join(names)}, or give all of them one with label=."
+            f"label: this model is conditional; {key}: {wrong}. Put each image into a folder of its class, one of "
+            f"{shortened(', '.join(names))}, {beside}or give all of them one with label=."
         )
-    return torch.tensor([names.index(folder) for folder in folders])
+    return torch.tensor([names.index(word) for word in words])

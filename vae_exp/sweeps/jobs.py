@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vae_exp.config import checks
 from vae_exp.config.compose import without_hydra
-from vae_exp.config.schema import Config, SweepKeys
+from vae_exp.config.schema import Config, SweepKeys, judged_by, result_of
 from vae_exp.errors import PeerLost, UserError
 from vae_exp.files import read_text
 from vae_exp.sweeps import study
@@ -26,7 +26,7 @@ from vae_exp.sweeps.values import line
 from vae_exp.torchrun_env import follows, safe_path, started
 from vae_exp.training import console, resume, threads
 from vae_exp.training.console import say
-from vae_exp.training.run_dir import LOCK, SUMMARY, Summary, read_summary, require_no_owner, runs_below
+from vae_exp.training.run_dir import LOCK, LOG, SUMMARY, Summary, read_summary, require_no_owner, runs_below
 
 log = logging.getLogger(__name__)
 LAUNCHED_BY = "VAE_EXP_LAUNCHED_BY"  # in the environment of processes that another started for its jobs or its run
@@ -77,7 +77,7 @@ def _report(planned: Plan, over: threading.Event) -> None:
         if (summary := read_summary(folder)) is not None and summary.is_done:
             done += 1
             say(f"{folder.name}  already {summary.state}")
-    is_last = False
+    notes, is_last = list(console.NOTES), False
     while not is_last:
         is_last = over.wait(POLL_SECONDS)  # once more after the last job has ended
         summaries = _summaries(planned.folder)
@@ -87,6 +87,10 @@ def _report(planned: Plan, over: threading.Event) -> None:
             if summary.state == "running" or known.get(folder) == written:
                 continue
             known[folder], ended, done = written, ended + 1, done + summary.is_done
+            with contextlib.suppress(OSError):  # of a job that ended before it had a log
+                for note in [note for note in notes if note in read_text(folder / LOG)]:
+                    notes.remove(note)
+                    say(note)
             left = (time.monotonic() - start_time) / ended * (planned.jobs - done - failed)
             name = folder.relative_to(planned.folder).as_posix()
             say(f"{name}  {_ending(summary)}    {done} of {planned.jobs} done{_time_left(left)}")
@@ -194,7 +198,7 @@ def check_init_from(config: Config) -> None:
     if config["init_from"] is not None:  # else torch need not be imported
         from vae_exp.training import init_from
 
-        init_from.read(config)
+        init_from.read(config, keep=True)
 
 
 def require_one_process(cfg: DictConfig, overrides: list[Override]) -> None:
@@ -210,7 +214,7 @@ def start(planned: Plan) -> None:
     """Write down what the sweep is, so that it can be resumed and read."""
     planned.write()
     if planned.has_study:
-        study.start(planned.folder, planned.name)
+        study.start(planned.folder, planned.name, planned.sign)
     over = f" over {', '.join(planned.keys)}" if planned.keys else "; nothing to sweep: no key has several values"
     say(f"sweep {planned.name}: {planned.jobs} job{'s' * (planned.jobs != 1)}{over}\nfolder {planned.folder}")
 
@@ -219,8 +223,7 @@ def run_job(cfg: DictConfig, run_dir: Path, job: Any) -> None:
     """Run one job, without an error if it fails, so that the others go on; job is Hydra's own configuration."""
     if _launcher() is not None:
         console.open_streams()
-        if job.job.num:  # the first job speaks for those of other workers
-            console.noted |= {console.GREY, console.SATURATED}
+        console.noted |= set(console.NOTES)  # _report prints them once
     if job.runtime.choices["hydra/launcher"].startswith("submitit"):
         from submitit import JobEnvironment
         from submitit.helpers import TorchDistributedEnvironment
@@ -274,12 +277,10 @@ def _run_job(cfg: DictConfig, run_dir: Path, job: Any) -> None:
     cfg, judge = cast("DictConfig", OmegaConf.merge(cfg, changes)), None
     from vae_exp.tracking.tracker import record_failure
 
-    if reason := _ending_of_parent(cfg, run_dir):
-        _let_train(False)
-        print_alone(f"      failed: {reason}")
-        record_failure(cfg, run_dir, reason)
-        return
     try:
+        if reason := _ending_of_parent(cfg, run_dir):
+            _let_train(False)
+            raise UserError(reason)
         _share_machine(cfg, job)
         judge = _judge(cfg, swept, run_dir, job)
         _let_train(True)
@@ -321,8 +322,8 @@ def _train(cfg: DictConfig, run_dir: Path, judge: study.Judge | None) -> None:
     print_alone(f"      neg_elbo {score:.3f}  {time.time() - start_time:.1f} s{pruned}")
     if judge:
         judge.record(summary)
-        if study.value_of(summary, cfg.sweep.metric) is None:
-            print_alone(f"      no {cfg.sweep.metric} to be judged by: the run ended before its first epoch was over")
+        if summary.get(result_of(judge.metric)) is None:
+            print_alone(f"      no {judge.metric} to be judged by: the run ended before its first epoch was over")
 
 
 def _let_train(trains: bool) -> None:
@@ -339,6 +340,7 @@ def _judge(cfg: DictConfig, swept: list[str], run_dir: Path, job: Any) -> study.
     if not is_search and not cfg.sweep.prune:
         return None
     keys = cast("SweepKeys", OmegaConf.to_container(cfg.sweep, resolve=True))
+    keys["metric"], _ = judged_by(cfg)
     return study.Judge(keys, swept, cfg.epochs, run_dir, job.job.num if is_search else None)
 
 

@@ -8,13 +8,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from vae_exp.config.checks import as_typed, check_metric, flatten, options, path_of, quoted
 from vae_exp.config.compose import parse
-from vae_exp.config.schema import TEXT
+from vae_exp.config.schema import TEXT, judged_by
 from vae_exp.errors import UserError
 from vae_exp.files import read_json, require_no_links, write_json, writing
 from vae_exp.sweeps.study import JOURNAL
@@ -28,8 +28,8 @@ GRID, SEARCH = "hydra_plugins.vae_exp.Grid", "hydra_plugins.vae_exp.Search"
 DIR, SUBDIR = "hydra.sweep.dir", "hydra.sweep.subdir"
 OF_A_SWEEP = ("sweep.", "hydra.sweep.")
 SHARED = ("sweeper", "launcher", "sweep", "callbacks")  # what Hydra takes from the first job for all of them
-WARM = ("warm_start", "warm_epochs")  # of sweep.*: with others a path would be another
-HANDED_ON = ("zip", "prune", "prune_after", "prune_factor", "metric", *WARM)  # of sweep.*, to every job
+KEPT = ("warm_start", "warm_epochs", "metric")  # of sweep.*: with others a path or a study would be another
+HANDED_ON = ("zip", "prune", "prune_after", "prune_factor", *KEPT)  # of sweep.*, to every job
 
 Compose = Callable[[list[str]], DictConfig]  # from the overrides of a job to its configuration
 # A swept group, one of its options, and the configuration of a job that has it.
@@ -52,6 +52,8 @@ class Plan:
     epochs: int
     warm_start: bool
     warm_epochs: int | None
+    metric: str  # what jobs are judged by; more of it is better if sign is -1
+    sign: int
     names: list[str] = field(default_factory=list)  # of the jobs' folders, where they are known beforehand
     data: str | None = None  # a digest of the images of all jobs; None where they differ, or lie on other machines
 
@@ -63,6 +65,12 @@ class Plan:
     def values(self) -> list[str]:
         return [line(override) for override in self.swept]
 
+    @property
+    def searched(self) -> dict[str, bool]:
+        """Return the keys that are searched in an interval, and whether on a logarithmic scale."""
+        values = ((override.get_key_element(), override.value()) for override in self.swept)
+        return {key: "log" in value.tags for key, value in values if isinstance(value, IntervalSweep)}
+
     def add_jobs(self, n: int) -> None:
         """Count jobs that are not of the grid."""
         self.overrides = [word for word in self.overrides if not word.startswith("sweep.jobs=")]
@@ -73,7 +81,7 @@ class Plan:
         """Write sweep.json in the sweep's folder. Raises Unwritable if the system refuses."""
         with writing(self.folder, DIR):
             self.folder.mkdir(parents=True, exist_ok=True)
-        record = {name: getattr(self, name) for name in ("name", "keys", "jobs", "settings", "values", "data", *WARM)}
+        record = {name: getattr(self, name) for name in ("name", "keys", "jobs", "settings", "values", "data", *KEPT)}
         # Where it was typed: relative paths in settings and values begin there.
         write_json(self.folder / SWEEP, record | {"cwd": str(Path.cwd())})
 
@@ -140,8 +148,8 @@ def plan(overrides: list[Override], cfg: DictConfig, compose: Compose, data_dige
     is_mode_typed = any(override.key_or_group == "hydra.mode" for override in overrides)
     single = [] if is_mode_typed else ["hydra.mode=RUN"]  # then a preset says that it is a sweep
     has_study = is_search or bool(cfg.sweep.prune)
-    warm = cfg.epochs, cfg.sweep.warm_start, cfg.sweep.warm_epochs
-    return Plan(name, swept, jobs, is_search, has_study, settings, folder, job_overrides, single, *warm)
+    rest = cfg.epochs, cfg.sweep.warm_start, cfg.sweep.warm_epochs, *judged_by(cfg)
+    return Plan(name, swept, jobs, is_search, has_study, settings, folder, job_overrides, single, *rest)
 
 
 def _require_warm(cfg: DictConfig, is_search: bool) -> None:
@@ -200,16 +208,22 @@ def _shared(cfg: DictConfig, overrides: list[Override]) -> dict[str, Any]:
 
 
 def _require_metric(by: str, cfg: DictConfig, chosen: list[Option], swept: list[Override]) -> None:
-    """Raise UserError if some job of the sweep has no sweep.metric to be judged by."""
-    sizes = [(f"dataset.val_size={cfg.dataset.val_size}", cfg.dataset.val_size)]
+    """Raise UserError if some job of the sweep has no sweep.metric to be judged by, or another one."""
+    key = "sweep.metric" if cfg.sweep.metric else "monitor"
+    sizes = [("", cfg.dataset.val_size)]
     for override, option, other in chosen:
         size = other.dataset.val_size
         sizes.append((f"{override.key_or_group}={option} has dataset.val_size={size}", size))
     for override in swept:
         if override.key_or_group == "dataset.val_size":
             sizes += [(line(override), parse([f"x={value}"])[0].value()) for value in values_of(override)]
+    differing = [override for override, _, other in chosen if judged_by(other) != judged_by(cfg)]
+    if differing := differing or [override for override in swept if override.key_or_group.startswith(key)]:
+        reason = f"{by} judges all jobs by one number. Say which, such as sweep.metric=val/neg_elbo"
+        raise UserError(f"{line(differing[0])}: {reason}.")
+    flat = flatten(cast("dict[str, Any]", OmegaConf.to_container(cfg)))
     for why, size in sizes:
-        if problems := check_metric(by, str(cfg.sweep.metric), size != 0, why):
+        if problems := check_metric(key, flat | {"dataset.val_size": size}, by, why):
             raise UserError(problems[0])
 
 
@@ -267,8 +281,8 @@ def _resume(
     _require_no_links(folder)
     if (chosen := _chosen_folder(cfg)) and chosen.resolve() != folder.resolve():
         raise UserError(f"{DIR}={chosen}: a sweep resumes in its own folder, {folder}; leave {DIR} out.")
-    for key in WARM:
-        if (was := before[key]) != (now := cfg.sweep[key]):
+    for key, now in {**{key: cfg.sweep[key] for key in KEPT}, "metric": judged_by(cfg)[0]}.items():
+        if (was := before.get(key, now)) != now:
             reason = f"it was started with sweep.{key}={as_typed(was)}, and not with {as_typed(now)}"
             raise UserError(f"sweep.resume={cfg.sweep.resume}: {reason}.")
     try:
@@ -296,9 +310,7 @@ def find(path_or_latest: str) -> tuple[Path, dict[str, Any]]:
         folder = sweeps[0]
     try:
         record = read_json(folder / SWEEP)
-        before = {key: record[key] for key in ("name", "settings", "values")}
-        before |= {key: record.get(key) for key in ("cwd", "data")}
-        before |= {"warm_start": record.get("warm_start", False), "warm_epochs": record.get("warm_epochs")}
+        before = {"cwd": None, "data": None, "warm_start": False, "warm_epochs": None} | record
         parse([*before["settings"], *before["values"]])
         is_valid = TEXT.allows(before["name"]) and all(isinstance(before[key], str | None) for key in ("cwd", "data"))
         if not is_valid or "${" in f"{before['name']}{folder}":  # Hydra would look for what it refers to

@@ -5,8 +5,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vae_exp.config.checks import check_metric
-from vae_exp.config.schema import SweepKeys
+from vae_exp.config.schema import SweepKeys, result_of
 from vae_exp.errors import UserError
 from vae_exp.files import write, writing
 
@@ -28,8 +27,11 @@ def require_optuna(setting: str) -> None:
         raise UserError(f"{setting}: Optuna is {version}, and {MIN_VERSION}.9 or newer is needed. {advice}")
 
 
-def start(folder: Path, name: str) -> None:
-    """Begin a study in the folder of a sweep, or find the existing one, and repair what a kill left of it."""
+def start(folder: Path, name: str, sign: int) -> None:
+    """Begin a study in the folder of a sweep, or find the existing one, and repair what a kill left of it.
+
+    With sign -1 it looks for the highest value.
+    """
     import optuna
 
     journal = folder / JOURNAL
@@ -38,7 +40,8 @@ def start(folder: Path, name: str) -> None:
             content = journal.read_bytes()
             write(journal, content[: content.rfind(b"\n") + 1])  # a line that was cut off would spoil the next one
         (folder / f"{JOURNAL}.lock").unlink(missing_ok=True)  # nobody holds it: no job is at work
-        optuna.create_study(study_name=name, storage=_storage(folder), load_if_exists=True)
+        direction: Any = "minimize" if sign > 0 else "maximize"
+        optuna.create_study(study_name=name, storage=_storage(folder), direction=direction, load_if_exists=True)
 
 
 def load(folder: Path) -> "optuna.Study":
@@ -66,7 +69,7 @@ class Judge:
     def __init__(self, keys: SweepKeys, swept: list[str], epochs: int, run_dir: Path, number: int | None) -> None:
         import optuna
 
-        self.keys, self.epochs = keys, epochs
+        self.keys, self.metric, self.epochs = keys, str(keys["metric"]), epochs
         study = load(run_dir.parent)
         if number is None:
             theirs = (t.number for t in study.get_trials(deepcopy=False) if t.user_attrs.get(JOB) == run_dir.name)
@@ -81,20 +84,21 @@ class Judge:
         self.study, self.number, self.is_finished = study, number, stored.state.is_finished()
         self.reported = set(stored.intermediate_values)  # before the job was interrupted
         self.trial = optuna.Trial(study, stored._trial_id)
+        if not self.is_finished:
+            self.trial.set_user_attr("folder", str(run_dir))
 
     def __call__(self, epoch: int, scores: dict[str, float]) -> str | None:
-        """Return the reason to end after this epoch, or None. Raises UserError if scores have no sweep.metric."""
-        metric = self.keys["metric"]
-        if metric not in scores:  # the plan looks at each option of a group, and not at every combination of them
-            raise UserError(check_metric("its sweep", metric, "val/neg_elbo" in scores, "in this job")[0])
+        """Return the reason to end after this epoch, or None. Raises UserError if scores have no such metric."""
+        if self.metric not in scores:  # the plan looks at each option of a group, not at every combination of them
+            raise UserError(f"sweep.metric={self.metric}: this job has no such number to be judged by.")
         if not self.keys["prune"] or self.is_finished:
             return None
-        value = scores[metric]
+        value = scores[self.metric]
         if epoch not in self.reported:
             self.trial.report(value, epoch)
         if epoch >= self.epochs or not self.trial.should_prune():
             return None
-        return f"sweep.prune={self.keys['prune']}: {metric} {value:.2f} after epoch {epoch}"
+        return f"sweep.prune={self.keys['prune']}: {self.metric} {value:.3f} after epoch {epoch}"
 
     def record(self, summary: dict[str, Any] | None) -> None:
         """Record in the study how the job ended: its summary, or None if it failed. An earlier result stays."""
@@ -102,17 +106,14 @@ class Judge:
             return
         from optuna.trial import TrialState
 
-        value = None if summary is None else value_of(summary, self.keys["metric"])
+        for name, text in ({} if summary is None else summary["wandb"]).items():
+            if name in ("id", "url") and text:  # which optuna-dashboard shows, the address as a link
+                self.trial.set_user_attr(f"wandb_{name}", text)
+        value = None if summary is None else summary.get(result_of(self.metric))
         if summary is not None and summary["state"] == "pruned":
             self.study.tell(self.number, state=TrialState.PRUNED)
         else:
             self.study.tell(self.number, value, None if value is not None else TrialState.FAIL)
-
-
-def value_of(summary: dict[str, Any], metric: str) -> float | None:
-    """Return what a search minimises, nats per image: sweep.metric at the best epoch, or of the test split; or None."""
-    value = summary.get(f"best/{metric.replace('/', '_')}" if metric.startswith("val/") else metric)
-    return None if value is None else float(value)
 
 
 def _pruner(keys: SweepKeys, epochs: int) -> "optuna.pruners.BasePruner":

@@ -54,14 +54,16 @@ def finish(plan: Plan, wandb: WandbKeys, stopped: bool = False) -> int:
     finished = {name for name, run in planned.items() if run.finished or run.state == PRUNED}
     done = len(finished)
     optional = (*results.SCORES, results.UDR)
-    metrics = [name for name in results.RESULTS if name not in optional or any(name in run.metrics for run in runs)]
+    always = [name for name in results.RESULTS if name not in optional]
+    metrics = dict.fromkeys([*results.result_columns(runs), *always])
     columns = [*results.setting_columns(runs), "state", *metrics, "reason"]
     write(plan.folder / "results.csv", results.as_csv(runs, columns, base=plan.folder))
 
     folded = results.fold_seeds(runs)
     metric, bests = table.metric_of(runs), table.best_per_group(folded)
     keys = results.setting_columns(folded)
-    printed = [*keys, *(name for name in PRINTED_COLUMNS if any(name in run.metrics for run in runs))]
+    names = dict.fromkeys((metric, *PRINTED_COLUMNS))
+    printed = [*keys, *(name for name in names if any(name in run.metrics for run in runs))]
     printed += ["state"] if done - pruned < len(runs) else []
     printed += ["reason"] if done < len(runs) else []
     figures: list[Path] = []
@@ -71,7 +73,8 @@ def finish(plan: Plan, wandb: WandbKeys, stopped: bool = False) -> int:
 
         path = [run for run in runs if results.CONFIRM not in run.config]
         folded_path = results.fold_seeds(path)
-        figures = plots.draw(folded_path, path, results.setting_columns(folded_path), metric, plan.folder)
+        keys_of_path = results.setting_columns(folded_path)
+        figures = plots.draw(folded_path, path, keys_of_path, metric, plan.folder, plan.searched)
         numbers = {f"best/{column}": bests[0].value(column) for column in printed} if len(bests) == 1 else {}
         rows = [[run.value(column) for column in printed] for run in folded]
         numbers |= {"done": done, "jobs": plan.jobs}
@@ -79,7 +82,9 @@ def finish(plan: Plan, wandb: WandbKeys, stopped: bool = False) -> int:
     if runs:
         ordered = results.sort_runs(folded, metric)
         say("\n" + format_table(ordered, printed, bests, metric, "results.csv"))
-        say("\n".join(wrapped([why] if (why := table.describe_groups(folded)) else [])))
+        is_first = not bests or ordered[0] in bests
+        notes = [table.describe_groups(folded), None if is_first else "best is a setting of which all seeds finished"]
+        say("\n".join(wrapped([note for note in notes if note])))
     count = f", {pruned} of them pruned" if pruned else ""
     say(f"{done} of {plan.jobs} jobs finished{count}")
     say(f"folder     {plan.folder}    ({', '.join(['results.csv', *(figure.name for figure in figures)])})")

@@ -165,6 +165,9 @@ class PlannedSweeper(Sweeper):
     def _compose(self, overrides: list[str]) -> DictConfig:
         return self.configs.load_sweep_config(self.master, overrides)
 
+    def _words(self, name: str, values: list[str]) -> list[str]:
+        return [*self.plan.overrides, *values, f"{SUBDIR}={quoted(name)}"]
+
     def _launcher_name(self) -> str:
         return self.master.hydra.runtime.choices["hydra/launcher"]
 
@@ -173,8 +176,7 @@ class PlannedSweeper(Sweeper):
             hydra_context=self.context, task_function=self.task_function, config=self.master
         )
         for first, batch in self.batches():
-            words = [[*self.plan.overrides, *values, f"{SUBDIR}={quoted(name)}"] for name, values in batch]
-            for job in launcher.launch(words, initial_job_idx=first):
+            for job in launcher.launch(list(itertools.starmap(self._words, batch)), initial_job_idx=first):
                 _ = job.return_value  # a run that fails does not raise
 
     @abstractmethod
@@ -216,7 +218,7 @@ class Grid(PlannedSweeper):
 
     def _prepare_path(self, cfg: DictConfig, config: Config, values: list[list[str]]) -> None:
         """Let jobs start from others. Raises UserError if they cannot."""
-        configs = [self._compose([*self.plan.overrides, *job]) for job in values]
+        configs = [self._compose(self._words("0", job)) for job in values]
         path = warm_start.plan_path(values, configs, self.plan.swept, config)
         names = self._folders(cfg, [job.values for job in path])
         waves: dict[int, list[tuple[str, list[str]]]] = {}
@@ -234,7 +236,7 @@ class Grid(PlannedSweeper):
         """Return the name of each job's folder. Raises UserError if the sweep that goes on has other jobs."""
         names = job_names(values)
         if cfg.sweep.resume is not None:
-            configs = (self._compose([*self.plan.overrides, *job]) for job in values)
+            configs = (self._compose(self._words(*job)) for job in zip(names, values, strict=True))
             names = job_folders(self.plan.folder, self.plan.swept, values, configs)
         self.plan.names = [*names]
         return names

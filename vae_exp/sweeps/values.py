@@ -179,9 +179,12 @@ def require_same(before: Mapping[str, Any], settings: list[str], swept: list[Ove
     # A key that is swept from now on was a setting, or stood at its default.
     old_settings = [word for word in old_settings if parse([word])[0].key_or_group not in new.keys() - old]
     if old_settings != new_settings or not all(key in new and _includes(new[key], word) for key, word in old.items()):
-        started, now = " ".join(before["settings"] + before["values"]), " ".join(settings + values)
+        started, now = [*before["settings"], *before["values"]], [*settings, *values]
+        gone, added = [word for word in started if word not in now], [word for word in now if word not in started]
+        text = f"with {' '.join(gone or started)}" + (f", and not with {' '.join(added)}" if gone and added else "")
+        text = f"without {' '.join(added)}" if added and not gone else text
         advice = "keeps its settings and its values; it may have more values, and more swept keys"
-        raise UserError(f"the sweep was started with {started}, and not with {now}. A resumed sweep {advice}.")
+        raise UserError(f"the sweep was started {text}. A resumed sweep {advice}.")
 
 
 def _normalise(words: list[str], cwd: str | None, same_data: bool) -> list[str]:

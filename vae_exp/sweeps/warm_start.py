@@ -13,15 +13,14 @@ from pathlib import Path
 from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
 from omegaconf import DictConfig, OmegaConf
 
+from vae_exp.compare.runs import TRADING, Z_DIM
 from vae_exp.config.checks import literal
 from vae_exp.config.schema import Config, is_number
 from vae_exp.errors import UserError
 from vae_exp.sweeps.values import line
 from vae_exp.training.run_dir import LAST, read_config
 
-Z_DIM = "model.z_dim"
 RISING = ("model.beta", "objective.beta")
-ALONG = ("objective.", "likelihood.")  # groups with numbers that change no shape
 WARMUPS = ("warmup_epochs", "warmup_steps", "warmup_fraction")  # of an objective: of a first job alone
 NOT_SWEPT = ("epochs", "experiment", "init_from", *(f"objective.{key}" for key in WARMUPS))
 SETTING = "sweep.warm_start=true"
@@ -116,7 +115,7 @@ def _key_along(swept: Sequence[Override], config: Config) -> str:
     keys, zipped = _keys(swept), config["sweep"]["zip"]
     numeric = [override.key_or_group for override in swept if _has_numbers(override)]
     rising = next((key for key in keys if key in RISING), "")
-    along = rising or next((key for key in numeric if key.startswith(ALONG) and key not in NOT_SWEPT), "")
+    along = rising or next((key for key in numeric if key.startswith(TRADING) and key not in NOT_SWEPT), "")
     if not along and Z_DIM not in keys:
         can = f"{Z_DIM}, model.beta, or a number of the objective or the likelihood"
         raise UserError(f"{SETTING}: jobs follow each other over {can}, and none of these is swept.")

@@ -281,9 +281,8 @@ def publish_sweep(
     table = wandb.Table(columns=[*columns], data=[*zip(*map(_one_type, zip(*rows, strict=True)), strict=True)])
     try:
         with wandb.init(mode=mode, **_options(keys, WandbRun()), **options) as run:
-            run.log({"sweep/table": table})
             run.log({f"sweep/{figure.stem}": wandb.Image(str(figure)) for figure in figures})
-            run.summary.update(results)
+            run.summary.update({"sweep/table": table} | results)  # as a row of history it has curves of its sizes
             if keys["alert"]:
                 run.alert(f"sweep {name} ended", f"{results['done']} of {results['jobs']} jobs finished")
     except Exception as error:  # whatever is wrong with W&B, it must not cost the sweep

@@ -10,10 +10,10 @@ from typing import Any
 
 from vae_exp.compare import runs as results
 from vae_exp.compare import table
-from vae_exp.compare.runs import RESULTS, SCORES, SEEDS, TERMS, Run
+from vae_exp.compare.runs import SCORES, SEEDS, Run
 from vae_exp.compare.table import cell, is_logarithmic
 from vae_exp.config.checks import flatten
-from vae_exp.config.schema import is_number
+from vae_exp.config.schema import TERMS, is_number, result_of
 from vae_exp.errors import UserError
 from vae_exp.evaluation.results import SPREAD, stored_numbers
 from vae_exp.files import read_json_lines
@@ -63,6 +63,7 @@ class Logged:
     summary: set[str] = field(default_factory=set)
     scores: list[str] = field(default_factory=list)  # evaluate/SPLIT/NAME
     metric: str = "test/neg_elbo"  # in the summary: what runs are compared by
+    sign: int = 1  # -1: of it more is better
 
 
 def read_logged(runs: list[Run]) -> Logged:
@@ -87,7 +88,8 @@ def read_logged(runs: list[Run]) -> Logged:
             logged.groups.append(str(group))
     if not known:
         raise UserError(f"none of the {len(runs)} runs was logged to W&B (wandb.mode=disabled).")
-    logged.metric = next((name for name in RESULTS.values() if name in logged.summary), logged.metric)
+    metric = table.metric_of(known)
+    logged.metric, logged.sign = result_of(metric), results.sign(known, metric)
     swept = [_name_of(key, logged.config) for key in results.swept_keys(known)]
     logged.keys = [key for key in swept if key not in (*SEEDS, OVER)]
     if not logged.keys:
@@ -145,7 +147,7 @@ def swept(logged: Logged) -> list[Any]:
     if keys:
         columns = [column(wr.Config(key), display_name=key, log=log[key]) for key in keys]
         columns.append(column(metric, display_name=logged.metric))
-        title = f"what was swept, and {logged.metric} (lower is better)"
+        title = f"what was swept, and {logged.metric} ({'lower' if logged.sign > 0 else 'higher'} is better)"
         panels.append(wr.ParallelCoordinatesPlot(columns=columns, title=title, layout=wr.Layout(w=WHOLE)))
     if len(logged.keys) == 2 and _numeric(logged) == logged.keys:
         (x, y), title = map(wr.Config, logged.keys), f"{logged.metric} over {' and '.join(logged.keys)}"
@@ -218,7 +220,7 @@ def view(entity: str, project: str, logged: Logged) -> ws.Workspace:
             filters=[ws.Metric("JobType") != SWEEP_SUMMARY],  # its table and figures are no run's
             # By group only where there are any: a run alone is one with its evaluations, and its seeds are others.
             groupby=[*([ws.Metric("Group")] if logged.groups else []), *map(ws.Config, logged.keys)],
-            order=[ws.Ordering(ws.Summary(logged.metric), ascending=True)],  # the lowest, so the best, first
+            order=[ws.Ordering(ws.Summary(logged.metric), ascending=logged.sign > 0)],  # the best first
             pinned_columns=_view_columns(logged),
         ),
     )
@@ -274,8 +276,8 @@ def report(
 def _markdown(runs: list[Run], metric: str) -> str:
     """Return the settings as a Markdown table, best first, without what they have in common, unless it was swept."""
     settings = results.sort_runs(results.fold_seeds(runs), metric)
-    numbers = [name for name in RESULTS if any(name in run.metrics for run in settings)]
-    columns = list(dict.fromkeys([*results.setting_columns(settings), metric, *numbers, "state"]))
+    columns = [*results.setting_columns(settings), metric, *results.result_columns(settings), "state"]
+    columns = list(dict.fromkeys(columns))
     rows = [["run", *columns], ["---"] * (len(columns) + 1)]
     rows += [[run.name, *(cell(run, column) for column in columns)] for run in settings[:MAX_ROWS]]
     lines = ["| " + " | ".join(word.replace("|", "\\|") for word in row) + " |" for row in rows]

@@ -23,6 +23,7 @@ SATURATED = (
     "more than a tenth of the pixels are pure black or white. With likelihood.mean=sigmoid, which keeps the "
     "means between them, such images often fit better."
 )
+NOTES = (GREY, SATURATED)
 noted: set[str] = set()  # what a sweep has said already: its jobs need not repeat it
 
 

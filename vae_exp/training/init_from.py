@@ -22,18 +22,22 @@ log = logging.getLogger(__name__)
 MAX_NAMED = 4  # tensors in a message
 
 
-def read(config: Config) -> Checkpoint | None:
+_kept: dict[Path, Checkpoint] = {}  # what was read to be checked, until the run reads it
+
+
+def read(config: Config, keep: bool = False) -> Checkpoint | None:
     """Return the checkpoint that init_from names, or None if a run begins anew or goes on. Raises UserError.
 
     Nothing in the file is run, whatever it names: only its tensors and its KL per latent are used. config then has the
-    file, for a folder's best.pt and the newest run are others one day.
+    file, for a folder's best.pt and the newest run are others one day. The next call has what this one keeps.
     """
     given = config["init_from"]
     if given is None or config["resume"]:
         return None
     try:
         (file,) = checkpoints.find(str(given), only_one=True)
-        source = checkpoints.load(file)
+        file = file.absolute()
+        source = _kept.pop(file, None) or checkpoints.load(file)
         checkpoints.require_latents(source.kl_per_dim, source.config["model"]["z_dim"])
         if not all(weights.isfinite().all() for weights in source.model.values()):
             raise checkpoints.InvalidCheckpoint("it holds weights that are not finite")
@@ -41,7 +45,9 @@ def read(config: Config) -> Checkpoint | None:
         reason = str(error).partition(": ")[2] if isinstance(error, UserError) else f"damaged: {error}."
         raise UserError(f"init_from={_named(given)}: {reason}") from error
     if wandb_run.artifact_of(given) is None:
-        config["init_from"] = str(file.absolute())
+        config["init_from"] = str(file)
+    if keep:
+        _kept[file] = source
     if file.name == LAST and source.resume is not None and source.resume.weights is not None:
         return replace(source, model=source.resume.weights)  # of a run with ema: where its training stands
     return source

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from vae_exp.training.state import Best, TrainingRun
 from vae_exp.training.stopper import Stopper, require_finite
 
 log = logging.getLogger(__name__)
-Prune = Callable[[int, dict[str, float]], str | None]  # after an epoch, with its val/* or test/*: the reason to end
+Prune = Callable[[int, dict[str, float]], str | None]  # after an epoch, with its numbers: the reason to end
 
 
 @dataclass
@@ -99,15 +99,16 @@ class Run(TrainingRun):
     ) -> Best | None:
         """Record that an epoch is over, and return it if it is the best so far, as each is if none is chosen.
 
-        Raises UserError if `monitor` is no number in the epoch's row.
+        Raises UserError if `monitor` or sweep.metric is no number in the epoch's row.
         """
-        state, monitor = self.state, self.monitor
+        state, monitor, config = self.state, self.monitor, self.config
         state.epoch, state.kl_per_dim, state.order = epoch, kl_per_dim, self.rng.order.get_state()
-        if monitor is not None:
-            scores = scores | {monitor: distributed.broadcast(lambda: monitored(monitor, row))}
+        judges = {"monitor": config["monitor"] if self.held_out_name == "val" else None}
+        judges |= {"sweep.metric": config["sweep"]["metric"]}
+        scores = scores | distributed.broadcast(lambda: monitored(judges, row))
         scores = {name.replace("/", "_"): score for name, score in scores.items()}
         if monitor is not None and state.best is not None:
-            key, sign = monitor.replace("/", "_"), -1 if self.config["monitor_mode"] == "max" else 1
+            key, sign = monitor.replace("/", "_"), -1 if config["monitor_mode"] == "max" else 1
             if sign * scores[key] >= sign * state.best.scores[key]:
                 return None
         state.best = Best(epoch, state.step, scores)
@@ -131,12 +132,16 @@ class Run(TrainingRun):
         self.stop.finish()
 
 
-def monitored(monitor: str, row: dict[str, Any]) -> float:
-    """Return what chooses the best epoch. Raises UserError if an epoch's row has no such number."""
-    if not is_number(row.get(monitor)):
-        known = ", ".join(sorted(key for key, value in row.items() if is_number(value) and key != "epoch"))
-        raise UserError(f"monitor={monitor}: no such number is logged each epoch. There are {known}.")
-    return row[monitor]
+def monitored(names: Mapping[str, str | None], row: dict[str, Any]) -> dict[str, float]:
+    """Return what chooses the best epoch and the best job, by its name; names are by their keys.
+
+    Raises UserError if an epoch's row has no such number.
+    """
+    for key, name in names.items():
+        if name is not None and not is_number(row.get(name)):
+            known = ", ".join(sorted(key for key, value in row.items() if is_number(value) and key != "epoch"))
+            raise UserError(f"{key}={name}: no such number is logged each epoch. There are {known}.")
+    return {name: row[name] for name in names.values() if name is not None and not name.startswith("test/")}
 
 
 def new_run(cfg: DictConfig, run_dir: str | Path | None) -> Run:

@@ -103,7 +103,7 @@ class Summary:
 
     @property
     def score(self) -> float | None:
-        """Return the number that a sweep compares: the best validation neg_elbo, or the test's without validation."""
+        """Return the neg_elbo of the validation images at the best epoch, or of the test images without validation."""
         return self.results.get("best/val_neg_elbo", self.results.get("test/neg_elbo"))
 
     def as_dict(self) -> dict[str, Any]:
@@ -270,6 +270,18 @@ def holds_run(folder: Path) -> bool:
         return True
     metrics, summary = folder / METRICS, read_summary(folder)
     return (metrics.is_file() and metrics.stat().st_size > 0) or (summary is not None and summary.finished)
+
+
+def remove_unopened(folder: Path) -> bool:
+    """Remove what Hydra made in the folder of a run that ended before it was opened; return whether that is all."""
+    if (folder / SUMMARY).exists() or holds_run(folder) or Path.cwd().is_relative_to(folder.absolute()):
+        return False
+    shutil.rmtree(folder / ".hydra", ignore_errors=True)
+    with contextlib.suppress(OSError):  # there is something else in it
+        (folder / LOG).unlink(missing_ok=True)
+        for path in (folder, *(path for path in folder.parents if OUTPUTS in path.parents)):
+            path.rmdir()
+    return not folder.exists()
 
 
 def require_unused(folder: Path, replace: bool) -> None:

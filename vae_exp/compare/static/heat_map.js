@@ -70,9 +70,10 @@ function scaleOfCells(section, result) {
   const finished = cells.filter(ids => ids.every(id => runs[id].state === "finished"));
   const of = id => resultOf(section, id, result);
   const mean = ids => ids.reduce((sum, id) => sum + of(id), 0) / ids.length;
-  const best = result === section.metric ? Math.min(...finished.map(mean)) : null;
+  const sign = result === section.metric ? section.sign : 1;
+  const best = result === section.metric ? sign * Math.min(...finished.map(ids => sign * mean(ids))) : null;
   const digits = value => (result === "test/active_units" ? 1 : Math.abs(value) < 10 ? 3 : 2);
-  return { part: partIn(range(cells.map(mean))), best, of, mean, digits };
+  return { part: from0(partIn(range(cells.map(mean), sign)), sign), best, of, mean, digits, sign };
 }
 
 function cellOf(ids, scale) {
@@ -80,7 +81,7 @@ function cellOf(ids, scale) {
   const value = scale.mean(ids);
   const color = shade(scale.part(value));
   const deviation = Math.sqrt(ids.reduce((sum, id) => sum + (of(id) - value) ** 2, 0) / (ids.length - 1));
-  const ranked = [...ids].sort((a, b) => of(a) - of(b));
+  const ranked = [...ids].sort((a, b) => scale.sign * (of(a) - of(b)));
   const spread = ids.length > 1 ? `± ${number(Number(deviation.toPrecision(2)))}` : null;
   const states = new Set(ids.map(id => runs[id].state).filter(state => !state.endsWith("finished")));
   const note = [spread, ...states, value === scale.best && "best"].filter(Boolean).join(" ");

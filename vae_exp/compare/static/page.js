@@ -2,8 +2,8 @@
 
 function head() {
   const count = `${data.count} run${data.count === 1 ? "" : "s"}`;
-  const says =
-    "Nats per image; lower is better. Point at a run to see it marked everywhere; click it, or use the arrows and Enter, for its own page.";
+  const higher = [...new Set(sections.filter(section => section.sign < 0).map(section => section.metric))];
+  const says = `Nats per image; lower is better${higher.length ? `, but higher ${higher.join(", ")}` : ""}. Point at a run to see it marked everywhere; click it, or use the arrows and Enter, for its own page.`;
   const why = data.groups && `${data.groups[0].toUpperCase()}${data.groups.slice(1)}.`;
   const links = sections.map((section, i) =>
     element("li", {}, element("a", { href: `#section-${i}` }, section.title ?? "")),
@@ -89,8 +89,8 @@ function scaleOf(section, coloring) {
   const stops = [0, 0.2, 0.4, 0.6, 0.8, 1].map(shade).join(", ");
   const bar = element("span", { class: "bar", style: `background: linear-gradient(to right, ${stops})` });
   if (coloring.axis) return [coloring.axis.texts[0], bar, coloring.axis.texts.at(-1)];
-  const [low, high] = scoreRange(section);
-  return [number(low), bar, number(high)];
+  const [low, high] = scoreRange(section).map(number);
+  return section.sign < 0 ? [high, bar, low] : [low, bar, high];
 }
 
 function sectionOf(section, i) {

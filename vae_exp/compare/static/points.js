@@ -34,7 +34,7 @@ function overKeyAt(width, section, ids) {
   for (const id of ids) {
     const run = runs[id];
     const x = toX(positions.get(valueOn(axis, id)));
-    const off = run.score > high ? " (above the axis)" : "";
+    const off = run.score > high ? " (above the axis)" : run.score < low ? " (below the axis)" : "";
     const point = svg("g", belonging([id], { class: "point" }));
     const [up, down] = [run.score + run.spread, run.score - run.spread].map(toY);
     if (run.spread && !off)
@@ -80,18 +80,16 @@ function tradeOff(width, section, name) {
 }
 
 // What a code says over what it leaves of the image: a curve for each z_dim where something trades one for the other.
-const Z_DIM = "model.z_dim";
-const TRADING = /^(model\.beta|objective\.|likelihood\.)/;
 const RATE = "test/kl";
 
 function rateDistortion(section) {
-  const along = section.axes.find(axis => TRADING.test(axis.key) && axis.numbers);
-  const curve = section.axes.find(axis => axis.key === Z_DIM);
+  const along = section.axes.find(axis => data.trading.some(key => axis.key.startsWith(key)) && axis.numbers);
+  const curve = section.axes.find(axis => axis.key === data.z_dim);
   const ids = onPath(scored(section)).filter(id => hasBoth(id, RATE));
   if (!along || !curve || ids.length < 3) return [];
   const box = element("div", { class: "plot rate-distortion" });
   drawInto(box, width => [rateDistortionAt(width, section, ids, along, curve)]);
-  return [element("h3", {}, `Rate and distortion, a curve for each ${Z_DIM}`), box];
+  return [element("h3", {}, `Rate and distortion, a curve for each ${data.z_dim}`), box];
 }
 
 function rateDistortionAt(width, section, ids, along, curve) {

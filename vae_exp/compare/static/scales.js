@@ -1,8 +1,9 @@
 // Scales of axes and of colors.
 
-// The range of values without those far above the rest: a run that went off must not flatten the others. Lower values
-// are better everywhere here, so that nothing far below is cut off.
-function range(values) {
+// The range of values without those far worse than the rest: a run that went off must not flatten the others. Lower
+// values are better, and nothing far below is cut off; with sign -1 higher ones are.
+function range(values, sign = 1) {
+  if (sign < 0) return range(values.map(value => -value)).map(value => -value).reverse();
   const sorted = [...values].sort((a, b) => a - b);
   const at = part => sorted[Math.round(part * (sorted.length - 1))];
   const fence = at(0.75) + 3 * (at(0.75) - at(0.25));
@@ -48,7 +49,8 @@ function plane(width, { height, left, right, top, bottom }, title, [low, high], 
 // Those of a path that were trained from nothing too lie beside it: maps and curves are of the path.
 const onPath = ids => ids.filter(id => !runs[id].config.confirm);
 const scored = section => section.runs.filter(id => runs[id].score !== null);
-const scoreRange = section => range(scored(section).map(id => runs[id].score));
+const scoreRange = section => range(scored(section).map(id => runs[id].score), section.sign);
+const from0 = (part, sign) => (sign < 0 ? value => 1 - part(value) : part); // 0 is the best
 
 // A run's value on an axis, and on all axes of its section, as texts.
 const valueOn = (axis, id) => runs[id].config[axis.key] ?? "-";
@@ -93,7 +95,7 @@ function inkOn(color) {
 
 // What colors the runs of a section: their names where they are few, else their result or a swept key.
 function colorings(section) {
-  const ofScore = partIn(scored(section).length ? scoreRange(section) : [0, 1]);
+  const ofScore = from0(partIn(scored(section).length ? scoreRange(section) : [0, 1]), section.sign);
   const byScore = { name: section.metric, part: id => (runs[id].score === null ? null : ofScore(runs[id].score)) };
   const byKey = section.axes.map(axis => {
     const positions = axisPositions(axis);
