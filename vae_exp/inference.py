@@ -95,8 +95,8 @@ class TrainedVAE:
 
     @property
     def name(self) -> str:
-        kind = " VAE" if self.model.stochastic else ""
-        return f"{self.config['model']['name']}{kind} on {self.config['dataset']['name']}, epoch {self.epoch}"
+        kind, given = " VAE" if self.model.stochastic else "", (self.config.get("wandb") or {}).get("name")
+        return f"{f'{given}: ' if given else ''}{self.config['model']['name']}{kind} on {targets.data_name(self.config['dataset'])}, epoch {self.epoch}"
 
     @property
     def n_classes_in_data(self) -> int:

@@ -43,6 +43,7 @@ from vae_exp.training.run_dir import (
     newest,
     on_checkpoint,
     on_resume,
+    read_config,
 )
 
 
@@ -253,6 +254,7 @@ def final_message(summary: dict[str, Any], run_dir: Path, is_demo: bool) -> str:
         offline = shlex.quote(str(folder))
     latest = LATEST if OUTPUTS in run_dir.parents and newest(BEST) == run_dir else None
     lines = {
+        "name": ((read_config(run_dir) or {}).get("wandb") or {}).get("name"),
         "test": f"{test}   ({test_results['active_units']} active units)",
         "scores": "  ".join(f"{name} {value:.3f}" for name, value in scores.items()),
         "folder": f"{run_dir}    ({IMAGES}/, {METRICS}, {SUMMARY}, {BEST})",

@@ -8,7 +8,7 @@ from typing import Any
 from vae_exp.compare import runs as results
 from vae_exp.compare import table
 from vae_exp.compare.runs import PRUNED, Run
-from vae_exp.compare.table import format_table, wrapped
+from vae_exp.compare.table import format_groups, wrapped
 from vae_exp.config.checks import CONF_DIR, as_argument, as_typed
 from vae_exp.config.schema import WandbKeys
 from vae_exp.errors import UserError
@@ -78,7 +78,8 @@ def finish(plan: Plan, wandb: WandbKeys, stopped: bool = False) -> int:
         publish_sweep(plan.name, wandb, [run.folder for run in runs], printed, rows, figures, numbers)
     if runs:
         ordered = results.sort_runs(folded, metric)
-        say("\n" + format_table(ordered, printed, bests, metric, "results.csv"))
+        last = printed[len(keys) :]
+        say("\n" + format_groups(ordered, lambda group: [*results.setting_columns(group), *last], "results.csv"))
         say("\n".join(wrapped([why] if (why := table.describe_groups(folded)) else [])))
     count = f", {pruned} of them pruned" if pruned else ""
     say(f"{done} of {plan.jobs} jobs finished{count}")

@@ -15,6 +15,7 @@ from vae_exp.config.checks import CALLS, as_typed, flatten, groups, literal, pat
 from vae_exp.config.compose import compose, parse, without_hydra
 from vae_exp.config.migrations import renamed
 from vae_exp.config.schema import Config, is_path
+from vae_exp.config.targets import OWN_IMAGES
 from vae_exp.errors import UserError
 from vae_exp.files import expand
 from vae_exp.training.console import say
@@ -24,7 +25,6 @@ from vae_exp.training.run_dir import (
     LATEST,
     LENGTH,
     OUTPUTS,
-    OWN_IMAGES,
     PREVIOUS,
     SUMMARY,
     available_roots,
