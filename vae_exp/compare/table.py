@@ -73,7 +73,9 @@ def groups(runs: list[Run]) -> list[list[Run]]:
 def titles(comparable: list[list[Run]]) -> list[str]:
     """Return a heading for each of several groups: its data, its likelihood, and what tells it from others of these."""
     protocols = [_protocol(group[0]) for group in comparable]
-    names = [tuple(str(group[0].config.get(key, "-")) for key in ("dataset.name", "likelihood")) for group in comparable]
+    names = [
+        tuple(str(group[0].config.get(key, "-")) for key in ("dataset.name", "likelihood")) for group in comparable
+    ]
     result = []
     for protocol, name in zip(protocols, names, strict=True):
         words = list(name)
@@ -194,7 +196,7 @@ def format_groups(
         text = format_table(group, shown, mark, metric, rest, requested, [names[id(run)] for run in group])
         where = []
         if marked and (marked.given or names[id(marked)] != marked.name):  # of several seeds the best
-            where = [f"best: {printable((best(marked.members, metric_of(group)) or marked).folder)}"]
+            where = [f"the best is in {printable((best(marked.members, metric_of(group)) or marked).folder)}"]
         texts.append("\n".join([*wrapped(heading), text, *where]))
     return "\n\n".join(texts)
 
