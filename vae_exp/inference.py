@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vae_exp.config import build, targets
+from vae_exp.config.checks import data_name
 from vae_exp.config.migrations import GONE
 from vae_exp.config.schema import Count, Sampler, Seed, Temperature, rule_of
 from vae_exp.config.targets import Trust
@@ -96,7 +97,8 @@ class TrainedVAE:
     @property
     def name(self) -> str:
         kind, given = " VAE" if self.model.stochastic else "", (self.config.get("wandb") or {}).get("name")
-        return f"{f'{given}: ' if given else ''}{self.config['model']['name']}{kind} on {targets.data_name(self.config['dataset'])}, epoch {self.epoch}"
+        what = f"{self.config['model']['name']}{kind} on {data_name(self.config['dataset'])}, epoch {self.epoch}"
+        return f"{given}: {what}" if given else what
 
     @property
     def n_classes_in_data(self) -> int:

@@ -98,7 +98,7 @@ def compare(options: argparse.Namespace) -> None:
         return
     chosen = [_require_known(name, known) for name in options.columns.split(",")] if options.columns else None
     extra = [results.UDR] if options.udr else []
-    lines = [format_groups(runs, chosen or results.usual_columns, "--csv FILE", extra)]
+    lines = [format_groups(runs, chosen or results.usual_columns, requested=extra, locate=True)]
     if why := table.describe_groups(runs):
         lines += wrapped([why])
     # All is written before it is printed: whoever reads that may have gone.

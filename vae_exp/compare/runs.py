@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vae_exp.config.checks import flatten, path_of
+from vae_exp.config.checks import data_name, flatten, path_of
 from vae_exp.config.schema import is_number, is_on_path
-from vae_exp.config.targets import data_name
 from vae_exp.errors import UserError
 from vae_exp.files import read_json_lines
 from vae_exp.training.run_dir import (
@@ -128,9 +127,9 @@ def read_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
                 damaged[folder.resolve()] = str(error)
     if not runs:
         raise UserError("\n".join(damaged.values()))
-    parent, count = os.path.commonpath([folder.parent for folder in runs]), Counter(run.given for run in runs.values())
-    for folder, run in runs.items():
-        path = folder.relative_to(parent).as_posix()
+    parent, count = os.path.commonpath([path.parent for path in runs]), Counter(run.given for run in runs.values())
+    for whole, run in runs.items():
+        path = whole.relative_to(parent).as_posix()
         run.name = path if run.given is None else run.given if count[run.given] == 1 else f"{run.given} ({path})"
     return sorted(runs.values(), key=lambda run: str(run.folder)), list(damaged.values())
 

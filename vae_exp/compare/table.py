@@ -173,11 +173,16 @@ ALONE = "no other run here compares with these"
 
 
 def format_groups(
-    runs: list[Run], columns: Callable[[list[Run]], list[str]] | list[str], rest: str, requested: Collection[str] = ()
+    runs: list[Run],
+    columns: Callable[[list[Run]], list[str]] | list[str],
+    rest: str = "--csv FILE",
+    requested: Collection[str] = (),
+    locate: bool = False,
 ) -> str:
     """Return a table for each group of runs that compare, the largest first, and one of those that are alone.
 
-    Each has a heading where there are several, the columns of its runs, or those given, and its best marked.
+    Each has a heading where there are several, the columns of its runs, or those given, and its best marked, with its
+    folder below to `locate` it where the name does not say it.
     """
     comparable = sorted(groups(runs), key=len, reverse=True)
     names = dict(zip(map(id, runs), short_names([run.name for run in runs], _room_for_names()), strict=True))
@@ -195,7 +200,7 @@ def format_groups(
         heading = [f"{title} ({len(group)} run{'s' * (len(group) > 1)})"] if len(tables) > 1 else []
         text = format_table(group, shown, mark, metric, rest, requested, [names[id(run)] for run in group])
         where = []
-        if marked and (marked.given or names[id(marked)] != marked.name):  # of several seeds the best
+        if locate and marked and (marked.given or names[id(marked)] != marked.name):  # of several seeds the best
             where = [f"the best is in {printable((best(marked.members, metric_of(group)) or marked).folder)}"]
         texts.append("\n".join([*wrapped(heading), text, *where]))
     return "\n\n".join(texts)

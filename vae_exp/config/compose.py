@@ -13,10 +13,9 @@ from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vae_exp.config.checks import CONF_DIR, RUN_DIR, closest, groups, options, options_with, quoted
+from vae_exp.config.checks import CONF_DIR, RUN_DIR, closest, groups, made_name, options, options_with, quoted
 from vae_exp.config.migrations import GONE
 from vae_exp.config.schema import DATASET_RULES, EVALUATE_RULES, GENERATE_RULES, OPTION_RULES, RULES, is_number
-from vae_exp.config.targets import made_name
 from vae_exp.errors import UserError, printable
 
 HYDRA_VERSION = "1.3"

@@ -19,7 +19,6 @@ log = logging.getLogger(__name__)
 Trust = bool | Mapping[str, Any]
 
 
-OWN_IMAGES = ("vae_exp.datasets.image_folder", "vae_exp.datasets.arrays")  # whatever lies at dataset.root
 PUBLIC = {  # these names stay when files move: see config/migrations.py
     group: {f"vae_exp.{group.replace('scheduler', 'schedule')}s.{name}" for name in names.split()}
     for group, names in {
@@ -44,27 +43,6 @@ OWN_OF_HYDRA = re.compile(
 PARAMS = "hydra.sweeper.params."
 # A sweep adds these itself, each time anew.
 PLANNED = ("hydra.mode=", "hydra.sweep.dir=", "hydra.sweep.subdir=", "hydra.sweeper._target_=", "hydra.sweeper.params=")
-
-
-def data_name(dataset: Mapping[str, Any]) -> str:
-    """Return what a dataset is called in names and tables: of one's own images their folder, or the .npz file."""
-    name, root = str(dataset.get("name")), dataset.get("root")
-    if f"vae_exp.datasets.{name}" not in OWN_IMAGES or root is None:  # it has a name of its own, or only one place
-        return name
-    return os.path.basename(os.path.abspath(os.path.expanduser(str(root)))).removesuffix(".npz") or name  # noqa: PTH
-
-
-def made_name(config: Mapping[str, Any]) -> str:
-    """Return a name such as beta-digits-conv-z20-beta16: the model, the data, and the parts that are not the usual."""
-    model, dataset = config["model"], config["dataset"]
-    usual = {"network": "mlp", "likelihood": "bernoulli", "objective": "elbo"}
-    parts = [str(config[group].get("_target_")).rpartition(".")[2] for group in usual]
-    label = dataset.get("label") or dataset.get("attribute")
-    words = [model["name"], data_name(dataset)[:40], *([label] if model["conditional"] and label else [])]
-    words += [dataset["binarize"]] if dataset.get("binarize", "none") != "none" else []
-    words += [part for part, common in zip(parts, usual.values(), strict=True) if part != common]
-    words += [f"z{model['z_dim']}", *([f"beta{model['beta']:g}"] if model["beta"] not in (0, 1) else [])]
-    return re.sub(r"[^\w.+-]+", "-", "-".join(map(str, words)))
 
 
 def is_published(group: str, target: Any) -> bool:

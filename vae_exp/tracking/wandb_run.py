@@ -19,9 +19,8 @@ from urllib.error import HTTPError
 from urllib.parse import unquote, urlparse
 from urllib.request import Request, urlopen
 
-from vae_exp.config.checks import as_typed
+from vae_exp.config.checks import as_typed, made_name
 from vae_exp.config.schema import Config, WandbKeys, is_number
-from vae_exp.config.targets import made_name
 from vae_exp.errors import UserError, printable
 from vae_exp.files import expand
 from vae_exp.training.run_dir import OUTPUTS, WandbRun, read_summary

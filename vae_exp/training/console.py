@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vae_exp.config.checks import data_name
 from vae_exp.config.schema import Config
-from vae_exp.config.targets import data_name
 from vae_exp.errors import printable
 
 if TYPE_CHECKING:  # the command line names ConsoleHandler before torch is imported

@@ -11,11 +11,10 @@ from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
 from vae_exp.config import targets
-from vae_exp.config.checks import CALLS, as_typed, flatten, groups, literal, path_of, resolve
+from vae_exp.config.checks import CALLS, OWN_IMAGES, as_typed, flatten, groups, literal, path_of, resolve
 from vae_exp.config.compose import compose, parse, without_hydra
 from vae_exp.config.migrations import renamed
 from vae_exp.config.schema import Config, is_path
-from vae_exp.config.targets import OWN_IMAGES
 from vae_exp.errors import UserError
 from vae_exp.files import expand
 from vae_exp.training.console import say

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TextIO
 
-from vae_exp.config.checks import CALLS, as_argument, flatten, shortened
+from vae_exp.config.checks import CALLS, OWN_IMAGES, as_argument, flatten, shortened
 from vae_exp.config.migrations import renamed
-from vae_exp.config.targets import OWN_IMAGES, own_words, trusting
+from vae_exp.config.targets import own_words, trusting
 from vae_exp.errors import UserError, printable
 from vae_exp.files import (
     cache_folder,
