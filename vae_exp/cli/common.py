@@ -25,13 +25,15 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vae_exp import __version__
-from vae_exp.compare.runs import TERMS
+from vae_exp.compare import table
+from vae_exp.compare.runs import TERMS, fold_seeds, read_runs
 from vae_exp.config import checks
 from vae_exp.config.checks import CONF_DIR, check_values, closest, flatten, path_of, quoted, resolve, shortened
 from vae_exp.config.compose import KNOWN_RULES, compose, explain, parse, readable
 from vae_exp.config.schema import OPTION_RULES, Rule
 from vae_exp.errors import UserError, in_users_code, printable, stop_signals
 from vae_exp.training import console
+from vae_exp.training.console import say
 from vae_exp.training.run_dir import (
     BEST,
     IMAGES,
@@ -230,6 +232,20 @@ def _overrides(program: str, arguments: list[str]) -> list[str]:
     if swept := [override for override in parse(overrides) if override.is_sweep_override()]:
         raise UserError(f"{swept[0].input_line}: {program} takes one value of it.")
     return overrides
+
+
+def say_latest(program: str, run_dir: Path) -> None:
+    """Print which run checkpoint=latest means, and the best of its sweep if it is a job of one."""
+    text = f"{LATEST} is {printable(run_dir)}"
+    if ((read_config(run_dir) or {}).get("sweep") or {}).get("jobs"):
+        settings = fold_seeds(read_runs([run_dir.parent])[0])
+        bests = [table.best(run.members, table.metric_of(run.members)) or run for run in table.best_per_group(settings)]
+        text += ", the last job of a sweep"
+        if any(best.folder.samefile(run_dir) for best in bests):
+            text += ", and its best"
+        elif len(bests) == 1:
+            text += f". The sweep's best: {on_checkpoint(program, bests[0].folder)}"
+    say(text, sys.stderr)
 
 
 def resume_hint(run_dir: Path) -> str:

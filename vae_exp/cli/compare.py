@@ -190,8 +190,10 @@ def _filter(runs: list[Run], test: str) -> list[Run]:
         value = float(value)  # YAML reads 1e-3 as text
 
     def passes(run: Run) -> bool:
+        given = run.given or ""  # of a job that with what is swept
+        is_called = key == NAME and (given == value or (bool(run.swept) and given.startswith(f"{value}-")))
         try:
-            return OPERATORS[sign](run.given if key == NAME and run.given == value else run.value(key), value)
+            return OPERATORS[sign](value if is_called else run.value(key), value)
         except TypeError:  # a run without that number
             return False
 
