@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from vae_exp.compare import runs as results
 from vae_exp.compare import table
 from vae_exp.compare.runs import BOOKKEEPING, NAME, REASON, RESULTS, SCORES, SEEDS, STATE, TERMS, Run
-from vae_exp.compare.table import cell, is_logarithmic, is_numeric, setting, short, short_names, swept
+from vae_exp.compare.table import cell, is_logarithmic, is_numeric, setting, short_names, swept
 from vae_exp.config.schema import is_number
 from vae_exp.errors import printable
 from vae_exp.training.run_dir import BEST, IMAGES, LAST, on_checkpoint, on_resume
@@ -50,8 +50,9 @@ def _about(runs: list[Run]) -> str:
     """Return what runs have in common, for the heading: models, datasets, epochs, and the days they were made on."""
     parts = []
     for key in ("model.name", "dataset.name", "epochs"):
-        values = list(dict.fromkeys(str(run.config[key]) for run in runs if key in run.config))
-        parts.append(" and ".join(values) if len(values) < 4 else f"{len(values)} {key.split('.')[0]}s")
+        values = sorted({run.config[key] for run in runs if key in run.config}, key=results.order)
+        many = f"{len(values)} {key.split('.')[0]}s" if len(values) > 3 else ""
+        parts.append(many or " and ".join(filter(None, [", ".join(map(str, values[:-1])), *map(str, values[-1:])])))
     models, datasets, epochs = parts
     days = sorted({run.day for run in runs if run.day})
     dates = list(dict.fromkeys([*days[:1], *days[-1:]]))
@@ -126,7 +127,7 @@ def _records(group: list[Run], section: dict[str, Any], label_keys: list[str], k
             {
                 "name": name,
                 "short": short_name,
-                "label": label(run, label_keys),
+                "label": label(run, label_keys, short_name),
                 "state": run.state,
                 "reason": run.reason,
                 "seeds": run.seeds,
@@ -149,10 +150,12 @@ def _records(group: list[Run], section: dict[str, Any], label_keys: list[str], k
     return records
 
 
-def label(run: Run, keys: list[str]) -> str:
-    """Return the label of a run in a figure: its values of the keys that differ, or its name."""
-    settings = [f"{key.rsplit('.', 1)[-1]}={cell(run, key)}" for key in keys if run.value(key) is not None]
-    return short(" ".join(settings), MAX_LABEL) or run.name
+def label(run: Run, keys: list[str], name: str | None = None) -> str:
+    """Return the label of a run in a figure: its values of the keys that differ if they are few, or its name."""
+    shown = {key.removesuffix(".name").rpartition(".")[2]: cell(run, key) for key in keys if run.value(key) is not None}
+    text = " ".join(f"{key}={value}" for key, value in shown.items())
+    is_named = run.given is not None and not run.swept
+    return text if text and not is_named and len(text) <= MAX_LABEL else name or run.name
 
 
 def _commands(run: Run) -> dict[str, str]:

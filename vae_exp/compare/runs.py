@@ -225,10 +225,10 @@ def setting_columns(runs: list[Run]) -> list[str]:
     """Return the keys that say which setting a run is: those that were swept, and whatever else differs."""
     swept = swept_keys(runs)
     own_order = swept if all(run.swept == runs[0].swept for run in runs) else []  # of several sweeps there is none
-    return list(dict.fromkeys([*own_order, *sorted([*swept, *differing(runs)], key=_rank)]))
+    return list(dict.fromkeys([*own_order, *sorted([*swept, *differing(runs)], key=rank)]))
 
 
-def _rank(key: str) -> int:
+def rank(key: str) -> int:
     """Return the rank of a key in a table: what people look for first, seeds and bookkeeping last."""
     return FIRST.index(key) if key in FIRST else len(FIRST) + (key in SEEDS) + 2 * (key in BOOKKEEPING)
 

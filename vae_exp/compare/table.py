@@ -15,6 +15,7 @@ from typing import Any
 
 from vae_exp.compare.runs import (
     BOOKKEEPING,
+    FOLDER,
     NAME,
     PATH_EPOCHS,
     REASON,
@@ -23,6 +24,7 @@ from vae_exp.compare.runs import (
     STATE,
     Run,
     differing,
+    rank,
     swept_keys,
 )
 from vae_exp.config.schema import is_number
@@ -56,7 +58,7 @@ def _protocol(run: Run) -> dict[str, Any]:
 
 
 def groups(runs: list[Run]) -> list[list[Run]]:
-    """Return the runs in groups, each of runs that compare with each other."""
+    """Return the runs in groups, the largest first, each of runs that compare with each other."""
     result: dict[str, list[Run]] = {}
     protocols = [_protocol(run) for run in runs]
     for run, protocol in zip(runs, protocols, strict=True):
@@ -67,7 +69,8 @@ def groups(runs: list[Run]) -> list[list[Run]]:
             protocol = {key: value for key, value in protocol.items() if key != ROOT}
         result.setdefault(json.dumps(protocol, sort_keys=True, default=str), []).append(run)
     # First in a group is a run whose data are known: it tells groups apart.
-    return [sorted(group, key=lambda run: run.data is None) for group in result.values()]
+    largest_first = sorted(result.values(), key=len, reverse=True)
+    return [sorted(group, key=lambda run: run.data is None) for group in largest_first]
 
 
 def titles(comparable: list[list[Run]]) -> list[str]:
@@ -98,7 +101,7 @@ def best_per_group(runs: list[Run]) -> list[Run]:
 def largest(runs: list[Run], column: str) -> tuple[list[Run], str | None]:
     """Return the largest group of runs that compare and have the column, and how many runs are left out and why."""
     with_value = [run for run in runs if run.value(column) is not None] or runs
-    comparable = sorted(groups(with_value), key=len, reverse=True)
+    comparable = groups(with_value)
     largest, protocols = comparable[0], [_protocol(group[0]) for group in comparable]
     reasons = []
     if others := len(with_value) - len(largest):
@@ -150,7 +153,7 @@ def swept(runs: list[Run]) -> list[str]:
         if key not in SEEDS and key not in BOOKKEEPING:
             values = [run.config.get(key) for run in runs]
             result.setdefault(tuple(values.index(value) for value in values), key)
-    return list(result.values())
+    return sorted(result.values(), key=rank)
 
 
 def is_logarithmic(values: Collection[Any]) -> bool:
@@ -184,7 +187,7 @@ def format_groups(
     Each has a heading where there are several, the columns of its runs, or those given, and its best marked, with its
     folder below to `locate` it where the name does not say it.
     """
-    comparable = sorted(groups(runs), key=len, reverse=True)
+    comparable = groups(runs)
     names = dict(zip(map(id, runs), short_names([run.name for run in runs], _room_for_names()), strict=True))
     tables = [*zip(titles(comparable), comparable, strict=True)]
     tables = [(title, group) for title, group in tables if len(group) > 1]
@@ -294,7 +297,8 @@ def _blocks(columns: list[str], padded: dict[str, list[str]], room: int) -> list
 
 
 def _column(runs: list[Run], column: str, cells: list[str], room: int) -> list[str]:
-    longest = min(MAX_REASON if column == REASON else max(MAX_CELL, len(column)), room)
+    most = {REASON: MAX_REASON, FOLDER: 500}.get(column, MAX_CELL)
+    longest = min(max(most, len(column)), room)
     return _padded([short(text, longest) for text in cells], right=is_numeric(runs, column))
 
 

@@ -28,7 +28,7 @@ function resultAxis(section) {
   const [low, high] = scoreRange(section);
   const part = partIn([low, high], 0.5);
   const marks = ticks(low, high, 6).map(tick => [part(tick), number(tick)]);
-  if (scored(section).some(id => runs[id].score > high)) marks.push([1, `${number(high)} or more`]);
+  if (scored(section).some(id => runs[id].score > high)) marks.push([1, `≥ ${number(high)}`]);
   return { name: section.metric, of: id => part(runs[id].score), ticks: marks };
 }
 
