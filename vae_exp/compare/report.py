@@ -221,20 +221,21 @@ T_975 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
 def verdict(runs: list[Run], metric: str) -> str:
     """Say which setting is best, by how much, and what the seeds say about it. The runs compare, and may be folded."""
     settings = runs if any(run.members for run in runs) else results.fold_seeds(runs)
-    keys = swept(settings)
+    keys, names = swept(settings), short_names([run.name for run in settings], MAX_NAME)
+    called = {id(run): label(run, keys, name) for run, name in zip(settings, names, strict=True)}
     best = table.best(settings, metric)
     if best is None:
         return f"No run that finished has a {metric}."
-    what = f"{label(best, keys)}: {metric} {cell(best, metric)}{f' over {best.seeds} seeds' if best.seeds > 1 else ''}"
+    what = f"{called[id(best)]}: {metric} {cell(best, metric)}{f' over {best.seeds} seeds' if best.seeds > 1 else ''}"
     second = table.best([run for run in settings if run is not best], metric)
     if second is None:
         return f"{what}, {'the only run' if len(runs) == 1 else 'the only setting that finished'}."
     what = f"Best {'setting ' if any(run.seeds > 1 for run in settings) else ''}{what}"
     lead = second.metrics[metric] - best.metrics[metric]
     if lead < 0:  # only a setting of which some seeds failed can be lower than the best
-        return f"{what}. {label(second, keys)} is lower by {_nats(-lead)}, but {second.state}."
-    ahead = f"ahead of the next ({label(second, keys)}) by {_nats(lead)}"
-    text = f"{what}, {ahead if lead else f'level with {label(second, keys)}'}. {_chance(best, second, metric, lead)}"
+        return f"{what}. {called[id(second)]} is lower by {_nats(-lead)}, but {second.state}."
+    ahead = f"ahead of the next ({called[id(second)]}) by {_nats(lead)}"
+    text = f"{what}, {ahead if lead else f'level with {called[id(second)]}'}. {_chance(best, second, metric, lead)}"
     single = table.best(runs, metric)
     if single is not None and all(single is not run for run in (best, *best.members)):
         text += f" The best single run, {single.name}, has another setting."

@@ -34,7 +34,8 @@ function resultAxis(section) {
 
 function parallelAt(width, section, axes, ids) {
   const [top, bottom] = [PARALLEL.top, PARALLEL.height - PARALLEL.bottom];
-  const toX = linear([0, axes.length - 1], [PARALLEL.side, width - PARALLEL.side]);
+  const longest = Math.max(...axes[0].ticks.map(([, text]) => shortened(text).length));
+  const toX = linear([0, axes.length - 1], [Math.max(PARALLEL.side, 16 + 7 * longest), width - PARALLEL.side]);
   const toY = linear([0, 1], [bottom, top]);
   const title = "swept keys and results, a line a run";
   const made = svg("svg", { width, height: PARALLEL.height, role: "img", "aria-label": title });
@@ -62,7 +63,7 @@ function axisAt(axis, i, x, toY, section, isLast) {
   const made = svg(
     "g",
     { class: "axis" },
-    svg("text", name, axis.name.split(".").pop(), svg("title", {}, axis.name)),
+    svg("text", name, axis.name.replace(/\.name$/, "").split(".").pop(), svg("title", {}, axis.name)),
     svg("line", { x1: x, x2: x, y1: toY(0), y2: toY(1) }),
   );
   let last = Infinity;
