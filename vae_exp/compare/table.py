@@ -69,7 +69,7 @@ def groups(runs: list[Run]) -> list[list[Run]]:
             protocol = {key: value for key, value in protocol.items() if key != ROOT}
         result.setdefault(json.dumps(protocol, sort_keys=True, default=str), []).append(run)
     # First in a group is a run whose data are known: it tells groups apart.
-    largest_first = sorted(result.values(), key=len, reverse=True)
+    largest_first = sorted(result.values(), key=lambda group: -sum(run.seeds for run in group))
     return [sorted(group, key=lambda run: run.data is None) for group in largest_first]
 
 

@@ -92,7 +92,7 @@ def _sized(font: Any, size: int) -> Any:
 
 def _narrow(size: int) -> int:
     """Return the size at which matplotlib's wide fonts take as much room as others, as small as can be read."""
-    return max(11, round(0.85 * size))
+    return max(10, round(0.85 * size))
 
 
 @functools.lru_cache(maxsize=256)
