@@ -92,7 +92,7 @@ def _sized(font: Any, size: int) -> Any:
 
 def _narrow(size: int) -> int:
     """Return the size at which matplotlib's wide fonts take as much room as others, as small as can be read."""
-    return max(10, round(0.85 * size))
+    return max(11, round(0.85 * size))
 
 
 @functools.lru_cache(maxsize=256)
@@ -282,13 +282,13 @@ def traversals(
 
 
 def traversal_sheet(images: Tensor, title: str, rows: Sequence[str], values: Tensor, gaps: Any = ((), ())) -> Sheet:
-    words = list(map(signed, values.tolist()))
+    words = list(map(tick, values.tolist()))
     return walk_sheet(images, title, rows, words, "standard deviations of the prior", gaps=gaps)
 
 
 def manifold(images: Tensor, values: Tensor, dims: list[int], note: str = "") -> Sheet:
     """Show the plane of two latents, images [S, S, C, H, W] of latent_walks.manifold: first right, second up."""
-    words = [signed(value) for value in values.tolist()]
+    words = [tick(value) for value in values.tolist()]
     rows = [f"z{dims[1]} {word}" if i == 0 else word for i, word in enumerate(reversed(words))] if len(dims) > 1 else []
     return walk_sheet(images, f"p(x|z) at equally likely z{note}", rows, words, f"z{dims[0]}")
 
@@ -367,5 +367,5 @@ def save_figure(figure: "Figure", file: IO[bytes], kind: str, dpi: int) -> None:
         figure.savefig(file, format=kind, dpi=dpi, metadata=dated.get(kind))
 
 
-def signed(value: float) -> str:
-    return f"{value:+.1f}" if abs(value) >= 0.05 else "0"
+def tick(value: float) -> str:
+    return f"{value:.1f}" if abs(value) >= 0.05 else "0"
