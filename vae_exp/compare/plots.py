@@ -141,7 +141,8 @@ def _rate_distortion(runs: list[Run], curve_key: str, along: str) -> plt.Figure:
         axes.plot(x, y, "o-", color=color, label=f"{curve_key}={value:g}")
         if i in (0, len(curves) - 1):  # of the others the values lie in between
             for run, point in zip(members, zip(x, y, strict=True), strict=True):
-                axes.annotate(f"{run.value(along):g}", point, xytext=(4, 4), textcoords="offset points", fontsize=8)
+                aside = {"xytext": (-4, -11), "ha": "right"} if i else {"xytext": (4, 4)}
+                axes.annotate(f"{run.value(along):g}", point, textcoords="offset points", fontsize=8, **aside)
     axes.set(xlabel="rate: test/kl, nats per image", ylabel="distortion: test/reconstruction, nats per image")
     axes.set_title(f"at the points: {along}", fontsize=10)
     axes.legend()
