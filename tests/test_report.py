@@ -276,7 +276,10 @@ def test_a_run_has_a_page_with_a_slider_over_its_epochs(built, folder, visit):
 @needs_browser
 def test_runs_that_do_not_compare_stand_in_sections_of_their_own(built, visit):
     page = visit(built)
-    assert page.locator("section h2").all_inner_texts() == ["dataset.binarize=none", "dataset.binarize=threshold"]
+    assert page.locator("section h2").all_inner_texts() == [
+        "digits, bernoulli",
+        "digits, bernoulli, binarize=threshold",
+    ]
     for section, count in ((0, 9), (1, 8)):
         assert rows(page, section).count() == count
         assert rows(page, section).locator(".badge").count() == 1, "each has its best"

@@ -97,6 +97,7 @@ def test_no_epochs_measures_the_model_as_it_is_built():
 
 def test_without_validation_the_test_split_is_watched_and_the_last_epoch_kept():
     summary, folder = quick_run("epochs=2", "dataset.val_size=0")
+    assert not list((folder / "images").glob("test_*")), "the last epoch's picture is of it"
     rows = [row for row in metrics(folder) if "test/neg_elbo" in row]
     assert [row["epoch"] for row in rows] == [1, 2]
     assert not any(key.startswith(("val/", "best/val")) for row in [*metrics(folder), summary] for key in row)

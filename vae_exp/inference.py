@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vae_exp.config import build, targets
+from vae_exp.config.checks import data_name
 from vae_exp.config.schema import Count, Sampler, Seed, Temperature, checked
 from vae_exp.config.targets import Trust
 from vae_exp.datasets import Data, Split
@@ -89,8 +90,9 @@ class TrainedVAE:
 
     @property
     def name(self) -> str:
-        kind = " VAE" if self.model.stochastic else ""
-        return f"{self.config['model']['name']}{kind} on {self.config['dataset']['name']}, epoch {self.epoch}"
+        kind, given = " VAE" if self.model.stochastic else "", (self.config.get("wandb") or {}).get("name")
+        what = f"{self.config['model']['name']}{kind} on {data_name(self.config['dataset'])}, epoch {self.epoch}"
+        return f"{given}: {what}" if given else what
 
     @property
     def n_classes_in_data(self) -> int:

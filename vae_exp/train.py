@@ -181,7 +181,8 @@ def test(run: Run) -> None:
     model.load_state_dict(weights)
     evaluation = evaluate(model, test_split, build.generator(run.config["seed"], "evaluation"), shared=True)
     if distributed.is_rank0():
-        run.tracker.image(*test_figure(model, test_split, run.config["seed"], best.epoch), step)
+        if test_split is not run.held_out:  # else it is the last epoch's picture
+            run.tracker.image(*test_figure(model, test_split, run.config["seed"], best.epoch), step)
         scores = factor_scores(evaluation, test_split, run.config, "test")
         run.tracker.summarise(best.summary() | evaluation.scalars("test") | scores | run.path_epochs())
         if run.config["wandb"]["log_checkpoints"]:

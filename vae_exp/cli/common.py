@@ -26,12 +26,15 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vae_exp import __version__
+from vae_exp.compare import table
+from vae_exp.compare.runs import fold_seeds, read_runs
 from vae_exp.config import checks
 from vae_exp.config.checks import CONF_DIR, check_values, closest, flatten, path_of, quoted, resolve, shortened
 from vae_exp.config.compose import HYDRA_VERSION, KNOWN_RULES, compose, explain, parse, readable
 from vae_exp.config.schema import OPTION_RULES, TERMS, Rule
 from vae_exp.errors import UserError, in_users_code, printable, stop_signals
 from vae_exp.training import console
+from vae_exp.training.console import say
 from vae_exp.training.run_dir import (
     BEST,
     IMAGES,
@@ -43,6 +46,7 @@ from vae_exp.training.run_dir import (
     newest,
     on_checkpoint,
     on_resume,
+    read_config,
 )
 
 
@@ -242,6 +246,20 @@ def _overrides(program: str, arguments: list[str]) -> list[str]:
     return overrides
 
 
+def say_latest(program: str, run_dir: Path) -> None:
+    """Print which run checkpoint=latest means, and the best of its sweep if it is a job of one."""
+    text = f"{LATEST} is {printable(run_dir)}"
+    if ((read_config(run_dir) or {}).get("sweep") or {}).get("jobs"):
+        settings = fold_seeds(read_runs([run_dir.parent])[0])
+        bests = [table.best(run.members, table.metric_of(run.members)) or run for run in table.best_per_group(settings)]
+        text += ", the last job of a sweep"
+        if any(best.folder.samefile(run_dir) for best in bests):
+            text += ", and its best"
+        elif len(bests) == 1:
+            text += f". The sweep's best: {on_checkpoint(program, bests[0].folder)}"
+    say(text, sys.stderr)
+
+
 def resume_hint(run_dir: Path) -> str:
     """Return the command that resumes a run, on a line of its own, or nothing if there is no checkpoint."""
     return f"\nresume    {on_resume(run_dir)}" if (run_dir / LAST).exists() else ""
@@ -264,6 +282,7 @@ def final_message(summary: dict[str, Any], run_dir: Path, is_demo: bool) -> str:
         offline = shlex.quote(str(folder))
     latest = LATEST if OUTPUTS in run_dir.parents and newest(BEST) == run_dir else None
     lines = {
+        "name": ((read_config(run_dir) or {}).get("wandb") or {}).get("name"),
         "test": f"{test}   ({test_results['active_units']} active units)",
         "scores": "  ".join(f"{name} {value:.3f}" for name, value in scores.items()),
         "folder": f"{run_dir}    ({IMAGES}/, {METRICS}, {SUMMARY}, {BEST})",

@@ -14,8 +14,8 @@ from pathlib import Path
 from vae_exp.cli import common
 from vae_exp.compare import runs as results
 from vae_exp.compare import table
-from vae_exp.compare.runs import NAME, STATE, Run
-from vae_exp.compare.table import format_table, wrapped
+from vae_exp.compare.runs import FOLDER, NAME, STATE, Run
+from vae_exp.compare.table import format_groups, wrapped
 from vae_exp.config.checks import closest, path_of, shortened
 from vae_exp.errors import UserError, printable
 from vae_exp.files import Unreadable, expand, parse_yaml, require_no_links, write, writing
@@ -81,8 +81,7 @@ def compare(options: argparse.Namespace) -> None:
     single = _read(options)
     runs = results.fold_seeds(single) if options.fold_seeds else single
     known = _columns(runs)
-    metric = table.metric_of(runs)
-    column = _require_known(options.sort or metric, known)
+    column = _require_known(options.sort or table.metric_of(runs), known)
     if options.top:
         runs, why = table.largest(runs, column)
         if why:
@@ -94,15 +93,13 @@ def compare(options: argparse.Namespace) -> None:
         _send(options, single)
         return
     chosen = [_require_known(name, known) for name in options.columns.split(",")] if options.columns else None
-    columns = chosen or results.usual_columns(runs)
-    marked = [best for group in table.groups(runs) if len(group) > 1 for best in table.best_per_group(group)]
     extra = [results.UDR] if options.udr else []
-    lines = [format_table(runs, columns, marked, None if options.columns else metric, requested=extra)]
+    lines = [format_groups(runs, chosen or results.usual_columns, requested=extra, locate=True)]
     if why := table.describe_groups(runs):
         lines += wrapped([why])
     # All is written before it is printed: whoever reads that may have gone.
     if options.csv:
-        lines.append(_write(options.csv, results.as_csv(runs, columns)))
+        lines.append(_write(options.csv, results.as_csv(runs, chosen or results.usual_columns(runs))))
     if options.html:
         from vae_exp.compare.report import page
 
@@ -182,15 +179,17 @@ def _filter(runs: list[Run], test: str) -> list[Run]:
     key, sign, text = parts.groups()
     key = _require_known(key, _columns(runs))
     try:
-        value = parse_yaml(text)
+        value = text if key == NAME else parse_yaml(text)
     except Unreadable:  # such as a month 13
         value = text
     if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
         value = float(value)  # YAML reads 1e-3 as text
 
     def passes(run: Run) -> bool:
+        given = run.given or ""  # of a job that with what is swept
+        is_called = key == NAME and (given == value or (bool(run.swept) and given.startswith(f"{value}-")))
         try:
-            return OPERATORS[sign](run.value(key), value)
+            return OPERATORS[sign](value if is_called else run.value(key), value)
         except TypeError:  # a run without that number
             return False
 
@@ -202,13 +201,20 @@ def _filter(runs: list[Run], test: str) -> list[Run]:
 
 def _columns(runs: list[Run]) -> list[str]:
     keys = dict.fromkeys(key for run in runs for key in run.config)
-    return [NAME, *keys, *dict.fromkeys([*results.result_columns(runs), *results.RESULTS]), STATE, results.REASON]
+    return [
+        NAME,
+        *keys,
+        *dict.fromkeys([*results.result_columns(runs), *results.RESULTS]),
+        STATE,
+        results.REASON,
+        FOLDER,
+    ]
 
 
 def _require_known(column: str, known: list[str]) -> str:
     """Return the column of a name or of its last part, such as z_dim. Raises UserError if no run has it."""
-    if column in known:
-        return column
+    if column in known or column == "name":
+        return NAME if column == "name" else column
     short = [name for name in known if re.split("[./]", name)[-1] == column]
     if not short or (len(short) > 1 and f"model.{column}" not in short):
         also = f" It may be {' or '.join(short)}." if short else closest(column, known)

@@ -12,12 +12,13 @@ from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from vae_exp.cli import common
+from vae_exp.config.checks import data_name
 from vae_exp.config.schema import EVALUATE_RULES, EvaluateOptions
 from vae_exp.errors import UserError, printable
 from vae_exp.evaluation import results
 from vae_exp.files import atomic_write, open_regular, read_json, require_no_links, write_json
 from vae_exp.training.console import say
-from vae_exp.training.run_dir import BEST, GENERATED, RESULT
+from vae_exp.training.run_dir import BEST, GENERATED, LATEST, RESULT
 
 if TYPE_CHECKING:
     import numpy as np
@@ -108,7 +109,9 @@ def evaluate_model(model: "TrainedVAE", options: EvaluateOptions) -> "tuple[dict
     sample_results, pictures = sample_scores.evaluate_samples(model, data, split, classifier, options)
     noise = functools.partial(build.generator, options["seed"])
     evaluation = metrics.evaluate(vae, split, noise("evaluation"), options["repeats"], batch_size=options["batch_size"])
-    result: dict[str, Any] = {"model": model.name, "split": options["split"], "images": len(split)}
+    likelihood = str(model.config["likelihood"]["_target_"]).rpartition(".")[2]
+    result: dict[str, Any] = {"model": model.name, "of": f"{data_name(model.config['dataset'])}, {likelihood}"}
+    result |= {"split": options["split"], "images": len(split)}
     result |= {"repeats": options["repeats"], "seed": options["seed"]}
     for name, per_image in evaluation.per_image.items():
         result |= {name: per_image.mean().item(), f"{name}_error": metrics.standard_error(per_image)}
@@ -150,6 +153,8 @@ def _evaluate_all(options: EvaluateOptions) -> None:
     if options["wandb"]["mode"] == "online":  # before anything is measured
         wandb_run.api_key("online")
     paths = inference.find(options["checkpoint"])
+    if options["checkpoint"] == LATEST:
+        common.say_latest("vae-evaluate", paths[0].parent)
     if len(paths) > 1:
         say(f"{len(paths)} checkpoints in {printable(options['checkpoint'])}")
     rows, failed = {}, 0

@@ -21,7 +21,7 @@ from vae_exp.config.checks import CONF_DIR, as_typed, flatten
 from vae_exp.config.schema import GENERATE_RULES, PICTURES, GenerateOptions
 from vae_exp.errors import UserError, printable
 from vae_exp.files import atomic_write, expand, making, partial_of, read_yaml, require_no_links, writing
-from vae_exp.training.run_dir import GENERATED
+from vae_exp.training.run_dir import GENERATED, LATEST
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -165,6 +165,8 @@ def generate(options: GenerateOptions) -> Path:
     from vae_exp.figures import grids, requested
 
     (source,) = inference.find(options["checkpoint"], only_one=True)
+    if options["checkpoint"] == LATEST:
+        common.say_latest("vae-generate", source.parent)
     model = inference.load(source, options["device"], options["trust"])
     if options["label"] == "null" and "null" not in model.class_names:  # a class may be called so
         options = cast("GenerateOptions", options | {"label": None})

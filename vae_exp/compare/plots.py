@@ -141,7 +141,8 @@ def _rate_distortion(runs: list[Run], curve_key: str, along: str) -> plt.Figure:
         axes.plot(x, y, "o-", color=color, label=f"{curve_key}={value:g}")
         if i in (0, len(curves) - 1):  # of the others the values lie in between
             for run, point in zip(members, zip(x, y, strict=True), strict=True):
-                axes.annotate(f"{run.value(along):g}", point, xytext=(4, 4), textcoords="offset points", fontsize=8)
+                aside = {"xytext": (-4, -11), "ha": "right"} if i else {"xytext": (4, 4)}
+                axes.annotate(f"{run.value(along):g}", point, textcoords="offset points", fontsize=8, **aside)
     axes.set(xlabel="rate: test/kl, nats per image", ylabel="distortion: test/reconstruction, nats per image")
     axes.set_title(f"at the points: {along}", fontsize=10)
     axes.legend()
@@ -201,24 +202,27 @@ def _curves(folded: list[Run], runs: list[Run], key: str, metric: str, searched:
 
 def _trade_off(folded: list[Run], keys: list[str], scores: list[str]) -> plt.Figure:
     """Draw each score over the reconstruction, a point per setting, with bars of one standard deviation over seeds."""
-    figure, grid = plt.subplots(
-        1, len(scores), figsize=(2 + 3.6 * len(scores), 3.6), layout="constrained", squeeze=False
-    )
-    points: dict[int, Any] = {}
     cost, scored = "test/reconstruction", [run for run in folded if any(name in run.metrics for name in scores)]
+    settings = [" ".join(cell(run, key) for key in keys) for run in scored]
+    columns = -(-len(scored) // MAX_NAMED)
+    legend = columns * (0.5 + 0.075 * max(map(len, (*settings, *keys)))), 0.4 + 0.18 * (len(keys) + MAX_NAMED)  # inches
+    size = (3.4 * len(scores) + legend[0], legend[1] if columns > 1 else max(3.6, 0.18 * (len(keys) + len(scored))))
+    figure, grid = plt.subplots(1, len(scores), figsize=size, layout="constrained", squeeze=False)
+    points: dict[int, Any] = {}
     for axes, name in zip(grid[0], scores, strict=True):
         for i, run in enumerate(scored):
             if name in run.metrics:
                 (x, x_spread), (y, y_spread) = ((run.metrics[key], run.spread.get(key, 0.0)) for key in (cost, name))
                 style: dict[str, Any] = {"fmt": MARKERS[i // 10 % len(MARKERS)], "color": f"C{i % 10}", "capsize": 2}
                 points[i] = axes.errorbar([x], [y], xerr=[x_spread], yerr=[y_spread], **style)[0]
-        axes.set(xlabel=f"{cost}, nats per image")
-        axes.set_title(f"{name}, higher is better", fontsize=10)
+        axes.set_title(name, fontsize=10)
         axes.set_ylim(bottom=0)
-    settings = [" ".join(cell(scored[i], key) for key in keys) for i in points]
-    place: dict[str, Any] = {"loc": "outside right upper", "ncols": -(-len(points) // MAX_NAMED)}
-    place |= {"title": "\n".join(keys), "fontsize": 8, "title_fontsize": 8}
-    for text in figure.legend(list(points.values()), settings, **place).get_texts():
+    grid[0][0].set_ylabel("higher is better")
+    figure.supxlabel(f"{cost}, nats per image", fontsize=10)
+    place: dict[str, Any] = {"loc": "outside right upper", "ncols": columns, "columnspacing": 1}
+    place |= {"title": "\n".join(keys), "fontsize": 8, "title_fontsize": 8, "alignment": "left"}
+    named = [settings[i] for i in points]
+    for text in figure.legend(list(points.values()), named, **place).get_texts():
         text.set_parse_math(False)
     return figure
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from vae_exp.compare import runs as results
 from vae_exp.compare import table
 from vae_exp.compare.runs import BOOKKEEPING, NAME, REASON, SCORES, SEEDS, STATE, Run
-from vae_exp.compare.table import cell, is_logarithmic, is_numeric, setting, short, short_names, swept
+from vae_exp.compare.table import cell, is_logarithmic, is_numeric, setting, short_names, swept
 from vae_exp.config.schema import MEASURED, is_number
 from vae_exp.errors import printable
 from vae_exp.training.run_dir import BEST, IMAGES, LAST, on_checkpoint, on_resume
@@ -51,8 +51,9 @@ def _about(runs: list[Run]) -> str:
     """Return what runs have in common, for the heading: models, datasets, epochs, and the days they were made on."""
     parts = []
     for key in ("model.name", "dataset.name", "epochs"):
-        values = list(dict.fromkeys(str(run.config[key]) for run in runs if key in run.config))
-        parts.append(" and ".join(values) if len(values) < 4 else f"{len(values)} {key.split('.')[0]}s")
+        values = sorted({run.config[key] for run in runs if key in run.config}, key=results.order)
+        many = f"{len(values)} {key.split('.')[0]}s" if len(values) > 3 else ""
+        parts.append(many or " and ".join(filter(None, [", ".join(map(str, values[:-1])), *map(str, values[-1:])])))
     models, datasets, epochs = parts
     days = sorted({run.day for run in runs if run.day})
     dates = list(dict.fromkeys([*days[:1], *days[-1:]]))
@@ -128,7 +129,7 @@ def _records(group: list[Run], section: dict[str, Any], label_keys: list[str], k
             {
                 "name": name,
                 "short": short_name,
-                "label": label(run, label_keys),
+                "label": label(run, label_keys, short_name),
                 "state": run.state,
                 "reason": run.reason,
                 "seeds": run.seeds,
@@ -151,10 +152,12 @@ def _records(group: list[Run], section: dict[str, Any], label_keys: list[str], k
     return records
 
 
-def label(run: Run, keys: list[str]) -> str:
-    """Return the label of a run in a figure: its values of the keys that differ, or its name."""
-    settings = [f"{key.rsplit('.', 1)[-1]}={cell(run, key)}" for key in keys if run.value(key) is not None]
-    return short(" ".join(settings), MAX_LABEL) or run.name
+def label(run: Run, keys: list[str], name: str | None = None) -> str:
+    """Return the label of a run in a figure: its values of the keys that differ if they are few, or its name."""
+    shown = {key.removesuffix(".name").rpartition(".")[2]: cell(run, key) for key in keys if run.value(key) is not None}
+    text = " ".join(f"{key}={value}" for key, value in shown.items())
+    is_named = run.given is not None and not run.swept
+    return text if text and not is_named and len(text) <= MAX_LABEL else name or run.name
 
 
 def _commands(run: Run) -> dict[str, str]:
@@ -220,20 +223,21 @@ T_975 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
 def verdict(runs: list[Run], metric: str) -> str:
     """Say which setting is best, by how much, and what the seeds say about it. The runs compare, and may be folded."""
     settings = runs if any(run.members for run in runs) else results.fold_seeds(runs)
-    keys = swept(settings)
+    keys, names = swept(settings), short_names([run.name for run in settings], MAX_NAME)
+    called = {id(run): label(run, keys, name) for run, name in zip(settings, names, strict=True)}
     best = table.best(settings, metric)
     if best is None:
         return f"No run that finished has a {metric}."
-    what = f"{label(best, keys)}: {metric} {cell(best, metric)}{f' over {best.seeds} seeds' if best.seeds > 1 else ''}"
+    what = f"{called[id(best)]}: {metric} {cell(best, metric)}{f' over {best.seeds} seeds' if best.seeds > 1 else ''}"
     second = table.best([run for run in settings if run is not best], metric)
     if second is None:
         return f"{what}, {'the only run' if len(runs) == 1 else 'the only setting that finished'}."
     what = f"Best {'setting ' if any(run.seeds > 1 for run in settings) else ''}{what}"
     lead = results.sign(runs, metric) * (second.metrics[metric] - best.metrics[metric])
     if lead < 0:  # only a setting of which some seeds failed can be better than the best
-        return f"{what}. {label(second, keys)} is better by {_nats(-lead)}, but {second.state}."
-    ahead = f"ahead of the next ({label(second, keys)}) by {_nats(lead)}"
-    text = f"{what}, {ahead if lead else f'level with {label(second, keys)}'}. {_chance(best, second, metric, lead)}"
+        return f"{what}. {called[id(second)]} is better by {_nats(-lead)}, but {second.state}."
+    ahead = f"ahead of the next ({called[id(second)]}) by {_nats(lead)}"
+    text = f"{what}, {ahead if lead else f'level with {called[id(second)]}'}. {_chance(best, second, metric, lead)}"
     single = table.best(runs, metric)
     if single is not None and all(single is not run for run in (best, *best.members)):
         text += f" The best single run, {single.name}, has another setting."

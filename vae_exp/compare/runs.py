@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vae_exp.config.checks import flatten, path_of
+from vae_exp.config.checks import data_name, flatten, path_of
 from vae_exp.config.schema import MEASURED, is_number, is_on_path, judged_by, result_of
 from vae_exp.errors import UserError
 from vae_exp.files import read_json_lines
@@ -41,14 +41,17 @@ NOT_COMPARED = ("wandb.", "sweep.", "resume", "rerun", "replace", "trust", "data
 CONFIRM = "confirm"  # the folder, in a sweep that starts warm, and the key of its best jobs, trained from nothing
 ALONG_A_PATH = ("init_from", "epochs", "objective.warmup_epochs", "objective.warmup_steps", "objective.warmup_fraction")
 SEEDS = ("seed", "dataset.seed")
-FIRST = ("model", "model.name", "dataset", "dataset.name", "model.z_dim", "model.beta", "optimizer.lr", "network")
+FIRST = (
+    *("model", "model.name", "dataset", "dataset.name", "model.z_dim", "model.beta", "optimizer.lr", "network"),
+    *("network.hidden_dims", "likelihood", "likelihood.sigma", "objective", "epochs"),
+)
 # Nobody looks for these in a table: where a run was, how often it wrote, what it ran on.
 BOOKKEEPING = {
     *("trust", "log_every_steps", "figures", "figure_every_epochs", "device", "devices", "threads", "compile"),
     *(f"checkpoint_every_{clock}" for clock in ("epochs", "steps", "minutes")),
-    *(f"dataset.{key}" for key in ("root", "name", "cache", "device_memory", "on_error")),
+    *(f"dataset.{key}" for key in ("root", "cache", "device_memory", "on_error")),
 }
-NAME, STATE, REASON = "run", "state", "reason"
+NAME, STATE, REASON, FOLDER = "run", "state", "reason", "folder"
 Z_DIM = "model.z_dim"
 TRADING = ("model.beta", "objective.", "likelihood.")  # keys that begin so trade the KL for the reconstruction
 
@@ -66,21 +69,22 @@ class Run:
     seeds: int = 1
     members: list["Run"] = field(default_factory=list)  # the runs that were folded into this one
     name: str = ""  # unique among the runs that are shown together
+    given: str | None = None  # the name that the user gave it, with what its sweep added
     swept: list[str] = field(default_factory=list)  # the keys of config that its sweep gave several values
     day: str = ""  # on which it was made, such as 2026-11-30; nothing of an older version
     data: str | None = None  # a digest of its images; None of an older version, and of a run that failed early
     judged_by: tuple[str, int] = ("val/neg_elbo", 1)  # as the jobs of its sweep: a column, and -1 if more is better
 
     def __post_init__(self) -> None:
-        self.name = self.name or self.folder.name
+        self.name = self.name or self.given or self.folder.name
 
     @property
     def finished(self) -> bool:
         return self.state == "finished"
 
     def value(self, column: str) -> Any:
-        """Return this run's value in a column: a key of its configuration, a metric, its name, state or reason."""
-        fields = {NAME: self.name, STATE: self.state, REASON: self.reason}
+        """Return this run's value in a column: a key of its configuration, a metric, or what else it is known by."""
+        fields = {NAME: self.name, STATE: self.state, REASON: self.reason, FOLDER: str(self.folder)}
         return fields[column] if column in fields else self.metrics.get(column, self.config.get(column))
 
     def logged(self) -> Iterator[dict[str, Any]]:
@@ -120,9 +124,10 @@ def read_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
                 damaged[folder.resolve()] = str(error)
     if not runs:
         raise UserError("\n".join(damaged.values()))
-    parent = os.path.commonpath([folder.parent for folder in runs])
-    for folder, run in runs.items():
-        run.name = folder.relative_to(parent).as_posix()
+    parent, count = os.path.commonpath([whole.parent for whole in runs]), Counter(run.given for run in runs.values())
+    for whole, run in runs.items():
+        name = whole.relative_to(parent).as_posix()
+        run.name = name if run.given is None else run.given if count[run.given] == 1 else f"{run.given} ({name})"
     return sorted(runs.values(), key=lambda run: str(run.folder)), list(damaged.values())
 
 
@@ -149,9 +154,13 @@ def read_run(folder: Path) -> Run:
     if is_on_path(config.get("sweep")):
         flat = {key: value for key, value in flat.items() if key not in ALONG_A_PATH}
         flat |= {CONFIRM: True} if config["sweep"].get("confirm") else {}
+    if "dataset.name" in flat:
+        flat["dataset.name"] = data_name(config["dataset"])
     digest = summary.results.get("data_digest")
     run = Run(folder, flat, summary.state, summary.reason, metrics, judged_by=judge)
     run.data = digest if isinstance(digest, str) else None
+    if (given := (config.get("wandb") or {}).get("name")) is not None:
+        run.name = run.given = summary.name or str(given)
     run.swept = _swept(config.get("sweep"), flat)
     run.day = str((summary.results.get("environment") or {}).get("date", ""))[:10]
     return run
@@ -189,9 +198,20 @@ def differing(runs: list[Run]) -> list[str]:
     columns: dict[str, list[Any]] = {}
     for key in [*swept, *keys]:
         values = [run.config.get(key) for run in runs]
-        if any(value != values[0] for value in values) and (key in swept or values not in columns.values()):
+        is_new = key in swept or (values not in columns.values() and not _is_implied(key, runs))
+        if is_new and any(value != values[0] for value in values):
             columns[key] = values
     return [key for key in keys if key in columns]
+
+
+def _is_implied(key: str, runs: list[Run]) -> bool:
+    """Return whether a key that some options of its group lack, or model.conditional, says no more than the option."""
+    group = key.split(".")[0]
+    if key in FIRST or (group != "model" and all(key in run.config for run in runs)):
+        return False
+    options = [str(run.config.get(f"{group}.name", run.config.get(group))) for run in runs]
+    pairs = {(option, str(run.config.get(key, "absent"))) for option, run in zip(options, runs, strict=True)}
+    return len(pairs) == len(set(options)) > 1
 
 
 def swept_keys(runs: list[Run]) -> list[str]:
@@ -202,10 +222,12 @@ def swept_keys(runs: list[Run]) -> list[str]:
 
 def setting_columns(runs: list[Run]) -> list[str]:
     """Return the keys that say which setting a run is: those that were swept, and whatever else differs."""
-    return list(dict.fromkeys([*swept_keys(runs), *sorted(differing(runs), key=_rank)]))
+    swept = swept_keys(runs)
+    own_order = swept if all(run.swept == runs[0].swept for run in runs) else []  # of several sweeps there is none
+    return list(dict.fromkeys([*own_order, *sorted([*swept, *differing(runs)], key=rank)]))
 
 
-def _rank(key: str) -> int:
+def rank(key: str) -> int:
     """Return the rank of a key in a table: what people look for first, seeds and bookkeeping last."""
     return FIRST.index(key) if key in FIRST else len(FIRST) + (key in SEEDS) + 2 * (key in BOOKKEEPING)
 
@@ -233,7 +255,7 @@ def fold_seeds(runs: list[Run]) -> list[Run]:
     for run in runs:
         config = _without_seeds(run)
         if run.data is not None and "dataset.root" in config:  # the same data may lie elsewhere, and other data there
-            config["dataset.root"] = run.data
+            config["dataset.root"] = config["dataset.name"] = run.data
         groups.setdefault(json.dumps(config, sort_keys=True, default=str), []).append(run)
     folded = [_fold(group) for group in groups.values()]
     count = Counter(run.name for run in folded)

@@ -4,16 +4,18 @@ import itertools
 import json
 import math
 import os
+import re
 import shutil
 import statistics
 import textwrap
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 from vae_exp.compare.runs import (
     BOOKKEEPING,
+    FOLDER,
     NAME,
     PATH_EPOCHS,
     REASON,
@@ -21,6 +23,7 @@ from vae_exp.compare.runs import (
     STATE,
     Run,
     differing,
+    rank,
     result_columns,
     sign,
     swept_keys,
@@ -34,6 +37,7 @@ OTHER_THAN_IMAGES = {
     for key in ("name", "cache", "device_memory", "seed", "flip", "n_classes", "attribute", "label", "on_error")
 }
 LABELLED_BY = {"dataset.attribute", "dataset.label"}  # but where dataset.labels chooses images by their labels
+LIKELIHOOD, STOCHASTIC = "likelihood", "model.stochastic"
 ROOT, DATA = "dataset.root", "data"  # and a digest of what lay there, which no key of a configuration is
 
 
@@ -48,14 +52,14 @@ def _protocol(run: Run) -> dict[str, Any]:
             value = str(Path(str(value)).expanduser().resolve()) if is_own else None
         elif group == "likelihood" and value in ("learned", "optimal"):  # no setting: those runs compare
             value = "fitted"
-        matters = key == "model.stochastic" or (group in ("dataset", "likelihood") and key not in ignored)
+        matters = key == STOCHASTIC or (group in ("dataset", "likelihood") and key not in ignored)
         if matters and value is not None:
             result[key] = value
     return result
 
 
 def groups(runs: list[Run]) -> list[list[Run]]:
-    """Return the runs in groups, each of runs that compare with each other."""
+    """Return the runs in groups, the largest first, each of runs that compare with each other."""
     result: dict[str, list[Run]] = {}
     protocols = [_protocol(run) for run in runs]
     for run, protocol in zip(runs, protocols, strict=True):
@@ -66,15 +70,28 @@ def groups(runs: list[Run]) -> list[list[Run]]:
             protocol = {key: value for key, value in protocol.items() if key != ROOT}
         result.setdefault(json.dumps(protocol, sort_keys=True, default=str), []).append(run)
     # First in a group is a run whose data are known: it tells groups apart.
-    return [sorted(group, key=lambda run: run.data is None) for group in result.values()]
+    largest_first = sorted(result.values(), key=lambda group: -sum(run.seeds for run in group))
+    return [sorted(group, key=lambda run: run.data is None) for group in largest_first]
 
 
 def titles(comparable: list[list[Run]]) -> list[str]:
-    """Return a title for each of several groups: the settings in which they differ."""
+    """Return a heading for each of several groups: its data, its likelihood, and what tells it from others of these."""
     protocols = [_protocol(group[0]) for group in comparable]
-    keys = sorted(_differing(protocols), key=len)  # dataset before dataset.val_size
-    settings = [_listed([f"{key}={protocol[key]}" for key in keys if key in protocol]) for protocol in protocols]
-    return [text or "the other runs" for text in settings]
+    names = [
+        tuple(str(group[0].config.get(key, "-")) for key in ("dataset.name", "likelihood")) for group in comparable
+    ]
+    result = []
+    for protocol, name in zip(protocols, names, strict=True):
+        words = list(name)
+        for key in sorted(_differing(protocols), key=lambda key: not key.startswith(LIKELIHOOD)):
+            of = {"dataset": 0, "data": 0, "likelihood": 1}.get(key.split(".")[0])  # names that imply the key's value
+            same = [other for other, its in zip(protocols, names, strict=True) if of is None or its[of] == name[of]]
+            is_usual = key == LIKELIHOOD or protocol.get(key, "none") in ("none", True)
+            if not is_usual and any(other.get(key) != protocol[key] for other in same):
+                word = f"{key.rsplit('.', 1)[-1]}={setting(protocol[key])}"
+                words.append("no KL" if key == STOCHASTIC else word)
+        result.append(_listed(words))
+    return result
 
 
 def best_per_group(runs: list[Run]) -> list[Run]:
@@ -85,7 +102,7 @@ def best_per_group(runs: list[Run]) -> list[Run]:
 def largest(runs: list[Run], column: str) -> tuple[list[Run], str | None]:
     """Return the largest group of runs that compare and have the column, and how many runs are left out and why."""
     with_value = [run for run in runs if run.value(column) is not None] or runs
-    comparable = sorted(groups(with_value), key=len, reverse=True)
+    comparable = groups(with_value)
     largest, protocols = comparable[0], [_protocol(group[0]) for group in comparable]
     reasons = []
     if others := len(with_value) - len(largest):
@@ -97,7 +114,7 @@ def largest(runs: list[Run], column: str) -> tuple[list[Run], str | None]:
 
 
 def describe_groups(runs: list[Run]) -> str | None:
-    """Return a sentence, with the keys, on why more than one run is the best, or None if all compare."""
+    """Return a sentence, with the keys, on why there are several tables, or None if all runs compare."""
     keys = distinguishing_keys(runs)
     return f"runs of different data or likelihood do not compare: a best of each ({keys})" if keys else None
 
@@ -139,7 +156,7 @@ def swept(runs: list[Run]) -> list[str]:
         if key not in SEEDS and key not in BOOKKEEPING:
             values = [run.config.get(key) for run in runs]
             result.setdefault(tuple(values.index(value) for value in values), key)
-    return list(result.values())
+    return sorted(result.values(), key=rank)
 
 
 def is_logarithmic(values: Collection[Any]) -> bool:
@@ -157,21 +174,58 @@ def is_logarithmic(values: Collection[Any]) -> bool:
 
 GAP = "  "
 MAX_CELL, MAX_REASON = 28, 70
-MAX_BLOCKS = 2  # one below the other; what does not fit into them is named
+MAX_STACKED = 12  # rows of a table that may stand in two blocks; what does not fit is named
+ALONE = "no other run here compares with these"
+
+
+def format_groups(
+    runs: list[Run],
+    columns: Callable[[list[Run]], list[str]] | list[str],
+    rest: str = "--csv FILE",
+    requested: Collection[str] = (),
+    locate: bool = False,
+) -> str:
+    """Return a table for each group of runs that compare, the largest first, and one of those that are alone.
+
+    Each has a heading where there are several, the columns of its runs, or those given, and its best marked, with its
+    folder below to `locate` it where the name does not say it.
+    """
+    comparable = groups(runs)
+    names = dict(zip(map(id, runs), short_names([run.name for run in runs], _room_for_names()), strict=True))
+    tables = [*zip(titles(comparable), comparable, strict=True)]
+    tables = [(title, group) for title, group in tables if len(group) > 1]
+    if alone := [group[0] for group in comparable if len(group) == 1]:
+        tables.append((ALONE if len(alone) > 1 or tables else "", alone))
+    bests = [best(group, metric_of(group)) if title != ALONE and len(group) > 1 else None for title, group in tables]
+    texts = []
+    for (title, group), marked in zip(tables, bests, strict=True):
+        group = sorted(group, key=lambda run: [run is other for other in runs].index(True))
+        metric = metric_of(group) if callable(columns) else None
+        shown = columns(group) if callable(columns) else columns
+        mark = [marked] if marked else [] if any(bests) else None
+        heading = [f"{title} ({len(group)} run{'s' * (len(group) > 1)})"] if len(tables) > 1 else []
+        text = format_table(group, shown, mark, metric, rest, requested, [names[id(run)] for run in group])
+        where = []
+        if locate and marked and (marked.given or names[id(marked)] != marked.name):  # of several seeds the best
+            where = [f"the best is in {printable((best(marked.members, metric_of(group)) or marked).folder)}"]
+        texts.append("\n".join([*wrapped(heading), text, *where]))
+    return "\n\n".join(texts)
 
 
 def format_table(
     runs: list[Run],
     columns: list[str],
-    marked: Collection[Run] = (),
+    marked: Collection[Run] | None = None,
     metric: str | None = None,
     rest: str = "--csv FILE",
     requested: Collection[str] = (),
+    names: list[str] | None = None,
 ) -> str:
     """Return a table of runs by name, "best" before the marked ones, its columns in blocks as wide as the terminal.
 
-    If metric is given, columns with one value for all runs go to a line above; if not all fit, the metric comes first,
-    with the `requested` columns beside it, and a line names what two blocks do not hold: `rest` says where that is.
+    If metric is given, columns with one value for all runs go to a line above; if not all fit, keys have short names
+    and the metric comes first, with the `requested` columns beside it, and a line names what does not fit: `rest` says
+    where that is. Without marked there is no room for marks.
     """
     columns = [column for column in columns if column != NAME]
     left_out = [key for key in swept_keys(runs) if key not in columns]
@@ -183,19 +237,24 @@ def format_table(
         columns = [column for column in columns if column not in same]
         above = [f"all: {', '.join(f'{column} {cells[column][1]}' for column in same)}"] if same else []
 
-    first = [_padded([NAME, *map(printable, short_names([run.name for run in runs], _width() // 2))], right=False)]
-    marks = ["best" if any(run is best for best in marked) else "" for run in runs]
-    if any(marks):
+    names = names or short_names([run.name for run in runs], _room_for_names())
+    first = [_padded([NAME, *map(printable, names)], right=False)]
+    if marked is not None:
+        marks = ["best" if any(run is best for best in marked) else "    " for run in runs]
         first.insert(0, _padded(["", *marks], right=False))
     room = _width() - sum(len(column[0] + GAP) for column in first)
     padded = {column: _column(runs, column, cells[column], room) for column in columns}
-    if metric:
+    if metric and len(_blocks(columns, padded, room)) > 1:
+        last = {column: column.removesuffix(".name").rpartition(".")[2] for column in columns}
+        for column in [column for column in columns if [*last.values()].count(last[column]) == 1]:
+            padded[column] = _column(runs, column, [last[column], *cells[column][1:]], room)
         columns = _ordered(runs, padded, [metric, *requested], room)
     blocks = _blocks(columns, padded, room)
-    if metric and len(blocks) > MAX_BLOCKS:
-        left_out = [column for block in blocks[MAX_BLOCKS:] for column in block]
+    most = 1 if len(runs) > MAX_STACKED or blocks[1:] == [["seconds"]] else 2
+    if metric and len(blocks) > most:
+        left_out = [column for block in blocks[most:] for column in block]
         below.insert(0, f"not shown: {', '.join(left_out)} ({rest} has all)")
-        blocks = blocks[:MAX_BLOCKS]
+        blocks = blocks[:most]
     tables = [zip(*first, *(padded[column] for column in block), strict=True) for block in blocks]
     texts = ["\n".join(GAP.join(row).rstrip() for row in rows) for rows in tables]
     return "\n".join([*wrapped(above), "\n\n".join(texts), *wrapped(below)])
@@ -205,13 +264,20 @@ def _width() -> int:
     return max(40, shutil.get_terminal_size((120, 24)).columns)
 
 
+def _room_for_names() -> int:
+    return max(26, _width() // 4)
+
+
 def wrapped(lines: list[str]) -> list[str]:
     """Wrap sentences to lines of the terminal's width."""
     return [textwrap.fill(line, _width()) for line in lines]
 
 
 def _ordered(runs: list[Run], padded: dict[str, list[str]], first: list[str], room: int) -> list[str]:
-    """Return columns as they are if all fit in one block; else first, the keys that fit beside, results, other keys."""
+    """Return columns as they are if all fit in one block; else first, the keys that fit beside, results, other keys.
+
+    Of the results the state has its place beside the keys, if there is room for three of them.
+    """
     columns = [*padded]
     first = [column for column in first if column in columns]
     if len(_blocks(columns, padded, room)) < 2 or not first:
@@ -221,6 +287,8 @@ def _ordered(runs: list[Run], padded: dict[str, list[str]], first: list[str], ro
     results.sort(key=lambda column: column != STATE)  # the numbers of a run that was pruned are of fewer epochs
     keys = [column for column in columns if column not in (*results, *first)]
     beside = _blocks([*first, *keys], padded, room)[0]
+    with_state = _blocks([*first, *results[: STATE in results], *keys], padded, room)[0]
+    beside = with_state if len(with_state) > min(len(keys), 3) + len(first) else beside
     return list(dict.fromkeys([*beside, *first, *results, *keys]))
 
 
@@ -234,7 +302,8 @@ def _blocks(columns: list[str], padded: dict[str, list[str]], room: int) -> list
 
 
 def _column(runs: list[Run], column: str, cells: list[str], room: int) -> list[str]:
-    longest = min(MAX_REASON if column == REASON else max(MAX_CELL, len(column)), room)
+    most = {REASON: MAX_REASON, FOLDER: 500}.get(column, MAX_CELL)
+    longest = min(max(most, len(column)), room)
     return _padded([short(text, longest) for text in cells], right=is_numeric(runs, column))
 
 
@@ -272,10 +341,27 @@ def short(text: str, longest: int) -> str:
     return f"{text[:head]}…{text[len(text) - (longest - 1 - head) :]}"
 
 
+STAMPS = (  # what can go of 2026-11-30/10-38-46-658821_NAME and sweeps/2026-11-30_10-40-40-119552_NAME
+    (r"(sweeps/)?(\d{4}-\d\d-\d\d[/_])(\d\d-\d\d-\d\d)-\d{6}_", r"\2\3_"),
+    (r"\d{4}-\d\d-\d\d[/_](\d\d-\d\d-\d\d_)", r"\1"),
+    (r"^\d\d-\d\d-\d\d_", ""),
+    (r"^[^/]+/", ""),  # the sweep's
+)
+
+
 def short_names(names: list[str], longest: int) -> list[str]:
-    """Shorten names such as SWEEP/JOB to at most `longest` characters; those that become the same are numbered: …~2."""
+    """Shorten names such as SWEEP/JOB to at most `longest` characters; those that become the same are numbered: …~2.
+
+    First to go are the times in names of folders, but where only they tell two runs apart.
+    """
     if max(map(len, names), default=0) <= longest:
         return names
+    for stamp, instead in STAMPS:
+        shorter = [re.sub(stamp, instead, name) for name in names]
+        total = Counter(shorter)
+        names = [new if total[new] == 1 else name for new, name in zip(shorter, names, strict=True)]
+        if max(map(len, names)) <= longest:
+            return names
     prefix = os.path.commonprefix(names)  # noqa: RUF071 - of any texts
     if all("/" in name for name in names) and len(prefix) > 3:  # of several sweeps the day
         names = [f"…{name[len(prefix) :]}" for name in names]

@@ -21,6 +21,7 @@ _PACKAGE = Path(__file__).parents[1]
 # An installed package carries its own copy of conf/; a checkout has it at the top level.
 CONF_DIR = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
 CALLS = ("network", "likelihood", "objective", "dataset", "optimizer", "scheduler")  # groups with a _target_
+OWN_IMAGES = ("vae_exp.datasets.image_folder", "vae_exp.datasets.arrays")  # whatever lies at dataset.root
 DATA_PATHS = ("root", "cache")  # of a dataset
 INHERITED = {"model": "vanilla", "dataset": "{options@_here_: common}"}  # by options of these groups
 # A dictionary given for these is refused whole; factors have keys of their own.
@@ -277,6 +278,28 @@ def as_argument(key: str, path: object) -> str:
 def shortened(text: str) -> str:
     """Return text for a message, which shows only the beginning of a very long one."""
     return text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]}... ({len(text):,} characters)"
+
+
+def data_name(dataset: Mapping[str, Any]) -> str:
+    """Return what a dataset is called in names and tables: of one's own images their folder, or the .npz file."""
+    name, root = str(dataset.get("name")), dataset.get("root")
+    if f"vae_exp.datasets.{name}" not in OWN_IMAGES or root is None:  # it has a name of its own, or only one place
+        return name
+    path = Path(os.path.abspath(os.path.expanduser(str(root))))  # noqa: PTH100, PTH111  (these never raise)
+    return path.name.removesuffix(".npz") or name
+
+
+def made_name(config: Mapping[str, Any]) -> str:
+    """Return a name such as beta-digits-conv-z20-beta16: the model, the data, and the parts that are not the usual."""
+    model, dataset = config["model"], config["dataset"]
+    usual = {"network": "mlp", "likelihood": "bernoulli", "objective": "elbo"}
+    parts = [str(config[group].get("_target_")).rpartition(".")[2] for group in usual]
+    label = dataset.get("label") or dataset.get("attribute")
+    words = [model["name"], data_name(dataset)[:40], *([label] if model["conditional"] and label else [])]
+    words += [dataset["binarize"]] if dataset.get("binarize", "none") != "none" else []
+    words += [part for part, common in zip(parts, usual.values(), strict=True) if part != common]
+    words += [f"z{model['z_dim']}", *([f"beta{model['beta']:g}"] if model["beta"] not in (0, 1) else [])]
+    return re.sub(r"[^\w.+-]+", "-", "-".join(map(str, words)))
 
 
 def flatten(values: Mapping[str, Any], leaves: Collection[str] = (), prefix: str = "") -> dict[str, Any]:

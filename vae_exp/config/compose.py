@@ -13,11 +13,12 @@ from hydra.version import VersionBase
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vae_exp.config.checks import CONF_DIR, RUN_DIR, closest, groups, options, options_with, quoted
+from vae_exp.config.checks import CONF_DIR, RUN_DIR, closest, groups, made_name, options, options_with, quoted
 from vae_exp.config.schema import DATASET_RULES, EVALUATE_RULES, GENERATE_RULES, OPTION_RULES, RULES, is_number
 from vae_exp.errors import UserError, first_line, printable
 
 HYDRA_VERSION = "1.3"
+OmegaConf.register_new_resolver("made_name", lambda *, _root_: made_name(_root_), replace=True)  # of a run's folder
 KNOWN_RULES = RULES | DATASET_RULES | EVALUATE_RULES | GENERATE_RULES  # not those of options, which may be a user's own
 PLUGINS = {"launcher": ["basic", "joblib", "ray", "submitit"], "sweeper": ["basic", "optuna"]}  # extras of vae_exp
 

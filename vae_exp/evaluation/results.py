@@ -12,7 +12,7 @@ from vae_exp.files import read_json
 if TYPE_CHECKING:  # which imports torch
     from vae_exp.inference import TrainedVAE
 
-TEXTS = ("checkpoint", "weights", "model", "split")
+TEXTS = ("checkpoint", "weights", "model", "of", "split")
 SETTINGS = ("rows", "repeats", "seed", "factors")  # of scores of disentanglement: those of others do not compare
 WARNING = "warning"  # beside them: what a reader of all the scores should know, if anything
 SPREAD = "_std"  # behind the name of a score: over its repeats
@@ -120,18 +120,27 @@ def show(result: dict[str, Any], model: "TrainedVAE") -> None:
 
 
 def show_side_by_side(rows: dict[Path, dict[str, Any]], options: EvaluateOptions) -> None:
-    """Print the runs of a folder side by side, the best first."""
+    """Print the runs of a folder side by side, the best first, in a table for each data set and likelihood."""
     source = f"{options['sampler']}/{options['features']}"
     rows = {
         path: row | row.get("samples", {}).get(source, {}) | {name: s["mean"] for name, s in scores_of(row).items()}
         for path, row in rows.items()
     }
     always = ("nll", *TERMS, "active_units", "label_accuracy")
-    names = [n for n in (*always, *options["samples"], *TABLE_SCORES) if any(n in row for row in rows.values())]
-    print("  ".join(f"{name:>14}" for name in names) + "  checkpoint")
-    for path, row in sorted(rows.items(), key=lambda item: item[1].get(names[0], math.inf)):
-        cells = (f"{row[n]:14.3f}" if isinstance(row.get(n), float) else f"{row.get(n, '-')!s:>14}" for n in names)
-        print("  ".join(cells) + f"  {printable(path)}")
+    columns = (*always, *options["samples"], *TABLE_SCORES)
+    groups = sorted({row["of"] for row in rows.values()})
+    for of in groups:
+        if len(groups) > 1:
+            print(f"{printable(of)}:")
+        same = [(path, row) for path, row in rows.items() if row["of"] == of]
+        names = [name for name in columns if any(name in row for _, row in same)]
+        print("  ".join(f"{name:>14}" for name in names) + "  checkpoint")
+        for path, row in sorted(same, key=lambda item: item[1].get(names[0], math.inf)):
+            cells = (f"{row[n]:14.3f}" if isinstance(row.get(n), float) else f"{row.get(n, '-')!s:>14}" for n in names)
+            given = f"  {row['model'].rpartition(': ')[0]}"
+            print("  ".join(cells) + f"  {printable(path)}{printable(given)}".rstrip())
+        if of != groups[-1]:
+            print()
 
 
 def _show_scores(scores: dict[str, Any], result: dict[str, Any]) -> None:

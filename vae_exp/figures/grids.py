@@ -76,20 +76,26 @@ def write(ink: ImageDraw.ImageDraw, at: tuple[float, float], text: str, size: in
 
 @functools.lru_cache(maxsize=256)
 def _groups(text: str) -> list[tuple[str, Any]]:
-    """Split a text into groups of whole words, ASCII (for Pillow's own font) and other, each with its `_font_for`.
+    """Split a text into groups of whole words, ASCII and other, each with its `_font_for`.
 
     Separate accents, as macOS writes them, are joined.
     """
     words = re.findall(r"[^ ]+ *|^ +", unicodedata.normalize("NFC", text))
     groups = ["".join(group) for _, group in itertools.groupby(words, str.isascii)]
-    return [(group, None if group.isascii() else _font_for(group)) for group in groups]
+    return [(group, _font_for("A" if group.isascii() else group)) for group in groups]
 
 
 @functools.lru_cache(maxsize=256)
 def _sized(font: Any, size: int) -> Any:
-    return ImageFont.truetype(font.fname, size) if font else ImageFont.load_default(size)
+    return ImageFont.truetype(font.fname, _narrow(size)) if font else ImageFont.load_default(size)
 
 
+def _narrow(size: int) -> int:
+    """Return the size at which matplotlib's wide fonts take as much room as others, as small as can be read."""
+    return max(11, round(0.85 * size))
+
+
+@functools.lru_cache(maxsize=256)
 def _font_for(text: str) -> Any:
     """Return matplotlib's entry of an installed font that has all letters of a text, or None."""
     from matplotlib import font_manager
@@ -191,7 +197,7 @@ class Sheet:
             axes.imshow(sheet, "gray", vmin=0, vmax=255, interpolation="none", aspect="auto")
             axes.axis("off")
             for x, y, text, size, anchor, is_turned in words:
-                style: dict[str, Any] = {"fontsize": 0.85 * size * 72 / dpi, "rotation": 90 * is_turned}  # a wide font
+                style: dict[str, Any] = {"fontsize": _narrow(size) * 72 / dpi, "rotation": 90 * is_turned}
                 align = {"ha": {"l": "left", "m": "center", "r": "right"}[anchor[0]], "va": "center"}
                 axes.figure.text(x / width, 1 - y / height, text, parse_math=False, **style, **align)
             save_figure(axes.figure, file, kind, dpi)
@@ -276,13 +282,13 @@ def traversals(
 
 
 def traversal_sheet(images: Tensor, title: str, rows: Sequence[str], values: Tensor, gaps: Any = ((), ())) -> Sheet:
-    words = list(map(signed, values.tolist()))
+    words = list(map(tick, values.tolist()))
     return walk_sheet(images, title, rows, words, "standard deviations of the prior", gaps=gaps)
 
 
 def manifold(images: Tensor, values: Tensor, dims: list[int], note: str = "") -> Sheet:
     """Show the plane of two latents, images [S, S, C, H, W] of latent_walks.manifold: first right, second up."""
-    words = [signed(value) for value in values.tolist()]
+    words = [tick(value) for value in values.tolist()]
     rows = [f"z{dims[1]} {word}" if i == 0 else word for i, word in enumerate(reversed(words))] if len(dims) > 1 else []
     return walk_sheet(images, f"p(x|z) at equally likely z{note}", rows, words, f"z{dims[0]}")
 
@@ -361,5 +367,5 @@ def save_figure(figure: "Figure", file: IO[bytes], kind: str, dpi: int) -> None:
         figure.savefig(file, format=kind, dpi=dpi, metadata=dated.get(kind))
 
 
-def signed(value: float) -> str:
-    return f"{value:+.1f}" if abs(value) >= 0.05 else "0"
+def tick(value: float) -> str:
+    return f"{value:.1f}" if abs(value) >= 0.05 else "0"

@@ -35,6 +35,8 @@ class Drawing:
 
 def _samples(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:
     label, temperature = options["label"], options["temperature"]
+    in_turn = model.n_classes_in_data if label is None else 0  # by default whole rows of them
+    n = n if options["n"] or not 0 < in_turn < n else n // in_turn * in_turn
     if options["format"] in PICTURES:  # the others are written as they are drawn
         _require_room(model, n, f"n={n}: {n:,} samples", options)
     sampler = model.sampler(options["sampler"], options["dataset"]["root"])
@@ -43,8 +45,8 @@ def _samples(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:
     title += "" if options["sampler"] == "prior" else f" from {options['sampler']}"
     title += "" if temperature == 1 else f", temperature {temperature:g}"
     columns, words = math.ceil(math.sqrt(n)), list[str]()
-    if label is None and 0 < model.n_classes_in_data <= grids.MAX_CLASSES:
-        columns = model.n_classes_in_data
+    if 0 < in_turn <= grids.MAX_CLASSES:
+        columns = in_turn
         words = grids.class_words(model.class_names, columns)
     return Drawing(n, chunks, lambda x: grids.Sheet(x, columns, title, words=words))
 

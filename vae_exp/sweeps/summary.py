@@ -8,7 +8,7 @@ from typing import Any
 from vae_exp.compare import runs as results
 from vae_exp.compare import table
 from vae_exp.compare.runs import PRUNED, Run
-from vae_exp.compare.table import format_table, wrapped
+from vae_exp.compare.table import format_groups, wrapped
 from vae_exp.config.checks import CONF_DIR, as_argument, as_typed
 from vae_exp.config.schema import WandbKeys
 from vae_exp.errors import UserError
@@ -81,7 +81,8 @@ def finish(plan: Plan, wandb: WandbKeys, stopped: bool = False) -> int:
         publish_sweep(plan.name, wandb, [run.folder for run in runs], printed, rows, figures, numbers)
     if runs:
         ordered = results.sort_runs(folded, metric)
-        say("\n" + format_table(ordered, printed, bests, metric, "results.csv"))
+        last = printed[len(keys) :]
+        say("\n" + format_groups(ordered, lambda group: [*results.setting_columns(group), *last], "results.csv"))
         is_first = not bests or ordered[0] in bests
         notes = [table.describe_groups(folded), None if is_first else "best is a setting of which all seeds finished"]
         say("\n".join(wrapped([note for note in notes if note])))

@@ -19,7 +19,7 @@ from urllib.error import HTTPError
 from urllib.parse import unquote, urlparse
 from urllib.request import Request, urlopen
 
-from vae_exp.config.checks import as_typed
+from vae_exp.config.checks import as_typed, made_name
 from vae_exp.config.schema import Config, WandbKeys, is_number
 from vae_exp.errors import UserError, first_line, printable
 from vae_exp.files import expand
@@ -35,7 +35,10 @@ REFUSED_IN_IDS = ":;,#?/'"
 SWEEP_SUMMARY = "sweep-summary"  # the job type of the run that has a sweep's table and figures
 SHORT = {"model.z_dim": "z", "optimizer.lr": "lr", "seed": "s"}
 ARTIFACT = re.compile(r"(wandb:)?(?P<name>([\w.-]+/){1,2}[\w.-]+:[\w.-]+)")
-IN_EVERY_NAME = ("model", "model.name", "dataset", "model.z_dim", "optimizer.lr", "seed")
+IN_EVERY_NAME = (
+    *("model", "model.name", "dataset", "model.z_dim", "optimizer.lr", "seed"),
+    *("network", "likelihood", "objective"),
+)
 
 
 def choose_mode(wanted: str) -> Mode:
@@ -132,14 +135,14 @@ def _probe(server: str, key: str) -> str | None:
 
 def run_name(config: Config) -> str:
     """Return a name such as vanilla-mnist-z20-lr0.001-s0, or the user's; in a sweep with whatever else is swept."""
-    model, dataset, lr = config["model"], config["dataset"], config["optimizer"]["lr"]
     chosen = config["wandb"]["name"] or os.environ.get("WANDB_NAME")
-    name = chosen or f"{model['name']}-{dataset['name']}-z{model['z_dim']}-lr{lr:g}-s{config['seed']}"
+    name = str(chosen or f"{made_name(config)}-lr{config['optimizer']['lr']:g}-s{config['seed']}")
     for swept in config["sweep"]["over"]:
         key, _, value = swept.partition("=")
-        if chosen or key not in IN_EVERY_NAME:
-            name = f"{name}-{key.rsplit('.', 1)[-1]}{value}"
-    return str(name)
+        added = f"-{key.rsplit('.', 1)[-1]}{value}"
+        if chosen or (key not in IN_EVERY_NAME and f"{added}-" not in name):
+            name += added
+    return name
 
 
 def training_options(

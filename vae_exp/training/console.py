@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vae_exp.config.checks import data_name
 from vae_exp.config.schema import Config
 from vae_exp.errors import printable
 
@@ -106,7 +107,7 @@ def introduce(config: Config, info: "RunInfo", run_dir: Path, support: str, trai
     stochastic, n = config["model"]["stochastic"], config["devices"]
     in_processes = f", in {n} processes" if n > 1 else ""
     log.info(
-        f"{config['model']['name']}{' VAE' if stochastic else ''} on {printable(config['dataset']['name'])}: "
+        f"{config['model']['name']}{' VAE' if stochastic else ''} on {printable(data_name(config['dataset']))}: "
         f"{info.parameters:,} parameters, {info.train_size:,} images of {shape}, {held_out}; "
         f"on {info.trained_on}{in_processes}"
     )

@@ -11,7 +11,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 
 from vae_exp.config import targets
-from vae_exp.config.checks import CALLS, as_typed, flatten, groups, literal, path_of, resolve
+from vae_exp.config.checks import CALLS, OWN_IMAGES, as_typed, flatten, groups, literal, path_of, resolve
 from vae_exp.config.compose import compose, parse, without_hydra
 from vae_exp.config.migrations import renamed
 from vae_exp.config.schema import Config, is_path
@@ -24,7 +24,6 @@ from vae_exp.training.run_dir import (
     LATEST,
     LENGTH,
     OUTPUTS,
-    OWN_IMAGES,
     PREVIOUS,
     SUMMARY,
     available_roots,

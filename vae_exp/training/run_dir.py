@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TextIO
 
-from vae_exp.config.checks import CALLS, as_argument, flatten, shortened
+from vae_exp.config.checks import CALLS, OWN_IMAGES, as_argument, flatten, shortened
 from vae_exp.config.migrations import renamed
 from vae_exp.config.targets import own_words, trusting
 from vae_exp.errors import UserError, printable
@@ -55,7 +55,6 @@ MAY_CHANGE = (
 )  # fmt: skip
 LENGTH = ("epochs", "max_steps", "max_minutes", "early_stopping.patience")  # what gives a finished run more to do
 MODEL = ("network", "likelihood", "dataset")  # the groups that are built to use a trained model
-OWN_IMAGES = ("vae_exp.datasets.image_folder", "vae_exp.datasets.arrays")  # whatever lies at dataset.root
 
 
 def contradictions(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -10,12 +10,22 @@ const OPERATORS = {
   ">=": (a, b) => a >= b,
 };
 
+const TEST = /^([^<>=!]+)(<=|>=|!=|=|<|>)(.+)$/;
+const called = key => name => `.${name}`.toLowerCase().endsWith(`.${key}`);
+const isName = key => ["name", "run"].includes(key);
+// A test of what no run has, such as z_dum=2.
+function unknown(word) {
+  const key = word.match(TEST)?.[1];
+  return key && !isName(key) && !runs.some(run => Object.keys(run.known).some(called(key)));
+}
+
 // z_dim=2 finds model.z_dim=2, and not z_dim=20.
 function passes(run, word) {
-  const found = word.match(/^([^<>=!]+)(<=|>=|!=|=|<|>)(.+)$/);
+  const found = word.match(TEST);
   if (!found) return [run.name, run.state, run.label].join(" ").toLowerCase().includes(word);
   const [, key, sign, text] = found;
-  const names = Object.keys(run.known).filter(name => `.${name}`.toLowerCase().endsWith(`.${key}`));
+  if (isName(key)) return OPERATORS[sign](run.name.toLowerCase().includes(text), true);
+  const names = Object.keys(run.known).filter(called(key));
   if (!names.length && sign === "=") return run.name.toLowerCase().includes(word);
   return names.some(name => {
     const value = run.known[name];
@@ -34,8 +44,10 @@ function passesBrushes(id) {
   });
 }
 
+const filterWords = () => document.getElementById("filter").value.toLowerCase().trim().split(/\s+/).filter(Boolean);
+
 function refilter() {
-  const words = document.getElementById("filter").value.toLowerCase().trim().split(/\s+/).filter(Boolean);
+  const words = filterWords();
   filteredOut.clear();
   runs.forEach((run, id) => (words.every(word => passes(run, word)) && passesBrushes(id)) || filteredOut.add(id));
   hideFiltered();
@@ -51,7 +63,9 @@ function hideFiltered() {
   }
   document.body.classList.toggle("filtering", filteredOut.size > 0);
   const count = runs.length - filteredOut.size;
-  document.getElementById("found").textContent = filteredOut.size ? `${count} of ${runs.length} shown` : "";
+  const wrong = filterWords().filter(unknown);
+  const shown = filteredOut.size ? `${count} of ${runs.length} shown` : "";
+  document.getElementById("found").textContent = wrong.length && !count ? `no such column: ${wrong.join(" ")}` : shown;
 }
 
 function filterBox() {

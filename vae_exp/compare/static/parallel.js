@@ -28,14 +28,15 @@ function resultAxis(section) {
   const [low, high] = scoreRange(section);
   const part = partIn([low, high], 0.5);
   const marks = ticks(low, high, 6).map(tick => [part(tick), number(tick)]);
-  if (scored(section).some(id => runs[id].score > high)) marks.push([1, `${number(high)} or more`]);
-  if (scored(section).some(id => runs[id].score < low)) marks.push([0, `${number(low)} or less`]);
+  if (scored(section).some(id => runs[id].score > high)) marks.push([1, `≥ ${number(high)}`]);
+  if (scored(section).some(id => runs[id].score < low)) marks.push([0, `≤ ${number(low)}`]);
   return { name: section.metric, of: id => part(runs[id].score), ticks: marks };
 }
 
 function parallelAt(width, section, axes, ids) {
   const [top, bottom] = [PARALLEL.top, PARALLEL.height - PARALLEL.bottom];
-  const toX = linear([0, axes.length - 1], [PARALLEL.side, width - PARALLEL.side]);
+  const longest = Math.max(...axes[0].ticks.map(([, text]) => shortened(text).length));
+  const toX = linear([0, axes.length - 1], [Math.max(PARALLEL.side, 16 + 7 * longest), width - PARALLEL.side]);
   const toY = linear([0, 1], [bottom, top]);
   const title = "swept keys and results, a line a run";
   const made = svg("svg", { width, height: PARALLEL.height, role: "img", "aria-label": title });
@@ -63,7 +64,7 @@ function axisAt(axis, i, x, toY, section, isLast) {
   const made = svg(
     "g",
     { class: "axis" },
-    svg("text", name, axis.name.split(".").pop(), svg("title", {}, axis.name)),
+    svg("text", name, axis.name.replace(/\.name$/, "").split(".").pop(), svg("title", {}, axis.name)),
     svg("line", { x1: x, x2: x, y1: toY(0), y2: toY(1) }),
   );
   let last = Infinity;

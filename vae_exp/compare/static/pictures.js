@@ -12,7 +12,7 @@ const read = new Promise(done => document.addEventListener("DOMContentLoaded", d
 
 const CAPTIONS = {
   test_reconstructions: "test images and their reconstructions",
-  reconstructions: "validation images and their reconstructions",
+  reconstructions: "held-out images and their reconstructions",
   samples: "samples from the prior",
 };
 const caption = name => CAPTIONS[name] ?? name.replaceAll("_", " ");
@@ -43,7 +43,8 @@ function pictures(section) {
   const withPictures = section.ranked.filter(id => Object.keys(runs[id].pictures).length);
   if (!withPictures.length) return [];
   const kinds = [...new Set(withPictures.flatMap(id => Object.keys(runs[id].pictures)))];
-  const usual = ["test_reconstructions", "samples"].filter(kind => kinds.includes(kind));
+  const pairs = kinds.includes("test_reconstructions") ? "test_reconstructions" : "reconstructions";
+  const usual = [pairs, "samples"].filter(kind => kinds.includes(kind));
   const choices = [usual, ...kinds.map(kind => [kind])].filter(choice => choice.length);
   const sheet = element("div", { class: "sheet" });
   const show = chosen => {

@@ -86,13 +86,21 @@ function rateDistortion(section) {
   const along = section.axes.find(axis => data.trading.some(key => axis.key.startsWith(key)) && axis.numbers);
   const curve = section.axes.find(axis => axis.key === data.z_dim);
   const ids = onPath(scored(section)).filter(id => hasBoth(id, RATE));
-  if (!along || !curve || ids.length < 3) return [];
+  const others = section.axes.filter(axis => axis !== along);
+  const lines = new Map();
+  for (const id of ids) {
+    const name = others.map(axis => valueOn(axis, id)).join("\n");
+    lines.set(name, [...(lines.get(name) ?? []), id]);
+  }
+  const curves = [...lines.values()].filter(members => members.length > 1); // a point alone trades nothing
+  if (!along || !curve || ids.length < 3 || !curves.length) return [];
   const box = element("div", { class: "plot rate-distortion" });
-  drawInto(box, width => [rateDistortionAt(width, section, ids, along, curve)]);
+  drawInto(box, width => [rateDistortionAt(width, curves, along, curve)]);
   return [element("h3", {}, `Rate and distortion, a curve for each ${data.z_dim}`), box];
 }
 
-function rateDistortionAt(width, section, ids, along, curve) {
+function rateDistortionAt(width, curves, along, curve) {
+  const ids = curves.flat();
   const at = (id, key) => runs[id].known[key];
   const [xs, ys] = [RATE, COST].map(key => range(ids.map(id => at(id, key))));
   const room = (ys[1] - ys[0] || 1) * 0.08;
@@ -101,25 +109,22 @@ function rateDistortionAt(width, section, ids, along, curve) {
   const { made, toY } = plane(width, TRADE_OFF, title, [ys[0] - room, ys[1] + room], 4, `${RATE} (rate), nats`);
   for (const tick of ticks(xs[0], xs[1], 6)) made.append(xText(TRADE_OFF, toX(tick), number(tick)));
   const position = axisPositions(along);
-  const others = section.axes.filter(axis => axis !== along);
-  const lines = new Map();
-  for (const id of ids.filter(isShown)) {
-    const name = others.map(axis => valueOn(axis, id)).join("\n");
-    lines.set(name, [...(lines.get(name) ?? []), id]);
-  }
   const levels = axisPositions(curve);
-  for (const members of lines.values()) {
+  const named = [];
+  for (const members of curves.map(all => all.filter(isShown)).filter(shown => shown.length)) {
     members.sort((a, b) => position.get(valueOn(along, a)) - position.get(valueOn(along, b)));
     const points = members.map(id => `${toX(between(at(id, RATE), ...xs))},${toY(between(at(id, COST), ...ys))}`);
     const color = shade(levels.get(valueOn(curve, members[0])));
     made.append(svg("polyline", { points: points.join(" "), fill: "none", stroke: color, "stroke-width": 1.5 }));
     members.forEach((id, i) => {
       const [x, y] = points[i].split(",").map(Number);
-      const circle = svg("circle", { cx: x, cy: y, r: 4, style: `fill: ${color}` });
+      const circle = svg("circle", { cx: x, cy: y, r: 4, style: `fill: ${color}; stroke: ${color}` });
       const text = `${runs[id].label}: ${RATE} ${number(at(id, RATE))}, ${COST} ${number(at(id, COST))}`;
       made.append(svg("g", belonging([id], { class: "point" }), circle, svg("title", {}, text)));
     });
     const [x, y] = points.at(0).split(",").map(Number);
+    if (named.some(([otherX, otherY]) => Math.abs(x - otherX) < 24 && Math.abs(y - otherY) < 13)) continue;
+    named.push([x, y]);
     made.append(svg("text", { x: x + 8, y: y + 4 }, valueOn(curve, members[0])));
   }
   return made;

@@ -64,12 +64,19 @@ function axisPositions(axis) {
   return new Map(axis.texts.map((text, i) => [text, part(lies ? lies[i] : i)]));
 }
 
-// Of Okabe and Ito, told apart by those who see fewer colors too; black and yellow are left out, which one of the two
-// backgrounds would hide. More runs than colors get dashes.
+// The first six are of Okabe and Ito, told apart by those who see fewer colors too; black and yellow are left out, which
+// one of the two backgrounds would hide. The others are like some of them to those, and so their lines have dashes.
 const CATEGORIES = {
-  light: ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#b58900"],
-  dark: ["#4aa8e0", "#f0803c", "#2fc69a", "#dd95bd", "#8fd0f5", "#e5b73b"],
+  light: [
+    ...["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#b58900"],
+    ...["#882255", "#777777", "#332288", "#7a7a14", "#3fb6a4", "#a23fa0"],
+  ],
+  dark: [
+    ...["#4aa8e0", "#f0803c", "#2fc69a", "#dd95bd", "#8fd0f5", "#e5b73b"],
+    ...["#cf5585", "#a8a8a8", "#8c7ae6", "#c5c56a", "#9df0e2", "#d873d4"],
+  ],
 };
+const UNLIKE = 6; // of them
 const DASHES = [null, "7 3", "2 3"];
 const MAX_NAMED = 12; // of more runs a color is a value
 
@@ -113,10 +120,9 @@ function paint(section, coloring) {
   const used = palette.map(() => 0);
   for (const id of section.runs) {
     const part = coloring.part(id);
-    // Seeds of a setting share its color, and so do settings that are more than the colors: dashes tell them apart.
-    const i = settings.indexOf(group(id)) % palette.length;
+    const i = settings.indexOf(group(id)) % palette.length; // seeds of a setting share its color, with other dashes
     const color = isNamed(section) ? palette[i] : part === null ? "var(--faint)" : shade(part);
     document.documentElement.style.setProperty(`--run-${id}`, color);
-    runs[id].dash = isNamed(section) ? DASHES[Math.min(used[i]++, DASHES.length - 1)] : null;
+    runs[id].dash = isNamed(section) ? DASHES[Math.min((i >= UNLIKE) + used[i]++, DASHES.length - 1)] : null;
   }
 }
