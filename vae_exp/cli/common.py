@@ -1,5 +1,6 @@
 """What the commands share: exit codes, options, help, closing lines."""
 
+import argparse
 import contextlib
 import errno
 import gc
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from hydra.errors import HydraException
@@ -27,11 +28,12 @@ from omegaconf.errors import OmegaConfBaseException
 from vae_exp import __version__
 from vae_exp.compare.runs import TERMS
 from vae_exp.config import checks
-from vae_exp.config.checks import CONF_DIR, check_values, closest, flatten, path_of, quoted, resolve, shortened
+from vae_exp.config.checks import CONF_DIR, check_values, closest, flatten, path_of, quoted, resolve
 from vae_exp.config.compose import KNOWN_RULES, compose, explain, parse, readable
 from vae_exp.config.schema import OPTION_RULES, Rule
-from vae_exp.errors import UserError, in_users_code, printable, stop_signals
+from vae_exp.errors import UserError, in_users_code, printable, shortened, stop_signals
 from vae_exp.training import console
+from vae_exp.training.console import echo
 from vae_exp.training.run_dir import (
     BEST,
     IMAGES,
@@ -44,6 +46,13 @@ from vae_exp.training.run_dir import (
     on_checkpoint,
     on_resume,
 )
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """Print what was typed, as a message does, safe on a terminal."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(str(UserError(message)))
 
 
 def with_own_options(arguments: list[str]) -> list[str]:
@@ -117,7 +126,7 @@ def print_help(arguments: list[str]) -> None:
             names.setdefault(group, []).extend(checks.options(group, folder))
     groups = "".join(f"{group}: {', '.join(options)}\n" for group, options in sorted(names.items()))
     template = OmegaConf.load(CONF_DIR / "hydra" / "help" / "vae_exp.yaml").template
-    print(Template(template).substitute(APP_CONFIG_GROUPS=groups))
+    echo(Template(template).substitute(APP_CONFIG_GROUPS=groups))
 
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
@@ -195,15 +204,15 @@ def run(program: str, config_name: str, rules: dict[str, Rule], about: str, work
     with exits(program, config_name):
         if {"--help", "-h"} & set(arguments):
             keys = (CONF_DIR / f"{config_name}.yaml").read_text()
-            print(f"{about}\n\n{keys.rstrip()}\n\nAlso: {program} --cfg job prints the configuration and does nothing.")
+            echo(f"{about}\n\n{keys.rstrip()}\n\nAlso: {program} --cfg job prints the configuration and does nothing.")
             return
         if "--version" in arguments:
-            print(versions())
+            echo(versions())
             return
         only_prints = arguments[:2] == ["--cfg", "job"]
         cfg = compose(config_name, _overrides(program, arguments[2:] if only_prints else arguments))
         if only_prints:
-            print(OmegaConf.to_yaml(cfg))
+            echo(OmegaConf.to_yaml(cfg))
             return
         if OmegaConf.is_missing(cfg, "checkpoint"):
             such_as = f"`{program} checkpoint=outputs/.../best.pt`, a run's folder, or checkpoint=latest"

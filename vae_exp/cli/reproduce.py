@@ -21,11 +21,12 @@ from vae_exp.compare.runs import BOOKKEEPING, SEEDS
 from vae_exp.config.checks import CONF_DIR, check, flatten, literal, resolve
 from vae_exp.config.compose import compose, readable, without_hydra
 from vae_exp.config.schema import EvaluateOptions, is_number
-from vae_exp.errors import UserError, printable
+from vae_exp.errors import UserError
 from vae_exp.evaluation import results
 from vae_exp.files import read_json, read_json_lines, write_json
 from vae_exp.torchrun_env import safe_path
 from vae_exp.training import run_dir
+from vae_exp.training.console import echo
 from vae_exp.training.run_dir import BEST, LAST, LENGTH, METRICS, OUTPUTS, PREVIOUS, RESULT, read_summary
 
 PUBLISHED = "published"
@@ -216,7 +217,7 @@ def main() -> None:
 
 
 def _arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = common.ArgumentParser(
         prog="vae-reproduce", description=ABOUT, epilog="example: vae-reproduce tutorial dataset.root=PATH"
     )
     parser.add_argument("words", nargs="*", metavar="NAME | all | KEY=VALUE", help="presets, and keys of vae-train")
@@ -236,7 +237,7 @@ def _main(options: argparse.Namespace) -> int:
         raise UserError(f"{' '.join(overrides)}: of which preset? There are {', '.join(preset_names())}, and all.")
     missed = [not _reproduce(attempt) for attempt in requested]
     lines = _markdown if options.markdown else _table if requested else _list
-    print("\n".join(lines([(attempt, attempt.results()) for attempt in attempts])))
+    echo("\n".join(lines([(attempt, attempt.results()) for attempt in attempts])))
     return int(any(missed))
 
 
@@ -271,8 +272,7 @@ def _markdown(rows: Rows) -> list[str]:
 def _cells(rows: Rows) -> Iterator[tuple[str, Claim, str, str]]:
     for attempt, found in rows:
         for result in found:
-            verdict = printable(result.verdict(attempt.preset, attempt.changes))
-            yield attempt.preset.name, result.claim, result.text(), verdict
+            yield attempt.preset.name, result.claim, result.text(), result.verdict(attempt.preset, attempt.changes)
 
 
 def _overrides(words: list[str]) -> list[str]:
@@ -286,22 +286,23 @@ def _overrides(words: list[str]) -> list[str]:
 def _reproduce(attempt: Attempt) -> bool:
     """Train what is missing of a preset, evaluate it, and store the results; return whether no claim is missed."""
     preset = attempt.preset
-    print(f"\n{preset.name}: {preset.about}")
-    print(f"  about {preset.minutes:g} minutes on one core; folder {attempt.folder}", flush=True)
+    echo(f"\n{preset.name}: {preset.about}")
+    echo(f"  about {preset.minutes:g} minutes on one core; folder {attempt.folder}")
+    sys.stdout.flush()  # before what vae-train says
     try:
         command = _training_command(attempt)
         if command and (code := _call(command)):
             raise UserError(f"vae-train ended with {code}; the reason stands above")
         evaluations = [_evaluate(attempt, run) for run in attempt.runs()]
     except UserError as error:  # the other presets are tried all the same
-        print(f"{preset.name}: {NOT_RUN} ({error})")
+        echo(f"{preset.name}: {NOT_RUN} ({error})")
         return False
     rows = [(result, result.verdict(preset, attempt.changes)) for result in attempt.results()]
     lines = _store(attempt, rows)
     for show in evaluations:
         show()
     for line in lines:
-        print(line)
+        echo(line)
     return not any(verdict.startswith(("missed", NOT_RUN)) for _, verdict in rows)
 
 

@@ -34,6 +34,7 @@ from vae_exp.config.compose import HYDRA_VERSION, compose, parse, readable
 from vae_exp.errors import PeerLost, Unwritable, UserError, in_users_code, stop_signals, stopped_by
 from vae_exp.sweeps import jobs, plan, sweepers
 from vae_exp.training import resume, threads
+from vae_exp.training.console import echo, say
 from vae_exp.training.run_dir import (
     MULTIRUN,
     holds_run,
@@ -65,7 +66,7 @@ def main() -> None:
             print_help(arguments)
             return
         if "--version" in arguments:
-            print(common.versions())
+            echo(common.versions())
             return
         sys.argv[1:] = _command_line(arguments)
         require_own_options(sys.argv[1:])
@@ -308,7 +309,7 @@ def launch(devices: int, words: list[str], run_dir: Path) -> None:
             if code < 0 and code != -signal.SIGTERM and codes.get(0, -1) < 0:
                 hint = "" if rank else resume_hint(run_dir)
                 ending = f"process {rank} of {devices} was killed ({signal.Signals(-code).name}), and the run ends."
-                print(f"vae-train: {ending} What was saved is whole.{hint}", file=sys.stderr)
+                say(f"vae-train: {ending} What was saved is whole.{hint}", sys.stderr)
         sys.exit(next((code for code in codes.values() if code > 0), 1))
 
 

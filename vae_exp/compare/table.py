@@ -173,7 +173,7 @@ def format_table(
     columns = [column for column in columns if column != NAME]
     left_out = [key for key in swept_keys(runs) if key not in columns]
     below = [f"not shown: {', '.join(left_out)} (swept, and not among --columns)"] if left_out else []
-    cells = {column: [column, *(cell(run, column) for run in runs)] for column in columns}
+    cells = {column: [printable(column), *(cell(run, column) for run in runs)] for column in columns}
     above: list[str] = []
     if metric and len(runs) > 1:
         same = [column for column in columns if column != metric and len(set(cells[column][1:])) == 1]

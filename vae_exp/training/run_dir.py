@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TextIO
 
-from vae_exp.config.checks import CALLS, as_argument, flatten, shortened
+from vae_exp.config.checks import CALLS, as_argument, flatten
 from vae_exp.config.migrations import renamed
 from vae_exp.config.targets import own_words, trusting
-from vae_exp.errors import UserError, printable
+from vae_exp.errors import UserError, printable, shortened
 from vae_exp.files import (
     cache_folder,
     no_links,
@@ -320,7 +320,7 @@ def truncate_metrics(folder: Path, step: int, metrics_bytes: int) -> None:
 
 def _partials(folder: Path) -> list[Path]:
     """Return what killed processes left of the files that only the folder's one process writes."""
-    return [path for name in FILES for path in folder.glob(f"{name}*.partial")]
+    return [*(path for name in FILES for path in folder.glob(f"{name}*.partial")), *(folder / IMAGES).glob("*.partial")]
 
 
 def archive_evaluations(folder: Path, checkpoint: str, epoch: int) -> None:
