@@ -10,6 +10,7 @@ PLACES = [Path(__file__).parent, *(Path(sysconfig.get_path(name)) for name in ("
 
 
 MAX_LINES = 20  # of a message
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "_status_alloc_failed")  # the last of cuBLAS and cuDNN
 
 
 class UserError(Exception):
@@ -52,6 +53,15 @@ def stopped_by(error: BaseException) -> str:
         return "Ctrl-C"
     is_signal = isinstance(code, int) and code - 128 in set(signal.Signals)
     return signal.Signals(code - 128).name if is_signal else str(code)
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    text = str(error).lower() if isinstance(error, RuntimeError) else ""
+    return isinstance(error, MemoryError) or any(sign in text for sign in OUT_OF_MEMORY)
 
 
 def in_users_code(error: Exception) -> UserError | None:

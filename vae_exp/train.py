@@ -14,6 +14,7 @@ from vae_exp.config import build
 from vae_exp.config.schema import is_on_path
 from vae_exp.evaluation.metrics import evaluate, factor_scores, sample_eps, scores_warning
 from vae_exp.figures.training import TrainingFigures, test_figure
+from vae_exp.files import use_surroundings
 from vae_exp.terms import Progress, compute_loss
 from vae_exp.tracking.wandb_run import choose_mode
 from vae_exp.training import console, dry_run, init_from, precision, restore, threads
@@ -37,6 +38,7 @@ def train(
     number stops being finite. All processes that torchrun starts for a run call it; the arguments of rank 0 count.
     """
     run_dir = cfg.get("resume") if run_dir is None else run_dir
+    use_surroundings()
     with distributed.process_group(), distributed.rank0_only(console.printing, run_dir, quiet):
         config, run_dir = distributed.broadcast(lambda: (build.check(cfg), require_folder(run_dir)))
         config["devices"] = build.agreed(config)

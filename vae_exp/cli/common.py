@@ -31,7 +31,8 @@ from vae_exp.config import checks
 from vae_exp.config.checks import CONF_DIR, check_values, closest, flatten, path_of, quoted, resolve
 from vae_exp.config.compose import KNOWN_RULES, compose, explain, parse, readable
 from vae_exp.config.schema import OPTION_RULES, Rule
-from vae_exp.errors import UserError, in_users_code, printable, shortened, stop_signals
+from vae_exp.errors import UserError, first_line, in_users_code, is_out_of_memory, printable, shortened, stop_signals
+from vae_exp.files import use_surroundings
 from vae_exp.training import console
 from vae_exp.training.console import echo
 from vae_exp.training.run_dir import (
@@ -144,6 +145,7 @@ def exits(program: str, config_name: str) -> Iterator[None]:
         signal.signal(number, lambda number, _: sys.exit(128 + number))  # so that `with` blocks close
     ending: Any = None
     try:
+        use_surroundings()
         yield
     except BaseException as error:
         ending = _code_or_message(error, program, config_name)
@@ -176,6 +178,9 @@ def _code_or_message(error: BaseException, program: str, config_name: str) -> An
         return f"{program}: {error}"
     if isinstance(error, BrokenPipeError):  # `vae-train --help | head`
         return 1
+    if is_out_of_memory(error):
+        smaller = {"vae-generate": "a smaller n", "vae-evaluate": "a smaller batch_size"}.get(program, "fewer runs")
+        return f"{program}: out of memory ({first_line(error)}). Try {smaller}, or device=cpu where it was a GPU's."
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return f"{program}: {shortened(printable(error.filename))}: this name is too long for the file system."
     if isinstance(error, OSError) and error.errno in UNWRITABLE:

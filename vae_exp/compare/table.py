@@ -1,5 +1,6 @@
 """Group comparable runs and print them as a table."""
 
+import contextlib
 import itertools
 import json
 import math
@@ -9,7 +10,6 @@ import statistics
 import textwrap
 from collections import Counter
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any
 
 from vae_exp.compare.runs import (
@@ -25,7 +25,8 @@ from vae_exp.compare.runs import (
     swept_keys,
 )
 from vae_exp.config.schema import is_number
-from vae_exp.errors import printable
+from vae_exp.errors import UserError, printable
+from vae_exp.files import expand
 
 # Keys of a dataset that change nothing about the images that are measured.
 OTHER_THAN_IMAGES = {
@@ -44,7 +45,9 @@ def _protocol(run: Run) -> dict[str, Any]:
         group = key.split(".")[0]
         if key == ROOT:  # the same data in another place, but for one's own images
             is_own = run.config.get("dataset") in ("image_folder", "arrays")
-            value = str(Path(str(value)).expanduser().resolve()) if is_own else None
+            with contextlib.suppress(UserError, OSError, ValueError):  # of a stranger's run it may be any text
+                value = str(expand(value).resolve())
+            value = value if is_own else None
         elif group == "likelihood" and value in ("learned", "optimal"):  # no setting: those runs compare
             value = "fitted"
         matters = key == "model.stochastic" or (group in ("dataset", "likelihood") and key not in ignored)

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vae_exp.config.checks import CONF_DIR, RUN_DIR, closest, groups, options, options_with, quoted
 from vae_exp.config.migrations import GONE
 from vae_exp.config.schema import DATASET_RULES, EVALUATE_RULES, GENERATE_RULES, OPTION_RULES, RULES, is_number
-from vae_exp.errors import UserError, printable
+from vae_exp.errors import UserError, first_line, printable
 
 HYDRA_VERSION = "1.3"
 KNOWN_RULES = RULES | DATASET_RULES | EVALUATE_RULES | GENERATE_RULES  # not those of options, which may be a user's own
@@ -24,8 +24,11 @@ PLUGINS = {"launcher": ["basic", "joblib", "ray", "submitit"], "sweeper": ["basi
 
 
 def parse(overrides: list[str]) -> list[Override]:
-    """Parse overrides with Hydra's grammar."""
-    return OverridesParser.create().parse_overrides(overrides)
+    """Parse overrides with Hydra's grammar. Raises HydraException for what it cannot read."""
+    try:
+        return OverridesParser.create().parse_overrides(overrides)
+    except RecursionError as error:
+        raise HydraException("nested too deeply") from error
 
 
 def readable(overrides: list[str]) -> list[str]:
@@ -46,12 +49,8 @@ def _readable(word: str) -> str:
         with contextlib.suppress(HydraException):
             if sign and parse([f"{key}={quoted(value)}"]):
                 return f"{key}={quoted(value)}"
-        reason = printable(_first_line(error))
+        reason = printable(first_line(error))
         raise UserError(f"{printable(word)}: unknown argument; arguments are KEY=VALUE. ({reason})") from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 PART = re.compile(  # of comma-separated values: what is in quotes or brackets is one
@@ -108,7 +107,7 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
         if isinstance(error, ConfigCompositionException) and not is_interpolation:
             raise
         named = options(_group_of(wrong[0])) if wrong else []
-        choose = f"Choose one of {', '.join(named)}." if named else f"({_first_line(error)})"
+        choose = f"Choose one of {', '.join(named)}." if named else f"({first_line(error)})"
         raise UserError(f"{' '.join(wrong or overrides)}: a group takes the name of an option. {choose}") from error
 
 
@@ -150,7 +149,8 @@ def explain(error: Exception, program: str, config_name: str) -> str:
             return reword(*match.groups())
     if match := re.search(r"Could not override '([^']+)'", text):
         return _unknown_key(match[1], program, config_name)
-    return text + (f"\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else "")
+    text += f"\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
+    return re.sub(r"\n\s*(full_key: |object_type=|reference_type=).*", "", text).strip()
 
 
 def _no_plugin(kind: str, name: str) -> str:

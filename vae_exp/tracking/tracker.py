@@ -22,10 +22,10 @@ from PIL import Image
 
 from vae_exp.config.checks import from_anywhere, resolve
 from vae_exp.config.schema import Config
-from vae_exp.errors import UserError, stopped_by
+from vae_exp.errors import UserError, first_line, stopped_by
 from vae_exp.files import atomic_write, no_links, write, writing
 from vae_exp.tracking import wandb_run
-from vae_exp.tracking.wandb_run import FINISH_SECONDS, Mode, as_id, first_line
+from vae_exp.tracking.wandb_run import FINISH_SECONDS, Mode, as_id
 from vae_exp.training import run_dir as folder
 from vae_exp.training.checkpoints import Checkpoint
 from vae_exp.training.run_dir import BEST, CONFIG, IMAGES, LAST, METRICS, SUMMARY, Summary, WandbRun
@@ -83,8 +83,11 @@ class Tracker:
                 options = wandb_run.training_options(config, info, self.name, self.wandb_id, known)
                 return wandb.init(mode=attempt, **options)
             except Exception as error:  # whatever is wrong with W&B, it must not cost the run
-                rest = "the run folder has everything" if attempt == "offline" else "the run goes on offline"
+                is_last = attempt == "offline" or isinstance(error, OSError | UserError)  # of its folder
+                rest = "the run folder has everything" if is_last else "the run goes on offline"
                 log.warning("W&B: %s; %s.", first_line(error), rest)
+                if is_last:
+                    break
         return None
 
     def log(self, values: dict[str, Any], step: int) -> None:

@@ -21,7 +21,7 @@ from urllib.request import Request, urlopen
 
 from vae_exp.config.checks import as_typed
 from vae_exp.config.schema import Config, WandbKeys, is_number
-from vae_exp.errors import UserError, printable
+from vae_exp.errors import Unwritable, UserError, first_line, printable
 from vae_exp.files import expand
 from vae_exp.training.run_dir import OUTPUTS, WandbRun, read_summary
 
@@ -167,6 +167,8 @@ def _options(keys: WandbKeys, known: WandbRun) -> dict[str, Any]:
     # Absolute, because W&B's service keeps the working folder of its start.
     folder = expand(keys["dir"] or os.environ.get("WANDB_DIR") or OUTPUTS).resolve()
     folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):  # W&B would write to the temporary folder without a word
+        raise Unwritable(f"wandb.dir={folder}: cannot be written")
     seconds: dict[str, Any] = {"init_timeout": INIT_SECONDS, "finish_timeout": FINISH_SECONDS}
     return {
         "dir": folder,
@@ -208,10 +210,6 @@ def new_id(name: str) -> str:
 def as_id(name: str) -> str:
     """Make a readable id of a name: `wandb leet` lists runs by their ids, and W&B refuses some characters in them."""
     return re.sub("[^A-Za-z0-9._-]", "-", name)[:80]
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def record_evaluation(

@@ -16,7 +16,7 @@ from vae_exp.config import build
 from vae_exp.config.schema import Config
 from vae_exp.datasets import Data, Split
 from vae_exp.distributed import Share
-from vae_exp.errors import UserError, printable
+from vae_exp.errors import UserError, first_line, is_out_of_memory, printable
 from vae_exp.scores import repeats as scores
 from vae_exp.scores.common import TooFewFactors, UnsuitableFactors
 from vae_exp.terms import Logged, Progress, elbo_terms, extra_samples
@@ -24,7 +24,6 @@ from vae_exp.vae import VAE
 
 log = logging.getLogger(__name__)
 COPIES = 4  # of each weight: itself, its gradient and Adam's two moments
-OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "_status_alloc_failed")  # the last of cuBLAS and cuDNN
 
 
 @contextlib.contextmanager
@@ -33,14 +32,13 @@ def explain_out_of_memory(config: Config) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        text = str(error).strip()
-        if not isinstance(error, MemoryError) and not any(sign in text.lower() for sign in OUT_OF_MEMORY):
+        if not is_out_of_memory(error):
             raise
         half, odd = divmod(config["batch_size"], 2)
         same = "" if odd else f" accumulate_steps={2 * config['accumulate_steps']}, which makes the same steps"
         raise UserError(
             f"out of memory with batch_size={config['batch_size']}, model.z_dim={config['model']['z_dim']} and "
-            f"device={config['device']} ({text.splitlines()[0] if text else 'MemoryError'}). Try batch_size="
+            f"device={config['device']} ({first_line(error)}). Try batch_size="
             f"{max(1, half)}{same}, a smaller network or model.z_dim, or, where the images are large, a smaller "
             "dataset.device_memory, which streams them."
         ) from error

@@ -27,6 +27,8 @@ from vae_exp.training.run_dir import (
     OWN_IMAGES,
     PREVIOUS,
     SUMMARY,
+    UNREADABLE,
+    accept,
     available_roots,
     contradictions,
     newest,
@@ -136,7 +138,8 @@ def stored_overrides(folder: Path, typed: list[str]) -> list[str] | None:
     """Return the overrides that a run was started with, of one from Python what its configuration comes to; or None."""
     before = read_overrides(folder, typed=typed)
     if before is None and (config := read_config(folder)):
-        before, _ = targets.own_words(_overrides_of(config), typed)
+        with contextlib.suppress(*UNREADABLE):
+            before = accept(folder / CONFIG, _overrides_of(config), typed)
     return before
 
 

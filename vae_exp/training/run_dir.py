@@ -182,14 +182,20 @@ def read_overrides(folder: Path, of_sweep: bool = False, typed: Collection[str] 
     try:
         stored = read_yaml(path)
         lists = [stored["hydra"]["overrides"][kind] for kind in ("hydra", "task")] if of_sweep else [stored]
-        overrides, dropped = own_words([str(word) for words in lists for word in words], typed)
+        words = [str(word) for words in lists for word in words]
     except UNREADABLE:
         return None
     if of_sweep and config_dir(folder):  # which commands have in its place
-        dropped = [word for word in dropped if not word.startswith("hydra.searchpath=")]
+        words = [word for word in words if word in typed or not word.startswith("hydra.searchpath=")]
+    return accept(path, words, typed)
+
+
+def accept(path: Path, stored: list[str], typed: Collection[str]) -> list[str]:
+    """Return the overrides from a file without a stranger's that are not `typed` now, and print which those are."""
+    overrides, dropped = own_words(stored, typed)
     if dropped:
         words = shortened(" ".join(map(printable, dropped)))
-        say(f"not taken from {printable(path)}: {words}. Type it again where you want it.", sys.stderr)
+        say(f"not taken from {path}: {words}. Type it again where you want it.", sys.stderr)
     return overrides
 
 
