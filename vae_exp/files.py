@@ -53,13 +53,13 @@ def use_surroundings() -> None:
     PyTorch, W&B and matplotlib fail without, or say much. Raises UserError where nothing is there to begin with.
     """
     try:
-        cwd = f"{Path.cwd()}: the current folder"
+        Path.cwd()
     except OSError as error:
         raise UserError("the current folder is there no more. Change into another: cd PATH.") from error
     try:
         own = Path(tempfile.gettempdir()) / f"vae_exp-{os.getuid() if hasattr(os, 'getuid') else ''}"
     except OSError as error:
-        raise UserError(f"no folder for temporary files can be written. Name one: TMPDIR=PATH ({cwd}).") from error
+        raise UserError("no folder for temporary files can be written. Name one: TMPDIR=PATH.") from error
     places = {"XDG_CACHE_HOME": ".cache", "XDG_DATA_HOME": ".local/share", "MPLCONFIGDIR": "matplotlib"}
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vae_exp"

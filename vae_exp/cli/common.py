@@ -102,7 +102,9 @@ def _require_option(folder: Path, option: str, above: list[str]) -> None:
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise UserError(f"{file}{place}: no YAML ({error.problem or error.context}).") from error
     except OmegaConfBaseException as error:
-        raise UserError(f"{file}: {error.full_key}: {str(error).splitlines()[0]}.") from error
+        raise UserError(f"{file}: {error.full_key}: {first_line(error)}.") from error
+    except Exception as error:  # a text with control characters, a list that contains itself
+        raise UserError(f"{file}: no YAML ({type(error).__name__}: {first_line(error)}).") from error
     if not isinstance(settings, DictConfig):
         raise UserError(f"{file}, line 1, column 1: it must hold lines of KEY: VALUE.")
     defaults = settings.get("defaults")

@@ -82,8 +82,8 @@ def _command_line(arguments: list[str]) -> list[str]:
     if unknown := [flag for flag in flags if flag.partition("=")[0] not in HYDRA_FLAGS]:
         advice = "`vae-train --help` says what can be typed, --hydra-help the flags."
         raise UserError(f"{no_such_flag(unknown[0], arguments)} {advice}")
-    if set(flags) - set(MULTIRUN_FLAGS):
-        return arguments
+    if set(flags) - set(MULTIRUN_FLAGS):  # Hydra reads no overrides on both sides of a flag
+        return sorted(arguments, key=lambda word: word.startswith("-") or "=" not in word)
     overrides = readable([argument for argument in arguments if not argument.startswith("-")])
     words = parse(overrides)
     keys = [word.key_or_group for word in words]
