@@ -9,12 +9,19 @@ from pathlib import Path
 PLACES = [Path(__file__).parent, *(Path(sysconfig.get_path(name)) for name in ("stdlib", "scripts"))]  # of nobody's own
 
 
+MAX_LINES = 20  # of a message
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "_status_alloc_failed")  # the last of cuBLAS and cuDNN
+
+
 class UserError(Exception):
     """Something the user can fix, said in one message: printed without a traceback, exit code 1."""
 
     def __str__(self) -> str:
-        """Return the message, safe to print on a terminal; its own line breaks stay."""
-        return "\n".join(map(printable, super().__str__().split("\n")))
+        """Return the message, safe to print on a terminal and no longer than can be read; its own line breaks stay."""
+        lines = [shortened(printable(line), 600, 400) for line in super().__str__().split("\n")]
+        if len(lines) > MAX_LINES:
+            lines[MAX_LINES // 2 : -MAX_LINES // 2] = [f"... ({len(lines) - MAX_LINES:,} more lines)"]
+        return shortened("\n".join(lines), 1500, 400)
 
 
 class Unwritable(UserError):
@@ -48,6 +55,15 @@ def stopped_by(error: BaseException) -> str:
     return signal.Signals(code - 128).name if is_signal else str(code)
 
 
+def first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    text = str(error).lower() if isinstance(error, RuntimeError) else ""
+    return isinstance(error, MemoryError) or any(sign in text for sign in OUT_OF_MEMORY)
+
+
 def in_users_code(error: Exception) -> UserError | None:
     """Return the error as one message with its frames in files of the user's own; None if it passed none of them.
 
@@ -69,14 +85,21 @@ def in_users_code(error: Exception) -> UserError | None:
     return UserError(f"code of your own failed:\n{''.join(shown).rstrip()}") if frames else None
 
 
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, or its type if it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def printable(text: object) -> str:
     """Return foreign text on one line: wide spaces become plain ones, and terminal control characters are escaped."""
     return "".join(letter if letter.isprintable() else _escaped(letter) for letter in str(text))
+
+
+def printable_lines(text: object) -> str:
+    """Return foreign text as `printable` does, but with its line breaks."""
+    return "\n".join(map(printable, str(text).split("\n")))
+
+
+def shortened(text: str, head: int = 500, tail: int = 0) -> str:
+    """Return text for a message, of a very long one only so many characters of its beginning and its end."""
+    if len(text) <= head + tail:
+        return text
+    return f"{text[:head]}... ({len(text):,} characters){text[len(text) - tail :]}"
 
 
 def _escaped(letter: str) -> str:

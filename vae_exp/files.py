@@ -47,6 +47,38 @@ def expand(path: object) -> Path:
         raise UserError(f"{path}: {home}.") from error
 
 
+def use_surroundings() -> None:
+    """Give a user without a home one in the temporary folder, and a cache where theirs cannot be written.
+
+    PyTorch, W&B and matplotlib fail without, or say much. Raises UserError where nothing is there to begin with.
+    """
+    try:
+        Path.cwd()
+    except OSError as error:
+        raise UserError("the current folder is there no more. Change into another: cd PATH.") from error
+    try:
+        own = Path(tempfile.gettempdir()) / f"vae_exp-{os.getuid() if hasattr(os, 'getuid') else ''}"
+    except OSError as error:
+        raise UserError("no folder for temporary files can be written. Name one: TMPDIR=PATH.") from error
+    places = {"XDG_CACHE_HOME": ".cache", "XDG_DATA_HOME": ".local/share", "MPLCONFIGDIR": "matplotlib"}
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vae_exp"
+        folder = next(path for path in (cache, *cache.parents) if path.exists())
+        if folder.is_dir() and os.access(folder, os.W_OK):
+            return
+        if folder == cache:  # the data in it can be read
+            os.environ.setdefault("VAE_EXP_DATA", str(cache))
+    except RuntimeError:  # the user's number is of no account, as in containers
+        places["HOME"] = "."
+    try:
+        own.mkdir(mode=0o700, exist_ok=True)
+        is_own = not own.is_symlink() and own.stat().st_uid == os.getuid()
+    except (OSError, AttributeError):
+        is_own = False
+    own = own if is_own else Path(tempfile.mkdtemp())
+    os.environ.update({name: str(own / place) for name, place in places.items()})
+
+
 def cache_folder(name: str) -> Path:
     """Return the folder of one kind of cache in the user's cache folder; it need not exist."""
     try:

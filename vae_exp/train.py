@@ -13,6 +13,7 @@ from vae_exp import distributed
 from vae_exp.config import build
 from vae_exp.evaluation.metrics import evaluate, factor_scores, sample_eps
 from vae_exp.figures.training import TrainingFigures, test_figure
+from vae_exp.files import use_surroundings
 from vae_exp.terms import Progress, compute_loss
 from vae_exp.training import console, dry_run, init_from, precision, restore, threads
 from vae_exp.training.checkpoints import Checkpoint
@@ -34,6 +35,7 @@ def train(
     number stops being finite. All processes that torchrun starts for a run call it; the arguments of rank 0 count.
     """
     run_dir = cfg.get("resume") if run_dir is None else run_dir
+    use_surroundings()
     with distributed.process_group(), distributed.rank0_only(console.printing, run_dir, quiet):
         run = new_run(cfg, run_dir)
         with dry_run.explain_out_of_memory(run.config), precision.reproducible(run.device), threads.restored():

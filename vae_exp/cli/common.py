@@ -1,5 +1,6 @@
 """What the commands share: exit codes, options, help, closing lines."""
 
+import argparse
 import contextlib
 import errno
 import gc
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 import yaml
@@ -29,12 +30,13 @@ from vae_exp import __version__
 from vae_exp.compare import table
 from vae_exp.compare.runs import fold_seeds, read_runs
 from vae_exp.config import checks
-from vae_exp.config.checks import CONF_DIR, check_values, closest, flatten, path_of, quoted, resolve, shortened
+from vae_exp.config.checks import CONF_DIR, check_values, closest, flatten, path_of, quoted, resolve
 from vae_exp.config.compose import HYDRA_VERSION, KNOWN_RULES, compose, explain, parse, readable
 from vae_exp.config.schema import OPTION_RULES, TERMS, Rule
-from vae_exp.errors import UserError, in_users_code, printable, stop_signals
+from vae_exp.errors import UserError, first_line, in_users_code, is_out_of_memory, printable, shortened, stop_signals
+from vae_exp.files import use_surroundings
 from vae_exp.training import console
-from vae_exp.training.console import say
+from vae_exp.training.console import echo, say
 from vae_exp.training.run_dir import (
     BEST,
     IMAGES,
@@ -48,6 +50,13 @@ from vae_exp.training.run_dir import (
     on_resume,
     read_config,
 )
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """Print what was typed, as a message does, safe on a terminal."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(str(UserError(message)))
 
 
 def with_own_options(arguments: list[str]) -> list[str]:
@@ -96,7 +105,9 @@ def _require_option(folder: Path, option: str, above: list[str]) -> None:
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise UserError(f"{file}{place}: no YAML ({error.problem or error.context}).") from error
     except OmegaConfBaseException as error:
-        raise UserError(f"{file}: {error.full_key}: {str(error).splitlines()[0]}.") from error
+        raise UserError(f"{file}: {error.full_key}: {first_line(error)}.") from error
+    except Exception as error:  # a text with control characters, a list that contains itself
+        raise UserError(f"{file}: no YAML ({type(error).__name__}: {first_line(error)}).") from error
     if not isinstance(settings, DictConfig):
         raise UserError(f"{file}, line 1, column 1: it must hold lines of KEY: VALUE.")
     defaults = settings.get("defaults")
@@ -121,7 +132,7 @@ def print_help(arguments: list[str]) -> None:
             names.setdefault(group, []).extend(checks.options(group, folder))
     groups = "".join(f"{group}: {', '.join(options)}\n" for group, options in sorted(names.items()))
     template = OmegaConf.load(CONF_DIR / "hydra" / "help" / "vae_exp.yaml").template
-    print(Template(template).substitute(APP_CONFIG_GROUPS=groups))
+    echo(Template(template).substitute(APP_CONFIG_GROUPS=groups))
 
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
@@ -139,6 +150,7 @@ def exits(program: str, config_name: str) -> Iterator[None]:
         signal.signal(number, lambda number, _: sys.exit(128 + number))  # so that `with` blocks close
     ending: Any = None
     try:
+        use_surroundings()
         yield
     except BaseException as error:
         ending = _code_or_message(error, program, config_name)
@@ -171,6 +183,9 @@ def _code_or_message(error: BaseException, program: str, config_name: str) -> An
         return f"{program}: {error}"
     if isinstance(error, BrokenPipeError):  # `vae-train --help | head`
         return 1
+    if is_out_of_memory(error):
+        smaller = {"vae-generate": "a smaller n", "vae-evaluate": "a smaller batch_size"}.get(program, "fewer runs")
+        return f"{program}: out of memory ({first_line(error)}). Try {smaller}, or device=cpu where it was a GPU's."
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return f"{program}: {shortened(printable(error.filename))}: this name is too long for the file system."
     if isinstance(error, OSError) and error.errno in UNWRITABLE:
@@ -207,10 +222,10 @@ def run(program: str, config_name: str, rules: dict[str, Rule], about: str, work
     with exits(program, config_name):
         if {"--help", "-h"} & set(arguments):
             keys = (CONF_DIR / f"{config_name}.yaml").read_text()
-            print(f"{about}\n\n{keys.rstrip()}\n\nAlso: {program} --cfg job prints the configuration and does nothing.")
+            echo(f"{about}\n\n{keys.rstrip()}\n\nAlso: {program} --cfg job prints the configuration and does nothing.")
             return
         if "--version" in arguments:
-            print(versions())
+            echo(versions())
             return
         if arguments[:1] == ["-sc"] and re.match(r"(un)?install=|query=", "".join(arguments[1:])):
             hydra.main(version_base=HYDRA_VERSION, config_path=str(CONF_DIR), config_name=config_name)(lambda _: None)()
@@ -218,7 +233,7 @@ def run(program: str, config_name: str, rules: dict[str, Rule], about: str, work
         only_prints = arguments[:2] == ["--cfg", "job"]
         cfg = compose(config_name, _overrides(program, arguments[2:] if only_prints else arguments))
         if only_prints:
-            print(OmegaConf.to_yaml(cfg))
+            echo(OmegaConf.to_yaml(cfg))
             return
         if OmegaConf.is_missing(cfg, "checkpoint"):
             such_as = f"`{program} checkpoint=outputs/.../best.pt`, a run's folder, or checkpoint=latest"

@@ -16,9 +16,10 @@ from vae_exp.compare import runs as results
 from vae_exp.compare import table
 from vae_exp.compare.runs import FOLDER, NAME, STATE, Run
 from vae_exp.compare.table import format_groups, wrapped
-from vae_exp.config.checks import closest, path_of, shortened
-from vae_exp.errors import UserError, printable
+from vae_exp.config.checks import closest, path_of
+from vae_exp.errors import UserError, shortened
 from vae_exp.files import Unreadable, expand, parse_yaml, require_no_links, write, writing
+from vae_exp.training.console import echo, say
 from vae_exp.training.run_dir import LATEST, lock_folder, read_summary, runs_below
 
 OWN_PROJECT = ""  # --wandb alone: the project that the runs were logged to
@@ -30,14 +31,14 @@ STREAMS = ("/dev", "/dev/fd", "/proc/self/fd")  # folders whose names stand for 
 def main() -> None:
     """Run `vae-compare`: exit with code 0, or with 1 and one message."""
     if "--version" in sys.argv[1:]:
-        print(common.versions())
+        echo(common.versions())
         return
     with common.exits("vae-compare", "config"):
         compare(_arguments().parse_args())
 
 
 def _arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = common.ArgumentParser(
         prog="vae-compare",
         description="Compare runs: the configuration keys that differ between them, and their results.",
         epilog="example: vae-compare outputs/sweeps/... --fold-seeds --filter 'optimizer.lr<=1e-3' --html report.html",
@@ -85,7 +86,7 @@ def compare(options: argparse.Namespace) -> None:
     if options.top:
         runs, why = table.largest(runs, column)
         if why:
-            print("\n".join(wrapped([why])), file=sys.stderr)
+            say("\n".join(wrapped([why])), sys.stderr)
     runs = results.sort_runs(runs, column, options.descending)[: options.top]
     if options.top:
         single = [run for run in single if any(run in (folded, *folded.members) for folded in runs)]
@@ -111,13 +112,13 @@ def compare(options: argparse.Namespace) -> None:
         if options.wandb is not None:
             lines += _send(options, single)
     finally:
-        print("\n".join(lines))
+        echo("\n".join(lines))
 
 
 def _read(options: argparse.Namespace) -> list[Run]:
     runs, damaged = results.read_runs(options.paths)
     for line in damaged:
-        print(f"left out: {line}", file=sys.stderr)
+        say(f"left out: {line}", sys.stderr)
     for test in options.filter:
         runs = _filter(runs, test)
     if options.udr:
@@ -142,13 +143,13 @@ def _delete(options: argparse.Namespace) -> None:
         raise UserError(f"--delete: there is no run in {' '.join(map(str, options.paths))}.")
     sizes = [sum(file.stat().st_size for file in run.folder.rglob("*") if file.is_file()) for run in runs]
     for run, size in zip(runs, sizes, strict=True):
-        print(f"{size / 1e6:9.1f} MB  {run.state:<11}  {printable(run.folder)}")
+        echo(f"{size / 1e6:9.1f} MB  {run.state:<11}  {run.folder}")
     total = f"{len(runs)} runs, {sum(sizes) / 1e6:,.1f} MB"
     if options.dry_run:
-        print(f"{total}: nothing is deleted")
+        echo(f"{total}: nothing is deleted")
         return
     if not options.yes and not _agrees(f"Delete {total}? [y/N] "):
-        print("nothing is deleted")
+        echo("nothing is deleted")
         return
     deleted = 0
     for run in runs:
@@ -158,8 +159,8 @@ def _delete(options: argparse.Namespace) -> None:
                 shutil.rmtree(run.folder)
             deleted += 1
         except UserError as error:
-            print(f"stays: {error}", file=sys.stderr)
-    print(f"deleted {deleted} of {len(runs)} runs")
+            say(f"stays: {error}", sys.stderr)
+    echo(f"deleted {deleted} of {len(runs)} runs")
     if deleted < len(runs):
         sys.exit(1)
 
@@ -267,7 +268,7 @@ def _send(options: argparse.Namespace, runs: list[Run]) -> list[str]:
     if options.dry_run:
         models = {"view": view._to_model()} | ({"report": report(False)._to_model()} if sweep else {})
         texts = {name: model.model_dump_json(by_alias=True, exclude_none=True) for name, model in models.items()}
-        print(json.dumps({name: json.loads(text) for name, text in texts.items()}, indent=2))
+        echo(json.dumps({name: json.loads(text) for name, text in texts.items()}, indent=2))
         return []
     if missing := wandb_views.missing_runs(entity, project, logged):
         _report_missing(f"{entity}/{project}", missing, runs, is_empty=missing == len(set(logged.ids)))
@@ -277,7 +278,7 @@ def _send(options: argparse.Namespace, runs: list[Run]) -> list[str]:
             saved.append(("report", *wandb_views.save_report(report(True))))
         except ValueError as error:
             raise UserError(f"--wandb-report: {error}") from error
-    return [f"{'updated' if is_old else 'made'} the {kind} {printable(url)}" for kind, url, is_old in saved]
+    return [f"{'updated' if is_old else 'made'} the {kind} {url}" for kind, url, is_old in saved]
 
 
 def _entity_and_project(path: str) -> tuple[str, str]:
@@ -296,7 +297,7 @@ def _report_missing(project: str, missing: int, runs: list[Run], is_empty: bool)
     sync = " ".join(["wandb sync", *folders])
     if is_empty:
         raise UserError(f"{project} has none of these {missing} runs, so its view would be empty. First: {sync}")
-    print(f"{project} does not have {missing} of these runs yet: {sync}", file=sys.stderr)
+    say(f"{project} does not have {missing} of these runs yet: {sync}", sys.stderr)
 
 
 if __name__ == "__main__":

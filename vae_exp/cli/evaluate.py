@@ -14,10 +14,10 @@ from tqdm import tqdm
 from vae_exp.cli import common
 from vae_exp.config.checks import data_name
 from vae_exp.config.schema import EVALUATE_RULES, EvaluateOptions
-from vae_exp.errors import UserError, printable
+from vae_exp.errors import UserError
 from vae_exp.evaluation import results
 from vae_exp.files import atomic_write, open_regular, read_json, require_no_links, write_json
-from vae_exp.training.console import say
+from vae_exp.training.console import echo, say
 from vae_exp.training.run_dir import BEST, GENERATED, LATEST, RESULT
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def _write_pictures(path: Path, split: str, weights: str, pictures: "dict[str, n
         info.add_text(WEIGHTS, weights)
         with atomic_write(target) as file:
             Image.fromarray(pixels).save(file, "PNG", pnginfo=info)
-        lines.append(f"picture   {printable(target)}")
+        lines.append(f"picture   {target}")
     return lines
 
 
@@ -156,7 +156,7 @@ def _evaluate_all(options: EvaluateOptions) -> None:
     if options["checkpoint"] == LATEST:
         common.say_latest("vae-evaluate", paths[0].parent)
     if len(paths) > 1:
-        say(f"{len(paths)} checkpoints in {printable(options['checkpoint'])}")
+        say(f"{len(paths)} checkpoints in {options['checkpoint']}")
     rows, failed = {}, 0
     refused = list[OSError]()  # whoever reads what is printed may have gone
     for number, path in enumerate(paths, 1):
@@ -171,7 +171,7 @@ def _evaluate_all(options: EvaluateOptions) -> None:
             if len(paths) == 1:
                 raise
             failed += 1
-            say(f"{printable(path)}: failed: {error}\n")
+            say(f"{path}: failed: {error}\n")
     if refused:
         raise refused[0]
     if len(rows) > 1:
@@ -192,12 +192,12 @@ def evaluate_checkpoint(path: Path, options: EvaluateOptions) -> tuple[dict[str,
     target = results.path_of(path, split)
     result = _with_stored(result, results.read(target))
     write_json(target, result)
-    lines = [f"written   {printable(target)}", *_write_pictures(path, split, model.weights, pictures)]
+    lines = [f"written   {target}", *_write_pictures(path, split, model.weights, pictures)]
     lines += log_to_wandb(path, model.weights, options["wandb"]["mode"], model.config)
 
     def show() -> None:
         results.show(result, model)
-        print("", *lines, "", sep="\n")
+        echo("\n".join(["", *lines, ""]))
 
     return result, show
 

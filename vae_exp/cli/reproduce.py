@@ -21,11 +21,12 @@ from vae_exp.compare.runs import BOOKKEEPING, SEEDS
 from vae_exp.config.checks import CONF_DIR, check, flatten, literal, resolve
 from vae_exp.config.compose import compose, readable, without_hydra
 from vae_exp.config.schema import EvaluateOptions, is_number
-from vae_exp.errors import UserError, printable
+from vae_exp.errors import UserError
 from vae_exp.evaluation import results
 from vae_exp.files import read_json, read_json_lines, write_json
 from vae_exp.torchrun_env import safe_path
 from vae_exp.training import run_dir
+from vae_exp.training.console import echo
 from vae_exp.training.run_dir import BEST, LAST, LENGTH, METRICS, OUTPUTS, PREVIOUS, RESULT, read_summary
 
 PUBLISHED = "published"
@@ -223,12 +224,12 @@ def main() -> None:
             raise UserError(f"{' '.join(overrides)}: of which preset? There are {', '.join(preset_names())}, and all.")
         missed = [not _reproduce(attempt) for attempt in requested]
         rows = [(attempt, attempt.results()) for attempt in attempts]
-        print("\n".join(_table(rows, options.markdown) if requested or options.markdown else _list(rows)))
+        echo("\n".join(_table(rows, options.markdown) if requested or options.markdown else _list(rows)))
         sys.exit(int(any(missed)))
 
 
 def _arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = common.ArgumentParser(
         prog="vae-reproduce", description=ABOUT, epilog="example: vae-reproduce tutorial dataset.root=PATH"
     )
     parser.add_argument("words", nargs="*", metavar="NAME | all | KEY=VALUE", help="presets, and keys of vae-train")
@@ -255,7 +256,7 @@ def _table(rows: Rows, markdown: bool) -> list[str]:
         lines = ["| preset | number | claim | here | verdict |", "|---|---|---|---|---|"]
     for attempt, result in ((attempt, result) for attempt, found in rows for result in found):
         name, claim, here = attempt.preset.name, result.claim, result.text()
-        verdict, value = printable(result.verdict(attempt.preset, attempt.changes)), claim.text(claim.value)
+        verdict, value = result.verdict(attempt.preset, attempt.changes), claim.text(claim.value)
         if markdown:
             lines.append(f"| `{name}` | {claim.name} | {value} ± {claim.within:g} | {here} | {verdict} |")
         else:
@@ -274,22 +275,23 @@ def _overrides(words: list[str]) -> list[str]:
 def _reproduce(attempt: Attempt) -> bool:
     """Train what is missing of a preset, evaluate it, and store the results; return whether no claim is missed."""
     preset = attempt.preset
-    print(f"\n{preset.name}: {preset.about}")
-    print(f"  about {preset.minutes:g} minutes on one core; folder {attempt.folder}", flush=True)
+    echo(f"\n{preset.name}: {preset.about}")
+    echo(f"  about {preset.minutes:g} minutes on one core; folder {attempt.folder}")
+    sys.stdout.flush()  # before what vae-train says
     try:
         command = _training_command(attempt)
         if command and (code := _call(command)):
             raise UserError(f"vae-train ended with {code}; the reason stands above")
         evaluations = [_evaluate(attempt, run) for run in attempt.runs()]
     except UserError as error:  # the other presets are tried all the same
-        print(f"{preset.name}: {NOT_RUN} ({error})")
+        echo(f"{preset.name}: {NOT_RUN} ({error})")
         return False
     rows = [(result, result.verdict(preset, attempt.changes)) for result in attempt.results()]
     lines = _store(attempt, rows)
     for show in evaluations:
         show()
     for line in lines:
-        print(line)
+        echo(line)
     return not any(verdict.startswith(("missed", NOT_RUN)) for _, verdict in rows)
 
 

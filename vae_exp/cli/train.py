@@ -31,9 +31,11 @@ from vae_exp.cli.common import (
 )
 from vae_exp.config.checks import CONF_DIR, as_typed, literal, path_of
 from vae_exp.config.compose import HYDRA_VERSION, compose, parse, readable
+from vae_exp.config.schema import RULES
 from vae_exp.errors import PeerLost, Unwritable, UserError, in_users_code, stop_signals, stopped_by
 from vae_exp.sweeps import jobs, plan, sweepers
 from vae_exp.training import resume, threads
+from vae_exp.training.console import echo, say
 from vae_exp.training.run_dir import (
     MULTIRUN,
     holds_run,
@@ -66,7 +68,7 @@ def main() -> None:
             print_help(arguments)
             return
         if "--version" in arguments:
-            print(common.versions())
+            echo(common.versions())
             return
         common.complete_options(arguments)
         sys.argv[1:] = _command_line(arguments)
@@ -82,8 +84,8 @@ def _command_line(arguments: list[str]) -> list[str]:
     if unknown := [flag for flag in flags if flag.partition("=")[0] not in HYDRA_FLAGS]:
         advice = "`vae-train --help` says what can be typed, --hydra-help the flags."
         raise UserError(f"{no_such_flag(unknown[0], arguments)} {advice}")
-    if set(flags) - set(MULTIRUN_FLAGS):
-        return arguments
+    if set(flags) - set(MULTIRUN_FLAGS):  # Hydra reads no overrides on both sides of a flag
+        return sorted(arguments, key=lambda word: word.startswith("-") or "=" not in word)
     overrides = readable([argument for argument in arguments if not argument.startswith("-")])
     words = parse(overrides)
     keys = [word.key_or_group for word in words]
@@ -179,7 +181,7 @@ def _check(check: Callable[[DictConfig], None], config: DictConfig) -> None:
 
 def check_run(cfg: DictConfig) -> None:
     """Check a run before anything is written, and enter in cfg where it goes on if it resumes. Raises UserError."""
-    _require_hydras_own(cfg)
+    _require_whole(cfg)
     HydraConfig.instance().set_config(cfg)  # so that ${hydra:runtime.cwd} can be checked
     if cfg.resume is None:
         plan.require_no_sweep([*plan.overrides_of(cfg, "hydra"), *plan.overrides_of(cfg, "task")])
@@ -211,7 +213,7 @@ def check_run(cfg: DictConfig) -> None:
 
 def check_sweep(cfg: DictConfig) -> None:
     """Check that a sweep has a launcher and a sweeper, and make Hydra's grid ours. Raises UserError."""
-    _require_hydras_own(cfg)
+    _require_whole(cfg)
     for kind in ("launcher", "sweeper"):
         if cfg.hydra[kind] is None:
             raise UserError(f"hydra.{kind}=null: a sweep needs one. Leave it out, or choose with hydra/{kind}=NAME.")
@@ -223,8 +225,11 @@ def check_sweep(cfg: DictConfig) -> None:
         raise UserError(f"hydra/sweeper={name}: there is no such sweeper. There are basic, optuna.")
 
 
-def _require_hydras_own(cfg: DictConfig) -> None:
-    """Raise UserError if a part of Hydra's own configuration was replaced by a single value."""
+def _require_whole(cfg: DictConfig) -> None:
+    """Raise UserError if a key was taken away, or a part of Hydra's own configuration replaced by a single value."""
+    removed = [word for word in plan.overrides_of(cfg, "task") if word.startswith("~")]
+    if keys := [key for key in (word[1:].partition("=")[0] for word in removed) if key in RULES]:
+        raise UserError(f"~{keys[0]}: every key has a value; leave {keys[0]} out for its default.")
     for name in ("run", "sweep", "launcher", "sweeper", "job", "runtime"):
         value = cfg.hydra[name]
         if not isinstance(value, DictConfig) and not (value is None and name in ("launcher", "sweeper")):
@@ -310,7 +315,7 @@ def launch(devices: int, words: list[str], run_dir: Path) -> None:
             if code < 0 and code != -signal.SIGTERM and codes.get(0, -1) < 0:
                 hint = "" if rank else resume_hint(run_dir)
                 ending = f"process {rank} of {devices} was killed ({signal.Signals(-code).name}), and the run ends."
-                print(f"vae-train: {ending} What was saved is whole.{hint}", file=sys.stderr)
+                say(f"vae-train: {ending} What was saved is whole.{hint}", sys.stderr)
         sys.exit(next((code for code in codes.values() if code > 0), 1))
 
 

@@ -1,5 +1,6 @@
 """Group comparable runs and print them as a table."""
 
+import contextlib
 import itertools
 import json
 import math
@@ -10,7 +11,6 @@ import statistics
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Collection
-from pathlib import Path
 from typing import Any
 
 from vae_exp.compare.runs import (
@@ -29,7 +29,8 @@ from vae_exp.compare.runs import (
     swept_keys,
 )
 from vae_exp.config.schema import is_number
-from vae_exp.errors import printable
+from vae_exp.errors import UserError, printable
+from vae_exp.files import expand
 
 # Keys of a dataset that change nothing about the images that are measured.
 OTHER_THAN_IMAGES = {
@@ -49,7 +50,9 @@ def _protocol(run: Run) -> dict[str, Any]:
         group = key.split(".")[0]
         if key == ROOT:  # the same data in another place, but for one's own images
             is_own = run.config.get("dataset") in ("image_folder", "arrays")
-            value = str(Path(str(value)).expanduser().resolve()) if is_own else None
+            with contextlib.suppress(UserError, OSError, ValueError):  # of a stranger's run it may be any text
+                value = str(expand(value).resolve())
+            value = value if is_own else None
         elif group == "likelihood" and value in ("learned", "optimal"):  # no setting: those runs compare
             value = "fitted"
         matters = key == STOCHASTIC or (group in ("dataset", "likelihood") and key not in ignored)
@@ -230,7 +233,7 @@ def format_table(
     columns = [column for column in columns if column != NAME]
     left_out = [key for key in swept_keys(runs) if key not in columns]
     below = [f"not shown: {', '.join(left_out)} (swept, and not among --columns)"] if left_out else []
-    cells = {column: [column, *(cell(run, column) for run in runs)] for column in columns}
+    cells = {column: [printable(column), *(cell(run, column) for run in runs)] for column in columns}
     above: list[str] = []
     if metric and len(runs) > 1:
         same = [column for column in columns if column != metric and len(set(cells[column][1:])) == 1]

@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vae_exp.config.migrations import renamed
 from vae_exp.config.schema import DATASET_RULES, MEASURED, OPTION_RULES, RULES, RUN_PATH, TERMS, Config, Rule, is_path
-from vae_exp.errors import UserError
+from vae_exp.errors import UserError, shortened
 from vae_exp.files import expand
 
 _PACKAGE = Path(__file__).parents[1]
@@ -26,7 +26,6 @@ DATA_PATHS = ("root", "cache")  # of a dataset
 INHERITED = {"model": "vanilla", "dataset": "{options@_here_: common}"}  # by options of these groups
 # A dictionary given for these is refused whole; factors have keys of their own.
 LEAVES = (RULES | OPTION_RULES | DATASET_RULES).keys() - {"dataset.factors"}
-MAX_CHARACTERS = 500  # of a value in a message
 RUN_DIR = "hydra.run.dir"
 OTHER_NAMES = {  # of keys, in other programs
     **dict.fromkeys(("learning_rate", "step_size"), ("optimizer.lr",)),
@@ -273,11 +272,6 @@ def as_argument(key: str, path: object) -> str:
     if is_number or text.lower() in ("null", "true", "false") or not re.fullmatch(r"[\w./+-]+( [\w./+-]+)*", text):
         text = literal(text, '"')
     return shlex.quote(f"{key}={text}")
-
-
-def shortened(text: str) -> str:
-    """Return text for a message, which shows only the beginning of a very long one."""
-    return text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]}... ({len(text):,} characters)"
 
 
 def data_name(dataset: Mapping[str, Any]) -> str:

@@ -24,8 +24,11 @@ PLUGINS = {"launcher": ["basic", "joblib", "ray", "submitit"], "sweeper": ["basi
 
 
 def parse(overrides: list[str]) -> list[Override]:
-    """Parse overrides with Hydra's grammar."""
-    return OverridesParser.create().parse_overrides(overrides)
+    """Parse overrides with Hydra's grammar. Raises HydraException for what it cannot read."""
+    try:
+        return OverridesParser.create().parse_overrides(overrides)
+    except RecursionError as error:
+        raise HydraException("nested too deeply") from error
 
 
 def readable(overrides: list[str]) -> list[str]:
@@ -146,7 +149,8 @@ def explain(error: Exception, program: str, config_name: str) -> str:
             return reword(*match.groups())
     if match := re.search(r"Could not override '([^']+)'", text):
         return _unknown_key(match[1], program, config_name)
-    return text + (f"\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else "")
+    text += f"\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
+    return re.sub(r"\n\s*(full_key: |object_type=|reference_type=).*", "", text).strip()
 
 
 def _no_plugin(kind: str, name: str) -> str:

@@ -361,7 +361,8 @@ def _read_about(cache: Path, n_files: int, x_shape: tuple[int, int, int]) -> tup
         is_complete = (cache / IMAGES).stat().st_size == (n_files - len(unusable)) * math.prod(x_shape)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return (unusable, depths) if is_complete and all(0 <= row < n_files for row in unusable) else None
+    is_sound = is_complete and depths.keys() <= WHITE.keys() and all(0 <= row < n_files for row in unusable)
+    return (unusable, depths) if is_sound else None
 
 
 def _write(cache: Path, root: Path, files: list[str], how: Decoding) -> tuple[Reasons, dict[str, int]]:

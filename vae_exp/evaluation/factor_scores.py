@@ -14,7 +14,7 @@ from vae_exp.compare.runs import UDR, Run, fold_seeds
 from vae_exp.config.schema import EvaluateOptions
 from vae_exp.datasets import Data
 from vae_exp.datasets.splits import Split
-from vae_exp.errors import UserError, first_line, printable
+from vae_exp.errors import UserError, first_line
 from vae_exp.evaluation import metrics, results, sample_scores
 from vae_exp.evaluation.metrics import Evaluation
 from vae_exp.figures import latent_walks as figures
@@ -22,6 +22,7 @@ from vae_exp.inference import TrainedVAE, load
 from vae_exp.scores.mig import above_chance
 from vae_exp.scores.repeats import DEFAULT, usual_size
 from vae_exp.training import dry_run
+from vae_exp.training.console import echo, say
 from vae_exp.training.run_dir import BEST
 
 IMAGES = 2000  # of the test split, whose codes udr compares
@@ -59,7 +60,7 @@ def choose(model: TrainedVAE, data: Data, split: Split, options: EvaluateOptions
 
 @functools.cache  # for all runs of a sweep the notes are the same
 def print_once(note: str) -> None:
-    print(f"{printable(note)}\n")
+    echo(f"{note}\n")
 
 
 def score(
@@ -116,7 +117,7 @@ def _rank(runs: list[Run]) -> int:
                 images = split[sample_scores.random_rows(len(split), IMAGES)]
             codes.append(metrics.posterior(model.model, images.to(model.device)).mean.cpu())
         except UserError as error:
-            tqdm.write(f"left out of {UDR}: {printable(run.name)}: {first_line(error)}", file=sys.stderr)
+            say(f"left out of {UDR}: {run.name}: {first_line(error)}", sys.stderr)
             continue
         loaded.append(run)
         kl.append(model.kl_per_dim)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vae_exp.config.schema import SAMPLE_SCORES, TERMS, EvaluateOptions, is_number
-from vae_exp.errors import printable
 from vae_exp.files import read_json
+from vae_exp.training.console import echo
 
 if TYPE_CHECKING:  # which imports torch
     from vae_exp.inference import TrainedVAE
@@ -88,8 +88,8 @@ def not_finite(result: dict[str, Any]) -> list[str]:
 def show(result: dict[str, Any], model: "TrainedVAE") -> None:
     """Print an evaluation."""
     draws = "one draw" if result["repeats"] == 1 else f"{result['repeats']} draws"
-    print(f"{printable(model.name)}\n{result['split']} split, {result['images']:,} images, {draws} of z for each\n")
-    print(f"{'nats per image':28}{'':>12}{'SE over images':>17}{'SE over draws':>16}")
+    echo(f"{model.name}\n{result['split']} split, {result['images']:,} images, {draws} of z for each\n")
+    echo(f"{'nats per image':28}{'':>12}{'SE over images':>17}{'SE over draws':>16}")
     words = dict(zip(TERMS, TERMS, strict=True)) | {"nll": f"nll, K = {result.get('importance_samples')}"}
     if (images := result.get("mutual_information_images", result["images"])) < result["images"]:
         words["mutual_information_kl"] = f"kl of {images:,} random images"
@@ -99,20 +99,20 @@ def show(result: dict[str, Any], model: "TrainedVAE") -> None:
         errors = [result.get(f"{name}_{kind}") for kind in ("error", "noise_error")]
         first, second = ("-" if error is None else f"{error:.3f}" for error in errors)
         cells = f"{first:>17}{second:>16}"
-        print(f"{words[name]:28}{result[name]:12.3f}{cells}{notes.get(name, '')}")
+        echo(f"{words[name]:28}{result[name]:12.3f}{cells}{notes.get(name, '')}")
         if name == "mutual_information":
-            print(f"{'   of at most log N':28}{result['mutual_information_at_most']:12.3f}")
+            echo(f"{'   of at most log N':28}{result['mutual_information_at_most']:12.3f}")
     if "bits_per_dim" in result:
-        print(f"{'bits per dimension':28}{result['bits_per_dim']:12.4f}")
-    print(f"{'active units':28}{result['active_units']:12d}   of {len(result['kl_per_dim'])}")
+        echo(f"{'bits per dimension':28}{result['bits_per_dim']:12.4f}")
+    echo(f"{'active units':28}{result['active_units']:12d}   of {len(result['kl_per_dim'])}")
     for name, value in model.model.scale().items():
-        print(f"{name:28}{value:12.4f}   of pixels from 0 to 1, fitted with the weights")
+        echo(f"{name:28}{value:12.4f}   of pixels from 0 to 1, fitted with the weights")
     if "label_accuracy" in result:
         read, real, chance = (result[f"label_accuracy{end}"] for end in ("", "_real", "_shuffled"))
-        print(f"{'classified as intended':28}{read:12.1%}   real images {real:.1%}, shuffled labels {chance:.1%}")
+        echo(f"{'classified as intended':28}{read:12.1%}   real images {real:.1%}, shuffled labels {chance:.1%}")
     per_dim = sorted(((kl, i) for i, kl in enumerate(result["kl_per_dim"])), reverse=True)
     largest = "  ".join(f"z{i} {kl:.2f}" for kl, i in per_dim[:10])
-    print(f"{'KL of each latent':28}{largest}" + ("  ..." if len(per_dim) > 10 else ""))
+    echo(f"{'KL of each latent':28}{largest}" + ("  ..." if len(per_dim) > 10 else ""))
     if scores := scores_of(result):
         _show_scores(scores, result)
     for source, scores in result.get("samples", {}).items():
@@ -131,36 +131,36 @@ def show_side_by_side(rows: dict[Path, dict[str, Any]], options: EvaluateOptions
     groups = sorted({row["of"] for row in rows.values()})
     for of in groups:
         if len(groups) > 1:
-            print(f"{printable(of)}:")
+            echo(f"{of}:")
         same = [(path, row) for path, row in rows.items() if row["of"] == of]
         names = [name for name in columns if any(name in row for _, row in same)]
-        print("  ".join(f"{name:>14}" for name in names) + "  checkpoint")
+        echo("  ".join(f"{name:>14}" for name in names) + "  checkpoint")
         for path, row in sorted(same, key=lambda item: item[1].get(names[0], math.inf)):
             cells = (f"{row[n]:14.3f}" if isinstance(row.get(n), float) else f"{row.get(n, '-')!s:>14}" for n in names)
             given = f"  {row['model'].rpartition(': ')[0]}"
-            print("  ".join(cells) + f"  {printable(path)}{printable(given)}".rstrip())
+            echo("  ".join(cells) + f"  {path}{given}".rstrip())
         if of != groups[-1]:
-            print()
+            echo("")
 
 
 def _show_scores(scores: dict[str, Any], result: dict[str, Any]) -> None:
     """Print the scores of disentanglement, each with what a reader should know about it."""
     settings, split = result["scores"], result["split"]
-    print(f"\n{'disentanglement':28}{'':>12}{'± rows':>12}   of {printable(', '.join(settings['factors']))}")
-    print(f"   {settings['repeats']} times {settings['rows']:,} of the {split} images, means of q(z|x)")
+    echo(f"\n{'disentanglement':28}{'':>12}{'± rows':>12}   of {', '.join(settings['factors'])}")
+    echo(f"   {settings['repeats']} times {settings['rows']:,} of the {split} images, means of q(z|x)")
     if warning := settings.get(WARNING):
-        print(f"   warning: {printable(warning)}")
+        echo(f"   warning: {warning}")
     for name, score in scores.items():
         std = "-" if score["std"] is None else f"{score['std']:.4f}"
-        print(f"{printable(name):28}{score['mean']:12.4f}{std:>12}   {printable(score['caution'])}".rstrip())
+        echo(f"{name:28}{score['mean']:12.4f}{std:>12}   {score['caution']}".rstrip())
 
 
 def _show_samples(source: str, scores: dict[str, Any], result: dict[str, Any]) -> None:
     """Print the scores of one sampler and one kind of features, beside those of real images in place of samples."""
-    sampler, features = printable(source).split("/")
+    sampler, features = source.split("/")
     others = "test" if result["split"] == "train" else "training"
-    print(f"\n{scores['n']:,} samples of {sampler}, {features} features, against the {result['split']} images")
-    print(f"{'':28}{'samples':>12}{'real images':>12}   (real: {others} images in their place)")
+    echo(f"\n{scores['n']:,} samples of {sampler}, {features} features, against the {result['split']} images")
+    echo(f"{'':28}{'samples':>12}{'real images':>12}   (real: {others} images in their place)")
     for name in SAMPLE_SCORES:
         if name in scores:
-            print(f"{name:28}{scores[name]:12.4f}{scores[f'{name}_real']:12.4f}   {MEANINGS[name]}")
+            echo(f"{name:28}{scores[name]:12.4f}{scores[f'{name}_real']:12.4f}   {MEANINGS[name]}")

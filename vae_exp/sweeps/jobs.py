@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vae_exp.config import checks
 from vae_exp.config.compose import without_hydra
 from vae_exp.config.schema import Config, SweepKeys, judged_by, result_of
-from vae_exp.errors import PeerLost, UserError
+from vae_exp.errors import PeerLost, UserError, in_users_code
 from vae_exp.files import read_text
 from vae_exp.sweeps import study
 from vae_exp.sweeps.plan import SEARCH, Plan
@@ -291,9 +291,11 @@ def _run_job(cfg: DictConfig, run_dir: Path, job: Any) -> None:
             _run_job(requested, run_dir, job)
             return
         reason = str(error)
-    except Exception as error:  # out of memory, or a bug: the traceback is in the job's train.log
-        log.exception("The job failed.")
-        reason = f"{type(error).__name__}: {error}"
+    except Exception as error:  # the traceback of a bug of ours is in the job's train.log
+        if (problem := in_users_code(error)) is None:
+            log.exception("The job failed.")
+        reason = str(problem or f"{type(error).__name__}: {error}")
+    log.info(f"failed: {reason}")  # for train.log
     print_alone(f"      failed: {reason}")
     record_failure(cfg, run_dir, reason)
     if judge:

@@ -16,7 +16,7 @@ from vae_exp.config.checks import as_typed, check_metric, flatten, options, path
 from vae_exp.config.compose import parse
 from vae_exp.config.schema import TEXT, judged_by
 from vae_exp.errors import UserError
-from vae_exp.files import read_json, require_no_links, write_json, writing
+from vae_exp.files import expand, read_json, require_no_links, write_json, writing
 from vae_exp.sweeps.study import JOURNAL
 from vae_exp.sweeps.values import MAX_NAME, distinct, has_same_data, line, require_same, values_of
 from vae_exp.training.run_dir import LATEST, OUTPUTS, UNREADABLE, runs_below
@@ -303,7 +303,7 @@ def _require_no_links(folder: Path) -> None:
 
 def find(path_or_latest: str) -> tuple[Path, dict[str, Any]]:
     """Return the folder and the record of the sweep to resume. Raises UserError if no sweep was started there."""
-    folder = Path(path_or_latest)
+    folder = expand(path_or_latest)
     if path_or_latest == LATEST:
         if not (sweeps := runs_below(SWEEPS, SWEEP)):
             raise UserError(f"sweep.resume=latest: there is no sweep in {SWEEPS}.")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vae_exp.config.schema import SweepKeys, result_of
-from vae_exp.errors import UserError
+from vae_exp.errors import UserError, first_line
 from vae_exp.files import write, writing
 
 if TYPE_CHECKING:
@@ -41,7 +41,13 @@ def start(folder: Path, name: str, sign: int) -> None:
             write(journal, content[: content.rfind(b"\n") + 1])  # a line that was cut off would spoil the next one
         (folder / f"{JOURNAL}.lock").unlink(missing_ok=True)  # nobody holds it: no job is at work
         direction: Any = "minimize" if sign > 0 else "maximize"
-        optuna.create_study(study_name=name, storage=_storage(folder), direction=direction, load_if_exists=True)
+        try:
+            optuna.create_study(study_name=name, storage=_storage(folder), direction=direction, load_if_exists=True)
+        except OSError:
+            raise
+        except Exception as error:  # of a damaged journal nearly any: json's, KeyError, Optuna's own
+            advice = "Take it away, and the sweep goes on without what its jobs have reported there"
+            raise UserError(f"{journal}: damaged ({type(error).__name__}: {first_line(error)}). {advice}.") from error
 
 
 def load(folder: Path) -> "optuna.Study":

@@ -83,8 +83,11 @@ class Tracker:
                 options = wandb_run.training_options(config, info, self.name, self.wandb_id, known)
                 return wandb.init(mode=attempt, **options)
             except Exception as error:  # whatever is wrong with W&B, it must not cost the run
-                rest = "the run folder has everything" if attempt == "offline" else "the run goes on offline"
+                is_last = attempt == "offline" or isinstance(error, OSError | UserError)  # of its folder
+                rest = "the run folder has everything" if is_last else "the run goes on offline"
                 log.warning("W&B: %s; %s.", first_line(error), rest)
+                if is_last:
+                    break
         return None
 
     def log(self, values: dict[str, Any], step: int) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vae_exp.config.checks import data_name
 from vae_exp.config.schema import Config
-from vae_exp.errors import printable
+from vae_exp.errors import printable, printable_lines
 
 if TYPE_CHECKING:  # the command line names ConsoleHandler before torch is imported
     from vae_exp.datasets.splits import Split
@@ -42,8 +42,15 @@ def open_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+class Formatter(logging.Formatter):
+    """Format log records safe to print, in train.log too; conf/config.yaml names it, and the next class."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable_lines(super().format(record))
+
+
 class ConsoleHandler(logging.StreamHandler):
-    """Write log records above a progress bar instead of through it; conf/config.yaml names this handler."""
+    """Write log records above a progress bar instead of through it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         say(self.format(record), sys.stdout)
@@ -54,7 +61,12 @@ def say(text: str, file: Any = None) -> None:
     from tqdm import tqdm
 
     with contextlib.suppress(OSError):  # `vae-train | head` goes on quietly when head has gone
-        tqdm.write(text, file=file)
+        tqdm.write(printable_lines(text), file=file)
+
+
+def echo(text: str) -> None:
+    """Print what a command is for, whoever wrote what is in it. Raises OSError if nobody can read it."""
+    print(printable_lines(text))
 
 
 class _Prints(ConsoleHandler):

@@ -17,7 +17,7 @@ from vae_exp.config.schema import Config
 from vae_exp.datasets import Data, Split
 from vae_exp.datasets.prepare import kind_of
 from vae_exp.distributed import Share
-from vae_exp.errors import UserError, first_line, printable
+from vae_exp.errors import UserError, first_line, is_out_of_memory, printable
 from vae_exp.scores import repeats as scores
 from vae_exp.scores.common import TooFewFactors, UnsuitableFactors
 from vae_exp.terms import Logged, Progress, elbo_terms, extra_samples
@@ -25,7 +25,6 @@ from vae_exp.vae import VAE
 
 log = logging.getLogger(__name__)
 COPIES = 4  # of each weight: itself, its gradient and Adam's two moments
-OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "_status_alloc_failed")  # the last of cuBLAS and cuDNN
 
 
 @contextlib.contextmanager
@@ -34,7 +33,7 @@ def explain_out_of_memory(config: Config) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not any(sign in str(error).lower() for sign in OUT_OF_MEMORY):
+        if not is_out_of_memory(error):
             raise
         half, odd = divmod(config["batch_size"], 2)
         same = "" if odd else f" accumulate_steps={2 * config['accumulate_steps']}, which makes the same steps"

@@ -26,6 +26,8 @@ from vae_exp.training.run_dir import (
     OUTPUTS,
     PREVIOUS,
     SUMMARY,
+    UNREADABLE,
+    accept,
     available_roots,
     contradictions,
     newest,
@@ -135,7 +137,8 @@ def stored_overrides(folder: Path, typed: list[str]) -> list[str] | None:
     """Return the overrides that a run was started with, of one from Python what its configuration comes to; or None."""
     before = read_overrides(folder, typed=typed)
     if before is None and (config := read_config(folder)):
-        before, _ = targets.own_words(_overrides_of(config), typed)
+        with contextlib.suppress(*UNREADABLE):
+            before = accept(folder / CONFIG, _overrides_of(config), typed)
     return before
 
 

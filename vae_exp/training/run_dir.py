@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TextIO
 
-from vae_exp.config.checks import CALLS, OWN_IMAGES, as_argument, flatten, shortened
+from vae_exp.config.checks import CALLS, OWN_IMAGES, as_argument, flatten
 from vae_exp.config.migrations import renamed
 from vae_exp.config.targets import own_words, trusting
-from vae_exp.errors import UserError, printable
+from vae_exp.errors import UserError, printable, shortened
 from vae_exp.files import (
     cache_folder,
     no_links,
@@ -181,14 +181,20 @@ def read_overrides(folder: Path, of_sweep: bool = False, typed: Collection[str] 
     try:
         stored = read_yaml(path)
         lists = [stored["hydra"]["overrides"][kind] for kind in ("hydra", "task")] if of_sweep else [stored]
-        overrides, dropped = own_words([str(word) for words in lists for word in words], typed)
+        words = [str(word) for words in lists for word in words]
     except UNREADABLE:
         return None
     if of_sweep and config_dir(folder):  # which commands have in its place
-        dropped = [word for word in dropped if not word.startswith("hydra.searchpath=")]
+        words = [word for word in words if word in typed or not word.startswith("hydra.searchpath=")]
+    return accept(path, words, typed)
+
+
+def accept(path: Path, stored: list[str], typed: Collection[str]) -> list[str]:
+    """Return the overrides from a file without a stranger's that are not `typed` now, and print which those are."""
+    overrides, dropped = own_words(stored, typed)
     if dropped:
         words = shortened(" ".join(map(printable, dropped)))
-        say(f"not taken from {printable(path)}: {words}. Type it again where you want it.", sys.stderr)
+        say(f"not taken from {path}: {words}. Type it again where you want it.", sys.stderr)
     return overrides
 
 
@@ -331,7 +337,7 @@ def truncate_metrics(folder: Path, step: int, metrics_bytes: int) -> None:
 
 def _partials(folder: Path) -> list[Path]:
     """Return what killed processes left of the files that only the folder's one process writes."""
-    return [path for name in FILES for path in folder.glob(f"{name}*.partial")]
+    return [*(path for name in FILES for path in folder.glob(f"{name}*.partial")), *(folder / IMAGES).glob("*.partial")]
 
 
 def archive_evaluations(folder: Path, checkpoint: str, epoch: int) -> None:
