@@ -31,7 +31,7 @@ from vae_exp.compare import table
 from vae_exp.compare.runs import fold_seeds, read_runs
 from vae_exp.config import checks
 from vae_exp.config.checks import CONF_DIR, check_values, closest, flatten, path_of, quoted, resolve
-from vae_exp.config.compose import HYDRA_VERSION, KNOWN_RULES, compose, explain, parse, readable
+from vae_exp.config.compose import BASE, KNOWN_RULES, LISTED, compose, explain, parse, readable
 from vae_exp.config.schema import OPTION_RULES, TERMS, Rule
 from vae_exp.errors import UserError, first_line, in_users_code, is_out_of_memory, printable, shortened, stop_signals
 from vae_exp.files import use_surroundings
@@ -228,7 +228,7 @@ def run(program: str, config_name: str, rules: dict[str, Rule], about: str, work
             echo(versions())
             return
         if arguments[:1] == ["-sc"] and re.match(r"(un)?install=|query=", "".join(arguments[1:])):
-            hydra.main(version_base=HYDRA_VERSION, config_path=str(CONF_DIR), config_name=config_name)(lambda _: None)()
+            hydra.main(**BASE, **LISTED, config_path=str(CONF_DIR), config_name=config_name)(lambda _: None)()
             return
         only_prints = arguments[:2] == ["--cfg", "job"]
         cfg = compose(config_name, _overrides(program, arguments[2:] if only_prints else arguments))

@@ -30,7 +30,7 @@ from vae_exp.cli.common import (
     with_own_options,
 )
 from vae_exp.config.checks import CONF_DIR, as_typed, literal, path_of
-from vae_exp.config.compose import HYDRA_VERSION, compose, parse, readable
+from vae_exp.config.compose import BASE, LISTED, compose, parse, readable
 from vae_exp.config.schema import RULES
 from vae_exp.errors import PeerLost, Unwritable, UserError, in_users_code, stop_signals, stopped_by
 from vae_exp.sweeps import jobs, plan, sweepers
@@ -52,7 +52,6 @@ PRINTING_FLAGS = ("-c", "--cfg", "-i", "--info", "--hydra-help", "-sc", "--shell
 OTHER_FLAGS = ("-r", "--run", "--resolve", "-p", "--package", "-cp", "--config-path", "-cn", "--config-name")
 HYDRA_FLAGS = (*MULTIRUN_FLAGS, *PRINTING_FLAGS, *OTHER_FLAGS)
 ENDING = 10.0  # seconds in which all processes find what is wrong in all of them
-HYDRAS_GRID = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
 
 def main() -> None:
@@ -212,14 +211,11 @@ def check_run(cfg: DictConfig) -> None:
 
 
 def check_sweep(cfg: DictConfig) -> None:
-    """Check that a sweep has a launcher and a sweeper, and make Hydra's grid ours. Raises UserError."""
+    """Check that a sweep has a launcher and a sweeper of vae_exp's own. Raises UserError."""
     _require_whole(cfg)
     for kind in ("launcher", "sweeper"):
         if cfg.hydra[kind] is None:
             raise UserError(f"hydra.{kind}=null: a sweep needs one. Leave it out, or choose with hydra/{kind}=NAME.")
-    if cfg.hydra.sweeper["_target_"] == HYDRAS_GRID:
-        with read_write(cfg.hydra):
-            cfg.hydra.sweeper["_target_"] = plan.GRID
     if cfg.hydra.sweeper["_target_"] not in (plan.GRID, plan.SEARCH):
         name = cfg.hydra.runtime.choices["hydra/sweeper"]
         raise UserError(f"hydra/sweeper={name}: there is no such sweeper. There are basic, optuna.")
@@ -242,17 +238,17 @@ def _require_logging(cfg: DictConfig) -> None:
         cfg.hydra.runtime.output_dir = str(Path(cfg.hydra.run.dir).absolute())
     settings: Any = OmegaConf.to_container(cfg.hydra.job_logging, resolve=True)
     try:
-        configure_log(cfg.hydra.hydra_logging, cfg.hydra.verbose)
+        configure_log(cfg.hydra.hydra_logging, cfg.hydra.verbose, **LISTED)
         for handler in (settings or {}).get("handlers", {}).values():
             handler |= {"filename": os.devnull} if "filename" in handler else {}
-        configure_log(OmegaConf.create(settings), cfg.hydra.verbose)
+        configure_log(OmegaConf.create(settings), cfg.hydra.verbose, **LISTED)
     except Exception as error:
         words = [word for word in plan.overrides_of(cfg, "hydra") if not word.startswith("hydra.mode=")]
         reason = str(error).strip() or type(error).__name__
         raise UserError(f"{' '.join(words) or 'hydra'}: Hydra does not start the run ({reason}).") from error
 
 
-@hydra.main(version_base=HYDRA_VERSION, config_path=str(CONF_DIR), config_name="config")
+@hydra.main(**BASE, **LISTED, config_path=str(CONF_DIR), config_name="config")
 def _job(cfg: DictConfig) -> None:
     job = HydraConfig.get()
     run_dir = Path(os.path.relpath(job.runtime.output_dir))

@@ -1,8 +1,10 @@
 """Compose configurations with Hydra, and say its complaints in the user's words."""
 
 import contextlib
+import inspect
 import re
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -17,7 +19,10 @@ from vae_exp.config.checks import CONF_DIR, RUN_DIR, closest, groups, made_name,
 from vae_exp.config.schema import DATASET_RULES, EVALUATE_RULES, GENERATE_RULES, OPTION_RULES, RULES, is_number
 from vae_exp.errors import UserError, first_line, printable
 
-HYDRA_VERSION = "1.3"
+# Hydra 1.4 makes only those parts of a configuration that a program lists, and has no versions to be compatible with.
+_NEW = "execution_whitelist" in inspect.signature(hydra.main).parameters
+LISTED: dict[str, Any] = {"execution_whitelist": ("vae_exp.*", "hydra.*", "hydra_plugins.*")} if _NEW else {}
+BASE: dict[str, Any] = {} if _NEW else {"version_base": "1.3"}
 OmegaConf.register_new_resolver("made_name", lambda *, _root_: made_name(_root_), replace=True)  # of a run's folder
 KNOWN_RULES = RULES | DATASET_RULES | EVALUATE_RULES | GENERATE_RULES  # not those of options, which may be a user's own
 PLUGINS = {"launcher": ["basic", "joblib", "ray", "submitit"], "sweeper": ["basic", "optuna"]}  # extras of vae_exp
@@ -98,7 +103,7 @@ def _text(word: str, null: bool = False) -> str:
 def compose(config_name: str, overrides: list[str]) -> DictConfig:
     """Compose conf/CONFIG_NAME.yaml; vae-train's has Hydra's part. Raises UserError, or what `explain` rewords."""
     try:
-        with _hydra_of_our_own(), hydra.initialize_config_dir(str(CONF_DIR), version_base=HYDRA_VERSION):
+        with _hydra_of_our_own(), hydra.initialize_config_dir(str(CONF_DIR), **BASE):
             return hydra.compose(config_name, overrides, return_hydra_config=config_name == "config")
     except (ConfigCompositionException, ValueError, AssertionError, TypeError, AttributeError, KeyError) as error:
         # A group's option is chosen before there are any values to refer to; Hydra answers model=null with its bugs.

@@ -114,7 +114,8 @@ class PlannedSweeper(Sweeper):
         config = self._plan(arguments)
         launcher, n_jobs = self._launcher_name(), self.master.hydra.launcher.get("n_jobs")
         jobs.start(self.plan)
-        self.master.hydra.sweep.dir = str(self.plan.folder)
+        with read_write(self.master.hydra):
+            self.master.hydra.sweep.dir = str(self.plan.folder)
         write(self.plan.folder / MULTIRUN, OmegaConf.to_yaml(self.master))
         stopped, error = 0, None
         try:
