@@ -107,6 +107,8 @@ def _path_lines(plan: Plan, runs: list[Run]) -> list[str]:
     epochs = sum(max((row["epoch"] for row in run.logged()), default=0) for run in path.values())
     price = f"{len(path)} settings for {epochs:g} epochs: {epochs / plan.epochs:.1f} runs of {plan.epochs}"
     lines = [f"price      {price}"]
+    if any(score in run.metrics for run in path.values() for score in results.SCORES):
+        lines.append("scores     stay near those of a path's first job; what beta does to them, separate runs tell")
     for run in runs:
         if results.CONFIRM in run.config and run.folder.name in path:
             warm, alone = (results.objective(one) for one in (path[run.folder.name], run))
