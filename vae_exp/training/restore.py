@@ -22,6 +22,8 @@ from vae_exp.training.checkpoints import Checkpoint, InvalidCheckpoint
 from vae_exp.training.run_dir import available_roots, data_roots
 from vae_exp.training.state import TrainingRun
 
+SAME_FACTS = ("train_size", "val_size", "x_shape", "parameters")
+
 
 def read(stored: Checkpoint, run_dir: Path | None, root: str | None = None) -> Data:
     """Return the dataset that a stored run was trained on, split as then. Raises UserError if it is lost or changed."""
@@ -107,6 +109,9 @@ def restore(resumed: Checkpoint, run: TrainingRun) -> None:
     """Set weights, optimizer, random numbers, meters and state as they were. Raises UserError if they do not fit."""
     assert resumed.resume is not None, "resume.load takes no other"
     info, then = run.info, resumed.resume.facts
+    facts = [(name, getattr(info, name), getattr(then, name)) for name in SAME_FACTS]
+    if changes := [f"{name} is {new}, and was {old}" for name, new, old in facts if new != old]:
+        raise UserError(f"resume: the data or the model have changed since the run began: {'; '.join(changes)}.")
     run.info = replace(info, start=then.start)
     trained = (resumed.resume.weights if run.config["ema"] else resumed.model) or {}
     try:
