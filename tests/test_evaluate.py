@@ -323,6 +323,13 @@ def test_a_mistake_is_one_message(vae_command, tmp_path, arguments, message):
     assert list(tmp_path.rglob("*")) == []
 
 
+@pytest.mark.parametrize("place", ["/", "~", "."])
+def test_a_whole_disk_and_the_home_are_no_folder_of_runs(tmp_path, monkeypatch, place):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(UserError, match="is a whole disk or your home"):
+        inference.find(place)
+
+
 @pytest.mark.parametrize("command", ["vae-evaluate", "vae-generate what=latents"])
 def test_a_place_for_data_that_lie_nowhere_is_refused(vae_command, command):
     _, folder = quick_run("epochs=0")

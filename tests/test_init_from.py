@@ -183,8 +183,19 @@ def test_a_strangers_file_runs_no_code_and_a_missing_one_leaves_nothing(trained,
         assert code == 1 and f"init_from={place}: " in said and not Path("outputs/sweeps").exists()
 
 
-def test_a_network_of_many_settings_is_refused(trained):
+def test_what_took_the_place_of_networks_of_many_settings_is_named(vae_train, vae_command, trained):
+    code, said = vae_train("amortize.beta=[0.1,10]")
+    assert code == 1 and "amortize.beta: no such key any more" in said and "sweep.warm_start=true" in said
+    for program in ("vae-evaluate", "vae-generate"):
+        code, said = vae_command(program, "checkpoint=x", "beta=2")
+        assert code == 1 and "beta: no such key any more" in said and "sweep.warm_start=true" in said
+    code, said = vae_command("vae-compare", "x", "--map")
+    assert code == 1 and "--map: no such flag any more" in said and "sweep.warm_start=true" in said
     _, folder = trained(folder="before")
+    model = vae_exp.load(folder)
+    with pytest.raises(UserError, match=r"sweep\.warm_start=true"):
+        model.at(beta=2)
+    assert not hasattr(model, "attribute")
     checkpoint = torch.load(folder / "best.pt", weights_only=True)
     checkpoint["config"]["amortize"] = {"beta": [0.1, 10], "z_dim": None, "confirm": 0}
     torch.save(checkpoint, "many.pt")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vae_exp.config import build, targets
 from vae_exp.config.checks import data_name
+from vae_exp.config.migrations import GONE
 from vae_exp.config.schema import Count, Sampler, Seed, Temperature, checked
 from vae_exp.config.targets import Trust
 from vae_exp.datasets import Data, Split
@@ -80,6 +81,11 @@ class TrainedVAE:
         self.config, self.x_shape = checkpoint.config, checkpoint.x_shape
         self.epoch, self.step = checkpoint.epoch, checkpoint.step
         self.class_names, self.kl_per_dim = checkpoint.class_names, checkpoint.kl_per_dim
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "at":  # of networks of many settings
+            raise UserError(f".at(...): is no more. {GONE['beta']}")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.x_shape))

@@ -17,6 +17,7 @@ from vae_exp.compare import table
 from vae_exp.compare.runs import FOLDER, NAME, STATE, Run
 from vae_exp.compare.table import format_groups, wrapped
 from vae_exp.config.checks import closest, path_of
+from vae_exp.config.migrations import GONE
 from vae_exp.errors import UserError, shortened
 from vae_exp.files import Unreadable, expand, parse_yaml, require_no_links, write, writing
 from vae_exp.training.console import echo, say
@@ -64,6 +65,7 @@ def _arguments() -> argparse.ArgumentParser:
     )
     add("--yes", action="store_true", help="with --delete: do not ask")
     add("--dry-run", action="store_true", help="with --wandb, --delete: print what would be sent or deleted, no more")
+    add("--map", action="store_true", help=argparse.SUPPRESS)
     return parser
 
 
@@ -75,6 +77,8 @@ def _count(text: str) -> int:
 
 def compare(options: argparse.Namespace) -> None:
     """Print the table, and write the files that the options name."""
+    if options.map:
+        raise UserError(f"--map: no such flag any more. {GONE['amortize']}")
     if options.delete:
         _delete(options)
         return

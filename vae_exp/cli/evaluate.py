@@ -146,9 +146,10 @@ def main() -> None:
 def _evaluate_all(options: EvaluateOptions) -> None:
     """Evaluate every checkpoint that the path means; one that fails, or a closed pipe, does not stop the others."""
     from vae_exp import inference
-    from vae_exp.evaluation import factor_scores
+    from vae_exp.evaluation import factor_scores, sample_scores
     from vae_exp.tracking import wandb_run
 
+    sample_scores.check(options)
     factor_scores.print_once.cache_clear()
     if options["wandb"]["mode"] == "online":  # before anything is measured
         wandb_run.api_key("online")

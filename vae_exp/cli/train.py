@@ -218,7 +218,7 @@ def check_sweep(cfg: DictConfig) -> None:
             raise UserError(f"hydra.{kind}=null: a sweep needs one. Leave it out, or choose with hydra/{kind}=NAME.")
     if cfg.hydra.sweeper["_target_"] not in (plan.GRID, plan.SEARCH):
         name = cfg.hydra.runtime.choices["hydra/sweeper"]
-        raise UserError(f"hydra/sweeper={name}: there is no such sweeper. There are basic, optuna.")
+        raise UserError(f"hydra/sweeper={name}: there is no such sweeper. There are grid, optuna.")
 
 
 def _require_whole(cfg: DictConfig) -> None:

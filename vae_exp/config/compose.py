@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vae_exp.config.checks import CONF_DIR, RUN_DIR, closest, groups, made_name, options, options_with, quoted
+from vae_exp.config.migrations import GONE
 from vae_exp.config.schema import DATASET_RULES, EVALUATE_RULES, GENERATE_RULES, OPTION_RULES, RULES, is_number
 from vae_exp.errors import UserError, first_line, printable
 
@@ -25,7 +26,7 @@ LISTED: dict[str, Any] = {"execution_whitelist": ("vae_exp.*", "hydra.*", "hydra
 BASE: dict[str, Any] = {} if _NEW else {"version_base": "1.3"}
 OmegaConf.register_new_resolver("made_name", lambda *, _root_: made_name(_root_), replace=True)  # of a run's folder
 KNOWN_RULES = RULES | DATASET_RULES | EVALUATE_RULES | GENERATE_RULES  # not those of options, which may be a user's own
-PLUGINS = {"launcher": ["basic", "joblib", "ray", "submitit"], "sweeper": ["basic", "optuna"]}  # extras of vae_exp
+PLUGINS = {"launcher": ["basic", "joblib", "ray", "submitit"], "sweeper": ["grid", "optuna"]}  # extras of vae_exp
 
 
 def parse(overrides: list[str]) -> list[Override]:
@@ -191,6 +192,8 @@ def _unknown_key(key: str, program: str, config_name: str) -> str:
     known = {"config": RULES | OPTION_RULES | DATASET_RULES, "evaluate": EVALUATE_RULES, "generate": GENERATE_RULES}[
         config_name
     ]
+    if (gone := key.split(".")[0]) in (("amortize",) if config_name == "config" else GONE):
+        return f"{key}: no such key any more. {GONE[gone]}"
     if config_name != "config":
         return f"{key}: no such key.{closest(key, known)} `{program} --help` lists every key."
     if names := options_with(key):

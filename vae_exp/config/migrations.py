@@ -8,6 +8,13 @@ MOVED = {
     **{f"vae_exp.conv_networks.{name}": f"vae_exp.networks.{name}" for name in CONV},
     **{f"vae_exp.image_folder.{name}": f"vae_exp.datasets.{name}" for name in ("image_folder", "celeba")},
 }
+# Keys that only development versions of 0.2.0 had, and what took their place.
+WARM = "a sweep that starts warm: vae-train -m sweep.warm_start=true model.z_dim=16,8,4 model.beta=0.5,1,2"
+GONE = {
+    "amortize": f"In its place there is {WARM}",
+    "beta": f"Each setting has a checkpoint of its own, from {WARM}",
+    "z_dim": f"Each setting has a checkpoint of its own, from {WARM}",
+}
 ADDED: dict[str, Any] = {  # with the value that changes nothing
     "accumulate_steps": 1,
     "gradient_clip_norm": None,

@@ -1,5 +1,6 @@
 """Score samples: the features of samples and of real images, their statistics and distances."""
 
+import importlib.util
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -75,6 +76,12 @@ def gather(images: Iterable[Tensor], n: int, features: Features, what: str) -> F
                 rows.append(batch[: COMPARED - held])
             bar.update(len(x))
     return FeatureStats(moments, torch.cat(rows))
+
+
+def check(options: EvaluateOptions) -> None:
+    """Raise UserError for features whose package is not installed, before anything is read."""
+    if options["samples"] and options["features"] == "inception" and not importlib.util.find_spec("torch_fidelity"):
+        raise UserError(image_features.PACKAGE)
 
 
 def evaluate_samples(

@@ -12,6 +12,7 @@ from vae_exp.errors import UserError, first_line
 CHUNK = 50  # images of 299x299 in Inception's memory
 # Of the weights that torch-fidelity publishes; their name has its first digits.
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+PACKAGE = "features=inception: the network is torch-fidelity's; pip install 'vae_exp[fidelity]'."
 
 
 def pixels(x: Tensor) -> Tensor:
@@ -50,8 +51,7 @@ class Inception:
         try:
             from torch_fidelity import feature_extractor_inceptionv3 as fidelity
         except ImportError as error:
-            package = "the network is torch-fidelity's; pip install 'vae_exp[fidelity]'"
-            raise UserError(f"features=inception: {package}.") from error
+            raise UserError(PACKAGE) from error
         weights = {"feature_extractor_weights_path": _published_weights(fidelity.URL_INCEPTION_V3)}
         network = fidelity.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], **weights)
         self._network, self._device = network.to(device), device

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import math
+import os
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
@@ -271,7 +272,7 @@ def find(checkpoint: str, only_one: bool = False) -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        folder, paths = path, [path / BEST] if (path / BEST).exists() else sorted(path.rglob(BEST))
+        folder, paths = path, [path / BEST] if (path / BEST).exists() else _below(path)
     elif checkpoint == "latest":
         run = newest(BEST)
         folder, paths = OUTPUTS, [run / BEST] if run else []
@@ -285,6 +286,13 @@ def find(checkpoint: str, only_one: bool = False) -> list[Path]:
     if only_one and len(paths) > 1:
         raise UserError(f"checkpoint={checkpoint}: holds {len(paths)} runs; name one, such as {paths[0]}")
     return paths
+
+
+def _below(folder: Path) -> list[Path]:
+    """Return the best.pt of every run in a folder. Raises UserError for a whole disk and for the user's home."""
+    if folder.resolve() in (Path(folder.resolve().anchor), Path(os.path.expanduser("~")).resolve()):  # noqa: PTH111
+        raise UserError(f"checkpoint={folder}: is a whole disk or your home. Name a folder of runs, such as {OUTPUTS}.")
+    return sorted(folder.rglob(BEST))
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
