@@ -682,3 +682,21 @@ def test_heat_maps_show_any_result_and_a_beta_has_rate_and_distortion(trained, t
         assert shown == [f"{n:.{3 if abs(n) < 10 else 2}f}" for n in numbers]
     assert page.locator(".rate-distortion polyline").count() == 2, "a curve for each z_dim"
     assert page.locator(".rate-distortion .point").count() == 6
+
+
+@needs_browser
+def test_where_the_highest_is_the_best_it_is_marked_and_dark(trained, tmp_path, visit):
+    for i, (z_dim, lr) in enumerate((z_dim, lr) for z_dim in (2, 4) for lr in (1e-3, 1e-2)):
+        keys = {"model__z_dim": z_dim, "optimizer__lr": lr, "monitor_mode": "max"}
+        copied(trained, tmp_path / "runs" / f"{z_dim}-{lr:g}", 25 + i, **keys)
+    path, data = written(tmp_path / "runs", to=tmp_path / "report.html")
+    assert [data["runs"][number]["score"] for number in data["sections"][0]["ranked"]] == [28, 27, 26, 25]
+    page = visit(path)
+    assert names(page)[0] == "4-0.01"
+    assert "higher val/neg_elbo" in page.locator("header + p").inner_text()
+    brightness = {}
+    for cell in page.locator(".heat-map td:not(.empty)").all():
+        color = cell.evaluate("cell => getComputedStyle(cell).backgroundColor")
+        brightness[cell.inner_text()] = sum(map(int, re.findall(r"\d+", color)[:3]))
+    darkest = min((text for text in brightness if text), key=brightness.__getitem__)
+    assert "28" in darkest and "best" in darkest
