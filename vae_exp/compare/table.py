@@ -172,7 +172,7 @@ def is_logarithmic(values: Collection[Any]) -> bool:
 GAP = "  "
 MAX_CELL, MAX_REASON = 28, 70
 MAX_STACKED = 12  # rows of a table that may stand in two blocks; what does not fit is named
-ALONE = "no other run here compares with these"
+ALONE = "runs that compare with no other here"
 
 
 def format_groups(
