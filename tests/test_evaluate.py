@@ -301,11 +301,8 @@ def test_evaluations_of_other_data_stand_in_a_table_of_their_own(capsys):
     def row(of, value, name=""):
         return {"of": of, "neg_elbo": value, "model": f"{name}vanilla VAE on digits, epoch 1"}
 
-    rows = {
-        "a": row("digits, bernoulli", 3.0),
-        "b": row("cats, gaussian", 1.0),
-        "c": row("digits, bernoulli", 2.0, "c3: "),
-    }
+    rows = {"a": row("digits, bernoulli", 3.0), "b": row("cats, gaussian", 1.0)}
+    rows["c"] = row("digits, bernoulli", 2.0, "c3: ")
     show_side_by_side(rows, {"sampler": "prior", "features": "pixels", "samples": []})
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     head = "neg_elbo checkpoint"
