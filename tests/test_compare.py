@@ -19,7 +19,10 @@ from vae_exp.cli import train as train_command
 from vae_exp.cli.common import versions
 from vae_exp.compare.runs import RESULTS, UDR, Run, fold_seeds, sort_runs, usual_columns
 from vae_exp.compare.table import best, best_per_group, format_table, metric_of
+from vae_exp.config.checks import made_name
+from vae_exp.config.compose import compose
 from vae_exp.errors import UserError
+from vae_exp.tracking.wandb_run import run_name
 from vae_exp.training.run_dir import lock_folder
 
 
@@ -413,6 +416,50 @@ def test_of_runs_that_do_not_compare_there_is_a_best_of_each(runs, vae_compare, 
     assert len(marked) == 1 and "gaussian" not in marked, "it competes with none"
     assert "runs of different data or likelihood do not compare: a best of each (likelihood" in said
     assert "do not compare" not in vae_compare(runs)[1]
+    headings = [line for line in said.splitlines() if line.endswith((" runs)", " run)"))]
+    assert headings == ["digits, bernoulli (5 runs)", "runs that compare with no other here (1 run)"]
+
+
+def test_a_name_that_was_given_is_the_runs_name(runs, vae_compare, tmp_path, monkeypatch):
+    for folder, given in (("a", "mine"), ("b", "mine"), ("c", "other")):
+        shutil.copytree(runs / "z2-s0", tmp_path / "runs" / folder)
+        config = tmp_path / "runs" / folder / "config.yaml"
+        config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | {"wandb": {"name": given}}))
+        set_in_summary(config.parent, name=given)
+    shutil.copytree(runs / "z8-s0", tmp_path / "runs" / "d")
+
+    def shown(*tests):
+        filters = [word for test in tests for word in ("--filter", test)]
+        said = vae_compare(tmp_path / "runs", "--columns", "name,seed", *filters)[1]
+        rows = [line for line in said.splitlines()[1:] if not line.startswith("the best is in")]
+        return {re.split(r"  +", line.removeprefix("best").strip())[0] for line in rows}
+
+    assert shown() == {"mine (a)", "mine (b)", "other", "d"}
+    assert shown("name=mine") == {"mine (a)", "mine (b)"}
+    assert shown("name=other") == shown("run=other") == {"other"}
+    assert shown("name!=mine", "name!=other") == {"d"}
+    assert vae_compare(tmp_path / "runs", "--html", tmp_path / "t.html")[0] == 0
+    assert '"label":"mine (a)"' in (tmp_path / "t.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("typed", "name"),
+    [
+        ("dataset=digits", "vanilla-digits-z20"),
+        ("model=beta model.beta=16 network=conv dataset=digits", "beta-digits-conv-z20-beta16"),
+        ("objective=iwae likelihood=gaussian dataset.binarize=none", "vanilla-mnist-gaussian-iwae-z20"),
+        ("dataset=image_folder dataset.root=/data/cats", "vanilla-cats-z20"),
+        ("dataset=arrays dataset.root=a/my.npz model=conditional dataset.label=hue", "conditional-my-hue-z20"),
+        ("dataset.binarize=static model=autoencoder dataset.name=own", "autoencoder-own-static-z20"),
+    ],
+)
+def test_made_names_say_what_is_not_the_usual(typed, name):
+    cfg = compose("config", typed.split())
+    assert made_name(cfg) == name
+    assert str(cfg.hydra.run.dir).endswith(f"_{name}")
+    cfg.sweep.over = ["model.beta=16", "network=conv", "epochs=3"]
+    made = run_name(cfg)
+    assert made.startswith(f"{name}-lr0.001-s0") and made.endswith("-epochs3") and made.count("beta16") == 1
 
 
 @pytest.mark.parametrize("word", ["--by", "--sort"])
@@ -437,7 +484,7 @@ def test_the_top_are_of_runs_that_compare(runs, vae_compare, tmp_path, monkeypat
     assert vae_compare(tmp_path / "all", "--top", "0")[0] == 2
 
 
-def test_latest_is_the_newest_run_with_results_or_its_sweep(runs, vae_compare, tmp_path):
+def test_latest_is_the_newest_run_with_results_or_its_sweep(runs, vae_compare, vae_command, tmp_path):
     code, said = vae_compare("latest")
     assert code == 1
     assert "latest: no run in outputs has results" in said
@@ -458,6 +505,12 @@ def test_latest_is_the_newest_run_with_results_or_its_sweep(runs, vae_compare, t
     assert code == 0
     assert "one" in said
     assert "z8" not in said
+    os.utime("outputs/sweeps/a/z9/best.pt", (5e9, 5e9))
+    scores = {job: json.loads(Path("outputs/sweeps/a", job, "summary.json").read_text()) for job in ("z8", "z9")}
+    best = min(scores, key=lambda job: scores[job]["best/val_neg_elbo"])
+    said = vae_command("vae-generate", "checkpoint=latest")[1]
+    assert "latest is outputs/sweeps/a/z9, the last job of a sweep" in said
+    assert ("and its best" if best == "z9" else f"vae-generate checkpoint=outputs/sweeps/a/{best}") in said
 
 
 def test_the_versions_are_told(vae_compare):

@@ -31,6 +31,7 @@ from vae_exp.errors import UserError
 from vae_exp.evaluation import metrics
 from vae_exp.evaluation import reference_classifier as readback
 from vae_exp.evaluation.reference_classifier import train_classifier
+from vae_exp.evaluation.results import show_side_by_side
 from vae_exp.likelihoods import Gaussian
 from vae_exp.train import train
 from vae_exp.training import checkpoints
@@ -294,6 +295,18 @@ def test_evaluate_reads_every_run_of_a_sweep_and_names_those_that_fail(vae_comma
     assert code == 1
     assert "1 of 2 checkpoints could not be evaluated" in said
     assert "sweep/z2/best.pt: damaged" in said
+
+
+def test_evaluations_of_other_data_stand_in_a_table_of_their_own(capsys):
+    def row(of, value, name=""):
+        return {"of": of, "neg_elbo": value, "model": f"{name}vanilla VAE on digits, epoch 1"}
+
+    rows = {"a": row("digits, bernoulli", 3.0), "b": row("cats, gaussian", 1.0)}
+    rows["c"] = row("digits, bernoulli", 2.0, "c3: ")
+    show_side_by_side(rows, {"sampler": "prior", "features": "pixels", "samples": []})
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    head = "neg_elbo checkpoint"
+    assert lines == ["cats, gaussian:", head, "1.000 b", "", "digits, bernoulli:", head, "2.000 c c3", "3.000 a"]
 
 
 WRONG = [

@@ -182,8 +182,11 @@ def test_a_table_is_sorted_and_the_page_is_filtered(built, visit):
         assert first.locator(".charts figure").first.locator("path.line").count() == drawn
         if drawn:
             assert first.locator("svg[aria-label^=swept] path.line").count() == drawn
-    page.fill("#filter", "job3")
-    assert (rows(page).count(), rows(page, 1).count()) == (0, 1)
+    page.fill("#filter", "z_dum=2")
+    assert page.locator("#found").inner_text() == "no such column: z_dum=2"
+    for text in ("job3", "name=job3"):
+        page.fill("#filter", text)
+        assert (rows(page).count(), rows(page, 1).count()) == (0, 1)
 
 
 @needs_browser

@@ -287,6 +287,7 @@ def _fold(group: list[Run]) -> Run:
         seeds=len(done),
         members=done,
         swept=swept_keys(group),
+        given=first.given if len(group) == 1 else None,
         day=first.day,
         data=first.data,
         judged_by=first.judged_by,

@@ -178,7 +178,7 @@ def is_logarithmic(values: Collection[Any]) -> bool:
 GAP = "  "
 MAX_CELL, MAX_REASON = 28, 70
 MAX_STACKED = 12  # rows of a table that may stand in two blocks; what does not fit is named
-ALONE = "no other run here compares with these"
+ALONE = "runs that compare with no other here"
 
 
 def format_groups(
@@ -195,14 +195,13 @@ def format_groups(
     """
     comparable = groups(runs)
     names = dict(zip(map(id, runs), short_names([run.name for run in runs], _room_for_names()), strict=True))
-    tables = [*zip(titles(comparable), comparable, strict=True)]
-    tables = [(title, group) for title, group in tables if len(group) > 1]
+    tables = [pair for pair in zip(titles(comparable), comparable, strict=True) if len(pair[1]) > 1]
     if alone := [group[0] for group in comparable if len(group) == 1]:
         tables.append((ALONE if len(alone) > 1 or tables else "", alone))
     bests = [best(group, metric_of(group)) if title != ALONE and len(group) > 1 else None for title, group in tables]
     texts = []
     for (title, group), marked in zip(tables, bests, strict=True):
-        group = sorted(group, key=lambda run: [run is other for other in runs].index(True))
+        group = sorted(group, key=lambda run: [*names].index(id(run)))
         metric = metric_of(group) if callable(columns) else None
         shown = columns(group) if callable(columns) else columns
         mark = [marked] if marked else [] if any(bests) else None
@@ -243,7 +242,7 @@ def format_table(
     names = names or short_names([run.name for run in runs], _room_for_names())
     first = [_padded([NAME, *map(printable, names)], right=False)]
     if marked is not None:
-        marks = ["best" if any(run is best for best in marked) else "    " for run in runs]
+        marks = ["best" if any(run is best for best in marked) else " " * 4 for run in runs]
         first.insert(0, _padded(["", *marks], right=False))
     room = _width() - sum(len(column[0] + GAP) for column in first)
     padded = {column: _column(runs, column, cells[column], room) for column in columns}
@@ -268,7 +267,7 @@ def _width() -> int:
 
 
 def _room_for_names() -> int:
-    return max(26, _width() // 4)
+    return max(28, _width() // 4)
 
 
 def wrapped(lines: list[str]) -> list[str]:
@@ -277,14 +276,12 @@ def wrapped(lines: list[str]) -> list[str]:
 
 
 def _ordered(runs: list[Run], padded: dict[str, list[str]], first: list[str], room: int) -> list[str]:
-    """Return columns as they are if all fit in one block; else first, the keys that fit beside, results, other keys.
+    """Return columns, which do not fit in one block, as first, the keys that fit beside, results, other keys.
 
     Of the results the state has its place beside the keys, if there is room for three of them.
     """
     columns = [*padded]
     first = [column for column in first if column in columns]
-    if len(_blocks(columns, padded, room)) < 2 or not first:
-        return columns
     kinds = (*result_columns(runs), STATE, REASON)
     results = [column for column in columns if column in kinds and column not in first]
     results.sort(key=lambda column: column != STATE)  # the numbers of a run that was pruned are of fewer epochs
