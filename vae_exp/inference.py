@@ -18,7 +18,7 @@ from vae_exp.config.schema import Count, Sampler, Seed, Temperature, rule_of
 from vae_exp.config.targets import Trust
 from vae_exp.datasets import Data, Split
 from vae_exp.distributions import DiagonalGaussian, Point
-from vae_exp.errors import UserError, printable
+from vae_exp.errors import UserError, first_line, printable
 from vae_exp.evaluation import metrics, samplers
 from vae_exp.training import checkpoints, restore
 from vae_exp.training.checkpoints import Checkpoint, find
@@ -46,7 +46,7 @@ def rebuild(checkpoint: Checkpoint, trust: Trust = False) -> VAE:
         with torch.device("meta"):  # shapes without numbers: a small file may ask for a huge model
             empty = make_model()
     except (TypeError, ValueError, KeyError, RuntimeError, ArithmeticError) as error:
-        raise UserError(f"checkpoint: its config gives no model ({str(error).splitlines()[0]}).") from error
+        raise UserError(f"checkpoint: its config gives no model ({first_line(error)}).") from error
     try:
         checkpoints.require_weights(checkpoint.model, empty.state_dict())
         checkpoints.require_latents(checkpoint.kl_per_dim, empty.z_dim)
@@ -278,4 +278,4 @@ def _tensor(name: str, values: Any) -> Tensor:
     try:
         return torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise UserError(f"{name}: not an array of numbers ({str(error).splitlines()[0]}).") from error
+        raise UserError(f"{name}: not an array of numbers ({first_line(error)}).") from error

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vae_exp.errors import UserError
+from vae_exp.errors import UserError, first_line
 
 CHUNK = 50  # images of 299x299 in Inception's memory
 # Of the weights that torch-fidelity publishes; their name has its first digits.
@@ -30,7 +30,7 @@ def _published_weights(url: str) -> io.BytesIO:
         content = path.read_bytes()
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"features=inception: its weights cannot be had ({str(error).splitlines()[0]}). Without a network, put "
+            f"features=inception: its weights cannot be had ({first_line(error)}). Without a network, put "
             f"{path.name} of {url} into {path.parent}."
         ) from error
     if (digest := hashlib.sha256(content).hexdigest()) != INCEPTION_SHA256:

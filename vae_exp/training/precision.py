@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from vae_exp.config.schema import Config
-from vae_exp.errors import UserError
+from vae_exp.errors import UserError, first_line
 from vae_exp.training.checkpoints import Checkpoint
 
 log = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ def compile_step(
             return compiled(now, x, *rest)
         except torch._dynamo.exc.TorchDynamoException as error:
             interrupted()
-            reason = f"PyTorch's compiler fails ({str(error).strip().splitlines()[0]})"
+            reason = f"PyTorch's compiler fails ({first_line(error)})"
             if required:
                 raise UserError(f"compile=true: {reason}. Use compile=false.") from error
             log.warning(f"not compiled: {reason}")

@@ -15,7 +15,7 @@ from vae_exp.config import build, targets
 from vae_exp.config.checks import CALLS
 from vae_exp.config.schema import Config, images_per_step
 from vae_exp.datasets import Data
-from vae_exp.errors import UserError
+from vae_exp.errors import UserError, first_line
 from vae_exp.files import expand
 from vae_exp.training import checkpoints, resume
 from vae_exp.training.checkpoints import Checkpoint, InvalidCheckpoint
@@ -129,7 +129,7 @@ def restore(resumed: Checkpoint, run: TrainingRun) -> None:
         try:
             run.rng.load_state_dict(resumed.resume.streams, resumed.step, info.trained_on == then.trained_on)
         except (RuntimeError, TypeError) as error:  # PyTorch's answers to a state of another size or kind
-            raise InvalidCheckpoint(f"its random numbers are no state ({str(error).splitlines()[0]})") from error
+            raise InvalidCheckpoint(f"its random numbers are no state ({first_line(error)})") from error
     except InvalidCheckpoint as error:
         raise UserError(f"resume: the checkpoint is damaged, or made by hand: {error}.") from error
     run.eval_model.load_state_dict(resumed.model)
