@@ -81,9 +81,9 @@ def _with_text_quoted(word: str, of_sweep: bool) -> str:
             return word
         inner_lists = [",".join(_text(text) for text in PART.findall(part[1:-1])) for part in lists]
         return f"{key}={','.join(f'[{texts}]' for texts in inner_lists)}"
-    with contextlib.suppress(HydraException):
-        _ = of_sweep or parse([word])
-        return f"{key}={','.join(_text(part, null=key != 'label') for part in parts)}"
+    with contextlib.suppress(HydraException):  # what cannot be read is one text, its commas too
+        if of_sweep or parse([word]):
+            return f"{key}={','.join(_text(part, null=key != 'label') for part in parts)}"
     return word
 
 
