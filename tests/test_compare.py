@@ -156,6 +156,7 @@ DAMAGE = {
     "deep config": lambda folder: (folder / "config.yaml").write_text("[" * 200_000),
     "config in itself": lambda folder: (folder / "config.yaml").write_text("a: &a\n  b: *a\n"),
     "bomb": lambda folder: (folder / "config.yaml").write_text(BOMB),
+    "environment of text": lambda folder: set_in_summary(folder, environment="text"),
     "infinite reason": lambda folder: set_in_summary(folder, reason=float("inf")),
     "month 13": lambda folder: (folder / "config.yaml").write_text("a: 2026-13-01"),
     "pipe": lambda folder: in_place(folder / "summary.json", os.mkfifo),
@@ -403,8 +404,8 @@ def test_settings_of_a_likelihood_make_another_one(one, other, compare):
 
 @pytest.mark.parametrize("dataset", ["image_folder", "arrays"])
 def test_own_images_in_two_places_are_different_data(dataset):
-    runs = [finished(root, 1.0, dataset=dataset, dataset__root=root) for root in ("cats", "dogs", "./cats")]
-    assert len(best_per_group(runs)) == 2
+    roots = ("cats", "dogs", "./cats", "~nosuch/cats", "~nosuch/cats")
+    assert len(best_per_group([finished(root, 1.0, dataset=dataset, dataset__root=root) for root in roots])) == 3
 
 
 def test_of_runs_that_do_not_compare_there_is_a_best_of_each(runs, vae_compare, tmp_path):

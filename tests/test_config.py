@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 import vae_exp.networks
 from tests.conftest import READMES, compose, quick_run, refusal
 from vae_exp.config.checks import CALLS, CONF_DIR, check, flatten, options
+from vae_exp.config.compose import readable
 from vae_exp.config.schema import DATASET_RULES, EVALUATE_RULES, GENERATE_RULES, OPTION_RULES, RULES
 
 # beta, conditional, stochastic
@@ -267,6 +268,9 @@ WRONG_COMMANDS = [
     ("model=", "model=: choose one of autoencoder, beta"),
     ("model=${nope}", "model=${nope}: a group takes the name of an option. Choose one of autoencoder, beta"),
     ("hydra.job_logging.root.level=${nope}", "Interpolation key 'nope' not found"),
+    ("~devices", "~devices: every key has a value; leave devices out for its default."),
+    ("-m seed=0,1 ~wandb.alert", "~wandb.alert: every key has a value"),
+    (f"model.z_dim={'[' * 200}{']' * 200}", "nested deeper than 50 levels"),
 ]
 
 
@@ -304,6 +308,13 @@ def test_a_path_that_the_shell_hands_over_whole_needs_no_second_quotes(vae_train
     assert (code, said.strip()) == (1, f"vae-train: dataset.root={value}: there is no such folder.")
 
 
+def test_commas_between_any_texts_separate_the_values_of_a_sweep_and_of_a_list():
+    for typed in ("wandb.name={}", "dataset.labels=[{}]", "wandb.tags=[x],[{}]"):
+        assert readable([typed.format("é,b (1)")], of_sweep=True) == [typed.format("'é','b (1)'")]
+    assert readable(["wandb.name=choice(é,b)"]) == ["wandb.name='é',b"], "Hydra forgets quotes in a choice"
+    assert readable(["wandb.notes=é, b"]) == ["wandb.notes='é, b'"], "one text, where it is no sweep"
+
+
 @pytest.mark.parametrize("program", ["vae-train", "vae-evaluate", "vae-generate"])
 def test_every_command_says_its_version_and_those_that_it_stands_on(vae_command, program):
     code, said = vae_command(program, "--version")
@@ -322,6 +333,8 @@ def test_the_help_lists_options_of_ones_own(vae_train, tmp_path):
     assert re.search(r"^optimizer: .*lion$", said, re.MULTILINE)
     assert re.search(r"^recipe: quick$", said, re.MULTILINE)
     assert all(name in said for name in vae_exp.networks.ACTIVATIONS)
+    code, said = vae_train("dataset=digits", "--config-dir", "own", "--cfg", "job", "epochs=3")  # in any order
+    assert (code, "\nepochs: 3\n" in f"\n{said}") == (0, True), said
 
 
 def test_a_path_without_its_key_is_told_the_key(vae_command):
@@ -406,7 +419,7 @@ def test_the_readmes_and_the_help_name_only_keys_that_exist():
 
 
 PATHS = ["dataset=image_folder dataset.root=", "dataset=arrays dataset.root=", "dataset=mnist dataset.root="]
-PATHS += ["hydra.run.dir=", "init_from=", "resume=", "--config-dir "]
+PATHS += ["hydra.run.dir=", "init_from=", "resume=", "--config-dir ", "-m sweep.resume="]
 
 
 @pytest.mark.parametrize("key", PATHS)

@@ -5,11 +5,13 @@ import io
 import json
 import os
 import pickle
+import pwd
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import zipfile
@@ -90,6 +92,18 @@ def test_out_of_memory_says_what_to_try():
         ),
     ):
         quick_run(*SMALL, hooks.OWN_OBJECTIVE)
+    message = r"vae-generate: out of memory \(.*\). Try a smaller n"
+    with pytest.raises(SystemExit, match=message), common.exits("vae-generate", "generate"):
+        torch.empty(2**60)
+
+
+def test_no_message_is_longer_than_can_be_read():
+    lines = str(UserError("\n".join(["begins", *"x" * 200, "ends"]))).split("\n")
+    assert (len(lines), lines[0], lines[-1]) == (20, "begins", "ends")
+    assert "... (183 more lines)" in lines
+    text = str(UserError(f"key={'x' * 13_000}: ends"))
+    assert len(text) < 1_100 and text.startswith("key=xxx") and text.endswith("xxx: ends")
+    assert len(str(UserError("\n".join(["x" * 900] * 9)))) < 2_000
 
 
 @pytest.mark.parametrize("place", ["weights", "gradients", "noise"])
@@ -332,6 +346,19 @@ def test_a_strangers_text_is_shown_escaped(vae_command):
         assert r"\x1b[2J" in said
 
 
+def test_no_control_character_of_a_runs_files_reaches_a_terminal(vae_command, trained_by_command):
+    one, other = trained_by_command(*RUN[:-1], folder="a/\x1b[2J"), trained_by_command(*RUN[:-1], folder="a/b")
+    config = (one / "config.yaml").read_text()
+    (one / "config.yaml").write_text(f'"\\e[2Jkey": 3\n{config}')
+    summary = json.loads((other / "summary.json").read_text())
+    (other / "summary.json").write_text(json.dumps(summary | {"state": "\x1b[2J"}))
+    on_both = [("vae-compare", "a"), ("vae-compare", "a", "--delete", "--dry-run"), ("vae-compare", "a", "--\x1b[2J")]
+    for words in [*on_both, *(("vae-train", f"resume={run}", "epochs=2") for run in (one, other))]:
+        _, said = vae_command(*words)
+        assert "\x1b" not in said
+        assert (r"\x1b[2J" in said) == (f"resume={other}" not in words), said
+
+
 class Evil:
     def __init__(self, path):
         self.path = path
@@ -486,6 +513,52 @@ def test_a_run_needs_no_home_no_terminal_and_no_reader():
     done = subprocess.run(["bash", "-o", "pipefail", "-c", script], capture_output=True, text=True, env=started)
     assert "Traceback" not in done.stderr
     assert json.loads(Path("run/summary.json").read_text())["state"] == "finished"
+
+
+def test_a_user_without_a_home_trains_and_logs(vae_train, monkeypatch, tmp_path):
+    def of_no_account(number):
+        raise KeyError(number)
+
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("XDG_DATA_HOME", "MPLCONFIGDIR"):
+        monkeypatch.setenv(name, "as before")
+    monkeypatch.setattr(pwd, "getpwuid", of_no_account)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    code, said = vae_train(*RUN[:-2], "epochs=0", "wandb.mode=auto", "hydra.run.dir=run")
+    assert code == 0, said
+    assert json.loads(Path("run/summary.json").read_text())["wandb"]["mode"] == "offline"
+    assert Path.home().parent == tmp_path and Path.home().stat().st_mode & 0o777 == 0o700
+    monkeypatch.setenv("HOME", "/dev/null")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    files.use_surroundings()
+    assert files.cache_folder("").is_relative_to(tmp_path)
+
+
+@pytest.mark.parametrize("program", ["vae-train", "vae-evaluate", "vae-generate", "vae-compare", "vae-reproduce"])
+def test_what_the_surroundings_lack_is_one_message(vae_command, monkeypatch, tmp_path, program):
+    def none_that_can_be_written():
+        raise FileNotFoundError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "gettempdir", none_that_can_be_written)
+        code, said = vae_command(program, *(["x"] if program == "vae-compare" else []))
+        assert (code, said.count("\n")) == (1, 0) and f"{program}: no folder for temporary files" in said
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    code, said = vae_command(program, *(["x"] if program == "vae-compare" else []))
+    assert (code, said.count("\n")) == (1, 0) and f"{program}: the current folder is there no more" in said
+
+
+def test_a_folder_of_wandbs_that_cannot_be_written_is_named(vae_train, monkeypatch, tmp_path):
+    for name in ("XDG_CACHE_HOME", "XDG_DATA_HOME", "MPLCONFIGDIR"):
+        monkeypatch.setenv(name, str(tmp_path / "cache"))
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    code, said = vae_train(*RUN[:-2], "epochs=0", "wandb.mode=offline", "wandb.dir=logged", "hydra.run.dir=run")
+    assert (code, said.count("W&B: ")) == (0, 1), said
+    assert re.search(r"W&B: wandb.dir=.*/logged: cannot be written; the run folder has everything", said)
+    assert json.loads(Path("run/summary.json").read_text())["wandb"]["dir"] is None
 
 
 def test_ctrl_c_while_hydra_composes_ends_like_any_ctrl_c(vae_train, monkeypatch):

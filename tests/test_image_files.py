@@ -66,7 +66,7 @@ def test_only_files_are_opened_and_all_else_is_left_out_and_named(tmp_path, capl
     assert len(every(folder(tmp_path / "mine"))) == 7, "a link that has found its end is another folder's content"
 
 
-@pytest.mark.parametrize("damaged", ["images.uint8", "about.json", "about.json of another", "folder"])
+@pytest.mark.parametrize("damaged", ["images.uint8", "about.json", "about.json of another", "depths", "folder"])
 def test_a_damaged_cache_is_made_anew(tmp_path, caplog, damaged):
     for i in range(4):
         flat(tmp_path / "mine" / f"{i}.png", (60 * i, 0, 0))
@@ -79,6 +79,8 @@ def test_a_damaged_cache_is_made_anew(tmp_path, caplog, damaged):
         (cache / damaged).write_text('{"unusable": ')
     elif damaged == "about.json of another":
         (cache / "about.json").write_text('{"unusable": {"0": "no", "3": "no"}}')
+    elif damaged == "depths":
+        (cache / "about.json").write_text('{"unusable": {"0": "no"}, "depths": {"7-bit": 1}}')
     else:
         shutil.rmtree(cache)
         cache.mkdir()

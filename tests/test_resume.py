@@ -246,7 +246,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(caplog):
     content = bytearray(last.read_bytes())
     content[len(content) // 2] ^= 1  # one bit of a weight: the file's form is whole
     last.write_bytes(content)
+    Path("run/images/samples_0000022.png.1.partial").touch()
     quick_run(*settings, "resume=run")
+    assert not [*Path("run").rglob("*.partial")]
     assert "run/last.pt: damaged" in caplog.text
     assert "resumes from run/last.previous.pt: step 11" in caplog.text
     assert the_same(everything("run"), everything("whole"))
@@ -485,7 +487,7 @@ def test_a_checkpoint_of_an_earlier_version_may_lack_what_is_not_needed():
     assert checkpoints.load(Path("run/last.pt")).epoch == 2
 
 
-def test_a_run_without_overrides_goes_on_by_its_configuration():
+def test_a_run_without_overrides_goes_on_by_its_configuration(capsys):
     """One from Python has none, whatever it was composed of."""
     groups = ("model=conditional", "network=conv", "likelihood=gaussian", "optimizer=adamw", "scheduler=cosine")
     values = ("dataset.labels=['1',\"2\"]", "wandb.tags=[a b,'1']", r"wandb.notes='it\'s é'", "optimizer.lr=1e-5")
@@ -495,6 +497,10 @@ def test_a_run_without_overrides_goes_on_by_its_configuration():
     assert after == before | {"resume": "run", "epochs": 3}
     with pytest.raises(UserError, match=r"optimizer.lr=0.1: the run has optimizer.lr=1e-05"):
         train(vae_exp.compose("resume=run", "optimizer.lr=0.1"))
+    with Path("run/config.yaml").open("a") as file:
+        file.write("ema: ${oc.env:HOME}\n")
+    vae_exp.compose("resume=run")
+    assert r"not taken from run/config.yaml: ++ema='\${oc.env:HOME}'. Type it again" in capsys.readouterr().err
 
 
 def test_a_configuration_of_a_run_that_cannot_be_read_is_named(vae_train, trained_by_command):

@@ -293,6 +293,9 @@ def test_a_journal_that_was_cut_off_is_mended(vae_train):
     Path(f"{journal}.lock").symlink_to("nowhere")
     assert vae_train(*asked, "hydra.sweeper.n_trials=3", "sweep.resume=latest")[0] == 0
     assert [state_of(trial) for trial in studies.load(only_sweep()).get_trials()] == ["COMPLETE"] * 3
+    journal.write_text("null\n")
+    code, said = vae_train(*asked, "hydra.sweeper.n_trials=3", "sweep.resume=latest")
+    assert (code, said.count("journal.log: damaged (TypeError: ")) == (1, 1), said
 
 
 def kill_when(running, there):

@@ -20,7 +20,7 @@ class UserError(Exception):
         """Return the message, safe to print on a terminal and no longer than can be read; its own line breaks stay."""
         lines = [shortened(printable(line), 600, 400) for line in super().__str__().split("\n")]
         if len(lines) > MAX_LINES:
-            lines[MAX_LINES // 2 : -MAX_LINES // 2] = [f"... ({len(lines) - MAX_LINES:,} more lines)"]
+            lines[9:-10] = [f"... ({len(lines) - 19:,} more lines)"]
         return shortened("\n".join(lines), 1500, 400)
 
 

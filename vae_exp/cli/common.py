@@ -184,8 +184,8 @@ def _code_or_message(error: BaseException, program: str, config_name: str) -> An
     if isinstance(error, BrokenPipeError):  # `vae-train --help | head`
         return 1
     if is_out_of_memory(error):
-        smaller = {"vae-generate": "a smaller n", "vae-evaluate": "a smaller batch_size"}.get(program, "fewer runs")
-        return f"{program}: out of memory ({first_line(error)}). Try {smaller}, or device=cpu where it was a GPU's."
+        smaller = {"vae-generate": "a smaller n", "vae-compare": "fewer runs"}.get(program, "a smaller batch_size")
+        return f"{program}: out of memory ({first_line(error)}). Try {smaller}."
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return f"{program}: {shortened(printable(error.filename))}: this name is too long for the file system."
     if isinstance(error, OSError) and error.errno in UNWRITABLE:

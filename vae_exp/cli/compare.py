@@ -31,11 +31,11 @@ STREAMS = ("/dev", "/dev/fd", "/proc/self/fd")  # folders whose names stand for 
 
 def main() -> None:
     """Run `vae-compare`: exit with code 0, or with 1 and one message."""
-    if "--version" in sys.argv[1:]:
-        echo(common.versions())
-        return
     with common.exits("vae-compare", "config"):
-        compare(_arguments().parse_args())
+        if "--version" in sys.argv[1:]:
+            echo(common.versions())
+        else:
+            compare(_arguments().parse_args())
 
 
 def _arguments() -> argparse.ArgumentParser:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import configure_log
 from hydra.errors import HydraException
@@ -32,7 +33,7 @@ from vae_exp.cli.common import (
 from vae_exp.config.checks import CONF_DIR, as_typed, literal, path_of
 from vae_exp.config.compose import BASE, LISTED, compose, parse, readable
 from vae_exp.config.schema import RULES
-from vae_exp.errors import PeerLost, Unwritable, UserError, in_users_code, stop_signals, stopped_by
+from vae_exp.errors import PeerLost, Unwritable, UserError, first_line, in_users_code, stop_signals, stopped_by
 from vae_exp.sweeps import jobs, plan, sweepers
 from vae_exp.training import resume, threads
 from vae_exp.training.console import echo, say
@@ -85,7 +86,7 @@ def _command_line(arguments: list[str]) -> list[str]:
         raise UserError(f"{no_such_flag(unknown[0], arguments)} {advice}")
     if set(flags) - set(MULTIRUN_FLAGS):  # Hydra reads no overrides on both sides of a flag
         return sorted(arguments, key=lambda word: word.startswith("-") or "=" not in word)
-    overrides = readable([argument for argument in arguments if not argument.startswith("-")])
+    overrides = readable([argument for argument in arguments if not argument.startswith("-")], of_sweep=bool(flags))
     words = parse(overrides)
     keys = [word.key_or_group for word in words]
     if "rerun" in keys:
@@ -152,8 +153,9 @@ def _in_the_users_words(arguments: list[str]) -> Iterator[None]:
         raise
     except Exception as error:
         flags = [argument for argument in arguments if argument.startswith("-") and argument not in MULTIRUN_FLAGS]
-        if flags and isinstance(error, ValueError):
-            raise UserError(f"{' '.join(flags)}: {error}. --hydra-help says what the flags are for.") from error
+        if flags and isinstance(error, ValueError | KeyError | yaml.YAMLError):
+            hint = "--hydra-help says what the flags are for"
+            raise UserError(f"{' '.join(flags)}: {first_line(error)}. {hint}.") from error
         if not flags and (not isinstance(error, HydraException) or "interpolation" in str(error)):
             # If it was Hydra that failed, before the run began, it fails again here; else it is the run's own error.
             overrides = [argument for argument in arguments if argument not in MULTIRUN_FLAGS]

@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vae_exp.config.migrations import renamed
 from vae_exp.config.schema import DATASET_RULES, MEASURED, OPTION_RULES, RULES, RUN_PATH, TERMS, Config, Rule, is_path
-from vae_exp.errors import UserError, shortened
+from vae_exp.errors import UserError, first_line, shortened
 from vae_exp.files import expand
 
 _PACKAGE = Path(__file__).parents[1]
@@ -40,7 +40,7 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
     try:
         return cast("dict[str, Any]", OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
     except OmegaConfBaseException as error:
-        raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{error.full_key}: {first_line(error)}") from error
 
 
 def check(cfg: DictConfig, combinations: bool = True) -> Config:

@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,6 +20,7 @@ from vae_exp.config.checks import CONF_DIR, RUN_DIR, closest, groups, made_name,
 from vae_exp.config.migrations import GONE
 from vae_exp.config.schema import DATASET_RULES, EVALUATE_RULES, GENERATE_RULES, OPTION_RULES, RULES, is_number
 from vae_exp.errors import UserError, first_line, printable
+from vae_exp.files import MAX_DEPTH
 
 # Hydra 1.4 makes only those parts of a configuration that a program lists, and has no versions to be compatible with.
 _NEW = "execution_whitelist" in inspect.signature(hydra.main).parameters
@@ -31,19 +33,20 @@ PLUGINS = {"launcher": ["basic", "joblib", "ray", "submitit"], "sweeper": ["grid
 
 def parse(overrides: list[str]) -> list[Override]:
     """Parse overrides with Hydra's grammar. Raises HydraException for what it cannot read."""
-    try:
-        return OverridesParser.create().parse_overrides(overrides)
-    except RecursionError as error:
-        raise HydraException("nested too deeply") from error
+    steps = ([(letter in "[{(") - (letter in "]})") for letter in word] for word in overrides)
+    if any(max(itertools.accumulate(word), default=0) > MAX_DEPTH for word in steps):
+        raise HydraException(f"nested deeper than {MAX_DEPTH} levels")
+    return OverridesParser.create().parse_overrides(overrides)
 
 
-def readable(overrides: list[str]) -> list[str]:
+def readable(overrides: list[str], of_sweep: bool = False) -> list[str]:
     """Return the overrides, with quotes around values that Hydra's grammar cannot read, or reads as no text.
 
     Such a value is a path with a space or an é, or a class called +1 or true: nobody should have to quote it twice.
+    Of a sweep commas separate values, elsewhere they are part of what Hydra cannot read.
     Raises UserError for a word that is not KEY=VALUE.
     """
-    return [_readable(_with_text_quoted(word)) for word in overrides]
+    return [_readable(_with_text_quoted(word, of_sweep)) for word in overrides]
 
 
 def _readable(word: str) -> str:
@@ -66,15 +69,17 @@ PART = re.compile(  # of comma-separated values: what is in quotes or brackets i
 SWEEP = re.compile(r"((?:choice|shuffle|sort)\()(.*)\)", re.DOTALL)
 
 
-def _with_text_quoted(word: str) -> str:
+def _with_text_quoted(word: str, of_sweep: bool) -> str:
     """Return the word with quotes around each text that Hydra would read differently; Python's numbers stay numbers."""
     key, _, value = word.partition("=")
     rule = KNOWN_RULES.get(key.lstrip("+"))
     if rule is None or "${" in value or not (rule.allows(["text"]) or rule.allows("text")):
         return word
     if sweep := SWEEP.fullmatch(value):  # choice(+1,0): quotes inside of it
-        inner = _with_text_quoted(f"{key}={sweep[2]}").partition("=")[2]
-        return f"{key}={sweep[1]}{inner})"
+        inner = _with_text_quoted(f"{key}={sweep[2]}", of_sweep=True).partition("=")[2]
+        # Hydra forgets quotes in a choice(a,b), and not in a,b, which is the same.
+        is_forgotten = inner != sweep[2] and sweep[1] == "choice(" and "," in inner
+        return f"{key}={inner}" if is_forgotten else f"{key}={sweep[1]}{inner})"
     parts = PART.findall(value)
     if rule.allows(["text"]):
         lists = [part.strip() for part in parts]
@@ -83,8 +88,8 @@ def _with_text_quoted(word: str) -> str:
         inner_lists = [",".join(_text(text) for text in PART.findall(part[1:-1])) for part in lists]
         return f"{key}={','.join(f'[{texts}]' for texts in inner_lists)}"
     with contextlib.suppress(HydraException):  # what cannot be read is one text, its commas too
-        parse([word])
-        return f"{key}={','.join(_text(part, null=key != 'label') for part in parts)}"
+        if of_sweep or parse([word]):
+            return f"{key}={','.join(_text(part, null=key != 'label') for part in parts)}"
     return word
 
 

@@ -127,8 +127,8 @@ def read_factors(
             f"with nearly as many values as rows ({len(row):,}). Measurements become factors by sorting them into bins"
         )
         if len(identifiers) == len(columns):
-            raise UserError(f"{key}: no factor in it, but {', '.join(identifiers)}, {why}.")
-        log.warning(f"{key}: left out {', '.join(identifiers)}, {why}")
+            raise UserError(f"{key}: no factor in it, but {_first(identifiers)}, {why}.")
+        log.warning(f"{key}: left out {_first(identifiers)}, {why}")
     kept = {name: column for name, column in columns.items() if name not in identifiers}
     numbers, values = zip(*kept.values(), strict=True)
     factors = Factors(torch.tensor(numbers).T.contiguous(), list(kept), list(map(len, values)))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vae_exp.config.checks import data_name
 from vae_exp.config.schema import Config
-from vae_exp.errors import printable, printable_lines
+from vae_exp.errors import UserError, printable, printable_lines
 
 if TYPE_CHECKING:  # the command line names ConsoleHandler before torch is imported
     from vae_exp.datasets.splits import Split
@@ -43,10 +43,14 @@ def open_streams() -> None:
 
 
 class Formatter(logging.Formatter):
-    """Format log records safe to print, in train.log too; conf/config.yaml names it, and the next class."""
+    """Format log records safe to print, in train.log too, and warnings as short as any message.
+
+    conf/config.yaml names it, and the next class.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
-        return printable_lines(super().format(record))
+        text = printable_lines(super().format(record))
+        return text if record.levelno < logging.WARNING or record.exc_info else str(UserError(text))
 
 
 class ConsoleHandler(logging.StreamHandler):

@@ -118,7 +118,8 @@ def read_summary(folder: Path) -> Summary | None:
     try:
         content = read_json(folder / SUMMARY)
         known = {name: content.pop(name) for name in ("state", "reason", "name", "seconds") if name in content}
-        if not all(isinstance(known.get(name), str | None) for name in ("reason", "name")):
+        texts = all(isinstance(known.get(name), str | None) for name in ("reason", "name"))
+        if not texts or not isinstance(content.get("environment"), dict | None):
             return None
         return Summary(**known, wandb=_wandb_run(content.pop("wandb", None) or {}), results=content)
     except UNREADABLE:
