@@ -185,7 +185,7 @@ def test(run: Run) -> None:
     if distributed.is_rank0():
         if test_split is not run.held_out:  # else it is the last epoch's picture
             run.tracker.image(*test_figure(model, test_split, run.config["seed"], best.epoch), step)
-        scores = factor_scores(evaluation, test_split, run.config, "test")
+        scores = factor_scores(evaluation, test_split, run.config, "test", warn=True)
         run.tracker.summarise(best.summary() | evaluation.scalars("test") | scores | run.path_epochs())
         if run.config["wandb"]["log_checkpoints"]:
             run.tracker.upload_checkpoints(best_is_last=best.step == step)

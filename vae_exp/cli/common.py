@@ -28,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vae_exp import __version__
 from vae_exp.compare import table
-from vae_exp.compare.runs import fold_seeds, read_runs
+from vae_exp.compare.runs import fold_seeds, read_runs, sweep_of
 from vae_exp.config import checks
 from vae_exp.config.checks import CONF_DIR, check_values, closest, flatten, path_of, quoted, resolve
 from vae_exp.config.compose import BASE, KNOWN_RULES, LISTED, compose, explain, parse, readable
@@ -264,8 +264,8 @@ def _overrides(program: str, arguments: list[str]) -> list[str]:
 def say_latest(program: str, run_dir: Path) -> None:
     """Print which run checkpoint=latest means, and the best of its sweep if it is a job of one."""
     text = f"{LATEST} is {printable(run_dir)}"
-    if ((read_config(run_dir) or {}).get("sweep") or {}).get("jobs"):
-        settings = fold_seeds(read_runs([run_dir.parent])[0])
+    if sweep := sweep_of(run_dir):
+        settings = fold_seeds(read_runs([sweep])[0])
         bests = [table.best(run.members, table.metric_of(run.members)) or run for run in table.best_per_group(settings)]
         text += ", the last job of a sweep"
         if any(best.folder.samefile(run_dir) for best in bests):

@@ -99,7 +99,16 @@ def compare(options: argparse.Namespace) -> None:
         return
     chosen = [_require_known(name, known) for name in options.columns.split(",")] if options.columns else None
     extra = [results.UDR] if options.udr else []
-    lines = [format_groups(runs, chosen or results.usual_columns, requested=extra, locate=True)]
+    lines = [
+        format_groups(
+            runs,
+            chosen or results.usual_columns,
+            requested=extra,
+            locate=True,
+            column=options.sort and column,
+            descending=options.descending,
+        )
+    ]
     if why := table.describe_groups(runs):
         lines += wrapped([why])
     # All is written before it is printed: whoever reads that may have gone.

@@ -28,7 +28,7 @@ from vae_exp.training.run_dir import (
     runs_below,
 )
 
-# Of data with known factors, where a run was asked for them: the only results of which more is better.
+# Of data with known factors, where a run was asked for them. More of each is better.
 SCORES = tuple(
     f"test/{name}" for name in ("mig", "dci_disentanglement", "infom", "infoc", "infom_published", "infoc_published")
 )
@@ -185,11 +185,16 @@ def newest() -> Path:
     for folder in runs_below(OUTPUTS):
         summary, config = read_summary(folder), read_config(folder)
         if summary is not None and isinstance(config, dict) and is_number(summary.score):
-            sweep = config.get("sweep")
-            if not isinstance(sweep, dict) or not sweep.get("jobs"):
-                return folder
-            return folder.parent.parent if sweep.get("confirm") else folder.parent
+            return sweep_of(folder) or folder
     raise UserError(f"{LATEST}: no run in {OUTPUTS} has results.")
+
+
+def sweep_of(folder: Path) -> Path | None:
+    """Return the folder of the sweep that a run is a job of, or None."""
+    sweep = (read_config(folder) or {}).get("sweep")
+    if not isinstance(sweep, dict) or not sweep.get("jobs"):
+        return None
+    return folder.parent.parent if sweep.get("confirm") else folder.parent
 
 
 def differing(runs: list[Run]) -> list[str]:
@@ -207,7 +212,7 @@ def differing(runs: list[Run]) -> list[str]:
 def _is_implied(key: str, runs: list[Run]) -> bool:
     """Return whether a key that some options of its group lack, or model.conditional, says no more than the option."""
     group = key.split(".")[0]
-    if key in FIRST or (group != "model" and all(key in run.config for run in runs)):
+    if group == key or key in FIRST or (group != "model" and all(key in run.config for run in runs)):
         return False
     options = [str(run.config.get(f"{group}.name", run.config.get(group))) for run in runs]
     pairs = {(option, str(run.config.get(key, "absent"))) for option, run in zip(options, runs, strict=True)}
@@ -294,6 +299,8 @@ def _fold(group: list[Run]) -> Run:
     )
     # z_dim-2_seed-0 and z_dim-2_seed-1 become z_dim-2
     folded.name = re.sub(r"[_/-]*(dataset\.)?seed-?\d*$", "", common) if len(group) > 1 else first.name
+    if len({run.given for run in group}) == 1 and first.given:
+        folded.name = first.given
     return folded
 
 

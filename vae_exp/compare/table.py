@@ -26,6 +26,7 @@ from vae_exp.compare.runs import (
     rank,
     result_columns,
     sign,
+    sort_runs,
     swept_keys,
 )
 from vae_exp.config.schema import is_number
@@ -89,7 +90,7 @@ def titles(comparable: list[list[Run]]) -> list[str]:
         for key in sorted(_differing(protocols), key=lambda key: not key.startswith(LIKELIHOOD)):
             of = {"dataset": 0, "data": 0, "likelihood": 1}.get(key.split(".")[0])  # names that imply the key's value
             same = [other for other, its in zip(protocols, names, strict=True) if of is None or its[of] == name[of]]
-            is_usual = key == LIKELIHOOD or protocol.get(key, "none") in ("none", True)
+            is_usual = key == LIKELIHOOD or protocol.get(key, "none") == "none" or protocol[key] is True
             if not is_usual and any(other.get(key) != protocol[key] for other in same):
                 word = f"{key.rsplit('.', 1)[-1]}={setting(protocol[key])}"
                 words.append("no KL" if key == STOCHASTIC else word)
@@ -187,8 +188,12 @@ def format_groups(
     rest: str = "--csv FILE",
     requested: Collection[str] = (),
     locate: bool = False,
+    column: str | None = None,
+    descending: bool = False,
 ) -> str:
     """Return a table for each group of runs that compare, the largest first, and one of those that are alone.
+
+    Each is in the order of the column, by default of what its runs are judged by.
 
     Each has a heading where there are several, the columns of its runs, or those given, and its best marked, with its
     folder below to `locate` it where the name does not say it.
@@ -201,7 +206,7 @@ def format_groups(
     bests = [best(group, metric_of(group)) if title != ALONE and len(group) > 1 else None for title, group in tables]
     texts = []
     for (title, group), marked in zip(tables, bests, strict=True):
-        group = sorted(group, key=lambda run: [*names].index(id(run)))
+        group = sort_runs(group, column or metric_of(group), descending)
         metric = metric_of(group) if callable(columns) else None
         shown = columns(group) if callable(columns) else columns
         mark = [marked] if marked else [] if any(bests) else None

@@ -13,7 +13,18 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vae_exp.config.migrations import renamed
-from vae_exp.config.schema import DATASET_RULES, MEASURED, OPTION_RULES, RULES, RUN_PATH, TERMS, Config, Rule, is_path
+from vae_exp.config.schema import (
+    DATASET_RULES,
+    MEASURED,
+    OPTION_RULES,
+    RULES,
+    RUN_PATH,
+    TERMS,
+    Config,
+    Rule,
+    is_path,
+    is_score,
+)
 from vae_exp.errors import UserError, first_line, shortened
 from vae_exp.files import expand
 
@@ -65,10 +76,11 @@ def check(cfg: DictConfig, combinations: bool = True) -> Config:
     ruled = {key: value for key, value in flat.items() if key in rules or key.split(".")[0] not in CALLS}
     problems += check_values(ruled, rules, _copies_of_wrong_values(cfg, ruled, rules))
     problems += [*(combination_problems(flat) if combinations else ()), *dataset_problems(flat)]
-    key = "sweep.metric" if flat.get("sweep.metric") else "monitor"
-    by = f"sweep.prune={flat['sweep.prune']}" if flat.get("sweep.prune") else key
-    if by != "monitor" or flat.get("dataset.val_size") != 0:  # else the best epoch is the last one
-        problems += check_metric(key, flat, by)
+    for key in ("monitor", "sweep.metric") if flat.get("sweep.metric") else ("monitor",):  # the last one judges jobs
+        judges = flat.get("sweep.prune") and (key == "sweep.metric" or not flat.get("sweep.metric"))
+        by = f"sweep.prune={flat['sweep.prune']}" if judges else key
+        if by != "monitor" or flat.get("dataset.val_size") != 0:  # else the best epoch is the last one
+            problems += check_metric(key, flat, by)
     if problems:
         raise UserError("\n".join(problems))
     return cast("Config", from_anywhere(config))
@@ -211,7 +223,8 @@ def check_metric(key: str, flat: Mapping[str, Any], by: str, why: str = "") -> l
         return [f"{setting}: {lack}, and {by} needs them, or judges with one of {known}."]
     is_scored = flat.get("scores_every_epochs") == 1 and flat.get("scores")
     if part in (held_out, "train_epoch", "time") and (part != held_out or name in MEASURED or is_scored):
-        return []
+        is_wrong = key == "monitor" and is_score(metric) and flat.get("monitor_mode") == "min"
+        return [f"monitor={metric}: of a score more is better. Add monitor_mode=max."] if is_wrong else []
     scores = f"with scores=[mig] scores_every_epochs=1 {held_out}/mig and its like"
     return [f"{key}={metric}: no such number is logged each epoch. There are {known}, and {scores}."]
 

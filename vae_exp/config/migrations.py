@@ -62,4 +62,7 @@ def renamed(config: Mapping[str, Any]) -> dict[str, Any]:
     for group, added in ADDED_BELOW.items():
         if isinstance(groups.get(group), dict):
             groups[group] = added | groups[group]
-    return ADDED | groups
+    config = ADDED | groups
+    if isinstance(sweep := config.get("sweep"), dict) and sweep.get("metric") == config["monitor"]:
+        sweep["metric"] = None  # it follows the monitor; versions before wrote its name
+    return config

@@ -277,10 +277,14 @@ def judged_by(config: Mapping[str, Any]) -> tuple[str, int]:
     """
     monitor = str(config.get("monitor", "val/neg_elbo"))
     metric = str((config.get("sweep") or {}).get("metric") or monitor)
-    part, _, name = metric.partition("/")
-    is_score = part in ("val", "test") and name not in MEASURED
-    is_max = config.get("monitor_mode") == "max" if metric == monitor else is_score
+    is_max = config.get("monitor_mode") == "max" if metric == monitor else is_score(metric)
     return metric, -1 if is_max else 1
+
+
+def is_score(metric: str) -> bool:
+    """Return whether a number of a run, such as val/mig, is a score of disentanglement: more is better."""
+    part, _, name = metric.partition("/")
+    return part in ("val", "test") and name not in MEASURED
 
 
 def result_of(metric: str) -> str:

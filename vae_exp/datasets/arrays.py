@@ -131,6 +131,8 @@ def _factors(
     if table is None:
         if names is not None:
             raise Refused("it holds factor_names, and no factors")
+        if requested is not None:
+            raise Refused("it holds no factors of which factor_columns could choose")
         return None, []
     every = _factor_names(names, table.shape[1])
     kept = columns_of(every, requested, "the file")

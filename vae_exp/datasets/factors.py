@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vae_exp.config.checks import as_typed, closest, shortened
-from vae_exp.errors import UserError, printable
+from vae_exp.config.checks import as_typed, closest
+from vae_exp.errors import UserError, printable, shortened
 from vae_exp.files import expand
 
 log = logging.getLogger(__name__)

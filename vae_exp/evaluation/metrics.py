@@ -141,16 +141,18 @@ def importance_bound(
     return log_sum - math.log(importance_samples)
 
 
-def factor_scores(evaluation: Evaluation, split: Split, config: Config, prefix: str) -> dict[str, float]:
+def factor_scores(
+    evaluation: Evaluation, split: Split, config: Config, prefix: str, warn: bool = False
+) -> dict[str, float]:
     """Return the scores of disentanglement that a run logs, such as val/mig, from one repeat; without NaN.
 
-    Of the test split, which is measured once, also log a warning if there is one.
+    With warn a caution about them is logged, if there is one.
     """
     if split.factors is None or not config["scores"]:
         return {}
     factors = split.unknown_factors(config["model"]["conditional"])
     scores = spread(evaluation.q.mean, factors.table, config["scores"], usual_size(len(split), repeats=1), repeats=1)
-    if prefix == "test" and (warning := scores_warning(evaluation, factors)):
+    if warn and (warning := scores_warning(evaluation, factors)):
         log.warning(f"scores: {warning}")
     return {f"{prefix}/{name}": score.mean for name, score in scores.items() if not math.isnan(score.mean)}
 

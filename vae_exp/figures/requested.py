@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from vae_exp.config import build
-from vae_exp.config.checks import shortened
 from vae_exp.config.schema import PICTURES, GenerateOptions
 from vae_exp.datasets.factors import read_column
 from vae_exp.datasets.image_folder import class_folder, read_images
-from vae_exp.errors import UserError, printable
+from vae_exp.errors import UserError, printable, shortened
 from vae_exp.figures import grids, latent_walks
 from vae_exp.files import expand
 from vae_exp.inference import TrainedVAE

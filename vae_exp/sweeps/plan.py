@@ -283,7 +283,8 @@ def _resume(
         raise UserError(f"{DIR}={chosen}: a sweep resumes in its own folder, {folder}; leave {DIR} out.")
     for key, now in {**{key: cfg.sweep[key] for key in KEPT}, "metric": judged_by(cfg)[0]}.items():
         if (was := before.get(key, now)) != now:
-            reason = f"it was started with sweep.{key}={as_typed(was)}, and not with {as_typed(now)}"
+            name = "monitor" if key == "metric" and cfg.sweep.metric is None else f"sweep.{key}"
+            reason = f"it was started with {name}={as_typed(was)}, and not with {as_typed(now)}"
             raise UserError(f"sweep.resume={cfg.sweep.resume}: {reason}.")
     try:
         require_same(before, settings, swept, same_data=True)  # first: other settings may mean other data
