@@ -90,6 +90,11 @@ def printable(text: object) -> str:
     return "".join(letter if letter.isprintable() else _escaped(letter) for letter in str(text))
 
 
+def composed(text: object) -> str:
+    """Return a name by which others are found: é is one letter, also where a disk, such as macOS's, made it of two."""
+    return unicodedata.normalize("NFC", str(text))
+
+
 def printable_lines(text: object) -> str:
     """Return foreign text as `printable` does, but with its line breaks."""
     return "\n".join(map(printable, str(text).split("\n")))

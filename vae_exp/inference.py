@@ -19,7 +19,7 @@ from vae_exp.config.schema import Count, Sampler, Seed, Temperature, checked
 from vae_exp.config.targets import Trust
 from vae_exp.datasets import Data, Split
 from vae_exp.distributions import DiagonalGaussian, Point
-from vae_exp.errors import UserError, first_line, printable
+from vae_exp.errors import UserError, composed, first_line, printable
 from vae_exp.evaluation import metrics, samplers
 from vae_exp.training import checkpoints, restore
 from vae_exp.training.checkpoints import Checkpoint, find
@@ -259,7 +259,7 @@ class TrainedVAE:
 
     def number(self, label: int | float | str) -> int:
         """Return the number of a class by its name, or else its number. Raises UserError for an unknown one."""
-        name = printable(label)
+        name = printable(composed(label))
         if name in self.class_names:
             return self.class_names.index(name)
         if name not in map(str, range(max(len(self.class_names), self.model.n_classes))):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vae_exp.config.checks import as_typed, closest
-from vae_exp.errors import UserError, printable, shortened
+from vae_exp.errors import UserError, composed, printable, shortened
 from vae_exp.files import expand
 
 log = logging.getLogger(__name__)
@@ -159,13 +159,11 @@ def _read_table(
                     f"{key}: its first line must be {FILE}, for the path of each image, and then a name of its own for "
                     f"each factor, with commas between them, and is {','.join(columns)!r}."
                 )
-            n_columns, kept = (
-                len(columns),
-                [0, *(1 + at for at in columns_of(columns[1:], requested, path.name, names_key))],
-            )
+            n_columns = len(columns)
+            kept = [0, *(1 + at for at in columns_of(columns[1:], requested, path.name, names_key))]
             columns = [columns[at] for at in kept]
             for cells in rows:
-                name, line = posixpath.normpath(cells[0]), f"line {reader.line_num:,}"  # ./a.png is a.png
+                name, line = composed(posixpath.normpath(cells[0])), f"line {reader.line_num:,}"  # ./a.png is a.png
                 if len(cells) != n_columns:
                     raise UserError(f"{key}: {line} has {len(cells):,} cells, and the first line {n_columns:,}.")
                 cells = [cells[at] for at in kept]
@@ -178,12 +176,12 @@ def _read_table(
         raise UserError(f"{key}: {path} cannot be read as a CSV file in UTF-8 ({error}).") from error
     if not table:
         raise UserError(f"{key}: it has no rows below its first line.")
-    if missing := [file for file in files if file not in table]:
+    if missing := [file for file in files if composed(file) not in table]:
         raise UserError(
             f"{key}: it has no row for {len(missing):,} of the {len(files):,} images: {_first(missing)}. Its "
             f"column {FILE} holds their paths relative to {root}."
         )
-    return columns[1:], table
+    return columns[1:], {file: table[composed(file)] for file in files}
 
 
 def _number(texts: Sequence[str]) -> tuple[list[int], list[str]]:

@@ -25,7 +25,7 @@ from vae_exp.config.checks import as_typed
 from vae_exp.datasets.factors import Factors, read_factors
 from vae_exp.datasets.prepare import with_test
 from vae_exp.datasets.splits import Source, Split, Streamed
-from vae_exp.errors import Unwritable, UserError, printable
+from vae_exp.errors import Unwritable, UserError, composed, printable
 from vae_exp.files import (
     atomic_write,
     cache_folder,
@@ -170,8 +170,8 @@ def _class_labels(listed: dict[str, list[str]]) -> tuple[dict[str, list[int]], l
 
 
 def class_folder(file: str) -> str:
-    """Return the first folder on the way to a listed file; nothing if the file lies at the top."""
-    return file.split("/")[0] if "/" in file else ""
+    """Return the name of the first folder on the way to a listed file; nothing if the file lies at the top."""
+    return composed(file.split("/")[0]) if "/" in file else ""
 
 
 def image_shape(image_size: int | list[int], channels: int) -> tuple[int, int, int]:

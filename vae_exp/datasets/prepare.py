@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vae_exp.datasets.factors import Factors
 from vae_exp.datasets.splits import Source, Split, Streamed, size_in_bytes
-from vae_exp.errors import UserError, printable
+from vae_exp.errors import UserError, composed, printable
 
 ROWS = 64  # images sampled of a split that is read from no file
 LABELS = 2**18  # of fewer images all labels and factors are hashed, of more each second, third, ...
@@ -219,7 +219,7 @@ def _label_numbers(source: Source, labels: list[int | str] | None, n_classes: in
     class_names = list(map(printable, source.class_names))
     numbers = {str(number): number for number in range(len(class_names))}
     numbers |= {name: number for number, name in enumerate(class_names)}
-    requested = list(map(printable, labels or ()))
+    requested = [printable(composed(label)) for label in labels or ()]
     if unknown := [label for label in requested if label not in numbers]:
         known = ", ".join(class_names) or "none"
         raise UserError(f"dataset.labels: {source.name} has no {', '.join(unknown)}. Its labels: {known}.")
