@@ -123,7 +123,7 @@ def test_a_run_that_failed_before_it_began_leaves_no_folder(vae_train):
         Path("other/.hydra").mkdir(parents=True)
         for path in (Path("other", name), Path("other/.hydra/notes.yaml")):
             path.write_text("of another project")
-        assert vae_train("dataset=image_folder", "dataset.root=photos", *START, "hydra.run.dir=other")[0] == 1
+        assert vae_train("dataset=image_folder", "dataset.root=photos", *START[2:], "hydra.run.dir=other")[0] == 1
         for path in (Path("other", name), Path("other/.hydra/notes.yaml")):
             assert path.read_text().startswith("of another project")
         shutil.rmtree("other")

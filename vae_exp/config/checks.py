@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vae_exp.config.migrations import renamed
 from vae_exp.config.schema import DATASET_RULES, MEASURED, OPTION_RULES, RULES, RUN_PATH, TERMS, Config, Rule, is_path
-from vae_exp.errors import UserError, first_line, shortened
+from vae_exp.errors import UserError, first_line, printable, shortened
 from vae_exp.files import expand
 
 _PACKAGE = Path(__file__).parents[1]
@@ -102,7 +102,7 @@ def check_values(flat: Mapping[str, Any], rules: Mapping[str, Rule], copies: Col
             problems.append(f"{key}: no such key.{closest(key, rules)}")
         elif key not in copies and not rule.allows(value):
             hint = _sweep_hint(key, value, rule) or _text_hint(value, rule)
-            problems.append(f"{key}={shortened(as_typed(value))}: it takes {rule.words}.{hint}")
+            problems.append(f"{key}={shortened(printable(as_typed(value)))}: it takes {rule.words}.{hint}")
     return problems
 
 
