@@ -23,7 +23,7 @@ from vae_exp.config.checks import made_name
 from vae_exp.config.compose import compose
 from vae_exp.errors import UserError
 from vae_exp.tracking.wandb_run import run_name
-from vae_exp.training.run_dir import lock_folder
+from vae_exp.training.run_dir import Summary, WandbRun, lock_folder
 
 
 @pytest.fixture(scope="module")
@@ -532,13 +532,18 @@ def test_runs_are_deleted_after_asking_and_never_one_that_trains_or_a_link(train
     for name in ("runs/a", "runs/b", "runs/training", "elsewhere"):
         trained(folder=name)
     Path("runs/link").symlink_to(Path("elsewhere").resolve())
-    Path("runs/damaged").mkdir()
-    Path("runs/damaged/summary.json").write_text("{")
+    Path("runs/damaged\nforged").mkdir()
+    Path("runs/damaged\nforged/summary.json").write_text("{")
     summary = json.loads(Path("runs/b/summary.json").read_text()) | {"state": "failed"}
     Path("runs/b/summary.json").write_text(json.dumps(summary))
 
     code, said = vae_command("vae-compare", "runs", "--delete", "--dry-run")
-    assert code == 0 and "damaged      runs/damaged" in said and "MB  failed" in said and "nothing is deleted" in said
+    assert (
+        code == 0
+        and r"damaged      runs/damaged\nforged" in said
+        and "MB  failed" in said
+        and "nothing is deleted" in said
+    )
     answers = iter(["n", "y"])
     monkeypatch.setattr("builtins.input", lambda _: next(answers))
     assert "nothing is deleted" in vae_command("vae-compare", "runs", "--delete")[1]
@@ -551,6 +556,16 @@ def test_runs_are_deleted_after_asking_and_never_one_that_trains_or_a_link(train
     assert code == 1 and "is training in this folder" in said
     assert {path.name for path in Path("runs").iterdir()} == {"training", "link"}
     assert Path("elsewhere/best.pt").exists()
+
+
+def test_the_command_that_syncs_runs_is_printed_whole(capsys):
+    runs = [Run(Path(f"runs/{number}"), {}, "finished", None, {}, name="") for number in range(40)]
+    for number, run in enumerate(runs):
+        Summary("finished", wandb=WandbRun(dir=f"{'x' * 60}/{number}/run")).write(run.folder)
+    with pytest.raises(UserError, match="me/mine has none of these runs"):
+        compare_command._report_missing("me/mine", 40, runs, is_empty=True)
+    _, _, command = capsys.readouterr().err.partition("me/mine does not have 40 of these runs yet: ")
+    assert command.split() == ["wandb", "sync", *sorted(f"{'x' * 60}/{number}/*run-*" for number in range(40))]
 
 
 def test_columns_are_known_by_their_last_part_too():

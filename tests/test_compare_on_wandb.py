@@ -190,7 +190,8 @@ def test_a_second_call_makes_no_second_one_and_keeps_what_the_user_added(sweep):
         server.runs.clear()
         code, said = compared(sweep, "--wandb", "me/mine", **known)
         assert code == 1
-        assert "me/mine has none of these 8 runs, so its view would be empty. First: wandb sync" in said
+        assert "me/mine does not have 8 of these runs yet: wandb sync" in said
+        assert "me/mine has none of these runs, so its view would be empty." in said
         assert len(server.views) == 2
 
 

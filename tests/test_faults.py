@@ -338,12 +338,12 @@ def test_what_training_writes_of_any_class_it_can_read(vae_command, tmp_path):
 
 def test_a_strangers_text_is_shown_escaped(vae_command):
     state = stored(quick_run(*SMALL)[1] / "last.pt")
-    state["config"]["dataset"]["name"] = "\x1b[2J"
+    state["config"]["dataset"]["name"] = "\x1b[2J\nforged"
     torch.save(state, "x.pt")
     for program in ("vae-evaluate", "vae-generate"):
         _, said = vae_command(program, "checkpoint=x.pt", "device=cpu")
         assert "\x1b" not in said
-        assert r"\x1b[2J" in said
+        assert r"\x1b[2J\nforged" in said and "\nforged" not in said
 
 
 def test_no_control_character_of_a_runs_files_reaches_a_terminal(vae_command, trained_by_command):
@@ -532,6 +532,19 @@ def test_a_user_without_a_home_trains_and_logs(vae_train, monkeypatch, tmp_path)
     monkeypatch.setenv("HOME", "/dev/null")
     monkeypatch.delenv("XDG_CACHE_HOME")
     files.use_surroundings()
+    assert files.cache_folder("").is_relative_to(tmp_path)
+
+    def closed(path, *rest, real=os.stat, **more):
+        if str(path).startswith("/of_another/"):
+            raise PermissionError
+        return real(path, *rest, **more)
+
+    monkeypatch.setenv("HOME", "/of_another/home")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda *_: False)
+        patch.setattr(os, "stat", closed)
+        files.use_surroundings()
     assert files.cache_folder("").is_relative_to(tmp_path)
 
 

@@ -91,6 +91,12 @@ def wide(x_shape, z_dim, context_dim, **_):
 def buggy(terms, now, **_):
     return terms.neg_elbo.mean() / 0 + 1 / (now.step - now.step), {}
 
+def deep(terms, now, depth=12, **_):
+    return deeper(terms, now, depth)
+
+def deeper(terms, now, depth):
+    return deep(terms, now, depth - 1) if depth else 1 / 0
+
 def ours(terms, now, **_):
     from vae_exp.objectives import elbo
     return elbo(None, now, beta=1.0)
@@ -220,6 +226,7 @@ def test_a_test_split_is_looked_at_when_it_is_read(vae_train):
 
 BUGS = [
     ("objective", "buggy", "in buggy", "ZeroDivisionError: division by zero"),
+    ("objective", "deep", "in deeper", "ZeroDivisionError: division by zero"),
     ("objective", "ours", "in elbo", "AttributeError: 'NoneType' object has no attribute 'reconstruction'"),
     ("network", "late", "in <lambda>", "AttributeError: 'Tensor' object has no attribute 'nothing'"),
     ("dataset", "unlabelled", "in <lambda>", "TypeError: Split.__init__() missing 1 required positional argument: 'y'"),
@@ -235,6 +242,7 @@ def test_a_bug_inside_a_part_shows_its_own_frames_and_what_they_called_of_ours(v
     assert problem.rstrip().endswith(error)
     files = [line for line in problem.splitlines() if line.startswith("  File ")]
     assert "mine.py" in files[0]
+    assert (len(files), "(22 more calls)" in problem) == (4, True) if name == "deep" else len(files) <= 4
     assert ["mine.py" in line for line in files] == [True] * (len(files) - (name == "ours")) + [False] * (
         name == "ours"
     )

@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,14 @@ def test_a_run_that_failed_before_it_began_leaves_no_folder(vae_train):
         code, said = vae_train(*wrong, "batch_size=64")
         assert (code, "photos" in said) == (1, True), said
         assert not list(Path().rglob("train.log")) and not list(Path("outputs").glob("*"))
+    for name in ("main.log", "train.log"):
+        Path("other/.hydra").mkdir(parents=True)
+        for path in (Path("other", name), Path("other/.hydra/notes.yaml")):
+            path.write_text("of another project")
+        assert vae_train("dataset=image_folder", "dataset.root=photos", *START[2:], "hydra.run.dir=other")[0] == 1
+        for path in (Path("other", name), Path("other/.hydra/notes.yaml")):
+            assert path.read_text().startswith("of another project")
+        shutil.rmtree("other")
     assert vae_train(*RUN)[0] == 0
     assert "photos" not in Path("run/train.log").read_text()
 

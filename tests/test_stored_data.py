@@ -365,7 +365,8 @@ def test_an_older_run_finds_its_data_by_hydras_record_and_says_that_it_cannot_kn
     monkeypatch.chdir("../B")
     logging.getLogger("vae_exp.files").addHandler(caplog.handler)  # Hydra has taken the others away
     assert are_equal(before, seen(vae_exp.load("../A/run").read_data()))
-    vae_exp.load("../A/run").read_data()
+    shutil.copytree("../A/run", "../A/second")
+    vae_exp.load("../A/second").read_data()
     assert caplog.text.count("whether they have changed since cannot be told") == 1
     code, said = vae_train("resume=../A/run", "epochs=2")
     assert code == 0, said

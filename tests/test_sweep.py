@@ -146,12 +146,15 @@ def test_a_bug_in_one_job_does_not_end_the_sweep(vae_train):
             raise ZeroDivisionError("a bug")
 
     with hooks.at_step(3, bug_in_the_first):
-        assert vae_train(*QUICK, hooks.OWN_OBJECTIVE, "seed=0,1")[0] == 1
+        code, said = vae_train(*QUICK, hooks.OWN_OBJECTIVE, "seed=0,1")
+    assert (code, "Traceback" in said) == (1, False), said
     first, second = table(only_sweep())
     assert (first["state"], first["reason"]) == ("failed", "ZeroDivisionError: a bug")
     assert second["state"] == "finished"
-    log = (only_sweep() / first["run"] / "train.log").read_text()  # of one's own code the own frames alone
-    assert log.endswith("ZeroDivisionError: a bug\n") and "Traceback" not in log and "bug_in_the_first" in log
+    log = (only_sweep() / first["run"] / "train.log").read_text()
+    assert log.endswith("ZeroDivisionError: a bug\n") and "bug_in_the_first" in log
+    assert "Traceback" in log and "in train_step" in log, "whole here, and the own frames alone where it is printed"
+    assert "in train_step" not in said
 
 
 def test_a_job_of_a_preset_sweep_goes_on_as_one_run(vae_train):

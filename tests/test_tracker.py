@@ -5,6 +5,7 @@ import http.server
 import json
 import os
 import platform
+import re
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import requests
 
 import vae_exp
 from tests.conftest import A_FEW_SECONDS, command, metrics, quick_run, recorded
@@ -207,6 +209,24 @@ def test_the_clock_may_jump(monkeypatch):
     monkeypatch.setattr(time, "time", iter(range(10**9, 0, -86_400)).__next__)
     assert 0 < quick_run()[0]["seconds"] < 600
     assert 0 < quick_run("epochs=2", "resume=run")[0]["seconds"] < 600
+
+
+def test_only_a_folder_that_cannot_be_written_costs_a_run_its_wandb(monkeypatch, caplog):
+    attempts = []
+
+    def unreachable(mode, **_):
+        attempts.append(mode)
+        raise requests.ConnectionError("the server has gone")
+
+    monkeypatch.setattr("wandb.init", unreachable)
+    monkeypatch.setattr("vae_exp.training.run.choose_mode", lambda _: "online")
+    quick_run("epochs=0")
+    assert attempts == ["online", "offline"]
+    assert "W&B: the server has gone; the run goes on offline." in caplog.text
+    Path("file").touch()
+    quick_run("epochs=0", "wandb.dir=file/logged", folder="other")
+    assert len(attempts) == 2
+    assert re.search(r"W&B: .*file/logged: cannot be written \(.*wandb.dir=PATH; the run folder has", caplog.text)
 
 
 class Refusing(http.server.BaseHTTPRequestHandler):

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,14 @@ import yaml
 from PIL import Image
 
 from tests import hooks
-from tests.conftest import MNIST, QUICK, metrics, needs_mnist, quick_run
+from tests.conftest import MNIST, QUICK, compose, metrics, needs_mnist, quick_run
 from vae_exp import inference
 from vae_exp.config import build
 from vae_exp.datasets.splits import Split
 from vae_exp.errors import Diverged, UserError
 from vae_exp.evaluation.metrics import evaluate
 from vae_exp.figures import training
+from vae_exp.train import train
 from vae_exp.training import checkpoints
 from vae_exp.training.state import Meters
 
@@ -103,6 +105,11 @@ def test_without_validation_the_test_split_is_watched_and_the_last_epoch_kept():
     assert not any(key.startswith(("val/", "best/val")) for row in [*metrics(folder), summary] for key in row)
     assert summary["test/neg_elbo"] == rows[-1]["test/neg_elbo"]
     assert checkpoints.load(folder / "best.pt").epoch == 2
+    for words, prune in ((["max_steps=15"], None), ([], lambda epoch, row: "it loses")):
+        typed = (*QUICK, "wandb.mode=disabled", "epochs=3", "dataset.val_size=0", "figure_every_epochs=2", *words)
+        train(compose(*typed), Path("short"), prune, quiet=True)
+        assert [path.name[:5] for path in Path("short/images").iterdir()] == ["test_"]
+        shutil.rmtree("short")
 
 
 def test_the_test_split_is_read_only_at_the_end():

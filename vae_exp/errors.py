@@ -10,6 +10,7 @@ PLACES = [Path(__file__).parent, *(Path(sysconfig.get_path(name)) for name in ("
 
 
 MAX_LINES = 20  # of a message
+MAX_FRAMES = 4  # of a user's code in one: the first and the last three, of up to four lines each
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "_status_alloc_failed")  # the last of cuBLAS and cuDNN
 
 
@@ -81,7 +82,10 @@ def in_users_code(error: Exception) -> UserError | None:
         elif file.is_file() and not is_library:
             frames, called = [*frames, frame], []
     frames += called if frames else []
-    shown = [*traceback.format_list(frames), *traceback.format_exception_only(error)]
+    shown = traceback.format_list(frames)
+    if len(shown) > MAX_FRAMES:
+        shown[1 : 1 - MAX_FRAMES] = [f"  ... ({len(shown) - MAX_FRAMES:,} more calls)\n"]
+    shown += traceback.format_exception_only(error)
     return UserError(f"code of your own failed:\n{''.join(shown).rstrip()}") if frames else None
 
 

@@ -63,7 +63,7 @@ def use_surroundings() -> None:
     places = {"XDG_CACHE_HOME": ".cache", "XDG_DATA_HOME": ".local/share", "MPLCONFIGDIR": "matplotlib"}
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vae_exp"
-        folder = next(path for path in (cache, *cache.parents) if path.exists())
+        folder = next(path for path in (cache, *cache.parents) if os.path.exists(path))  # noqa: PTH110  (it never raises)
         if folder.is_dir() and os.access(folder, os.W_OK):
             return
         if folder == cache:  # the data in it can be read

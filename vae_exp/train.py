@@ -183,7 +183,8 @@ def test(run: Run) -> None:
     model.load_state_dict(weights)
     evaluation = evaluate(model, test_split, build.generator(run.config["seed"], "evaluation"), shared=True)
     if distributed.is_rank0():
-        if test_split is not run.held_out:  # else it is the last epoch's picture
+        drawn = run.tracker.image_path("reconstructions", best.step)  # of the held-out split
+        if test_split is not run.held_out or not drawn.exists():
             run.tracker.image(*test_figure(model, test_split, run.config["seed"], best.epoch), step)
         scores = factor_scores(evaluation, test_split, run.config, "test", warn=True)
         run.tracker.summarise(best.summary() | evaluation.scalars("test") | scores | run.path_epochs())

@@ -18,7 +18,7 @@ from vae_exp.compare.runs import FOLDER, NAME, STATE, Run
 from vae_exp.compare.table import format_groups, wrapped
 from vae_exp.config.checks import closest, path_of
 from vae_exp.config.migrations import GONE
-from vae_exp.errors import UserError, shortened
+from vae_exp.errors import UserError, printable, shortened
 from vae_exp.files import Unreadable, expand, parse_yaml, require_no_links, write, writing
 from vae_exp.training.console import echo, say
 from vae_exp.training.run_dir import LATEST, lock_folder, read_summary, runs_below
@@ -131,7 +131,7 @@ def compare(options: argparse.Namespace) -> None:
 def _read(options: argparse.Namespace) -> list[Run]:
     runs, damaged = results.read_runs(options.paths)
     for line in damaged:
-        say(f"left out: {line}", sys.stderr)
+        say(f"left out: {printable(line)}", sys.stderr)
     for test in options.filter:
         runs = _filter(runs, test)
     if options.udr:
@@ -156,7 +156,7 @@ def _delete(options: argparse.Namespace) -> None:
         raise UserError(f"--delete: there is no run in {' '.join(map(str, options.paths))}.")
     sizes = [sum(file.stat().st_size for file in run.folder.rglob("*") if file.is_file()) for run in runs]
     for run, size in zip(runs, sizes, strict=True):
-        echo(f"{size / 1e6:9.1f} MB  {run.state:<11}  {run.folder}")
+        echo(f"{size / 1e6:9.1f} MB  {run.state:<11}  {printable(run.folder)}")
     total = f"{len(runs)} runs, {sum(sizes) / 1e6:,.1f} MB"
     if options.dry_run:
         echo(f"{total}: nothing is deleted")
@@ -172,7 +172,7 @@ def _delete(options: argparse.Namespace) -> None:
                 shutil.rmtree(run.folder)
             deleted += 1
         except UserError as error:
-            say(f"stays: {error}", sys.stderr)
+            say(f"stays: {printable(error)}", sys.stderr)
     echo(f"deleted {deleted} of {len(runs)} runs")
     if deleted < len(runs):
         sys.exit(1)
@@ -284,7 +284,7 @@ def _send(options: argparse.Namespace, runs: list[Run]) -> list[str]:
         echo(json.dumps({name: json.loads(text) for name, text in texts.items()}, indent=2))
         return []
     if missing := wandb_views.missing_runs(entity, project, logged):
-        _report_missing(f"{entity}/{project}", missing, runs, is_empty=missing == len(set(logged.ids)))
+        _report_missing(printable(path), missing, runs, is_empty=missing == len(set(logged.ids)))
     saved = [("view", *wandb_views.save_view(view))]
     if sweep:
         try:
@@ -307,10 +307,10 @@ def _report_missing(project: str, missing: int, runs: list[Run], is_empty: bool)
     folders = [shlex.quote(folder) for folder in offline]
     if len(offline) > 3:
         folders = sorted({f"{shlex.quote(folder.rpartition('/')[0])}/*run-*" for folder in offline})
-    sync = " ".join(["wandb sync", *folders])
+    sync = printable(" ".join(["wandb sync", *folders]))
+    say(f"{project} does not have {missing} of these runs yet: {sync}", sys.stderr)  # a message would shorten it
     if is_empty:
-        raise UserError(f"{project} has none of these {missing} runs, so its view would be empty. First: {sync}")
-    say(f"{project} does not have {missing} of these runs yet: {sync}", sys.stderr)
+        raise UserError(f"{project} has none of these runs, so its view would be empty. First sync them, as above.")
 
 
 if __name__ == "__main__":

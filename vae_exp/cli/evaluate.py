@@ -14,7 +14,7 @@ from tqdm import tqdm
 from vae_exp.cli import common
 from vae_exp.config.checks import data_name
 from vae_exp.config.schema import EVALUATE_RULES, EvaluateOptions
-from vae_exp.errors import UserError
+from vae_exp.errors import UserError, printable
 from vae_exp.evaluation import results
 from vae_exp.files import atomic_write, open_regular, read_json, require_no_links, write_json
 from vae_exp.training.console import echo, say
@@ -172,7 +172,7 @@ def _evaluate_all(options: EvaluateOptions) -> None:
             if len(paths) == 1:
                 raise
             failed += 1
-            say(f"{path}: failed: {error}\n")
+            say(f"{printable(path)}: failed: {error}\n")
     if refused:
         raise refused[0]
     if len(rows) > 1:
@@ -198,7 +198,7 @@ def evaluate_checkpoint(path: Path, options: EvaluateOptions) -> tuple[dict[str,
 
     def show() -> None:
         results.show(result, model)
-        echo("\n".join(["", *lines, ""]))
+        echo("\n".join(["", *map(printable, lines), ""]))
 
     return result, show
 

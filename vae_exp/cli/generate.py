@@ -19,7 +19,7 @@ from tqdm import tqdm
 from vae_exp.cli import common
 from vae_exp.config.checks import CONF_DIR, as_typed, flatten
 from vae_exp.config.schema import GENERATE_RULES, PICTURES, GenerateOptions
-from vae_exp.errors import UserError
+from vae_exp.errors import UserError, printable
 from vae_exp.files import atomic_write, expand, making, partial_of, read_yaml, require_no_links, writing
 from vae_exp.training.console import echo
 from vae_exp.training.run_dir import GENERATED, LATEST
@@ -186,7 +186,7 @@ def generate(options: GenerateOptions) -> Path:
             written = _write_latents(model, options, target)
         else:
             written = write(requested.DRAW[options["what"]](model, options, n), options, target)
-    echo(f"{model.name}: {options['what']} written to {written}")
+    echo(printable(f"{model.name}: {options['what']} written to {written}"))
     return written
 
 

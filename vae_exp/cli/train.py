@@ -40,6 +40,7 @@ from vae_exp.training.console import echo, say
 from vae_exp.training.run_dir import (
     MULTIRUN,
     holds_run,
+    log_bytes,
     read_overrides,
     remove_unopened,
     require_no_owner,
@@ -266,6 +267,7 @@ def _one_run(cfg: DictConfig, run_dir: Path) -> None:
     if cfg.devices > 1 and torchrun_env.started() == 1:
         launch(cfg.devices, sys.argv[1:], run_dir)
         return
+    old_log_bytes = log_bytes(run_dir)  # of whoever wrote to this folder before
     from vae_exp.train import train
 
     try:
@@ -274,12 +276,12 @@ def _one_run(cfg: DictConfig, run_dir: Path) -> None:
         log.info(final_message(summary, run_dir, is_demo))
     except (KeyboardInterrupt, SystemExit) as stop:
         where = f" What was finished until then is in {run_dir}{resume_hint(run_dir)}"
-        log.info(f"Stopped by {stopped_by(stop)}.{'' if remove_unopened(run_dir) else where}")
+        log.info(f"Stopped by {stopped_by(stop)}.{'' if remove_unopened(run_dir, old_log_bytes) else where}")
         raise
     except Exception as error:
         if (problem := in_users_code(error)) is None:
             raise
-        remove_unopened(run_dir)
+        remove_unopened(run_dir, old_log_bytes)
         log.error(f"vae-train: {problem}{resume_hint(run_dir) if isinstance(error, PeerLost | Unwritable) else ''}")
         sys.exit(1)
 

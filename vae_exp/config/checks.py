@@ -25,7 +25,7 @@ from vae_exp.config.schema import (
     is_path,
     is_score,
 )
-from vae_exp.errors import UserError, first_line, shortened
+from vae_exp.errors import UserError, first_line, printable, shortened
 from vae_exp.files import expand
 
 _PACKAGE = Path(__file__).parents[1]
@@ -114,7 +114,7 @@ def check_values(flat: Mapping[str, Any], rules: Mapping[str, Rule], copies: Col
             problems.append(f"{key}: no such key.{closest(key, rules)}")
         elif key not in copies and not rule.allows(value):
             hint = _sweep_hint(key, value, rule) or _text_hint(value, rule)
-            problems.append(f"{key}={shortened(as_typed(value))}: it takes {rule.words}.{hint}")
+            problems.append(f"{key}={shortened(printable(as_typed(value)))}: it takes {rule.words}.{hint}")
     return problems
 
 

@@ -14,7 +14,7 @@ from vae_exp.compare.runs import UDR, Run, fold_seeds
 from vae_exp.config.schema import EvaluateOptions
 from vae_exp.datasets import Data
 from vae_exp.datasets.splits import Split
-from vae_exp.errors import UserError, first_line
+from vae_exp.errors import UserError, first_line, printable
 from vae_exp.evaluation import metrics, results, sample_scores
 from vae_exp.evaluation.metrics import Evaluation
 from vae_exp.figures import latent_walks as figures
@@ -117,7 +117,7 @@ def _rank(runs: list[Run]) -> int:
                 images = split[sample_scores.random_rows(len(split), IMAGES)]
             codes.append(metrics.posterior(model.model, images.to(model.device)).mean.cpu())
         except UserError as error:
-            say(f"left out of {UDR}: {run.name}: {first_line(error)}", sys.stderr)
+            say(f"left out of {UDR}: {printable(run.name)}: {first_line(error)}", sys.stderr)
             continue
         loaded.append(run)
         kl.append(model.kl_per_dim)

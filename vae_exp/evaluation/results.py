@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vae_exp.config.schema import SAMPLE_SCORES, TERMS, EvaluateOptions, is_number
+from vae_exp.errors import printable
 from vae_exp.files import read_json
 from vae_exp.training.console import echo
 
@@ -88,7 +89,7 @@ def not_finite(result: dict[str, Any]) -> list[str]:
 def show(result: dict[str, Any], model: "TrainedVAE") -> None:
     """Print an evaluation."""
     draws = "one draw" if result["repeats"] == 1 else f"{result['repeats']} draws"
-    echo(f"{model.name}\n{result['split']} split, {result['images']:,} images, {draws} of z for each\n")
+    echo(f"{printable(model.name)}\n{result['split']} split, {result['images']:,} images, {draws} of z for each\n")
     echo(f"{'nats per image':28}{'':>12}{'SE over images':>17}{'SE over draws':>16}")
     words = dict(zip(TERMS, TERMS, strict=True)) | {"nll": f"nll, K = {result.get('importance_samples')}"}
     if (images := result.get("mutual_information_images", result["images"])) < result["images"]:
@@ -131,14 +132,14 @@ def show_side_by_side(rows: dict[Path, dict[str, Any]], options: EvaluateOptions
     groups = sorted({row["of"] for row in rows.values()})
     for of in groups:
         if len(groups) > 1:
-            echo(f"{of}:")
+            echo(f"{printable(of)}:")
         same = [(path, row) for path, row in rows.items() if row["of"] == of]
         names = [name for name in columns if any(name in row for _, row in same)]
         echo("  ".join(f"{name:>14}" for name in names) + "  checkpoint")
         for path, row in sorted(same, key=lambda item: item[1].get(names[0], math.inf)):
             cells = (f"{row[n]:14.3f}" if isinstance(row.get(n), float) else f"{row.get(n, '-')!s:>14}" for n in names)
             given = f"  {row['model'].rpartition(': ')[0]}"
-            echo("  ".join(cells) + f"  {path}{given}".rstrip())
+            echo("  ".join(cells) + printable(f"  {path}{given}").rstrip())
         if of != groups[-1]:
             echo("")
 

@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vae_exp.config import checks
 from vae_exp.config.compose import without_hydra
 from vae_exp.config.schema import Config, SweepKeys, judged_by, result_of
-from vae_exp.errors import PeerLost, UserError, in_users_code
+from vae_exp.errors import PeerLost, UserError, in_users_code, printable
 from vae_exp.files import read_text
 from vae_exp.sweeps import study
 from vae_exp.sweeps.plan import SEARCH, Plan
@@ -76,7 +76,7 @@ def _report(planned: Plan, over: threading.Event) -> None:
     for folder in sorted(known):
         if (summary := read_summary(folder)) is not None and summary.is_done:
             done += 1
-            say(f"{folder.name}  already {summary.state}")
+            say(f"{printable(folder.name)}  already {summary.state}")
     notes, is_last = list(console.NOTES), False
     while not is_last:
         is_last = over.wait(POLL_SECONDS)  # once more after the last job has ended
@@ -92,7 +92,7 @@ def _report(planned: Plan, over: threading.Event) -> None:
                     notes.remove(note)
                     say(note)
             left = (time.monotonic() - start_time) / ended * (planned.jobs - done - failed)
-            name = folder.relative_to(planned.folder).as_posix()
+            name = printable(folder.relative_to(planned.folder))
             say(f"{name}  {_ending(summary)}    {done} of {planned.jobs} done{_time_left(left)}")
 
 
@@ -170,7 +170,7 @@ def wait_for_owner(folder: Path) -> None:
     """Wait until no other process trains in the folder: one that outlived its sweep saves, or finishes."""
     if has_owner(folder):
         with contextlib.suppress(OSError):
-            say(f"waits for process {read_text(folder / LOCK).strip() or '?'}, which trains in {folder}")
+            say(f"waits for process {read_text(folder / LOCK).strip() or '?'}, which trains in {printable(folder)}")
     while has_owner(folder):
         time.sleep(POLL_SECONDS)
 
@@ -216,7 +216,8 @@ def start(planned: Plan) -> None:
     if planned.has_study:
         study.start(planned.folder, planned.name, planned.sign)
     over = f" over {', '.join(planned.keys)}" if planned.keys else "; nothing to sweep: no key has several values"
-    say(f"sweep {planned.name}: {planned.jobs} job{'s' * (planned.jobs != 1)}{over}\nfolder {planned.folder}")
+    name, folder = printable(planned.name), printable(planned.folder)
+    say(f"sweep {name}: {planned.jobs} job{'s' * (planned.jobs != 1)}{over}\nfolder {folder}")
 
 
 def run_job(cfg: DictConfig, run_dir: Path, job: Any) -> None:
@@ -291,9 +292,9 @@ def _run_job(cfg: DictConfig, run_dir: Path, job: Any) -> None:
             _run_job(requested, run_dir, job)
             return
         reason = str(error)
-    except Exception as error:  # the traceback of a bug of ours is in the job's train.log
-        if (problem := in_users_code(error)) is None:
-            log.exception("The job failed.")
+    except Exception as error:
+        problem = in_users_code(error)  # then the traceback is for train.log alone
+        log.log(logging.INFO if problem else logging.ERROR, "The job failed.", exc_info=True)
         reason = str(problem or f"{type(error).__name__}: {error}")
     log.info(f"failed: {reason}")  # for train.log
     print_alone(f"      failed: {reason}")

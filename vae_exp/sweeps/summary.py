@@ -11,7 +11,7 @@ from vae_exp.compare.runs import PRUNED, Run
 from vae_exp.compare.table import format_groups, wrapped
 from vae_exp.config.checks import CONF_DIR, as_argument, as_typed
 from vae_exp.config.schema import WandbKeys
-from vae_exp.errors import UserError
+from vae_exp.errors import UserError, printable
 from vae_exp.files import read_yaml, write
 from vae_exp.sweeps.plan import Plan
 from vae_exp.training.console import say
@@ -88,7 +88,7 @@ def finish(plan: Plan, wandb: WandbKeys, stopped: bool = False) -> int:
         say("\n".join(wrapped([note for note in notes if note])))
     count = f", {pruned} of them pruned" if pruned else ""
     say(f"{done} of {plan.jobs} jobs finished{count}")
-    say(f"folder     {plan.folder}    ({', '.join(['results.csv', *(figure.name for figure in figures)])})")
+    say(f"folder     {printable(plan.folder)}    ({', '.join(['results.csv', *(figure.name for figure in figures)])})")
     if missing := [name for name in plan.names if name not in finished]:
         more = f" and {len(missing) - MAX_MISSING} more" if len(missing) > MAX_MISSING else ""
         say(f"missing    {', '.join(missing[:MAX_MISSING])}{more}")
@@ -136,7 +136,7 @@ def _read_jobs(plan: Plan) -> list[Run]:
         try:
             runs.append(results.read_run(folder))
         except UserError as error:
-            say(f"left out: {error}")
+            say(f"left out: {printable(error)}")
     keys = results.swept_keys(runs)
     return sorted(runs, key=lambda run: ([results.order(run.value(key)) for key in keys], str(run.folder)))
 
@@ -145,7 +145,7 @@ def _say_what_next(plan: Plan, runs: list[Run], bests: list[Run]) -> None:
     """Print where the best runs are, and what to type next."""
     for best in bests[:MAX_BEST]:
         one = table.best(best.members, table.metric_of(best.members)) or best  # of these settings the best seed
-        say(f"best       {one.folder.relative_to(plan.folder)}/{BEST}")
+        say(f"best       {printable(one.folder.relative_to(plan.folder))}/{BEST}")
         if stored := read_overrides(one.folder, typed=plan.overrides):
             overrides = [word for word in stored if not word.startswith("sweep.")]
             if plan.warm_start:  # from nothing, for all epochs

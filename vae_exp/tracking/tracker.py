@@ -83,9 +83,9 @@ class Tracker:
                 options = wandb_run.training_options(config, info, self.name, self.wandb_id, known)
                 return wandb.init(mode=attempt, **options)
             except Exception as error:  # whatever is wrong with W&B, it must not cost the run
-                is_last = attempt == "offline" or isinstance(error, OSError | UserError)  # of its folder
+                is_last = attempt == "offline" or isinstance(error, UserError)  # of its folder
                 rest = "the run folder has everything" if is_last else "the run goes on offline"
-                log.warning("W&B: %s; %s.", first_line(error), rest)
+                log.warning("W&B: %s; %s.", first_line(error).rstrip("."), rest)
                 if is_last:
                     break
         return None
@@ -106,7 +106,7 @@ class Tracker:
 
     def image(self, name: str, pixels: np.ndarray, caption: str, step: int) -> None:
         """Write a picture, as images/NAME_STEP.png and in W&B as images/NAME; it is encoded once."""
-        path = self.run_dir / IMAGES / f"{name}_{step:07d}.png"
+        path = self.image_path(name, step)
         with atomic_write(path, sync=False) as file:
             Image.fromarray(pixels).save(file, "PNG")
 
@@ -116,6 +116,9 @@ class Tracker:
             run.log({f"images/{name}": wandb.Image(str(path), caption=caption)}, step=step)
 
         self._in_wandb(log_image)
+
+    def image_path(self, name: str, step: int) -> Path:
+        return self.run_dir / IMAGES / f"{name}_{step:07d}.png"
 
     def position(self) -> tuple[int, str | None]:
         """Return the size of metrics.jsonl, to which a resumed run cuts it back, and the W&B run's id."""

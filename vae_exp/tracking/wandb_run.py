@@ -22,7 +22,7 @@ from urllib.request import Request, urlopen
 from vae_exp.config.checks import as_typed, made_name
 from vae_exp.config.schema import Config, WandbKeys, is_number
 from vae_exp.errors import Unwritable, UserError, first_line, printable
-from vae_exp.files import expand
+from vae_exp.files import expand, writing
 from vae_exp.training.run_dir import OUTPUTS, WandbRun, read_summary
 
 log = logging.getLogger(__name__)
@@ -169,7 +169,8 @@ def _options(keys: WandbKeys, known: WandbRun) -> dict[str, Any]:
 
     # Absolute, because W&B's service keeps the working folder of its start.
     folder = expand(keys["dir"] or os.environ.get("WANDB_DIR") or OUTPUTS).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder, "wandb.dir"):
+        folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):  # W&B would write to the temporary folder without a word
         raise Unwritable(f"wandb.dir={folder}: cannot be written")
     seconds: dict[str, Any] = {"init_timeout": INIT_SECONDS, "finish_timeout": FINISH_SECONDS}

@@ -77,7 +77,7 @@ def _require_unchanged(stored: Checkpoint, data: Data, what: str, run_dir: Path 
             "trained on would count as test images. Bring the data back, or say where they are: dataset.root=PATH."
         )
     if stored.origin is None and run_dir is not None:
-        without = f"{run_dir} is of an older version, without a record of its data"
+        without = "runs of older versions have no record of their data"
         unknown = "whether they have changed since cannot be told, but for their number"
         log_once(f"{what}: {without}: {unknown}.", logging.WARNING)
     return data

@@ -15,7 +15,7 @@ from vae_exp.config.checks import CALLS, OWN_IMAGES, as_typed, flatten, groups, 
 from vae_exp.config.compose import compose, parse, without_hydra
 from vae_exp.config.migrations import renamed
 from vae_exp.config.schema import Config, is_path
-from vae_exp.errors import UserError
+from vae_exp.errors import UserError, printable
 from vae_exp.files import expand
 from vae_exp.training.console import say
 from vae_exp.training.run_dir import (
@@ -124,7 +124,7 @@ def with_stored_overrides(overrides: list[str]) -> tuple[list[str], Path | None]
     folder = find(str(compose("config", overrides).resume) if "${" in path else path)
     before = stored_overrides(folder, overrides)
     if before is None:
-        say(f"resume={folder}: {CONFIG} cannot be read there: type all that it was started with again.")
+        say(f"resume={printable(folder)}: {CONFIG} cannot be read there: type all that it was started with again.")
     keys = {word.key_or_group for word in words}
     stored = without(before or [], {"resume", "replace", "init_from", *keys})
     overrides = without(overrides, {"resume", "hydra.run.dir"})

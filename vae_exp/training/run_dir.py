@@ -195,7 +195,7 @@ def accept(path: Path, stored: list[str], typed: Collection[str]) -> list[str]:
     overrides, dropped = own_words(stored, typed)
     if dropped:
         words = shortened(" ".join(map(printable, dropped)))
-        say(f"not taken from {path}: {words}. Type it again where you want it.", sys.stderr)
+        say(f"not taken from {printable(path)}: {words}. Type it again where you want it.", sys.stderr)
     return overrides
 
 
@@ -278,12 +278,13 @@ def holds_run(folder: Path) -> bool:
     return (metrics.is_file() and metrics.stat().st_size > 0) or (summary is not None and summary.finished)
 
 
-def remove_unopened(folder: Path) -> bool:
-    """Remove what Hydra made in the folder of a run that ended before it was opened; return whether that is all."""
-    if (folder / SUMMARY).exists() or holds_run(folder) or Path.cwd().is_relative_to(folder.absolute()):
-        return False
-    shutil.rmtree(folder / ".hydra", ignore_errors=True)
-    with contextlib.suppress(OSError):  # there is something else in it
+def remove_unopened(folder: Path, old_log_bytes: int) -> bool:
+    """Remove the folder of a run that ended before it was opened, if Hydra alone wrote to it; return whether it did."""
+    with contextlib.suppress(OSError):  # there is something else in a folder above
+        has_more = any(path.name not in (".hydra", LOG) for path in folder.iterdir())
+        if old_log_bytes or has_more or Path.cwd().is_relative_to(folder.absolute()):
+            return False
+        shutil.rmtree(folder / ".hydra", ignore_errors=True)
         (folder / LOG).unlink(missing_ok=True)
         for path in (folder, *(path for path in folder.parents if OUTPUTS in path.parents)):
             path.rmdir()
