@@ -573,6 +573,8 @@ def test_columns_are_known_by_their_last_part_too():
     assert [compare_command._require_known(name, known) for name in ("z_dim", "beta", "lr", "test/kl", "run")] == [
         "model.z_dim", "model.beta", "optimizer.lr", "test/kl", "run",
     ]  # fmt: skip
+    named = ["model.name", "dataset", "dataset.name"]  # tables call both by their group
+    assert [compare_command._require_known(name, named) for name in ("model", "dataset")] == [named[0], named[2]]
     for name, why in {"kl": "It may be test/kl or val/kl", "z_dum": "Did you mean model.z_dim"}.items():
         with pytest.raises(UserError, match=why):
             compare_command._require_known(name, known)

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import socket
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +164,8 @@ def test_a_label_by_its_folders_name(tmp_path):
     data = folder(tmp_path / "mine", labels=["a\u3000b"])
     assert data.class_names == ["a b"]
     assert (every(data)[:, 2] == 255).all()
+    (tmp_path / "mine" / "c").rename(tmp_path / "mine" / unicodedata.normalize("NFD", "caf\u00e9"))  # as macOS has it
+    assert folder(tmp_path / "mine", labels=["caf\u00e9"]).class_names == ["caf\u00e9"]
 
 
 def test_own_images_come_with_their_class_folders(tmp_path):

@@ -21,6 +21,9 @@ def sizes(x_shape, z_dim, context_dim, **_):
 def half(x_shape, z_dim, context_dim, **_):
     return networks.mlp(x_shape, z_dim // 2, context_dim, [8], "relu")[0], sizes(x_shape, z_dim, context_dim)[1]
 
+def blind(x_shape, z_dim, context_dim, **_):
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(2 * z_dim)), sizes(x_shape, z_dim, context_dim)[1]
+
 def narrow(x_shape, z_dim, context_dim, **_):
     return sizes(x_shape, z_dim, context_dim)[0], sizes((1, 4, 4), z_dim, context_dim)[1]
 
@@ -129,6 +132,7 @@ def dataset(name, **_):
 SOURCE = "dataset._target_=mine.dataset: of the Source that it returned, "
 WRONG = [
     ("network", "half", "network._target_=mine.half: its encoder must return [B, 2 model.z_dim]"),
+    ("network", "blind", "network._target_=mine.blind: its encoder must have forward(images or codes, context)"),
     ("network", "half", "[2, 20] here, not torch.Tensor of float32 [2, 10]"),
     ("network", "narrow", "network._target_=mine.narrow: its decoder must return a number for each pixel"),
     ("network", "narrow", "[2, 1, 8, 8] here, not torch.Tensor of float32 [2, 1, 4, 4]"),

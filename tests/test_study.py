@@ -124,6 +124,11 @@ def test_what_cannot_be_judged_is_refused(vae_train, tmp_path):
             "sweep.metric=val/loss: no such number is logged each epoch. There are val/neg_elbo",
         ),
         (("monitor=val/mig",), "with scores=[mig] scores_every_epochs=1 val/mig"),
+        (("monitor=val/nothing", "sweep.metric=val/kl"), "monitor=val/nothing: no such number is logged each epoch"),
+        (
+            ("monitor=val/mig", "scores=[mig]", "scores_every_epochs=1"),
+            "monitor=val/mig: of a score more is better. Add monitor_mode=max",
+        ),
         (("monitor=val/kl,val/neg_elbo", "sweep.prune=asha"), "sweep.prune=asha judges all jobs by one number"),
         (("sweep.zip=[model.z_dim,seed]",), "sweep.zip=[model.z_dim,seed]: seed is not swept"),
         (("sweep.zip=[model.z_dim,optimizer.lr]",), "each has as many (model.z_dim 2, optimizer.lr 4)"),

@@ -168,7 +168,7 @@ def test_every_job_is_a_run_like_any_other_and_the_end_has_map_price_and_command
     ]
     assert run["start"]["path"].endswith(parent) and run["start"]["epochs"] == 11
 
-    (again,) = [line.removeprefix("rerun best ") for line in said.splitlines() if line.startswith("rerun best ")]
+    (again,) = [line.removeprefix("separate ") for line in said.splitlines() if line.startswith("separate ")]
     words = shlex.split(again)[1:]
     assert "epochs=8" in words and not [word for word in words if word.startswith(("init_from", "sweep."))]
     assert vae_train(*words, "hydra.run.dir=again", "epochs=1", "wandb.mode=disabled")[0] == 0

@@ -227,8 +227,10 @@ def _columns(runs: list[Run]) -> list[str]:
 
 def _require_known(column: str, known: list[str]) -> str:
     """Return the column of a name or of its last part, such as z_dim. Raises UserError if no run has it."""
-    if column in known or column == "name":
-        return NAME if column == "name" else column
+    if column == "name" or f"{column}.name" in known:  # of a model or a dataset: what tables call it by
+        return NAME if column == "name" else f"{column}.name"
+    if column in known:
+        return column
     short = [name for name in known if re.split("[./]", name)[-1] == column]
     if not short or (len(short) > 1 and f"model.{column}" not in short):
         also = f" It may be {' or '.join(short)}." if short else closest(column, known)

@@ -227,7 +227,7 @@ def _labels_of_inputs(model: TrainedVAE, options: GenerateOptions, files: list[s
         words, where = read_column(f"{key}: {table}", root, table, files, str(column)), f"in {table} "
     words = list(map(printable, words))
     if unknown := [word for word in words if word not in names]:
-        wrong = f"{where}{unknown[0]} is none of its classes" if unknown[0] else "some images lie in no folder"
+        wrong = f"{where}{unknown[0]} is none of its classes" if unknown[0] else "some images lie in no folder below it"
         beside = f"name it in the column {column} of {table} beside them, " if table else ""
         raise UserError(
             f"label: this model is conditional; {key}: {wrong}. Put each image into a folder of its class, one of "

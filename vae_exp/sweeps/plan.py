@@ -284,7 +284,7 @@ def _resume(
     for key, now in {**{key: cfg.sweep[key] for key in KEPT}, "metric": judged_by(cfg)[0]}.items():
         if (was := before.get(key, now)) != now:
             name = "monitor" if key == "metric" and cfg.sweep.metric is None else f"sweep.{key}"
-            reason = f"it was started with {name}={as_typed(was)}, and not with {as_typed(now)}"
+            reason = f"it was started with {name}={as_typed(was)}, and not with {as_typed(now)}; type it again"
             raise UserError(f"sweep.resume={cfg.sweep.resume}: {reason}.")
     try:
         require_same(before, settings, swept, same_data=True)  # first: other settings may mean other data

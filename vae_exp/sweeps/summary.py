@@ -152,7 +152,10 @@ def _say_what_next(plan: Plan, runs: list[Run], bests: list[Run]) -> None:
                 values = [word for word in stored if word.startswith(tuple(f"{key}=" for key in plan.keys))]
                 shared = [word for word in overrides if word in plan.overrides and not word.startswith("init_from=")]
                 overrides = [*dict.fromkeys(shared), *values]
-            say(f"rerun best vae-train {shlex.join([*config_dir(one.folder), *overrides, *plan.single])}")
+            command = shlex.join([*config_dir(one.folder), *overrides, *plan.single])
+            if plan.warm_start:
+                say(f"rerun best vae-train rerun={shlex.quote(str(one.folder))}")
+            say(f"{'separate  ' if plan.warm_start else 'rerun best'} vae-train {command}")
     if bests:
         from vae_exp.tracking.wandb_run import project_of
 

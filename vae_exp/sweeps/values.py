@@ -183,7 +183,9 @@ def require_same(before: Mapping[str, Any], settings: list[str], swept: list[Ove
         gone, added = [word for word in started if word not in now], [word for word in now if word not in started]
         text = f"with {' '.join(gone or started)}" + (f", and not with {' '.join(added)}" if gone and added else "")
         text = f"without {' '.join(added)}" if added and not gone else text
-        advice = "keeps its settings and its values; it may have more values, and more swept keys"
+        advice = (
+            "keeps its settings and its values, which are typed again; it may have more values, and more swept keys"
+        )
         raise UserError(f"the sweep was started {text}. A resumed sweep {advice}.")
 
 

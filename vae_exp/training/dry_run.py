@@ -1,6 +1,7 @@
 """Try out before training: memory, own parts, and data that suit the model."""
 
 import contextlib
+import inspect
 import logging
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -177,6 +178,12 @@ def check_own_parts(config: Config, model: VAE, objective: Callable[..., tuple[T
 
 def _check_network(config: Config, model: VAE, x: Tensor, y: Tensor) -> None:
     size, context = [len(x), 2 * model.z_dim], model.context(y)
+    for name, part in (("encoder", model.encoder), ("decoder", model.decoder)):
+        try:
+            inspect.signature(part.forward).bind(x, context)
+        except TypeError as error:
+            takes = "forward(images or codes, context), where context [B, n_classes] is the one-hot label"
+            raise UserError(f"{_target(config, 'network')}: its {name} must have {takes}: {error}.") from error
     encoded = model.encoder(x, context)
     must = f"its encoder must return [B, 2 model.z_dim], means beside log-variances: {size} here"
     _require_shape(config, "network", must, encoded, size)

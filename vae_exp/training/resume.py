@@ -203,7 +203,8 @@ def require_unfinished(folder: Path, config: Config) -> None:
         return
     _require_same(folder, contradictions(before, config))
     same_length = all(flatten(before).get(key) == flatten(config).get(key) for key in LENGTH)
-    if summary is not None and summary.finished and same_length:
+    is_shorter = config["epochs"] < before.get("epochs", 0) and not (summary and summary.reason)
+    if summary is not None and summary.finished and (same_length or is_shorter):
         done = f"({summary.reason})" if summary.reason else f"after epoch {before.get('epochs')}"
         raise UserError(f"resume={folder}: the run is finished {done}. epochs=... with a larger number trains on.")
 
