@@ -96,7 +96,8 @@ class TrainedVAE:
 
     @property
     def name(self) -> str:
-        kind, given = " VAE" if self.model.stochastic else "", (self.config.get("wandb") or {}).get("name")
+        kind, wandb = " VAE" if self.model.stochastic else "", self.config.get("wandb")
+        given = wandb.get("name") if isinstance(wandb, dict) else None
         what = f"{self.config['model']['name']}{kind} on {data_name(self.config['dataset'])}, epoch {self.epoch}"
         return f"{given}: {what}" if given else what
 

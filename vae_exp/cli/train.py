@@ -214,14 +214,17 @@ def check_run(cfg: DictConfig) -> None:
 
 
 def check_sweep(cfg: DictConfig) -> None:
-    """Check that a sweep has a launcher and a sweeper of vae_exp's own. Raises UserError."""
+    """Check that a sweep has a launcher and a sweeper, and make Hydra's grid ours. Raises UserError."""
     _require_whole(cfg)
     for kind in ("launcher", "sweeper"):
         if cfg.hydra[kind] is None:
             raise UserError(f"hydra.{kind}=null: a sweep needs one. Leave it out, or choose with hydra/{kind}=NAME.")
+    if cfg.hydra.sweeper["_target_"] == plan.HYDRAS_GRID:
+        with read_write(cfg.hydra):
+            cfg.hydra.sweeper["_target_"] = plan.GRID
     if cfg.hydra.sweeper["_target_"] not in (plan.GRID, plan.SEARCH):
         name = cfg.hydra.runtime.choices["hydra/sweeper"]
-        raise UserError(f"hydra/sweeper={name}: there is no such sweeper. There are grid, optuna.")
+        raise UserError(f"hydra/sweeper={name}: there is no such sweeper. There are basic, optuna.")
 
 
 def _require_whole(cfg: DictConfig) -> None:

@@ -28,7 +28,7 @@ LISTED: dict[str, Any] = {"execution_whitelist": ("vae_exp.*", "hydra.*", "hydra
 BASE: dict[str, Any] = {} if _NEW else {"version_base": "1.3"}
 OmegaConf.register_new_resolver("made_name", lambda *, _root_: made_name(_root_), replace=True)  # of a run's folder
 KNOWN_RULES = RULES | DATASET_RULES | EVALUATE_RULES | GENERATE_RULES  # not those of options, which may be a user's own
-PLUGINS = {"launcher": ["basic", "joblib", "ray", "submitit"], "sweeper": ["grid", "optuna"]}  # extras of vae_exp
+PLUGINS = {"launcher": ["basic", "joblib", "ray", "submitit"], "sweeper": ["basic", "optuna"]}  # extras of vae_exp
 
 
 def parse(overrides: list[str]) -> list[Override]:

@@ -35,7 +35,7 @@ OPTIMIZER = re.compile(r"torch\.optim\.[A-Z]\w*")  # all that torch.optim has un
 OWN = {key.split(".")[0] for key in RULES} | {*CALLS, "experiment"}
 OWN_OF_HYDRA = re.compile(
     r"hydra/launcher=(basic|joblib|ray|submitit_local|submitit_slurm)"
-    r"|hydra/sweeper=(grid|optuna)"
+    r"|hydra/sweeper=(basic|optuna)"
     r"|hydra\.sweeper\.(n_trials|n_jobs|sampler|seed)=[\w.+-]+"
     r"|hydra\.launcher\.(n_jobs|partition|account|qos|nodes|gpus_per_node|tasks_per_node|cpus_per_task"
     r"|mem_gb|timeout_min|array_parallelism)=[\w.+-]+"

@@ -25,6 +25,7 @@ SWEEPS = OUTPUTS / "sweeps"
 SWEEP = "sweep.json"
 # Sweepers of ours, under the only package that Hydra takes one from.
 GRID, SEARCH = "hydra_plugins.vae_exp.Grid", "hydra_plugins.vae_exp.Search"
+HYDRAS_GRID = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 DIR, SUBDIR = "hydra.sweep.dir", "hydra.sweep.subdir"
 OF_A_SWEEP = ("sweep.", "hydra.sweep.")
 SHARED = ("sweeper", "launcher", "sweep", "callbacks")  # what Hydra takes from the first job for all of them

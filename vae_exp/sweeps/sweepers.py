@@ -25,7 +25,7 @@ from vae_exp.config.schema import Config
 from vae_exp.errors import UserError
 from vae_exp.files import write
 from vae_exp.sweeps import jobs, study, summary, warm_start
-from vae_exp.sweeps.plan import GRID, SEARCH, SUBDIR, Plan, first_job, has_one_dataset, overrides_of, plan
+from vae_exp.sweeps.plan import GRID, HYDRAS_GRID, SEARCH, SUBDIR, Plan, first_job, has_one_dataset, overrides_of, plan
 from vae_exp.sweeps.values import check_each, job_folders, job_names, line, values_of
 from vae_exp.training.run_dir import MULTIRUN
 
@@ -93,7 +93,13 @@ class JobConfigs:
         for composed in self.composed:
             if (cfg := composed.with_values(words)) is not None:
                 return cfg
-        cfg = self.loader.load_sweep_config(master_config, sweep_overrides)
+        sweeper = master_config.hydra.sweeper
+        with read_write(master_config.hydra):  # Hydra 1.4 insists that a job's sweeper is the one that it composed
+            ours, sweeper["_target_"] = sweeper["_target_"], HYDRAS_GRID if sweeper["_target_"] == GRID else SEARCH
+            try:
+                cfg = self.loader.load_sweep_config(master_config, sweep_overrides)
+            finally:
+                sweeper["_target_"] = ours
         if len(self.composed) < MAX_COMPOSED:
             self.composed.append(Composed(words, copy.deepcopy(cfg)))
         return cfg
