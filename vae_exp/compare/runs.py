@@ -159,7 +159,8 @@ def read_run(folder: Path) -> Run:
     digest = summary.results.get("data_digest")
     run = Run(folder, flat, summary.state, summary.reason, metrics, judged_by=judge)
     run.data = digest if isinstance(digest, str) else None
-    if (given := (config.get("wandb") or {}).get("name")) is not None:
+    wandb = config.get("wandb")
+    if isinstance(wandb, dict) and (given := wandb.get("name")) is not None:
         run.name = run.given = summary.name or str(given)
     run.swept = _swept(config.get("sweep"), flat)
     run.day = str((summary.results.get("environment") or {}).get("date", ""))[:10]
