@@ -73,15 +73,15 @@ def in_users_code(error: Exception) -> UserError | None:
     if isinstance(error, UserError):
         return error
     frames: list[traceback.FrameSummary] = []
-    called = []
+    ours = []
     for frame in traceback.extract_tb(error.__traceback__):
         file = Path(frame.filename)
         is_library = any(map(file.is_relative_to, PLACES)) or {"site-packages", "dist-packages"} & set(file.parts)
         if file.is_relative_to(PLACES[0]):
-            called.append(frame)
+            ours.append(frame)
         elif file.is_file() and not is_library:
-            frames, called = [*frames, frame], []
-    frames += called if frames else []
+            frames, ours = [*frames, frame], []
+    frames += ours if frames else []
     shown = traceback.format_list(frames)
     if len(shown) > MAX_FRAMES:
         shown[1 : 1 - MAX_FRAMES] = [f"  ... ({len(shown) - MAX_FRAMES:,} more calls)\n"]

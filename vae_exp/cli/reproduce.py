@@ -219,7 +219,7 @@ def main() -> None:
         presets = [read_preset(name) for name in preset_names()] if is_all or not words else named
         overrides = _overrides([word for word in options.words if "=" in word])
         attempts = [Attempt(preset, overrides) for preset in presets]
-        requested = [each for each in attempts if each.preset in named or (is_all and not each.preset.needs)]
+        requested = [one for one in attempts if one.preset in named or (is_all and not one.preset.needs)]
         if overrides and not (requested or options.markdown):
             raise UserError(f"{' '.join(overrides)}: of which preset? There are {', '.join(preset_names())}, and all.")
         missed = [not _reproduce(attempt) for attempt in requested]
@@ -255,12 +255,12 @@ def _table(rows: Rows, markdown: bool) -> list[str]:
     if markdown:
         lines = ["| preset | number | claim | here | verdict |", "|---|---|---|---|---|"]
     for attempt, result in ((attempt, result) for attempt, found in rows for result in found):
-        name, claim, here = attempt.preset.name, result.claim, result.text()
+        name, claim, measured = attempt.preset.name, result.claim, result.text()
         verdict, value = result.verdict(attempt.preset, attempt.changes), claim.text(claim.value)
         if markdown:
-            lines.append(f"| `{name}` | {claim.name} | {value} ± {claim.within:g} | {here} | {verdict} |")
+            lines.append(f"| `{name}` | {claim.name} | {value} ± {claim.within:g} | {measured} | {verdict} |")
         else:
-            lines.append(f"{name:22}{claim.name:31}{value:>9}{claim.within:>8g}{here:>18}   {verdict}")
+            lines.append(f"{name:22}{claim.name:31}{value:>9}{claim.within:>8g}{measured:>18}   {verdict}")
     return lines
 
 

@@ -154,8 +154,9 @@ def _records(group: list[Run], section: dict[str, Any], label_keys: list[str], k
 
 def label(run: Run, keys: list[str], name: str | None = None) -> str:
     """Return the label of a run in a figure: its values of the keys that differ if they are few, or its name."""
-    shown = {key.removesuffix(".name").rpartition(".")[2]: cell(run, key) for key in keys if run.value(key) is not None}
-    text = " ".join(f"{key}={value}" for key, value in shown.items())
+    present = [key for key in keys if run.value(key) is not None]
+    settings = {key.removesuffix(".name").rpartition(".")[2]: cell(run, key) for key in present}
+    text = " ".join(f"{key}={value}" for key, value in settings.items())
     is_named = run.given is not None and not run.swept
     return text if text and not is_named and len(text) <= MAX_LABEL else name or run.name
 
@@ -224,20 +225,20 @@ def verdict(runs: list[Run], metric: str) -> str:
     """Say which setting is best, by how much, and what the seeds say about it. The runs compare, and may be folded."""
     settings = runs if any(run.members for run in runs) else results.fold_seeds(runs)
     keys, names = swept(settings), short_names([run.name for run in settings], MAX_NAME)
-    called = {id(run): label(run, keys, name) for run, name in zip(settings, names, strict=True)}
+    labels = {id(run): label(run, keys, name) for run, name in zip(settings, names, strict=True)}
     best = table.best(settings, metric)
     if best is None:
         return f"No run that finished has a {metric}."
-    what = f"{called[id(best)]}: {metric} {cell(best, metric)}{f' over {best.seeds} seeds' if best.seeds > 1 else ''}"
+    what = f"{labels[id(best)]}: {metric} {cell(best, metric)}{f' over {best.seeds} seeds' if best.seeds > 1 else ''}"
     second = table.best([run for run in settings if run is not best], metric)
     if second is None:
         return f"{what}, {'the only run' if len(runs) == 1 else 'the only setting that finished'}."
     what = f"Best {'setting ' if any(run.seeds > 1 for run in settings) else ''}{what}"
     lead = results.sign(runs, metric) * (second.metrics[metric] - best.metrics[metric])
     if lead < 0:  # only a setting of which some seeds failed can be better than the best
-        return f"{what}. {called[id(second)]} is better by {_nats(-lead)}, but {second.state}."
-    ahead = f"ahead of the next ({called[id(second)]}) by {_nats(lead)}"
-    text = f"{what}, {ahead if lead else f'level with {called[id(second)]}'}. {_chance(best, second, metric, lead)}"
+        return f"{what}. {labels[id(second)]} is better by {_nats(-lead)}, but {second.state}."
+    ahead = f"ahead of the next ({labels[id(second)]}) by {_nats(lead)}"
+    text = f"{what}, {ahead if lead else f'level with {labels[id(second)]}'}. {_chance(best, second, metric, lead)}"
     single = table.best(runs, metric)
     if single is not None and all(single is not run for run in (best, *best.members)):
         text += f" The best single run, {single.name}, has another setting."

@@ -124,9 +124,9 @@ def read_runs(paths: Iterable[str | Path]) -> tuple[list[Run], list[str]]:
                 damaged[folder.resolve()] = str(error)
     if not runs:
         raise UserError("\n".join(damaged.values()))
-    parent, count = os.path.commonpath([whole.parent for whole in runs]), Counter(run.given for run in runs.values())
-    for whole, run in runs.items():
-        name = whole.relative_to(parent).as_posix()
+    parent, count = os.path.commonpath([folder.parent for folder in runs]), Counter(run.given for run in runs.values())
+    for folder, run in runs.items():
+        name = folder.relative_to(parent).as_posix()
         run.name = name if run.given is None else run.given if count[run.given] == 1 else f"{run.given} ({name})"
     return sorted(runs.values(), key=lambda run: str(run.folder)), list(damaged.values())
 

@@ -208,10 +208,10 @@ def format_groups(
     for (title, group), marked in zip(tables, bests, strict=True):
         group = sort_runs(group, column or metric_of(group), descending)
         metric = metric_of(group) if callable(columns) else None
-        shown = columns(group) if callable(columns) else columns
+        chosen = columns(group) if callable(columns) else columns
         mark = [marked] if marked else [] if any(bests) else None
         heading = [f"{title} ({len(group)} run{'s' * (len(group) > 1)})"] if len(tables) > 1 else []
-        text = format_table(group, shown, mark, metric, rest, requested, [names[id(run)] for run in group])
+        text = format_table(group, chosen, mark, metric, rest, requested, [names[id(run)] for run in group])
         where = []
         if locate and marked and (marked.given or names[id(marked)] != marked.name):  # of several seeds the best
             where = [f"the best is in {printable((best(marked.members, metric_of(group)) or marked).folder)}"]
