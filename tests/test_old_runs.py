@@ -81,7 +81,7 @@ def test_old_runs_are_compared(vae_command):
         assert f"{kept(name)['test/neg_elbo']:.3f}" in said
     assert all(f" {network} " in said for network in ("conv", "mlp"))
     code, said = vae_command("vae-compare", "conv", "--columns", "network,dataset")
-    assert said.split() == ["run", "network", "dataset", "conv", "conv", "digits"]
+    assert said.split() == ["run", "network", "dataset.name", "conv", "conv", "digits"]
 
 
 @pytest.mark.parametrize("name", FINISHED)

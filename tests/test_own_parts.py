@@ -22,7 +22,8 @@ def half(x_shape, z_dim, context_dim, **_):
     return networks.mlp(x_shape, z_dim // 2, context_dim, [8], "relu")[0], sizes(x_shape, z_dim, context_dim)[1]
 
 def blind(x_shape, z_dim, context_dim, **_):
-    return nn.Sequential(nn.Flatten(), nn.LazyLinear(2 * z_dim)), sizes(x_shape, z_dim, context_dim)[1]
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(x_shape[1] * x_shape[2], 2 * z_dim))
+    return encoder, sizes(x_shape, z_dim, context_dim)[1]
 
 def narrow(x_shape, z_dim, context_dim, **_):
     return sizes(x_shape, z_dim, context_dim)[0], sizes((1, 4, 4), z_dim, context_dim)[1]

@@ -181,7 +181,8 @@ def _read_table(
             f"{key}: it has no row for {len(missing):,} of the {len(files):,} images: {_first(missing)}. Its "
             f"column {FILE} holds their paths relative to {root}."
         )
-    return columns[1:], {file: table[composed(file)] for file in files}
+    as_listed = {composed(file): file for file in files}
+    return columns[1:], {as_listed.get(name, name): cells for name, cells in table.items()}
 
 
 def _number(texts: Sequence[str]) -> tuple[list[int], list[str]]:
