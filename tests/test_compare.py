@@ -21,6 +21,7 @@ from vae_exp.compare.runs import RESULTS, UDR, Run, fold_seeds, sort_runs, usual
 from vae_exp.compare.table import best, best_per_group, format_table, metric_of
 from vae_exp.config.checks import made_name
 from vae_exp.config.compose import compose
+from vae_exp.config.schema import judged_by
 from vae_exp.errors import UserError
 from vae_exp.tracking.wandb_run import run_name
 from vae_exp.training.run_dir import Summary, WandbRun, lock_folder
@@ -566,6 +567,10 @@ def test_the_command_that_syncs_runs_is_printed_whole(capsys):
         compare_command._report_missing("me/mine", 40, runs, is_empty=True)
     _, _, command = capsys.readouterr().err.partition("me/mine does not have 40 of these runs yet: ")
     assert command.split() == ["wandb", "sync", *sorted(f"{'x' * 60}/{number}/*run-*" for number in range(40))]
+
+
+def test_a_strangers_sweep_may_be_no_dictionary():
+    assert [judged_by({"sweep": sweep}) for sweep in (3, None, [])] == [("val/neg_elbo", 1)] * 3
 
 
 def test_columns_are_known_by_their_last_part_too():

@@ -275,8 +275,9 @@ def judged_by(config: Mapping[str, Any]) -> tuple[str, int]:
 
     It is sweep.metric, or else `monitor`. Of another number than `monitor` only of scores more is better.
     """
-    monitor = str(config.get("monitor", "val/neg_elbo"))
-    metric = str((config.get("sweep") or {}).get("metric") or monitor)
+    monitor, sweep = str(config.get("monitor", "val/neg_elbo")), config.get("sweep")
+    chosen = sweep.get("metric") if isinstance(sweep, Mapping) else None  # of a stranger's run it may be anything
+    metric = str(chosen or monitor)
     is_max = config.get("monitor_mode") == "max" if metric == monitor else is_score(metric)
     return metric, -1 if is_max else 1
 
