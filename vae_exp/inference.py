@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vae_exp.config import build, targets
-from vae_exp.config.checks import data_name
+from vae_exp.config.checks import data_name, given_name
 from vae_exp.config.migrations import GONE
 from vae_exp.config.schema import Count, Sampler, Seed, Temperature, checked
 from vae_exp.config.targets import Trust
@@ -96,8 +96,7 @@ class TrainedVAE:
 
     @property
     def name(self) -> str:
-        kind, wandb = " VAE" if self.model.stochastic else "", self.config.get("wandb")
-        given = wandb.get("name") if isinstance(wandb, dict) else None
+        kind, given = " VAE" if self.model.stochastic else "", given_name(self.config)
         what = f"{self.config['model']['name']}{kind} on {data_name(self.config['dataset'])}, epoch {self.epoch}"
         return f"{given}: {what}" if given else what
 

@@ -30,7 +30,7 @@ from vae_exp import __version__
 from vae_exp.compare import table
 from vae_exp.compare.runs import fold_seeds, read_runs, sweep_of
 from vae_exp.config import checks
-from vae_exp.config.checks import CONF_DIR, check_values, closest, flatten, path_of, quoted, resolve
+from vae_exp.config.checks import CONF_DIR, check_values, closest, flatten, given_name, path_of, quoted, resolve
 from vae_exp.config.compose import BASE, KNOWN_RULES, LISTED, compose, explain, parse, readable
 from vae_exp.config.schema import OPTION_RULES, TERMS, Rule
 from vae_exp.errors import UserError, first_line, in_users_code, is_out_of_memory, printable, shortened, stop_signals
@@ -297,7 +297,7 @@ def final_message(summary: dict[str, Any], run_dir: Path, is_demo: bool) -> str:
         offline = shlex.quote(str(folder))
     latest = LATEST if OUTPUTS in run_dir.parents and newest(BEST) == run_dir else None
     lines = {
-        "name": ((read_config(run_dir) or {}).get("wandb") or {}).get("name"),
+        "name": given_name(read_config(run_dir)),
         "test": f"{test}   ({test_results['active_units']} active units)",
         "scores": "  ".join(f"{name} {value:.3f}" for name, value in scores.items()),
         "folder": f"{run_dir}    ({IMAGES}/, {METRICS}, {SUMMARY}, {BEST})",

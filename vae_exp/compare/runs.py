@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vae_exp.config.checks import data_name, flatten, path_of
+from vae_exp.config.checks import data_name, flatten, given_name, path_of
 from vae_exp.config.schema import MEASURED, is_number, is_on_path, judged_by, result_of
 from vae_exp.errors import UserError
 from vae_exp.files import read_json_lines
@@ -159,8 +159,7 @@ def read_run(folder: Path) -> Run:
     digest = summary.results.get("data_digest")
     run = Run(folder, flat, summary.state, summary.reason, metrics, judged_by=judge)
     run.data = digest if isinstance(digest, str) else None
-    wandb = config.get("wandb")
-    if isinstance(wandb, dict) and (given := wandb.get("name")) is not None:
+    if (given := given_name(config)) is not None:
         run.name = run.given = summary.name or str(given)
     run.swept = _swept(config.get("sweep"), flat)
     run.day = str((summary.results.get("environment") or {}).get("date", ""))[:10]

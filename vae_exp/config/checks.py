@@ -296,6 +296,12 @@ def data_name(dataset: Mapping[str, Any]) -> str:
     return path.name.removesuffix(".npz") or name
 
 
+def given_name(config: Mapping[str, Any] | None) -> str | None:
+    """Return the name that a user gave a run with wandb.name; None without one. Of a stranger's run it may be any."""
+    wandb = (config or {}).get("wandb")
+    return wandb.get("name") if isinstance(wandb, Mapping) else None
+
+
 def made_name(config: Mapping[str, Any]) -> str:
     """Return a name such as beta-digits-conv-z20-beta16: the model, the data, and the parts that are not the usual."""
     model, dataset = config["model"], config["dataset"]
