@@ -1,5 +1,6 @@
 """What a step can do beside the loss and its gradient: add batches up, clip, average the weights."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from tests.conftest import metrics, quick_run, stored
 from vae_exp.config import build
 from vae_exp.errors import UserError
 from vae_exp.evaluation.metrics import evaluate
+from vae_exp.training.optimizer import step_of
 from vae_exp.training.state import EMA
 
 SMALL = ("network.hidden_dims=[16]", "model.z_dim=3", "log_every_steps=1")
@@ -130,3 +132,40 @@ def test_a_run_of_before_there_were_such_keys_goes_on():
         del state["config"][key]
     torch.save(state, "run/last.pt")
     assert quick_run(*SMALL, "epochs=2", "resume=run")[0]["best/epoch"] == 2
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW"])
+@pytest.mark.parametrize("settings", [{}, {"weight_decay": 0.1, "maximize": True}, {"amsgrad": True}, {"fused": False}])
+def test_a_step_is_that_of_pytorch_to_the_bit(name, settings):
+    """With another learning rate at each step, with weights that get no gradient at some, and after a reload."""
+    both = []
+    for makes in (step_of, lambda optimizer: optimizer.step):
+        torch.manual_seed(0)
+        weights = [torch.nn.Parameter(torch.randn(shape)) for shape in ((40, 30), (40,), (3, 2, 2))]
+        optimizer = getattr(torch.optim, name)(weights, **{"lr": 1e-2, "fused": True, **settings})
+        take_step = makes(optimizer)
+        for number in range(30):
+            optimizer.param_groups[0]["lr"] = 1e-2 / (1 + number)
+            for i, each in enumerate(weights):
+                each.grad = None if (i + number) % 13 == 2 and number % 2 else torch.randn(each.shape)
+            take_step()
+            if number == 20:
+                optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        both.append((weights, optimizer.state_dict()))
+    (ours, our_state), (theirs, their_state) = both
+    assert all(map(torch.equal, ours, theirs))
+    assert our_state["param_groups"] == their_state["param_groups"]
+    for key, state in their_state["state"].items():
+        assert all(torch.equal(our_state["state"][key][part], values) for part, values in state.items())
+
+
+def test_what_is_hooked_to_an_optimizer_is_called():
+    weights = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.Adam([weights], fused=True)
+    calls = []
+    optimizer.register_step_post_hook(lambda *_: calls.append(1))
+    take_step = step_of(optimizer)
+    for _ in range(3):
+        weights.grad = torch.ones(2)
+        take_step()
+    assert len(calls) == 3

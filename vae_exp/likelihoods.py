@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from vae_exp import distributed
 
 INITIAL_SCALE = 0.1  # of a pixel in [0, 1]: about the error a small VAE leaves on MNIST
+FEW_LOGARITHMS = 32  # of an image: they are taken in less time than it would take to make them fewer
 MAX_LOGIT = 16.0  # of the continuous Bernoulli: a probability of float32's epsilon, torch.distributions' limit
 MIN_SIGMA = math.exp(-6)  # of the optimal sigma, which would be 0 for a perfect batch; as in Rybkin et al.
 # From the decoder's outputs to the mean of a family with a scale. Where much is black or white, a sigmoid, which stays
@@ -26,35 +27,32 @@ MEANS: dict[str, Callable[[Tensor], Tensor]] = {"linear": lambda outputs: output
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """sum_d log(1 + exp(t_d)) - t_d x_d of logits t and pixels x in [0, 1], both [B, D]; [B] nats.
+    """sum_d t_d x_d - log(1 + exp(t_d)) of logits t and pixels x in [0, 1], both [B, D]; [B] nats.
 
-    It is a sum of |t| (x or 1 - x, the one that t is against) and log(1 + exp(-|t|)), neither of which is negative:
+    Minus it is a sum of |t| (x or 1 - x, the one that t is against) and log(1 + exp(-|t|)), neither of them negative:
     nothing cancels however sure the decoder is, as it does in PyTorch's. (1 + a)(1 + b) - 1 = a + b + ab keeps the
-    digits of a small a and b: up to 64 pixels share one logarithm, which takes most of the time otherwise.
+    digits of a small a and b: up to 64 pixels share one logarithm, which takes most of the time otherwise, unless an
+    image is so small that calling PyTorch does.
     """
 
     @staticmethod
-    def forward(t: Tensor, x: Tensor) -> Tensor:
+    def forward(ctx: Any, t: Tensor, x: Tensor) -> Tensor:
+        ctx.save_for_backward(t, x)
         odds = t.abs().neg_().exp_()
         for _ in range(6):  # 2^64 is in the range of a 32-bit float
-            half, odd = divmod(odds.shape[1], 2)
-            if odd:
+            if odds.shape[1] % 2 or odds.shape[1] <= FEW_LOGARITHMS:
                 break
-            a, b = odds[:, :half], odds[:, half:]
+            a, b = odds.chunk(2, 1)
             odds = torch.addcmul(a + b, a, b)
         against = (t > 0).to(t.dtype).sub_(x).mul_(t)
-        return against.sum(1) + odds.log1p_().sum(1)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
+        return against.sum(1).add_(odds.log1p_().sum(1)).neg_()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         t, x = ctx.saved_tensors
         for_t, for_x = ctx.needs_input_grad
         grad = grad[:, None]
-        return (torch.sigmoid(t) - x) * grad if for_t else None, -t * grad if for_x else None
+        return (x - torch.sigmoid(t)).mul_(grad) if for_t else None, t * grad if for_x else None
 
 
 @dataclass
@@ -71,7 +69,7 @@ class Bernoulli:
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Return log p(x|z) summed over pixels, [B] nats. On grey pixels: minus the binary cross-entropy."""
-        return -_CrossEntropy.apply(self.logits.flatten(1), x.flatten(1).to(self.logits.dtype))
+        return _CrossEntropy.apply(self.logits.flatten(1), x.flatten(1).to(self.logits.dtype))
 
 
 @dataclass

@@ -112,5 +112,6 @@ def compute_loss(
     p = model.decode(z, y)
     terms = gather_terms(elbo_terms(x, q, p, z, partial(extra_samples, model, x, y, q, shard, noise)), shard)
     loss, logged = objective(terms, now)
-    means = {"loss": loss, "reconstruction": terms.reconstruction.mean(), "kl": terms.kl.sum(1).mean(), **logged}
+    with torch.no_grad():  # what is logged has no gradient
+        means = {"loss": loss, "reconstruction": terms.reconstruction.mean(), "kl": terms.kl.sum(1).mean(), **logged}
     return loss, {name: mean.detach() if isinstance(mean, Tensor) else mean for name, mean in means.items()}

@@ -17,6 +17,7 @@ from vae_exp.files import use_surroundings
 from vae_exp.terms import Progress, compute_loss
 from vae_exp.training import console, dry_run, init_from, precision, restore, threads
 from vae_exp.training.checkpoints import Checkpoint
+from vae_exp.training.optimizer import step_of
 from vae_exp.training.run import Prune, Run, new_run
 from vae_exp.training.state import EMA, RunInfo
 from vae_exp.training.stopper import Stopper, gradient_norm, require_finite
@@ -73,6 +74,7 @@ def setup(run: Run, source: Checkpoint | None) -> None:
     start = init_from.initialise(model, source, config, make) if source else None
     model.freeze(config["freeze"])
     run.optimizer, run.ema = build.optimizer(config, model), EMA(model, config["ema"])
+    run.weights, run.optimizer_step = list(model.parameters()), step_of(run.optimizer)
     objective, run.schedule = build.partial(config, "objective"), build.partial(config, "scheduler")
     run.stop = Stopper(config, resumed)
     operations = config["batch_size"] * dry_run.check_own_parts(config, model, objective, run.train_split)
@@ -119,20 +121,23 @@ def train_step(run: Run, x: Tensor, y: Tensor, logs: bool) -> Tensor | None:
         group["lr"] = lr
     eps = torch.randn(len(x), model.z_dim, generator=run.rng.noise, device=x.device)
 
-    model.zero_grad()
+    for weights in run.weights:
+        weights.grad = None
     logged = []
-    for part in zip(*(rows.split(config["batch_size"]) for rows in (x, y, eps)), strict=True):
+    for part in run.parts(x, y, eps):
         with run.autocast:
             loss, terms = run.loss_fn(now, *part)
-        loss.backward(torch.full_like(loss, len(part[0]) / len(x)))  # the gradients of several parts add up
+        share = len(part[0]) / len(x)  # the gradients of several parts add up
+        (loss if share == 1 else share * loss).backward()
         logged.append((len(part[0]), terms))
     distributed.all_reduce_gradients(model)
 
     clip_norm = config["gradient_clip_norm"]
-    grad_norm = gradient_norm(model) if logs or clip_norm else None  # each step's would cost a thirtieth of the time
+    # Each step's norm would cost a thirtieth of the time.
+    grad_norm = gradient_norm(run.weights) if logs or clip_norm else None
     if clip_norm and grad_norm is not None:
-        nn.utils.clip_grads_with_norm_(model.parameters(), clip_norm, grad_norm)  # Pascanu et al. 2013
-    run.optimizer.step()
+        nn.utils.clip_grads_with_norm_(run.weights, clip_norm, grad_norm)  # Pascanu et al. 2013
+    run.optimizer_step()
     state.step += 1
     run.ema.update(state.step)
     run.meters.add(logged, lr=lr)

@@ -158,12 +158,13 @@ def batches(
         read = (split.images[batch] for batch in on_device)
     else:  # seven times as fast as indexing
         read = (split.images.index_select(0, batch) for batch in on_device)
-    for x, batch in zip(read, on_device, strict=True):
+    labels = (split.y[batch] if order is None else split.y.index_select(0, batch) for batch in on_device)
+    for x, y in zip(read, labels, strict=True):
         if split.flip and draws is not None:
             mirrored = torch.rand(len(x), 1, 1, 1, generator=draws, device=device) < 0.5
             x = torch.where(mirrored, x.flip(-1), x)
         x = x.float().div_(255)
-        yield torch.bernoulli(x, generator=binary) if split.dynamic else x, split.y[batch]
+        yield torch.bernoulli(x, generator=binary) if split.dynamic else x, y
 
 
 def _prefetch(images: Streamed, rows: Iterable[slice | Tensor], device: torch.device) -> Iterator[Tensor]:

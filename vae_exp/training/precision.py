@@ -9,6 +9,7 @@ import shutil
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,15 @@ def check(precision: str, compiles: bool | str, device: torch.device) -> None:
         raise UserError(f"compile=true: PyTorch needs {missing}, which is not there. Use compile=false.")
 
 
-def autocast(precision: str, device: torch.device) -> torch.autocast:
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
     """Set how float32 products are computed, and return the context in which a step's networks are run.
 
     fp32 is float32 throughout; tf32 rounds what matrix products and convolutions multiply to 10 bits; bf16 computes
     them in bfloat16. Weights, densities, the KL and every measured number stay float32.
     """
     _allow_tf32(precision == "tf32", precision == "tf32")
+    if precision != "bf16" and not torch.is_autocast_enabled(device.type):
+        return contextlib.nullcontext()
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 

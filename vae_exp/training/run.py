@@ -2,14 +2,14 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from vae_exp import distributed
 from vae_exp.config import build
@@ -42,7 +42,9 @@ class Run(TrainingRun):
     held_out_name: str = field(init=False)
     eval_noise: Tensor = field(init=False)  # the same after every epoch
     loss_fn: Callable[[Progress, Tensor, Tensor, Tensor], tuple[Tensor, Logged]] = field(init=False)
-    autocast: torch.autocast = field(init=False)
+    autocast: contextlib.AbstractContextManager[Any] = field(init=False)
+    weights: list[nn.Parameter] = field(init=False)  # a list made once: walking over the modules takes a step's time
+    optimizer_step: Callable[[], object] = field(init=False)
     schedule: Callable[[float, int], float] = field(init=False)
     stop: Stopper = field(init=False)
     figures: TrainingFigures = field(init=False)
@@ -76,6 +78,11 @@ class Run(TrainingRun):
             return iter(())
         steps_done = self.state.step - self.state.epoch * self.steps_per_epoch  # before it was interrupted in the epoch
         return batches(self.train_split, images_per_step(self.config), self.rng.order, self.rng.draws, steps_done)
+
+    def parts(self, *rows: Tensor) -> Iterable[tuple[Tensor, ...]]:
+        """Return the rows of a step in parts of batch_size, whose gradients add up with accumulate_steps."""
+        size = self.config["batch_size"]
+        return zip(*(of.split(size) for of in rows), strict=True) if len(rows[0]) > size else (rows,)
 
     def log_step(self, grad_norm: Tensor) -> None:
         """Log the means over the steps since the last such row, and this step's gradient norm. Raises Diverged."""

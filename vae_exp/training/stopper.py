@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple, cast
@@ -55,8 +55,8 @@ def require_finite(values: dict[str, float], when: str, run_dir: Path) -> None:
         raise Diverged(f"the training diverged {when}: {what}. {saved} A lower optimizer.lr is the first thing to try.")
 
 
-def gradient_norm(model: VAE) -> Tensor:
-    return nn.utils.get_total_norm([weights.grad for weights in model.parameters() if weights.grad is not None])
+def gradient_norm(weights: Iterable[Tensor]) -> Tensor:
+    return nn.utils.get_total_norm([each.grad for each in weights if each.grad is not None])
 
 
 def require_finite_weights(model: VAE, step: int, run_dir: Path) -> None:
@@ -183,7 +183,7 @@ class Stopper:
         """Return whether to save after a step, or to end; after the last step of an epoch, its end does both."""
         if last_of_epoch or step >= self._agree_at:
             self._agree(step)
-        if self._status.signal is not None:
+        if (self._agreed.signal if self._agreed else self._signal) is not None:
             return True
         return not last_of_epoch and (self._is_due(step) or self._limit_reached(step) is not None)
 
