@@ -14,7 +14,6 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from omegaconf import DictConfig
 
 from tests.timing import Clock, Functions, timed
@@ -24,28 +23,30 @@ from vae_exp.config import build
 from vae_exp.datasets import batches
 from vae_exp.evaluation.metrics import evaluate
 from vae_exp.figures import training
-from vae_exp.sweeps import summary
+from vae_exp.sweeps import sweepers
 from vae_exp.tracking.tracker import Tracker
-from vae_exp.training import checkpointer, dry_run
+from vae_exp.training import checkpointer, dry_run, run, threads
 from vae_exp.training.precision import reproducible
 
 MODES = ("offline", "disabled")
 SWEPT = {"model.z_dim": (2, 4, 8, 16), "optimizer.lr": (3e-4, 1e-3, 3e-3), "seed": (0, 1)}  # as the experiment's file
 PARTS: dict[str, Functions] = {
     "composing and checking the configuration": [
-        (ConfigLoaderImpl, "load_sweep_config"), (command, "compose"), (build, "check"),
+        (sweepers.JobConfigs, "load_sweep_config"), (command, "check_sweep"), (build, "check"),
     ],
     "data, model and the trial of its parts": [
-        (build, "dataset"), (build, "model"), (build, "optimizer"), (dry_run, "check_model"), (dry_run, "check"),
+        *((build, f) for f in ("dataset", "model", "optimizer")), (threads, "choose"),
+        *((dry_run, f) for f in ("check_data", "check_model", "check_own_parts")),
     ],
-    "W&B's start": [(train, "choose_mode"), (Tracker, "_open_wandb")],
+    "steps": [(train, "train_epoch")],
+    "validation and the test split": [(train, "evaluate")],
+    "W&B's start": [(run, "choose_mode"), (Tracker, "_open_wandb")],
     "points, in metrics.jsonl and W&B": [(Tracker, "log")],
     "summary.json": [(Tracker, "_write_summary"), (Tracker, "summarise")],
-    "pictures": [*((training, f) for f in ("reconstructions", "samples", "_figure")), (Tracker, "image")],
+    "pictures": [*((training, f) for f in ("_usual", "_further", "test_figure")), (Tracker, "image")],
     "checkpoints": [(checkpointer.Checkpointer, name) for name in ("keep_best", "write", "write_best", "best")],
-    "the test split": [(train, "_test")],
     "W&B's finish": [(Tracker, "_close_wandb")],
-    "tables and figures at the end": [(summary, "finish")],
+    "tables and figures at the end": [(sweepers.summary, "finish")],
 }  # fmt: skip
 
 

@@ -28,6 +28,7 @@ BLOCK = 4096  # bytes that are sampled at once; of a smaller file than four of t
 BLOCK_DISTANCE = 2**20  # bytes of a larger file between two blocks
 MAX_BLOCKS = 64
 MAX_BYTES = 2**24  # of a text file: the largest of ours have kilobytes
+FAST_YAML = getattr(yaml, "CSafeLoader", None)  # of PyYAML where it was built with libyaml
 MAX_YAML_BYTES = 2**17  # PyYAML takes a second for so many
 MAX_LINE_BYTES = 2**20
 MAX_DEPTH = 50  # levels of lists and groups
@@ -181,7 +182,9 @@ def parse_json(text: str) -> Any:
 
 def parse_yaml(text: str) -> Any:
     """Return the value of a YAML text. Raises Unreadable if it is none, has aliases, or is deeper than MAX_DEPTH."""
-    return _parse("YAML", lambda text: yaml.load(text, _WithoutAliases), text)
+    # libyaml is eight times as fast, and cannot be told to refuse aliases, whose signs these are.
+    loader = FAST_YAML if FAST_YAML and not {"&", "*"} & set(text) else _WithoutAliases
+    return _parse("YAML", lambda text: yaml.load(text, loader), text)
 
 
 def _parse(kind: str, load: Callable[[str], Any], text: str) -> Any:

@@ -48,6 +48,7 @@ class Tracker:
     ) -> None:
         self.run_dir = run_dir
         self.started, self.wandb_id = time.monotonic(), None
+        self._row, self._row_step = dict[str, Any](), 0  # of W&B
         self.ends_as = "finished"  # the state of a run that ends without an error
         summary = folder.read_summary(run_dir) if before is not None else None
         known = summary.wandb if summary is not None else WandbRun()
@@ -96,13 +97,12 @@ class Tracker:
             self.metrics.write(json.dumps({"step": step} | values) + "\n")
             self.metrics.flush()
 
-        def log_values(run: Any) -> None:
-            import wandb
+        def as_histograms(wandb: Any) -> dict[str, Any]:
+            return {
+                name: wandb.Histogram(value) if isinstance(value, list) else value for name, value in values.items()
+            }
 
-            histograms = {name: wandb.Histogram(value) for name, value in values.items() if isinstance(value, list)}
-            run.log(values | histograms, step=step)
-
-        self._in_wandb(log_values)
+        self._add_to_row(as_histograms, step)
 
     def image(self, name: str, pixels: np.ndarray, caption: str, step: int) -> None:
         """Write a picture, as images/NAME_STEP.png and in W&B as images/NAME; it is encoded once."""
@@ -110,12 +110,26 @@ class Tracker:
         with atomic_write(path, sync=False) as file:
             Image.fromarray(pixels).save(file, "PNG")
 
-        def log_image(run: Any) -> None:
+        self._add_to_row(lambda wandb: {f"images/{name}": wandb.Image(str(path), caption=caption)}, step)
+
+    def _add_to_row(self, values: Callable[[Any], dict[str, Any]], step: int) -> None:
+        """Add values, made by a function of the module wandb, to the step's row in W&B; a call for each is slow."""
+
+        def add(run: Any) -> None:
             import wandb
 
-            run.log({f"images/{name}": wandb.Image(str(path), caption=caption)}, step=step)
+            if step != self._row_step:
+                self._send_row(run)
+            self._row |= values(wandb)
+            self._row_step = step
 
-        self._in_wandb(log_image)
+        self._in_wandb(add)
+
+    def _send_row(self, run: Any) -> None:
+        """Log what is known of the last step; W&B too shows a row when the next one comes, or the run ends."""
+        row, self._row = self._row, {}
+        if row:
+            run.log(row, step=self._row_step)
 
     def image_path(self, name: str, step: int) -> Path:
         return self.run_dir / IMAGES / f"{name}_{step:07d}.png"
@@ -199,6 +213,7 @@ class Tracker:
         state, reason, exit_code = self._end(error)
 
         def close(run: Any) -> None:
+            self._send_row(run)
             if isinstance(error, SystemExit):
                 run.mark_preempting()
             run.summary.update({"state": state, "reason": reason})
@@ -219,10 +234,14 @@ class Tracker:
 
 def environment() -> dict[str, Any]:
     """Return what a run was made with: date, host, versions, and the commit of the repository that one stands in."""
-    versions = {name: metadata.version(name) for name in ("vae_exp", "torch", "hydra-core", "wandb")}
     now = datetime.now().astimezone().isoformat(timespec="seconds")
     about = {"date": now, "host": platform.node(), "python": platform.python_version()}
-    return about | versions | _commit(os.path.realpath("."))
+    return about | _versions() | _commit(os.path.realpath("."))
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in ("vae_exp", "torch", "hydra-core", "wandb")}
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -42,7 +43,14 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer"]):
 
     def keep_best(self) -> None:
         """Keep the state of the epoch that has just ended, which is the best, until the next write."""
-        self._best, self._best_is_written = checkpoints.copied(self._state_dict()), False
+        now = self._state_dict()
+        assert now.resume is not None
+        # What training changes in place; the rest is made anew where it changes.
+        model, optimizer, means, weights = map(
+            checkpoints.copied, (now.model, now.optimizer, now.resume.means, now.resume.weights)
+        )
+        resume = replace(now.resume, means=means, weights=weights)
+        self._best, self._best_is_written = replace(now, model=model, optimizer=optimizer, resume=resume), False
 
     def write(self) -> None:
         """Write what is new. Raises Diverged rather than save values that are not finite."""

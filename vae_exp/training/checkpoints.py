@@ -9,7 +9,7 @@ import math
 import os
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -231,15 +231,13 @@ def content(checkpoint: Checkpoint) -> memoryview:
 
 
 def copied(value: Any) -> Any:
-    """Return a copy of a checkpoint, or of a part of it, on the CPU, which stays as it is while training goes on."""
+    """Return a copy of a part of a checkpoint, on the CPU, which stays as it is while training goes on."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
         same_kind = copy.copy(value)  # with the versions of its layers, which a state_dict has beside its tensors
         same_kind.update({key: copied(item) for key, item in value.items()})
         return same_kind
-    if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{part.name: copied(getattr(value, part.name)) for part in fields(value)})
     return type(value)(map(copied, value)) if isinstance(value, list | tuple) else value
 
 
