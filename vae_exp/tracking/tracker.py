@@ -48,7 +48,8 @@ class Tracker:
     ) -> None:
         self.run_dir = run_dir
         self.started, self.wandb_id = time.monotonic(), None
-        self._row, self._row_step = dict[str, Any](), 0  # of W&B
+        self._row, self._row_step = dict[str, Any](), 0  # of W&B, and what its summary has not got yet
+        self._unsent: dict[str, Any] = {}
         self.ends_as = "finished"  # the state of a run that ends without an error
         summary = folder.read_summary(run_dir) if before is not None else None
         known = summary.wandb if summary is not None else WandbRun()
@@ -143,11 +144,14 @@ class Tracker:
         with writing(self.run_dir / METRICS):
             os.fsync(self.metrics.fileno())
         self._write_summary()
+        if self._unsent:
+            self._in_wandb(lambda run: run.summary.update(self._unsent))
+            self._unsent = {}
 
     def summarise(self, results: dict[str, Any]) -> None:
-        """Record results of the whole run, such as best/val_neg_elbo: in W&B now, in summary.json at its next write."""
+        """Record results of the whole run, such as best/val_neg_elbo, for summary.json and W&B at their next write."""
         self.summary.results.update(results)
-        self._in_wandb(lambda run: run.summary.update(results))
+        self._unsent |= results
 
     def upload_checkpoints(self, best_is_last: bool) -> None:
         """Upload best.pt and last.pt as versions of the run's W&B artifact; if they are the same model, as one file."""
@@ -216,7 +220,7 @@ class Tracker:
             self._send_row(run)
             if isinstance(error, SystemExit):
                 run.mark_preempting()
-            run.summary.update({"state": state, "reason": reason})
+            run.summary.update(self._unsent | {"state": state, "reason": reason})
             if self.alerts and (state == "failed" or (state == "finished" and reason)):
                 run.alert(f"{self.name}: {state}", reason or state)
             run.finish(exit_code=exit_code)
