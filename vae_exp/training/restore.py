@@ -19,6 +19,7 @@ from vae_exp.errors import UserError, first_line
 from vae_exp.files import expand, log_once
 from vae_exp.training import checkpoints, resume
 from vae_exp.training.checkpoints import Checkpoint, InvalidCheckpoint
+from vae_exp.training.optimizer import step_of
 from vae_exp.training.run_dir import available_roots, data_roots
 from vae_exp.training.state import TrainingRun
 
@@ -142,7 +143,7 @@ def _restore_optimizer(resumed: Checkpoint, run: TrainingRun) -> None:
     # A step with gradients of 0 shows what the state must be. It spoils the weights, which are set afterwards.
     for weights in run.model.parameters():
         weights.grad = torch.zeros_like(weights) if weights.requires_grad else None
-    optimizer.step()
+    step_of(optimizer)()
     optimizer.zero_grad()
     fresh = optimizer.state_dict()
     checkpoints.require_optimizer(stored, fresh, resumed.step)
