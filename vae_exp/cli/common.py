@@ -35,7 +35,7 @@ from vae_exp.config.compose import BASE, KNOWN_RULES, LISTED, compose, explain, 
 from vae_exp.config.schema import OPTION_RULES, TERMS, Rule
 from vae_exp.errors import UserError, first_line, in_users_code, is_out_of_memory, printable, shortened, stop_signals
 from vae_exp.files import use_surroundings
-from vae_exp.training import console
+from vae_exp.training import console, threads
 from vae_exp.training.console import echo, say
 from vae_exp.training.run_dir import (
     BEST,
@@ -143,6 +143,7 @@ def exits(program: str, config_name: str) -> Iterator[None]:
     """Run the block; exit with code 1 and one message for an error the user can fix, or a traceback for our bugs."""
     # Collect garbage more rarely, to the end: looking for it among what is imported takes half a second of the start.
     gc.set_threshold(10_000)
+    threads.end_quickly()
     logging.raiseExceptions = False  # a log that cannot be written is no reason to stop, or to fill stderr
     console.open_streams()
     signals = stop_signals()

@@ -223,6 +223,7 @@ def start(planned: Plan) -> None:
 def run_job(cfg: DictConfig, run_dir: Path, job: Any) -> None:
     """Run one job, without an error if it fails, so that the others go on; job is Hydra's own configuration."""
     if _launcher() is not None:
+        threads.end_quickly()
         console.open_streams()
         console.noted |= set(console.NOTES)  # _report prints them once
     if job.runtime.choices["hydra/launcher"].startswith("submitit"):
