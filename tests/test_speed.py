@@ -1,5 +1,6 @@
 """Speed changes no result: precisions, compiling, and the faster kernels against the plain loop."""
 
+import platform
 import re
 import statistics
 from pathlib import Path
@@ -202,3 +203,16 @@ def test_what_cannot_be_had_is_refused_before_anything_is_written(vae_train, mon
     assert code == 1
     assert said in told
     assert not Path("run/summary.json").exists()
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the library's switch is of x86")
+def test_bf16_without_units_for_it_says_how_slow_it_is(monkeypatch):
+    """oneDNN, which computes PyTorch's products, can be told to use an older processor's instructions."""
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    arguments = ("dataset=digits", "epochs=1", "max_steps=1", "network.hidden_dims=[8]", "wandb.mode=disabled")
+    running = command(*arguments, "precision=bf16")
+    said, _ = running.communicate(timeout=120)
+    assert running.returncode == 0, said
+    factor = int(re.search(r"precision=bf16: .* takes (\d+) times as long as in fp32", said)[1])
+    assert factor > 1
+    assert said.index("precision=bf16") < said.index("run folder")
