@@ -143,7 +143,8 @@ def best(runs: list[Run], column: str = "val/neg_elbo") -> Run | None:
     """Return the finished run with the best number; of folded runs those whose seeds all finished come first."""
     candidates = [run for run in runs if run.metrics.get(column) is not None and (run.finished or run.members)]
     candidates = [run for run in candidates if run.finished] or candidates
-    return min(candidates, key=lambda run: sign(runs, column) * run.metrics[column], default=None)
+    direction = sign(runs, column)
+    return min(candidates, key=lambda run: direction * run.metrics[column], default=None)
 
 
 def metric_of(runs: list[Run]) -> str:

@@ -1,6 +1,7 @@
 """Run the jobs of a sweep, in one process or several."""
 
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -99,6 +100,15 @@ def _report(planned: Plan, over: threading.Event) -> None:
 def _summaries(folder: Path) -> dict[Path, Summary]:
     """Return what the jobs of a sweep have written of themselves; not what another process is writing just now."""
     return {run: summary for run in runs_below(folder) if (summary := read_summary(run)) is not None}
+
+
+@functools.cache
+def _ended(folder: Path) -> dict[Path, Summary]:
+    """Return what `_summaries` finds when it is first asked, to which this process adds the jobs that it runs.
+
+    Looking through the folder before each job would take the longer the more there are.
+    """
+    return _summaries(folder)
 
 
 def _counts(summaries: dict[Path, Summary]) -> tuple[list[float], int]:
@@ -213,6 +223,7 @@ def require_one_process(cfg: DictConfig, overrides: list[Override]) -> None:
 def start(planned: Plan) -> None:
     """Write down what the sweep is, so that it can be resumed and read."""
     planned.write()
+    _ended.cache_clear()
     if planned.has_study:
         study.start(planned.folder, planned.name, planned.sign)
     over = f" over {', '.join(planned.keys)}" if planned.keys else "; nothing to sweep: no key has several values"
@@ -237,6 +248,8 @@ def run_job(cfg: DictConfig, run_dir: Path, job: Any) -> None:
         return
     with ends_with_its_launcher():
         _run_job(cfg, run_dir, job)
+    if (summary := read_summary(run_dir)) is not None:
+        _ended(Path(job.sweep.dir).absolute())[run_dir.absolute()] = summary
 
 
 def _run_distributed(cfg: DictConfig, run_dir: Path, job: Any) -> None:
@@ -370,7 +383,7 @@ def _share_machine(cfg: DictConfig, job: Any) -> None:
 
 def _progress(cfg: DictConfig, folder: Path, number: int) -> str:
     """Return the progress as text, such as: job 3/6: 2 done, about 1 min left."""
-    (seconds, failed), total = _counts(_summaries(folder)), cfg.sweep.jobs
+    (seconds, failed), total = _counts(_ended(folder.absolute())), cfg.sweep.jobs
     text = f"job {number + 1}/{total or '?'}: {len(seconds)} done" + (f", {failed} failed" if failed else "")
     if not seconds or not total:
         return text
