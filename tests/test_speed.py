@@ -3,6 +3,8 @@
 import platform
 import re
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -216,3 +218,11 @@ def test_bf16_without_units_for_it_says_how_slow_it_is(monkeypatch):
     factor = int(re.search(r"precision=bf16: .* takes (\d+) times as long as in fp32", said)[1])
     assert factor > 1
     assert said.index("precision=bf16") < said.index("run folder")
+
+
+def test_a_run_does_not_wait_for_pytorchs_compiler_to_be_imported(tmp_path):
+    arguments = ["vae-train", "dataset=digits", "epochs=1", "network.hidden_dims=[8]", "wandb.mode=disabled"]
+    program = f"import sys; sys.argv = {arguments}; from vae_exp.cli.train import main; main()"
+    program += "; print([name for name in ('torch._dynamo', 'sympy', 'matplotlib', 'wandb') if name in sys.modules])"
+    ran = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines()[-1] == "[]"
