@@ -57,6 +57,9 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer"]):
         position = self.run.state.step, self.run.state.epoch
         if self._written == position:  # again, it would take the place of last.previous.pt
             return
+        require_finite(self.run.meters.peek("train"), self.run.meters.span, self.run_dir)
+        for model in {self.run.model, self.run.eval_model}:
+            require_finite_weights(model.state_dict(), position[0], self.run_dir)
         with self.stop.saving():
             best = self.write_best()  # before last.pt, which says that it is there
             self.tracker.to_disk()
@@ -70,6 +73,7 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer"]):
         """Write best.pt, unless it is on the disk already; return what it holds."""
         if self._best is None or self._best_is_written:
             return None
+        require_finite_weights(self._best.model, self._best.step, self.run_dir)
         self.tracker.to_disk()
         content = checkpoints.content(self._best)
         self._put(BEST, content, _position(self._best))
@@ -92,9 +96,6 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer"]):
     def _state_dict(self) -> Checkpoint:
         """Return all that the run is at this moment, with the order of its images as the epoch began."""
         run, state = self.run, self.run.state
-        require_finite(run.meters.peek("train"), run.meters.span, self.run_dir)
-        for model in {run.model, run.eval_model}:
-            require_finite_weights(model, state.step, self.run_dir)
         streams = run.rng.state_dict() | {"order": state.order}
         weights = None if run.eval_model is run.model else run.model.state_dict()
         metrics_bytes, wandb_id = self.tracker.position()

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple, cast
@@ -19,7 +19,6 @@ from vae_exp.errors import Diverged, PeerLost, stop_signals
 from vae_exp.training.checkpoints import Checkpoint
 from vae_exp.training.run_dir import LAST
 from vae_exp.training.state import TrainState
-from vae_exp.vae import VAE
 
 
 class Cadence:
@@ -59,11 +58,11 @@ def gradient_norm(weights: Iterable[Tensor]) -> Tensor:
     return nn.utils.get_total_norm([each.grad for each in weights if each.grad is not None])
 
 
-def require_finite_weights(model: VAE, step: int, run_dir: Path) -> None:
+def require_finite_weights(state: Mapping[str, Tensor], step: int, run_dir: Path) -> None:
     """Raise Diverged if weights are not finite, rather than let such a checkpoint replace a good one."""
-    if nn.utils.get_total_norm(model.parameters()).isfinite():  # one look at all, an eighth of the time
-        return
-    wrong = [name for name, weights in model.named_parameters() if not weights.isfinite().all()]
+    if nn.utils.get_total_norm(weights for weights in state.values() if weights.is_floating_point()).isfinite():
+        return  # one look at all, an eighth of the time
+    wrong = [name for name, weights in state.items() if not weights.isfinite().all()]
     require_finite({f"the weights {name}": math.nan for name in wrong}, f"by step {step}", run_dir)
 
 
