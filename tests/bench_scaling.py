@@ -85,11 +85,11 @@ def scaling(folder: Path, picture: Path) -> None:
         for size in sizes:
             points.append((size, seconds_of(size)))
             print(f"  {name:32}{size:12,}{points[-1][1]:10.3f}{_slope(points)}", flush=True)
-    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9, 4.2), layout="constrained")
     for name, points in rows.items():
         axes.loglog(*zip(*points, strict=True), "o-", label=name)
     axes.set(xlabel="size", ylabel="seconds")
-    axes.legend(fontsize="small")
+    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(picture, dpi=90)
 
 
