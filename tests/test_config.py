@@ -261,7 +261,7 @@ WRONG_COMMANDS = [
     # What Hydra says in its own words, or in none.
     ("--shell-completion", "--shell-completion: Expecting one subcommand from ['install', 'uninstall', 'query']"),
     ("--resolve", "--resolve: The --resolve flag can only be used in conjunction with --cfg"),
-    ('hydra.run=${oc.decode:"7"}', "hydra.run=7: it has keys of its own, such as hydra.run.dir=PATH."),
+    ('hydra.run=${oc.decode:"7"}', 'hydra.run=${oc.decode:"7"}: it has keys of its own'),
     ("-m seed=0,1 hydra/launcher=", "hydra/launcher=: there is no such launcher. There are basic, joblib"),
     ("hydra/job_logging=nope", "hydra/job_logging=nope: there is no such option of Hydra's."),
     ("hydra/job_logging=disabled", "hydra/job_logging=disabled: Hydra does not start the run"),
