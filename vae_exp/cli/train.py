@@ -233,9 +233,9 @@ def _require_whole(cfg: DictConfig) -> None:
     removed = [word for word in plan.overrides_of(cfg, "task") if word.startswith("~")]
     if keys := [key for key in (word[1:].partition("=")[0] for word in removed) if key in RULES]:
         raise UserError(f"~{keys[0]}: every key has a value; leave {keys[0]} out for its default.")
-    typed: Any = OmegaConf.to_container(cfg.hydra, resolve=False)
+    hydras: Any = OmegaConf.to_container(cfg.hydra, resolve=False)
     for name in ("run", "sweep", "launcher", "sweeper", "job", "runtime"):
-        value = typed[name]
+        value = hydras[name]
         if not isinstance(value, dict) and not (value is None and name in ("launcher", "sweeper")):
             raise UserError(f"hydra.{name}={as_typed(value)}: it has keys of its own, such as hydra.run.dir=PATH.")
 
