@@ -187,10 +187,12 @@ def _several_values(key: str, value: str) -> str:
     return f"{key}={value}: several values are a sweep; add -m. {how}"
 
 
+NOT_LISTED = "{}: Hydra 1.4 takes only callbacks of its own and of vae_exp; Hydra 1.3 takes yours too."
 # What Hydra complains of, and what we say of it.
 COMPLAINTS: dict[str, Callable[..., str]] = {
     r"Could not find 'hydra/(launcher|sweeper)/(\w*?)(?:_local|_slurm)?'": _no_plugin,
     r"^Ambiguous value for argument '(.*?)=(.*)'": _several_values,
+    r"[Tt]arget '(.*?)'.* is not in the Hydra execution whitelist": NOT_LISTED.format,
 }
 
 
