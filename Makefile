@@ -13,8 +13,8 @@ help:  ## list the targets
 
 # Everything is installed once, and again only when pyproject.toml has changed.
 $(VENV)/.installed: pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' \
-		|| { echo "vae_exp needs Python 3.10 to 3.13: make PYTHON=/path/to/python3.13 ..."; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 15))' \
+		|| { echo "vae_exp needs Python 3.10 to 3.14: make PYTHON=/path/to/python3.13 ..."; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' \
 		|| { echo "$(PYTHON) has no venv module (Debian and Ubuntu: apt install python3-venv)"; exit 1; }
 	@echo "Setting up $(VENV): about 3 minutes and 5.5 GB, once."

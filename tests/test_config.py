@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 import vae_exp.networks
 from tests.conftest import READMES, compose, quick_run, refusal
 from vae_exp.config.checks import CALLS, CONF_DIR, check, flatten, options
-from vae_exp.config.compose import readable
+from vae_exp.config.compose import IS_NEW, readable
 from vae_exp.config.schema import DATASET_RULES, EVALUATE_RULES, GENERATE_RULES, OPTION_RULES, RULES
 
 # beta, conditional, stochastic
@@ -261,7 +261,7 @@ WRONG_COMMANDS = [
     # What Hydra says in its own words, or in none.
     ("--shell-completion", "--shell-completion: Expecting one subcommand from ['install', 'uninstall', 'query']"),
     ("--resolve", "--resolve: The --resolve flag can only be used in conjunction with --cfg"),
-    ('hydra.run=${oc.decode:"7"}', "hydra.run=7: it has keys of its own, such as hydra.run.dir=PATH."),
+    ('hydra.run=${oc.decode:"7"}', 'hydra.run=${oc.decode:"7"}: it has keys of its own'),
     ("-m seed=0,1 hydra/launcher=", "hydra/launcher=: there is no such launcher. There are basic, joblib"),
     ("hydra/job_logging=nope", "hydra/job_logging=nope: there is no such option of Hydra's."),
     ("hydra/job_logging=disabled", "hydra/job_logging=disabled: Hydra does not start the run"),
@@ -347,6 +347,14 @@ def test_several_mistakes_are_told_at_once(vae_train):
     _, said = vae_train("model.z_dim=0", "optimizer.lr=-1")
     assert "model.z_dim=0" in said
     assert "optimizer.lr=-1" in said
+
+
+@pytest.mark.skipif(not IS_NEW, reason="Hydra 1.3 has no list of what it makes")
+@pytest.mark.parametrize("flags", [(), ("-m",)])
+def test_a_callback_that_hydra_1_4_does_not_let_in_is_named(vae_train, tmp_path, flags):
+    code, said = vae_train(*flags, "dataset=digits", "+hydra.callbacks.one._target_=tests.hooks.Crash")
+    assert (code, said.count("tests.hooks.Crash: Hydra 1.4 takes only callbacks of its own and of vae_exp")) == (1, 1)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_bug_of_ours_keeps_its_traceback(vae_train, monkeypatch):

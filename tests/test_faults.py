@@ -22,7 +22,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.errors import ConfigCompositionException
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -31,7 +30,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from tests import hooks
-from tests.conftest import A_FEW_SECONDS, QUICK, command, full_disk, metrics, quick_run, stored, written
+from tests.conftest import A_FEW_SECONDS, QUICK, Remembering, command, full_disk, metrics, quick_run, stored, written
 from tests.test_data import write_idx
 from vae_exp import files, inference
 from vae_exp.cli import common
@@ -583,7 +582,7 @@ def test_ctrl_c_while_hydra_composes_ends_like_any_ctrl_c(vae_train, monkeypatch
         except KeyboardInterrupt:
             raise ConfigCompositionException("what Hydra says then")  # noqa: B904
 
-    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", interrupted)
+    monkeypatch.setattr(Remembering, "load_configuration", interrupted)
     assert vae_train("model.z_dim=3") == (130, "")
 
 

@@ -10,6 +10,7 @@ import torch
 
 import vae_exp
 from tests.conftest import QUICK, compose, quick_run
+from vae_exp.config.compose import BASE
 from vae_exp.errors import UserError
 from vae_exp.train import train
 
@@ -41,7 +42,7 @@ def test_a_program_in_float64_trains_and_uses_models_in_float32(models, tmp_path
 
 
 def test_composing_inside_an_application_of_hydras_leaves_it_as_it_is(tmp_path):
-    with hydra.initialize_config_dir(str(tmp_path), version_base=None):
+    with hydra.initialize_config_dir(str(tmp_path), **BASE):
         (tmp_path / "theirs.yaml").write_text("a: 1\n")
         assert vae_exp.compose("dataset=digits", "model.z_dim=3").model.z_dim == 3
         with pytest.raises(UserError, match="zdim: no such key"):

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
 
 from tests import hooks
 from tests.conftest import command, recorded, written
@@ -376,20 +376,19 @@ def test_values_that_would_make_one_folder_of_two_jobs_are_numbered(vae_train):
     assert {path.parent.name for path in only_sweep().glob("*/summary.json")} == {"0", "1"}
 
 
-class Requeue(BasicLauncher):
-    """As a cluster does: a job that was stopped is started again as it is."""
-
-    def launch(self, job_overrides, initial_job_idx):
-        with contextlib.suppress(SystemExit):
-            return super().launch(job_overrides, initial_job_idx)
-        return super().launch(job_overrides, initial_job_idx)
-
-
 def test_a_job_that_a_cluster_starts_again_goes_on(vae_train, monkeypatch):
-    monkeypatch.setitem(Plugins.instance().class_name_to_class, "hydra_plugins.tests.Requeue", Requeue)
-    launcher = ("hydra.launcher._target_=hydra_plugins.tests.Requeue", "hydra.sweep.dir=sweep", "seed=3")
+    (basic,) = (kind for kind in Plugins.instance().discover(Launcher) if kind.__name__ == "BasicLauncher")
+    launch = basic.launch
+
+    def requeue(*jobs, **first):
+        """As a cluster does: a job that was stopped is started again as it is."""
+        with contextlib.suppress(SystemExit):
+            return launch(*jobs, **first)
+        return launch(*jobs, **first)
+
+    monkeypatch.setattr(basic, "launch", requeue)
     with hooks.at_step(4, lambda: os.kill(os.getpid(), signal.SIGUSR2)):
-        code, said = vae_train(*QUICK, hooks.OWN_OBJECTIVE, *launcher)
+        code, said = vae_train(*QUICK, hooks.OWN_OBJECTIVE, "hydra.sweep.dir=sweep", "seed=3")
     assert code == 0, said
     assert "  resumes" in said
     (job,) = Path("sweep").glob("*/summary.json")

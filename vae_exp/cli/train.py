@@ -31,7 +31,7 @@ from vae_exp.cli.common import (
     with_own_options,
 )
 from vae_exp.config.checks import CONF_DIR, as_typed, literal, path_of
-from vae_exp.config.compose import BASE, LISTED, compose, parse, readable
+from vae_exp.config.compose import BASE, IS_NEW, LISTED, UNNAMED, compose, parse, readable
 from vae_exp.config.schema import RULES
 from vae_exp.errors import PeerLost, Unwritable, UserError, first_line, in_users_code, stop_signals, stopped_by
 from vae_exp.sweeps import jobs, plan, sweepers
@@ -95,7 +95,11 @@ def _command_line(arguments: list[str]) -> list[str]:
     if flags and keys == ["sweep.resume"]:
         folder, _ = plan.find(str(words[0].value()))
         return [*flags, *_of_sweep(folder, []), *overrides]
-    return [*flags, *overrides] if flags else _with_stored_overrides(overrides)
+    if not flags:
+        overrides = _with_stored_overrides(overrides)
+        is_told = any(word.startswith("hydra.mode=") for word in overrides)
+        flags = ["-m"] if IS_NEW and not is_told and plan.is_preset(overrides) else []
+    return [*flags, *overrides]
 
 
 def _rerun(overrides: list[str]) -> list[str]:
@@ -157,7 +161,7 @@ def _in_the_users_words(arguments: list[str]) -> Iterator[None]:
         if flags and isinstance(error, ValueError | KeyError | yaml.YAMLError):
             hint = "--hydra-help says what the flags are for"
             raise UserError(f"{' '.join(flags)}: {first_line(error)}. {hint}.") from error
-        if not flags and (not isinstance(error, HydraException) or "interpolation" in str(error)):
+        if not flags and (not isinstance(error, HydraException) or UNNAMED.search(str(error))):
             # If it was Hydra that failed, before the run began, it fails again here; else it is the run's own error.
             overrides = [argument for argument in arguments if argument not in MULTIRUN_FLAGS]
             _require_logging(compose("config", plan.first_job(overrides)))
@@ -214,15 +218,12 @@ def check_run(cfg: DictConfig) -> None:
 
 
 def check_sweep(cfg: DictConfig) -> None:
-    """Check that a sweep has a launcher and a sweeper, and make Hydra's grid ours. Raises UserError."""
+    """Check that a sweep has a launcher, and a sweeper of ours. Raises UserError."""
     _require_whole(cfg)
     for kind in ("launcher", "sweeper"):
         if cfg.hydra[kind] is None:
             raise UserError(f"hydra.{kind}=null: a sweep needs one. Leave it out, or choose with hydra/{kind}=NAME.")
-    if cfg.hydra.sweeper["_target_"] == plan.HYDRAS_GRID:
-        with read_write(cfg.hydra):
-            cfg.hydra.sweeper["_target_"] = plan.GRID
-    if cfg.hydra.sweeper["_target_"] not in (plan.GRID, plan.SEARCH):
+    if not sweepers.is_ours(cfg.hydra.sweeper["_target_"]):
         name = cfg.hydra.runtime.choices["hydra/sweeper"]
         raise UserError(f"hydra/sweeper={name}: there is no such sweeper. There are basic, optuna.")
 
@@ -232,9 +233,10 @@ def _require_whole(cfg: DictConfig) -> None:
     removed = [word for word in plan.overrides_of(cfg, "task") if word.startswith("~")]
     if keys := [key for key in (word[1:].partition("=")[0] for word in removed) if key in RULES]:
         raise UserError(f"~{keys[0]}: every key has a value; leave {keys[0]} out for its default.")
+    hydras: Any = OmegaConf.to_container(cfg.hydra, resolve=False)
     for name in ("run", "sweep", "launcher", "sweeper", "job", "runtime"):
-        value = cfg.hydra[name]
-        if not isinstance(value, DictConfig) and not (value is None and name in ("launcher", "sweeper")):
+        value = hydras[name]
+        if not isinstance(value, dict) and not (value is None and name in ("launcher", "sweeper")):
             raise UserError(f"hydra.{name}={as_typed(value)}: it has keys of its own, such as hydra.run.dir=PATH.")
 
 

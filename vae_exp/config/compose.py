@@ -23,12 +23,14 @@ from vae_exp.errors import UserError, first_line, printable
 from vae_exp.files import MAX_DEPTH
 
 # Hydra 1.4 makes only those parts of a configuration that a program lists, and has no versions to be compatible with.
-_NEW = "execution_whitelist" in inspect.signature(hydra.main).parameters
-LISTED: dict[str, Any] = {"execution_whitelist": ("vae_exp.*", "hydra.*", "hydra_plugins.*")} if _NEW else {}
-BASE: dict[str, Any] = {} if _NEW else {"version_base": "1.3"}
-OmegaConf.register_new_resolver("made_name", lambda *, _root_: made_name(_root_), replace=True)  # of a run's folder
+IS_NEW = "execution_whitelist" in inspect.signature(hydra.main).parameters
+LISTED: dict[str, Any] = {"execution_whitelist": ("vae_exp.*", "hydra.*", "hydra_plugins.*")} if IS_NEW else {}
+BASE: dict[str, Any] = {} if IS_NEW else {"version_base": "1.3"}
+register: Any = getattr(OmegaConf, "register_resolver" if IS_NEW else "register_new_resolver")
+register("made_name", lambda *, _root_: made_name(_root_), replace=True)  # of a run's folder
 KNOWN_RULES = RULES | DATASET_RULES | EVALUATE_RULES | GENERATE_RULES  # not those of options, which may be a user's own
 PLUGINS = {"launcher": ["basic", "joblib", "ray", "submitit"], "sweeper": ["basic", "optuna"]}  # extras of vae_exp
+UNNAMED = re.compile("resolving interpolation|Backslash")  # of an option that Hydra's complaint does not name
 
 
 def parse(overrides: list[str]) -> list[Override]:
@@ -114,8 +116,7 @@ def compose(config_name: str, overrides: list[str]) -> DictConfig:
     except (ConfigCompositionException, ValueError, AssertionError, TypeError, AttributeError, KeyError) as error:
         # A group's option is chosen before there are any values to refer to; Hydra answers model=null with its bugs.
         wrong = [word for word in overrides if _names_no_option(word)]
-        is_interpolation = wrong and str(error).startswith("Error resolving interpolation")
-        if isinstance(error, ConfigCompositionException) and not is_interpolation:
+        if isinstance(error, ConfigCompositionException) and not (wrong and UNNAMED.search(str(error))):
             raise
         named = options(_group_of(wrong[0])) if wrong else []
         choose = f"Choose one of {', '.join(named)}." if named else f"({first_line(error)})"
@@ -140,7 +141,7 @@ def _group_of(word: str) -> str:
 
 def _names_no_option(word: str) -> bool:
     is_group = options(_group_of(word)) or _group_of(word).startswith("hydra/")
-    return bool(is_group) and ("${" in word or not isinstance(parse([word])[0].value(), str))
+    return bool(is_group and (re.search(r"\${|\\", word) or not isinstance(parse([word])[0].value(), str)))
 
 
 def without_hydra(cfg: DictConfig) -> DictConfig:
@@ -186,10 +187,12 @@ def _several_values(key: str, value: str) -> str:
     return f"{key}={value}: several values are a sweep; add -m. {how}"
 
 
+NOT_LISTED = "{}: Hydra 1.4 takes only callbacks of its own and of vae_exp; Hydra 1.3 takes yours too."
 # What Hydra complains of, and what we say of it.
 COMPLAINTS: dict[str, Callable[..., str]] = {
     r"Could not find 'hydra/(launcher|sweeper)/(\w*?)(?:_local|_slurm)?'": _no_plugin,
     r"^Ambiguous value for argument '(.*?)=(.*)'": _several_values,
+    r"[Tt]arget '(.*?)'.* is not in the Hydra execution whitelist": NOT_LISTED.format,
 }
 
 

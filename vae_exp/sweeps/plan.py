@@ -10,9 +10,11 @@ from typing import Any, cast
 
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from vae_exp.config.checks import as_typed, check_metric, flatten, options, path_of, quoted
+from vae_exp.config.compose import compose as compose_config
 from vae_exp.config.compose import parse
 from vae_exp.config.schema import TEXT, judged_by
 from vae_exp.errors import UserError
@@ -23,9 +25,7 @@ from vae_exp.training.run_dir import LATEST, OUTPUTS, UNREADABLE, runs_below
 
 SWEEPS = OUTPUTS / "sweeps"
 SWEEP = "sweep.json"
-# Sweepers of ours, under the only package that Hydra takes one from.
-GRID, SEARCH = "hydra_plugins.vae_exp.Grid", "hydra_plugins.vae_exp.Search"
-HYDRAS_GRID = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+SEARCH = "hydra_plugins.vae_exp.Search"  # a sweeper of ours, under the only package that Hydra 1.3 takes one from
 DIR, SUBDIR = "hydra.sweep.dir", "hydra.sweep.subdir"
 OF_A_SWEEP = ("sweep.", "hydra.sweep.")
 SHARED = ("sweeper", "launcher", "sweep", "callbacks")  # what Hydra takes from the first job for all of them
@@ -100,6 +100,13 @@ def first_job(overrides: list[str]) -> list[str]:
     ]
 
 
+def is_preset(overrides: list[str]) -> bool:
+    """Return whether an experiment says that it is a sweep: Hydra 1.4 asks only what is typed, and types -m itself."""
+    words = [word for word in first_job(overrides) if not word.startswith("hydra.mode=")]
+    is_chosen = any(word.startswith("experiment=") for word in words)
+    return is_chosen and compose_config("config", words).hydra.mode == RunMode.MULTIRUN
+
+
 def require_no_sweep(overrides: list[str]) -> None:
     """Raise UserError if one run is given a setting that only a sweep has."""
     for override in parse(overrides):
@@ -146,8 +153,7 @@ def plan(overrides: list[Override], cfg: DictConfig, compose: Compose, data_dige
         f"sweep.resume={'null' if cfg.sweep.resume is None else quoted(folder)}",
         f"{DIR}={quoted(folder)}",
     ]
-    is_mode_typed = any(override.key_or_group == "hydra.mode" for override in overrides)
-    single = [] if is_mode_typed else ["hydra.mode=RUN"]  # then a preset says that it is a sweep
+    single = ["hydra.mode=RUN"] if is_preset(list(map(line, overrides))) else []
     has_study = is_search or bool(cfg.sweep.prune)
     rest = cfg.epochs, cfg.sweep.warm_start, cfg.sweep.warm_epochs, *judged_by(cfg)
     return Plan(name, swept, jobs, is_search, has_study, settings, folder, job_overrides, single, *rest)

@@ -1,6 +1,7 @@
 """Hydra's sweepers of ours: a grid, and a search in which Optuna chooses the values of each job."""
 
 import copy
+import dataclasses
 import functools
 import itertools
 import random
@@ -8,24 +9,24 @@ import traceback
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.types import IntervalSweep, Override, OverrideType
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
-from hydra.types import HydraContext, TaskFunction
+from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from vae_exp.compare.runs import CONFIRM, SEEDS
 from vae_exp.config.checks import closest, quoted
-from vae_exp.config.compose import parse
+from vae_exp.config.compose import IS_NEW, parse
 from vae_exp.config.schema import Config
 from vae_exp.errors import UserError
 from vae_exp.files import write
 from vae_exp.sweeps import jobs, study, summary, warm_start
-from vae_exp.sweeps.plan import GRID, HYDRAS_GRID, SEARCH, SUBDIR, Plan, first_job, has_one_dataset, overrides_of, plan
+from vae_exp.sweeps.plan import SEARCH, SUBDIR, Plan, first_job, has_one_dataset, overrides_of, plan
 from vae_exp.sweeps.values import check_each, job_folders, job_names, line, values_of
 from vae_exp.training.run_dir import MULTIRUN
 
@@ -39,11 +40,16 @@ Batch = tuple[int, list[tuple[str, list[str]]]]  # the number of its first job, 
 
 
 def register() -> None:
-    """Let Hydra know our sweepers, which it would else look for in a package called hydra_plugins."""
-    Plugins.instance().class_name_to_class |= {GRID: Grid, SEARCH: Search}
+    """Let Hydra know our sweepers: a grid under the name of its own, and a search."""
+    plugins = Plugins.instance().class_name_to_class  # when Hydra has found them, it has the options they bring too
+    plugins |= {ConfigStore.instance().load("hydra/sweeper/basic.yaml").node["_target_"]: Grid, SEARCH: Search}
 
 
-@dataclass
+def is_ours(target: str) -> bool:
+    return Plugins.instance().class_name_to_class.get(target) in (Grid, Search)
+
+
+@dataclasses.dataclass
 class Composed:
     """A job's configuration as Hydra composed it, and the overrides that made it."""
 
@@ -63,11 +69,13 @@ class Composed:
         task = [word for word in words if not word.is_hydra_override()]
         hydras = [line(word) for word in words if word.is_hydra_override()]
         with read_write(cfg.hydra), open_dict(cfg.hydra):
-            before, naming = overrides_of(cfg, "hydra"), cfg.hydra.job.config.override_dirname
+            before = overrides_of(cfg, "hydra")
             cfg.hydra.overrides.hydra = [*before[: len(before) - len(hydras)], *hydras]
             cfg.hydra.overrides.task = list(map(line, task))
-            named = sorted(line(word) for word in task if word.key_or_group not in naming.exclude_keys)
-            cfg.hydra.job.override_dirname = naming.item_sep.join(named).replace("=", naming.kv_sep)
+            if not IS_NEW:  # Hydra 1.4 looks it up when it is needed
+                naming = cfg.hydra.job.config.override_dirname
+                named = sorted(line(word) for word in task if word.key_or_group not in naming.exclude_keys)
+                cfg.hydra.job.override_dirname = naming.item_sep.join(named).replace("=", naming.kv_sep)
         return cfg
 
     def _is_value(self, word: Override) -> bool:
@@ -93,13 +101,10 @@ class JobConfigs:
         for composed in self.composed:
             if (cfg := composed.with_values(words)) is not None:
                 return cfg
-        sweeper = master_config.hydra.sweeper
-        with read_write(master_config.hydra):  # Hydra 1.4 insists that a job's sweeper is the one that it composed
-            ours, sweeper["_target_"] = sweeper["_target_"], HYDRAS_GRID if sweeper["_target_"] == GRID else SEARCH
-            try:
-                cfg = self.loader.load_sweep_config(master_config, sweep_overrides)
-            finally:
-                sweeper["_target_"] = ours
+        # Hydra 1.4's own refuses an option that has another sweeper, also where what is typed replaces its values.
+        name, overrides = master_config.hydra.job.config_name, overrides_of(master_config, "hydra")
+        cfg = self.loader.load_configuration(name, [*overrides, *sweep_overrides], RunMode.RUN)
+        OmegaConf.copy_cache(master_config, cfg)
         if len(self.composed) < MAX_COMPOSED:
             self.composed.append(Composed(words, copy.deepcopy(cfg)))
         return cfg
@@ -112,7 +117,7 @@ class PlannedSweeper(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.configs = JobConfigs(hydra_context.config_loader)
-        self.context = HydraContext(cast("ConfigLoader", self.configs), hydra_context.callbacks)
+        self.context = dataclasses.replace(hydra_context, config_loader=cast("ConfigLoader", self.configs))
         self.task_function, self.master = task_function, config
 
     def sweep(self, arguments: list[str]) -> None:
@@ -138,7 +143,7 @@ class PlannedSweeper(Sweeper):
             log = self.plan.folder / "error.log"
             write(log, "".join(traceback.format_exception(error)))
             raise UserError(f"the sweep ended early: {error}\nThe traceback is in {log}") from error
-        if code and not stopped:  # Hydra would call them only after a sweep that returns
+        if code and not stopped and not IS_NEW:  # Hydra 1.3 calls them only after a sweep that returns
             self.context.callbacks.on_multirun_end(config=self.master, config_name=self.master.hydra.job.config_name)
         if stopped or code:
             raise SystemExit(stopped or code)
