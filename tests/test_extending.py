@@ -112,6 +112,40 @@ class Plain(torch.optim.SGD):
 """
 
 
+MASKED = """
+import torch
+from vae_exp.networks.mlp import mlp
+
+def masked(*sizes, **settings):
+    encoder, decoder = mlp(*sizes, **settings)
+    encoder.register_buffer("mask", torch.full((2, 2), -torch.inf).triu(1))
+    return encoder, decoder
+"""
+WRAPPER = """
+import torch
+
+class Wrapper(torch.optim.Optimizer):
+    def __init__(self, params, **settings):
+        self.inner = torch.optim.SGD(params, **settings)
+        self.param_groups, self.state, self.defaults = self.inner.param_groups, self.inner.state, {}
+
+    def step(self):
+        self.inner.step()
+
+    def zero_grad(self):
+        self.inner.zero_grad()
+
+    def state_dict(self):
+        return self.inner.state_dict()
+"""
+
+
+def test_a_buffer_may_be_infinite_and_an_optimizer_may_wrap_another():
+    write({"masked.py": MASKED, "wrapper.py": WRAPPER})
+    summary, _ = quick_run("network._target_=masked.masked", "optimizer=sgd", "optimizer._target_=wrapper.Wrapper")
+    assert summary["state"] == "finished"
+
+
 def test_a_frozen_network_and_an_optimizer_without_a_closure_train():
     write({"frozen.py": FROZEN, "plain.py": PLAIN})
     _, folder = quick_run("network._target_=frozen.frozen", "optimizer=sgd", "optimizer._target_=plain.Plain")

@@ -37,7 +37,7 @@ from vae_exp.cli import common
 from vae_exp.datasets.image_folder import read_images
 from vae_exp.datasets.torchvision import torchvision_images
 from vae_exp.errors import Diverged, Unwritable, UserError, printable
-from vae_exp.training import checkpoints
+from vae_exp.training import checkpoints, run_dir
 
 SMALL = ("network.hidden_dims=[16]", "model.z_dim=3")
 RUN = (*QUICK, *SMALL, "wandb.mode=disabled", "hydra.run.dir=run")
@@ -239,6 +239,16 @@ def test_a_run_needs_no_reader_and_no_letters_but_ascii(vae_train, monkeypatch, 
     if reader == "ascii":
         sys.stdout.flush()
         assert r"run folder \xe9" in Path("said").read_text()
+
+
+def test_a_run_with_a_path_that_is_no_text_is_read_back(vae_train, vae_command):
+    folder = os.fsdecode(b"caf\xe9")
+    assert vae_train(*QUICK, *SMALL, "epochs=1", "wandb.mode=disabled", f"hydra.run.dir={folder}")[0] == 0
+    code, said = vae_train(f"resume={folder}", "epochs=2")
+    assert code == 0, said
+    assert run_dir.read_config(Path(folder))["resume"] == folder
+    assert "epochs=2" in run_dir.read_overrides(Path(folder))
+    assert vae_command("vae-compare", folder)[0] == 0
 
 
 @pytest.mark.slow

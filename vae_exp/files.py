@@ -183,8 +183,10 @@ def parse_json(text: str) -> Any:
 def parse_yaml(text: str) -> Any:
     """Return the value of a YAML text. Raises Unreadable if it is none, has aliases, or is deeper than MAX_DEPTH."""
     # libyaml is eight times as fast, and cannot be told to refuse aliases, whose signs these are.
-    loader = FAST_YAML if FAST_YAML and not {"&", "*"} & set(text) else _WithoutAliases
-    return _parse("YAML", lambda text: yaml.load(text, loader), text)
+    if FAST_YAML and not {"&", "*"} & set(text):
+        with contextlib.suppress(Unreadable):  # it refuses half of a character, which a name of bytes may have
+            return _parse("YAML", lambda text: yaml.load(text, FAST_YAML), text)
+    return _parse("YAML", lambda text: yaml.load(text, _WithoutAliases), text)
 
 
 def _parse(kind: str, load: Callable[[str], Any], text: str) -> Any:

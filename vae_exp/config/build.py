@@ -240,7 +240,8 @@ def model_of(config: Mapping[str, Any], x_shape: tuple[int, int, int], n_classes
 def optimizer(config: Mapping[str, Any], model: nn.Module) -> torch.optim.Optimizer:
     """Return the optimizer of the weights that are not frozen."""
     for name in MARKED:  # marked to stay out of compiled steps, by importing the compiler, 1.2 s; ours stay out anyway
-        if method := getattr(getattr(torch.optim.Optimizer, name), "__wrapped__", None):
+        method = getattr(getattr(torch.optim.Optimizer, name), "__wrapped__", None)
+        if method is not None and not hasattr(method, "__dynamo_disable"):
             method.__dynamo_disable = method
     learned = [weights for weights in model.parameters() if weights.requires_grad]
     return cast("torch.optim.Optimizer", partial(config, "optimizer")(learned))

@@ -153,7 +153,8 @@ def plan(overrides: list[Override], cfg: DictConfig, compose: Compose, data_dige
         f"sweep.resume={'null' if cfg.sweep.resume is None else quoted(folder)}",
         f"{DIR}={quoted(folder)}",
     ]
-    single = ["hydra.mode=RUN"] if is_preset(list(map(line, overrides))) else []
+    is_mode_typed = any(override.key_or_group == "hydra.mode" for override in overrides)
+    single = ["hydra.mode=RUN"] if not is_mode_typed or is_preset(list(map(line, overrides))) else []
     has_study = is_search or bool(cfg.sweep.prune)
     rest = cfg.epochs, cfg.sweep.warm_start, cfg.sweep.warm_epochs, *judged_by(cfg)
     return Plan(name, swept, jobs, is_search, has_study, settings, folder, job_overrides, single, *rest)

@@ -83,7 +83,9 @@ class Tracker:
         for attempt in dict.fromkeys((mode, "offline")):
             try:
                 options = wandb_run.training_options(config, info, self.name, self.wandb_id, known)
-                return wandb.init(mode=attempt, **options)
+                run = wandb.init(mode=attempt, **options)
+                wandb_run.packages_are_listed = True
+                return run
             except Exception as error:  # whatever is wrong with W&B, it must not cost the run
                 is_last = attempt == "offline" or isinstance(error, UserError)  # of its folder
                 rest = "the run folder has everything" if is_last else "the run goes on offline"
@@ -127,10 +129,10 @@ class Tracker:
         self._in_wandb(add)
 
     def _send_row(self, run: Any) -> None:
-        """Log what is known of the last step; W&B too shows a row when the next one comes, or the run ends."""
+        """Log all that there is of the last step, now that the next one comes or the run ends, as W&B itself does."""
         row, self._row = self._row, {}
         if row:
-            run.log(row, step=self._row_step)
+            run.log(row, step=self._row_step, commit=True)
 
     def image_path(self, name: str, step: int) -> Path:
         return self.run_dir / IMAGES / f"{name}_{step:07d}.png"

@@ -4,7 +4,6 @@ import base64
 import contextlib
 import functools
 import hashlib
-import itertools
 import logging
 import netrc
 import os
@@ -12,7 +11,7 @@ import re
 import secrets
 import shutil
 import ssl
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -165,7 +164,7 @@ def training_options(
 
 
 # Its requirements.txt takes W&B 70 ms, most of its start; the runs of one process have the same packages.
-_lists_packages: Iterator[dict[str, Any]] = itertools.chain([{}], itertools.repeat({"x_save_requirements": False}))
+packages_are_listed = False
 
 
 def _options(keys: WandbKeys, known: WandbRun) -> dict[str, Any]:
@@ -178,13 +177,14 @@ def _options(keys: WandbKeys, known: WandbRun) -> dict[str, Any]:
         folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):  # W&B would write to the temporary folder without a word
         raise Unwritable(f"wandb.dir={folder}: cannot be written")
+    packages: dict[str, Any] = {"x_save_requirements": False} if packages_are_listed else {}
     seconds: dict[str, Any] = {"init_timeout": INIT_SECONDS, "finish_timeout": FINISH_SECONDS}
     return {
         "dir": folder,
         "project": str(keys["project"] or known.project or os.environ.get("WANDB_PROJECT") or "vae_exp"),
         "entity": keys["entity"] or known.entity,
         "reinit": "finish_previous",  # a run that is still open must not swallow this one's points
-        "settings": wandb.Settings(silent=True, finish_timeout_raises=True, **seconds, **next(_lists_packages)),
+        "settings": wandb.Settings(silent=True, finish_timeout_raises=True, **seconds, **packages),
     }
 
 

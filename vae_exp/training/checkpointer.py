@@ -30,6 +30,7 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer"]):
         self._best_is_written = False
         self._on_disk: dict[str, Position] = {}  # of which step and epoch the weights in each file are
         self._written: Position | None = None  # last.pt's, if this process wrote it
+        self._weights = [name for name, _ in run.model.named_parameters()]  # a buffer, such as a mask, may be infinite
         if resumed is not None:
             self._on_disk[LAST] = _position(resumed)
             if resumed.best is not None:
@@ -59,7 +60,7 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer"]):
             return
         require_finite(self.run.meters.peek("train"), self.run.meters.span, self.run_dir)
         for model in {self.run.model, self.run.eval_model}:
-            require_finite_weights(model.state_dict(), position[0], self.run_dir)
+            require_finite_weights(model.state_dict(), self._weights, position[0], self.run_dir)
         with self.stop.saving():
             best = self.write_best()  # before last.pt, which says that it is there
             self.tracker.to_disk()
@@ -73,7 +74,7 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer"]):
         """Write best.pt, unless it is on the disk already; return what it holds."""
         if self._best is None or self._best_is_written:
             return None
-        require_finite_weights(self._best.model, self._best.step, self.run_dir)
+        require_finite_weights(self._best.model, self._weights, self._best.step, self.run_dir)
         self.tracker.to_disk()
         content = checkpoints.content(self._best)
         self._put(BEST, content, _position(self._best))

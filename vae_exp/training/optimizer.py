@@ -55,12 +55,13 @@ def step_of(optimizer: Optimizer) -> Callable[[], object]:
 
 def _is_pytorchs(of: Optimizer) -> bool:
     """Return whether it is one of PyTorch's classes, and nothing else is to happen at a step."""
+    if not type(of).__module__.startswith("torch.optim."):
+        return False
     hooks = (
         *(of._optimizer_step_pre_hooks, of._optimizer_step_post_hooks),
         *(optimizer._global_optimizer_pre_hooks, optimizer._global_optimizer_post_hooks),
     )
-    is_changed = "step" in vars(of) or any(hooks) or any(group.get("differentiable") for group in of.param_groups)
-    return type(of).__module__.startswith("torch.optim.") and not is_changed
+    return not ("step" in vars(of) or any(hooks) or any(group.get("differentiable") for group in of.param_groups))
 
 
 def _kernel(of: Optimizer) -> Callable[..., Any] | None:
