@@ -34,6 +34,7 @@ from tests.conftest import A_FEW_SECONDS, QUICK, Remembering, command, full_disk
 from tests.test_data import write_idx
 from vae_exp import files, inference
 from vae_exp.cli import common
+from vae_exp.config.compose import IS_NEW
 from vae_exp.datasets.image_folder import read_images
 from vae_exp.datasets.torchvision import torchvision_images
 from vae_exp.errors import Diverged, Unwritable, UserError, printable
@@ -243,7 +244,13 @@ def test_a_run_needs_no_reader_and_no_letters_but_ascii(vae_train, monkeypatch, 
 
 def test_a_run_with_a_path_that_is_no_text_is_read_back(vae_train, vae_command):
     folder = os.fsdecode(b"caf\xe9")
-    assert vae_train(*QUICK, *SMALL, "epochs=1", "wandb.mode=disabled", f"hydra.run.dir={folder}")[0] == 0
+    code, said = vae_train(*QUICK, *SMALL, "epochs=1", "wandb.mode=disabled", f"hydra.run.dir={folder}")
+    if IS_NEW:
+        assert (code, said.strip()) == (
+            1, r"vae-train: hydra.run.dir=caf\udce9: no text in UTF-8, which Hydra 1.4 needs. Rename what it names.",
+        )  # fmt: skip
+        return
+    assert code == 0, said
     code, said = vae_train(f"resume={folder}", "epochs=2")
     assert code == 0, said
     assert run_dir.read_config(Path(folder))["resume"] == folder

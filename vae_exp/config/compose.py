@@ -46,8 +46,10 @@ def readable(overrides: list[str], of_sweep: bool = False) -> list[str]:
 
     Such a value is a path with a space or an é, or a class called +1 or true: nobody should have to quote it twice.
     Of a sweep commas separate values, elsewhere they are part of what Hydra cannot read.
-    Raises UserError for a word that is not KEY=VALUE.
+    Raises UserError for a word that is not KEY=VALUE, and for bytes that are no text where Hydra cannot write them.
     """
+    if IS_NEW and (no_text := [word for word in overrides if any("\ud800" <= letter <= "\udfff" for letter in word)]):
+        raise UserError(f"{no_text[0]}: no text in UTF-8, which Hydra 1.4 needs. Rename what it names.")
     return [_readable(_with_text_quoted(word, of_sweep)) for word in overrides]
 
 
