@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Adam, AdamW, Optimizer, optimizer
+from torch.optim import Adam, AdamW, Optimizer
+from torch.optim import optimizer as of_all  # whose hooks are those of all optimizers
 
 
 def step_of(optimizer: Optimizer) -> Callable[[], object]:
@@ -53,27 +54,28 @@ def step_of(optimizer: Optimizer) -> Callable[[], object]:
     return step
 
 
-def _is_pytorchs(of: Optimizer) -> bool:
+def _is_pytorchs(optimizer: Optimizer) -> bool:
     """Return whether it is one of PyTorch's classes, and nothing else is to happen at a step."""
-    if not type(of).__module__.startswith("torch.optim."):
+    if not type(optimizer).__module__.startswith("torch.optim."):
         return False
     hooks = (
-        *(of._optimizer_step_pre_hooks, of._optimizer_step_post_hooks),
-        *(optimizer._global_optimizer_pre_hooks, optimizer._global_optimizer_post_hooks),
+        *(optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks),
+        *(of_all._global_optimizer_pre_hooks, of_all._global_optimizer_post_hooks),
     )
-    return not ("step" in vars(of) or any(hooks) or any(group.get("differentiable") for group in of.param_groups))
+    is_differentiable = any(group.get("differentiable") for group in optimizer.param_groups)
+    return not ("step" in vars(optimizer) or any(hooks) or is_differentiable)
 
 
-def _kernel(of: Optimizer) -> Callable[..., Any] | None:
+def _kernel(optimizer: Optimizer) -> Callable[..., Any] | None:
     """Return the kernel that is all of this optimizer's step, or None if there is more to it, or no such kernel."""
-    if type(of) not in (Adam, AdamW) or len(of.param_groups) != 1:
+    if type(optimizer) not in (Adam, AdamW) or len(optimizer.param_groups) != 1:
         return None
-    group = of.param_groups[0]
+    group = optimizer.param_groups[0]
     kinds = {(weights.device, weights.dtype) for weights in group["params"]}
     is_plain = group.get("fused") and not group.get("amsgrad") and not group.get("capturable")
     if not is_plain or len(kinds) != 1 or any(weights.is_complex() for weights in group["params"]):
         return None
-    is_decoupled = group.get("decoupled_weight_decay", type(of) is AdamW)
+    is_decoupled = group.get("decoupled_weight_decay", type(optimizer) is AdamW)
     return getattr(torch, "_fused_adamw_" if is_decoupled else "_fused_adam_", None)
 
 

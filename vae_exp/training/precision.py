@@ -59,12 +59,13 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
     measured number stay float32.
     """
     _allow_tf32(precision == "tf32", precision == "tf32")
-    if precision != "bf16" and not torch.is_autocast_enabled(device.type):
-        return contextlib.nullcontext()
-    if precision == "bf16" and device.type == "cpu" and (factor := _bf16_factor()) > 1.5:
+    if precision != "bf16":  # only a caller's own autocast has to be kept out
+        is_on = torch.is_autocast_enabled(device.type)
+        return torch.autocast(device.type, torch.bfloat16, enabled=False) if is_on else contextlib.nullcontext()
+    if device.type == "cpu" and (factor := _bf16_factor()) > 1.5:
         times = f"a product takes {factor:.0f} times as long as in fp32, which is the default"
         log.warning(f"precision=bf16: this processor has no units for it, and {times}")
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    return torch.autocast(device.type, torch.bfloat16)
 
 
 @contextlib.contextmanager
