@@ -6,18 +6,40 @@ times the arithmetic. The tests hold them against torch.distributions.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 LOG_2PI = math.log(2 * math.pi)
+Noise = torch.Generator | Tensor | None  # a generator on the CPU gives every device the same noise
+
+
+class Posterior(Protocol):
+    """q(z|x) of some images: a dataclass whose tensors are [B, ...].
+
+    log_prob(z) is of each latent, [..., B, Z], where q factorises, else of the code, [..., B]. Where q only knows
+    the density of its own draws there is none, but draw(noise), which returns z and log q(z|x).
+    """
+
+    @property
+    def mean(self) -> Tensor: ...
+    def rsample(self, noise: Noise = None) -> Tensor: ...
 
 
 def log_prior(z: Tensor) -> Tensor:
-    """Return log p(z) of the prior N(0, I), of each latent dimension of z [..., Z], in nats."""
+    """Return log p(z) of N(0, I), of each latent dimension of z [..., Z], in nats."""
     return -0.5 * (z.square() + LOG_2PI)
+
+
+def noise_like(mean: Tensor, noise: Noise) -> Tensor:
+    """Return the noise on the device of the mean: as given, [..., B, Z], or drawn in its shape."""
+    if not isinstance(noise, Tensor):
+        device = mean.device if noise is None else noise.device
+        noise = torch.randn(mean.shape, generator=noise, device=device, dtype=mean.dtype)
+    return noise.to(mean.device)
 
 
 @dataclass
@@ -27,24 +49,107 @@ class DiagonalGaussian:
     mean: Tensor
     log_var: Tensor
 
-    def rsample(self, noise: torch.Generator | Tensor | None = None) -> Tensor:
+    def rsample(self, noise: Noise = None) -> Tensor:
         """Draw z = mean + sigma * noise, [B, Z]: the reparameterisation trick of Kingma & Welling (2014).
 
-        The noise is given, or drawn on the generator's device: a generator on the CPU gives every device the same
-        noise.
+        The noise may be given, [B, Z] or several draws [K, B, Z].
         """
-        if not isinstance(noise, Tensor):
-            device = self.mean.device if noise is None else noise.device
-            noise = torch.randn(self.mean.shape, generator=noise, device=device, dtype=self.mean.dtype)
-        return self.mean + torch.exp(0.5 * self.log_var) * noise.to(self.mean.device)
+        noise = noise_like(self.mean, noise)
+        return self.mean + torch.exp(0.5 * self.log_var.expand_as(noise)) * noise
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Return log q(z|x) of codes [B, Z], of each latent dimension, [B, Z] nats."""
         return -0.5 * ((z - self.mean).square() * torch.exp(-self.log_var) + self.log_var + LOG_2PI)
 
+    def log_prob_pairs(self, z: Tensor) -> Tensor:
+        """Return log q(z_i|x_j) of codes [..., Z] under each of the B Gaussians, [..., B] nats."""
+        weighted, z = self._weighted, _as_double(z)
+        pairs = -0.5 * (z.square() @ self._precision.T - 2 * z @ weighted.T + self._constant)
+        return pairs.to(self.mean.dtype)
+
+    # log q of all pairs is computed as matrix products, in float64: their large terms cancel.
+    @cached_property
+    def _precision(self) -> Tensor:
+        return torch.exp(-_as_double(self.log_var))
+
+    @cached_property
+    def _weighted(self) -> Tensor:
+        return _as_double(self.mean) * self._precision
+
+    @cached_property
+    def _constant(self) -> Tensor:
+        mean, log_var = _as_double(self.mean), _as_double(self.log_var)
+        return (mean * self._weighted + log_var).sum(1) + mean.shape[1] * LOG_2PI
+
     def kl_to_prior(self) -> Tensor:
         """Return KL(q(z|x) || N(0, I)) of each latent dimension, [B, Z] nats (Kingma & Welling 2014, appendix B)."""
         return 0.5 * (self.mean.square() + self.log_var.exp() - 1.0 - self.log_var)
+
+    @property
+    def marginals(self) -> "DiagonalGaussian":
+        return self
+
+    def mean_covariance(self) -> Tensor:
+        """Return the mean over images of the covariance of q(z|x), [Z, Z]."""
+        return self.log_var.exp().mean(0).diag()
+
+
+@dataclass
+class FullGaussian:
+    """N(mean, L L^T) with a lower triangular L for each image: diag(L) = exp(log_var / 2), and `lower` is below it.
+
+    mean and log_var are [B, Z], lower is [B, Z (Z - 1) / 2], row by row.
+    """
+
+    mean: Tensor
+    log_var: Tensor
+    lower: Tensor
+
+    @cached_property
+    def scale_tril(self) -> Tensor:
+        """Return L, [B, Z, Z]."""
+        z_dim, device = self.mean.shape[-1], self.mean.device
+        row, column = torch.tril_indices(z_dim, z_dim, -1, device=device)
+        images = torch.arange(len(self.mean), device=device)[:, None]
+        return torch.diag_embed(torch.exp(0.5 * self.log_var)).index_put((images, row, column), self.lower)
+
+    def draw(self, noise: Noise = None) -> tuple[Tensor, Tensor]:
+        """Draw z = mean + L noise, [B, Z] or several draws [K, B, Z]; return it with log q(z|x), [B] or [K, B]."""
+        noise = noise_like(self.mean, noise)
+        z = self.mean + (self.scale_tril @ noise[..., None])[..., 0]
+        return z, (log_prior(noise) - 0.5 * self.log_var).sum(-1)
+
+    def rsample(self, noise: Noise = None) -> Tensor:
+        return self.draw(noise)[0]
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Return log q(z|x) of codes [..., B, Z], [..., B] nats."""
+        away = torch.linalg.solve_triangular(self.scale_tril, (z - self.mean)[..., None], upper=False)[..., 0]
+        return (log_prior(away) - 0.5 * self.log_var).sum(-1)
+
+    def log_prob_pairs(self, z: Tensor) -> Tensor:
+        """Return log q(z_i|x_j) of codes [..., Z] under each of the B Gaussians, [..., B] nats."""
+        whitened = torch.einsum("...z,byz->...by", z, self._inverse) - (self._inverse @ self.mean[..., None])[..., 0]
+        return (log_prior(whitened) - 0.5 * self.log_var).sum(-1)
+
+    @cached_property
+    def _inverse(self) -> Tensor:
+        identity = torch.eye(self.mean.shape[-1], dtype=self.mean.dtype, device=self.mean.device)
+        return torch.linalg.solve_triangular(self.scale_tril, identity.expand_as(self.scale_tril), upper=False)
+
+    def kl_to_prior(self) -> Tensor:
+        """Return KL(q(z|x) || N(0, I)), [B] nats: it does not divide into latents."""
+        trace = self.scale_tril.square().sum((-2, -1))
+        return 0.5 * (self.mean.square() - 1.0 - self.log_var).sum(-1) + 0.5 * trace
+
+    @property
+    def marginals(self) -> DiagonalGaussian:
+        """Return q(z_i|x) of each latent alone."""
+        return DiagonalGaussian(self.mean, self.scale_tril.square().sum(-1).log())
+
+    def mean_covariance(self) -> Tensor:
+        """Return the mean over images of the covariance of q(z|x), [Z, Z]."""
+        return torch.einsum("bij,bkj->ik", self.scale_tril, self.scale_tril) / len(self.mean)
 
 
 @dataclass
@@ -53,7 +158,7 @@ class Point:
 
     mean: Tensor
 
-    def rsample(self, noise: torch.Generator | Tensor | None = None) -> Tensor:
+    def rsample(self, noise: Noise = None) -> Tensor:
         """Return the code itself, [B, Z]; no noise is drawn."""
         return self.mean
 
@@ -62,15 +167,35 @@ class Point:
         return torch.zeros_like(self.mean)
 
 
-Posterior = DiagonalGaussian | Point
-Q = TypeVar("Q", DiagonalGaussian, Point, Posterior)
+Q = TypeVar("Q", bound=Posterior)
+
+
+def draw(q: Posterior, noise: Noise = None) -> tuple[Tensor, Tensor | None]:
+    """Draw codes, [B, Z] or [K, B, Z] as the noise; return them with log q(z|x) where q knows it without z."""
+    return q.draw(noise) if hasattr(q, "draw") else (q.rsample(noise), None)
+
+
+def total(log_prob: Tensor, z: Tensor) -> Tensor:
+    """Return the log density of codes z [..., Z], [...], from that of each latent or of the code."""
+    return log_prob.sum(-1) if log_prob.ndim == z.ndim else log_prob
+
+
+def parameters(q: Posterior) -> dict[str, Any]:
+    """Return the fields of q by name: tensors [B, ...], and what is the same for all images."""
+    return {field.name: getattr(q, field.name) for field in fields(cast("Any", q))}
 
 
 def map_parameters(function: Callable[[Tensor], Tensor], q: Q) -> Q:
-    """Return q with the function applied to each of its parameters."""
-    return type(q)(**{name: function(values) for name, values in vars(q).items()})
+    """Return q with the function applied to each of its tensors."""
+    mapped = {name: function(value) if isinstance(value, Tensor) else value for name, value in parameters(q).items()}
+    return type(q)(**mapped)
 
 
-def concatenate(parts: Sequence[Posterior]) -> Posterior:
+def concatenate(parts: Sequence[Q]) -> Q:
     """Return one posterior over all the images of the parts, of one class."""
-    return type(parts[0])(**{name: torch.cat([getattr(q, name) for q in parts]) for name in vars(parts[0])})
+    columns = {name: [parameters(q)[name] for q in parts] for name in parameters(parts[0])}
+    return type(parts[0])(**{n: torch.cat(c) if isinstance(c[0], Tensor) else c[0] for n, c in columns.items()})
+
+
+def _as_double(values: Tensor) -> Tensor:
+    return values if values.device.type == "mps" else values.double()  # Apple's has no float64

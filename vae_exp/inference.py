@@ -18,7 +18,6 @@ from vae_exp.config.migrations import GONE
 from vae_exp.config.schema import Count, Sampler, Seed, Temperature, checked
 from vae_exp.config.targets import Trust
 from vae_exp.datasets import Data, Split
-from vae_exp.distributions import DiagonalGaussian, Point
 from vae_exp.errors import UserError, composed, first_line, printable
 from vae_exp.evaluation import metrics, samplers
 from vae_exp.training import checkpoints, restore
@@ -40,8 +39,9 @@ def load(path: str | Path, device: str = "auto", trust: Trust = False) -> "Train
 
 def rebuild(checkpoint: Checkpoint, trust: Trust = False) -> VAE:
     """Return a checkpoint's model with its weights. Raises UserError if it names foreign code, or they do not fit."""
-    _require_known(checkpoint, "network", "likelihood", trust=trust)
-    build.check_stored(checkpoint.config, "model", "network", "likelihood")
+    groups = ("network", "posterior", "prior", "likelihood")
+    _require_known(checkpoint, *groups, trust=trust)
+    build.check_stored(checkpoint.config, "model", *groups)
     make_model = functools.partial(build.model, checkpoint.config, checkpoint.x_shape, checkpoint.n_classes)
     try:
         with torch.device("meta"):  # shapes without numbers: a small file may ask for a huge model
@@ -153,7 +153,7 @@ class TrainedVAE:
             yield self.decode(z[:size], y[:size]), y[:size].cpu()
 
     def sampler(self, name: str = "prior", root: str | None = None) -> Draw:
-        """Return a function that draws codes from the prior N(0, I), a mixture (gmm) or the aggregate posterior.
+        """Return a function that draws codes from the model's prior, a mixture (gmm) or the aggregate posterior.
 
         gmm is a mixture of Gaussians fitted to the codes of training images; aggregate is q(z|x) of training images.
         They are fitted once, for each class of a conditional model, and stored beside the checkpoint; root says where
@@ -165,12 +165,12 @@ class TrainedVAE:
             return samplers.load_or_fit(name, self.model, self.weights, data, self.path).draw
         if not self.model.stochastic:
             raise UserError("sampler=prior: an autoencoder has no prior. Use sampler=gmm or sampler=aggregate.")
-        return lambda y, noise, temperature: temperature * self.model.prior_sample(len(y), noise)
+        return lambda y, noise, temperature: self.model.prior_sample(len(y), noise, y, temperature)
 
     @float32()
     @torch.no_grad()
-    def encode(self, x: Tensor | np.ndarray, label: Labels = None) -> DiagonalGaussian | Point:
-        """Return q(z|x): `.mean` and `.log_var` are [N, Z], and `.rsample()` draws from it."""
+    def encode(self, x: Tensor | np.ndarray, label: Labels = None) -> Any:
+        """Return q(z|x): `.mean` is [N, Z], `.rsample()` draws from it, and a Gaussian's `.log_var` is [N, Z]."""
         x = self.images(x)
         return self.model.encode(x, self.labels(label, len(x)))
 

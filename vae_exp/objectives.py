@@ -9,7 +9,8 @@ import math
 import torch
 from torch import Tensor
 
-from vae_exp.distributions import DiagonalGaussian, log_prior
+from vae_exp.distributions import DiagonalGaussian, FullGaussian, log_prior, total
+from vae_exp.errors import UserError
 from vae_exp.terms import Logged, Progress, Terms
 
 RISING = 0.5  # the part of each cycle in which the KL weight rises (Fu et al. 2019)
@@ -32,11 +33,13 @@ def elbo(
     warm-up (Bowman et al. 2016; Sønderby et al. 2016), several times if it is cyclical (Fu et al. 2019).
     """
     kl_weight = beta * _ramp(_fraction_of_span(now, warmup_epochs, warmup_steps, warmup_fraction), warmup, cycles)
-    return (terms.reconstruction + kl_weight * terms.kl.sum(1)).mean(), {"kl_weight": kl_weight}
+    return (terms.reconstruction + kl_weight * terms.kl_total).mean(), {"kl_weight": kl_weight}
 
 
 def free_bits(terms: Terms, now: Progress, *, beta: float, free_nats: float) -> tuple[Tensor, Logged]:
     """Return the negative ELBO, each latent's mean KL at least free_nats (Kingma et al. 2016, appendix C.8)."""
+    if terms.kl is None:
+        raise UserError("objective=free_bits: it counts the KL of each latent, and this prior or posterior gives none.")
     kl = terms.kl.mean(0).clamp(min=free_nats).sum()
     return terms.reconstruction.mean() + beta * kl, {"kl_weight": beta}
 
@@ -53,7 +56,7 @@ def capacity(
 ) -> tuple[Tensor, Logged]:
     """Return reconstruction + gamma * |KL - C|; C rises linearly from 0 to capacity_nats (Burgess et al. 2018)."""
     target = capacity_nats * _fraction_of_span(now, warmup_epochs, warmup_steps, warmup_fraction)
-    kl = terms.kl.sum(1).mean()
+    kl = terms.kl_total.mean()
     return terms.reconstruction.mean() + gamma * (kl - target).abs(), {"capacity": target}
 
 
@@ -62,11 +65,9 @@ def iwae(terms: Terms, now: Progress, *, beta: float, samples: int, samples_at_o
 
     beta weighs log p(z) / q(z|x) in it; with 1 it is the bound.
     """
-    (q, first_z), draw_more = terms.draw, terms.draw_more
-    assert draw_more is not None, "compute_loss gives it"
-    draws = [(first_z[None], -terms.reconstruction[None]), *draw_more(samples - 1, samples_at_once)]
-    z, log_likelihood = (torch.cat(parts) for parts in zip(*draws, strict=True))
-    log_weight = log_likelihood + beta * (log_prior(z) - q.log_prob(z)).sum(2)
+    assert terms.draws is not None, "compute_loss gives it"
+    log_likelihood, log_ratio = terms.draws(samples, samples_at_once)
+    log_weight = log_likelihood + beta * log_ratio
     return -(log_weight.logsumexp(0) - math.log(samples)).mean(), {"kl_weight": beta}
 
 
@@ -78,7 +79,8 @@ def beta_tc(
     The last three sum to the KL (Chen et al. 2018, eq. 2 and 4). Its closed form is used for that sum, and the
     sampled terms only for what their weights add to 1: with all three 1 this is the negative ELBO.
     """
-    parts = decompose(*terms.draw, now.train_size, sampling)
+    q, z = _gaussian(terms, "beta_tc")
+    parts = decompose(q, z, now.train_size, sampling)
     extra = sum((weight - 1) * part for weight, part in zip((alpha, beta, gamma), parts.values(), strict=True))
     return (terms.neg_elbo + extra).mean(), {name: part.detach().mean() for name, part in parts.items()}
 
@@ -91,28 +93,37 @@ def dip_vae(
     The penalty is off_diagonal * sum_i!=j C_ij^2 + diagonal * sum_i (C_ii - 1)^2 (Kumar et al. 2018, eq. 6 and 7).
     C, [Z, Z], is that of q's means over the batch (I), or of q(z), which adds q's mean variance to it (II).
     """
-    q, _ = terms.draw
+    q, _ = _gaussian(terms, "dip_vae")
     centred = q.mean - q.mean.mean(0)
     covariance = centred.T @ centred / len(centred)
     if variant == "II":
-        covariance = covariance + q.log_var.exp().mean(0).diag()
+        covariance = covariance + q.mean_covariance()
     away = (covariance - torch.eye(len(covariance), device=covariance.device)).square()
     on = away.diagonal().sum()
     penalty = off_diagonal * (away.sum() - on) + diagonal * on
-    loss = terms.reconstruction.mean() + beta * terms.kl.sum(1).mean() + penalty
+    loss = terms.reconstruction.mean() + beta * terms.kl_total.mean() + penalty
     return loss, {"kl_weight": beta, "covariance_penalty": penalty.detach()}
 
 
-def decompose(q: DiagonalGaussian, z: Tensor, train_size: int, sampling: str) -> dict[str, Tensor]:
+def _gaussian(terms: Terms, objective: str) -> tuple[DiagonalGaussian | FullGaussian, Tensor]:
+    """Return q(z|x) and z ~ q. Raises UserError for a posterior that is no Gaussian."""
+    if not isinstance(terms.q, DiagonalGaussian | FullGaussian) or terms.z is None:
+        raise UserError(f"objective={objective}: it needs a Gaussian q(z|x), not {type(terms.q).__name__}.")
+    return terms.q, terms.z
+
+
+def decompose(q: DiagonalGaussian | FullGaussian, z: Tensor, train_size: int, sampling: str) -> dict[str, Tensor]:
     """Return log q(z|x) / p(z) at z ~ q(z|x) as three terms, [B] nats each (Chen et al. 2018, eq. 2).
 
     I(x; z), KL(q(z) || prod_j q(z_j)) and sum_j KL(q(z_j) || p(z_j)), with q(z) estimated from the batch. Few images of
     a batch lie near z, so log q(z) is estimated too low and I(x; z) too high: 10.9 nats where it is 9.0.
     """
-    pairs = DiagonalGaussian(q.mean[None], q.log_var[None]).log_prob(z[:, None])  # [B, B, Z]: log q(z_i|x_j)
+    each = q.marginals
+    pairs = DiagonalGaussian(each.mean[None], each.log_var[None]).log_prob(z[:, None])  # [B, B, Z]: log q(z_i|x_j)
     log_share = log_shares(len(z), train_size, sampling, z.device)
-    log_q_given_x = q.log_prob(z).sum(1)
-    log_q = (pairs.sum(2) + log_share).logsumexp(1)
+    log_q_given_x = total(q.log_prob(z), z)
+    joint = pairs.sum(2) if each is q else q.log_prob_pairs(z)
+    log_q = (joint + log_share).logsumexp(1)
     log_q_per_dim = (pairs + log_share[:, :, None]).logsumexp(1).sum(1)
     return {
         "mutual_information": log_q_given_x - log_q,

@@ -1,8 +1,9 @@
 """The terms of a batch, which objectives are functions of. Nothing is reduced over images except what is logged."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -10,11 +11,12 @@ from torch.utils.checkpoint import checkpoint
 
 from vae_exp import distributed
 from vae_exp.distributed import Share
-from vae_exp.distributions import DiagonalGaussian, Point, Posterior
+from vae_exp.distributions import Point, Posterior, draw, parameters
 from vae_exp.vae import VAE
 
 Logged = dict[str, float | Tensor]
-DrawMore = Callable[[int, int], Iterator[tuple[Tensor, Tensor]]]  # (samples, at once): z [k, B, Z], log p(x|z) [k, B]
+# (samples, at once): log p(x|z) and log p(z) - log q(z|x) of so many draws, [samples, B] each
+Draws = Callable[[int, int], tuple[Tensor, Tensor]]
 
 
 class Progress(NamedTuple):
@@ -35,35 +37,57 @@ class Terms(NamedTuple):
     """Both sides of the negative ELBO, in nats per image and not yet reduced, and what they were made from."""
 
     reconstruction: Tensor  # [B]: -log p(x|z), summed over pixels
-    kl: Tensor  # [B, Z]: KL(q(z|x) || p(z)) of each latent dimension
+    kl: Tensor | None  # [B, Z]: KL(q(z|x) || p(z)) of each latent dimension, where both factorise
     q: Posterior | None = None
     z: Tensor | None = None  # [B, Z]: the draw of the reconstruction
-    draw_more: DrawMore | None = None  # extra_samples of the same images
+    draws: Draws | None = None  # importance_samples of the same images
+    kl_joint: Tensor | None = None  # [B], without kl: in closed form, or else log q(z|x) - log p(z) at z
+
+    @property
+    def kl_total(self) -> Tensor:
+        """Return KL(q(z|x) || p(z)), or an estimate of it from one draw, [B]."""
+        if self.kl is not None:
+            return self.kl.sum(1)
+        assert self.kl_joint is not None, "there is one of the two"
+        return self.kl_joint
 
     @property
     def neg_elbo(self) -> Tensor:
         """Return reconstruction + KL with weight 1, whatever is optimised, [B]."""
-        return self.reconstruction + self.kl.sum(1)
-
-    @property
-    def draw(self) -> tuple[DiagonalGaussian, Tensor]:
-        """Return q(z|x) and z ~ q. Raises TypeError for an autoencoder's single point, which has no density."""
-        if not isinstance(self.q, DiagonalGaussian) or self.z is None:
-            raise TypeError("this objective needs a density q(z|x) and a draw of it")
-        return self.q, self.z
+        return self.reconstruction + self.kl_total
 
 
-def elbo_terms(x: Tensor, q: Posterior, p: Any, z: Tensor | None = None, draw_more: DrawMore | None = None) -> Terms:
-    """Return -log p(x|z) of one draw z ~ q, and the closed-form KL (Kingma & Welling 2014, eq. 10)."""
-    return Terms(-p.log_prob(x), q.kl_to_prior(), q, z, draw_more)
+def elbo_terms(model: VAE, x: Tensor, y: Tensor, eps: Tensor, shard: Share, noise: torch.Generator) -> Terms:
+    """Return the terms at one draw z ~ q(z|x, y) per image, from noise eps [B, Z]; further draws are from `noise`.
+
+    The KL is in closed form where there is one (Kingma & Welling 2014, eq. 10), else it is at that draw. x, y and eps
+    are this process's shard of the batch, and so are the terms.
+    """
+    q = model.encode(x, y)
+    z, log_q = draw(q, eps)
+    reconstruction = -model.decode(z, y).log_prob(x)
+    kl = model.kl(q, y)
+    joint = -model.log_ratio(q, z, y, log_q) if kl is None else kl if kl.ndim == 1 else None
+    first = -reconstruction, z, log_q
+    draws = partial(importance_samples, model, x, y, q, first, shard, noise)
+    return Terms(reconstruction, kl if joint is None else None, q, z, draws, joint)
 
 
-def extra_samples(
-    model: VAE, x: Tensor, y: Tensor, q: Posterior, shard: Share, noise: torch.Generator, samples: int, at_once: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield further draws z ~ q(z|x, y) [k, B, Z] with log p(x|z, y) [k, B] nats, at most at_once in a chunk.
+def importance_samples(
+    model: VAE,
+    x: Tensor,
+    y: Tensor,
+    q: Posterior,
+    first: tuple[Tensor, Tensor, Tensor | None],
+    shard: Share,
+    noise: torch.Generator,
+    samples: int,
+    at_once: int,
+) -> tuple[Tensor, Tensor]:
+    """Return log p(x|z, y) and log p(z) - log q(z|x, y) of draws z ~ q(z|x, y), [samples, B] nats.
 
-    The backward pass decodes a chunk again, so memory does not grow with samples; the draws do not depend on chunks.
+    The first draw is given, as log p(x|z, y), z and log q where q knows it. At most at_once of the others are decoded
+    together, and the backward pass decodes them again, so memory does not grow with samples; no number depends on it.
     x, y and q are this process's shard of the batch, the result is of the full batch.
     """
 
@@ -74,21 +98,36 @@ def extra_samples(
 
     if isinstance(q, Point):
         raise TypeError("an autoencoder's code is always the same: there are no more draws of it")
-    many = DiagonalGaussian(q.mean.expand(samples, -1, -1), q.log_var.expand(samples, -1, -1))
-    shape = (samples, sum(shard.sizes), model.z_dim)
-    eps = torch.randn(shape, generator=noise, device=noise.device, dtype=q.mean.dtype)
-    for z in many.rsample(shard.local(eps, dim=1)).split(at_once) if samples else ():
-        log_p = log_likelihood(z) if samples <= at_once else checkpoint(log_likelihood, z, use_reentrant=False)
-        yield shard.gather(z, dim=1), shard.gather(log_p, dim=1)
+    log_p, z, log_q = [first[0][None]], first[1][None], first[2] if first[2] is None else first[2][None]
+    if more := samples - 1:
+        shape = more, sum(shard.sizes), model.z_dim
+        eps = torch.randn(shape, generator=noise, device=noise.device, dtype=z.dtype)
+        others, their_log_q = draw(q, shard.local(eps, dim=1))
+        for part in others.split(at_once):
+            is_all = more <= at_once
+            log_p.append(log_likelihood(part) if is_all else checkpoint(log_likelihood, part, use_reentrant=False))
+        z = torch.cat([z, others])
+        log_q = log_q if log_q is None or their_log_q is None else torch.cat([log_q, their_log_q])
+    log_ratio = model.log_ratio(q, z, y, log_q)
+    return shard.gather(torch.cat(log_p), dim=1), shard.gather(log_ratio, dim=1)
 
 
 def gather_terms(terms: Terms, shard: Share) -> Terms:
     """Return the terms of the full batch, from all processes, so that an objective is the same function everywhere."""
     if len(shard.sizes) == 1 or terms.q is None or terms.z is None:
         return terms
-    parts = [terms.reconstruction[:, None], terms.kl, terms.z, *vars(terms.q).values()]
-    reconstruction, kl, z, *q = shard.gather(torch.cat(parts, 1)).split([part.shape[1] for part in parts], 1)
-    return Terms(reconstruction[:, 0], kl, type(terms.q)(*q), z, terms.draw_more)
+    q = {name: value for name, value in parameters(terms.q).items() if isinstance(value, Tensor)}
+    local = terms._asdict() | q
+    local = {name: value for name, value in local.items() if isinstance(value, Tensor)}
+    flat = torch.cat([value.flatten(1) if value.ndim > 1 else value[:, None] for value in local.values()], 1)
+    sizes = [value[0].numel() for value in local.values()]
+    parts = shard.gather(flat).split(sizes, 1)
+    full = {
+        n: part.unflatten(1, v.shape[1:]) if v.ndim > 1 else part[:, 0]
+        for (n, v), part in zip(local.items(), parts, strict=True)
+    }
+    gathered = replace(cast("Any", terms.q), **{name: full.pop(name) for name in q})
+    return terms._replace(**full, q=gathered)
 
 
 def compute_loss(
@@ -107,11 +146,8 @@ def compute_loss(
     """
     shard = distributed.share(len(x))
     x, y, eps = (shard.local(part) for part in (x, y, eps))
-    q = model.encode(x, y)
-    z = q.rsample(eps)
-    p = model.decode(z, y)
-    terms = gather_terms(elbo_terms(x, q, p, z, partial(extra_samples, model, x, y, q, shard, noise)), shard)
+    terms = gather_terms(elbo_terms(model, x, y, eps, shard, noise), shard)
     loss, logged = objective(terms, now)
     with torch.no_grad():  # what is logged has no gradient
-        means = {"loss": loss, "reconstruction": terms.reconstruction.mean(), "kl": terms.kl.sum(1).mean(), **logged}
+        means = {"loss": loss, "reconstruction": terms.reconstruction.mean(), "kl": terms.kl_total.mean(), **logged}
     return loss, {name: mean.detach() if isinstance(mean, Tensor) else mean for name, mean in means.items()}

@@ -8,12 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vae_exp.distributions import DiagonalGaussian, Point, Posterior
+from vae_exp.distributions import Point, Posterior, total
 from vae_exp.errors import UserError
+from vae_exp.posteriors import diagonal
+from vae_exp.priors import Prior, Standard
+
+MOMENTS = 10_000  # draws of a prior whose mean and spread have no closed form
 
 
 class VAE(nn.Module):
-    """q(z|x, y), the prior N(0, I) and p(x|z, y). The only model class: every variant is a value.
+    """q(z|x, y), the prior p(z) and p(x|z, y). The only model class: every variant is a value.
 
     n_classes is the width of the one-hot label that the encoder and the decoder see, 0 for the unconditional model.
     With stochastic=False it is the deterministic autoencoder: the code is q's mean, and its log-variance goes unused.
@@ -28,9 +32,15 @@ class VAE(nn.Module):
         z_dim: int,
         n_classes: int,
         stochastic: bool = True,
+        posterior: Callable[[Tensor], Posterior] | None = None,
+        prior: Prior | None = None,
     ) -> None:
         super().__init__()
         self.encoder, self.decoder, self.likelihood = encoder, decoder, likelihood
+        self.posterior: Callable[[Tensor], Posterior] = diagonal(z_dim) if posterior is None else posterior
+        self.prior: Prior = Standard(z_dim) if prior is None else prior
+        if hasattr(self.prior, "encode"):
+            self.prior.encode = self.encode
         self.z_dim, self.n_classes, self.stochastic = z_dim, n_classes, stochastic
         self._frozen: list[nn.Module] = []
 
@@ -63,8 +73,8 @@ class VAE(nn.Module):
 
     def encode(self, x: Tensor, y: Tensor) -> Posterior:
         """Return the approximate posterior q(z|x, y) of images x [B, C, H, W] in [0, 1] with labels y [B]."""
-        mean, log_var = _float32(self.encoder(x, self.context(y))).chunk(2, dim=1)
-        return DiagonalGaussian(mean, log_var) if self.stochastic else Point(mean)
+        outputs = _float32(self.encoder(x, self.context(y)))
+        return self.posterior(outputs) if self.stochastic else Point(outputs[:, : self.z_dim])
 
     def decode(self, z: Tensor, y: Tensor) -> Any:
         """Return the likelihood p(x|z, y) of codes z [B, Z] with labels y [B]; its mean is an image."""
@@ -75,8 +85,8 @@ class VAE(nn.Module):
     def support(self) -> str:
         """Return what p(x|z) is a density over: binary, unit interval, real, bytes, or other if it does not say."""
         with self.evaluating():
-            device = next(self.parameters()).device
-            p = self.decode(torch.zeros(1, self.z_dim, device=device), torch.zeros(1, dtype=torch.long, device=device))
+            y = torch.zeros(1, dtype=torch.long, device=self.device)
+            p = self.decode(torch.zeros(1, self.z_dim, device=self.device), y)
         return getattr(p, "support", "other")
 
     @torch.no_grad()
@@ -95,13 +105,45 @@ class VAE(nn.Module):
         finally:
             self.train(was_training)
 
-    def prior_sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draw n codes from the prior N(0, I), [n, Z]. Raises UserError for an autoencoder, which has none."""
+    def kl(self, q: Posterior, y: Tensor) -> Tensor | None:
+        """Return KL(q(z|x, y) || p(z)) in closed form, of each latent [B, Z] or of the code [B]; None without one."""
+        if isinstance(q, Point):
+            return q.kl_to_prior()
+        return self.prior.kl(q, y) if hasattr(self.prior, "kl") else None
+
+    def log_ratio(self, q: Posterior, z: Tensor, y: Tensor, log_q: Tensor | None = None) -> Tensor:
+        """Return log p(z) - log q(z|x, y) of codes z [..., B, Z], [..., B] nats; q's part may be known, as log_q."""
+        log_p = self.prior.log_prob(z, y)
+        if log_q is None:
+            log_q = q.log_prob(z)  # type: ignore[attr-defined]
+        return (log_p - log_q).sum(-1) if log_p.ndim == log_q.ndim == z.ndim else total(log_p, z) - total(log_q, z)
+
+    def prior_sample(
+        self, n: int, noise: torch.Generator | None = None, y: Tensor | None = None, temperature: float = 1.0
+    ) -> Tensor:
+        """Draw n codes from the prior, [n, Z], with labels y [n] for a prior that has use of them.
+
+        A temperature below 1 draws nearer to its middle. Raises UserError for an autoencoder, which has no prior.
+        """
         if not self.stochastic:
             raise UserError("model.stochastic=false: an autoencoder has no prior over its codes to sample from.")
-        device = next(self.parameters()).device
-        source = device if generator is None else generator.device  # one on the CPU gives every device the same
-        return torch.randn(n, self.z_dim, generator=generator, device=source).to(device)
+        y = torch.zeros(n, dtype=torch.long, device=self.device) if y is None else y
+        return self.prior.sample(y, noise, temperature)
+
+    @torch.no_grad()
+    def prior_moments(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean and the standard deviation of the prior in each latent, [Z], for a label y [].
+
+        Without a closed form they are of draws, always the same ones.
+        """
+        if hasattr(self.prior, "moments"):
+            return self.prior.moments(y)
+        z = self.prior_sample(MOMENTS, torch.Generator().manual_seed(0), y.expand(MOMENTS))
+        return z.mean(0), z.std(0)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
 
 
 def _outer(names: Iterable[str]) -> list[str]:

@@ -97,6 +97,7 @@ def evaluate_model(model: "TrainedVAE", options: EvaluateOptions) -> "tuple[dict
     """Return the numbers of a split, in nats per image, each with its standard error, and pictures by name."""
     from vae_exp.config import build
     from vae_exp.evaluation import factor_scores, metrics, reference_classifier, sample_scores
+    from vae_exp.priors import Standard
 
     vae = model.model
     data = model.read_data(options["dataset"]["root"])
@@ -115,7 +116,7 @@ def evaluate_model(model: "TrainedVAE", options: EvaluateOptions) -> "tuple[dict
     result |= {"repeats": options["repeats"], "seed": options["seed"]}
     for name, per_image in evaluation.per_image.items():
         result |= {name: per_image.mean().item(), f"{name}_error": metrics.standard_error(per_image)}
-        result[f"{name}_noise_error"] = None if name == "kl" else evaluation.noise_error()
+        result[f"{name}_noise_error"] = evaluation.noise_error(name)
     if samples:
         with tqdm(total=samples, desc="importance samples", disable=None, leave=False) as bar:
             draws = noise("importance")
@@ -126,8 +127,11 @@ def evaluate_model(model: "TrainedVAE", options: EvaluateOptions) -> "tuple[dict
     if vae.support == "bytes" or (vae.support == "binary" and not split.is_grey()):
         nats = result.get("nll", result["neg_elbo"])
         result["bits_per_dim"] = nats / math.log(2) / math.prod(model.x_shape)
-    if vae.stochastic:
-        result |= metrics.information(evaluation, noise("part"), noise("information"))
+    if metrics.has_information(vae, evaluation.q):
+        log_p = (
+            None if isinstance(vae.prior, Standard) else lambda z, rows: vae.prior.log_prob(z.float(), split.y[rows])
+        )
+        result |= metrics.information(evaluation, noise("part"), noise("information"), log_p)
     result |= {"active_units": evaluation.active_units, "kl_per_dim": evaluation.kl_per_dim}
     result |= {name: value.item() for name, value in vae.scale().items()}
     if vae.n_classes and vae.stochastic and options["label_accuracy"]:

@@ -31,7 +31,7 @@ from vae_exp.config.schema import Config, Rule, is_number, rule_of
 from vae_exp.datasets import Data, Split, prepare
 from vae_exp.datasets.prepare import require_source
 from vae_exp.errors import UserError
-from vae_exp.networks.mlp import IMAGES, glorot_init, mean_image
+from vae_exp.networks.mlp import IMAGES, glorot_init, he_init, mean_image
 from vae_exp.vae import VAE
 
 
@@ -80,13 +80,18 @@ def job_device(name: str, number: int, n_gpus: int | None = None) -> str:
 
 # What the code calls a group's _target_ with: so many arguments by position, and these by name.
 BY_POSITION = {"objective": 2, "optimizer": 1, "scheduler": 2}
-BY_NAME = {"network": ("x_shape", "z_dim", "context_dim")}
+BY_NAME = {
+    "network": ("x_shape", "z_dim", "context_dim"),
+    "posterior": ("z_dim",),
+    "prior": ("x_shape", "z_dim", "n_classes"),
+}
 PREPARE = {
     name: option for name, option in inspect.signature(prepare).parameters.items() if option.kind == option.KEYWORD_ONLY
 }
 MARKED = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")  # methods of PyTorch's optimizers
 # Settings of a group that are used elsewhere: its function gets them only if it takes them.
 USED_ELSEWHERE: dict[str, Iterable[str]] = {"dataset": PREPARE, "network": ("init",), "likelihood": ("mean",)}
+ENCODER_GIVES = "n_outputs"  # which a network may take
 
 
 def partial(config: Mapping[str, Any], group: str) -> functools.partial[Any]:
@@ -215,7 +220,17 @@ def dataset(config: Mapping[str, Any]) -> Data:
 def model(config: Mapping[str, Any], x_shape: tuple[int, int, int], n_classes: int, train: Split | None = None) -> VAE:
     """Return the VAE for images of x_shape; with init=glorot its outputs begin at the mean of training images."""
     z_dim, width = config["model"]["z_dim"], n_classes if config["model"]["conditional"] else 0
-    networks = partial(config, "network")(x_shape=x_shape, z_dim=z_dim, context_dim=width)
+    make_networks, posterior = partial(config, "network"), partial(config, "posterior")(z_dim=z_dim)
+    if not callable(posterior):
+        target = config["posterior"]["_target_"]
+        raise UserError(f"posterior._target_={target}: it must return a function of the encoder's outputs.")
+    n_outputs = getattr(posterior, ENCODER_GIVES, 2 * z_dim)
+    taken = {ENCODER_GIVES: n_outputs} if ENCODER_GIVES in inspect.signature(make_networks.func).parameters else {}
+    if not taken and n_outputs != 2 * z_dim:
+        target, family = config["network"]["_target_"], config["posterior"]["_target_"]
+        why = f"{family} takes {n_outputs} numbers of an image, and an encoder gives 2 model.z_dim"
+        raise UserError(f"network._target_={target}: {why} unless its function has an argument {ENCODER_GIVES}.")
+    networks = make_networks(x_shape=x_shape, z_dim=z_dim, context_dim=width, **taken)
     pair = networks if isinstance(networks, tuple | list) else ()
     if [isinstance(module, nn.Module) for module in pair] != [True, True]:
         target = f"network._target_={config['network']['_target_']}"
@@ -229,7 +244,15 @@ def model(config: Mapping[str, Any], x_shape: tuple[int, int, int], n_classes: i
     if config["network"].get("init") == "glorot":
         mean = None if train is None else mean_image(train[:IMAGES].x)
         glorot_init(encoder, decoder, likelihood, mean)
-    return VAE(encoder, decoder, likelihood, z_dim, width, config["model"]["stochastic"])
+    if config["network"].get("init") == "he":
+        he_init(encoder, decoder)
+    prior = partial(config, "prior")(x_shape=x_shape, z_dim=z_dim, n_classes=width)
+    if missing := [name for name in ("log_prob", "sample") if not callable(getattr(prior, name, None))]:
+        raise UserError(f"prior._target_={config['prior']['_target_']}: what it returns has no {missing[0]}.")
+    vae = VAE(encoder, decoder, likelihood, z_dim, width, config["model"]["stochastic"], posterior, prior)
+    if train is not None and hasattr(prior, "start_from"):
+        prior.start_from(train)
+    return vae
 
 
 def model_of(config: Mapping[str, Any], x_shape: tuple[int, int, int], n_classes: int, z_dim: int) -> VAE:

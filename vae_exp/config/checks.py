@@ -31,7 +31,16 @@ from vae_exp.files import expand
 _PACKAGE = Path(__file__).parents[1]
 # An installed package carries its own copy of conf/; a checkout has it at the top level.
 CONF_DIR = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
-CALLS = ("network", "likelihood", "objective", "dataset", "optimizer", "scheduler")  # groups with a _target_
+CALLS = (
+    "network",
+    "posterior",
+    "prior",
+    "likelihood",
+    "objective",
+    "dataset",
+    "optimizer",
+    "scheduler",
+)  # groups with a _target_
 OWN_IMAGES = ("vae_exp.datasets.image_folder", "vae_exp.datasets.arrays")  # whatever lies at dataset.root
 DATA_PATHS = ("root", "cache")  # of a dataset
 INHERITED = {"model": "vanilla", "dataset": "{options@_here_: common}"}  # by options of these groups
@@ -149,6 +158,7 @@ def combination_problems(flat: Mapping[str, Any]) -> Iterator[str]:
         patience = f"early_stopping.patience={flat['early_stopping.patience']}"
         yield f"{patience}: there are no validation images to watch (dataset.val_size=0). Use null, or keep some."
     yield from check_devices(flat)
+    yield from _family_problems(flat)
     yield from _objective_problems(flat)
 
 
@@ -160,6 +170,12 @@ def check_devices(flat: Mapping[str, Any]) -> list[str]:
     return []
 
 
+# What these objectives do with q(z|x) and p(z), and the posteriors and priors of ours that let them.
+NEED_FAMILY = {
+    "free_bits": ("counts the KL of each latent", ("diagonal",), ("standard", "by_label")),
+    "beta_tc": ("takes the KL to N(0, I) apart", ("diagonal", "full"), ("standard",)),
+    "dip_vae": ("takes the covariance of q(z)", ("diagonal", "full"), None),
+}
 # Why these objectives are not for a deterministic autoencoder.
 NEED_SPREAD = {
     "vae_exp.objectives.capacity": "holds the KL at a value, and an autoencoder has none",
@@ -167,6 +183,35 @@ NEED_SPREAD = {
     "vae_exp.objectives.beta_tc": "takes the KL apart, and an autoencoder has none",
     "vae_exp.objectives.dip_vae": "takes the covariance of q(z), and an autoencoder's codes have no density",
 }
+
+
+def chosen(flat: Mapping[str, Any], group: str) -> str | None:
+    """Return the option of a group by the name of its function, or None of a user's own."""
+    target = flat.get(f"{group}._target_")
+    return str(target).rpartition(".")[2] if is_ours(target) else None
+
+
+def factorises(flat: Mapping[str, Any]) -> bool:
+    """Return whether the KL of the prior and the posterior, which are ours, is a sum over latents."""
+    return chosen(flat, "posterior") == "diagonal" and chosen(flat, "prior") in ("standard", "by_label")
+
+
+def _family_problems(flat: Mapping[str, Any]) -> Iterator[str]:
+    posterior, prior, objective = (chosen(flat, group) for group in ("posterior", "prior", "objective"))
+    families = {"posterior": (posterior, "diagonal"), "prior": (prior, "standard")}
+    if flat.get("model.stochastic") is False:
+        for group, (name, usual) in families.items():
+            if name != usual:
+                yield f"{group}={name or 'your own'}: an autoencoder's code is a point. Use {group}={usual}."
+    if prior == "by_label" and flat.get("model.conditional") is False:
+        yield "prior=by_label: it is p(z | label), and this model sees no label. Use model=conditional."
+    if prior == "flow" and flat.get("model.z_dim") == 1:
+        yield "prior=flow and model.z_dim=1: its layers move some latents by others. Use prior=mixture, or two latents."
+    what, *suited = NEED_FAMILY.get(objective or "", ("", None, None))
+    for (group, (name, _)), names in zip(families.items(), suited, strict=True):
+        if names and name and name not in names:
+            use = " or ".join(f"{group}={name}" for name in names)
+            yield f"objective={objective} and {group}={name}: it {what}. Use {use}, or objective=elbo."
 
 
 def _objective_problems(flat: Mapping[str, Any]) -> Iterator[str]:
@@ -305,7 +350,8 @@ def given_name(config: Mapping[str, Any] | None) -> str | None:
 def made_name(config: Mapping[str, Any]) -> str:
     """Return a name such as beta-digits-conv-z20-beta16: the model, the data, and the parts that are not the usual."""
     model, dataset = config["model"], config["dataset"]
-    usual = {"network": "mlp", "likelihood": "bernoulli", "objective": "elbo"}
+    usual = {"network": "mlp", "posterior": "diagonal", "prior": "standard"}
+    usual |= {"likelihood": "bernoulli", "objective": "elbo"}
     parts = [str(config[group].get("_target_")).rpartition(".")[2] for group in usual]
     label = dataset.get("label") or dataset.get("attribute")
     words = [model["name"], data_name(dataset)[:40], *([label] if model["conditional"] and label else [])]

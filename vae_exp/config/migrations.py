@@ -30,6 +30,8 @@ ADDED: dict[str, Any] = {  # with the value that changes nothing
     "init_from": None,
     "init_from_partial": False,
     "freeze": [],
+    "posterior": {"_target_": "vae_exp.posteriors.diagonal", "scale": "exp", "log_var_range": None},
+    "prior": {"_target_": "vae_exp.priors.standard"},
 }
 ADDED_BELOW: dict[str, dict[str, Any]] = {
     "sweep": {"warm_start": False, "warm_epochs": None, "confirm": 0},

@@ -155,6 +155,13 @@ Spread = Annotated[float, number(1e-18, 1e18)]  # its square is a 32-bit float t
 Text = Annotated[str, TEXT]
 Widths = Annotated[list[int], list_of(Count, "a list of whole numbers, 1 or more, such as [400] or [512,256]")]
 Betas = Annotated[list[float], list_of(BelowOne, "two numbers from 0 to below 1, such as [0.9,0.999]", 2, 2)]
+LogRange = Annotated[  # exp(80) and its inverse are 32-bit floats
+    list[float],
+    Rule(
+        lambda v: isinstance(v, list) and len(v) == 2 and all(map(is_number, v)) and -80 <= v[0] < v[1] <= 80,
+        "two rising numbers from -80 to 80, such as [-6,2]",
+    ),
+]
 Epochs = Annotated[list[float], list_of(NonNegative, "a list of numbers, 0 or more, such as [8,12]")]
 FactorValues = Annotated[list[int], list_of(Natural, "a list of values by their numbers, such as [0,2]", 1)]
 Labels = Annotated[list[str], list_of(Text, "a list of class numbers or names, such as [3,7] or [cat,dog]", 1)]
@@ -220,6 +227,8 @@ class Config(TypedDict):
 
     model: ModelKeys
     network: Group
+    posterior: Group
+    prior: Group
     likelihood: Group
     objective: Group
     dataset: Group
@@ -323,8 +332,19 @@ Options = TypedDict(
         "network.hidden_dims": Widths,
         "network.activation": Literal["relu", "leaky_relu", "elu", "gelu", "silu", "tanh"],
         "network.channels": Count,
-        "network.init": Literal["pytorch", "glorot"],
+        "network.init": Literal["pytorch", "he", "glorot"],
         "network.blocks": Annotated[int, integer(1, 1000)],
+        "posterior.scale": Literal["exp", "softplus"],
+        "posterior.log_var_range": LogRange | None,
+        "posterior.layers": Annotated[int, integer(1, 1000)],
+        "posterior.hidden_dims": Annotated[list[int], list_of(Count, "a list of whole numbers, such as [256]", 1)],
+        "posterior.context_dim": Count,
+        "prior.components": Annotated[int, integer(1, 100_000)],
+        "prior.init": Literal["noise", "data"],
+        "prior.init_mean": Annotated[float, number(-1, 1)],
+        "prior.init_std": Spread,
+        "prior.layers": Annotated[int, integer(1, 1000)],
+        "prior.hidden_dim": Count,
         "likelihood.sigma": Spread | Literal["learned", "optimal"],
         "likelihood.scale": Spread | Literal["learned"],
         "likelihood.mean": Literal["linear", "sigmoid"],

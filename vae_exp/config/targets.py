@@ -22,7 +22,9 @@ Trust = bool | Mapping[str, Any]
 PUBLIC = {  # these names stay when files move: see config/migrations.py
     group: {f"vae_exp.{group.replace('scheduler', 'schedule')}s.{name}" for name in names.split()}
     for group, names in {
-        "network": "mlp conv resnet burgess locatello",
+        "network": "mlp gated_mlp conv resnet burgess locatello",
+        "posterior": "diagonal full iaf",
+        "prior": "standard by_label mixture vamp flow",
         "likelihood": "bernoulli continuous_bernoulli gaussian laplace discretized_logistic",
         "objective": "elbo beta_tc capacity dip_vae free_bits iwae",
         "dataset": "torchvision_images digits image_folder arrays celeba sprites dsprites shapes3d mpi3d",

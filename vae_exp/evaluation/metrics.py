@@ -15,8 +15,18 @@ from vae_exp.config.schema import Config
 from vae_exp.datasets.factors import Factors
 from vae_exp.datasets.splits import Split, batches
 from vae_exp.distributed import Share
-from vae_exp.distributions import LOG_2PI, DiagonalGaussian, Point, Posterior, concatenate, log_prior, map_parameters
+from vae_exp.distributions import (
+    DiagonalGaussian,
+    FullGaussian,
+    Posterior,
+    concatenate,
+    draw,
+    log_prior,
+    map_parameters,
+    total,
+)
 from vae_exp.errors import UserError, printable
+from vae_exp.priors import ByLabel
 from vae_exp.scores.mig import BINS, above_chance
 from vae_exp.scores.repeats import spread, usual_size
 from vae_exp.training.precision import full_precision
@@ -37,18 +47,24 @@ class Evaluation:
 
     q: Posterior  # of all images, [N, Z], still on the device
     reconstruction_draws: Tensor  # [R, N]: -log p(x|z) at R draws of z ~ q(z|x)
-    kl_terms: Tensor  # [N, Z]
+    kl_terms: Tensor | None  # [N, Z], where the prior and the posterior factorise
+    kl_draws: Tensor | None = None  # [R, N] without kl_terms: log q(z|x) - log p(z), or [1, N] of the closed form
 
     @cached_property
     def per_image(self) -> dict[str, Tensor]:
         """Return neg_elbo, reconstruction and KL of each image, means over the draws, [N]."""
-        reconstruction, kl = self.reconstruction_draws.mean(0), self.kl_terms.sum(1).clamp(min=0)  # rounding
+        reconstruction = self.reconstruction_draws.mean(0)
+        if self.kl_terms is not None:
+            kl = self.kl_terms.sum(1).clamp(min=0)  # rounding
+        else:
+            assert self.kl_draws is not None, "there is one of the two"
+            kl = self.kl_draws.mean(0)
         return {"neg_elbo": reconstruction + kl, "reconstruction": reconstruction, "kl": kl}
 
     @property
     def kl_per_dim(self) -> list[float]:
-        """Return the KL of each latent, [Z]; in float32 that of a collapsed one may be slightly negative."""
-        return self.kl_terms.mean(0).clamp(min=0).tolist()
+        """Return the KL of each latent, [Z], if it divides; in float32 a collapsed one's may be slightly negative."""
+        return [] if self.kl_terms is None else self.kl_terms.mean(0).clamp(min=0).tolist()
 
     @property
     def active_units(self) -> int:
@@ -58,9 +74,11 @@ class Evaluation:
         means = {f"{prefix}/{name}": values.mean().item() for name, values in self.per_image.items()}
         return means | {f"{prefix}/active_units": self.active_units}
 
-    def noise_error(self) -> float | None:
-        """Return the standard error that the draws of z leave in the mean over images; None for one draw."""
-        return standard_error(self.reconstruction_draws.mean(1))
+    def noise_error(self, name: str) -> float | None:
+        """Return the standard error that the draws of z leave in a mean over images; None for one, or none."""
+        kl = torch.zeros(1, 1) if self.kl_draws is None else self.kl_draws
+        draws = {"reconstruction": self.reconstruction_draws, "kl": kl, "neg_elbo": self.reconstruction_draws + kl}
+        return standard_error(draws[name].mean(1))
 
 
 def standard_error(per_image: Tensor) -> float | None:
@@ -87,17 +105,26 @@ def evaluate(
     eps = [noise] if isinstance(noise, Tensor) else [sample_eps(split, model.z_dim, noise) for _ in range(repeats)]
     n_batches = math.ceil(len(split) / batch_size)
     shard = distributed.share(n_batches) if shared and n_batches >= distributed.world_size() else Share((n_batches,))
-    rows, posteriors, draws = shard.rows, [], []
+    rows, posteriors, draws, ratios = shard.rows, [], [], []
     with model.evaluating():
         local = batches(split, batch_size, skip=rows.start, stop=rows.stop)
         for (x, y), *noises in zip(local, *(e.split(batch_size)[rows] for e in eps), strict=True):
             q = model.encode(x, y)
             posteriors.append(q)
-            draws.append(torch.stack([-model.decode(q.rsample(e), y).log_prob(x) for e in noises]))
+            codes = [draw(q, e) for e in noises]
+            draws.append(torch.stack([-model.decode(z, y).log_prob(x) for z, _ in codes]))
+            if (kl := model.kl(q, y)) is None:
+                ratios.append(torch.stack([-model.log_ratio(q, z, y, log_q) for z, log_q in codes]))
     images = Share(tuple(len(split.y[batch_size * part.start : batch_size * part.stop]) for part in shard.parts))
     q = map_parameters(images.gather, concatenate(posteriors))
     reconstruction = images.gather(torch.cat(draws, dim=1), dim=1)
-    return Evaluation(q, reconstruction.cpu().double(), q.kl_to_prior().cpu().double())
+    kl = images.gather(torch.cat(ratios, dim=1), dim=1) if ratios else model.kl(q, split.y)
+    assert kl is not None, "of each batch it is known"
+    kl = kl.cpu().double()
+    is_of_latents = not ratios and kl.ndim == 2
+    return Evaluation(
+        q, reconstruction.cpu().double(), kl if is_of_latents else None, None if is_of_latents else torch.atleast_2d(kl)
+    )
 
 
 def sample_eps(split: Split, z_dim: int, noise: torch.Generator) -> Tensor:
@@ -130,12 +157,11 @@ def importance_bound(
     log_sum = torch.full((len(split),), -math.inf, dtype=torch.float64)
     with model.evaluating():
         q = posterior(model, split, batch_size)
-        assert isinstance(q, DiagonalGaussian), "of a model that is stochastic"
         for _ in range(importance_samples):
-            z = q.rsample(noise)
+            z, log_q = draw(q, noise)
             pairs = zip(batches(split, batch_size), z.split(batch_size), strict=True)
             log_p = torch.cat([model.decode(codes, y).log_prob(x) for (x, y), codes in pairs])
-            log_weight = log_p + (log_prior(z) - q.log_prob(z)).sum(1)
+            log_weight = log_p + model.log_ratio(q, z, split.y, log_q)
             log_sum = torch.logaddexp(log_sum, log_weight.cpu().double())
             after_sample()
     return log_sum - math.log(importance_samples)
@@ -160,7 +186,8 @@ def factor_scores(
 def max_information(evaluation: Evaluation) -> np.ndarray:
     """Return the most that each latent can tell about anything: its KL, as I(x; z_i) is at most that, [Z], nats."""
     kl = np.array(evaluation.kl_per_dim)
-    return kl if isinstance(evaluation.q, DiagonalGaussian) else np.full_like(kl, np.inf)  # codes without noise
+    is_known = len(kl) and isinstance(evaluation.q, DiagonalGaussian)  # else codes have no noise, or no KL of each
+    return kl if is_known else np.full(evaluation.q.mean.shape[1], np.inf)
 
 
 def scores_warning(evaluation: Evaluation, factors: Factors, known: np.ndarray | None = None) -> str | None:
@@ -186,17 +213,29 @@ def scores_warning(evaluation: Evaluation, factors: Factors, known: np.ndarray |
     return text + (f"; no latent is active, KL {sum(bound):.3f} nats in all" if inactive else "")
 
 
+def has_information(model: VAE, q: Posterior) -> bool:
+    """Return whether I(x; z) and KL(q(z) || p(z)) are defined: q has a density, and one prior is that of all images."""
+    return isinstance(q, DiagonalGaussian | FullGaussian) and not isinstance(model.prior, ByLabel)
+
+
 @torch.no_grad()
-def information(evaluation: Evaluation, part: torch.Generator, noise: torch.Generator) -> dict[str, float | None]:
+def information(
+    evaluation: Evaluation,
+    part: torch.Generator,
+    noise: torch.Generator,
+    log_p: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> dict[str, float | None]:
     """Divide the KL into I(x; z) and KL(q(z) || p(z)), for at most MIXTURE random images; return these in nats.
+
+    log_p gives the log density of the prior of codes z for these rows, if it is not N(0, I).
 
     q(z) is the mixture of the posteriors of the part, and I(x; z) = E log q(z|x) / q(z) at one z for each image
     (Hoffman & Johnson 2016), which is at most the log of their number: at that value the estimate is a lower bound.
-    Errors are standard errors, over images and draws. Raises UserError for a deterministic autoencoder.
+    Errors are standard errors, over images and draws. Raises UserError for q without a Gaussian density.
     """
     q = evaluation.q
-    if isinstance(q, Point):
-        raise UserError("an autoencoder (model.stochastic=false) has codes without a spread: no I(x; z) is defined.")
+    if not isinstance(q, DiagonalGaussian | FullGaussian):
+        raise UserError(f"I(x; z) needs a Gaussian q(z|x) (model.stochastic=true), not {type(q).__name__}.")
     rows = torch.randperm(len(q.mean), generator=part)[:MIXTURE].sort().values
     kl = evaluation.per_image["kl"][rows]
     device = "cpu" if q.mean.device.type == "mps" else q.mean.device  # Apple's has no float64
@@ -205,7 +244,8 @@ def information(evaluation: Evaluation, part: torch.Generator, noise: torch.Gene
     z = q.rsample(noise).double()
     q = map_parameters(Tensor.double, q)
     gained = _log_ratio_to_mixture(q, z).cpu()
-    known = (q.log_prob(z) - log_prior(z)).sum(1).cpu() - kl  # a control variate, of mean 0 over draws
+    log_p_z = log_prior(z) if log_p is None else log_p(z, rows)
+    known = (total(q.log_prob(z), z) - total(log_p_z, z)).cpu() - kl  # a control variate, of mean 0 over draws
     centred = known - known.mean()  # the slope of least squares leaves the least noise
     slope = (centred * gained).mean() / centred.square().mean().clamp(min=torch.finfo(torch.double).tiny)
     gained = gained - slope * known
@@ -222,16 +262,13 @@ def information(evaluation: Evaluation, part: torch.Generator, noise: torch.Gene
     }
 
 
-def _log_ratio_to_mixture(q: DiagonalGaussian, z: Tensor) -> Tensor:
+def _log_ratio_to_mixture(q: DiagonalGaussian | FullGaussian, z: Tensor) -> Tensor:
     """Return log q(z_i|x_i) / q(z_i) of codes z [N, Z] under the mixture q(z) of all N posteriors, [N] float64 nats."""
-    n, z_dim = q.mean.shape
-    precision = torch.exp(-q.log_var)
-    # log q(z_i|x_j) for all pairs as matrix products, in float64: their large terms cancel.
-    weighted = q.mean * precision
-    constant = (q.mean * weighted + q.log_var).sum(1) + z_dim * LOG_2PI
+    n = len(z)
+    at_once = 500 if isinstance(q, DiagonalGaussian) else 1 + 5 * 10**7 // z.numel()
     gained = []
-    for rows in torch.arange(n, device=z.device).split(500):
-        pairs = -0.5 * (z[rows].square() @ precision.T - 2 * z[rows] @ weighted.T + constant)
+    for rows in torch.arange(n, device=z.device).split(at_once):
+        pairs = q.log_prob_pairs(z[rows])
         log_q = pairs[torch.arange(len(rows), device=z.device), rows]  # of the image's own posterior
         gained.append(log_q - torch.logsumexp(pairs, dim=1) + math.log(n))
     return torch.cat(gained)

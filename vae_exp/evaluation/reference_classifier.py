@@ -86,7 +86,7 @@ def label_accuracy(model: VAE, classifier: nn.Module, data: Data, held_out: Spli
     """
     # Labels that the data have: a model may have room for more (dataset.n_classes), of which nobody knows the look.
     y = (torch.arange(N_GENERATED) % (len(data.class_names) or data.n_classes)).to(held_out.y.device)
-    z = torch.randn(N_GENERATED, model.z_dim, generator=noise).to(y.device)
+    z = model.prior_sample(N_GENERATED, noise, y)
     with model.evaluating():
         parts = zip(z.split(1000), y.split(1000), strict=True)
         read = torch.cat([classifier(model.decode(*part).mean).argmax(1) for part in parts])

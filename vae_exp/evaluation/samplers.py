@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vae_exp.config import build
 from vae_exp.datasets import Data
-from vae_exp.distributions import DiagonalGaussian, Posterior, map_parameters
+from vae_exp.distributions import DiagonalGaussian, FullGaussian, Point, Posterior, map_parameters
 from vae_exp.errors import UserError
 from vae_exp.evaluation import metrics
 from vae_exp.files import read_arrays, write_arrays
@@ -62,6 +62,10 @@ def aggregate(q: Posterior, group: Tensor) -> Mixture:
     mean, group = q.mean.cpu().float(), group.cpu()
     if isinstance(q, DiagonalGaussian):
         root = torch.exp(0.5 * q.log_var.cpu().float())
+    elif isinstance(q, FullGaussian):
+        root = q.scale_tril.cpu().float()
+    elif not isinstance(q, Point):
+        raise UserError(f"sampler=aggregate: it needs a Gaussian q(z|x), not {type(q).__name__}. Use sampler=gmm.")
     else:  # no spread of their own: they get that of a kernel density, by Scott's rule
         root = torch.empty_like(mean)
         for rows in _groups(group):
@@ -74,11 +78,11 @@ def gmm(q: Posterior, group: Tensor, seed: int = 0) -> Mixture:
     """Fit COMPONENTS Gaussians to each group by maximum likelihood, on draws of z ~ q(z|x), [N, Z]."""
     from sklearn.mixture import GaussianMixture  # here: it takes a second to import
 
-    noise, group, q = torch.Generator().manual_seed(seed), group.cpu(), map_parameters(Tensor.cpu, q)
+    noise, group = torch.Generator().manual_seed(seed), group.cpu()
     parts = []
     for rows in _groups(group):
         repeated = rows.repeat(math.ceil(MIN_DRAWS / len(rows)))
-        z = map_parameters(itemgetter(repeated), q).rsample(noise)
+        z = map_parameters(itemgetter(repeated), q).rsample(noise).cpu()
         components = min(COMPONENTS, max(1, len(rows) // MIN_IMAGES))
         fit = GaussianMixture(components, random_state=seed).fit(z.double().numpy())
         root = torch.linalg.cholesky(torch.from_numpy(fit.covariances_))

@@ -38,7 +38,9 @@ class Residual(nn.Module):
         return x + self.layers(x)
 
 
-def conv(x_shape: tuple[int, int, int], z_dim: int, context_dim: int, channels: int, activation: str) -> Networks:
+def conv(
+    x_shape: tuple[int, int, int], z_dim: int, context_dim: int, channels: int, activation: str, n_outputs: int = 0
+) -> Networks:
     """Make strided convolutions that halve the image until its shorter side is 3 to 5 pixels, and their mirror."""
     sizes, widths = _levels(x_shape, channels, "conv")
     down, up = [], []
@@ -47,12 +49,18 @@ def conv(x_shape: tuple[int, int, int], z_dim: int, context_dim: int, channels: 
     for (n_in, n_out), size in zip(pairwise([*widths[::-1], x_shape[0]]), sizes[-2::-1], strict=True):
         up += [ACTIVATIONS[activation](), _double(n_in, n_out, size)]
     flat = (widths[-1], *sizes[-1])
-    encoder = WithContext(*down, nn.Flatten(), nn.Linear(math.prod(flat), 2 * z_dim))
+    encoder = WithContext(*down, nn.Flatten(), nn.Linear(math.prod(flat), n_outputs or 2 * z_dim))
     return encoder, WithContext(nn.Linear(z_dim + context_dim, math.prod(flat)), nn.Unflatten(1, flat), *up)
 
 
 def resnet(
-    x_shape: tuple[int, int, int], z_dim: int, context_dim: int, channels: int, blocks: int, activation: str
+    x_shape: tuple[int, int, int],
+    z_dim: int,
+    context_dim: int,
+    channels: int,
+    blocks: int,
+    activation: str,
+    n_outputs: int = 0,
 ) -> Networks:
     """Make `conv` with residual blocks after each halving and before each doubling, for images of 32 to 256 pixels."""
     sizes, widths = _levels(x_shape, channels, "resnet")
@@ -64,7 +72,8 @@ def resnet(
         up += [Residual(n_in, activation) for _ in range(blocks)]
         up += [*_normed(n_in, activation), _double(n_in, n_out, size)]
     flat = (widths[-1], *sizes[-1])
-    encoder = WithContext(*down, *_normed(widths[-1], activation), nn.Flatten(), nn.Linear(math.prod(flat), 2 * z_dim))
+    last = nn.Linear(math.prod(flat), n_outputs or 2 * z_dim)
+    encoder = WithContext(*down, *_normed(widths[-1], activation), nn.Flatten(), last)
     return encoder, WithContext(nn.Linear(z_dim + context_dim, math.prod(flat)), nn.Unflatten(1, flat), *up)
 
 
@@ -102,24 +111,30 @@ def _normed(width: int, activation: str) -> list[nn.Module]:
     return [nn.GroupNorm(groups, width), ACTIVATIONS[activation]()]
 
 
-def burgess(x_shape: tuple[int, int, int], z_dim: int, context_dim: int) -> Networks:
+def burgess(x_shape: tuple[int, int, int], z_dim: int, context_dim: int, n_outputs: int = 0) -> Networks:
     """Make the network of Burgess et al. 2018, arXiv:1804.03599: four convolutions of 32 channels, two layers of 256.
 
     Images of 32x32 get three convolutions, as in other implementations. Raises UserError for other sizes.
     """
     _require_size(x_shape, (64, 32), "burgess", "Burgess et al. 2018")
     widths = [32] * (4 if x_shape[1] == 64 else 3)
-    return _published(x_shape[0], z_dim, context_dim, widths, [4] * len(widths), [256, 256])
+    return _published(x_shape[0], z_dim, context_dim, n_outputs or 2 * z_dim, widths, [4] * len(widths), [256, 256])
 
 
-def locatello(x_shape: tuple[int, int, int], z_dim: int, context_dim: int) -> Networks:
+def locatello(x_shape: tuple[int, int, int], z_dim: int, context_dim: int, n_outputs: int = 0) -> Networks:
     """Make the network of Locatello et al. 2019, arXiv:1811.12359, table 1. Raises UserError but for 64x64 pixels."""
     _require_size(x_shape, (64,), "locatello", "Locatello et al. 2019")
-    return _published(x_shape[0], z_dim, context_dim, [32, 32, 64, 64], [4, 4, 2, 2], [256])
+    return _published(x_shape[0], z_dim, context_dim, n_outputs or 2 * z_dim, [32, 32, 64, 64], [4, 4, 2, 2], [256])
 
 
 def _published(
-    image_channels: int, z_dim: int, context_dim: int, widths: list[int], kernels: list[int], hidden_dims: list[int]
+    image_channels: int,
+    z_dim: int,
+    context_dim: int,
+    n_outputs: int,
+    widths: list[int],
+    kernels: list[int],
+    hidden_dims: list[int],
 ) -> Networks:
     """Make ReLU networks that end at 4x4 pixels; the decoders of both papers have kernels of 4 throughout."""
     flat = (widths[-1], 4, 4)
@@ -132,7 +147,7 @@ def _published(
         first += [nn.Linear(n_in, n_out), nn.ReLU()]
     for n_in, n_out in pairwise([*reversed(widths), image_channels]):
         up += [nn.ConvTranspose2d(n_in, n_out, 4, stride=2, padding=1), nn.ReLU()]
-    encoder = WithContext(*down, nn.Flatten(), *head, nn.Linear(hidden_dims[-1], 2 * z_dim))
+    encoder = WithContext(*down, nn.Flatten(), *head, nn.Linear(hidden_dims[-1], n_outputs))
     return encoder, WithContext(*first, nn.Unflatten(1, flat), *up[:-1])
 
 

@@ -12,6 +12,7 @@ IMAGES = 10_000  # whose mean the output's bias begins at
 LAYERS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 MIN_MEAN = 0.001  # a mean pixel of 0 or 1 would be an infinite logit
 MAX_OUTPUT, HALVINGS = 1024.0, 40  # of the bisection: logits lie far inside
+GATED = "gated"  # in place of an activation
 ACTIVATIONS = {
     "relu": nn.ReLU,
     "leaky_relu": nn.LeakyReLU,
@@ -35,7 +36,7 @@ def glorot_init(
 
     Biases are 0, but that of the decoder's last layer gives any mean image [C, H, W] at first (Burda et al. 2016).
     """
-    layers = [part for part in [*encoder.modules(), *decoder.modules()] if isinstance(part, LAYERS)]
+    layers = _layers(encoder, decoder)
     for layer in layers:
         nn.init.xavier_uniform_(layer.weight)
         if layer.bias is not None:
@@ -46,6 +47,16 @@ def glorot_init(
     pixels = mean.flatten() if len(bias) == mean.numel() else mean.mean((1, 2))
     if len(bias) == len(pixels):
         bias.copy_(_outputs_for(pixels.clamp(MIN_MEAN, 1 - MIN_MEAN), likelihood))
+
+
+def he_init(encoder: nn.Module, decoder: nn.Module) -> None:
+    """Draw weights from N(0, 2 / inputs) (He et al. 2015); biases stay as PyTorch draws them."""
+    for layer in _layers(encoder, decoder):
+        nn.init.kaiming_normal_(layer.weight)
+
+
+def _layers(*networks: nn.Module) -> list[Any]:
+    return [part for network in networks for part in network.modules() if isinstance(part, LAYERS)]
 
 
 def _outputs_for(mean: Tensor, likelihood: Callable[[Tensor], Any]) -> Tensor:
@@ -59,13 +70,28 @@ def _outputs_for(mean: Tensor, likelihood: Callable[[Tensor], Any]) -> Tensor:
 
 
 def mlp(
-    x_shape: tuple[int, int, int], z_dim: int, context_dim: int, hidden_dims: list[int], activation: str
+    x_shape: tuple[int, int, int],
+    z_dim: int,
+    context_dim: int,
+    hidden_dims: list[int],
+    activation: str,
+    n_outputs: int = 0,
 ) -> tuple[nn.Module, nn.Module]:
-    """Make a multilayer perceptron and its mirror image: the tutorial's 784-400-20 for hidden_dims [400]."""
-    pixels = math.prod(x_shape)
-    encoder = MLP([pixels + context_dim, *hidden_dims, 2 * z_dim], activation, (2 * z_dim,))
+    """Make a multilayer perceptron and its mirror image: the tutorial's 784-400-20 for hidden_dims [400].
+
+    The encoder gives n_outputs numbers of an image, by default 2 z_dim: means and log-variances.
+    """
+    pixels, n_outputs = math.prod(x_shape), n_outputs or 2 * z_dim
+    encoder = MLP([pixels + context_dim, *hidden_dims, n_outputs], activation, (n_outputs,))
     decoder = MLP([z_dim + context_dim, *reversed(hidden_dims), pixels], activation, x_shape)
     return encoder, decoder
+
+
+def gated_mlp(
+    x_shape: tuple[int, int, int], z_dim: int, context_dim: int, hidden_dims: list[int], n_outputs: int = 0
+) -> tuple[nn.Module, nn.Module]:
+    """Make `mlp` with gated hidden layers, a * sigmoid(b) for linear a and b (Dauphin et al. 2017)."""
+    return mlp(x_shape, z_dim, context_dim, hidden_dims, GATED, n_outputs)
 
 
 class MLP(nn.Module):
@@ -73,10 +99,13 @@ class MLP(nn.Module):
 
     def __init__(self, widths: list[int], activation: str, out_shape: tuple[int, ...]) -> None:
         super().__init__()
-        layers = []
-        for n_in, n_out in pairwise(widths):
-            layers += [nn.Linear(n_in, n_out), ACTIVATIONS[activation]()]
-        self.layers = nn.Sequential(*layers[:-1])
+        layers: list[nn.Module] = []
+        for n_in, n_out in pairwise(widths[:-1]):
+            if activation == GATED:
+                layers += [nn.Linear(n_in, 2 * n_out), nn.GLU()]
+            else:
+                layers += [nn.Linear(n_in, n_out), ACTIVATIONS[activation]()]
+        self.layers = nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1]))
         self.out_shape = tuple(out_shape)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:

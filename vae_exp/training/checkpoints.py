@@ -104,7 +104,7 @@ def _read_config(config: Any) -> Config:
     """Return a configuration by today's names. Raises ValueError unless it has groups of plain values."""
     groups = renamed(require_shallow(CONFIG.validate_python(config)))
     names = [groups["model"]["name"], groups["dataset"]["name"], groups["dataset"]["_target_"]]
-    has_groups = all(isinstance(groups[group], dict) for group in ("network", "likelihood"))
+    has_groups = all(isinstance(groups[group], dict) for group in ("network", "posterior", "prior", "likelihood"))
     if not has_groups or not all(isinstance(name, str) for name in names):
         raise InvalidCheckpoint("a group or a name is missing")
     return cast("Config", groups)

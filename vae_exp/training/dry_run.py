@@ -5,7 +5,6 @@ import inspect
 import logging
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -18,10 +17,11 @@ from vae_exp.config.schema import Config
 from vae_exp.datasets import Data, Split
 from vae_exp.datasets.prepare import kind_of
 from vae_exp.distributed import Share
+from vae_exp.distributions import DiagonalGaussian, FullGaussian, draw
 from vae_exp.errors import UserError, first_line, is_out_of_memory, printable
 from vae_exp.scores import repeats as scores
 from vae_exp.scores.common import TooFewFactors, UnsuitableFactors
-from vae_exp.terms import Logged, Progress, elbo_terms, extra_samples
+from vae_exp.terms import Logged, Progress, Terms, elbo_terms
 from vae_exp.vae import VAE
 
 log = logging.getLogger(__name__)
@@ -166,18 +166,18 @@ def check_own_parts(config: Config, model: VAE, objective: Callable[..., tuple[T
         _check_network(config, model, x, y)
         noise = torch.Generator(x.device).manual_seed(0)
         with register_module_forward_hook(count):  # PyTorch's own counter takes a tenth of PyTorch's time to import
+            eps = torch.randn(len(x), model.z_dim, generator=noise, device=x.device)
             q = model.encode(x, y)
-            z = q.rsample(noise)
-            p = model.decode(z, y)
-            _check_likelihood(config, p, x)
-            terms = elbo_terms(x, q, p, z, partial(extra_samples, model, x, y, q, Share((len(x),)), noise))
+            _check_family(config, model, q, eps, y)
+            _check_likelihood(config, model.decode(q.rsample(eps), y), x)
+            terms = elbo_terms(model, x, y, eps, Share((len(x),)), noise)
             now = Progress(0, 1, max(1, config["epochs"]), len(train))
-            _check_objective(config, objective(terms, now))
+            _check_objective(config, _called(config, objective, terms, now))
     return sum(operations) / len(x)
 
 
 def _check_network(config: Config, model: VAE, x: Tensor, y: Tensor) -> None:
-    size, context = [len(x), 2 * model.z_dim], model.context(y)
+    size, context = [len(x), getattr(model.posterior, "n_outputs", 2 * model.z_dim)], model.context(y)
     for name, part in (("encoder", model.encoder), ("decoder", model.decoder)):
         try:
             inspect.signature(part.forward).bind(x, context)
@@ -187,11 +187,41 @@ def _check_network(config: Config, model: VAE, x: Tensor, y: Tensor) -> None:
     encoded = model.encoder(x, context)
     must = f"its encoder must return [B, 2 model.z_dim], means beside log-variances: {size} here"
     _require_shape(config, "network", must, encoded, size)
-    if model.stochastic:
-        variances = encoded[:, model.z_dim :].exp()
+    q = model.encode(x, y)
+    if isinstance(q, DiagonalGaussian | FullGaussian):
+        variances = q.log_var.exp()
         _require_shape(config, "network", "the variances of its posterior must be [B, Z]", variances, variances.shape)
     must = f"its decoder must return a number for each pixel, [B, C, H, W]: {list(x.shape)} here"
     _require_shape(config, "network", must, model.decoder(encoded[:, : model.z_dim], context), x.shape)
+
+
+def _check_family(config: Config, model: VAE, q: Any, eps: Tensor, y: Tensor) -> None:
+    """Raise UserError for a posterior or a prior that does not give what the ELBO takes of it."""
+    if missing := [name for name in ("mean", "rsample") if not hasattr(q, name)]:
+        must = "it must make a distribution with mean, rsample(noise) and log_prob(z) of the encoder's outputs"
+        raise UserError(f"{_target(config, 'posterior')}: {must}; {kind_of(q)} has no {' and no '.join(missing)}.")
+    z, log_q = draw(q, eps)
+    for name, codes in (("mean", q.mean), ("rsample(noise)", z)):
+        _require_shape(config, "posterior", f"{name} must be codes, [B, Z]: {list(eps.shape)} here", codes, eps.shape)
+    if not model.stochastic:
+        return
+    densities = {"posterior": q.log_prob(z) if log_q is None else log_q, "prior": model.prior.log_prob(z, y)}
+    for group, density in densities.items():
+        must = f"log_prob must be [B], or [B, Z] where it is of each latent: [{len(z)}] or {list(z.shape)} here"
+        _require_shape(config, group, must, density, z.shape if getattr(density, "ndim", 0) == 2 else z.shape[:1])
+    must = f"sample(y, noise, temperature) must return codes [B, Z]: {list(z.shape)} here"
+    sampled = model.prior_sample(len(y), torch.Generator().manual_seed(0), y)
+    _require_shape(config, "prior", must, sampled, z.shape)
+
+
+def _called(config: Config, objective: Callable[..., Any], terms: Terms, now: Progress) -> Any:
+    try:
+        return objective(terms, now)
+    except (TypeError, AttributeError) as error:
+        if terms.kl is None and "NoneType" in str(error):  # what it asks of terms.kl
+            why = "terms.kl is None, because this prior or posterior gives no KL of each latent; terms.kl_total is [B]"
+            raise UserError(f"{_target(config, 'objective')}: {why}.") from error
+        raise
 
 
 def _check_likelihood(config: Config, p: Any, x: Tensor) -> None:
