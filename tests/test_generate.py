@@ -158,12 +158,12 @@ def test_a_manifold_grows_to_the_right_and_up():
             return z[:, :, None, None]
 
     model = VAE(torch.nn.Identity(), ShowsItsCode(), lambda shown: SimpleNamespace(mean=shown), 3, 0)
-    images, values = latent_walks.manifold(model, [2, 0], torch.tensor(0), 5)
+    images, (across, up), _ = latent_walks.manifold(model, [2, 0], torch.tensor(0), 5)
     z = images[..., 0, 0]
-    torch.testing.assert_close(z[0, :, 2], values)
-    torch.testing.assert_close(z[:, 0, 0], values.flip(0))
+    torch.testing.assert_close(z[0, :, 2], across)
+    torch.testing.assert_close(z[:, 0, 0], up.flip(0))
     assert (z[..., 1] == 0).all()
-    assert torch.distributions.Normal(0, 1).cdf(values).tolist() == pytest.approx([0.1, 0.3, 0.5, 0.7, 0.9])
+    assert torch.distributions.Normal(0, 1).cdf(across).tolist() == pytest.approx([0.1, 0.3, 0.5, 0.7, 0.9])
 
 
 def test_latents_are_drawn_and_written(vae_command, conditional):

@@ -128,7 +128,8 @@ class VAE(nn.Module):
         if not self.stochastic:
             raise UserError("model.stochastic=false: an autoencoder has no prior over its codes to sample from.")
         y = torch.zeros(n, dtype=torch.long, device=self.device) if y is None else y
-        return self.prior.sample(y, noise, temperature)
+        with self.evaluating():  # a VampPrior encodes its pseudo-inputs
+            return self.prior.sample(y, noise, temperature)
 
     @torch.no_grad()
     def prior_moments(self, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -27,6 +27,7 @@ from vae_exp.training.run_dir import GENERATED, LATEST
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vae_exp.distributions import Posterior
     from vae_exp.figures.grids import Sheet
     from vae_exp.figures.requested import Drawing
     from vae_exp.inference import TrainedVAE
@@ -119,6 +120,7 @@ usage: vae-generate checkpoint=PATH [KEY=VALUE ...]
   vae-generate checkpoint=latest what=samples label=7 temperature=0.8   of a conditional model
   vae-generate checkpoint=latest sampler=gmm                            from where the codes are
   vae-generate checkpoint=latest n=100000 format=npz
+  vae-generate checkpoint=latest what=components                        of prior=mixture, vamp or by_label
   vae-generate checkpoint=latest what=traversals animate=true
   vae-generate checkpoint=latest format=pdf title=none                  for a paper; scale=4 for a slide
   vae-generate checkpoint=latest what=reconstructions inputs=FOLDER     your own images"""
@@ -126,12 +128,12 @@ usage: vae-generate checkpoint=PATH [KEY=VALUE ...]
 ANIMATED = ("interpolations", "traversals")
 MAX_SIDE = 100  # of the manifold in one picture: 10,000 images, as many as any picture has
 OF_IMAGES = ("reconstructions", "interpolations", "traversals around=image")
-DRAWN = ("samples", "classes", "reconstructions", "interpolations", "traversals", "manifold", "latents")
+DRAWN = ("samples", "classes", "components", "reconstructions", "interpolations", "traversals", "manifold", "latents")
 OF_PICTURES = ("scale", "title", "dpi")
 # What each key is for. The others, such as output and device, are for all of them.
 USED_BY = {
     "n": DRAWN,
-    "label": ("samples", "reconstructions", "interpolations", "traversals", "manifold"),
+    "label": ("samples", "reconstructions", "interpolations", "traversals", "manifold", "components"),
     "temperature": ("samples", "classes"),
     "sampler": ("samples",),
     "inputs": OF_IMAGES,
@@ -242,7 +244,7 @@ def _write_latents(model: "TrainedVAE", options: GenerateOptions, target: Path) 
     """Write the posterior means of a split: some as a scatter plot, or all with their variances as arrays."""
     from vae_exp.datasets.splits import batches
     from vae_exp.evaluation import metrics
-    from vae_exp.figures import grids, requested
+    from vae_exp.figures import grids, latent_walks, requested
 
     requested.check_dims(options["dims"] or [], model)
     data = model.read_data(options["dataset"]["root"])
@@ -251,19 +253,27 @@ def _write_latents(model: "TrainedVAE", options: GenerateOptions, target: Path) 
     n = options["n"] or (len(images) if as_arrays else grids.SIZES["latents"])
     split = images[grids.rows(images.y, n)] if n < len(images) else images
     if as_arrays:
-        encoded = ((model.encode(x, y), y) for x, y in batches(split, metrics.EVAL_BATCH_SIZE))
-        codes = ({**vars(q), "y": y} for q, y in encoded)  # mean, log_var; an autoencoder's have no log_var
-        arrays = ({name: values.cpu().numpy() for name, values in chunk.items()} for chunk in codes)
+        arrays = (_arrays(model.encode(x, y), y) for x, y in batches(split, metrics.EVAL_BATCH_SIZE))
         with tqdm(total=len(split), unit="image", disable=None, leave=False) as bar:
             return write_arrays(target, len(split), arrays, bar)
     means = metrics.posterior(model.model, split).mean
-    figure = grids.latents(means, split.y, data.class_names, options["dims"], len(split), len(images))
+    density = latent_walks.density(model.model, grids.n_class_rows(model.model.n_classes, data.class_names))
+    figure = grids.latents(means, split.y, data.class_names, options["dims"], len(split), len(images), density)
     title = _title(options, figure.axes[0].get_title())
     figure.axes[0].set_title(title, family=grids.families([title]), parse_math=False)
     path = target.with_name(f"{target.name}.{options['format']}")
     with atomic_write(path) as file:
         grids.save_figure(figure, file, options["format"], options["dpi"])
     return path
+
+
+def _arrays(q: "Posterior", y: "Tensor") -> dict[str, np.ndarray]:
+    """Return what q(z|x) has of each image, and its label; of a flow the mean, and the Gaussian that it starts from."""
+    from vae_exp.distributions import parameters
+
+    base = {f"base_{name}": values for name, values in parameters(q.base).items()} if hasattr(q, "base") else None
+    columns = {"mean": q.mean} | (parameters(q) if base is None else base) | {"y": y}
+    return {name: values.cpu().numpy() for name, values in columns.items() if hasattr(values, "cpu")}
 
 
 if __name__ == "__main__":

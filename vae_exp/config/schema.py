@@ -442,7 +442,15 @@ class GenerateOptions(TypedDict):
 
     checkpoint: AnyPath
     what: Literal[
-        "samples", "classes", "reconstructions", "interpolations", "traversals", "manifold", "latents", "weights"
+        "samples",
+        "classes",
+        "components",
+        "reconstructions",
+        "interpolations",
+        "traversals",
+        "manifold",
+        "latents",
+        "weights",
     ]
     n: Count | None
     label: Annotated[int | str, Rule(RUN_PATH.allows, "the name or the number of a class")] | None  # a folder's name

@@ -79,10 +79,11 @@ def score(
             continue
         std = spread.std if repeats > 1 else None
         result[name] = {"mean": spread.mean, "std": std, "caution": cautions[name]}
-    information = np.minimum(known, metrics.max_information(evaluation)[:, None])
-    pictures = {"factors": figures.matrix(information, factors.names)}
+    bound = metrics.max_information(evaluation)
+    shown = (np.minimum(known, bound[:, None]), factors.names, bool(np.isfinite(bound).all()))
+    pictures = {"factors": figures.matrix(*shown)}
     if model.model.stochastic:
-        pictures["factors_traversals"] = figures.traversals(model.model, information, factors.names)
+        pictures["factors_traversals"] = figures.traversals(model.model, *shown)
     return result, pictures
 
 

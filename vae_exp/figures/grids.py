@@ -6,7 +6,7 @@ import itertools
 import logging
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, cast
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 SELECTORS = {chr(code) for code in range(0xFE00, 0xFE10)}  # they choose between forms of a letter and have none
 STAND_INS = ("Last Resort", ".LastResort", "Adobe Blank")  # fonts that have a box for every letter
 # How many images a picture shows (of classes: of each), or rows of a walk, or steps a side of the manifold.
-SIZES = {"samples": 64, "classes": 8, "reconstructions": 32, "latents": 5000}
+SIZES = {"samples": 64, "classes": 8, "components": 64, "reconstructions": 32, "latents": 5000}
 SIZES |= {"interpolations": 8, "traversals": 20, "manifold": 20}
 STEPS = 11  # of interpolations and traversals
 RANGE = 3.0  # of traversals: standard deviations of the prior either way
@@ -33,6 +33,9 @@ LINE = 1.5  # the height of a line of text, times its size
 READABLE = 28  # pixels; smaller images are enlarged to about this, for people to see
 ENOUGH = 0.9  # of the classes that there is room for: in a random order chance may leave out one of ten digits
 MAX_CLASSES = 64  # a row each in a picture; the 62 of EMNIST's largest split fit
+
+SHARES = (0.9, 0.5, 0.1)  # of the prior, which lines of its density go around
+Density = tuple[Callable[[Tensor], Tensor], Tensor]  # log p(z) of codes [N, 2], and its values at the lines
 
 _reported: set[str] = set()
 
@@ -275,10 +278,11 @@ def traversals(
     images: Tensor, dims: list[int], values: Tensor, kl: list[float], around: str, labels: Sequence[str] = ()
 ) -> Sheet:
     """Show one latent dimension per row, for each label, from images [R, S, C, H, W] of latent_walks.traversal."""
-    rows = [f"z{dim}  KL {kl[dim]:.2f}" for dim in dims]
+    rows = [f"z{dim}  KL {kl[dim]:.2f}" if kl else f"z{dim}" for dim in dims]
     rows = [f"{label}   {row}" for label in labels for row in rows] or rows
     gaps = (range(len(dims), len(images), len(dims)), ())
-    return traversal_sheet(images, f"one latent (its KL in nats) at a time, around {around}", rows, values, gaps)
+    its_kl = " (its KL in nats)" if kl else ""
+    return traversal_sheet(images, f"one latent{its_kl} at a time, around {around}", rows, values, gaps)
 
 
 def traversal_sheet(images: Tensor, title: str, rows: Sequence[str], values: Tensor, gaps: Any = ((), ())) -> Sheet:
@@ -286,17 +290,26 @@ def traversal_sheet(images: Tensor, title: str, rows: Sequence[str], values: Ten
     return walk_sheet(images, title, rows, words, "standard deviations of the prior", gaps=gaps)
 
 
-def manifold(images: Tensor, values: Tensor, dims: list[int], note: str = "") -> Sheet:
+def manifold(images: Tensor, values: Tensor, dims: list[int], title: str) -> Sheet:
     """Show the plane of two latents, images [S, S, C, H, W] of latent_walks.manifold: first right, second up."""
-    words = [tick(value) for value in values.tolist()]
-    rows = [f"z{dims[1]} {word}" if i == 0 else word for i, word in enumerate(reversed(words))] if len(dims) > 1 else []
-    return walk_sheet(images, f"p(x|z) at equally likely z{note}", rows, words, f"z{dims[0]}")
+    words, *up = [[tick(value) for value in axis] for axis in values.tolist()]
+    rows = [f"z{dims[1]} {word}" if i == 0 else word for i, word in enumerate(reversed(up[0]))] if up else []
+    return walk_sheet(images, title, rows, words, f"z{dims[0]}")
 
 
 def latents(
-    means: Tensor, y: Tensor, names: Sequence[str], dims: list[int] | None, n: int = SIZES["latents"], total: int = 0
+    means: Tensor,
+    y: Tensor,
+    names: Sequence[str],
+    dims: list[int] | None,
+    n: int = SIZES["latents"],
+    total: int = 0,
+    density: Density | None = None,
 ) -> "Figure":
-    """Plot n of the posterior means [N, Z] of `total` images, N by default, in two latents or principal components."""
+    """Plot n of the posterior means [N, Z] of `total` images, N by default, in two latents or principal components.
+
+    Under those of a model of two latents lie lines of the prior's density.
+    """
     total, chosen = total or len(means), rows(y, n)
     means, y, names = means.detach().cpu().double()[chosen], y.cpu()[chosen], drawable(names)
     if dims is not None or means.shape[1] <= 2 or len(means) == 1:  # one image has no principal components
@@ -311,7 +324,10 @@ def latents(
         points = torch.stack([points[:, 0], torch.linspace(0, 1, len(points), dtype=torch.double)], 1)
         axis_names.append("order in the split")
     count = f"{len(points):,} of the {total:,}" if len(points) < total else f"{total:,}"
-    return _scatter(points, y, names, axis_names, f"posterior means of {count} images")
+    figure = _scatter(points, y, names, axis_names, f"posterior means of {count} images")
+    if density is not None and sorted(dims or []) == [0, 1]:
+        _draw_density(figure.axes[0], cast("list[int]", dims), *density)
+    return figure
 
 
 def _scatter(points: Tensor, y: Tensor, names: Sequence[str], axis_names: list[str], title: str) -> "Figure":
@@ -336,6 +352,19 @@ def _scatter(points: Tensor, y: Tensor, names: Sequence[str], axis_names: list[s
         axes.set(xlabel=axis_names[0], ylabel=axis_names[1], title=title)
         axes.set_aspect("equal", adjustable="datalim")
         return cast("Figure", axes.figure)
+
+
+def _draw_density(axes: Any, dims: list[int], log_p: Callable[[Tensor], Tensor], levels: Tensor) -> None:
+    """Draw lines where log p(z) has these values, behind all else; the axes stay, and show the latents of dims."""
+    limits = axes.get_xlim(), axes.get_ylim()
+    reach = 0.75 * max(high - low for low, high in limits)  # an axis grows where the other is longer
+    x, y = (torch.linspace(sum(limit) / 2 - reach, sum(limit) / 2 + reach, 150) for limit in limits)
+    values = log_p(torch.cartesian_prod(x, y)[:, dims]).view(len(x), len(y))  # of z in the model's order
+    levels = levels[levels.isfinite()].unique()
+    if len(levels):
+        axes.contour(x, y, values.T, levels, colors="0.6", linewidths=0.8, linestyles="solid", zorder=0)
+        shares = ", ".join(f"{share:.0%}" for share in SHARES)
+        axes.set(xlim=limits[0], ylim=limits[1], title=f"{axes.get_title()}\nlines around {shares} of the prior")
 
 
 @contextlib.contextmanager

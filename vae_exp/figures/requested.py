@@ -16,6 +16,7 @@ from vae_exp.errors import UserError, printable, shortened
 from vae_exp.figures import grids, latent_walks
 from vae_exp.files import expand
 from vae_exp.inference import TrainedVAE
+from vae_exp.priors import ByLabel, Mixture, VampPrior
 
 MAX_GRID = 10_000  # images: a picture of more is larger than what shows it can open
 MAX_PIXELS = 170_000_000  # of a picture with a scale; Pillow opens no more
@@ -55,14 +56,55 @@ def _classes(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:
     if not n_classes:
         raise UserError("what=classes: the model is not conditional; use what=samples.")
     _require_room(model, n * n_classes, f"n={n}: {n_classes} classes make {n * n_classes:,} images", options)
-    z = options["temperature"] * model.model.prior_sample(n, build.generator(options["seed"], "samples"))
-    images = latent_walks.classes(model.model, z, n_classes).flatten(0, 1)
-    title = "a row per label, the same z in each column"
+    noise = build.generator(options["seed"], "samples")
+    images = latent_walks.classes(model.model, n, n_classes, noise, options["temperature"]).flatten(0, 1)
+    title = f"a row per label, {latent_walks.shared(model.model)} in each column"
     if n_classes < model.model.n_classes:
         title += f"; the first {n_classes} of {model.model.n_classes:,}"
     names = grids.class_words(model.class_names, n_classes)
     y = torch.arange(n_classes).repeat_interleave(n)
     return Drawing(len(y), [(images, y)], lambda x: grids.Sheet(x, n, title, names))
+
+
+def _components(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:
+    _require_prior(model, "what=components", "what=latents")
+    prior, (label, in_title) = model.model.prior, _label(model, options)
+    if isinstance(prior, Mixture | VampPrior):
+        z, weights = prior.gaussians().mean, prior.weights
+        y = prior.labels if isinstance(prior, VampPrior) else label.expand(len(z))
+    elif isinstance(prior, ByLabel):
+        z = prior.mean[: model.n_classes_in_data]
+        y, weights = torch.arange(len(z), device=z.device), torch.ones(len(z))
+    else:
+        name = model.config["prior"]["_target_"].rpartition(".")[2]
+        raise UserError(
+            f"what=components: prior={name} has no components. It is for prior=mixture, prior=vamp and prior=by_label."
+        )
+    heaviest = weights.argsort(descending=True, stable=True).to(z.device)
+    if options["label"] is not None:
+        heaviest = heaviest[y[heaviest] == label]
+        if not len(heaviest):
+            raise UserError(f"label={options['label']}: no component of the prior has it.")
+    shown = heaviest[:n]
+    _require_room(model, 2 * len(shown), f"n={n}: {len(shown):,} components", options)
+    images = latent_walks.decode(model.model, z[shown, None], y[shown])[:, 0]
+    count = f"{len(shown):,} of the {len(heaviest):,}" if len(shown) < len(heaviest) else f"{len(shown):,}"
+    in_title = in_title if options["label"] is not None or isinstance(prior, Mixture) else ""
+
+    def sheet(images: Tensor) -> grids.Sheet:
+        if isinstance(prior, VampPrior):
+            title = f"{count} pseudo-inputs{in_title}, each beside p(x|z) at the mean of its q(z|x)"
+            return grids.reconstructions(prior.images[shown], images, title)
+        if isinstance(prior, ByLabel):
+            words = grids.class_words(model.class_names, len(z))
+            return grids.Sheet(
+                images, len(images), f"the mean of p(z | label){in_title}", words=[words[i] for i in y[shown]]
+            )
+        parts = weights[shown].split(grids.COLUMNS)
+        rows = [f"{part[0]:.1%} to {part[-1]:.1%}" for part in parts]
+        return grids.Sheet(images, grids.COLUMNS, f"means of {count} components, the heaviest first{in_title}", rows)
+
+    return Drawing(len(images), [(images, y[shown])], sheet)
 
 
 def _reconstructions(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:
@@ -104,34 +146,34 @@ def _traversals(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:
     else:
         _require_prior(model, "what=traversals around=prior", "what=traversals around=image")
         label, in_title = _label(model, options)
-        labels, around = label[None], f"the prior's mean{in_title}"
-        centre = torch.zeros(model.model.z_dim, device=model.device)
+        centre, labels, around = None, label[None], f"the prior's mean{in_title}"
         if options["label"] is None and model.model.n_classes:
             names = grids.class_words(model.class_names, grids.n_class_rows(model.model.n_classes, model.class_names))
             labels, around = torch.arange(len(names), device=model.device), "the prior's mean, a block per label"
-    dims = _dims(model, options, n if options["n"] else max(1, n // len(labels)))
+    dims = _dims(model, options, n if options["n"] else max(1, n // len(labels)), labels)
     rows = len(labels) * len(dims)
     _require_room(model, rows * steps, f"steps={steps}: {rows:,} walks of {steps} images", options)
     values = torch.linspace(-options["range"], options["range"], steps)
-    images, kl = latent_walks.traversal(model.model, centre, labels, dims, values), model.kl_per_dim
+    images, kl = latent_walks.traversal(model.model, labels, dims, values, centre), model.kl_per_dim
     sheet = lambda: grids.traversals(images, dims, values, kl, around, names)  # noqa: E731
     return _walk(images, labels.repeat_interleave(len(dims)), sheet, "one latent at a time")
 
 
 def _manifold(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:
     _require_prior(model, "what=manifold", "what=latents")
-    dims = _dims(model, options, 2)
+    label, in_title = _label(model, options)
+    dims = _dims(model, options, 2, label[None])
     side = n if len(dims) > 1 else 1
     _require_room(model, n * side, f"n={n}: a manifold of {n} x {side} images", options)
-    label, in_title = _label(model, options)
-    images, values = latent_walks.manifold(model.model, dims, label, n)
+    images, values, title = latent_walks.manifold(model.model, dims, label, n)
     labels = label.expand(len(images))
-    return _walk(images, labels, lambda: grids.manifold(images, values, dims, in_title), "manifold")
+    return _walk(images, labels, lambda: grids.manifold(images, values, dims, title + in_title), "manifold")
 
 
 DRAW: dict[str, Callable[[TrainedVAE, GenerateOptions, int], Drawing]] = {
     "samples": _samples,
     "classes": _classes,
+    "components": _components,
     "reconstructions": _reconstructions,
     "interpolations": _interpolations,
     "traversals": _traversals,
@@ -160,10 +202,11 @@ def _label(model: TrainedVAE, options: GenerateOptions) -> tuple[Tensor, str]:
     return torch.tensor(number, device=model.device), f", label {name}"
 
 
-def _dims(model: TrainedVAE, options: GenerateOptions, n: int) -> list[int]:
-    dims = options["dims"] or latent_walks.most_kl(model.kl_per_dim)[:n]
-    check_dims(dims, model)
-    return dims
+def _dims(model: TrainedVAE, options: GenerateOptions, n: int, labels: Tensor) -> list[int]:
+    """Return the latents of the options, or n in order of their KL, or else of how they change images of labels [L]."""
+    check_dims(options["dims"] or [], model)
+    by_kl = latent_walks.most_kl(model.kl_per_dim)
+    return options["dims"] or (by_kl or latent_walks.most_change(model.model, labels))[:n]
 
 
 def check_dims(dims: list[int], model: TrainedVAE) -> None:

@@ -42,7 +42,8 @@ def _usual(run: TrainingRun, split: Split, held_out: str, _: Evaluation) -> Iter
     yield "reconstructions", reconstructions(model, split, noise), f"{held_out} images, each beside its reconstruction"
     if model.stochastic:  # else there is no prior to draw samples from
         n_rows = grids.n_class_rows(model.n_classes, run.data.class_names)
-        how = "a row per class, the same z in each column" if n_rows else "the same z every epoch"
+        same = latent_walks.shared(model)
+        how = f"a row per class, {same} in each column" if n_rows else f"{same} every epoch"
         how += f"; the first {n_rows} of {model.n_classes:,} classes" if n_rows < model.n_classes else ""
         yield "samples", samples(model, n_rows, noise), f"samples from the prior, {how}"
 
@@ -76,27 +77,28 @@ def reconstructions(model: VAE, held_out: Split, noise: torch.Generator) -> np.n
 
 @torch.no_grad()
 def samples(model: VAE, n_rows: int, noise: torch.Generator) -> np.ndarray:
-    """Draw the mean of p(x|z) at z ~ p(z); a conditional model gets n_rows classes, the same z in each column."""
-    z = model.prior_sample(SIZES["classes"] if n_rows else SIZES["samples"], noise)
-    images = latent_walks.classes(model, z, n_rows).flatten(0, 1)
-    return grids.Sheet(images, len(z) if n_rows else grids.COLUMNS).pixels()
+    """Draw the mean of p(x|z) at z ~ p(z); a conditional model gets n_rows classes, the same noise in each column."""
+    images = latent_walks.classes(model, SIZES["classes"] if n_rows else SIZES["samples"], n_rows, noise)
+    return grids.Sheet(images.flatten(0, 1), images.shape[1] if n_rows else grids.COLUMNS).pixels()
 
 
 def _figure(name: str, model: VAE, split: Split, evaluation: Evaluation, class_names: Sequence[str]) -> np.ndarray:
     """Draw one of the further figures by its name in figures=[...]; a conditional model's manifold is of one class."""
     means, y, kl = evaluation.q.mean, split.y, evaluation.kl_per_dim
-    dims, first_class = latent_walks.most_kl(kl), torch.zeros((), dtype=torch.long, device=y.device)
-    label = f", label {grids.class_words(class_names, 1)[0]}" if model.n_classes else ""
+    n_rows = grids.n_class_rows(model.n_classes, class_names)
+    labels = torch.arange(max(1, n_rows), device=y.device)
     if name == "latents":
-        return grids.pixels(grids.latents(means, y, class_names, None))
+        return grids.pixels(grids.latents(means, y, class_names, None, density=latent_walks.density(model, n_rows)))
     if name == "manifold":
-        images, values = latent_walks.manifold(model, dims[:2], first_class, SIZES["manifold"])
-        return grids.manifold(images, values, dims[:2], label).pixels()
+        dims = (latent_walks.most_kl(kl) or latent_walks.most_change(model, labels[:1]))[:2]
+        images, values, title = latent_walks.manifold(model, dims, labels[0], SIZES["manifold"])
+        title += f", label {grids.class_words(class_names, 1)[0]}" if model.n_classes else ""
+        return grids.manifold(images, values, dims, title).pixels()
     if name == "traversals":
-        labels = torch.arange(max(1, n_rows := grids.n_class_rows(model.n_classes, class_names)), device=y.device)
+        dims = latent_walks.most_kl(kl) or latent_walks.most_change(model, labels)
         dims = dims[: max(1, SIZES["traversals"] // len(labels))]
         values = torch.linspace(-grids.RANGE, grids.RANGE, grids.STEPS)
-        images = latent_walks.traversal(model, torch.zeros_like(means[0]), labels, dims, values)
+        images = latent_walks.traversal(model, labels, dims, values)
         names = grids.class_words(class_names, n_rows)
         return grids.traversals(images, dims, values, kl, "the prior's mean", names).pixels()
     if not model.n_classes:
