@@ -326,9 +326,13 @@ ARRAYS = ("dataset=arrays", "dataset.root=shapes.npz", "dataset.val_size=16", "n
 
 def test_the_factor_that_a_conditional_model_is_given_is_left_out(vae_command, vae_train, monkeypatch):
     drawn, matrix, traversals = [], figures.matrix, figures.traversals
-    monkeypatch.setattr(figures, "matrix", lambda found, names: (drawn.append(names), matrix(found, names))[1])
     monkeypatch.setattr(
-        figures, "traversals", lambda model, found, names: (drawn.append(names), traversals(model, found, names))[1]
+        figures, "matrix", lambda found, names, *rest: (drawn.append(names), matrix(found, names, *rest))[1]
+    )
+    monkeypatch.setattr(
+        figures,
+        "traversals",
+        lambda model, found, names, *rest: (drawn.append(names), traversals(model, found, names, *rest))[1],
     )
     given = "left out  x of the scores: the model is given it as its label (model.conditional=true)"
     typed = (*SMALL, "dataset.label=x", "scores=[mig]", "scores_every_epochs=1", "epochs=1", "device=cpu")

@@ -34,7 +34,7 @@ READABLE = 28  # pixels; smaller images are enlarged to about this, for people t
 ENOUGH = 0.9  # of the classes that there is room for: in a random order chance may leave out one of ten digits
 MAX_CLASSES = 64  # a row each in a picture; the 62 of EMNIST's largest split fit
 
-SHARES = (0.9, 0.5, 0.1)  # of the prior, which lines of its density go around
+SHARES = (0.99, 0.9, 0.5, 0.1)  # of the prior, which lines of its density go around
 Density = tuple[Callable[[Tensor], Tensor], Tensor]  # log p(z) of codes [N, 2], and its values at the lines
 
 _reported: set[str] = set()
@@ -355,15 +355,15 @@ def _scatter(points: Tensor, y: Tensor, names: Sequence[str], axis_names: list[s
 
 
 def _draw_density(axes: Any, dims: list[int], log_p: Callable[[Tensor], Tensor], levels: Tensor) -> None:
-    """Draw lines where log p(z) has these values, behind all else; the axes stay, and show the latents of dims."""
+    """Draw lines where log p(z) has these values, in axes that show the latents of dims and stay as they are."""
     limits = axes.get_xlim(), axes.get_ylim()
     reach = 0.75 * max(high - low for low, high in limits)  # an axis grows where the other is longer
     x, y = (torch.linspace(sum(limit) / 2 - reach, sum(limit) / 2 + reach, 150) for limit in limits)
     values = log_p(torch.cartesian_prod(x, y)[:, dims]).view(len(x), len(y))  # of z in the model's order
     levels = levels[levels.isfinite()].unique()
     if len(levels):
-        axes.contour(x, y, values.T, levels, colors="0.6", linewidths=0.8, linestyles="solid", zorder=0)
-        shares = ", ".join(f"{share:.0%}" for share in SHARES)
+        axes.contour(x, y, values.T, levels, colors="0.35", linewidths=0.7, linestyles="solid")
+        shares = ", ".join(f"{share:.0%}" for share in reversed(SHARES))
         axes.set(xlim=limits[0], ylim=limits[1], title=f"{axes.get_title()}\nlines around {shares} of the prior")
 
 

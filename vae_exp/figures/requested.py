@@ -93,12 +93,15 @@ def _components(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:
 
     def sheet(images: Tensor) -> grids.Sheet:
         if isinstance(prior, VampPrior):
-            title = f"{count} pseudo-inputs{in_title}, each beside p(x|z) at the mean of its q(z|x)"
+            title = f"{count} pseudo-inputs{in_title}, each beside its decoded mean"
             return grids.reconstructions(prior.images[shown], images, title)
         if isinstance(prior, ByLabel):
             words = grids.class_words(model.class_names, len(z))
             return grids.Sheet(
-                images, len(images), f"the mean of p(z | label){in_title}", words=[words[i] for i in y[shown]]
+                images,
+                len(images),
+                f"the decoded mean of each label's prior{in_title}",
+                words=[words[i] for i in y[shown]],
             )
         parts = weights[shown].split(grids.COLUMNS)
         rows = [f"{part[0]:.1%} to {part[-1]:.1%}" for part in parts]
