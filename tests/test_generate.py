@@ -14,6 +14,7 @@ from tests.conftest import full_disk, metrics, quick_run, recorded
 from vae_exp.datasets.image_folder import read_images
 from vae_exp.figures import grids, latent_walks
 from vae_exp.figures import grids as figures
+from vae_exp.priors import ByLabel, Flow, Mixture
 from vae_exp.vae import VAE
 
 CELL = 28  # 8x8 digits enlarged three times, with two pixels around
@@ -152,18 +153,85 @@ def test_other_settings_go_to_another_file(vae_command, conditional):
     assert steps.name == "interpolations_steps-5_path-linear.png"
 
 
-def test_a_manifold_grows_to_the_right_and_up():
-    class ShowsItsCode(torch.nn.Module):
-        def forward(self, z, _):
-            return z[:, :, None, None]
+class ShowsItsCode(torch.nn.Module):
+    def forward(self, z, _):
+        return z[:, :, None, None]
 
-    model = VAE(torch.nn.Identity(), ShowsItsCode(), lambda shown: SimpleNamespace(mean=shown), 3, 0)
+
+def shows_codes(prior=None, z_dim=3, n_classes=0, scale=1.0):
+    """A model whose images are its codes, times a scale."""
+    shown = lambda shown: SimpleNamespace(mean=shown * scale)  # noqa: E731
+    model = VAE(torch.nn.Linear(1, 1), ShowsItsCode(), shown, z_dim, n_classes, prior=prior)
+    torch.manual_seed(0)
+    for weights in model.prior.parameters() if prior else ():
+        torch.nn.init.normal_(weights, std=0.5)
+    return model
+
+
+def test_a_manifold_grows_to_the_right_and_up():
+    model = shows_codes()
     images, (across, up), _ = latent_walks.manifold(model, [2, 0], torch.tensor(0), 5)
     z = images[..., 0, 0]
     torch.testing.assert_close(z[0, :, 2], across)
     torch.testing.assert_close(z[:, 0, 0], up.flip(0))
     assert (z[..., 1] == 0).all()
     assert torch.distributions.Normal(0, 1).cdf(across).tolist() == pytest.approx([0.1, 0.3, 0.5, 0.7, 0.9])
+
+
+def test_a_learned_prior_says_where_pictures_look():
+    """Traversals count its standard deviations, the manifold its quantiles, and the lines its mass."""
+    uneven, values = torch.tensor([1.0, 9.0, 4.0])[:, None, None], torch.linspace(-2, 2, 5)
+    for prior in (ByLabel(3, 2), Mixture(3, 4), Flow(3, 4, 8)):
+        model = shows_codes(prior, n_classes=2, scale=uneven)
+        for y in torch.arange(2):
+            mean, std = model.prior_moments(y)
+            z = latent_walks.traversal(model, y[None], [2], values)[0, :, :, 0, 0] / uneven[:, 0, 0]
+            torch.testing.assert_close(z, mean.expand(5, 3) + torch.tensor([0, 0, 1]) * std * values[:, None])
+            around = latent_walks.traversal(model, y[None], [2], values, torch.ones(3))[0, :, :, 0, 0]
+            torch.testing.assert_close(around[:, 2] / 4, z[:, 2])
+            _, (across, up), title = latent_walks.manifold(model, [1, 2], y, 10)
+            draws = model.prior_sample(20_000, torch.Generator().manual_seed(1), y.expand(20_000))
+            for dim, found in ((1, across), (2, up)):
+                below = (draws[:, dim, None] < found).double().mean(0)
+                torch.testing.assert_close(below, torch.arange(0.05, 1, 0.1).double(), atol=0.02, rtol=0)
+            assert ("the others at its mean" in title) == (not isinstance(prior, ByLabel))
+        order = (model.prior_moments(torch.tensor(0))[1] * uneven[:, 0, 0]).argsort(descending=True).tolist()
+        assert latent_walks.most_change(model, torch.tensor([0])) == order
+
+
+def test_every_label_gets_the_same_noise():
+    for prior in (None, ByLabel(3, 2), Mixture(3, 4)):
+        model, noise = shows_codes(prior, n_classes=2), torch.Generator().manual_seed(0)
+        z = latent_walks.classes(model, 5, 2, noise, 0.5)[..., 0, 0]
+        if isinstance(prior, ByLabel):
+            mean, std = map(torch.stack, zip(*map(model.prior_moments, torch.arange(2)), strict=True))
+            assert not torch.allclose(*z)
+            torch.testing.assert_close(*((z - mean[:, None]) / std[:, None]))
+        else:
+            assert torch.equal(*z)
+        torch.testing.assert_close(z[0], model.prior_sample(5, noise.manual_seed(0), torch.zeros(5).long(), 0.5))
+        assert latent_walks.shared(model) == ("the same noise" if prior else "the same z")
+
+
+@pytest.mark.parametrize("prior", [ByLabel(2, 2), Mixture(2, 4), Flow(2, 4, 8)], ids=lambda prior: type(prior).__name__)
+def test_lines_go_around_their_share_of_the_prior(prior):
+    model = shows_codes(prior, z_dim=2, n_classes=2)
+    log_p, levels = latent_walks.density(model, 2)
+    draws = model.prior_sample(20_000, torch.Generator().manual_seed(1), torch.arange(20_000) % 2)
+    within = (log_p(draws)[:, None] > levels).double().mean(0)
+    torch.testing.assert_close(within, torch.tensor(figures.SHARES).double(), atol=0.02, rtol=0)
+    assert latent_walks.density(shows_codes(z_dim=2), 0) is None
+    assert latent_walks.density(shows_codes(Mixture(3, 4)), 0) is None
+    means, y = draws[:400], torch.zeros(400, dtype=torch.long)
+    plain, lined = (figures.latents(means, y, ["a"], [1, 0], density=each) for each in (None, (log_p, levels)))
+    plain.canvas.draw()
+    lined.canvas.draw()
+    assert plain.axes[0].get_xlim()[1] == pytest.approx(lined.axes[0].get_xlim()[1], rel=0.2)
+    (lines,) = (each for each in lined.axes[0].collections if hasattr(each, "levels"))
+    for level, path in zip(lines.levels, lines.get_paths(), strict=True):
+        at = torch.from_numpy(path.vertices[:, [1, 0]])  # the axes show z1 and z0
+        assert ((log_p(at) - level).abs() < 0.2).double().mean() > 0.8, "between the points of a grid it may be less"
+    assert lined.axes[0].get_title().endswith("lines around 10%, 50%, 90%, 99% of the prior")
 
 
 def test_latents_are_drawn_and_written(vae_command, conditional):
@@ -206,7 +274,59 @@ def test_latents_as_arrays_are_of_every_image_and_a_picture_says_of_how_many(vae
     assert titles == [f"posterior means of {shown}5,300 images" for shown in ("5,000 of the ", "5,200 of the ", "")]
 
 
+COMPONENTS = {"mixture": "prior.components=20 posterior=full", "vamp": "prior.components=20 posterior=iaf"}
+COMPONENTS |= {"by_label": "model=conditional", "flow": ""}
+
+
+@pytest.mark.parametrize("prior", COMPONENTS)
+def test_every_picture_of_every_prior(vae_command, monkeypatch, prior):
+    """During training and afterwards; and what of the prior and the posterior is decoded and written."""
+    figures_of_all = "figures=[traversals,interpolations,manifold,latents]"
+    typed = (f"prior={prior}", *COMPONENTS[prior].split(), "model.z_dim=2", "network.hidden_dims=[8]", figures_of_all)
+    _, folder = quick_run(*typed)
+    for name in ("traversals", "interpolations", "manifold", "latents"):
+        assert len(list((folder / "images").glob(f"{name}_*.png"))) == 1
+    sheets, save = [], figures.Sheet.save
+    monkeypatch.setattr(figures.Sheet, "save", lambda sheet, *rest: (sheets.append(sheet), save(sheet, *rest))[1])
+    where, model = f"checkpoint={folder}", vae_exp.load(folder)
+    drawn(vae_command, where, "what=traversals", "steps=3")
+    assert sheets[-1].rows[0][-2:] in ("z0", "z1") or prior == "by_label", "no KL of a latent is known"
+    assert ("KL" in sheets[-1].title) == (prior == "by_label")
+    samples = [np.load(drawn(vae_command, where, "n=40", f"temperature={t}", "format=npz"))["x"] for t in (0, 1)]
+    assert samples[0][::10].std(0).max() < samples[1][::10].std(0).max()
+
+    content = np.load(drawn(vae_command, where, "what=latents", "format=npz"))
+    of_posterior = {"mixture": ["log_var", "lower"], "vamp": ["base_mean", "base_log_var"]}.get(prior, ["log_var"])
+    assert list(content) == ["mean", *of_posterior, "y"]
+    code, said = vae_command("vae-generate", where, "sampler=aggregate")
+    assert (code, "Use sampler=gmm" in said) == ((1, True) if prior == "vamp" else (0, False))
+
+    if prior == "flow":
+        code, said = vae_command("vae-generate", where, "what=components")
+        assert code == 1
+        assert "prior=flow has no components. It is for prior=mixture, prior=vamp and prior=by_label." in said
+        return
+    drawn(vae_command, where, "what=components", "n=10")
+    p, sheet = model.model.prior, sheets[-1]
+    if prior == "vamp":
+        torch.testing.assert_close(sheet.images[::2], p.images[:10])
+        torch.testing.assert_close(sheet.images[1::2], model.decode(p.gaussians().mean[:10]))
+        assert "10 of the 20" in sheet.title
+    elif prior == "mixture":
+        heaviest = p.weights.argsort(descending=True)
+        torch.testing.assert_close(sheet.images, model.decode(p.mean[heaviest[:10]]))
+        share = p.weights[heaviest]
+        assert list(sheet.rows) == [f"{share[0]:.1%} to {share[7]:.1%}", f"{share[8]:.1%} to {share[9]:.1%}"]
+    else:
+        torch.testing.assert_close(sheet.images, model.decode(p.mean, torch.arange(10)))
+        assert sheet.words == list("0123456789")
+        drawn(vae_command, where, "what=components", "label=3")
+        torch.testing.assert_close(sheets[-1].images, sheet.images[3:4])
+        assert sheets[-1].words == ["3"]
+
+
 UNUSED = [
+    ("what=components seed=1", "seed=1: what=components does not use it"),
     ("what=classes label=3", "label=3: what=classes does not use it; it is for what=samples, what=reconstructions"),
     ("what=weights format=npz", "format=npz: what=weights does not use it"),
     ("what=weights n=3", "n=3: what=weights does not use it"),

@@ -364,7 +364,9 @@ def _draw_density(axes: Any, dims: list[int], log_p: Callable[[Tensor], Tensor],
     if len(levels):
         axes.contour(x, y, values.T, levels, colors="0.35", linewidths=0.7, linestyles="solid")
         shares = ", ".join(f"{share:.0%}" for share in reversed(SHARES))
-        axes.set(xlim=limits[0], ylim=limits[1], title=f"{axes.get_title()}\nlines around {shares} of the prior")
+        axes.set_title(f"{axes.get_title()}\nlines around {shares} of the prior")
+        axes.set_xlim(limits[0], auto=None)
+        axes.set_ylim(limits[1], auto=None)
 
 
 @contextlib.contextmanager

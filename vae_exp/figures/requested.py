@@ -74,13 +74,12 @@ def _components(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:
         y = prior.labels if isinstance(prior, VampPrior) else label.expand(len(z))
     elif isinstance(prior, ByLabel):
         z = prior.mean[: model.n_classes_in_data]
-        y, weights = torch.arange(len(z), device=z.device), torch.ones(len(z))
+        y, weights = torch.arange(len(z), device=z.device), torch.ones(len(z), device=z.device)
     else:
         name = model.config["prior"]["_target_"].rpartition(".")[2]
-        raise UserError(
-            f"what=components: prior={name} has no components. It is for prior=mixture, prior=vamp and prior=by_label."
-        )
-    heaviest = weights.argsort(descending=True, stable=True).to(z.device)
+        use = "It is for prior=mixture, prior=vamp and prior=by_label."
+        raise UserError(f"what=components: prior={name} has no components. {use}")
+    heaviest = weights.argsort(descending=True, stable=True)
     if options["label"] is not None:
         heaviest = heaviest[y[heaviest] == label]
         if not len(heaviest):
@@ -89,22 +88,16 @@ def _components(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:
     _require_room(model, 2 * len(shown), f"n={n}: {len(shown):,} components", options)
     images = latent_walks.decode(model.model, z[shown, None], y[shown])[:, 0]
     count = f"{len(shown):,} of the {len(heaviest):,}" if len(shown) < len(heaviest) else f"{len(shown):,}"
-    in_title = in_title if options["label"] is not None or isinstance(prior, Mixture) else ""
 
     def sheet(images: Tensor) -> grids.Sheet:
         if isinstance(prior, VampPrior):
-            title = f"{count} pseudo-inputs{in_title}, each beside its decoded mean"
-            return grids.reconstructions(prior.images[shown], images, title)
+            title = f"{count} pseudo-inputs{in_title if options['label'] is not None else ''}"
+            return grids.reconstructions(prior.images[shown], images, f"{title}, each beside its decoded mean")
         if isinstance(prior, ByLabel):
-            words = grids.class_words(model.class_names, len(z))
-            return grids.Sheet(
-                images,
-                len(images),
-                f"the decoded mean of each label's prior{in_title}",
-                words=[words[i] for i in y[shown]],
-            )
-        parts = weights[shown].split(grids.COLUMNS)
-        rows = [f"{part[0]:.1%} to {part[-1]:.1%}" for part in parts]
+            names = grids.class_words(model.class_names, len(z))
+            words = [names[label] for label in shown]
+            return grids.Sheet(images, len(images), "the decoded mean of each label's prior", words=words)
+        rows = [f"{part[0]:.1%} to {part[-1]:.1%}" for part in weights[shown].split(grids.COLUMNS)]
         return grids.Sheet(images, grids.COLUMNS, f"means of {count} components, the heaviest first{in_title}", rows)
 
     return Drawing(len(images), [(images, y[shown])], sheet)
