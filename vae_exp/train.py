@@ -158,7 +158,8 @@ def finish_epoch(run: Run, prune: Prune | None) -> None:
     if distributed.is_rank0() and every and epoch % every == 0:
         row |= factor_scores(evaluation, run.held_out, config, name)
     require_finite(scalars, f"after step {state.step}", run.run_dir)
-    run.tracker.log(row | {f"{name}/kl_per_dim": evaluation.kl_per_dim}, state.step)
+    kl_per_dim = {f"{name}/kl_per_dim": evaluation.kl_per_dim} if evaluation.kl_per_dim else {}
+    run.tracker.log(row | kl_per_dim, state.step)
 
     scale = {key: value.item() for key, value in run.eval_model.scale().items()}
     new_best = run.end_epoch(epoch, evaluation.kl_per_dim, (scalars if name == "val" else {}) | scale, row)

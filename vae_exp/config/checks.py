@@ -191,9 +191,10 @@ def chosen(flat: Mapping[str, Any], group: str) -> str | None:
     return str(target).rpartition(".")[2] if is_ours(target) else None
 
 
-def factorises(flat: Mapping[str, Any]) -> bool:
-    """Return whether the KL of the prior and the posterior, which are ours, is a sum over latents."""
-    return chosen(flat, "posterior") == "diagonal" and chosen(flat, "prior") in ("standard", "by_label")
+def families(config: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """Return the posterior and the prior of a configuration by their names, each None if it is a user's own."""
+    flat = {f"{group}._target_": config[group]["_target_"] for group in ("posterior", "prior")}
+    return chosen(flat, "posterior"), chosen(flat, "prior")
 
 
 def _family_problems(flat: Mapping[str, Any]) -> Iterator[str]:

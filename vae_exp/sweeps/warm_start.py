@@ -14,7 +14,7 @@ from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
 from omegaconf import DictConfig, OmegaConf
 
 from vae_exp.compare.runs import TRADING, Z_DIM
-from vae_exp.config.checks import literal
+from vae_exp.config.checks import families, literal
 from vae_exp.config.schema import Config, is_number
 from vae_exp.errors import UserError
 from vae_exp.sweeps.values import line
@@ -55,6 +55,10 @@ def plan_path(
     along = _key_along(swept, config)
     if any(Z_DIM in _keys(swept) and not cfg.model.stochastic for cfg in configs):
         raise UserError(f"{SETTING}: z_dim falls by the KL of each latent, and model.stochastic=false has none.")
+    for posterior, prior in (families(cfg) for cfg in configs if Z_DIM in _keys(swept)):
+        if posterior in ("full", "iaf") or prior in ("mixture", "vamp", "flow"):
+            both = f"posterior={posterior} prior={prior}"
+            raise UserError(f"{SETTING}: z_dim falls by the KL of each latent, and {both} has none. Sweep beta alone.")
     at: list[tuple[int, float]] = [(-cfg.model.z_dim, OmegaConf.select(cfg, along) if along else 0) for cfg in configs]
     z_dims, steps = sorted({z_dim for z_dim, _ in at}), list(dict.fromkeys(step for _, step in at))
     steps = sorted(steps) if along in RISING else steps

@@ -2,13 +2,15 @@
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from vae_exp.config.checks import families
 from vae_exp.config.schema import Config
 from vae_exp.errors import UserError, printable
 from vae_exp.tracking import wandb_run
@@ -64,6 +66,8 @@ def initialise(model: VAE, source: Checkpoint, config: Config, make: Callable[[i
     path, z_dim, old_z_dim = _named(config["init_from"]), model.z_dim, source.config["model"]["z_dim"]
     if z_dim < old_z_dim and not any(source.kl_per_dim):
         raise UserError(f"init_from={path}: it has no KL by which {z_dim} of its {old_z_dim} latents could be chosen.")
+    if z_dim != old_z_dim and (part := whole_codes(config)):
+        raise UserError(f"init_from={path}: {part} has weights of the code as a whole, of {old_z_dim} latents alone.")
     latents = _largest(source.kl_per_dim or [0.0] * old_z_dim, z_dim)
     target = model.state_dict()
     with torch.device("meta"):
@@ -94,6 +98,14 @@ def initialise(model: VAE, source: Checkpoint, config: Config, make: Callable[[i
     before = source.resume.facts.start if source.resume else None
     epochs = source.epoch + (before.epochs if before else 0)
     return Start(str(config["init_from"]), source.epoch, source.step, epochs, latents if z_dim < old_z_dim else None)
+
+
+def whole_codes(config: Mapping[str, Any]) -> str | None:
+    """Return the posterior or the prior, such as prior=flow, whose weights do not divide into those of each latent."""
+    posterior, prior = families(config)
+    if posterior in ("full", "iaf"):
+        return f"posterior={posterior}"
+    return "prior=flow" if prior == "flow" else None
 
 
 def _named(path: object) -> str:
