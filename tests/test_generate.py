@@ -230,7 +230,7 @@ def test_lines_go_around_their_share_of_the_prior(prior):
     (lines,) = (each for each in lined.axes[0].collections if hasattr(each, "levels"))
     for level, path in zip(lines.levels, lines.get_paths(), strict=True):
         at = torch.from_numpy(path.vertices[:, [1, 0]])  # the axes show z1 and z0
-        assert ((log_p(at) - level).abs() < 0.2).double().mean() > 0.8, "between the points of a grid it may be less"
+        assert (log_p(at) - level).abs().median() < 0.1, "it is computed on a grid"
     assert lined.axes[0].get_title().endswith("lines around 10%, 50%, 90%, 99% of the prior")
 
 
