@@ -164,7 +164,7 @@ def shows_codes(prior=None, z_dim=3, n_classes=0, scale=1.0):
     model = VAE(torch.nn.Linear(1, 1), ShowsItsCode(), shown, z_dim, n_classes, prior=prior)
     torch.manual_seed(0)
     for weights in model.prior.parameters() if prior else ():
-        torch.nn.init.normal_(weights, std=0.5)
+        torch.nn.init.normal_(weights, std=0.3)
     return model
 
 

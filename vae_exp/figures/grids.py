@@ -308,7 +308,7 @@ def latents(
 ) -> "Figure":
     """Plot n of the posterior means [N, Z] of `total` images, N by default, in two latents or principal components.
 
-    Under those of a model of two latents lie lines of the prior's density.
+    Lines of the prior's density lie over those of a model of two latents.
     """
     total, chosen = total or len(means), rows(y, n)
     means, y, names = means.detach().cpu().double()[chosen], y.cpu()[chosen], drawable(names)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vae_exp.distributions import total
 from vae_exp.figures import grids
-from vae_exp.priors import ByLabel, Standard
+from vae_exp.priors import ByLabel, Flow, Mixture, Standard, VampPrior
 from vae_exp.vae import MOMENTS, VAE
 
 BATCH_SIZE = 1000
@@ -92,7 +92,8 @@ def density(model: VAE, n_classes: int) -> grids.Density | None:
     """
     if model.z_dim != 2 or not model.stochastic or isinstance(model.prior, Standard):
         return None
-    labels = torch.arange(max(1, n_classes), device=model.device)
+    is_one = isinstance(model.prior, Mixture | VampPrior | Flow)  # for all labels
+    labels = torch.arange(1 if is_one else max(1, n_classes), device=model.device)
 
     @torch.no_grad()
     def log_p(z: Tensor) -> Tensor:

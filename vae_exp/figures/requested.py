@@ -76,9 +76,8 @@ def _components(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:
         z = prior.mean[: model.n_classes_in_data]
         y, weights = torch.arange(len(z), device=z.device), torch.ones(len(z), device=z.device)
     else:
-        name = model.config["prior"]["_target_"].rpartition(".")[2]
-        use = "It is for prior=mixture, prior=vamp and prior=by_label."
-        raise UserError(f"what=components: prior={name} has no components. {use}")
+        none = f"prior={model.config['prior']['_target_'].rpartition('.')[2]} has no components"
+        raise UserError(f"what=components: {none}. It is for prior=mixture, prior=vamp and prior=by_label.")
     heaviest = weights.argsort(descending=True, stable=True)
     if options["label"] is not None:
         heaviest = heaviest[y[heaviest] == label]
@@ -94,8 +93,7 @@ def _components(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:
             title = f"{count} pseudo-inputs{in_title if options['label'] is not None else ''}"
             return grids.reconstructions(prior.images[shown], images, f"{title}, each beside its decoded mean")
         if isinstance(prior, ByLabel):
-            names = grids.class_words(model.class_names, len(z))
-            words = [names[label] for label in shown]
+            words = [grids.class_words(model.class_names, len(z))[label] for label in shown]
             return grids.Sheet(images, len(images), "the decoded mean of each label's prior", words=words)
         rows = [f"{part[0]:.1%} to {part[-1]:.1%}" for part in weights[shown].split(grids.COLUMNS)]
         return grids.Sheet(images, grids.COLUMNS, f"means of {count} components, the heaviest first{in_title}", rows)
