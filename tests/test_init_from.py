@@ -228,6 +228,23 @@ def test_other_axes_are_not_taken_for_latents(trained):
     trained("model=autoencoder", "model.z_dim=8", "epochs=1", folder="autoencoder")
     with pytest.raises(UserError, match="no KL by which 4 of its 8"):
         quick_run("model.z_dim=4", "init_from=autoencoder")
+    for family in ("posterior=full", "posterior=iaf", "prior=flow"):
+        with pytest.raises(UserError, match=f"of {family} cannot be divided between them. Use model.z_dim=8"):
+            quick_run("model.z_dim=9", family, "init_from=autoencoder", folder="other")
+
+
+def test_a_learned_prior_comes_along_and_another_one_keeps_what_the_seed_made(trained):
+    trained("prior=mixture", "prior.components=3", "model.z_dim=4", "epochs=2", folder="before")
+    mixture, _ = quick_run("prior=mixture", "prior.components=3", "model.z_dim=6", "init_from=before", folder="larger")
+    assert mixture["start"]["latents"] is None
+    before, larger = stored("before/best.pt")["model"], stored("larger/last.pt")["model"]
+    assert larger["prior.mean"].shape == (3, 6) and before["prior.mean"].shape == (3, 4)
+    other = ("prior=vamp", "prior.components=3", "model.z_dim=4", "init_from=before", "epochs=0")
+    with pytest.raises(UserError, match=r"prior\.inputs is \[3, 1, 8, 8\] here and missing there"):
+        quick_run(*other, folder="vamp")
+    quick_run(*other, "init_from_partial=true", folder="vamp")
+    taken = stored("vamp/last.pt")["model"]
+    assert all(torch.equal(taken[name], before[name]) for name in before if not name.startswith("prior."))
 
 
 def test_runs_from_other_weights_are_not_seeds_of_one_setting(trained, vae_command):

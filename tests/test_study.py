@@ -37,7 +37,7 @@ def state_of(trial):
 
 
 @pytest.mark.parametrize(
-    "pruner", ["asha", *(pytest.param(name, marks=pytest.mark.slow) for name in ("hyperband", "median"))]
+    "pruner", ["asha", *(pytest.param(name, marks=pytest.mark.slow) for name in ("hyperband", "median", "trend"))]
 )
 def test_losing_jobs_end_early_and_the_others_are_as_they_are_alone(vae_train, pruner):
     code, said = vae_train(*GRID, f"sweep.prune={pruner}", "sweep.name=pruned")  # Optuna draws brackets by it
@@ -66,6 +66,23 @@ def test_losing_jobs_end_early_and_the_others_are_as_they_are_alone(vae_train, p
     }
     assert trials[best["run"]].value == float(best["val/neg_elbo"])
     assert {job: len(trial.intermediate_values) for job, trial in trials.items()} == epochs
+
+
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+def test_a_trend_spares_who_starts_slowly_and_who_is_ahead(direction):
+    study = optuna.create_study(direction=direction, pruner=studies.Trend(after=2, epochs=16))
+
+    def epochs_of_job(limit, fall):
+        trial, sign = study.ask(), 1 if direction == "minimize" else -1
+        for epoch in range(1, 17):
+            trial.report(sign * (limit + fall / epoch**0.5), epoch)
+            if trial.should_prune():
+                break
+        return epoch
+
+    first, slow, loser = epochs_of_job(100, 8), epochs_of_job(90, 40), epochs_of_job(105, 8)
+    assert (first, slow, loser) == (16, 16, 2), "of the slow one it is known early that it will win"
+    assert epochs_of_job(101, 0) == 14, "its 101 is the best until the slow one's epoch 14"
 
 
 def test_a_pruned_run_is_told_as_one_and_can_be_trained_on(vae_train, vae_command):
@@ -117,7 +134,7 @@ def test_what_cannot_be_judged_is_refused(vae_train, tmp_path):
         (("experiment=demo,tutorial", "sweep.prune=asha"), "(experiment=tutorial has dataset.val_size=0)"),
         (("sweep.prune=asha", "sweep.metric=test/kl"), "sweep.prune=asha takes one of val/neg_elbo"),
         (("sweep.prune=asha,median",), "sweep.prune=asha,median: is of the whole sweep, and takes one value"),
-        (("sweep.prune=asa",), "sweep.prune=asa: it takes one of asha, hyperband, median, or null"),
+        (("sweep.prune=asa",), "sweep.prune=asa: it takes one of asha, hyperband, median, trend, or null"),
         (("sweep.prune_factor=1",), "sweep.prune_factor=1: it takes a whole number, 2 or more"),
         (
             ("sweep.metric=val/loss",),
@@ -178,7 +195,7 @@ def test_a_search_optimises_what_it_is_told(vae_train, asked, name):
 
 
 def test_jobs_without_validation_images_can_be_pruned_by_the_test_split(vae_train):
-    code, said = vae_train(*FEW, "epochs=4", "sweep.prune=asha", "dataset.val_size=0", "sweep.metric=test/neg_elbo")
+    code, said = vae_train(*FEW, "epochs=4", "sweep.prune=trend", "dataset.val_size=0", "sweep.metric=test/neg_elbo")
     assert code == 0, said
     assert {"pruned", "finished"} == set(states(only_sweep()).values())
 

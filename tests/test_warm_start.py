@@ -90,6 +90,7 @@ def test_every_further_key_has_a_tree_of_its_own_and_other_numbers_go_in_the_ord
         (["model.beta=1,2", "objective.warmup_epochs=0,1"], {}, "of the first job of each path"),
         (["model.beta=interval(0.1,1)"], {}, "a list of numbers"),
         (["model.z_dim=4,2", "model.stochastic=true,false"], {}, "model.stochastic=false has none"),
+        (["model.z_dim=4,2", "prior=standard,mixture"], {}, "posterior=diagonal prior=mixture has none"),
         (
             ["model.z_dim=2,4", "network.hidden_dims=[8],[9]"],
             {"sweep__zip": "[model.z_dim,network.hidden_dims]"},
@@ -219,6 +220,14 @@ def test_what_follows_a_job_that_failed_is_marked_and_runs_when_that_is_mended(v
         code, said = vae_train(*(word for word in typed if not word.startswith("hydra.")), "sweep.resume=sweep")
     assert code == 0, said
     assert read_summary(Path("sweep/z_dim-2_beta-1")).state == "finished"
+
+
+def test_beta_rises_along_a_path_with_a_prior_and_a_posterior_whose_kl_does_not_divide(vae_train):
+    code, said = vae_train(*SWEEP, "model.beta=0.5,1", "prior=vamp", "prior.components=5", "posterior=iaf", "epochs=2")
+    assert code == 0, said
+    start = stored("sweep/beta-0.5/last.pt")["model"]
+    assert (start["prior.inputs"] != stored("sweep/beta-1/last.pt")["model"]["prior.inputs"]).any()
+    assert stored("sweep/beta-1/last.pt")["config"]["init_from"].endswith("beta-0.5/last.pt")
 
 
 def test_a_warm_up_is_of_the_first_job_alone(vae_train):

@@ -211,7 +211,7 @@ class SweepKeys(TypedDict):
     name: Text | None
     resume: RunFolder | None
     zip: Annotated[list[str], list_of(Text, "a list of swept keys, such as [model.z_dim,network.hidden_dims]")]
-    prune: Literal["asha", "hyperband", "median"] | None
+    prune: Literal["asha", "hyperband", "median", "trend"] | None
     prune_after: Count
     prune_factor: Annotated[int, integer(2)]
     metric: Text | None

@@ -67,7 +67,8 @@ def initialise(model: VAE, source: Checkpoint, config: Config, make: Callable[[i
     if z_dim < old_z_dim and not any(source.kl_per_dim):
         raise UserError(f"init_from={path}: it has no KL by which {z_dim} of its {old_z_dim} latents could be chosen.")
     if z_dim != old_z_dim and (part := whole_codes(config)):
-        raise UserError(f"init_from={path}: {part} has weights of the code as a whole, of {old_z_dim} latents alone.")
+        why = f"its code has {old_z_dim} latents, and weights of {part} cannot be divided between them"
+        raise UserError(f"init_from={path}: {why}. Use model.z_dim={old_z_dim}.")
     latents = _largest(source.kl_per_dim or [0.0] * old_z_dim, z_dim)
     target = model.state_dict()
     with torch.device("meta"):
