@@ -20,11 +20,11 @@ from torch.distributions import MultivariateNormal
 
 import vae_exp
 from tests import hooks
-from tests.conftest import MNIST, full_disk, needs_mnist, quick_run, readme_python, recorded
+from tests.conftest import MNIST, compose, full_disk, needs_mnist, quick_run, readme_python, recorded
 from tests.conftest import metrics as logged
 from vae_exp import inference
 from vae_exp.config import build
-from vae_exp.config.checks import CONF_DIR
+from vae_exp.config.checks import CONF_DIR, check
 from vae_exp.datasets.splits import Split
 from vae_exp.distributions import DiagonalGaussian
 from vae_exp.errors import UserError
@@ -33,6 +33,7 @@ from vae_exp.evaluation import reference_classifier as readback
 from vae_exp.evaluation.reference_classifier import train_classifier
 from vae_exp.evaluation.results import show_side_by_side
 from vae_exp.likelihoods import Gaussian
+from vae_exp.priors import Standard
 from vae_exp.train import train
 from vae_exp.training import checkpoints
 from vae_exp.vae import VAE
@@ -108,6 +109,43 @@ def test_no_number_depends_on_the_batch_size(linear_gaussian):
     close(bounds[1], bounds[2])
     both = [metrics.evaluate(model, split, torch.Generator(), batch_size=size).per_image for size in (7, 1000)]
     close(both[0], both[1])
+
+
+class OfFew(Standard):
+    """N(0, I) of a module's weights: float32, and for no more codes at once than a batch has."""
+
+    def log_prob(self, z, y):
+        assert z.dtype == torch.float32 and len(z) == len(y) <= self.most
+        return super().log_prob(z, y)
+
+
+def test_a_prior_meets_no_more_codes_at_once_than_a_batch_has(linear_gaussian, monkeypatch):
+    """A VampPrior under posterior=full took 260 kB an image: for all of them at once more than there is."""
+    model, split, _ = linear_gaussian
+    expected, prior = bound(model, split, 3, batch_size=7), OfFew(2)
+    prior.most = 7
+    monkeypatch.setattr(model, "prior", prior)
+    assert torch.equal(bound(model, split, 3, batch_size=7), expected)
+
+
+def test_information_asks_a_prior_for_no_more_codes_at_once_than_a_batch_has():
+    q = DiagonalGaussian(torch.randn(1200, 2), torch.zeros(1200, 2))
+    evaluation = metrics.Evaluation(q, torch.zeros(1, 1200), q.kl_to_prior().double())
+    y, prior = torch.zeros(1200), OfFew(2)
+    prior.most = metrics.EVAL_BATCH_SIZE
+    log_ps = (None, lambda z, rows: prior.log_prob(z.float(), y[rows]))
+    noises = ([torch.Generator().manual_seed(seed) for seed in (0, 1)] for _ in log_ps)
+    known, asked = (metrics.information(evaluation, *noise, log_p) for noise, log_p in zip(noises, log_ps, strict=True))
+    assert asked == pytest.approx(known, abs=1e-5)
+
+
+def test_a_kl_of_the_code_alone_is_that_of_each_batch():
+    model = build.model(check(compose("dataset=digits", "posterior=full", "model.z_dim=3")), (1, 8, 8), 0)
+    split = Split(torch.randint(0, 256, (20, 1, 8, 8), dtype=torch.uint8), torch.zeros(20, dtype=torch.long))
+    found = metrics.evaluate(model, split, torch.Generator().manual_seed(0), repeats=2, batch_size=7)
+    expected = metrics.posterior(model, split).kl_to_prior()
+    torch.testing.assert_close(found.per_image["kl"].float(), expected, rtol=0, atol=1e-6)
+    assert found.noise_error("kl") is None, "it is in closed form"
 
 
 def test_weights_written_down_by_hand_give_the_same_negative_elbo():

@@ -22,6 +22,7 @@ from vae_exp.training.run_dir import BEST, GENERATED, LATEST, RESULT
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
 
     from vae_exp.inference import TrainedVAE
 
@@ -128,10 +129,13 @@ def evaluate_model(model: "TrainedVAE", options: EvaluateOptions) -> "tuple[dict
         nats = result.get("nll", result["neg_elbo"])
         result["bits_per_dim"] = nats / math.log(2) / math.prod(model.x_shape)
     if metrics.has_information(vae, evaluation.q):
-        log_p = (
-            None if isinstance(vae.prior, Standard) else lambda z, rows: vae.prior.log_prob(z.float(), split.y[rows])
-        )
-        result |= metrics.information(evaluation, noise("part"), noise("information"), log_p)
+
+        def log_p(z: "Tensor", rows: "Tensor") -> "Tensor":  # the codes and the labels may be on other devices
+            y = split.y[rows.to(split.y.device)].to(vae.device)
+            return vae.prior.log_prob(z.float().to(vae.device), y).to(z.device)
+
+        its_own = None if isinstance(vae.prior, Standard) else log_p
+        result |= metrics.information(evaluation, noise("part"), noise("information"), its_own)
     result |= {"active_units": evaluation.active_units, "kl_per_dim": evaluation.kl_per_dim}
     result |= {name: value.item() for name, value in vae.scale().items()}
     if vae.n_classes and vae.stochastic and options["label_accuracy"]:

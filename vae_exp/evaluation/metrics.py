@@ -115,16 +115,16 @@ def evaluate(
             draws.append(torch.stack([-model.decode(z, y).log_prob(x) for z, _ in codes]))
             if (kl := model.kl(q, y)) is None:
                 ratios.append(torch.stack([-model.log_ratio(q, z, y, log_q) for z, log_q in codes]))
+            elif kl.ndim == 1:
+                ratios.append(kl[None])
     images = Share(tuple(len(split.y[batch_size * part.start : batch_size * part.stop]) for part in shard.parts))
     q = map_parameters(images.gather, concatenate(posteriors))
     reconstruction = images.gather(torch.cat(draws, dim=1), dim=1)
-    kl = images.gather(torch.cat(ratios, dim=1), dim=1) if ratios else model.kl(q, split.y)
+    if ratios:
+        return Evaluation(q, reconstruction.cpu().double(), None, images.gather(torch.cat(ratios, 1), 1).cpu().double())
+    kl = model.kl(q, split.y)
     assert kl is not None, "of each batch it is known"
-    kl = kl.cpu().double()
-    is_of_latents = not ratios and kl.ndim == 2
-    return Evaluation(
-        q, reconstruction.cpu().double(), kl if is_of_latents else None, None if is_of_latents else torch.atleast_2d(kl)
-    )
+    return Evaluation(q, reconstruction.cpu().double(), kl.cpu().double())
 
 
 def sample_eps(split: Split, z_dim: int, noise: torch.Generator) -> Tensor:
@@ -156,13 +156,13 @@ def importance_bound(
         raise UserError("an autoencoder (model.stochastic=false) gives images no likelihood, so no bound on it.")
     log_sum = torch.full((len(split),), -math.inf, dtype=torch.float64)
     with model.evaluating():
-        q = posterior(model, split, batch_size)
+        posteriors = [model.encode(x, y) for x, y in batches(split, batch_size)]
         for _ in range(importance_samples):
-            z, log_q = draw(q, noise)
-            pairs = zip(batches(split, batch_size), z.split(batch_size), strict=True)
-            log_p = torch.cat([model.decode(codes, y).log_prob(x) for (x, y), codes in pairs])
-            log_weight = log_p + model.log_ratio(q, z, split.y, log_q)
-            log_sum = torch.logaddexp(log_sum, log_weight.cpu().double())
+            log_weight, eps = [], sample_eps(split, model.z_dim, noise).split(batch_size)
+            for (x, y), q, e in zip(batches(split, batch_size), posteriors, eps, strict=True):
+                z, log_q = draw(q, e)
+                log_weight.append(model.decode(z, y).log_prob(x) + model.log_ratio(q, z, y, log_q))
+            log_sum = torch.logaddexp(log_sum, torch.cat(log_weight).cpu().double())
             after_sample()
     return log_sum - math.log(importance_samples)
 
@@ -244,7 +244,8 @@ def information(
     z = q.rsample(noise).double()
     q = map_parameters(Tensor.double, q)
     gained = _log_ratio_to_mixture(q, z).cpu()
-    log_p_z = log_prior(z) if log_p is None else log_p(z, rows)
+    chunks = zip(z.split(EVAL_BATCH_SIZE), rows.split(EVAL_BATCH_SIZE), strict=True)
+    log_p_z = log_prior(z) if log_p is None else torch.cat([log_p(*chunk) for chunk in chunks])
     known = (total(q.log_prob(z), z) - total(log_p_z, z)).cpu() - kl  # a control variate, of mean 0 over draws
     centred = known - known.mean()  # the slope of least squares leaves the least noise
     slope = (centred * gained).mean() / centred.square().mean().clamp(min=torch.finfo(torch.double).tiny)
