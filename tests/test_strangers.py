@@ -211,6 +211,16 @@ def test_a_small_file_of_huge_weights_is_refused_before_they_fill_the_memory(run
         inference.load(tmp_path / "best.pt")
 
 
+def test_labels_of_pseudo_inputs_that_no_class_has_are_refused(tmp_path):
+    """One-hot labels of them are PyTorch's error in the midst of a picture; on a GPU no more is computed after it."""
+    _, folder = quick_run("model=conditional", "prior=vamp", "prior.components=3", "ema=0.9")
+    state = stored(folder / "last.pt")
+    for place in (("model",), ("resume", "weights")):
+        torch.save(altered(state, (*place, "prior.labels"), torch.tensor([0, 1, 10])), tmp_path / "foreign.pt")
+        with pytest.raises(UserError, match=r"prior.labels are not labels of its classes"):
+            inference.load(tmp_path / "foreign.pt")
+
+
 @pytest.mark.parametrize("name", ["config.yaml", "summary.json"])
 def test_a_strangers_run_among_others_does_not_stop_them(vae_train, run, name):
     shutil.copytree(run[0], "outputs/mine")

@@ -172,6 +172,11 @@ def _require_complete(checkpoint: Checkpoint) -> Checkpoint:
         has_streams = parts.streams.keys() >= {"order", "noise", "draws", "torch"}
         if not has_streams or not 1 <= (parts.facts.threads or 1) <= MAX_THREADS:
             raise InvalidCheckpoint("random numbers or threads are not those of a run")
+    if checkpoint.config["prior"].get("_target_") == "vae_exp.priors.vamp":
+        for weights in (checkpoint.model, (parts and parts.weights) or {}):
+            labels = weights.get("prior.labels", torch.empty(0))
+            if not ((labels >= 0) & (labels < max(1, checkpoint.n_classes))).all():
+                raise InvalidCheckpoint("prior.labels are not labels of its classes")
     return checkpoint
 
 
