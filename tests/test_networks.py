@@ -138,6 +138,19 @@ def test_the_papers_activations_are_relu_between_layers_and_none_at_the_ends(net
         assert kinds[-1] is not nn.ReLU
 
 
+def test_he_keeps_the_size_of_what_passes_through_each_layer():
+    """He et al. 2015: the outputs of a layer are as large as the inputs of its ReLU, of a transposed one too."""
+    vae = make_model("conv", (3, 32, 32), "network.init=he", "network.channels=64")
+    kinds = [nn.Linear, nn.Conv2d, nn.ConvTranspose2d]
+    for kind in kinds:
+        layer = next(part for part in vae.modules() if isinstance(part, kind) and part.weight.shape[1] >= 64)
+        shape = (64, layer.in_features) if kind is nn.Linear else (4, layer.in_channels, 16, 16)
+        with torch.no_grad():
+            inside = layer(torch.randn(shape).relu()) - layer.bias.view(-1, *[1] * (len(shape) - 2))
+        inside = inside if kind is nn.Linear else inside[..., 2:-2, 2:-2]
+        assert inside.square().mean().item() == pytest.approx(1, rel=0.1), kind
+
+
 def test_a_network_may_change_its_lists_and_the_configuration_stays():
     config = check(compose("dataset=digits", "network.hidden_dims=[32,16]"))
     build.partial(config, "network").keywords["hidden_dims"].reverse()  # as published code likes to

@@ -52,7 +52,11 @@ def glorot_init(
 def he_init(encoder: nn.Module, decoder: nn.Module) -> None:
     """Draw weights from N(0, 2 / inputs) (He et al. 2015); biases stay as PyTorch draws them."""
     for layer in _layers(encoder, decoder):
-        nn.init.kaiming_normal_(layer.weight)
+        is_transposed = isinstance(
+            layer, nn.ConvTranspose2d
+        )  # a stride takes its outputs further apart than its inputs
+        inputs = layer.weight[:, 0].numel() / math.prod(layer.stride) if is_transposed else layer.weight[0].numel()
+        nn.init.normal_(layer.weight, std=math.sqrt(2) / math.sqrt(inputs))
 
 
 def _layers(*networks: nn.Module) -> list[Any]:
