@@ -11,9 +11,12 @@ from omegaconf import OmegaConf
 
 import vae_exp.networks
 from tests.conftest import READMES, compose, quick_run, refusal
-from vae_exp.config.checks import CALLS, CONF_DIR, check, flatten, options
+from vae_exp.config import build
+from vae_exp.config.checks import CALLS, CONF_DIR, check, combination_problems, flatten, options
 from vae_exp.config.compose import IS_NEW, readable
 from vae_exp.config.schema import DATASET_RULES, EVALUATE_RULES, GENERATE_RULES, OPTION_RULES, RULES
+from vae_exp.distributions import Point
+from vae_exp.errors import UserError
 
 # beta, conditional, stochastic
 MODELS = {
@@ -447,3 +450,18 @@ def test_a_tilde_means_the_home_wherever_a_path_is_taken(vae_command, monkeypatc
     assert code == 0, said
     assert {"run", "logged", "pictures"} <= {path.name for path in (tmp_path / "home").iterdir()}
     assert not Path("~").exists()
+
+
+def test_beta_tc_refuses_a_prior_whose_density_it_would_not_see():
+    """It takes the KL to N(0, I) apart, and the rest of the loss would be that to another prior."""
+    flat = flatten(check(compose("objective=beta_tc")))
+    assert not list(combination_problems(flat))
+    (problem,) = combination_problems(flat | {"prior._target_": "spiky.spiky"})
+    assert problem.startswith("objective=beta_tc and prior=your own: it takes the KL to N(0, I) apart. Use prior=stand")
+
+
+def test_a_vamp_prior_refuses_a_posterior_that_is_no_gaussian():
+    model = build.model(check(compose("dataset=digits", "prior=vamp")), (1, 8, 8), 0)
+    model.posterior = Point
+    with pytest.raises(UserError, match=r"prior=vamp: it needs a Gaussian q\(z\|x\), not Point"):
+        model.prior_sample(2)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vae_exp.datasets import Split
 from vae_exp.distributions import DiagonalGaussian, FullGaussian, Posterior, log_prior, map_parameters
+from vae_exp.errors import UserError
 from vae_exp.posteriors import FlowPosterior
 
 Shape = tuple[int, int, int]
@@ -141,7 +142,7 @@ class VampPrior(nn.Module):
         if isinstance(q, FlowPosterior):
             return q.base
         if not isinstance(q, DiagonalGaussian | FullGaussian):
-            raise TypeError(f"prior=vamp: it needs a Gaussian q(z|x), not {type(q).__name__}")
+            raise UserError(f"prior=vamp: it needs a Gaussian q(z|x), not {type(q).__name__}. Use another prior.")
         return q
 
     @property
@@ -244,7 +245,7 @@ def _sample(
     temperature: float,
 ) -> Tensor:
     """Draw a component for each label y [B] and a code from it, [B, Z]; the temperature scales each spread."""
-    device = y.device if noise is None else noise.device
+    device = "cpu" if noise is None else noise.device  # Apple's has no float64
     uniform = torch.rand(len(y), generator=noise, device=device, dtype=torch.float64).to("cpu")
     ends = weights.detach().cpu().double().cumsum(0)
     chosen = torch.searchsorted(ends, uniform * ends[-1], right=True).clamp(max=len(weights) - 1).to(y.device)

@@ -170,7 +170,8 @@ def check_devices(flat: Mapping[str, Any]) -> list[str]:
     return []
 
 
-# What these objectives do with q(z|x) and p(z), and the posteriors and priors of ours that let them.
+# What these objectives do with q(z|x) and p(z), and the posteriors and priors of ours that let them. A user's own
+# are seen when they are tried, but for another prior than the one that beta_tc takes for granted.
 NEED_FAMILY = {
     "free_bits": ("counts the KL of each latent", ("diagonal",), ("standard", "by_label")),
     "beta_tc": ("takes the KL to N(0, I) apart", ("diagonal", "full"), ("standard",)),
@@ -210,9 +211,10 @@ def _family_problems(flat: Mapping[str, Any]) -> Iterator[str]:
         yield "prior=flow and model.z_dim=1: its layers move some latents by others. Use prior=mixture, or two latents."
     what, *suited = NEED_FAMILY.get(objective or "", ("", None, None))
     for (group, (name, _)), names in zip(families.items(), suited, strict=True):
-        if names and name and name not in names:
+        is_tried = name is None and not (group == "prior" and objective == "beta_tc")
+        if names and name not in names and not is_tried:
             use = " or ".join(f"{group}={name}" for name in names)
-            yield f"objective={objective} and {group}={name}: it {what}. Use {use}, or objective=elbo."
+            yield f"objective={objective} and {group}={name or 'your own'}: it {what}. Use {use}, or objective=elbo."
 
 
 def _objective_problems(flat: Mapping[str, Any]) -> Iterator[str]:
