@@ -337,7 +337,9 @@ Options = TypedDict(
         "posterior.scale": Literal["exp", "softplus"],
         "posterior.log_var_range": LogRange | None,
         "posterior.layers": Annotated[int, integer(1, 1000)],
-        "posterior.hidden_dims": Annotated[list[int], list_of(Count, "a list of whole numbers, such as [256]", 1)],
+        "posterior.hidden_dims": Annotated[
+            list[int], list_of(Count, "a list of 1 to 10 whole numbers, such as [256]", 1, 10)
+        ],
         "posterior.context_dim": Count,
         "prior.components": Annotated[int, integer(1, 100_000)],
         "prior.init": Literal["noise", "data"],
