@@ -8,6 +8,7 @@ where q has none. moments(y) returns the mean and the standard deviation of each
 
 import math
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Protocol
 
 import torch
@@ -21,6 +22,7 @@ from vae_exp.posteriors import FlowPosterior
 Shape = tuple[int, int, int]
 Encode = Callable[[Tensor, Tensor], Posterior]
 MAX_LOG_SCALE = 2.0  # of one coupling
+CHUNK = 1000  # codes drawn at a time
 
 
 class Prior(Protocol):
@@ -250,4 +252,5 @@ def _sample(
     ends = weights.detach().cpu().double().cumsum(0)
     chosen = torch.searchsorted(ends, uniform * ends[-1], right=True).clamp(max=len(weights) - 1).to(y.device)
     eps = temperature * _normal(y, gaussians.mean.shape[1], noise)
-    return map_parameters(lambda values: values[chosen], gaussians).rsample(eps)
+    parts = zip(chosen.split(CHUNK), eps.split(CHUNK), strict=True)  # a full covariance is a matrix for each code
+    return torch.cat([map_parameters(itemgetter(rows), gaussians).rsample(e) for rows, e in parts])

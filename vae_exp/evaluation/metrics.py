@@ -110,7 +110,7 @@ def evaluate(
         local = batches(split, batch_size, skip=rows.start, stop=rows.stop)
         for (x, y), *noises in zip(local, *(e.split(batch_size)[rows] for e in eps), strict=True):
             q = model.encode(x, y)
-            posteriors.append(q)
+            posteriors.append(map_parameters(Tensor.detach, q))  # without what q keeps: of posterior=full all of L
             codes = [draw(q, e) for e in noises]
             draws.append(torch.stack([-model.decode(z, y).log_prob(x) for z, _ in codes]))
             if (kl := model.kl(q, y)) is None:
@@ -160,7 +160,7 @@ def importance_bound(
         for _ in range(importance_samples):
             log_weight, eps = [], sample_eps(split, model.z_dim, noise).split(batch_size)
             for (x, y), q, e in zip(batches(split, batch_size), posteriors, eps, strict=True):
-                z, log_q = draw(q, e)
+                z, log_q = draw(map_parameters(Tensor.detach, q), e)
                 log_weight.append(model.decode(z, y).log_prob(x) + model.log_ratio(q, z, y, log_q))
             log_sum = torch.logaddexp(log_sum, torch.cat(log_weight).cpu().double())
             after_sample()
