@@ -116,7 +116,7 @@ class FullGaussian:
     def draw(self, noise: Noise = None) -> tuple[Tensor, Tensor]:
         """Draw z = mean + L noise, [B, Z] or several draws [K, B, Z]; return it with log q(z|x), [B] or [K, B]."""
         noise = noise_like(self.mean, noise)
-        z = self.mean + (self.scale_tril @ noise[..., None])[..., 0]
+        z = self.mean + (self.scale_tril * noise[..., None, :]).sum(-1)  # autocast would round a matrix product
         return z, (log_prior(noise) - 0.5 * self.log_var).sum(-1)
 
     def rsample(self, noise: Noise = None) -> Tensor:
@@ -129,13 +129,18 @@ class FullGaussian:
 
     def log_prob_pairs(self, z: Tensor) -> Tensor:
         """Return log q(z_i|x_j) of codes [..., Z] under each of the B Gaussians, [..., B] nats."""
-        whitened = torch.einsum("...z,byz->...by", z, self._inverse) - (self._inverse @ self.mean[..., None])[..., 0]
-        return (log_prior(whitened) - 0.5 * self.log_var).sum(-1)
+        whitened = torch.einsum("...z,byz->...by", _as_double(z), self._inverse) - self._whitened_mean
+        return (log_prior(whitened) - 0.5 * self.log_var).sum(-1).to(self.mean.dtype)
 
     @cached_property
     def _inverse(self) -> Tensor:
-        identity = torch.eye(self.mean.shape[-1], dtype=self.mean.dtype, device=self.mean.device)
-        return torch.linalg.solve_triangular(self.scale_tril, identity.expand_as(self.scale_tril), upper=False)
+        root = _as_double(self.scale_tril)
+        identity = torch.eye(root.shape[-1], dtype=root.dtype, device=root.device)
+        return torch.linalg.solve_triangular(root, identity.expand_as(root), upper=False)
+
+    @cached_property
+    def _whitened_mean(self) -> Tensor:
+        return (self._inverse @ _as_double(self.mean)[..., None])[..., 0]
 
     def kl_to_prior(self) -> Tensor:
         """Return KL(q(z|x) || N(0, I)), [B] nats: it does not divide into latents."""
@@ -149,7 +154,8 @@ class FullGaussian:
 
     def mean_covariance(self) -> Tensor:
         """Return the mean over images of the covariance of q(z|x), [Z, Z]."""
-        return torch.einsum("bij,bkj->ik", self.scale_tril, self.scale_tril) / len(self.mean)
+        roots = _as_double(self.scale_tril).transpose(0, 1).flatten(1)
+        return (roots @ roots.T / len(self.mean)).to(self.mean.dtype)
 
 
 @dataclass
@@ -195,6 +201,11 @@ def concatenate(parts: Sequence[Q]) -> Q:
     """Return one posterior over all the images of the parts, of one class."""
     columns = {name: [parameters(q)[name] for q in parts] for name in parameters(parts[0])}
     return type(parts[0])(**{n: torch.cat(c) if isinstance(c[0], Tensor) else c[0] for n, c in columns.items()})
+
+
+def as_float32(outputs: Tensor) -> Tensor:
+    """Return outputs of 16 bits as float32: their digits, or their range, are too few for a density's sums."""
+    return outputs.float() if outputs.dtype in (torch.bfloat16, torch.float16) else outputs
 
 
 def _as_double(values: Tensor) -> Tensor:
