@@ -5,6 +5,7 @@ import inspect
 import logging
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -197,12 +198,14 @@ def _check_network(config: Config, model: VAE, x: Tensor, y: Tensor) -> None:
 
 def _check_family(config: Config, model: VAE, q: Any, eps: Tensor, y: Tensor) -> None:
     """Raise UserError for a posterior or a prior that does not give what the ELBO takes of it."""
-    if missing := [name for name in ("mean", "rsample") if not hasattr(q, name)]:
-        must = "it must make a distribution with mean, rsample(noise) and log_prob(z) of the encoder's outputs"
-        raise UserError(f"{_target(config, 'posterior')}: {must}; {kind_of(q)} has no {' and no '.join(missing)}.")
+    density = "draw" if hasattr(q, "draw") else "log_prob"
+    if not is_dataclass(q) or not all(hasattr(q, name) for name in ("mean", "rsample", density)):
+        must = "it must make of the encoder's outputs a dataclass with mean, rsample(noise) and log_prob(z)"
+        _refuse(config, "posterior", must, q)
+    codes = f"must be codes, [B, Z]: {list(eps.shape)} here"
+    _require_shape(config, "posterior", f"mean {codes}", q.mean, eps.shape)
     z, log_q = draw(q, eps)
-    for name, codes in (("mean", q.mean), ("rsample(noise)", z)):
-        _require_shape(config, "posterior", f"{name} must be codes, [B, Z]: {list(eps.shape)} here", codes, eps.shape)
+    _require_shape(config, "posterior", f"rsample(noise) {codes}", z, eps.shape)
     if not model.stochastic:
         return
     densities = {"posterior": q.log_prob(z) if log_q is None else log_q, "prior": model.prior.log_prob(z, y)}
