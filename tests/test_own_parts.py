@@ -86,6 +86,13 @@ def pairs(z_dim, **_):
 def few(z_dim, **_):
     return Few(z_dim)
 
+class Divergent(Prior):
+    def kl(self, q, y):
+        return q.mean.mean()
+
+def divergent(z_dim, **_):
+    return Divergent(z_dim)
+
 def family(**_):
     return Nothing
 
@@ -195,6 +202,7 @@ WRONG = [
     ("likelihood", "no_function", "likelihood._target_=mine.no_function: it must return a function"),
     ("prior", "numbers", "prior._target_=mine.numbers: what it returns has no log_prob"),
     ("prior", "pairs", "log_prob must be [B], or [B, Z] where it is of each latent: [2] or [2, 20] here"),
+    ("prior", "divergent", "kl must be [B], or [B, Z] where it is of each latent"),
     ("prior", "few", "prior._target_=mine.few: sample(y, noise, temperature) must return codes [B, Z]: [2, 20] here"),
     ("posterior", "numbers", "posterior._target_=mine.numbers: it must return a function of the encoder's outputs"),
     ("posterior", "family", "posterior._target_=mine.family: it must make of the encoder's outputs a dataclass"),

@@ -1,6 +1,8 @@
 """Priors and posteriors: against closed forms, torch.distributions and computations written another way."""
 
+import contextlib
 import copy
+import functools
 import itertools
 import math
 import re
@@ -11,11 +13,12 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Mul
 
 from tests.conftest import compose, readme_section
 from vae_exp.config import build
-from vae_exp.config.checks import check, options
+from vae_exp.config.checks import check, factorises, flatten, options
 from vae_exp.distributed import Share
 from vae_exp.distributions import DiagonalGaussian, FullGaussian, draw, map_parameters, total
 from vae_exp.errors import UserError
-from vae_exp.evaluation.metrics import importance_bound
+from vae_exp.evaluation.metrics import has_information
+from vae_exp.evaluation.samplers import aggregate
 from vae_exp.objectives import beta_tc, decompose, dip_vae
 from vae_exp.posteriors import FlowPosterior, iaf
 from vae_exp.priors import ByLabel, Flow, Mixture, VampPrior
@@ -30,6 +33,7 @@ SMALL = {
     "flow": ["prior.layers=3", "prior.hidden_dim=8"],
     "iaf": ["posterior.layers=2", "posterior.hidden_dims=[8,8]", "posterior.context_dim=4"],
 }
+OBJECTIVES = r"`objective=(\w+)`|, `(\w+)`"  # in a row of the table
 N, Z = 4, 3
 Y = torch.arange(N)
 
@@ -362,3 +366,90 @@ def test_scale_and_range_of_a_posterior():
             typed = (f"posterior.scale={scale}", f"posterior.log_var_range={options_of_range[0]}", "model.z_dim=2")
             q = build.partial(check(compose(*typed)), "posterior")(z_dim=2)(outputs)
             torch.testing.assert_close(q.log_var, expected.clamp(*limits))
+
+
+def table():
+    """Return the rows of "What composes with what": pairs of words, and the priors and posteriors of each."""
+    section = readme_section("conf/README.md", "What composes with what")
+    for line in [line for line in section.splitlines() if line.startswith("|")][2:]:
+        words, *cells = (cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1])
+        named = []
+        for cell, every in zip(cells, (PRIORS, POSTERIORS), strict=True):
+            names = re.findall(r"`(\w+)`", cell)
+            named.append([name for name in every if (name in names) != cell.startswith("all")])
+        yield words, list(itertools.product(*named))
+
+
+def choose(prior, posterior, **chosen):
+    """Return a configuration with these options of groups and keys of the model; each option is composed once."""
+    cfg = compose("model=conditional", "network.hidden_dims=[6]", f"model.z_dim={Z}", "dataset=digits")
+    for group, option in {"prior": prior, "posterior": posterior, **chosen}.items():
+        if group in ("stochastic", "conditional"):
+            cfg.model[group] = option
+        else:
+            cfg[group] = _option(group, option)
+    return cfg
+
+
+@functools.cache
+def _option(group, option):
+    return compose(f"{group}={option}", *SMALL.get(option, []))[group]
+
+
+def refuses(prior, posterior, **chosen):
+    """Return whether a configuration is refused, in one sentence that names both keys."""
+    try:
+        build.check(choose(prior, posterior, **chosen))
+    except UserError as error:
+        for message in str(error).splitlines():
+            keys = re.match(r"([\w.]+)=(\w+) and ([\w.]+)=(\w+): ", message).groups()
+            assert {keys[0].removeprefix("model."), keys[2]} & {"prior", "posterior"}, message
+        return True
+    return False
+
+
+def trains(prior, posterior, **chosen):
+    """Return whether a configuration trains: it is taken, and a step has a finite loss and gradients."""
+    if refuses(prior, posterior, **chosen):
+        return False
+    config = build.check(choose(prior, posterior, **chosen))
+    model = build.model(config, (1, 2, 3), 4)
+    x, y = batch()
+    objective = build.partial(config, "objective")
+    loss, logged = compute_loss(model, objective, noise(), NOW, x.float(), y, some_noise(N, Z).float())
+    loss.backward()
+    gradients = [weights.grad for weights in model.parameters() if weights.grad is not None]
+    assert all(torch.as_tensor(value).isfinite() for value in (loss, *logged.values(), *(g.sum() for g in gradients)))
+    return all(gradient.isfinite().all() for gradient in gradients)
+
+
+def has(words, prior, posterior):
+    """Return what really is of a row of the table for this pair."""
+    if found := re.findall(OBJECTIVES, words):
+        each = {trains(prior, posterior, objective=first or other) for first, other in found}
+        assert len(each) == 1
+        return each.pop()
+    if found := re.match(r"`model.(\w+)=false`", words):
+        return trains(prior, posterior, **{found[1]: False})
+    model = small_model(prior, posterior)
+    q = model.encode(*batch())
+    if "I(x; z)" in words:
+        return has_information(model, q)
+    if "aggregate" in words:
+        with contextlib.suppress(UserError):
+            return bool(aggregate(map_parameters(torch.detach, q), Y))
+        return False
+    kl = model.kl(q, Y)
+    is_of_latents = kl is not None and kl.ndim == 2
+    assert is_of_latents == factorises(flatten(check(choose(prior, posterior))))
+    return is_of_latents if "each latent" in words else kl is not None
+
+
+@pytest.mark.parametrize(("words", "pairs"), list(table()))
+def test_the_table_says_what_composes_with_what(words, pairs):
+    assert [pair for pair in PAIRS if has(words, *pair)] == pairs
+
+
+def test_the_table_has_every_objective():
+    rows = " ".join(words for words, _ in table())
+    assert {first or other for first, other in re.findall(OBJECTIVES, rows)} == set(options("objective"))

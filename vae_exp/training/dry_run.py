@@ -186,7 +186,8 @@ def _check_network(config: Config, model: VAE, x: Tensor, y: Tensor) -> None:
             takes = "forward(images or codes, context), where context [B, n_classes] is the one-hot label"
             raise UserError(f"{_target(config, 'network')}: its {name} must have {takes}: {error}.") from error
     encoded = model.encoder(x, context)
-    must = f"its encoder must return [B, 2 model.z_dim], means beside log-variances: {size} here"
+    outputs = "2 model.z_dim], means beside log-variances" if size[1] == 2 * model.z_dim else "n_outputs]"
+    must = f"its encoder must return [B, {outputs}: {size} here"
     _require_shape(config, "network", must, encoded, size)
     q = model.encode(x, y)
     if isinstance(q, DiagonalGaussian | FullGaussian):
@@ -198,8 +199,8 @@ def _check_network(config: Config, model: VAE, x: Tensor, y: Tensor) -> None:
 
 def _check_family(config: Config, model: VAE, q: Any, eps: Tensor, y: Tensor) -> None:
     """Raise UserError for a posterior or a prior that does not give what the ELBO takes of it."""
-    density = "draw" if hasattr(q, "draw") else "log_prob"
-    if not is_dataclass(q) or not all(hasattr(q, name) for name in ("mean", "rsample", density)):
+    methods = ("mean", "rsample", "draw" if hasattr(q, "draw") else "log_prob")
+    if not is_dataclass(q) or not all(hasattr(q, name) for name in methods):
         must = "it must make of the encoder's outputs a dataclass with mean, rsample(noise) and log_prob(z)"
         _refuse(config, "posterior", must, q)
     codes = f"must be codes, [B, Z]: {list(eps.shape)} here"
@@ -208,10 +209,12 @@ def _check_family(config: Config, model: VAE, q: Any, eps: Tensor, y: Tensor) ->
     _require_shape(config, "posterior", f"rsample(noise) {codes}", z, eps.shape)
     if not model.stochastic:
         return
-    densities = {"posterior": q.log_prob(z) if log_q is None else log_q, "prior": model.prior.log_prob(z, y)}
-    for group, density in densities.items():
-        must = f"log_prob must be [B], or [B, Z] where it is of each latent: [{len(z)}] or {list(z.shape)} here"
-        _require_shape(config, group, must, density, z.shape if getattr(density, "ndim", 0) == 2 else z.shape[:1])
+    log_q = q.log_prob(z) if log_q is None else log_q
+    nats = [("posterior", "log_prob", log_q), ("prior", "log_prob", model.prior.log_prob(z, y))]
+    nats += [] if (kl := model.kl(q, y)) is None else [("prior", "kl", kl)]
+    for group, method, values in nats:
+        must = f"{method} must be [B], or [B, Z] where it is of each latent: [{len(z)}] or {list(z.shape)} here"
+        _require_shape(config, group, must, values, z.shape if getattr(values, "ndim", 0) == 2 else z.shape[:1])
     must = f"sample(y, noise, temperature) must return codes [B, Z]: {list(z.shape)} here"
     sampled = model.prior_sample(len(y), torch.Generator().manual_seed(0), y)
     _require_shape(config, "prior", must, sampled, z.shape)
