@@ -105,14 +105,14 @@ def show(result: dict[str, Any], model: "TrainedVAE") -> None:
             echo(f"{'   of at most log N':28}{result['mutual_information_at_most']:12.3f}")
     if "bits_per_dim" in result:
         echo(f"{'bits per dimension':28}{result['bits_per_dim']:12.4f}")
-    echo(f"{'active units':28}{result['active_units']:12d}   of {len(result['kl_per_dim'])}")
+    echo(f"{'active units':28}{result['active_units']:12d}   of {model.model.z_dim}")
     for name, value in model.model.scale().items():
         echo(f"{name:28}{value:12.4f}   of pixels from 0 to 1, fitted with the weights")
     if "label_accuracy" in result:
         read, real, chance = (result[f"label_accuracy{end}"] for end in ("", "_real", "_shuffled"))
         echo(f"{'classified as intended':28}{read:12.1%}   real images {real:.1%}, shuffled labels {chance:.1%}")
     per_dim = sorted(((kl, i) for i, kl in enumerate(result["kl_per_dim"])), reverse=True)
-    largest = "  ".join(f"z{i} {kl:.2f}" for kl, i in per_dim[:10])
+    largest = "  ".join(f"z{i} {kl:.2f}" for kl, i in per_dim[:10]) or "-   the prior or the posterior gives none"
     echo(f"{'KL of each latent':28}{largest}" + ("  ..." if len(per_dim) > 10 else ""))
     if scores := scores_of(result):
         _show_scores(scores, result)

@@ -169,7 +169,8 @@ def check_own_parts(config: Config, model: VAE, objective: Callable[..., tuple[T
         with register_module_forward_hook(count):  # PyTorch's own counter takes a tenth of PyTorch's time to import
             eps = torch.randn(len(x), model.z_dim, generator=noise, device=x.device)
             q = model.encode(x, y)
-            _check_family(config, model, q, eps, y)
+            if model.stochastic:
+                _check_family(config, model, q, eps, y)
             _check_likelihood(config, model.decode(q.rsample(eps), y), x)
             terms = elbo_terms(model, x, y, eps, Share((len(x),)), noise)
             now = Progress(0, 1, max(1, config["epochs"]), len(train))
@@ -200,15 +201,13 @@ def _check_network(config: Config, model: VAE, x: Tensor, y: Tensor) -> None:
 def _check_family(config: Config, model: VAE, q: Any, eps: Tensor, y: Tensor) -> None:
     """Raise UserError for a posterior or a prior that does not give what the ELBO takes of it."""
     methods = ("mean", "rsample", "draw" if hasattr(q, "draw") else "log_prob")
-    if not is_dataclass(q) or not all(hasattr(q, name) for name in methods):
+    if not (is_dataclass(type(q)) and all(hasattr(q, name) for name in methods)):
         must = "it must make of the encoder's outputs a dataclass with mean, rsample(noise) and log_prob(z)"
         _refuse(config, "posterior", must, q)
     codes = f"must be codes, [B, Z]: {list(eps.shape)} here"
     _require_shape(config, "posterior", f"mean {codes}", q.mean, eps.shape)
     z, log_q = draw(q, eps)
     _require_shape(config, "posterior", f"rsample(noise) {codes}", z, eps.shape)
-    if not model.stochastic:
-        return
     log_q = q.log_prob(z) if log_q is None else log_q
     nats = [("posterior", "log_prob", log_q), ("prior", "log_prob", model.prior.log_prob(z, y))]
     nats += [] if (kl := model.kl(q, y)) is None else [("prior", "kl", kl)]
