@@ -47,6 +47,8 @@ OTHERS = {
         "network=conv",
         "network.channels=4",
     ),  # 1,297 images are five batches and two images
+    "two_left_full": ("batch_size=259", "prior=vamp", "prior.components=5", "posterior=full"),
+    "two_left_iaf": ("batch_size=259", "prior=flow", "posterior=iaf", "posterior.hidden_dims=[8]"),
 }
 
 

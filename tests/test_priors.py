@@ -4,16 +4,19 @@ import contextlib
 import copy
 import functools
 import itertools
+import json
 import math
 import re
+from pathlib import Path
 
 import pytest
 import torch
 from torch.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal, Normal, kl_divergence
 
-from tests.conftest import compose, readme_section
+import vae_exp
+from tests.conftest import compose, metrics, quick_run, readme_section
 from vae_exp.config import build
-from vae_exp.config.checks import check, factorises, flatten, options
+from vae_exp.config.checks import check, factorises, flatten, made_name, options
 from vae_exp.distributed import Share
 from vae_exp.distributions import DiagonalGaussian, FullGaussian, draw, map_parameters, total
 from vae_exp.errors import UserError
@@ -453,3 +456,99 @@ def test_the_table_says_what_composes_with_what(words, pairs):
 def test_the_table_has_every_objective():
     rows = " ".join(words for words, _ in table())
     assert {first or other for first, other in re.findall(OBJECTIVES, rows)} == set(options("objective"))
+
+
+@pytest.mark.parametrize("posterior", POSTERIORS)
+def test_densities_are_of_32_bits_where_networks_compute_with_16(posterior):
+    """Each draw has the density that is said of it: what rounding adds to z it adds to log q(z|x) too."""
+    model = small_model("flow", posterior).float()
+    x, eps = batch()[0].float(), some_noise(N, Z).float()
+    model.context = lambda y: torch.nn.functional.one_hot(y, 4).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        q = model.encode(x, Y)
+        z, log_q = draw(q, eps)
+        found = [z, q.mean, model.prior.log_prob(z, Y), log_q if posterior == "iaf" else q.log_prob(z)]
+        if posterior != "iaf":
+            found += [q.log_prob_pairs(z), q.mean_covariance()]
+    assert {values.dtype for values in found} == {torch.float32}
+    if posterior != "iaf":  # outside of it they are the same to the bit
+        again, _ = draw(q, eps)
+        expected = [again, q.mean, found[2], q.log_prob(again), q.log_prob_pairs(again), q.mean_covariance()]
+        assert all(map(torch.equal, found, expected))
+
+
+RUNS = {
+    "mixture iaf": (),
+    "vamp full": ("model=conditional", "prior.init=data", "prior.components=20"),
+    "flow diagonal": ("prior.hidden_dim=16",),
+    "by_label full": ("model=conditional",),
+    "vamp iaf": ("prior.components=10",),
+}
+QUICK_RUNS = ("flow diagonal", "vamp iaf", "by_label full")
+
+
+@pytest.mark.parametrize(
+    "pair", [pytest.param(pair, marks=() if pair in QUICK_RUNS else pytest.mark.slow) for pair in RUNS]
+)
+def test_a_run_is_used_as_any_other(pair, vae_command):
+    """In bfloat16, averaged, exported, sampled in every way and evaluated."""
+    prior, posterior = pair.split()
+    typed = (f"prior={prior}", f"posterior={posterior}", "network.hidden_dims=[32]", "model.z_dim=4", *RUNS[pair])
+    summary, folder = quick_run(*typed, "precision=bf16", "ema=0.9", "optimizer.lr=0.01", "epochs=3")
+    model = vae_exp.load(folder)
+    label = 3 if model.model.n_classes else None
+    twin = vae_exp.load(model.export(folder / "weights.safetensors") or folder / "weights.safetensors")
+    x = model.read_data().read_test().x
+    assert torch.equal(model.sample(4, label, seed=1), twin.sample(4, label, seed=1))
+    assert torch.equal(model.encode(x, label).mean, twin.encode(x, label).mean)
+    if prior == "vamp":
+        assert model.model.prior.encode.__self__ is model.model
+    assert model.sample(3, label, sampler="gmm").shape == (3, 1, 8, 8)
+    with pytest.raises(UserError, match="sampler=gmm") if posterior == "iaf" else contextlib.nullcontext():
+        assert model.sample(3, label, sampler="aggregate").shape == (3, 1, 8, 8)
+
+    code, said = vae_command("vae-evaluate", "checkpoint=run", "importance_samples=20", "repeats=3")
+    assert code == 0, said
+    result = json.loads(Path("run/best.test.json").read_text())
+    assert result["neg_elbo"] == pytest.approx(summary["test/neg_elbo"], abs=8 * result["neg_elbo_noise_error"])
+    assert result["nll"] < result["neg_elbo"]
+    assert result["kl_per_dim"] == []
+    assert re.search(r"active units +\d+ +of 4\nclassified|active units +\d+ +of 4\nKL of each latent +-", said)
+    assert ("mutual_information" in result) == (posterior != "iaf" and prior != "by_label")
+    assert ("label_accuracy" in result) == (label is not None)
+    assert (result["kl_noise_error"] is None) == (pair == "by_label full"), "in closed form it has no noise"
+
+
+def test_scores_of_factors_read_the_means_of_any_posterior():
+    typed = ("dataset=sprites", "dataset.train_size=200", "dataset.val_size=200", "dataset.test_size=500")
+    summary, _ = quick_run(*typed, "prior=mixture", "posterior=iaf", "scores=[mig]", "max_steps=2", "model.z_dim=3")
+    assert 0 <= summary["test/mig"] <= 1
+    assert summary["test/active_units"] >= 0
+
+
+def test_a_sweep_over_both_tells_its_runs_apart(vae_command):
+    typed = ("prior=standard,mixture", "posterior=diagonal,iaf", "dataset=digits", "network.hidden_dims=[8]")
+    limits = ("epochs=1", "max_steps=3", "device=cpu", "wandb.mode=disabled", "sweep.name=both")
+    code, said = vae_command("vae-train", "-m", *typed, *limits)
+    assert code == 0, said
+    assert "4 of 4 jobs finished" in said
+    (head,) = [line for line in said.splitlines() if line.split()[:1] == ["run"]]
+    assert head.split()[1:3] == ["prior", "posterior"]
+    (row,) = [line for line in said.splitlines() if "prior-mixture_posterior-iaf" in line and "best.pt" not in line]
+    assert {"mixture", "iaf"} <= set(row.split())
+    code, said = vae_command("vae-compare", "latest")
+    assert code == 0, said
+    assert said.count("mixture") >= 2, said
+    assert {"posterior", "prior"} <= set(said.split())
+    assert made_name(check(compose("prior=mixture", "posterior=iaf"))) == "vanilla-mnist-iaf-mixture-z20"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("prior", "posterior"), [("vamp", "full"), ("mixture", "iaf"), ("flow", "diagonal")])
+def test_a_compiled_step_has_the_same_losses(prior, posterior):
+    typed = (f"prior={prior}", f"posterior={posterior}", "log_every_steps=1", *SMALL.get(prior, []))
+    losses = []
+    for compiled in ("false", "true"):
+        _, folder = quick_run(*typed, f"compile={compiled}", folder=f"compile-{compiled}")
+        losses.append([row["train/loss"] for row in metrics(folder) if "train/loss" in row])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
