@@ -118,6 +118,7 @@ class VAE(nn.Module):
             log_q = q.log_prob(z)  # type: ignore[attr-defined]
         return (log_p - log_q).sum(-1) if log_p.ndim == log_q.ndim == z.ndim else total(log_p, z) - total(log_q, z)
 
+    @torch.no_grad()
     def prior_sample(
         self, n: int, noise: torch.Generator | None = None, y: Tensor | None = None, temperature: float = 1.0
     ) -> Tensor:
@@ -128,7 +129,8 @@ class VAE(nn.Module):
         if not self.stochastic:
             raise UserError("model.stochastic=false: an autoencoder has no prior over its codes to sample from.")
         y = torch.zeros(n, dtype=torch.long, device=self.device) if y is None else y
-        return self.prior.sample(y, noise, temperature)
+        with self.evaluating():  # a VampPrior's pseudo-inputs are encoded
+            return self.prior.sample(y, noise, temperature)
 
     @torch.no_grad()
     def prior_moments(self, y: Tensor) -> tuple[Tensor, Tensor]:

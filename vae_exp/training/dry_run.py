@@ -155,23 +155,26 @@ def check_own_parts(config: Config, model: VAE, objective: Callable[..., tuple[T
             "process's part of the batch. Use devices=1, or a group norm."
         )
     operations: list[float] = []
+    pseudo_inputs = len(getattr(model.prior, "inputs", ()))
 
     def count(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         weight = getattr(layer, "weight", None)
         if isinstance(weight, Tensor) and weight.dim() > 1 and isinstance(output, Tensor):
             # In a transposed layer each input's pixel meets every weight, elsewhere each output's.
             pixels = inputs[0] if getattr(layer, "transposed", False) else output
-            operations.append(2 * weight.numel() * pixels.numel() / weight.shape[0])
+            share = (
+                len(x) / config["batch_size"] if len(output) == pseudo_inputs else 1
+            )  # there are so many in any batch
+            operations.append(share * 2 * weight.numel() * pixels.numel() / weight.shape[0])
 
     with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []), model.evaluating():
         _check_network(config, model, x, y)
         noise = torch.Generator(x.device).manual_seed(0)
+        eps, q = torch.randn(len(x), model.z_dim, generator=noise, device=x.device), model.encode(x, y)
+        if model.stochastic:
+            _check_family(config, model, q, eps, y)
+        _check_likelihood(config, model.decode(q.rsample(eps), y), x)
         with register_module_forward_hook(count):  # PyTorch's own counter takes a tenth of PyTorch's time to import
-            eps = torch.randn(len(x), model.z_dim, generator=noise, device=x.device)
-            q = model.encode(x, y)
-            if model.stochastic:
-                _check_family(config, model, q, eps, y)
-            _check_likelihood(config, model.decode(q.rsample(eps), y), x)
             terms = elbo_terms(model, x, y, eps, Share((len(x),)), noise)
             now = Progress(0, 1, max(1, config["epochs"]), len(train))
             _check_objective(config, _called(config, objective, terms, now))
