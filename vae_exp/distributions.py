@@ -55,7 +55,8 @@ class DiagonalGaussian:
         The noise may be given, [B, Z] or several draws [K, B, Z].
         """
         noise = noise_like(self.mean, noise)
-        return self.mean + torch.exp(0.5 * self.log_var.expand_as(noise)) * noise
+        log_var = self.log_var if noise.ndim == self.log_var.ndim else self.log_var.expand_as(noise)
+        return self.mean + torch.exp(0.5 * log_var) * noise
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Return log q(z|x) of codes [B, Z], of each latent dimension, [B, Z] nats."""
