@@ -130,18 +130,20 @@ class FullGaussian:
 
     def log_prob_pairs(self, z: Tensor) -> Tensor:
         """Return log q(z_i|x_j) of codes [..., Z] under each of the B Gaussians, [..., B] nats."""
-        whitened = torch.einsum("...z,byz->...by", _as_double(z), self._inverse) - self._whitened_mean
-        return (log_prior(whitened) - 0.5 * self.log_var).sum(-1).to(self.mean.dtype)
+        (precision, weighted, constant), z = self._quadratic, _as_double(z)
+        products = (z[..., None] * z[..., None, :]).flatten(-2)  # [..., Z Z]: no code meets each matrix by itself
+        pairs = -0.5 * (products @ precision.flatten(1).T - 2 * z @ weighted.T + constant)
+        return pairs.to(self.mean.dtype)
 
     @cached_property
-    def _inverse(self) -> Tensor:
-        root = _as_double(self.scale_tril)
+    def _quadratic(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the precision matrix P, P mean and what is constant in -2 log q, in float64."""
+        root, mean, log_var = map(_as_double, (self.scale_tril, self.mean, self.log_var))
         identity = torch.eye(root.shape[-1], dtype=root.dtype, device=root.device)
-        return torch.linalg.solve_triangular(root, identity.expand_as(root), upper=False)
-
-    @cached_property
-    def _whitened_mean(self) -> Tensor:
-        return (self._inverse @ _as_double(self.mean)[..., None])[..., 0]
+        inverse = torch.linalg.solve_triangular(root, identity.expand_as(root), upper=False)
+        precision = inverse.mT @ inverse
+        weighted = (precision * mean[:, None]).sum(-1)
+        return precision, weighted, (mean * weighted + log_var).sum(1) + mean.shape[1] * LOG_2PI
 
     def kl_to_prior(self) -> Tensor:
         """Return KL(q(z|x) || N(0, I)), [B] nats: it does not divide into latents."""
