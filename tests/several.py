@@ -27,6 +27,12 @@ CASES = {
     "optimal": ("likelihood=gaussian", "likelihood.sigma=optimal"),
     "autoencoder": ("model=autoencoder",),
     "conditional": ("model=conditional", "dataset.flip=true", "dataset.binarize=dynamic"),
+    "by_label": ("model=conditional", "prior=by_label"),
+    "mixture_iaf": ("prior=mixture", "posterior=iaf", "posterior.hidden_dims=[16]", "objective.warmup_epochs=2"),
+    "vamp_full": (
+        *("prior=vamp", "prior.components=7", "prior.init=data", "posterior=full"),
+        *("objective=iwae", "objective.samples=3", "objective.samples_at_once=1"),
+    ),
     "steps": ("batch_size=50", "accumulate_steps=3", "gradient_clip_norm=20", "ema=0.9", "optimizer=adamw"),
 }
 AGAIN = "conditional"  # which "again" repeats
@@ -41,6 +47,8 @@ OTHERS = {
         "network=conv",
         "network.channels=4",
     ),  # 1,297 images are five batches and two images
+    "two_left_full": ("batch_size=259", "prior=vamp", "prior.components=5", "posterior=full"),
+    "two_left_iaf": ("batch_size=259", "prior=flow", "posterior=iaf", "posterior.hidden_dims=[8]"),
 }
 
 
@@ -59,7 +67,7 @@ def main(names: list[str]) -> None:
 def launch(names: list[str]) -> None:
     for name in names:
         compose(*QUICK, "wandb.mode=disabled", *settings(name))
-    here = LaunchConfig(1, 1, 2, rdzv_backend="c10d", rdzv_endpoint="localhost:0", start_method="fork")
+    here = LaunchConfig(1, 1, 2, rdzv_backend="c10d", rdzv_endpoint="localhost:0", start_method="fork", max_restarts=0)
     elastic_launch(here, main)(names)
 
 

@@ -30,7 +30,11 @@ GROUPS = ("model", *CALLS)
 EVERY_OPTION = [f"{group}={option}" for group in GROUPS for option in options(group)]
 FOR_LARGER_IMAGES = {"network=burgess", "network=locatello"}  # than the digits'; tests/test_networks.py has them
 # What an option cannot have a default for.
-NEEDS = {"dataset=image_folder": ["dataset.root=images"], "dataset=arrays": ["dataset.root=mine.npz"]}
+NEEDS = {
+    "dataset=image_folder": ["dataset.root=images"],
+    "dataset=arrays": ["dataset.root=mine.npz"],
+    "prior=by_label": ["model=conditional"],
+}
 
 
 def test_the_defaults_are_a_vanilla_vae_on_mnist():
@@ -106,7 +110,7 @@ LEFT_OUT = FOR_LARGER_IMAGES | {o for o in EVERY_OPTION if o.startswith("dataset
 
 @pytest.mark.parametrize("option", [o for o in EVERY_OPTION if o not in LEFT_OUT])
 def test_every_option_trains(option):
-    summary, _ = quick_run(option, "max_steps=8")
+    summary, _ = quick_run(option, *NEEDS.get(option, []), "max_steps=8")
     assert summary["state"] == "finished"
     assert summary["test/neg_elbo"] < 400
 
@@ -166,6 +170,18 @@ WRONG = [
         "dataset.image_size=0: it takes a whole number from 1",
     ),
     ("dataset=image_folder dataset.root=x dataset.channels=4", "dataset.channels=4: it takes 1 (grey) or 3 (colour)"),
+    ("posterior.log_var_range=[2,-6]", "posterior.log_var_range=[2,-6]: it takes two rising numbers from -80 to 80"),
+    ("posterior=iaf posterior.hidden_dims=[]", "posterior.hidden_dims=[]: it takes a list of whole numbers"),
+    ("prior=mixture prior.components=0", "prior.components=0: it takes a whole number from 1"),
+    ("prior=vamp prior.init=random", "prior.init=random: it takes noise or data"),
+    ("prior=flow model.z_dim=1", "prior=flow and model.z_dim=1: its layers move some latents by others"),
+    ("prior=by_label", "prior=by_label and model.conditional=false: it is p(z | label)"),
+    ("posterior=iaf model=autoencoder", "model.stochastic=false and posterior=iaf: an autoencoder's code is a point"),
+    ("objective=free_bits prior=vamp", "objective=free_bits and prior=vamp: it counts the KL of each latent"),
+    ("objective=beta_tc posterior=iaf", "objective=beta_tc and posterior=iaf: it takes the KL to N(0, I) apart"),
+    ("+prior.foo=1", "prior: vae_exp.priors.standard takes no foo"),
+    ("+posterior.context_dim=3", "posterior.context_dim is of posterior=iaf."),
+    ("+network.n_outputs=3", "Its settings are hidden_dims, activation, init."),
     ("+dataset.foo=1", "dataset: vae_exp.datasets.digits takes no foo. Its settings are "),
     ("wandb.mode=sometimes", "wandb.mode=sometimes: it takes one of auto, online, offline, disabled"),
     ("wandb.tags=a", "wandb.tags=a: it takes a list such as [a,b], or null"),
@@ -218,7 +234,7 @@ WRONG = [
     ('wandb.log_checkpoints="true"', "This true is text: leave its quotes out"),
     (
         "network=conv +network.hidden_dims=[3]",
-        "network.hidden_dims is of network=mlp. Where a preset sets it, ~network.",
+        "network.hidden_dims is of network=gated_mlp|mlp. Where a preset sets it, ~network.",
     ),
 ]
 WRONG_COMMANDS = [

@@ -14,7 +14,7 @@ from tests.test_data import write_idx
 from vae_exp.config.checks import CONF_DIR
 from vae_exp.errors import UserError
 
-MODULES = ("squares", "normed", "heavy", "spare", "broken", "mine")
+MODULES = ("squares", "normed", "heavy", "spiky", "peaked", "spare", "broken", "mine")
 QUICKLY = ("epochs=1", "wandb.mode=disabled", "device=cpu")
 
 
@@ -45,7 +45,7 @@ def newest():
 
 def test_the_readmes_examples_work_as_they_stand(vae_command):
     files, commands = blocks()
-    assert len(files) == 8
+    assert len(files) == 12
     write(files)
     for line in commands:
         program, *arguments = shlex.split(line)
@@ -56,7 +56,7 @@ def test_the_readmes_examples_work_as_they_stand(vae_command):
             assert (summary["x_shape"], summary["train_size"]) == ([1, 16, 16], 900)
         if program == "vae-evaluate":
             assert (newest() / "best.test.json").exists()
-    assert len(commands) == 5
+    assert len(commands) == 7
 
     trained = [path for path in Path("outputs").rglob("config.yaml") if path.with_name("summary.json").exists()]
     (network,) = [path.parent for path in trained if "normed.normed" in path.read_text()]

@@ -16,6 +16,7 @@ SHAPES = [(1, 8, 8), (3, 9, 7), (1, 28, 28), (3, 32, 32), (3, 64, 64)]
 SIDES = {"burgess": (32, 64), "locatello": (64,)}  # of the networks that take square images of some sizes only
 SMALL = {
     "mlp": ("network.hidden_dims=[16]",),
+    "gated_mlp": ("network.hidden_dims=[16]",),
     "conv": ("network.channels=8",),
     "resnet": ("network.channels=8",),
 }
@@ -149,6 +150,28 @@ def test_he_keeps_the_size_of_what_passes_through_each_layer():
             inside = layer(torch.randn(shape).relu()) - layer.bias.view(-1, *[1] * (len(shape) - 2))
         inside = inside if kind is nn.Linear else inside[..., 2:-2, 2:-2]
         assert inside.square().mean().item() == pytest.approx(1, rel=0.1), kind
+
+
+@pytest.mark.parametrize("network", options("network"))
+def test_a_network_gives_each_posterior_as_many_numbers_as_it_takes(network):
+    x, y = torch.rand(2, 3, 64, 64), torch.zeros(2, dtype=torch.long)
+    for posterior, outputs in (("diagonal", 6), ("full", 9), ("iaf", 70)):
+        vae = make_model(network, (3, 64, 64), f"posterior={posterior}", "model.z_dim=3")
+        assert vae.encoder(x, vae.context(y)).shape == (2, outputs)
+        assert vae.encode(x, y).rsample().shape == (2, 3)
+
+
+def test_gated_layers_are_those_of_their_paper():
+    """a * sigmoid(b), of one linear layer each, and weights of N(0, 2 / inputs) with init=he."""
+    vae = make_model("gated_mlp", (1, 28, 28), "network.hidden_dims=[300,200]", "network.init=he")
+    assert layers(vae.encoder) == [(784, 600), (300, 400), (200, 40)]
+    assert layers(vae.decoder) == [(20, 400), (200, 600), (300, 784)]
+    for layer in (part for part in vae.modules() if isinstance(part, nn.Linear)):
+        assert layer.weight.std().item() == pytest.approx(math.sqrt(2 / layer.in_features), rel=0.05)
+    first, gate = vae.encoder.layers[:2]
+    x = torch.rand(3, 784)
+    a, b = (x @ first.weight.T + first.bias).chunk(2, dim=1)
+    torch.testing.assert_close(gate(first(x)), a * b.sigmoid())
 
 
 def test_a_network_may_change_its_lists_and_the_configuration_stays():

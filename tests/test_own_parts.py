@@ -12,7 +12,7 @@ QUICKLY = ("dataset=digits", "epochs=1", "wandb.mode=disabled", "device=cpu", "h
 CODE = """
 import torch
 from torch import nn
-from vae_exp import datasets, likelihoods, networks, objectives
+from vae_exp import datasets, likelihoods, networks, objectives, posteriors
 from vae_exp.datasets import Source, Split
 
 def sizes(x_shape, z_dim, context_dim, **_):
@@ -58,6 +58,58 @@ def unsummed():
 
 def no_function():
     return 3
+
+class Prior:
+    def __init__(self, z_dim):
+        self.z_dim = z_dim
+
+    def log_prob(self, z, y):
+        return -z.square()
+
+    def sample(self, y, noise, temperature):
+        return torch.zeros(len(y), self.z_dim)
+
+class Pairs(Prior):
+    def log_prob(self, z, y):
+        return -z.square().sum()
+
+class Few(Prior):
+    def sample(self, y, noise, temperature):
+        return torch.zeros(self.z_dim)
+
+def prior(z_dim, **_):
+    return Prior(z_dim)
+
+def pairs(z_dim, **_):
+    return Pairs(z_dim)
+
+def few(z_dim, **_):
+    return Few(z_dim)
+
+class Divergent(Prior):
+    def kl(self, q, y):
+        return q.mean.mean()
+
+def divergent(z_dim, **_):
+    return Divergent(z_dim)
+
+def family(**_):
+    return Nothing
+
+def plain(**_):
+    return Unsummed
+
+def half_codes(z_dim, **_):
+    return posteriors.diagonal(z_dim // 2)
+
+def numbers(**_):
+    return 3
+
+def two_outputs(x_shape, z_dim, context_dim, **_):
+    return sizes(x_shape, z_dim, context_dim)
+
+def each_kl(terms, now, **_):
+    return (terms.reconstruction + terms.kl.sum(1)).mean(), {}
 
 def loss_alone(terms, now, **_):
     return terms.neg_elbo.mean()
@@ -148,6 +200,24 @@ WRONG = [
         "log_prob(x) must be summed over pixels, [B]: [2] here, not torch.Tensor of float32 [2, 1, 8, 8]",
     ),
     ("likelihood", "no_function", "likelihood._target_=mine.no_function: it must return a function"),
+    ("prior", "numbers", "prior._target_=mine.numbers: what it returns has no log_prob"),
+    ("prior", "pairs", "log_prob must be [B], or [B, Z] where it is of each latent: [2] or [2, 20] here"),
+    ("prior", "divergent", "kl must be [B], or [B, Z] where it is of each latent"),
+    ("prior", "few", "prior._target_=mine.few: sample(y, noise, temperature) must return codes [B, Z]: [2, 20] here"),
+    ("posterior", "numbers", "posterior._target_=mine.numbers: it must return a function of the encoder's outputs"),
+    ("posterior", "family", "posterior._target_=mine.family: it must make of the encoder's outputs a dataclass"),
+    ("posterior", "plain", "a dataclass with mean, rsample(noise) and log_prob(z), not mine.Unsummed"),
+    ("posterior", "half_codes", "mean must be codes, [B, Z]: [2, 20] here, not torch.Tensor of float32 [2, 10]"),
+    (
+        "objective",
+        "each_kl prior=mixture",
+        "objective._target_=mine.each_kl: terms.kl is None, because this prior or posterior gives no KL of each latent",
+    ),
+    (
+        "network",
+        "two_outputs posterior=full",
+        "vae_exp.posteriors.full takes 65 numbers of an image, and an encoder gives 2 model.z_dim",
+    ),
     ("objective", "loss_alone", "objective._target_=mine.loss_alone: it must return the loss and a dict"),
     (
         "objective",
@@ -210,7 +280,8 @@ def as_in_a_new_process(monkeypatch):
 def own(group, name):
     if group == "dataset":
         return ["dataset._target_=mine.dataset", f"dataset.name={name}", "dataset.val_size=4"]
-    return [f"{group}._target_=mine.{name}", *(["model.z_dim=10"] if group == "network" else [])]
+    name, *more = name.split()
+    return [f"{group}._target_=mine.{name}", *more, *(["model.z_dim=10"] if group == "network" else [])]
 
 
 @pytest.mark.parametrize(("group", "name", "message"), WRONG)
@@ -254,8 +325,9 @@ def test_a_bug_inside_a_part_shows_its_own_frames_and_what_they_called_of_ours(v
 
 
 def test_parts_that_return_what_they_must_train(vae_train):
-    summary, _ = quick_run(*own("network", "sizes"))
-    assert summary["state"] == "finished"
+    for part in (own("network", "sizes"), own("prior", "prior")):
+        summary, _ = quick_run(*part, "replace=true")
+        assert summary["state"] == "finished"
 
 
 def test_more_classes_than_labels_leave_no_label_out(vae_train):

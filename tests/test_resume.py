@@ -33,6 +33,8 @@ KINDS = {
     "buffer": ("likelihood=gaussian", "likelihood.sigma=optimal", "dataset.device_memory=0"),
     "no validation": ("dataset.val_size=0",),
     "averaged": ("ema=0.9", "gradient_clip_norm=5", "likelihood=gaussian", "likelihood.sigma=optimal"),
+    "vamp": ("prior=vamp", "prior.components=5", "prior.init=data", "posterior=full", "ema=0.9", "model=conditional"),
+    "flows": ("prior=flow", "prior.hidden_dim=8", "posterior=iaf", "posterior.hidden_dims=[8]"),
     "accumulated": ("batch_size=32", "accumulate_steps=4", "dataset.flip=true"),
 }
 EVERY_EPOCH = ("checkpoint_every_epochs=1", "figure_every_epochs=1")  # not by the clock, which no two runs share

@@ -108,7 +108,7 @@ def test_a_launcher_that_starts_one_process_changes_nothing(monkeypatch):
 @pytest.mark.slow
 def test_three_processes_share_batches_that_do_not_divide(tmp_path):
     """Of 17 images, and of the last two of an epoch, for which one process has nothing to do; compiled, too."""
-    few = ("elbo", "optimal", "conditional", "compiled", "two_left")
+    few = ("elbo", "optimal", "conditional", "compiled", "two_left", "two_left_full", "two_left_iaf")
     code, said = torchrun(3, "tests.several", *few, folder=tmp_path)
     assert code == 0, said
     for name in few:

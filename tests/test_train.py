@@ -226,7 +226,7 @@ def test_a_bad_checkpoint_is_named_and_nothing_in_it_is_run(tmp_path, damage):
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("group", ["network", "likelihood"])
+@pytest.mark.parametrize("group", ["network", "posterior", "prior", "likelihood"])
 @pytest.mark.parametrize(
     "target",
     [

@@ -55,7 +55,8 @@ class DiagonalGaussian:
         The noise may be given, [B, Z] or several draws [K, B, Z].
         """
         noise = noise_like(self.mean, noise)
-        return self.mean + torch.exp(0.5 * self.log_var.expand_as(noise)) * noise
+        log_var = self.log_var if noise.ndim == self.log_var.ndim else self.log_var.expand_as(noise)
+        return self.mean + torch.exp(0.5 * log_var) * noise
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Return log q(z|x) of codes [B, Z], of each latent dimension, [B, Z] nats."""
@@ -116,7 +117,7 @@ class FullGaussian:
     def draw(self, noise: Noise = None) -> tuple[Tensor, Tensor]:
         """Draw z = mean + L noise, [B, Z] or several draws [K, B, Z]; return it with log q(z|x), [B] or [K, B]."""
         noise = noise_like(self.mean, noise)
-        z = self.mean + (self.scale_tril @ noise[..., None])[..., 0]
+        z = self.mean + (self.scale_tril * noise[..., None, :]).sum(-1)  # autocast would round a matrix product
         return z, (log_prior(noise) - 0.5 * self.log_var).sum(-1)
 
     def rsample(self, noise: Noise = None) -> Tensor:
@@ -129,13 +130,20 @@ class FullGaussian:
 
     def log_prob_pairs(self, z: Tensor) -> Tensor:
         """Return log q(z_i|x_j) of codes [..., Z] under each of the B Gaussians, [..., B] nats."""
-        whitened = torch.einsum("...z,byz->...by", z, self._inverse) - (self._inverse @ self.mean[..., None])[..., 0]
-        return (log_prior(whitened) - 0.5 * self.log_var).sum(-1)
+        (precision, weighted, constant), z = self._quadratic, _as_double(z)
+        products = (z[..., None] * z[..., None, :]).flatten(-2)  # [..., Z Z]: no code meets each matrix by itself
+        pairs = -0.5 * (products @ precision.flatten(1).T - 2 * z @ weighted.T + constant)
+        return pairs.to(self.mean.dtype)
 
     @cached_property
-    def _inverse(self) -> Tensor:
-        identity = torch.eye(self.mean.shape[-1], dtype=self.mean.dtype, device=self.mean.device)
-        return torch.linalg.solve_triangular(self.scale_tril, identity.expand_as(self.scale_tril), upper=False)
+    def _quadratic(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the precision matrix P, P mean and what is constant in -2 log q, in float64."""
+        root, mean, log_var = map(_as_double, (self.scale_tril, self.mean, self.log_var))
+        identity = torch.eye(root.shape[-1], dtype=root.dtype, device=root.device)
+        inverse = torch.linalg.solve_triangular(root, identity.expand_as(root), upper=False)
+        precision = inverse.mT @ inverse
+        weighted = (precision * mean[:, None]).sum(-1)
+        return precision, weighted, (mean * weighted + log_var).sum(1) + mean.shape[1] * LOG_2PI
 
     def kl_to_prior(self) -> Tensor:
         """Return KL(q(z|x) || N(0, I)), [B] nats: it does not divide into latents."""
@@ -149,7 +157,8 @@ class FullGaussian:
 
     def mean_covariance(self) -> Tensor:
         """Return the mean over images of the covariance of q(z|x), [Z, Z]."""
-        return torch.einsum("bij,bkj->ik", self.scale_tril, self.scale_tril) / len(self.mean)
+        roots = _as_double(self.scale_tril).transpose(0, 1).flatten(1)
+        return (roots @ roots.T / len(self.mean)).to(self.mean.dtype)
 
 
 @dataclass
@@ -195,6 +204,11 @@ def concatenate(parts: Sequence[Q]) -> Q:
     """Return one posterior over all the images of the parts, of one class."""
     columns = {name: [parameters(q)[name] for q in parts] for name in parameters(parts[0])}
     return type(parts[0])(**{n: torch.cat(c) if isinstance(c[0], Tensor) else c[0] for n, c in columns.items()})
+
+
+def as_float32(outputs: Tensor) -> Tensor:
+    """Return outputs of 16 bits as float32: their digits, or their range, are too few for a density's sums."""
+    return outputs.float() if outputs.dtype in (torch.bfloat16, torch.float16) else outputs
 
 
 def _as_double(values: Tensor) -> Tensor:

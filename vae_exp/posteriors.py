@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vae_exp.distributions import DiagonalGaussian, FullGaussian, Noise, Posterior, log_prior, noise_like
+from vae_exp.distributions import DiagonalGaussian, FullGaussian, Noise, Posterior, as_float32, log_prior, noise_like
 
 SMALLEST = 1e-18  # standard deviation by softplus: its square is a 32-bit float too
 
@@ -108,7 +108,7 @@ class Autoregressive(nn.Module):
         hidden = self.layers[0](z) + self.context(context)
         for layer in list(self.layers)[1:]:
             hidden = layer(F.relu(hidden))
-        m, s = hidden.chunk(2, dim=-1)
+        m, s = as_float32(hidden).chunk(2, dim=-1)
         return m, s
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vae_exp.datasets import Split
-from vae_exp.distributions import DiagonalGaussian, FullGaussian, Posterior, log_prior, map_parameters
+from vae_exp.distributions import DiagonalGaussian, FullGaussian, Posterior, as_float32, log_prior, map_parameters
 from vae_exp.errors import UserError
 from vae_exp.posteriors import FlowPosterior
 
@@ -199,7 +199,7 @@ class Coupling(nn.Module):
         self.layers = nn.Sequential(nn.Linear(n_given, hidden_dim), nn.SiLU(), last)
 
     def forward(self, given: Tensor) -> tuple[Tensor, Tensor]:
-        shift, raw = self.layers(given).chunk(2, dim=-1)
+        shift, raw = as_float32(self.layers(given)).chunk(2, dim=-1)
         return shift, MAX_LOG_SCALE * torch.tanh(raw / MAX_LOG_SCALE)
 
 

@@ -120,7 +120,7 @@ def gather_terms(terms: Terms, shard: Share) -> Terms:
     local = terms._asdict() | q
     local = {name: value for name, value in local.items() if isinstance(value, Tensor)}
     flat = torch.cat([value.flatten(1) if value.ndim > 1 else value[:, None] for value in local.values()], 1)
-    sizes = [value[0].numel() for value in local.values()]
+    sizes = [value.shape[1:].numel() for value in local.values()]  # a process may have no image
     parts = shard.gather(flat).split(sizes, 1)
     full = {
         n: part.unflatten(1, v.shape[1:]) if v.ndim > 1 else part[:, 0]

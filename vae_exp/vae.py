@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vae_exp.distributions import Point, Posterior, total
+from vae_exp.distributions import Point, Posterior, as_float32, total
 from vae_exp.errors import UserError
 from vae_exp.posteriors import diagonal
 from vae_exp.priors import Prior, Standard
@@ -73,12 +73,12 @@ class VAE(nn.Module):
 
     def encode(self, x: Tensor, y: Tensor) -> Posterior:
         """Return the approximate posterior q(z|x, y) of images x [B, C, H, W] in [0, 1] with labels y [B]."""
-        outputs = _float32(self.encoder(x, self.context(y)))
+        outputs = as_float32(self.encoder(x, self.context(y)))
         return self.posterior(outputs) if self.stochastic else Point(outputs[:, : self.z_dim])
 
     def decode(self, z: Tensor, y: Tensor) -> Any:
         """Return the likelihood p(x|z, y) of codes z [B, Z] with labels y [B]; its mean is an image."""
-        return self.likelihood(_float32(self.decoder(z, self.context(y))))
+        return self.likelihood(as_float32(self.decoder(z, self.context(y))))
 
     @property
     @torch.no_grad()
@@ -118,6 +118,7 @@ class VAE(nn.Module):
             log_q = q.log_prob(z)  # type: ignore[attr-defined]
         return (log_p - log_q).sum(-1) if log_p.ndim == log_q.ndim == z.ndim else total(log_p, z) - total(log_q, z)
 
+    @torch.no_grad()
     def prior_sample(
         self, n: int, noise: torch.Generator | None = None, y: Tensor | None = None, temperature: float = 1.0
     ) -> Tensor:
@@ -150,8 +151,3 @@ class VAE(nn.Module):
 def _outer(names: Iterable[str]) -> list[str]:
     """Return the first one and two parts of dotted names, each once."""
     return list(dict.fromkeys(".".join(name.split(".")[:n]) for n in (1, 2) for name in names))
-
-
-def _float32(outputs: Tensor) -> Tensor:
-    """Return outputs of 16 bits as float32: their digits, or their range, are too few for a density's sums."""
-    return outputs.float() if outputs.dtype in (torch.bfloat16, torch.float16) else outputs

@@ -134,6 +134,7 @@ def _check_call(group: str, settings: dict[str, Any]) -> None:
     target, by_position, by_name = settings["_target_"], BY_POSITION.get(group, 0), BY_NAME.get(group, ())
     function = partial({group: settings}, group)
     signature = inspect.signature(function.func)
+    by_name += (ENCODER_GIVES,) * (group == "network" and ENCODER_GIVES in signature.parameters)
     try:
         signature.bind(*[None] * by_position, **dict.fromkeys(by_name), **function.keywords)
     except TypeError as error:

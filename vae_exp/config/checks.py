@@ -204,9 +204,10 @@ def _family_problems(flat: Mapping[str, Any]) -> Iterator[str]:
     if flat.get("model.stochastic") is False:
         for group, (name, usual) in families.items():
             if name != usual:
-                yield f"{group}={name or 'your own'}: an autoencoder's code is a point. Use {group}={usual}."
+                typed = f"model.stochastic=false and {group}={name or 'your own'}"
+                yield f"{typed}: an autoencoder's code is a point. Use {group}={usual}."
     if prior == "by_label" and flat.get("model.conditional") is False:
-        yield "prior=by_label: it is p(z | label), and this model sees no label. Use model=conditional."
+        yield "prior=by_label and model.conditional=false: it is p(z | label). Use model=conditional, or another prior."
     if prior == "flow" and flat.get("model.z_dim") == 1:
         yield "prior=flow and model.z_dim=1: its layers move some latents by others. Use prior=mixture, or two latents."
     what, *suited = NEED_FAMILY.get(objective or "", ("", None, None))

@@ -111,9 +111,9 @@ def show(result: dict[str, Any], model: "TrainedVAE") -> None:
     if "label_accuracy" in result:
         read, real, chance = (result[f"label_accuracy{end}"] for end in ("", "_real", "_shuffled"))
         echo(f"{'classified as intended':28}{read:12.1%}   real images {real:.1%}, shuffled labels {chance:.1%}")
-    if per_dim := sorted(((kl, i) for i, kl in enumerate(result["kl_per_dim"])), reverse=True):
-        largest = "  ".join(f"z{i} {kl:.2f}" for kl, i in per_dim[:10])
-        echo(f"{'KL of each latent':28}{largest}" + ("  ..." if len(per_dim) > 10 else ""))
+    per_dim = sorted(((kl, i) for i, kl in enumerate(result["kl_per_dim"])), reverse=True)
+    largest = "  ".join(f"z{i} {kl:.2f}" for kl, i in per_dim[:10]) or "-   the prior or the posterior gives none"
+    echo(f"{'KL of each latent':28}{largest}" + ("  ..." if len(per_dim) > 10 else ""))
     if scores := scores_of(result):
         _show_scores(scores, result)
     for source, scores in result.get("samples", {}).items():

@@ -37,7 +37,7 @@ SHORT = {"model.z_dim": "z", "optimizer.lr": "lr", "seed": "s"}
 ARTIFACT = re.compile(r"(wandb:)?(?P<name>([\w.-]+/){1,2}[\w.-]+:[\w.-]+)")
 IN_EVERY_NAME = (
     *("model", "model.name", "dataset", "model.z_dim", "optimizer.lr", "seed"),
-    *("network", "likelihood", "objective"),
+    *("network", "posterior", "prior", "likelihood", "objective"),
 )
 
 

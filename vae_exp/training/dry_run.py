@@ -5,6 +5,7 @@ import inspect
 import logging
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -154,22 +155,26 @@ def check_own_parts(config: Config, model: VAE, objective: Callable[..., tuple[T
             "process's part of the batch. Use devices=1, or a group norm."
         )
     operations: list[float] = []
+    pseudo_inputs = len(getattr(model.prior, "inputs", ()))
 
     def count(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         weight = getattr(layer, "weight", None)
         if isinstance(weight, Tensor) and weight.dim() > 1 and isinstance(output, Tensor):
             # In a transposed layer each input's pixel meets every weight, elsewhere each output's.
             pixels = inputs[0] if getattr(layer, "transposed", False) else output
-            operations.append(2 * weight.numel() * pixels.numel() / weight.shape[0])
+            share = (
+                len(x) / config["batch_size"] if len(output) == pseudo_inputs else 1
+            )  # there are so many in any batch
+            operations.append(share * 2 * weight.numel() * pixels.numel() / weight.shape[0])
 
     with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []), model.evaluating():
         _check_network(config, model, x, y)
         noise = torch.Generator(x.device).manual_seed(0)
-        with register_module_forward_hook(count):  # PyTorch's own counter takes a tenth of PyTorch's time to import
-            eps = torch.randn(len(x), model.z_dim, generator=noise, device=x.device)
-            q = model.encode(x, y)
+        eps, q = torch.randn(len(x), model.z_dim, generator=noise, device=x.device), model.encode(x, y)
+        if model.stochastic:
             _check_family(config, model, q, eps, y)
-            _check_likelihood(config, model.decode(q.rsample(eps), y), x)
+        _check_likelihood(config, model.decode(q.rsample(eps), y), x)
+        with register_module_forward_hook(count):  # PyTorch's own counter takes a tenth of PyTorch's time to import
             terms = elbo_terms(model, x, y, eps, Share((len(x),)), noise)
             now = Progress(0, 1, max(1, config["epochs"]), len(train))
             _check_objective(config, _called(config, objective, terms, now))
@@ -185,7 +190,8 @@ def _check_network(config: Config, model: VAE, x: Tensor, y: Tensor) -> None:
             takes = "forward(images or codes, context), where context [B, n_classes] is the one-hot label"
             raise UserError(f"{_target(config, 'network')}: its {name} must have {takes}: {error}.") from error
     encoded = model.encoder(x, context)
-    must = f"its encoder must return [B, 2 model.z_dim], means beside log-variances: {size} here"
+    outputs = "2 model.z_dim], means beside log-variances" if size[1] == 2 * model.z_dim else "n_outputs]"
+    must = f"its encoder must return [B, {outputs}: {size} here"
     _require_shape(config, "network", must, encoded, size)
     q = model.encode(x, y)
     if isinstance(q, DiagonalGaussian | FullGaussian):
@@ -197,18 +203,20 @@ def _check_network(config: Config, model: VAE, x: Tensor, y: Tensor) -> None:
 
 def _check_family(config: Config, model: VAE, q: Any, eps: Tensor, y: Tensor) -> None:
     """Raise UserError for a posterior or a prior that does not give what the ELBO takes of it."""
-    if missing := [name for name in ("mean", "rsample") if not hasattr(q, name)]:
-        must = "it must make a distribution with mean, rsample(noise) and log_prob(z) of the encoder's outputs"
-        raise UserError(f"{_target(config, 'posterior')}: {must}; {kind_of(q)} has no {' and no '.join(missing)}.")
+    methods = ("mean", "rsample", "draw" if hasattr(q, "draw") else "log_prob")
+    if not (is_dataclass(type(q)) and all(hasattr(q, name) for name in methods)):
+        must = "it must make of the encoder's outputs a dataclass with mean, rsample(noise) and log_prob(z)"
+        _refuse(config, "posterior", must, q)
+    codes = f"must be codes, [B, Z]: {list(eps.shape)} here"
+    _require_shape(config, "posterior", f"mean {codes}", q.mean, eps.shape)
     z, log_q = draw(q, eps)
-    for name, codes in (("mean", q.mean), ("rsample(noise)", z)):
-        _require_shape(config, "posterior", f"{name} must be codes, [B, Z]: {list(eps.shape)} here", codes, eps.shape)
-    if not model.stochastic:
-        return
-    densities = {"posterior": q.log_prob(z) if log_q is None else log_q, "prior": model.prior.log_prob(z, y)}
-    for group, density in densities.items():
-        must = f"log_prob must be [B], or [B, Z] where it is of each latent: [{len(z)}] or {list(z.shape)} here"
-        _require_shape(config, group, must, density, z.shape if getattr(density, "ndim", 0) == 2 else z.shape[:1])
+    _require_shape(config, "posterior", f"rsample(noise) {codes}", z, eps.shape)
+    log_q = q.log_prob(z) if log_q is None else log_q
+    nats = [("posterior", "log_prob", log_q), ("prior", "log_prob", model.prior.log_prob(z, y))]
+    nats += [] if (kl := model.kl(q, y)) is None else [("prior", "kl", kl)]
+    for group, method, values in nats:
+        must = f"{method} must be [B], or [B, Z] where it is of each latent: [{len(z)}] or {list(z.shape)} here"
+        _require_shape(config, group, must, values, z.shape if getattr(values, "ndim", 0) == 2 else z.shape[:1])
     must = f"sample(y, noise, temperature) must return codes [B, Z]: {list(z.shape)} here"
     sampled = model.prior_sample(len(y), torch.Generator().manual_seed(0), y)
     _require_shape(config, "prior", must, sampled, z.shape)

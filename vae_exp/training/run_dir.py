@@ -54,7 +54,7 @@ MAY_CHANGE = (
     "dataset.root", "dataset.cache", "dataset.device_memory",
 )  # fmt: skip
 LENGTH = ("epochs", "max_steps", "max_minutes", "early_stopping.patience")  # what gives a finished run more to do
-MODEL = ("network", "likelihood", "dataset")  # the groups that are built to use a trained model
+MODEL = ("network", "posterior", "prior", "likelihood", "dataset")  # the groups that are built to use a trained model
 
 
 def contradictions(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
