@@ -171,7 +171,7 @@ WRONG = [
     ),
     ("dataset=image_folder dataset.root=x dataset.channels=4", "dataset.channels=4: it takes 1 (grey) or 3 (colour)"),
     ("posterior.log_var_range=[2,-6]", "posterior.log_var_range=[2,-6]: it takes two rising numbers from -80 to 80"),
-    ("posterior=iaf posterior.hidden_dims=[]", "posterior.hidden_dims=[]: it takes a list of whole numbers"),
+    ("posterior=iaf posterior.hidden_dims=[]", "posterior.hidden_dims=[]: it takes a list of 1 to 10 whole numbers"),
     ("prior=mixture prior.components=0", "prior.components=0: it takes a whole number from 1"),
     ("prior=vamp prior.init=random", "prior.init=random: it takes noise or data"),
     ("prior=flow model.z_dim=1", "prior=flow and model.z_dim=1: its layers move some latents by others"),
