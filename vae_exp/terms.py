@@ -116,18 +116,14 @@ def gather_terms(terms: Terms, shard: Share) -> Terms:
     """Return the terms of the full batch, from all processes, so that an objective is the same function everywhere."""
     if len(shard.sizes) == 1 or terms.q is None or terms.z is None:
         return terms
-    q = {name: value for name, value in parameters(terms.q).items() if isinstance(value, Tensor)}
-    local = terms._asdict() | q
+    local = terms._asdict() | {f"q.{name}": value for name, value in parameters(terms.q).items()}
     local = {name: value for name, value in local.items() if isinstance(value, Tensor)}
-    flat = torch.cat([value.flatten(1) if value.ndim > 1 else value[:, None] for value in local.values()], 1)
     sizes = [value.shape[1:].numel() for value in local.values()]  # a process may have no image
-    parts = shard.gather(flat).split(sizes, 1)
-    full = {
-        n: part.unflatten(1, v.shape[1:]) if v.ndim > 1 else part[:, 0]
-        for (n, v), part in zip(local.items(), parts, strict=True)
-    }
-    gathered = replace(cast("Any", terms.q), **{name: full.pop(name) for name in q})
-    return terms._replace(**full, q=gathered)
+    flat = torch.cat([value.reshape(len(value), size) for value, size in zip(local.values(), sizes, strict=True)], 1)
+    parts = zip(local.items(), shard.gather(flat).split(sizes, 1), strict=True)
+    full = {name: part.reshape(len(part), *value.shape[1:]) for (name, value), part in parts}
+    q = {name.removeprefix("q."): full.pop(name) for name in local if name.startswith("q.")}
+    return terms._replace(**full, q=replace(cast("Any", terms.q), **q))
 
 
 def compute_loss(

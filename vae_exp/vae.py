@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vae_exp.distributions import Point, Posterior, as_float32, total
 from vae_exp.errors import UserError
 from vae_exp.posteriors import diagonal
-from vae_exp.priors import Prior, Standard
+from vae_exp.priors import Prior, Standard, VampPrior
 
 MOMENTS = 10_000  # draws of a prior whose mean and spread have no closed form
 
@@ -39,7 +39,7 @@ class VAE(nn.Module):
         self.encoder, self.decoder, self.likelihood = encoder, decoder, likelihood
         self.posterior: Callable[[Tensor], Posterior] = diagonal(z_dim) if posterior is None else posterior
         self.prior: Prior = Standard(z_dim) if prior is None else prior
-        if hasattr(self.prior, "encode"):
+        if isinstance(self.prior, VampPrior):
             self.prior.encode = self.encode
         self.z_dim, self.n_classes, self.stochastic = z_dim, n_classes, stochastic
         self._frozen: list[nn.Module] = []

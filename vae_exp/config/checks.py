@@ -200,9 +200,9 @@ def families(config: Mapping[str, Any]) -> tuple[str | None, str | None]:
 
 def _family_problems(flat: Mapping[str, Any]) -> Iterator[str]:
     posterior, prior, objective = (chosen(flat, group) for group in ("posterior", "prior", "objective"))
-    families = {"posterior": (posterior, "diagonal"), "prior": (prior, "standard")}
+    names_of = {"posterior": (posterior, "diagonal"), "prior": (prior, "standard")}
     if flat.get("model.stochastic") is False:
-        for group, (name, usual) in families.items():
+        for group, (name, usual) in names_of.items():
             if name != usual:
                 typed = f"model.stochastic=false and {group}={name or 'your own'}"
                 yield f"{typed}: an autoencoder's code is a point. Use {group}={usual}."
@@ -211,7 +211,7 @@ def _family_problems(flat: Mapping[str, Any]) -> Iterator[str]:
     if prior == "flow" and flat.get("model.z_dim") == 1:
         yield "prior=flow and model.z_dim=1: its layers move some latents by others. Use prior=mixture, or two latents."
     what, *suited = NEED_FAMILY.get(objective or "", ("", None, None))
-    for (group, (name, _)), names in zip(families.items(), suited, strict=True):
+    for (group, (name, _)), names in zip(names_of.items(), suited, strict=True):
         is_tried = name is None and not (group == "prior" and objective == "beta_tc")
         if names and name not in names and not is_tried:
             use = " or ".join(f"{group}={name}" for name in names)

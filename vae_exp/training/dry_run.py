@@ -20,6 +20,7 @@ from vae_exp.datasets.prepare import kind_of
 from vae_exp.distributed import Share
 from vae_exp.distributions import DiagonalGaussian, FullGaussian, draw
 from vae_exp.errors import UserError, first_line, is_out_of_memory, printable
+from vae_exp.priors import VampPrior
 from vae_exp.scores import repeats as scores
 from vae_exp.scores.common import TooFewFactors, UnsuitableFactors
 from vae_exp.terms import Logged, Progress, Terms, elbo_terms
@@ -155,16 +156,15 @@ def check_own_parts(config: Config, model: VAE, objective: Callable[..., tuple[T
             "process's part of the batch. Use devices=1, or a group norm."
         )
     operations: list[float] = []
-    pseudo_inputs = len(getattr(model.prior, "inputs", ()))
+    pseudo_inputs = len(model.prior.inputs) if isinstance(model.prior, VampPrior) else 0
 
     def count(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         weight = getattr(layer, "weight", None)
         if isinstance(weight, Tensor) and weight.dim() > 1 and isinstance(output, Tensor):
             # In a transposed layer each input's pixel meets every weight, elsewhere each output's.
             pixels = inputs[0] if getattr(layer, "transposed", False) else output
-            share = (
-                len(x) / config["batch_size"] if len(output) == pseudo_inputs else 1
-            )  # there are so many in any batch
+            # Pseudo-inputs are encoded once a batch, however many images it has.
+            share = len(x) / config["batch_size"] if len(output) == pseudo_inputs else 1
             operations.append(share * 2 * weight.numel() * pixels.numel() / weight.shape[0])
 
     with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []), model.evaluating():
