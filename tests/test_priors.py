@@ -531,8 +531,7 @@ def test_a_sweep_over_both_tells_its_runs_apart(vae_command):
     code, said = vae_command("vae-train", "-m", *typed, *limits)
     assert code == 0, said
     assert "4 of 4 jobs finished" in said
-    (head,) = [line for line in said.splitlines() if line.split()[:1] == ["run"]]
-    assert head.split()[1:3] == ["prior", "posterior"]
+    assert [line for line in said.splitlines() if line.split()[:3] == ["run", "prior", "posterior"]]
     (row,) = [line for line in said.splitlines() if "prior-mixture_posterior-iaf" in line and "best.pt" not in line]
     assert {"mixture", "iaf"} <= set(row.split())
     code, said = vae_command("vae-compare", "latest")
