@@ -235,6 +235,23 @@ def test_a_copy_of_a_vamp_prior_encodes_with_the_weights_of_the_copy():
     assert (twin.prior.log_prob(z, Y) - before).abs().min() > 1e-6
 
 
+def test_pseudo_inputs_are_encoded_once_in_an_evaluation_and_anew_after_it():
+    model = small_model("vamp")
+    z, calls = some_noise(N, Z), []
+    model.encoder.register_forward_hook(lambda *_: calls.append(None))
+    with torch.no_grad(), model.evaluating():
+        before = [model.prior.log_prob(z, Y) for _ in range(3)]
+        with model.evaluating():
+            model.prior.log_prob(z, Y)
+    assert len(calls) == 1
+    with torch.no_grad():
+        model.prior.inputs.add_(0.3)
+    with model.evaluating():  # with gradients nothing is kept
+        after = [model.prior.log_prob(z, Y) for _ in range(2)]
+    assert len(calls) == 3 and after[0].requires_grad
+    assert torch.equal(before[0], before[2]) and not torch.equal(before[0], after[0])
+
+
 def test_a_temperature_draws_nearer_to_the_middle():
     for prior in (Mixture(2, 1), ByLabel(2, 4), Flow(2, 2, 8)):
         y = torch.zeros(1000, dtype=torch.long)

@@ -6,8 +6,9 @@ draws nearer to the middle. kl(q, y), if there is one, returns KL(q(z|x) || p(z)
 where q has none. moments(y) returns the mean and the standard deviation of each latent where they are known.
 """
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from operator import itemgetter
 from typing import Protocol
 
@@ -117,6 +118,8 @@ class VampPrior(nn.Module):
 
     labels: Tensor
     encode: Encode | None = None  # the model's, which it sets
+    _keeps = False
+    _kept: DiagonalGaussian | FullGaussian | None = None
 
     def __init__(self, x_shape: Shape, n_classes: int, components: int, init: str, mean: float, std: float) -> None:
         super().__init__()
@@ -138,13 +141,27 @@ class VampPrior(nn.Module):
         """Return the pseudo-inputs, [M, C, H, W] in [0, 1]."""
         return self.inputs.clamp(0, 1)
 
+    @contextlib.contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Encode the pseudo-inputs only once in the block, in which no weight changes."""
+        before, self._keeps = self._keeps, True
+        try:
+            yield
+        finally:
+            self._keeps = before
+            self._kept = self._kept if before else None
+
     def gaussians(self) -> DiagonalGaussian | FullGaussian:
+        """Return q(z|u) of each pseudo-input."""
+        if self._kept is not None and not torch.is_grad_enabled():
+            return self._kept
         assert self.encode is not None, "the VAE sets it"
         q = self.encode(self.images, self.labels)
-        if isinstance(q, FlowPosterior):
-            return q.base
+        q = q.base if isinstance(q, FlowPosterior) else q
         if not isinstance(q, DiagonalGaussian | FullGaussian):
             raise UserError(f"prior=vamp: it needs a Gaussian q(z|x), not {type(q).__name__}. Use another prior.")
+        if self._keeps and not torch.is_grad_enabled():
+            self._kept = q
         return q
 
     @property

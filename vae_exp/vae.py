@@ -98,10 +98,11 @@ class VAE(nn.Module):
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
         """Run the block with layers and likelihoods in evaluation mode; restore the previous mode afterwards."""
-        was_training = self.training
+        was_training, prior = self.training, self.prior
         self.eval()
         try:
-            yield
+            with prior.keeping() if isinstance(prior, VampPrior) else contextlib.nullcontext():
+                yield
         finally:
             self.train(was_training)
 

@@ -52,9 +52,7 @@ def glorot_init(
 def he_init(encoder: nn.Module, decoder: nn.Module) -> None:
     """Draw weights from N(0, 2 / inputs) (He et al. 2015); biases stay as PyTorch draws them."""
     for layer in _layers(encoder, decoder):
-        is_transposed = isinstance(
-            layer, nn.ConvTranspose2d
-        )  # a stride takes its outputs further apart than its inputs
+        is_transposed = isinstance(layer, nn.ConvTranspose2d)  # its stride leaves outputs to fewer inputs
         inputs = layer.weight[:, 0].numel() / math.prod(layer.stride) if is_transposed else layer.weight[0].numel()
         nn.init.normal_(layer.weight, std=math.sqrt(2) / math.sqrt(inputs))
 
