@@ -298,6 +298,9 @@ def test_every_picture_of_every_prior(vae_command, monkeypatch, prior):
     content = np.load(drawn(vae_command, where, "what=latents", "format=npz"))
     of_posterior = {"mixture": ["log_var", "lower"], "vamp": ["base_mean", "base_log_var"]}.get(prior, ["log_var"])
     assert list(content) == ["mean", *of_posterior, "y"]
+    with_index = np.load(drawn(vae_command, where, "what=codes"))
+    assert list(with_index) == ["index", "split", "label", "mean", *of_posterior, "class_names"]
+    assert all((with_index[name] == content[name]).all() for name in ("mean", *of_posterior))
     code, said = vae_command("vae-generate", where, "sampler=aggregate")
     assert (code, "Use sampler=gmm" in said) == ((1, True) if prior == "vamp" else (0, False))
 

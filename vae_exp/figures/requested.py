@@ -1,18 +1,23 @@
 """The drawings of vae-generate: each function takes a trained model, options and a number, and returns a Drawing."""
 
+import functools
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from vae_exp.config import build
 from vae_exp.config.schema import PICTURES, GenerateOptions
 from vae_exp.datasets.factors import read_column
 from vae_exp.datasets.image_folder import class_folder, read_images
+from vae_exp.datasets.splits import Split
 from vae_exp.errors import UserError, printable, shortened
+from vae_exp.evaluation import codes
 from vae_exp.figures import grids, latent_walks
 from vae_exp.files import expand
 from vae_exp.inference import TrainedVAE
@@ -20,6 +25,8 @@ from vae_exp.priors import ByLabel, Mixture, VampPrior
 
 MAX_GRID = 10_000  # images: a picture of more is larger than what shows it can open
 MAX_PIXELS = 170_000_000  # of a picture with a scale; Pillow opens no more
+IMPORTANCE_SAMPLES = 20  # of the bound on log p(x) by which anomalies are found
+MAX_NAME = 40  # characters of a file's name beside its image
 MAX_BYTES = 2 * 10**9  # of images as floats in memory; a picture of them takes as much again
 
 
@@ -108,6 +115,45 @@ def _reconstructions(model: TrainedVAE, options: GenerateOptions, n: int) -> Dra
     recon = torch.cat([model.reconstruct(*part) for part in parts])
     images, title = x.float() / 255, f"{source}, each beside its reconstruction"
     return Drawing(len(x), [(recon, y)], lambda recon: grids.reconstructions(images, recon, title))
+
+
+def anomalies(model: TrainedVAE, options: GenerateOptions, n: int) -> tuple[Drawing, codes.Columns]:
+    """Return the n images with the lowest bound on log p(x), and columns of all images, the lowest bound first."""
+    if not model.model.stochastic:
+        raise UserError(
+            "what=anomalies: an autoencoder gives images no likelihood, so no bound on it to order them by."
+        )
+    _require_room(model, 2 * n, f"n={n}: {n:,} images and their reconstructions", options)
+    label, number = options["label"], 0 if options["label"] is None else model.number(options["label"])
+    if options["inputs"] is not None:
+        x, files = _own_images(model, options)
+        split = Split(x, _labels_of_inputs(model, options, files), files=files)
+        rows = codes.Rows({"given": split.to(model.device)}, model.class_names if model.model.n_classes else ())
+    else:
+        rows = codes.rows_of(model.read_data(options["dataset"]["root"]), options["split"], model.device)
+        if label is not None:
+            rows = replace(rows, splits={name: split[split.y == number] for name, split in rows.splits.items()})
+            if not len(rows):
+                raise UserError(f"label={label}: none of the {options['split']} images has it.")
+    with tqdm(total=len(rows), unit="image", disable=None, leave=False) as bar:
+        chunks = []
+        bound = functools.partial(model.log_prob_bound, k=IMPORTANCE_SAMPLES, seed=options["seed"])
+        for x, columns in codes.bounds(bound, rows):
+            chunks.append(columns)
+            bar.update(len(x))
+    every = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+    order = every["log_prob_bound"].argsort(kind="stable")
+    x, y = rows.images(order[:n].tolist())
+    recon, every = model.reconstruct(x, y), {name: values[order] for name, values in every.items()}
+    words = []
+    for i in range(len(x)):
+        file, place = str(every["file"][i]) if "file" in every else "", f"{every['split'][i]} {every['index'][i]}"
+        name = file if len(file) <= MAX_NAME else f"...{file[3 - MAX_NAME :]}"
+        words.append(f"{every['log_prob_bound'][i]:.1f}  {name if name and grids.is_drawable(name) else place}")
+    title = f"lowest of {len(order):,} bounds on log p(x), nats, K = {IMPORTANCE_SAMPLES}"
+    pairs = torch.stack([x.float() / 255, recon], 1).flatten(0, 1)
+    drawing = Drawing(len(x), [(pairs, y)], lambda pairs: grids.Sheet(pairs, 2, title, words))
+    return drawing, codes.flat(every, rows.names)
 
 
 def _interpolations(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:
@@ -227,11 +273,15 @@ def _require_room(model: TrainedVAE, n: int, requested: str, options: GenerateOp
         raise UserError(f"{requested}; of {shape} pixels up to {most:,} are held in memory ({MAX_BYTES / 1e9:g} GB).")
 
 
+def _own_images(model: TrainedVAE, options: GenerateOptions) -> tuple[Tensor, list[str]]:
+    settings = model.config["dataset"]
+    return read_images(str(options["inputs"]), model.x_shape, settings.get("crop"), settings.get("white"))
+
+
 def _images(model: TrainedVAE, options: GenerateOptions, n: int | None) -> tuple[Tensor, Tensor, str]:
     """Return n images or all, the user's own or held-out ones with classes in turn, with labels and their source."""
     if options["inputs"] is not None:
-        settings = model.config["dataset"]
-        x, files = read_images(options["inputs"], model.x_shape, settings.get("crop"), settings.get("white"))
+        x, files = _own_images(model, options)
         return x[:n], _labels_of_inputs(model, options, files[:n]), "given images"
     split = model.read_data(options["dataset"]["root"]).split(options["split"])
     order = torch.randperm(len(split), generator=build.generator(options["seed"], "images"))
