@@ -132,7 +132,7 @@ def test_a_table_in_wandb_has_rows_drawn_evenly_beside_their_thumbnails(vae_comm
     assert table["columns"] == ["image", "index", "split", "label", "class_name", "mean_0", "mean_1", "mean_2"]
     rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
     chosen = np.arange(50) * 6  # of 300 test images
-    assert [row["index"] for row in rows] == codes["index"][chosen].tolist()
+    assert [row["index"] for row in rows] == codes["index"][chosen].astype(str).tolist(), "no dimension of the code"
     assert [row["class_name"] for row in rows] == codes["class_names"][codes["label"][chosen]].tolist()
     np.testing.assert_allclose([row["mean_1"] for row in rows], codes["mean"][chosen, 1], rtol=1e-6)
     images = vae_exp.load(folder).read_data().read_test().x

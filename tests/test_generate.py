@@ -530,6 +530,8 @@ WRITTEN = [
     ("what=samples format=files", "samples"),
     ("what=latents", "latents.png"),
     ("what=latents format=npz", "latents.npz"),
+    ("what=codes", "codes.npz"),
+    ("what=codes format=csv", "codes.csv"),
     ("what=interpolations animate=true", "interpolations.gif"),
     ("what=weights", "best.safetensors"),
 ]
@@ -588,7 +590,10 @@ def test_more_classes_than_a_picture_has_room_for(vae_command, conditional):
 
 @pytest.mark.parametrize(
     "arguments",
-    ["n=500 format=npz", "what=weights", "n=500", "what=latents format=npz", "what=traversals animate=true"],
+    [
+        *("n=500 format=npz", "what=weights", "n=500", "what=latents format=npz", "what=traversals animate=true"),
+        *("what=codes", "what=codes format=csv", "what=anomalies"),
+    ],
 )
 def test_a_disk_that_is_full_in_the_middle_is_one_message_and_nothing_stays(vae_command, conditional, arguments):
     with full_disk(4000):

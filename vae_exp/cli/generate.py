@@ -143,10 +143,8 @@ usage: vae-generate checkpoint=PATH [KEY=VALUE ...]
 ANIMATED = ("interpolations", "traversals")
 MAX_SIDE = 100  # of the manifold in one picture: 10,000 images, as many as any picture has
 OF_IMAGES = ("reconstructions", "interpolations", "traversals around=image")
-DRAWN = (
-    *("samples", "classes", "components", "reconstructions", "interpolations", "traversals"),
-    *("manifold", "latents", "anomalies"),
-)
+WALKS = ("interpolations", "traversals", "manifold")
+DRAWN = ("samples", "classes", "components", "reconstructions", *WALKS, "latents", "anomalies")
 FORMATS = {"codes": ("npz", "csv", "parquet"), "latents": (*PICTURES, "npz"), "anomalies": PICTURES}
 OF_PICTURES = ("scale", "title", "dpi")
 # What each key is for. The others, such as output and device, are for all of them.

@@ -92,12 +92,6 @@ def posterior_columns(q: Posterior) -> Columns:
     return {name: values.cpu().numpy() for name, values in columns.items() if hasattr(values, "cpu")}
 
 
-def bounds(bound: Callable[[Tensor, Tensor], Tensor], rows: Rows) -> Iterator[tuple[Tensor, Columns]]:
-    """Yield images with the columns that identify them and the bound on log p(x) of each, in nats."""
-    for x, y, columns in rows.batches(MAX_BOUNDED):
-        yield x, columns | {"log_prob_bound": bound(x, y).numpy()}
-
-
 class Sample:
     """At most so many of n rows, drawn evenly as they pass: columns of one value a row, and thumbnails."""
 
@@ -113,7 +107,9 @@ class Sample:
             self.thumbnails.append(Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels))
             self.thumbnails[-1].thumbnail((THUMBNAIL, THUMBNAIL))
         for name, values in columns.items():
-            self.columns.setdefault(name, []).extend(values[chosen].tolist())
+            # Only codes as numbers: W&B projects all that are.
+            kept = values[chosen] if values.dtype.kind == "f" else values[chosen].astype(str)
+            self.columns.setdefault(name, []).extend(kept.tolist())
 
 
 def flat(columns: Columns, names: Columns) -> Columns:

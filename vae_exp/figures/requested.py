@@ -1,6 +1,5 @@
 """The drawings of vae-generate: each function takes a trained model, options and a number, and returns a Drawing."""
 
-import functools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -26,7 +25,7 @@ from vae_exp.priors import ByLabel, Mixture, VampPrior
 MAX_GRID = 10_000  # images: a picture of more is larger than what shows it can open
 MAX_PIXELS = 170_000_000  # of a picture with a scale; Pillow opens no more
 IMPORTANCE_SAMPLES = 20  # of the bound on log p(x) by which anomalies are found
-MAX_NAME = 40  # characters of a file's name beside its image
+MAX_NAME = 40  # characters of a file's path beside its image, its end
 MAX_BYTES = 2 * 10**9  # of images as floats in memory; a picture of them takes as much again
 
 
@@ -111,20 +110,21 @@ def _components(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:
 def _reconstructions(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:
     x, y, source = _images(model, options, n)
     _require_room(model, 2 * len(x), f"n={n}: {len(x):,} images and their reconstructions", options)
-    parts = zip(x.split(latent_walks.BATCH_SIZE), y.split(latent_walks.BATCH_SIZE), strict=True)
-    recon = torch.cat([model.reconstruct(*part) for part in parts])
-    images, title = x.float() / 255, f"{source}, each beside its reconstruction"
+    images, recon, title = x.float() / 255, _reconstruct(model, x, y), f"{source}, each beside its reconstruction"
     return Drawing(len(x), [(recon, y)], lambda recon: grids.reconstructions(images, recon, title))
+
+
+def _reconstruct(model: TrainedVAE, x: Tensor, y: Tensor) -> Tensor:
+    parts = zip(x.split(latent_walks.BATCH_SIZE), y.split(latent_walks.BATCH_SIZE), strict=True)
+    return torch.cat([model.reconstruct(*part) for part in parts])
 
 
 def anomalies(model: TrainedVAE, options: GenerateOptions, n: int) -> tuple[Drawing, codes.Columns]:
     """Return the n images with the lowest bound on log p(x), and columns of all images, the lowest bound first."""
     if not model.model.stochastic:
-        raise UserError(
-            "what=anomalies: an autoencoder gives images no likelihood, so no bound on it to order them by."
-        )
+        raise UserError("what=anomalies: an autoencoder gives images no likelihood to bound.")
     _require_room(model, 2 * n, f"n={n}: {n:,} images and their reconstructions", options)
-    label, number = options["label"], 0 if options["label"] is None else model.number(options["label"])
+    label = options["label"]
     if options["inputs"] is not None:
         x, files = _own_images(model, options)
         split = Split(x, _labels_of_inputs(model, options, files), files=files)
@@ -132,24 +132,24 @@ def anomalies(model: TrainedVAE, options: GenerateOptions, n: int) -> tuple[Draw
     else:
         rows = codes.rows_of(model.read_data(options["dataset"]["root"]), options["split"], model.device)
         if label is not None:
+            number = model.number(label)
             rows = replace(rows, splits={name: split[split.y == number] for name, split in rows.splits.items()})
             if not len(rows):
                 raise UserError(f"label={label}: none of the {options['split']} images has it.")
+    chunks = []
     with tqdm(total=len(rows), unit="image", disable=None, leave=False) as bar:
-        chunks = []
-        bound = functools.partial(model.log_prob_bound, k=IMPORTANCE_SAMPLES, seed=options["seed"])
-        for x, columns in codes.bounds(bound, rows):
-            chunks.append(columns)
+        for x, y, columns in rows.batches(codes.MAX_BOUNDED):
+            bound = model.log_prob_bound(x, y, IMPORTANCE_SAMPLES, options["seed"])
+            chunks.append(columns | {"log_prob_bound": bound.numpy()})
             bar.update(len(x))
     every = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
     order = every["log_prob_bound"].argsort(kind="stable")
     x, y = rows.images(order[:n].tolist())
-    recon, every = model.reconstruct(x, y), {name: values[order] for name, values in every.items()}
-    words = []
-    for i in range(len(x)):
-        file, place = str(every["file"][i]) if "file" in every else "", f"{every['split'][i]} {every['index'][i]}"
-        name = file if len(file) <= MAX_NAME else f"...{file[3 - MAX_NAME :]}"
-        words.append(f"{every['log_prob_bound'][i]:.1f}  {name if name and grids.is_drawable(name) else place}")
+    recon, every, words = _reconstruct(model, x, y), {name: values[order] for name, values in every.items()}, []
+    for i, bound in enumerate(every["log_prob_bound"][:n]):
+        file = str(every["file"][i]) if "file" in every else ""
+        name = file if file and grids.is_drawable(file) else f"{every['split'][i]} {every['index'][i]}"
+        words.append(f"{bound:.1f}  {name[-MAX_NAME:]}")
     title = f"lowest of {len(order):,} bounds on log p(x), nats, K = {IMPORTANCE_SAMPLES}"
     pairs = torch.stack([x.float() / 255, recon], 1).flatten(0, 1)
     drawing = Drawing(len(x), [(pairs, y)], lambda pairs: grids.Sheet(pairs, 2, title, words))
