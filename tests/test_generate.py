@@ -298,6 +298,9 @@ def test_every_picture_of_every_prior(vae_command, monkeypatch, prior):
     content = np.load(drawn(vae_command, where, "what=latents", "format=npz"))
     of_posterior = {"mixture": ["log_var", "lower"], "vamp": ["base_mean", "base_log_var"]}.get(prior, ["log_var"])
     assert list(content) == ["mean", *of_posterior, "y"]
+    with_index = np.load(drawn(vae_command, where, "what=codes"))
+    assert list(with_index) == ["index", "split", "label", "mean", *of_posterior, "class_names"]
+    assert all((with_index[name] == content[name]).all() for name in ("mean", *of_posterior))
     code, said = vae_command("vae-generate", where, "sampler=aggregate")
     assert (code, "Use sampler=gmm" in said) == ((1, True) if prior == "vamp" else (0, False))
 
@@ -527,6 +530,8 @@ WRITTEN = [
     ("what=samples format=files", "samples"),
     ("what=latents", "latents.png"),
     ("what=latents format=npz", "latents.npz"),
+    ("what=codes", "codes.npz"),
+    ("what=codes format=csv", "codes.csv"),
     ("what=interpolations animate=true", "interpolations.gif"),
     ("what=weights", "best.safetensors"),
 ]
@@ -585,7 +590,10 @@ def test_more_classes_than_a_picture_has_room_for(vae_command, conditional):
 
 @pytest.mark.parametrize(
     "arguments",
-    ["n=500 format=npz", "what=weights", "n=500", "what=latents format=npz", "what=traversals animate=true"],
+    [
+        *("n=500 format=npz", "what=weights", "n=500", "what=latents format=npz", "what=traversals animate=true"),
+        *("what=codes", "what=codes format=csv", "what=anomalies"),
+    ],
 )
 def test_a_disk_that_is_full_in_the_middle_is_one_message_and_nothing_stays(vae_command, conditional, arguments):
     with full_disk(4000):

@@ -15,11 +15,11 @@ from torch import Tensor
 from vae_exp.config import build, targets
 from vae_exp.config.checks import data_name, given_name
 from vae_exp.config.migrations import GONE
-from vae_exp.config.schema import Count, Sampler, Seed, Temperature, checked
+from vae_exp.config.schema import CodedSplit, Count, Sampler, Seed, Temperature, checked
 from vae_exp.config.targets import Trust
 from vae_exp.datasets import Data, Split
 from vae_exp.errors import UserError, composed, first_line, printable
-from vae_exp.evaluation import metrics, samplers
+from vae_exp.evaluation import codes, metrics, samplers
 from vae_exp.training import checkpoints, restore
 from vae_exp.training.checkpoints import Checkpoint, find
 from vae_exp.training.precision import float32
@@ -212,6 +212,15 @@ class TrainedVAE:
         if data.x_shape != self.x_shape:
             raise UserError(f"dataset: its images are {data.x_shape}, and the model was trained on {self.x_shape}.")
         return data
+
+    def codes(self, split: str = "test", root: str | None = None) -> dict[str, np.ndarray]:
+        """Return the codes of train, val, test or all images in the order of the data, and what identifies each.
+
+        They are the arrays of `vae-generate what=codes`; root says where the data lie now. Raises UserError.
+        """
+        rows = codes.rows_of(self.read_data(root), checked("split", split, CodedSplit), self.device)
+        parts = [columns for _, columns in codes.codes(self.encode, rows)]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} | rows.names
 
     def export(self, path: str | Path) -> None:
         """Write the weights as PATH.safetensors, with all that vae_exp.load needs. Raises UserError."""

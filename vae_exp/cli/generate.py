@@ -1,16 +1,17 @@
 """`vae-generate`: draw with trained models."""
 
 import contextlib
+import importlib.util
 import math
 import re
 import shutil
 import tempfile
 import unicodedata
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 from PIL import Image
@@ -27,12 +28,13 @@ from vae_exp.training.run_dir import GENERATED, LATEST
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vae_exp.distributions import Posterior
+    from vae_exp.evaluation.codes import Columns
     from vae_exp.figures.grids import Sheet
     from vae_exp.figures.requested import Drawing
     from vae_exp.inference import TrainedVAE
 
 FRAME_MILLISECONDS = 120
+T = TypeVar("T")
 
 
 def write(drawing: "Drawing", options: GenerateOptions, target: Path) -> Path:
@@ -54,11 +56,18 @@ def write(drawing: "Drawing", options: GenerateOptions, target: Path) -> Path:
         with atomic_write(path) as file:
             sheet.save(file, kind, options["scale"], options["dpi"])
         return path
-    with tqdm(total=drawing.n, unit="image", disable=None, leave=False) as bar:
-        if options["format"] == "files":
-            return _write_files(drawing, target, bar)
-        chunks = ({"x": _bytes(x), "y": y.cpu().numpy()} for x, y in drawing.chunks)  # uint8 and int64
-        return write_arrays(target, drawing.n, chunks, bar)
+    if options["format"] == "files":
+        return _write_files(drawing, target)
+    chunks = ({"x": _bytes(x), "y": y.cpu().numpy()} for x, y in _counted(drawing.chunks, drawing.n))  # uint8 and int64
+    return write_arrays(target, drawing.n, chunks)
+
+
+def _counted(chunks: Iterable[tuple["Tensor", T]], n: int) -> Iterator[tuple["Tensor", T]]:
+    """Yield the chunks of n images in all, with a progress bar."""
+    with tqdm(total=n, unit="image", disable=None, leave=False) as bar:
+        for x, more in chunks:
+            yield x, more
+            bar.update(len(x))
 
 
 def _title(options: GenerateOptions, usual: str) -> str:
@@ -66,18 +75,17 @@ def _title(options: GenerateOptions, usual: str) -> str:
     return {"auto": usual, "none": ""}.get(title, title)
 
 
-def _write_files(drawing: "Drawing", folder: Path, bar: Any) -> Path:
+def _write_files(drawing: "Drawing", folder: Path) -> Path:
     digits, number = len(str(drawing.n - 1)), 0
     require_no_links(folder.parent, [folder.name])
     partial = partial_of(folder)
     partial.mkdir()
     try:
-        for x, _ in drawing.chunks:
+        for x, _ in _counted(drawing.chunks, drawing.n):
             for pixels in _bytes(x).transpose(0, 2, 3, 1):
                 image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
                 image.save(partial / f"{number:0{digits}}.png")
                 number += 1
-            bar.update(len(x))
         folder.mkdir(exist_ok=True)
         for old in folder.glob("*.png"):  # those of a larger n
             old.unlink()
@@ -88,8 +96,11 @@ def _write_files(drawing: "Drawing", folder: Path, bar: Any) -> Path:
     return folder
 
 
-def write_arrays(target: Path, n: int, chunks: Iterable[dict[str, np.ndarray]], bar: Any) -> Path:
-    """Write arrays of n rows to target.npz, chunk by chunk, so that memory does not grow with n; return its path."""
+def write_arrays(target: Path, n: int, chunks: Iterable["Columns"], more: "Columns | None" = None) -> Path:
+    """Write arrays of n rows to target.npz, chunk by chunk, so that memory does not grow with n; return its path.
+
+    `more` are further arrays, of any length.
+    """
     path, files = target.with_name(f"{target.name}.npz"), dict[str, IO[bytes]]()
     with atomic_write(path) as file, contextlib.ExitStack() as opened:
         for chunk in chunks:
@@ -99,12 +110,14 @@ def write_arrays(target: Path, n: int, chunks: Iterable[dict[str, np.ndarray]], 
                     header = {"descr": rows.dtype.str, "fortran_order": False, "shape": (n, *rows.shape[1:])}
                     np.lib.format.write_array_header_1_0(files[name], header)
                 files[name].write(rows.tobytes())
-            bar.update(len(rows))
         with zipfile.ZipFile(file, "w") as archive:  # which takes one array at a time
             for name, array in files.items():
                 array.seek(0)
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
                     shutil.copyfileobj(array, entry)
+            for name, rows in (more or {}).items():
+                with archive.open(f"{name}.npy", "w") as entry:
+                    np.lib.format.write_array(entry, rows, allow_pickle=False)
     return path
 
 
@@ -123,35 +136,40 @@ usage: vae-generate checkpoint=PATH [KEY=VALUE ...]
   vae-generate checkpoint=latest what=components                        of prior=mixture, vamp or by_label
   vae-generate checkpoint=latest what=traversals animate=true
   vae-generate checkpoint=latest format=pdf title=none                  for a paper; scale=4 for a slide
-  vae-generate checkpoint=latest what=reconstructions inputs=FOLDER     your own images"""
+  vae-generate checkpoint=latest what=reconstructions inputs=FOLDER     your own images
+  vae-generate checkpoint=latest what=codes split=all format=csv        the code of every image; log=true: to W&B too
+  vae-generate checkpoint=latest what=anomalies inputs=FOLDER n=20      the least likely of your own images"""
 
 ANIMATED = ("interpolations", "traversals")
 MAX_SIDE = 100  # of the manifold in one picture: 10,000 images, as many as any picture has
 OF_IMAGES = ("reconstructions", "interpolations", "traversals around=image")
-DRAWN = ("samples", "classes", "components", "reconstructions", "interpolations", "traversals", "manifold", "latents")
+WALKS = ("interpolations", "traversals", "manifold")
+DRAWN = ("samples", "classes", "components", "reconstructions", *WALKS, "latents", "anomalies")
+FORMATS = {"codes": ("npz", "csv", "parquet"), "latents": (*PICTURES, "npz"), "anomalies": PICTURES}
 OF_PICTURES = ("scale", "title", "dpi")
 # What each key is for. The others, such as output and device, are for all of them.
 USED_BY = {
     "n": DRAWN,
-    "label": ("samples", "reconstructions", "interpolations", "traversals", "manifold", "components"),
+    "label": ("samples", "reconstructions", "interpolations", "traversals", "manifold", "components", "anomalies"),
     "temperature": ("samples", "classes"),
     "sampler": ("samples",),
-    "inputs": OF_IMAGES,
+    "inputs": (*OF_IMAGES, "anomalies"),
     "steps": ("interpolations", "traversals"),
     "path": ("interpolations",),
     "around": ("traversals",),
     "range": ("traversals",),
     "dims": ("traversals", "manifold", "latents"),
     "animate": ANIMATED,
-    "format": DRAWN,
+    "format": (*DRAWN, "codes"),
+    "log": ("codes",),
     "scale": tuple(what for what in DRAWN if what != "latents"),
     "title": DRAWN,
     "dpi": DRAWN,
-    "split": (*OF_IMAGES, "latents"),
-    "seed": ("samples", "classes", *OF_IMAGES),
-    "dataset.root": ("samples sampler=gmm", "samples sampler=aggregate", *OF_IMAGES, "latents"),
+    "split": (*OF_IMAGES, "latents", "codes", "anomalies"),
+    "seed": ("samples", "classes", *OF_IMAGES, "anomalies"),
+    "dataset.root": ("samples sampler=gmm", "samples sampler=aggregate", *OF_IMAGES, "latents", "codes", "anomalies"),
 }
-IN_THE_NAME = [key for key in USED_BY if key not in ("n", "animate", "format", *OF_PICTURES, "dataset.root")]
+IN_THE_NAME = [key for key in USED_BY if key not in ("n", "animate", "format", "log", *OF_PICTURES, "dataset.root")]
 
 
 def main() -> None:
@@ -163,8 +181,11 @@ def generate(options: GenerateOptions) -> Path:
     """Draw a picture and return where it was written. Raises UserError for what does not go together or exist."""
     if options["format"] == "grid":  # its older name
         options = cast("GenerateOptions", options | {"format": "png"})
+    if (options["what"], options["format"]) == ("codes", "png"):  # the default
+        options = cast("GenerateOptions", options | {"format": "npz"})
     _check(options)
     from vae_exp import inference
+    from vae_exp.evaluation import codes
     from vae_exp.figures import grids, requested
 
     (source,) = inference.find(options["checkpoint"], only_one=True)
@@ -186,6 +207,14 @@ def generate(options: GenerateOptions) -> Path:
             model.export(written)
         elif options["what"] == "latents":
             written = _write_latents(model, options, target)
+        elif options["what"] == "codes":
+            written = _write_codes(model, options, target)
+        elif options["what"] == "anomalies":
+            drawing, columns = requested.anomalies(model, options, n)
+            written = write(drawing, options, target)
+            with atomic_write(table := target.with_name(f"{target.name}.csv")) as file:
+                codes.write_csv(file, [columns])
+            echo(printable(f"{model.name}: the bounds of all {len(columns['split']):,} images are in {table}"))
         else:
             written = write(requested.DRAW[options["what"]](model, options, n), options, target)
     echo(printable(f"{model.name}: {options['what']} written to {written}"))
@@ -203,8 +232,13 @@ def _check(options: GenerateOptions) -> None:
         unit = "images a side" if what == "manifold" else "images"
         more = "use format=files or format=npz for more"
         raise UserError(f"n={options['n']}: a picture holds up to {largest:,} {unit}; {more}.")
-    if what == "latents" and options["format"] == "files":
-        raise UserError("format=files: what=latents is one picture (format=png) or arrays (format=npz).")
+    formats = FORMATS.get(what, (*PICTURES, "files", "npz"))
+    if options["format"] not in formats:
+        raise UserError(f"format={options['format']}: what={what} is written as {', '.join(formats)}.")
+    if options["format"] == "parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise UserError("format=parquet: it needs pyarrow: pip install 'vae_exp[parquet]'. format=csv needs nothing.")
+    if options["split"] == "all" and what not in ("codes", "anomalies"):
+        raise UserError(f"split=all: what={what} takes test, val or train; all is for what=codes and what=anomalies.")
     if what in ("latents", "manifold") and options["dims"] is not None and len(options["dims"]) != 2:
         raise UserError(f"dims={options['dims']}: what={what} takes two latents, such as dims=[3,7].")
 
@@ -243,7 +277,7 @@ def _name(options: GenerateOptions) -> str:
 def _write_latents(model: "TrainedVAE", options: GenerateOptions, target: Path) -> Path:
     """Write the posterior means of a split: some as a scatter plot, or all with their variances as arrays."""
     from vae_exp.datasets.splits import batches
-    from vae_exp.evaluation import metrics
+    from vae_exp.evaluation import codes, metrics
     from vae_exp.figures import grids, latent_walks, requested
 
     requested.check_dims(options["dims"] or [], model)
@@ -253,9 +287,9 @@ def _write_latents(model: "TrainedVAE", options: GenerateOptions, target: Path) 
     n = options["n"] or (len(images) if as_arrays else grids.SIZES["latents"])
     split = images[grids.rows(images.y, n)] if n < len(images) else images
     if as_arrays:
-        arrays = (_arrays(model.encode(x, y), y) for x, y in batches(split, metrics.EVAL_BATCH_SIZE))
-        with tqdm(total=len(split), unit="image", disable=None, leave=False) as bar:
-            return write_arrays(target, len(split), arrays, bar)
+        parts = _counted(batches(split, metrics.EVAL_BATCH_SIZE), len(split))
+        arrays = (codes.posterior_columns(model.encode(x, y)) | {"y": y.cpu().numpy()} for x, y in parts)
+        return write_arrays(target, len(split), arrays)
     means = metrics.posterior(model.model, split).mean
     density = latent_walks.density(model.model, grids.n_class_rows(model.model.n_classes, data.class_names))
     figure = grids.latents(means, split.y, data.class_names, options["dims"], len(split), len(images), density)
@@ -267,13 +301,33 @@ def _write_latents(model: "TrainedVAE", options: GenerateOptions, target: Path) 
     return path
 
 
-def _arrays(q: "Posterior", y: "Tensor") -> dict[str, np.ndarray]:
-    """Return what q(z|x) has of each image, and its label; of a flow the mean, and the Gaussian that it starts from."""
-    from vae_exp.distributions import parameters
+def _write_codes(model: "TrainedVAE", options: GenerateOptions, target: Path) -> Path:
+    """Write the codes of a split with what identifies each image, and log some with thumbnails to W&B if asked."""
+    from vae_exp.evaluation import codes
+    from vae_exp.tracking import wandb_run
 
-    base = {f"base_{name}": values for name, values in parameters(q.base).items()} if hasattr(q, "base") else None
-    columns = {"mean": q.mean} | (parameters(q) if base is None else base) | {"y": y}
-    return {name: values.cpu().numpy() for name, values in columns.items() if hasattr(values, "cpu")}
+    kind, split = options["format"], options["split"]
+    rows = codes.rows_of(model.read_data(options["dataset"]["root"]), split, model.device)
+    sample = codes.Sample(len(rows), wandb_run.MAX_ROWS)
+
+    def chunks() -> "Iterator[Columns]":
+        for x, columns in _counted(codes.codes(model.encode, rows), len(rows)):
+            if options["log"]:
+                sample.add(x, codes.flat({n: columns[n] for n in codes.LOGGED if n in columns}, rows.names))
+            yield columns if kind == "npz" else codes.flat(columns, rows.names)
+
+    if kind == "npz":
+        written = write_arrays(target, len(rows), chunks(), rows.names)
+    else:
+        written = target.with_name(f"{target.name}.{kind}")
+        with atomic_write(written) as file:
+            (codes.write_csv if kind == "csv" else codes.write_parquet)(file, chunks())
+    if options["log"]:
+        named, tables = f"codes {split}", {f"codes/{split}": {"image": sample.thumbnails} | sample.columns}
+        run_dir = cast("Path", model.path).parent
+        where = wandb_run.record_evaluation("auto", run_dir, model.config, {}, {}, named, tables)
+        echo(f"W&B       {printable(where or 'nothing was logged: disabled, or not the folder of the run')}")
+    return written
 
 
 if __name__ == "__main__":

@@ -172,6 +172,7 @@ RunFolder = Annotated[str, RUN_PATH]
 AnyPath = Annotated[str, Rule(is_path, f"the path of a file or a folder {PATH_LENGTH}")]
 Device = Annotated[str, DEVICE]
 Sampler = Literal["prior", "gmm", "aggregate"]
+CodedSplit = Literal["test", "val", "train", "all"]
 Figure = Literal["interpolations", "traversals", "manifold", "latents"]
 FIGURES = get_args(Figure)
 TERMS = ("neg_elbo", "reconstruction", "kl")  # of val/, test/ and train_epoch/
@@ -452,6 +453,8 @@ class GenerateOptions(TypedDict):
         "traversals",
         "manifold",
         "latents",
+        "codes",
+        "anomalies",
         "weights",
     ]
     n: Count | None
@@ -465,12 +468,13 @@ class GenerateOptions(TypedDict):
     range: Annotated[float, above(0, MAX_DISTANCE)]
     dims: Annotated[list[int], list_of(Natural, "a list of latent dimensions, counted from 0, such as [3,7]")] | None
     animate: bool
-    format: Literal["png", "pdf", "svg", "grid", "files", "npz"]
+    format: Literal["png", "pdf", "svg", "grid", "files", "npz", "csv", "parquet"]
+    log: bool
     scale: Annotated[int, integer(1, 100)] | None
     title: Annotated[str | int | float, TEXT] | None
     dpi: Annotated[int, integer(20, 2400)]
     output: Folder | None
-    split: Literal["test", "val", "train"]
+    split: CodedSplit
     seed: Seed
     device: Device
     trust: bool

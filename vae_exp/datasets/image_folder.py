@@ -11,7 +11,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -120,7 +120,9 @@ def image_folder(
     how = Decoding(image_shape(image_size, channels), crop, white, on_error, cache)
 
     def read(part: str) -> Split:
-        return read_split(parts[part], listed[part], labels[part], how, known.get(part))
+        split = read_split(parts[part], listed[part], labels[part], how, known.get(part))
+        inside = parts[part].relative_to(folder).as_posix()
+        return split if inside == "." else replace(split, files=[f"{inside}/{file}" for file in split.files or ()])
 
     train = read("train")
     val = read("val") if "val" in parts else None
@@ -197,9 +199,10 @@ def read_split(root: Path, files: list[str], labels: list[int], how: Decoding, f
         raise _refusal(root / files[row], reason)
     report_unusable(root, files, unusable, cache)
     _report_white(root, depths, how.white)
-    rows = torch.tensor([row for row in range(len(files)) if row not in unusable])
+    usable = [row for row in range(len(files)) if row not in unusable]
+    rows, names = torch.tensor(usable), [files[row] for row in usable]
     images = Streamed(cache / IMAGES, (len(rows), *how.x_shape), torch.arange(len(rows)))
-    return Split(images, torch.tensor(labels)[rows], factors=None if factors is None else factors[rows])
+    return Split(images, torch.tensor(labels)[rows], factors=None if factors is None else factors[rows], files=names)
 
 
 def list_images(folder: Path, on_error: str = "skip") -> list[str]:

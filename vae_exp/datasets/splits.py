@@ -3,7 +3,7 @@
 import math
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -53,13 +53,20 @@ class Split:
     flip: bool = False  # in training, half of the images are mirrored, left to right
     dynamic: bool = False  # every pixel is drawn from Bernoulli(pixel) each time it is used
     factors: Factors | None = None
+    files: Sequence[str] | None = None  # of all the data that these images are chosen from, where each is a file
+    chosen: Tensor | None = None  # int64 [N], which of them these are, in the order of the data; None: all
 
     def __len__(self) -> int:
         return len(self.y)
 
     def __getitem__(self, rows: slice | Tensor) -> "Split":
         factors = None if self.factors is None else self.factors[rows]
-        return replace(self, images=self.images[rows], y=self.y[rows], factors=factors)
+        return replace(self, images=self.images[rows], y=self.y[rows], factors=factors, chosen=self.index[rows])
+
+    @property
+    def index(self) -> Tensor:
+        """Return where each image stands in the data as they were read, int64 [N]."""
+        return torch.arange(len(self), device=self.y.device) if self.chosen is None else self.chosen
 
     @property
     def x(self) -> Tensor:
@@ -99,7 +106,8 @@ class Split:
         """Move the split to a device. Streamed images stay where they are until their batch comes."""
         images = self.images if isinstance(self.images, Streamed) else self.images.to(device)
         factors = None if self.factors is None else self.factors.to(device)
-        return replace(self, images=images, y=self.y.to(device), factors=factors)
+        chosen = None if self.chosen is None else self.chosen.to(device)
+        return replace(self, images=images, y=self.y.to(device), factors=factors, chosen=chosen)
 
     def stream_above(self, limit: int) -> "Split":
         """Return the same images in memory, or streamed if they take more bytes than limit."""

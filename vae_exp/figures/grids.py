@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 SELECTORS = {chr(code) for code in range(0xFE00, 0xFE10)}  # they choose between forms of a letter and have none
 STAND_INS = ("Last Resort", ".LastResort", "Adobe Blank")  # fonts that have a box for every letter
 # How many images a picture shows (of classes: of each), or rows of a walk, or steps a side of the manifold.
-SIZES = {"samples": 64, "classes": 8, "components": 64, "reconstructions": 32, "latents": 5000}
+SIZES = {"samples": 64, "classes": 8, "components": 64, "reconstructions": 32, "latents": 5000, "anomalies": 20}
 SIZES |= {"interpolations": 8, "traversals": 20, "manifold": 20}
 STEPS = 11  # of interpolations and traversals
 RANGE = 3.0  # of traversals: standard deviations of the prior either way
@@ -42,11 +42,16 @@ _reported: set[str] = set()
 
 def drawable(names: Sequence[str]) -> list[str]:
     """Return class names, or the number of a class if no installed font has its letters; warn once per class."""
-    without = [name for name in names if any(not group.isascii() and font is None for group, font in _groups(name))]
+    without = [name for name in names if not is_drawable(name)]
     if new := [name for name in without if name not in _reported]:
         _reported.update(new)
         log.warning(f"no font installed here has the letters of {', '.join(new)}: pictures show the class's number")
     return [str(number) if name in without else name for number, name in enumerate(names)]
+
+
+def is_drawable(text: str) -> bool:
+    """Return whether fonts that are installed have all letters of a text."""
+    return all(group.isascii() or font is not None for group, font in _groups(text))
 
 
 def class_words(names: Sequence[str], n: int) -> list[str]:

@@ -2,17 +2,21 @@
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from vae_exp.config import build
 from vae_exp.config.schema import PICTURES, GenerateOptions
 from vae_exp.datasets.factors import read_column
 from vae_exp.datasets.image_folder import class_folder, read_images
+from vae_exp.datasets.splits import Split
 from vae_exp.errors import UserError, printable, shortened
+from vae_exp.evaluation import codes
 from vae_exp.figures import grids, latent_walks
 from vae_exp.files import expand
 from vae_exp.inference import TrainedVAE
@@ -20,6 +24,8 @@ from vae_exp.priors import ByLabel, Mixture, VampPrior
 
 MAX_GRID = 10_000  # images: a picture of more is larger than what shows it can open
 MAX_PIXELS = 170_000_000  # of a picture with a scale; Pillow opens no more
+IMPORTANCE_SAMPLES = 20  # of the bound on log p(x) by which anomalies are found
+MAX_NAME = 40  # characters of a file's path beside its image, its end
 MAX_BYTES = 2 * 10**9  # of images as floats in memory; a picture of them takes as much again
 
 
@@ -104,10 +110,50 @@ def _components(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:
 def _reconstructions(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:
     x, y, source = _images(model, options, n)
     _require_room(model, 2 * len(x), f"n={n}: {len(x):,} images and their reconstructions", options)
-    parts = zip(x.split(latent_walks.BATCH_SIZE), y.split(latent_walks.BATCH_SIZE), strict=True)
-    recon = torch.cat([model.reconstruct(*part) for part in parts])
-    images, title = x.float() / 255, f"{source}, each beside its reconstruction"
+    images, recon, title = x.float() / 255, _reconstruct(model, x, y), f"{source}, each beside its reconstruction"
     return Drawing(len(x), [(recon, y)], lambda recon: grids.reconstructions(images, recon, title))
+
+
+def _reconstruct(model: TrainedVAE, x: Tensor, y: Tensor) -> Tensor:
+    parts = zip(x.split(latent_walks.BATCH_SIZE), y.split(latent_walks.BATCH_SIZE), strict=True)
+    return torch.cat([model.reconstruct(*part) for part in parts])
+
+
+def anomalies(model: TrainedVAE, options: GenerateOptions, n: int) -> tuple[Drawing, codes.Columns]:
+    """Return the n images with the lowest bound on log p(x), and columns of all images, the lowest bound first."""
+    if not model.model.stochastic:
+        raise UserError("what=anomalies: an autoencoder gives images no likelihood to bound.")
+    _require_room(model, 2 * n, f"n={n}: {n:,} images and their reconstructions", options)
+    label = options["label"]
+    if options["inputs"] is not None:
+        x, files = _own_images(model, options)
+        split = Split(x, _labels_of_inputs(model, options, files), files=files)
+        rows = codes.Rows({"given": split.to(model.device)}, model.class_names if model.model.n_classes else ())
+    else:
+        rows = codes.rows_of(model.read_data(options["dataset"]["root"]), options["split"], model.device)
+        if label is not None:
+            number = model.number(label)
+            rows = replace(rows, splits={name: split[split.y == number] for name, split in rows.splits.items()})
+            if not len(rows):
+                raise UserError(f"label={label}: none of the {options['split']} images has it.")
+    chunks = []
+    with tqdm(total=len(rows), unit="image", disable=None, leave=False) as bar:
+        for x, y, columns in rows.batches(codes.MAX_BOUNDED):
+            bound = model.log_prob_bound(x, y, IMPORTANCE_SAMPLES, options["seed"])
+            chunks.append(columns | {"log_prob_bound": bound.numpy()})
+            bar.update(len(x))
+    every = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+    order = every["log_prob_bound"].argsort(kind="stable")
+    x, y = rows.images(order[:n].tolist())
+    recon, every, words = _reconstruct(model, x, y), {name: values[order] for name, values in every.items()}, []
+    for i, bound in enumerate(every["log_prob_bound"][:n]):
+        file = str(every["file"][i]) if "file" in every else ""
+        name = file if file and grids.is_drawable(file) else f"{every['split'][i]} {every['index'][i]}"
+        words.append(f"{bound:.1f}  {name[-MAX_NAME:]}")
+    title = f"lowest of {len(order):,} bounds on log p(x), nats, K = {IMPORTANCE_SAMPLES}"
+    pairs = torch.stack([x.float() / 255, recon], 1).flatten(0, 1)
+    drawing = Drawing(len(x), [(pairs, y)], lambda pairs: grids.Sheet(pairs, 2, title, words))
+    return drawing, codes.flat(every, rows.names)
 
 
 def _interpolations(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:
@@ -227,11 +273,15 @@ def _require_room(model: TrainedVAE, n: int, requested: str, options: GenerateOp
         raise UserError(f"{requested}; of {shape} pixels up to {most:,} are held in memory ({MAX_BYTES / 1e9:g} GB).")
 
 
+def _own_images(model: TrainedVAE, options: GenerateOptions) -> tuple[Tensor, list[str]]:
+    settings = model.config["dataset"]
+    return read_images(str(options["inputs"]), model.x_shape, settings.get("crop"), settings.get("white"))
+
+
 def _images(model: TrainedVAE, options: GenerateOptions, n: int | None) -> tuple[Tensor, Tensor, str]:
     """Return n images or all, the user's own or held-out ones with classes in turn, with labels and their source."""
     if options["inputs"] is not None:
-        settings = model.config["dataset"]
-        x, files = read_images(options["inputs"], model.x_shape, settings.get("crop"), settings.get("white"))
+        x, files = _own_images(model, options)
         return x[:n], _labels_of_inputs(model, options, files[:n]), "given images"
     split = model.read_data(options["dataset"]["root"]).split(options["split"])
     order = torch.randperm(len(split), generator=build.generator(options["seed"], "images"))

@@ -19,6 +19,8 @@ from urllib.error import HTTPError
 from urllib.parse import unquote, urlparse
 from urllib.request import Request, urlopen
 
+from PIL.Image import Image
+
 from vae_exp.config.checks import as_typed, made_name
 from vae_exp.config.schema import Config, WandbKeys, is_number
 from vae_exp.errors import Unwritable, UserError, first_line, printable
@@ -30,6 +32,8 @@ Mode = Literal["online", "offline", "disabled"]
 PROBE_SECONDS = 4
 INIT_SECONDS = 8  # with PROBE_SECONDS: a server that does not answer may cost 15 s in all
 FINISH_SECONDS = 10  # of uploading at the end; what is not there by then stays in W&B's folder, to be synced
+TABLE_SECONDS = 600  # instead, where there is a table of thousands of images
+MAX_ROWS = 10_000  # of a table: W&B shows no more
 MAX_TAG = 64  # characters
 REFUSED_IN_IDS = ":;,#?/'"
 SWEEP_SUMMARY = "sweep-summary"  # the job type of the run that has a sweep's table and figures
@@ -167,7 +171,7 @@ def training_options(
 packages_are_listed = False
 
 
-def _options(keys: WandbKeys, known: WandbRun) -> dict[str, Any]:
+def _options(keys: WandbKeys, known: WandbRun, finish_seconds: int = FINISH_SECONDS) -> dict[str, Any]:
     """Return the options of wandb.init that all runs have: known is the run that is resumed, or evaluated."""
     import wandb
 
@@ -178,7 +182,7 @@ def _options(keys: WandbKeys, known: WandbRun) -> dict[str, Any]:
     if not os.access(folder, os.W_OK):  # W&B would write to the temporary folder without a word
         raise Unwritable(f"wandb.dir={folder}: cannot be written")
     packages: dict[str, Any] = {"x_save_requirements": False} if packages_are_listed else {}
-    seconds: dict[str, Any] = {"init_timeout": INIT_SECONDS, "finish_timeout": FINISH_SECONDS}
+    seconds: dict[str, Any] = {"init_timeout": INIT_SECONDS, "finish_timeout": finish_seconds}
     return {
         "dir": folder,
         "project": str(keys["project"] or known.project or os.environ.get("WANDB_PROJECT") or "vae_exp"),
@@ -222,9 +226,18 @@ def as_id(name: str) -> str:
 
 
 def record_evaluation(
-    wandb_mode: str, run_dir: Path, config: Config, values: dict[str, Any], pictures: dict[str, Path]
+    wandb_mode: str,
+    run_dir: Path,
+    config: Config,
+    values: dict[str, Any],
+    pictures: dict[str, Path],
+    kind: str = "evaluate",
+    tables: Mapping[str, Mapping[str, list[Any]]] | None = None,
 ) -> str | None:
-    """Add numbers and pictures to a run's W&B run, or to one in its group; return in words where, or None."""
+    """Add numbers, pictures and tables, columns by name, to a run's W&B run, or to one in its group.
+
+    Return in words where, or None. A further one of the same kind takes the place of one that is not yet uploaded.
+    """
     summary = read_summary(run_dir)
     # A checkpoint that was taken out of its run's folder has no summary.
     if summary is None or summary.name is None or _mode_of(wandb_mode) == "disabled":
@@ -238,17 +251,18 @@ def record_evaluation(
     reopened: dict[str, Any] = {"id": summary.wandb.id, "resume": "must"}
     unique = hashlib.sha256(os.fsencode(summary.wandb.id or run_dir.resolve())).hexdigest()[:6]
     beside: dict[str, Any] = {
-        "id": f"{as_id(f'evaluate-{summary.name}')}-{unique}",  # of every evaluation of the run, so that W&B joins them
+        "id": f"{as_id(f'{kind}-{summary.name}')}-{unique}",  # of every evaluation of the run, so that W&B joins them
         "resume": "allow",
-        "name": f"evaluate {summary.name}",
-        "job_type": "evaluate",
+        "name": f"{kind} {summary.name}",
+        "job_type": kind.split()[0],
         "config": config,
     } | _labels(config, summary.name, summary.wandb)
     can_reopen = mode == "online" and summary.wandb.id and summary.wandb.url
     for options in [reopened, beside] if can_reopen else [beside]:
         try:
-            with wandb.init(mode=mode, **_options(keys, summary.wandb), **options) as run:
-                run.summary.update(values)
+            seconds = TABLE_SECONDS if tables else FINISH_SECONDS
+            with wandb.init(mode=mode, **_options(keys, summary.wandb, seconds), **options) as run:
+                run.summary.update(values | {name: _table(columns) for name, columns in (tables or {}).items()})
                 if pictures:
                     run.log({name: wandb.Image(str(path)) for name, path in pictures.items()})
         except Exception as error:  # whatever is wrong with W&B, it must not cost the evaluation
@@ -263,6 +277,14 @@ def record_evaluation(
         name = f"run {run.id}" if options is reopened else f"{run.name!r} in group {run.group}"
         return f"{name}, {os.path.relpath(folder) if run.offline else run.url}"
     return None
+
+
+def _table(columns: Mapping[str, list[Any]]) -> Any:
+    """Return a W&B table of columns of numbers, texts or Pillow's images."""
+    import wandb
+
+    cells = [[wandb.Image(value) if isinstance(value, Image) else value for value in c] for c in columns.values()]
+    return wandb.Table(columns=[*columns], data=[*map(list, zip(*cells, strict=True))])
 
 
 def publish_sweep(
