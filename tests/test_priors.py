@@ -542,7 +542,8 @@ def test_scores_of_factors_read_the_means_of_any_posterior():
     assert summary["test/active_units"] >= 0
 
 
-def test_a_sweep_over_both_tells_its_runs_apart(vae_command):
+def test_a_sweep_over_both_tells_its_runs_apart(vae_command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # a narrow table shortens its names
     typed = ("prior=standard,mixture", "posterior=diagonal,iaf", "dataset=digits", "network.hidden_dims=[8]")
     limits = ("epochs=1", "max_steps=3", "device=cpu", "wandb.mode=disabled", "sweep.name=both")
     code, said = vae_command("vae-train", "-m", *typed, *limits)
