@@ -64,23 +64,17 @@ class DiagonalGaussian:
 
     def log_prob_pairs(self, z: Tensor) -> Tensor:
         """Return log q(z_i|x_j) of codes [..., Z] under each of the B Gaussians, [..., B] nats."""
-        weighted, z = self._weighted, _as_double(z)
-        pairs = -0.5 * (z.square() @ self._precision.T - 2 * z @ weighted.T + self._constant)
+        (precision, weighted, constant), z = self._quadratic, _as_double(z)
+        pairs = -0.5 * (z.square() @ precision.T - 2 * z @ weighted.T + constant)
         return pairs.to(self.mean.dtype)
 
-    # log q of all pairs is computed as matrix products, in float64: their large terms cancel.
     @cached_property
-    def _precision(self) -> Tensor:
-        return torch.exp(-_as_double(self.log_var))
-
-    @cached_property
-    def _weighted(self) -> Tensor:
-        return _as_double(self.mean) * self._precision
-
-    @cached_property
-    def _constant(self) -> Tensor:
+    def _quadratic(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the precisions P, P mean and what is constant in -2 log q, in float64: the large terms cancel."""
         mean, log_var = _as_double(self.mean), _as_double(self.log_var)
-        return (mean * self._weighted + log_var).sum(1) + mean.shape[1] * LOG_2PI
+        precision = torch.exp(-log_var)
+        weighted = mean * precision
+        return precision, weighted, (mean * weighted + log_var).sum(1) + mean.shape[1] * LOG_2PI
 
     def kl_to_prior(self) -> Tensor:
         """Return KL(q(z|x) || N(0, I)) of each latent dimension, [B, Z] nats (Kingma & Welling 2014, appendix B)."""
