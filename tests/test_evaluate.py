@@ -557,7 +557,7 @@ def test_a_conditional_model_of_mnist_draws_what_its_label_says():
     _, folder = quick_run(*mnist, "model=conditional", "model.z_dim=4", "optimizer.lr=3e-3", "epochs=3")
     model = vae_exp.load(folder)
     data = model.read_data()
-    classifier = train_classifier(data.train, data.n_classes, seed=0)
+    classifier = train_classifier(data.train, readback.Targets(data.n_classes), seed=0)
     noise = torch.Generator().manual_seed(0)
     read = readback.label_accuracy(model.model, classifier, data, data.read_test(), noise)
     assert read["label_accuracy_real"] > 0.97

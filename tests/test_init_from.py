@@ -51,7 +51,7 @@ def test_a_smaller_z_dim_keeps_the_latents_of_the_largest_kl_and_a_larger_one_ad
     q_old = old.encode(x, y)
 
     smaller, config = made(3, network, x_shape, 2, conditional)
-    make = functools.partial(build.model_of, config, x_shape, CLASSES)
+    make = functools.partial(build.model_of, config, source)
     assert init_from.initialise(smaller, source, {**config, "init_from": "a"}, make).latents == [1, 3, 4]
     q = smaller.encode(x, y)
     torch.testing.assert_close(q.mean, q_old.mean[:, [1, 3, 4]])
@@ -62,7 +62,7 @@ def test_a_smaller_z_dim_keeps_the_latents_of_the_largest_kl_and_a_larger_one_ad
 
     larger, config = made(7, network, x_shape, 3, conditional)
     fresh = larger.encode(x, y).mean[:, 5:]
-    make = functools.partial(build.model_of, config, x_shape, CLASSES)
+    make = functools.partial(build.model_of, config, source)
     assert init_from.initialise(larger, source, {**config, "init_from": "a"}, make).latents is None
     q = larger.encode(x, y)
     torch.testing.assert_close(q.mean[:, :5], q_old.mean)

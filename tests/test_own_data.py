@@ -99,7 +99,7 @@ def test_values_are_numbered_in_their_natural_order(tmp_path):
     }
     rows = zip([f"{i}.png" for i in range(6)], *columns.values(), strict=True)
     write(tmp_path, ["file,number,text,whole", *(",".join(row) for row in rows)])
-    factors, values = read_factors(tmp_path, "factors.csv", [f"{i}.png" for i in range(6)])
+    factors, values, _ = read_factors(tmp_path, "factors.csv", [f"{i}.png" for i in range(6)], None, ())
     assert factors.table.T.tolist() == [[3, 0, 3, 2, 1, 0], [4, 0, 2, 1, 5, 3], [2, 1, 0, 0, 0, 0]]
     assert values[0] == ["-2", "+.5", "9.5", "10"]
     assert values[1] == ["10", "2", "B", "a b", "b", "é"]
@@ -369,7 +369,7 @@ def test_other_files_are_a_clear_message(tmp_path):
     with pytest.raises(UserError, match=r"dataset.test_size=96: mine.npz has 96 usable images; training and testing"):
         mine(test_size=96)
     save(images=PIXELS)
-    with pytest.raises(UserError, match=r"dataset.label=hat: it takes null, as mine.npz holds no factors"):
+    with pytest.raises(UserError, match=r"dataset.label=hat: it takes null, as there are no factors"):
         mine(label="hat")
 
 
@@ -428,7 +428,7 @@ def test_own_data_are_trained_on_scored_and_given_to_a_conditional_model(vae_com
         ),
         ((*FOLDER, "dataset.factors=nowhere.csv"), "dataset.factors=nowhere.csv: there is no such file"),
         ((*FOLDER, "dataset.factors={shape:3}"), "dataset=image_folder takes the path of a CSV file, or null"),
-        ((*FOLDER, *TABLE, "dataset.label=[a]"), "dataset.label=[a]: it takes text on one line, or null"),
+        ((*FOLDER, *TABLE, "dataset.label=[a]"), "dataset.label=a: it takes null or one of size, kind"),
         (("dataset=sprites", "dataset.factors=factors.csv"), "dataset.factors=factors.csv: it takes values by factor"),
         (("dataset=arrays",), "dataset=arrays: it needs dataset.root=FILE.npz"),
         ((*FILE, "dataset.label=hat"), "dataset.label=hat: it takes null or one of size, kind"),

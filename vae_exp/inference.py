@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,15 @@ import torch
 from torch import Tensor
 
 from vae_exp.config import build, targets
-from vae_exp.config.checks import data_name, given_name
+from vae_exp.config.checks import as_typed, data_name, given_name
 from vae_exp.config.migrations import GONE
 from vae_exp.config.schema import CodedSplit, Count, Sampler, Seed, Temperature, checked
 from vae_exp.config.targets import Trust
 from vae_exp.datasets import Data, Split
+from vae_exp.datasets.conditions import spread
 from vae_exp.errors import UserError, composed, first_line, printable
 from vae_exp.evaluation import codes, metrics, samplers
+from vae_exp.priors import ByLabel
 from vae_exp.training import checkpoints, restore
 from vae_exp.training.checkpoints import Checkpoint, find
 from vae_exp.training.precision import float32
@@ -27,7 +29,8 @@ from vae_exp.vae import VAE
 
 __all__ = ["TrainedVAE", "find", "load", "rebuild"]
 CHUNK = 1000  # images sampled at a time, always whole: the first images are the same for every n
-Labels = int | float | str | Sequence[int] | Tensor | None  # a class for all images, or a number for each
+# A class, or the values of several conditions, for all images, or the number of a class for each.
+Labels = int | float | str | Sequence[Any] | Mapping[str, Any] | Tensor | None
 Draw = Callable[[Tensor, torch.Generator, float], Tensor]  # labels [N], noise, temperature -> codes [N, Z]
 
 
@@ -42,7 +45,9 @@ def rebuild(checkpoint: Checkpoint, trust: Trust = False) -> VAE:
     groups = ("network", "posterior", "prior", "likelihood")
     _require_known(checkpoint, *groups, trust=trust)
     build.check_stored(checkpoint.config, "model", *groups)
-    make_model = functools.partial(build.model, checkpoint.config, checkpoint.x_shape, checkpoint.n_classes)
+    make_model = functools.partial(
+        build.model, checkpoint.config, checkpoint.x_shape, checkpoint.n_classes, conditions=checkpoint.conditions
+    )
     try:
         with torch.device("meta"):  # shapes without numbers: a small file may ask for a huge model
             empty = make_model()
@@ -69,7 +74,8 @@ class TrainedVAE:
     """p(x|z), q(z|x) and the prior of a checkpoint. Images are [N, C, H, W], uint8 or floats in [0, 1].
 
     A conditional model takes one label for all images, the name of a class or its number, or the numbers [N] of each
-    image's. `model` is the VAE, a torch module; `config`, `epoch` and `kl_per_dim` say how it was trained.
+    image's. One of several conditions takes their values too, [circle, 0.3] or {shape: circle, angle: 0.3}. `model` is
+    the VAE, a torch module; `config`, `epoch` and `kl_per_dim` say how it was trained.
     """
 
     @float32()
@@ -80,7 +86,8 @@ class TrainedVAE:
         self.device, self.trust, self.path, self._checkpoint = device, trust, path, checkpoint
         self.config, self.x_shape = checkpoint.config, checkpoint.x_shape
         self.epoch, self.step = checkpoint.epoch, checkpoint.step
-        self.class_names, self.kl_per_dim = checkpoint.class_names, checkpoint.kl_per_dim
+        self.class_names, self.kl_per_dim = list(checkpoint.class_names), checkpoint.kl_per_dim
+        self.conditions = checkpoint.conditions if self.model.n_classes else None
 
     def __getattr__(self, name: str) -> Any:
         if name == "at":  # of networks of many settings
@@ -135,7 +142,7 @@ class TrainedVAE:
         if label is not None and not self.model.n_classes:
             raise UserError(f"label={label}: this model is not conditional; omit label.")
         if label is None and self.model.n_classes:
-            label = torch.arange(n) % self.n_classes_in_data
+            label = self.every_class(0, n)
         noise = torch.Generator()
         noise.seed() if seed is None else noise.manual_seed(checked("seed", seed, Seed))
         y = self.labels(label, n)
@@ -143,14 +150,18 @@ class TrainedVAE:
 
     @torch.no_grad()
     def samples(
-        self, n: int, label: int | str | None, draw: Draw, noise: torch.Generator, temperature: float = 1.0
+        self, n: int, label: Labels, draw: Draw, noise: torch.Generator, temperature: float = 1.0
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images as `sample` draws them, with labels: [B, C, H, W] and [B], in chunks that fit the memory."""
         for first in range(0, n, CHUNK):
-            every_class = torch.arange(first, first + CHUNK) % max(self.n_classes_in_data, 1)
-            y = self.labels(every_class if label is None else label, CHUNK)
+            y = self.labels(self.every_class(first, CHUNK) if label is None else label, CHUNK)
             z, size = draw(y, noise, temperature), min(CHUNK, n - first)
             yield self.decode(z[:size], y[:size]), y[:size].cpu()
+
+    def every_class(self, first: int, n: int) -> Tensor:
+        """Return n classes in turn from the given place on, [n]; many combinations of conditions in a mixed order."""
+        classes = torch.arange(first, first + n) % max(self.n_classes_in_data, 1)
+        return classes if self.conditions is None else spread(self.n_classes_in_data, self.n_classes_in_data)[classes]
 
     def sampler(self, name: str = "prior", root: str | None = None) -> Draw:
         """Return a function that draws codes from the model's prior, a mixture (gmm) or the aggregate posterior.
@@ -247,9 +258,10 @@ class TrainedVAE:
     def labels(self, label: Labels, n: int) -> Tensor:
         """Return [n] labels on the model's device, zeros for an unconditional model. Raises UserError."""
         n_classes = self.model.n_classes
-        if isinstance(label, str | int | float):
+        values = list | tuple | Mapping if self.conditions else Mapping  # a list may be the numbers of several images
+        if isinstance(label, str | int | float | values):
             if not n_classes:
-                raise UserError(f"label={label}: this model is not conditional; omit label.")
+                raise UserError(f"label={as_typed(label)}: this model is not conditional; omit label.")
             label = self.number(label)
         if not n_classes:
             return torch.zeros(n, dtype=torch.long, device=self.device)
@@ -261,19 +273,42 @@ class TrainedVAE:
             given = f"label: {y.dtype} of shape {list(y.shape)} for {n} image{'s' * (n != 1)}"
             raise UserError(f"{given}; give the name or the number of one class, or a whole number for each image.")
         y = y.long().expand(n)
-        if n and not (y.min() >= 0 and y.max() < n_classes):
+        if n and not (y.min() >= 0 and y.max() < max(n_classes, len(self.class_names))):
             given = f"numbers from {y.min()} to {y.max()}"
             raise UserError(f"label: {given}; this model's classes are 0 to {n_classes - 1}.")
         return y
 
-    def number(self, label: int | float | str) -> int:
-        """Return the number of a class by its name, or else its number. Raises UserError for an unknown one."""
+    def number(self, label: Any) -> int:
+        """Return the number of a class by its name, or else its number. Raises UserError for an unknown one.
+
+        Values of conditions that are no combination of the data become a class of their own.
+        """
         name = printable(composed(label))
         if name in self.class_names:
             return self.class_names.index(name)
+        if self.conditions and (len(self.conditions.names) == 1 or not isinstance(label, str | int)):
+            return self._combination(label)
+        if isinstance(label, Mapping | list | tuple):
+            takes = f"this model has one label, {', '.join(map(printable, self.class_names))}"
+            raise UserError(f"label={as_typed(label)}: {takes}; give one of them.")
         if name not in map(str, range(max(len(self.class_names), self.model.n_classes))):
             raise UserError(f"label={label}: this model knows {', '.join(map(printable, self.class_names))}.")
         return int(name)
+
+    def _combination(self, label: Any) -> int:
+        """Return the class of given values of the conditions, and make one if the data have no such combination."""
+        assert self.conditions is not None and self.model.contexts is not None, "asked for by one who has seen them"
+        (context, name), contexts = self.conditions.context(label), self.model.contexts
+        same = (contexts == context.to(contexts)).all(1).nonzero()
+        if len(same):
+            return int(same[0])
+        if isinstance(self.model.prior, ByLabel):
+            raise UserError(
+                f"label={as_typed(label)}: prior=by_label knows the combinations of the training data alone."
+            )
+        self.model.contexts = torch.cat([contexts, context[None].to(contexts)])
+        self.class_names.append(name)
+        return len(contexts)
 
 
 def _tensor(name: str, values: Any) -> Tensor:

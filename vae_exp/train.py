@@ -67,10 +67,10 @@ def setup(run: Run, source: Checkpoint | None) -> None:
     dry_run.check_data(config, data, run.held_out_name, run.held_out)
 
     # Model: seeded just before it is built, so that its first weights depend on the seed alone.
-    dry_run.check_model(config, data.x_shape, data.n_classes, device)
+    dry_run.check_model(config, data, device)
     torch.manual_seed(seed)
-    run.model = model = build.model(config, data.x_shape, data.n_classes, data.train).to(device)
-    make = partial(build.model_of, config, data.x_shape, data.n_classes)
+    run.model = model = build.model(config, data.x_shape, data.n_classes, data.train, data.conditions).to(device)
+    make = partial(build.model_of, config, data)
     start = init_from.initialise(model, source, config, make) if source else None
     model.freeze(config["freeze"])
     run.optimizer, run.ema = build.optimizer(config, model), EMA(model, config["ema"])

@@ -19,7 +19,8 @@ MOMENTS = 10_000  # draws of a prior whose mean and spread have no closed form
 class VAE(nn.Module):
     """q(z|x, y), the prior p(z) and p(x|z, y). The only model class: every variant is a value.
 
-    n_classes is the width of the one-hot label that the encoder and the decoder see, 0 for the unconditional model.
+    n_classes is the number of labels, 0 for the unconditional model. The encoder and the decoder see the one-hot label,
+    or the row of contexts [n_classes, W] for it.
     With stochastic=False it is the deterministic autoencoder: the code is q's mean, and its log-variance goes unused.
     There is no KL then, so no bound on the likelihood and no prior to sample from.
     """
@@ -34,6 +35,7 @@ class VAE(nn.Module):
         stochastic: bool = True,
         posterior: Callable[[Tensor], Posterior] | None = None,
         prior: Prior | None = None,
+        contexts: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.encoder, self.decoder, self.likelihood = encoder, decoder, likelihood
@@ -42,6 +44,8 @@ class VAE(nn.Module):
         if isinstance(self.prior, VampPrior):
             self.prior.encode = self.encode
         self.z_dim, self.n_classes, self.stochastic = z_dim, n_classes, stochastic
+        self.contexts: Tensor | None
+        self.register_buffer("contexts", contexts, persistent=False)  # the data say what they are, and no weights
         self._frozen: list[nn.Module] = []
 
     def freeze(self, names: Iterable[str]) -> None:
@@ -66,7 +70,9 @@ class VAE(nn.Module):
         return self
 
     def context(self, y: Tensor) -> Tensor:
-        """Return the one-hot labels of y [B], as [B, n_classes]; an unconditional model's are [B, 0]."""
+        """Return what the networks see of labels y [B], one-hot or contexts [B, W]; without labels [B, 0]."""
+        if self.contexts is not None:
+            return self.contexts[y]
         if self.n_classes == 0:  # F.one_hot refuses zero classes
             return torch.empty(len(y), 0, device=y.device)
         return F.one_hot(y, self.n_classes).float()

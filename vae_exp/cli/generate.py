@@ -245,7 +245,7 @@ def _check(options: GenerateOptions) -> None:
 
 def _check_used(options: GenerateOptions) -> None:
     """Raise UserError for a key that was set although the requested figure does not use it."""
-    defaults, chosen = _defaults(), flatten(options)
+    defaults, chosen = _defaults(), flatten(options, ["label"])
     what = {options["what"], *(f"{options['what']} {key}={options[key]}" for key in ("around", "sampler"))}
     for key, users in USED_BY.items():
         if chosen[key] not in (defaults[key], "null") and not what & set(users):
@@ -263,11 +263,11 @@ def _defaults() -> dict[str, Any]:
 
 def _name(options: GenerateOptions) -> str:
     """Return the file's name: what it shows, and the settings that are not the default, but n: more shows the same."""
-    defaults, chosen = _defaults(), flatten(options)
+    defaults, chosen = _defaults(), flatten(options, ["label"])
     parts: list[str] = [options["what"]]
     for key in IN_THE_NAME:
         if (value := chosen[key]) != defaults[key]:
-            text = "-".join(map(str, value)) if key == "dims" else str(value)
+            text = "-".join(map(str, value)) if key == "dims" else as_typed(value)
             text = Path(text).name if key == "inputs" else text  # a file's name has no room for all of a path
             text = re.sub(r"[^\w.+-]", "-", text)  # a label may be any text
             parts.append(f"{key}-{text}")
@@ -291,7 +291,7 @@ def _write_latents(model: "TrainedVAE", options: GenerateOptions, target: Path) 
         arrays = (codes.posterior_columns(model.encode(x, y)) | {"y": y.cpu().numpy()} for x, y in parts)
         return write_arrays(target, len(split), arrays)
     means = metrics.posterior(model.model, split).mean
-    density = latent_walks.density(model.model, grids.n_class_rows(model.model.n_classes, data.class_names))
+    density = latent_walks.density(model.model, grids.class_rows(model.model.n_classes, data.class_names))
     figure = grids.latents(means, split.y, data.class_names, options["dims"], len(split), len(images), density)
     title = _title(options, figure.axes[0].get_title())
     figure.axes[0].set_title(title, family=grids.families([title]), parse_math=False)

@@ -28,7 +28,7 @@ from vae_exp.config.checks import (
     rules_for,
 )
 from vae_exp.config.schema import Config, Rule, is_number, rule_of
-from vae_exp.datasets import Data, Split, prepare
+from vae_exp.datasets import Conditions, Data, Split, prepare
 from vae_exp.datasets.prepare import require_source
 from vae_exp.errors import UserError
 from vae_exp.networks.mlp import IMAGES, glorot_init, he_init, mean_image
@@ -218,9 +218,17 @@ def dataset(config: Mapping[str, Any]) -> Data:
     return prepare(source, **{key: value for key, value in settings.items() if key in PREPARE})
 
 
-def model(config: Mapping[str, Any], x_shape: tuple[int, int, int], n_classes: int, train: Split | None = None) -> VAE:
+def model(
+    config: Mapping[str, Any],
+    x_shape: tuple[int, int, int],
+    n_classes: int,
+    train: Split | None = None,
+    conditions: Conditions | None = None,
+) -> VAE:
     """Return the VAE for images of x_shape; with init=glorot its outputs begin at the mean of training images."""
-    z_dim, width = config["model"]["z_dim"], n_classes if config["model"]["conditional"] else 0
+    z_dim, n_classes = config["model"]["z_dim"], n_classes if config["model"]["conditional"] else 0
+    contexts = conditions.table() if conditions and n_classes else None
+    width = n_classes if contexts is None else contexts.shape[1]
     make_networks, posterior = partial(config, "network"), partial(config, "posterior")(z_dim=z_dim)
     if not callable(posterior):
         target = config["posterior"]["_target_"]
@@ -247,18 +255,20 @@ def model(config: Mapping[str, Any], x_shape: tuple[int, int, int], n_classes: i
         glorot_init(encoder, decoder, likelihood, mean)
     if config["network"].get("init") == "he":
         he_init(encoder, decoder)
-    prior = partial(config, "prior")(x_shape=x_shape, z_dim=z_dim, n_classes=width)
+    prior = partial(config, "prior")(x_shape=x_shape, z_dim=z_dim, n_classes=n_classes)
     if missing := [name for name in ("log_prob", "sample") if not callable(getattr(prior, name, None))]:
         raise UserError(f"prior._target_={config['prior']['_target_']}: what it returns has no {missing[0]}.")
-    vae = VAE(encoder, decoder, likelihood, z_dim, width, config["model"]["stochastic"], posterior, prior)
+    stochastic = config["model"]["stochastic"]
+    vae = VAE(encoder, decoder, likelihood, z_dim, n_classes, stochastic, posterior, prior, contexts)
     if train is not None and hasattr(prior, "start_from"):
         prior.start_from(train)
     return vae
 
 
-def model_of(config: Mapping[str, Any], x_shape: tuple[int, int, int], n_classes: int, z_dim: int) -> VAE:
-    """Return the VAE of a configuration with another z_dim."""
-    return model({**config, "model": {**config["model"], "z_dim": z_dim}}, x_shape, n_classes)
+def model_of(config: Mapping[str, Any], data: Data, z_dim: int) -> VAE:
+    """Return the VAE of a configuration and its data with another z_dim."""
+    config = {**config, "model": {**config["model"], "z_dim": z_dim}}
+    return model(config, data.x_shape, data.n_classes, conditions=data.conditions)
 
 
 def optimizer(config: Mapping[str, Any], model: nn.Module) -> torch.optim.Optimizer:

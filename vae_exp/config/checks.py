@@ -147,6 +147,12 @@ def combination_problems(flat: Mapping[str, Any]) -> Iterator[str]:
     if flat.get("model.conditional") is True and flat.get("dataset.n_classes") == 0:
         name = flat.get("dataset.name")
         yield f"model.conditional=true: dataset={name} has no labels. Use model=vanilla, model=beta, or other data."
+    if (condition := flat.get("dataset.condition")) and is_ours(flat.get("dataset._target_")):
+        typed = f"dataset.condition={as_typed(condition)}"
+        if flat.get("model.conditional") is False:
+            yield f"{typed} and model.conditional=false: only a conditional model is given it. Use model=conditional."
+        if chosen(flat, "prior") == "by_label":
+            yield f"{typed} and prior=by_label: it has a Gaussian for each label alone. Use prior=standard."
     if flat.get("resume") is not None and flat.get("replace") is True:
         yield f"resume={flat['resume']} and replace=true: one resumes a run, the other deletes it."
     if flat.get("resume") not in (None, "auto") and flat.get("init_from") is not None:

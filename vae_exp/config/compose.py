@@ -87,10 +87,11 @@ def _with_text_quoted(word: str, of_sweep: bool) -> str:
     parts = PART.findall(value)
     if rule.allows(["text"]):
         lists = [part.strip() for part in parts]
-        if not all(part.startswith("[") and part.endswith("]") for part in lists):
+        if all(part.startswith("[") and part.endswith("]") for part in lists):
+            inner_lists = [",".join(_text(text) for text in PART.findall(part[1:-1])) for part in lists]
+            return f"{key}={','.join(f'[{texts}]' for texts in inner_lists)}"
+        if not rule.allows("text"):
             return word
-        inner_lists = [",".join(_text(text) for text in PART.findall(part[1:-1])) for part in lists]
-        return f"{key}={','.join(f'[{texts}]' for texts in inner_lists)}"
     with contextlib.suppress(HydraException):  # what cannot be read is one text, its commas too
         if of_sweep or parse([word]):
             return f"{key}={','.join(_text(part, null=key != 'label') for part in parts)}"

@@ -38,8 +38,9 @@ ADDED_BELOW: dict[str, dict[str, Any]] = {
     "wandb": {"alert": False},
 }
 ADDED_TO: dict[str, dict[str, Any]] = {  # the same, of a group's function
-    "vae_exp.datasets.image_folder": {"factors": None, "factor_columns": None, "label": None, "white": None},
-    "vae_exp.datasets.arrays": {"factor_columns": None},
+    "vae_exp.datasets.image_folder": dict.fromkeys(("factors", "factor_columns", "label", "condition", "white")),
+    "vae_exp.datasets.arrays": dict.fromkeys(("factor_columns", "condition")),
+    **{f"vae_exp.datasets.{name}": {"condition": None} for name in ("sprites", "dsprites", "shapes3d", "mpi3d")},
     **{f"vae_exp.networks.{name}": {"init": "pytorch"} for name in ("mlp", *CONV)},
     **{f"vae_exp.likelihoods.{name}": {"mean": "linear"} for name in ("gaussian", "laplace", "discretized_logistic")},
 }

@@ -326,6 +326,7 @@ PrepareKeys = TypedDict(
         "dataset.binarize": Literal["none", "threshold", "static", "dynamic", "larochelle"],
     },
 )
+FactorNames = Annotated[list[str], list_of(Text, "a list of factors, such as [shape,size]", 1)]
 # Settings that only some options have. They bind the functions of vae_exp and of torch; a user's own may differ.
 Options = TypedDict(
     "Options",
@@ -378,11 +379,11 @@ Options = TypedDict(
         "dataset.cache": Folder | None,
         "dataset.white": Positive | None,
         "dataset.attribute": Text | None,
-        "dataset.label": Text | None,
+        "dataset.label": Text | FactorNames | None,
+        "dataset.condition": FactorNames | None,
         "dataset.version": Literal["toy", "realistic", "real"],
         "dataset.factors": Annotated[dict[str, Any] | str | None, FACTORS_OR_TABLE],
-        "dataset.factor_columns": Annotated[list[str], list_of(Text, "a list of factors, such as [shape,size]", 1)]
-        | None,
+        "dataset.factor_columns": FactorNames | None,
         "optimizer.weight_decay": NonNegative,
         "optimizer.fused": bool,
         "optimizer.momentum": UpToOne,
@@ -434,6 +435,10 @@ class EvaluateOptions(TypedDict):
 
 
 MAX_DISTANCE = 1000  # standard deviations of the prior: beyond a few tens of them no decoder has learned anything
+LABEL = Rule(  # the name of a folder, or what several conditions are
+    lambda v: all(map(RUN_PATH.allows, [*v.values()] if isinstance(v, dict) else v if isinstance(v, list) else [v])),
+    "the name or the number of a class, or values of conditions such as {shape:circle,angle:0.3} or [circle,0.3]",
+)
 Temperature = Annotated[float, number(0, MAX_DISTANCE)]
 
 
@@ -458,7 +463,7 @@ class GenerateOptions(TypedDict):
         "weights",
     ]
     n: Count | None
-    label: Annotated[int | str, Rule(RUN_PATH.allows, "the name or the number of a class")] | None  # a folder's name
+    label: Annotated[int | str | list[Any] | dict[str, Any], LABEL] | None
     temperature: Temperature
     sampler: Sampler
     inputs: AnyPath | None

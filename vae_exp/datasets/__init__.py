@@ -1,6 +1,7 @@
 """Datasets: each is a function that returns a `Source`, and `prepare` makes `Data` of it."""
 
 from vae_exp.datasets.arrays import arrays
+from vae_exp.datasets.conditions import Conditions
 from vae_exp.datasets.digits import digits
 from vae_exp.datasets.factor_files import dsprites, mpi3d, shapes3d
 from vae_exp.datasets.factors import Factors
@@ -11,6 +12,7 @@ from vae_exp.datasets.sprites import sprites
 from vae_exp.datasets.torchvision import celeba, torchvision_images
 
 __all__ = [
+    "Conditions",
     "Data",
     "Factors",
     "Source",

@@ -1,13 +1,16 @@
 """Arrays of one's own in one .npz file: images and, if there are any, labels, factors and a test split."""
 
 import logging
+import re
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vae_exp.datasets.conditions import Labels, choose_labels
 from vae_exp.datasets.factors import Factors, columns_of
 from vae_exp.datasets.prepare import with_test
 from vae_exp.datasets.splits import Source, Split, Streamed
@@ -30,16 +33,17 @@ class Refused(Exception):
 def arrays(
     name: str,
     root: str,
-    label: str | None = None,
+    label: str | list[str] | None = None,
     test_size: int | float = 0.1,
     factor_columns: list[str] | None = None,
+    condition: list[str] | None = None,
 ) -> Source:
     """Read an .npz file: images uint8 [N, H, W], [N, H, W, C] or [N, C, H, W], labels [N], factors [N, F].
 
-    Without test_images the test split is test_size of the images, the same for every seed. label is the factor that y
-    holds in place of the labels, and factor_columns are those to use (null: all). Labels and factors are whole numbers,
-    and are numbered from 0 in their order, over both splits. Raises UserError for a file or arrays that do not fit
-    this; nothing pickled is read.
+    Without test_images the test split is test_size of the images, the same for every seed. label is the factor, or the
+    factors, that y holds in place of the labels, condition those that are numbers, and factor_columns those to use
+    (null: all). Labels and factors are whole numbers, but for those of condition, and are numbered from 0 in their
+    order, over both splits. Raises UserError for a file or arrays that do not fit this; nothing pickled is read.
     """
     try:
         content, digests = _read(expand(root))
@@ -50,20 +54,20 @@ def arrays(
         lengths, shapes = {prefix: len(x) for prefix, x in images.items()}, [list(x.shape[1:]) for x in images.values()]
         if shapes[0] != shapes[-1]:
             raise Refused(f"an image is {shapes[0]} and one of test_images {shapes[1]}")
-        factors, values = _factors(content, lengths, factor_columns)
-        y, class_names = _labels(content, lengths)
+        factors, values = _factors(content, lengths, factor_columns, condition or ())
+        labels = Labels(*_labels(content, lengths))
     except Refused as error:
         raise UserError(f"dataset.root={root}: {error}.") from error
-    if label is not None:
-        if factors is None:
-            raise UserError(f"dataset.label={label}: it takes null, as {root} holds no factors.")
-        y, class_names = factors.column(str(label)), values[factors.names.index(str(label))]
+    y, class_names, conditions = choose_labels(factors, values, label, condition, labels)
+    if factors is not None:
+        measured = [name for name, texts in zip(factors.names, values, strict=True) if any("." in t for t in texts)]
+        factors = factors.without(measured) if len(measured) < len(factors.names) else None
     splits, rows = [], torch.arange(len(y)).split(list(lengths.values()))
     for x, part in zip(images.values(), rows, strict=True):
         streamed = Streamed(x, tuple(x.shape), torch.arange(len(x)))  # choosing rows of it copies nothing
         splits.append(Split(streamed, y[part], factors=None if factors is None else factors[part]))
     train, test = splits if TEST in images else with_test(splits[0], test_size, root)
-    return Source(name, train, lambda: test, class_names, files=digests)
+    return Source(name, train, lambda: test, class_names, files=digests, conditions=conditions)
 
 
 def _read(path: Path) -> tuple[Arrays, dict[str, str]]:
@@ -124,10 +128,11 @@ def _labels(content: Arrays, lengths: dict[str, int]) -> tuple[Tensor, list[str]
 
 
 def _factors(
-    content: Arrays, lengths: dict[str, int], requested: list[str] | None
+    content: Arrays, lengths: dict[str, int], requested: list[str] | None, fractions: Sequence[str]
 ) -> tuple[Factors | None, list[list[str]]]:
-    """Return the factors of all images, and the values of each as text, in their order."""
-    table, names = _joined("factors", content, lengths, dims=2), content.get("factor_names")
+    """Return the factors of all images, and the values of each as text, in their order; some may be fractions."""
+    names = content.get("factor_names")
+    table = _joined("factors", content, lengths, dims=2, fractions=_places(names, fractions))
     if table is None:
         if names is not None:
             raise Refused("it holds factor_names, and no factors")
@@ -142,26 +147,46 @@ def _factors(
     return Factors(numbers, [every[at] for at in kept], list(map(len, values))), values
 
 
-def _joined(array: str, content: Arrays, lengths: dict[str, int], dims: int) -> np.ndarray | None:
-    """Return an array of all images as int64, test images last; None if there is no array of that name."""
+def _places(names: np.ndarray | None, numbers: Sequence[str]) -> list[int]:
+    """Return the columns of these factors, which have the names that `_factor_names` gives them."""
+    if names is None:
+        return [int(name.removeprefix("factor")) for name in numbers if re.fullmatch(r"factor\d{1,4}", name)]
+    return [at for at, name in enumerate(names.ravel().tolist()) if str(name).strip() in numbers]
+
+
+def _joined(
+    array: str, content: Arrays, lengths: dict[str, int], dims: int, fractions: Sequence[int] = ()
+) -> np.ndarray | None:
+    """Return an array of all images, test images last; None if there is no array of that name.
+
+    It is int64, unless these columns are fractions.
+    """
     names = [f"{prefix}{array}" for prefix in lengths]
     missing = [name for name in names if name not in content]
     if len(missing) == len(names):
         return None
     if missing:
         raise Refused(f"it holds {(set(names) - set(missing)).pop()}, and no {missing[0]}; save both or neither")
-    parts = [_whole_numbers(name, content[name], n, dims) for name, n in zip(names, lengths.values(), strict=True)]
+    parts = [
+        _whole_numbers(name, content[name], n, dims, fractions) for name, n in zip(names, lengths.values(), strict=True)
+    ]
     if parts[0].shape[1:] != parts[-1].shape[1:]:
         raise Refused(" and ".join(f"{name} is {list(part.shape)}" for name, part in zip(names, parts, strict=True)))
     return np.concatenate(parts)
 
 
-def _whole_numbers(array: str, values: np.ndarray, n: int, dims: int) -> np.ndarray:
-    """Return whole numbers as int64. Raises Refused for other numbers, another shape, or a length other than n."""
-    if values.dtype.kind not in "iub":
+def _whole_numbers(array: str, values: np.ndarray, n: int, dims: int, fractions: Sequence[int]) -> np.ndarray:
+    """Return whole numbers as int64, but these columns, if they are floats, as they are.
+
+    Raises Refused for other numbers, another shape, or a length other than n.
+    """
+    of_floats = values.dtype.kind == "f" and values.ndim == dims == 2 and bool(np.isfinite(values).all())
+    others = np.delete(values, [at for at in fractions if at < values.shape[1]], 1) if of_floats else values
+    keeps = of_floats and bool(fractions) and bool((others == np.floor(others)).all())
+    if values.dtype.kind not in "iub" and not keeps:
         hint = ". Save it with .astype('int64')" if values.dtype.kind == "f" else ""
         if hint and len(odd := values[~np.isfinite(values) | (values != np.floor(values))]):
-            hint = f", with {odd[0]} in it. Number its values, or sort them into bins"
+            hint = f", with {odd[0]} in it. Number its values, sort them into bins, or name it in dataset.condition"
         raise Refused(f"{array} must be whole numbers of an integer type, and is {values.dtype}{hint}")
     if values.ndim != dims or 0 in values.shape[1:]:
         raise Refused(f"{array} must be {'[N]' if dims == 1 else '[N, F]'}, and is {list(values.shape)}")
@@ -170,13 +195,15 @@ def _whole_numbers(array: str, values: np.ndarray, n: int, dims: int) -> np.ndar
         raise Refused(f"{array} has {len(values):,} rows, and {images} {n:,}; both need one for each image")
     if values.max() > np.iinfo(np.int64).max:
         raise Refused(f"{array} holds {values.max()}, which no int64 can be")
-    return values.astype(np.int64)
+    return values if keeps else values.astype(np.int64)
 
 
 def _numbered(values: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """Return the number of each value, counted from 0 in their order, and the values as text."""
     different, numbers = np.unique(values, return_inverse=True)
-    return numbers.astype(np.int64), list(map(str, different.tolist()))
+    is_float = different.dtype.kind == "f"
+    texts = [np.format_float_positional(value, trim="-") for value in different] if is_float else different.tolist()
+    return numbers.astype(np.int64), list(map(str, texts))
 
 
 def _factor_names(names: np.ndarray | None, n: int) -> list[str]:

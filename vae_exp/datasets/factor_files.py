@@ -90,28 +90,31 @@ def dsprites(
     name: str,
     root: str,
     factors: Parts = None,
-    label: str | None = "shape",
+    label: str | list[str] | None = "shape",
     test_size: int | float = 0.02,
     cache: str | None = None,
+    condition: list[str] | None = None,
 ) -> Source:
     """Return dSprites (Matthey et al. 2017): black-and-white images [1, 64, 64], as published.
 
     The file lies in root or is downloaded there, and is unpacked once into cache, by default the user's cache folder.
-    factors and label are those of `sprites`. Raises UserError if the file cannot be had or unpacked, or is damaged.
+    factors, label and condition are those of `sprites`. Raises UserError if the file cannot be had or unpacked, or is
+    damaged.
     """
-    return _source("dsprites", name, root, factors, label, test_size, cache)
+    return _source("dsprites", name, root, factors, (label, condition), test_size, cache)
 
 
 def shapes3d(
     name: str,
     root: str,
     factors: Parts = None,
-    label: str | None = "shape",
+    label: str | list[str] | None = "shape",
     test_size: int | float = 0.02,
     cache: str | None = None,
+    condition: list[str] | None = None,
 ) -> Source:
     """Return Shapes3D (Burgess & Kim 2018): colour images [3, 64, 64] of a solid in a room. As dsprites; needs h5py."""
-    return _source("shapes3d", name, root, factors, label, test_size, cache)
+    return _source("shapes3d", name, root, factors, (label, condition), test_size, cache)
 
 
 def mpi3d(
@@ -119,16 +122,23 @@ def mpi3d(
     root: str,
     version: str = "toy",
     factors: Parts = None,
-    label: str | None = "object_shape",
+    label: str | list[str] | None = "object_shape",
     test_size: int | float = 0.02,
     cache: str | None = None,
+    condition: list[str] | None = None,
 ) -> Source:
     """Return MPI3D (Gondal et al. 2019): colour images [3, 64, 64] of a robot arm, toy, realistic or real."""
-    return _source(f"mpi3d_{version}", name, root, factors, label, test_size, cache)
+    return _source(f"mpi3d_{version}", name, root, factors, (label, condition), test_size, cache)
 
 
 def _source(
-    source: str, name: str, root: str, factors: Parts, label: str | None, test_size: int | float, cache: str | None
+    source: str,
+    name: str,
+    root: str,
+    factors: Parts,
+    labels: tuple[str | list[str] | None, list[str] | None],
+    test_size: int | float,
+    cache: str | None,
 ) -> Source:
     known = KNOWN[source]
     values = chosen_values(known.sizes, factors, known.periodic)
@@ -139,7 +149,7 @@ def _source(
     if not raw.is_file() or raw.stat().st_size != math.prod(known.shape):
         _unpack(name, known, _download(name, known, expand(root), source.partition("_")[0]), raw)
     images = Streamed(raw, known.shape, torch.arange(known.shape[0]), is_binary=known.is_binary)
-    return grid_source(name, images, known.sizes, values, label, test_size, known.names, digests({raw.name: raw}))
+    return grid_source(name, images, known.sizes, values, labels, test_size, known.names, digests({raw.name: raw}))
 
 
 def _download(name: str, known: Published, root: Path, folder: str) -> Path:

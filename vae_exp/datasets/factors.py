@@ -38,16 +38,20 @@ class Factors:
     def to(self, device: torch.device) -> "Factors":
         return replace(self, table=self.table.to(device))
 
+    def without(self, names: Collection[str]) -> "Factors":
+        """Return the factors, except those with these names."""
+        columns = [i for i, name in enumerate(self.names) if name not in names]
+        return Factors(self.table[:, columns], [self.names[i] for i in columns], [self.sizes[i] for i in columns])
+
     def varying(self, without: Collection[str] = ()) -> "Factors":
         """Return the factors, except those with one value in all of the images and those with these names."""
         varies = (self.table != self.table[:1]).any(0).tolist()
-        columns = [i for i, name in enumerate(self.names) if varies[i] and name not in without]
-        return Factors(self.table[:, columns], [self.names[i] for i in columns], [self.sizes[i] for i in columns])
+        return self.without(
+            [name for name, does in zip(self.names, varies, strict=True) if not does or name in without]
+        )
 
     def column(self, name: str) -> Tensor:
-        """Return one factor of every image, int64 [N]. Raises UserError for a name that does not exist."""
-        if name not in self.names:
-            raise UserError(f"dataset.label={printable(name)}: it takes null or one of {', '.join(self.names)}.")
+        """Return one factor of every image, int64 [N]."""
         return self.table[:, self.names.index(name)]
 
 
@@ -104,10 +108,11 @@ def columns_of(names: Sequence[str], requested: Sequence[str] | None, where: str
 
 
 def read_factors(
-    root: Path, path: str, files: Sequence[str], requested: Sequence[str] | None = None
-) -> tuple[Factors, list[list[str]]]:
+    root: Path, path: str, files: Sequence[str], requested: Sequence[str] | None, numbers: Sequence[str]
+) -> tuple[Factors, list[list[str]], list[str]]:
     """Return the factors of files from the table that dataset.factors names, and what each factor's values are called.
 
+    Last come the names of those that are no factors, but measurements that are kept as they are among the numbers.
     The first column of the table is the path of each file relative to root, every further column a factor, and its
     first row their names, of which only those that are requested are read. Identifiers are left out with a warning.
     Raises UserError for files without a row, and if this is no such table, naming the line.
@@ -122,7 +127,9 @@ def read_factors(
         n = f"{len(others):,} of {len(row):,} rows"
         log.warning(f"{key}: left out {n}, which are of no image in {root}: {_first(others)}")
     columns = {name: _number(texts) for name, texts in zip(names, zip(*cells.values(), strict=True), strict=True)}
-    if identifiers := [name for name, (_, values) in columns.items() if len(values) > MAX_VALUES * max(len(row), ROWS)]:
+    many = [name for name, (_, values) in columns.items() if len(values) > MAX_VALUES * max(len(row), ROWS)]
+    measured = [name for name in many if name in numbers]
+    if identifiers := [name for name in many if name not in numbers]:
         why = (
             f"with nearly as many values as rows ({len(row):,}). Measurements become factors by sorting them into bins"
         )
@@ -130,9 +137,9 @@ def read_factors(
             raise UserError(f"{key}: no factor in it, but {_first(identifiers)}, {why}.")
         log.warning(f"{key}: left out {_first(identifiers)}, {why}")
     kept = {name: column for name, column in columns.items() if name not in identifiers}
-    numbers, values = zip(*kept.values(), strict=True)
-    factors = Factors(torch.tensor(numbers).T.contiguous(), list(kept), list(map(len, values)))
-    return factors[torch.tensor([row[file] for file in files])], list(values)
+    columns_of_kept, values = zip(*kept.values(), strict=True)
+    factors = Factors(torch.tensor(columns_of_kept).T.contiguous(), list(kept), list(map(len, values)))
+    return factors[torch.tensor([row[file] for file in files])], list(values), measured
 
 
 def read_column(key: str, root: Path, path: str, files: Sequence[str], column: str) -> list[str]:

@@ -22,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vae_exp.config.checks import as_typed
+from vae_exp.datasets.conditions import Labels, choose_labels
 from vae_exp.datasets.factors import Factors, read_factors
 from vae_exp.datasets.prepare import with_test
 from vae_exp.datasets.splits import Source, Split, Streamed
@@ -85,21 +86,22 @@ def image_folder(
     on_error: str,
     cache: str | None = None,
     factors: str | None = None,
-    label: str | None = None,
+    label: str | list[str] | None = None,
     white: float | None = None,
     factor_columns: list[str] | None = None,
+    condition: list[str] | None = None,
 ) -> Source:
     """Return the images of a folder: flat, in a folder per class, or in train/, val/ and test/ with either in them.
 
     Without test/ the test split is test_size of the training images, the same for every seed. factors is a CSV with a
-    row for each image, of which factor_columns are read (null: all), and label the factor that y holds in place of the
-    class folders. white is that of Decoding.
+    row for each image, of which factor_columns are read (null: all). label is the factor, or the factors, that y holds
+    in place of the class folders, and condition names columns that are numbers. white is that of Decoding.
     Raises UserError if there are too few usable images, and if the table is not one or does not fit these images.
     """
     folder = expand(root)
     if not folder.is_dir():
         raise UserError(f"dataset.root={root}: there is no such folder.")
-    for key, value in (("label", label), ("factor_columns", factor_columns)):
+    for key, value in (("label", label), ("condition", condition), ("factor_columns", factor_columns)):
         if value is not None and factors is None:
             typed = f"dataset.{key}={as_typed(value)}"
             raise UserError(f"{typed}: it takes null where dataset.factors is null. A table has factors.")
@@ -109,14 +111,16 @@ def image_folder(
     sources = {path.relative_to(folder).as_posix(): path for path in paths}
     labels, class_names = _class_labels(listed)
     known: dict[str, Factors] = {}
+    conditions = None
     if factors is not None:
-        every, values = read_factors(folder, factors, list(sources), factor_columns)
-        ends = itertools.accumulate(map(len, listed.values()))
-        known = {part: every[end - len(listed[part]) : end] for part, end in zip(listed, ends, strict=True)}
+        every, values, measured = read_factors(folder, factors, list(sources), factor_columns, condition or ())
+        own = Labels(torch.tensor(list(itertools.chain(*labels.values()))), class_names)
+        y, class_names, conditions = choose_labels(every, values, label, condition, own)
+        every, ends = every.without(measured), itertools.accumulate(map(len, listed.values()))
+        rows = {part: slice(end - len(listed[part]), end) for part, end in zip(listed, ends, strict=True)}
+        known = {part: every[rows[part]] for part in listed if every.names}
+        labels = {part: y[rows[part]].tolist() for part in listed}
         sources["dataset.factors"] = folder / expand(factors)
-        if label is not None:
-            labels = {part: factors.column(str(label)).tolist() for part, factors in known.items()}
-            class_names = values[every.names.index(str(label))]
     how = Decoding(image_shape(image_size, channels), crop, white, on_error, cache)
 
     def read(part: str) -> Split:
@@ -127,9 +131,11 @@ def image_folder(
     train = read("train")
     val = read("val") if "val" in parts else None
     if "test" in parts:
-        return Source(name, train, lambda: read("test"), class_names, val, files=digests(sources))
+        return Source(
+            name, train, lambda: read("test"), class_names, val, files=digests(sources), conditions=conditions
+        )
     train, test = with_test(train, test_size, str(folder))
-    return Source(name, train, lambda: test, class_names, val, files=digests(sources))
+    return Source(name, train, lambda: test, class_names, val, files=digests(sources), conditions=conditions)
 
 
 def _parts(folder: Path) -> dict[str, Path]:

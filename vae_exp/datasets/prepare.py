@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vae_exp.datasets.conditions import Conditions
 from vae_exp.datasets.factors import Factors
 from vae_exp.datasets.splits import Source, Split, Streamed, size_in_bytes
 from vae_exp.errors import UserError, composed, printable
@@ -124,6 +125,7 @@ class Data:
     class_names: list[str]
     read_train: Callable[[], Split]  # with the images that were split off for validation, or left out by train_size
     fingerprint: Fingerprint | None = None  # of all of the dataset, whatever part of it is used
+    conditions: Conditions | None = None  # what each label combines, where it is more than one thing
 
     def split(self, name: str) -> Split:
         """Return train, val or test. Raises UserError for one that is empty."""
@@ -166,6 +168,13 @@ def prepare(
         split = split[_rows_with(split, labels, numbers, part)]  # y counts from 0: no class is empty
         return replace(split, y=torch.searchsorted(torch.tensor(numbers), split.y))
 
+    conditions = source.conditions
+    if conditions is not None:
+        if n_classes:
+            what = f"the {conditions.n:,} combinations of {', '.join(map(printable, conditions.names))}"
+            raise UserError(f"dataset.n_classes={n_classes}: here the labels are {what}. Use null.")
+        used = source.train.y[torch.isin(source.train.y, torch.tensor(numbers))]
+        conditions = None if n_classes == 0 else conditions.fitted(used).chosen(numbers)
     dynamic = binarize == "dynamic"
     before, held_out = ("none", "static") if dynamic else (binarize, binarize)
     train = load(source.train, before)
@@ -196,6 +205,7 @@ def prepare(
         class_names=[] if n_classes == 0 else names,
         read_train=lambda: load(source.train, before),
         fingerprint=fingerprint(source),
+        conditions=conditions,
     )
 
 
@@ -303,6 +313,10 @@ def _problem(part: str, split: Any, source: Source) -> str | None:
             f"the factors of {part} must be a vae_exp.datasets.Factors of int64 [N, F] from 0 to below F sizes, with F "
             f"different names, not {kind_of(parts[0])} {parts[1:] or ''}"
         )
+    if source.conditions is not None and not isinstance(source.conditions, Conditions):
+        return f"conditions must be a vae_exp.datasets.Conditions, not {kind_of(source.conditions)}"
+    if source.conditions is not None and source.conditions.n != len(names):
+        return f"conditions has {source.conditions.n:,} combinations, and there are {len(names):,} class_names"
     low, high, n = int(y.min()), int(y.max()), len(names)
     if low < 0 or (n and high >= n):
         return f"the labels of {part} go from {low} to {high:,}" + (f", and there are {n:,} class_names" * (low >= 0))

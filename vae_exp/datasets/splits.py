@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vae_exp.datasets.conditions import Conditions
 from vae_exp.datasets.factors import Factors
 
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -130,6 +131,7 @@ class Source:
     val: Split | None = None  # where the data comes with one
     test_is_at_hand: bool = False  # its labels cost nothing to read before the end
     files: dict[str, str] | None = None  # digests of what the images are read from, by names below the root
+    conditions: Conditions | None = None  # what each label combines, where it is more than one thing
 
 
 def batches(

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vae_exp.datasets.conditions import Labels, choose_labels
 from vae_exp.datasets.factors import chosen_values, grid
 from vae_exp.datasets.prepare import with_test
 from vae_exp.datasets.splits import Source, Split, Streamed
@@ -27,18 +28,20 @@ Array = np.ndarray
 def sprites(
     name: str,
     factors: dict[str, int | list[int]] | None = None,
-    label: str | None = "shape",
+    label: str | list[str] | None = "shape",
     test_size: int | float = 0.02,
+    condition: list[str] | None = None,
 ) -> Source:
     """Return black-and-white images [1, 64, 64] of every combination of the five factors: 737,280 in the whole grid.
 
-    factors says how many values of each, or which, numbered from 0; label is the factor that y holds, if any. Raises
-    UserError for factors, values and labels that do not exist, and if the part of the grid is too small to be split.
+    factors says how many values of each, or which, numbered from 0; label is the factor that y holds, if any, or
+    several, and condition names those that are numbers. Raises UserError for factors, values and labels that do not
+    exist, and if the part of the grid is too small to be split.
     """
     values = chosen_values(SIZES, factors, periodic=["orientation"])
     n = math.prod(SIZES.values())
     images = Streamed(draw, (n, 1, SIDE, SIDE), torch.arange(n), is_binary=True)
-    return grid_source(name, images, SIZES, values, label, test_size, {"shape": SHAPES})
+    return grid_source(name, images, SIZES, values, (label, condition), test_size, {"shape": SHAPES})
 
 
 def grid_source(
@@ -46,26 +49,26 @@ def grid_source(
     images: Streamed,
     sizes: Mapping[str, int],
     values: Mapping[str, Sequence[int]],
-    label: str | None,
+    labels: tuple[str | list[str] | None, list[str] | None],
     test_size: int | float,
     names: Mapping[str, Sequence[str]],
     files: dict[str, str] | None = None,
 ) -> Source:
-    """Return a Source of some values of each factor, one of them the label; a fixed random part is the test split.
+    """Return a Source of some values of each factor; a fixed random part is the test split.
 
-    images holds every combination of `sizes` values of each factor, the last factor fastest; names are those of the
-    values of some factors. Raises UserError for a label that is no factor, and if nothing is left to train on.
+    images holds every combination of `sizes` values of each factor, the last factor fastest; labels are dataset.label
+    and dataset.condition, and names those of the values of some factors. Raises UserError for labels that are no
+    factors, and if nothing is left to train on.
     """
     factors = grid(list(sizes), list(map(len, values.values())))
-    rows = y = torch.zeros(len(factors), dtype=torch.long)
+    rows = torch.zeros(len(factors), dtype=torch.long)
     for column, (factor, size) in zip(factors.table.T, sizes.items(), strict=True):
         rows = rows * size + torch.tensor(values[factor])[column]
-    class_names = []
-    if label is not None:
-        y = factors.column(label)
-        class_names = [names[label][value] if label in names else str(value) for value in values[label]]
+    texts = [[names[of][i] if of in names else str(i) for i in numbers] for of, numbers in values.items()]
+    none = Labels(torch.zeros(len(factors), dtype=torch.long), [])
+    y, class_names, conditions = choose_labels(factors, texts, *labels, none)
     train, test = with_test(Split(images[rows], y, factors=factors), test_size, name)
-    return Source(name, train, lambda: test, class_names, test_is_at_hand=True, files=files)
+    return Source(name, train, lambda: test, class_names, test_is_at_hand=True, files=files, conditions=conditions)
 
 
 def draw(rows: Tensor) -> Tensor:

@@ -108,9 +108,15 @@ def show(result: dict[str, Any], model: "TrainedVAE") -> None:
     echo(f"{'active units':28}{result['active_units']:12d}   of {model.model.z_dim}")
     for name, value in model.model.scale().items():
         echo(f"{name:28}{value:12.4f}   of pixels from 0 to 1, fitted with the weights")
-    if "label_accuracy" in result:
-        read, real, chance = (result[f"label_accuracy{end}"] for end in ("", "_real", "_shuffled"))
-        echo(f"{'classified as intended':28}{read:12.1%}   real images {real:.1%}, shuffled labels {chance:.1%}")
+    for key in [key for key in result if key.partition("/")[0] in ("label_accuracy", "number_error")]:
+        kind, _, name = key.partition("/")
+        read, real, chance = (result[f"{kind}{end}" + f"/{name}" * bool(name)] for end in ("", "_real", "_shuffled"))
+        if kind == "label_accuracy":
+            what = f"{printable(name)} read as intended" if name else "classified as intended"
+            echo(f"{what:28}{read:12.1%}   real images {real:.1%}, shuffled labels {chance:.1%}")
+        else:
+            what = f"{printable(name)} read, RMS error"
+            echo(f"{what:28}{read:12.4g}   real images {real:.4g}, shuffled {chance:.4g}")
     per_dim = sorted(((kl, i) for i, kl in enumerate(result["kl_per_dim"])), reverse=True)
     largest = "  ".join(f"z{i} {kl:.2f}" for kl, i in per_dim[:10]) or "-   the prior or the posterior gives none"
     echo(f"{'KL of each latent':28}{largest}" + ("  ..." if len(per_dim) > 10 else ""))

@@ -29,14 +29,14 @@ TYPES = {"group": np.int64, "weight": np.float32, "mean": np.float32, "root": np
 class Mixture:
     """Gaussians over codes, float32 on the CPU: those of a group, which is a class, have weights that sum to 1."""
 
-    group: Tensor  # int64 [M]: 0 for all where the model is not conditional
+    group: Tensor  # int64 [M]: 0 for all where codes are not drawn by their label
     weight: Tensor  # [M]
     mean: Tensor  # [M, Z]
     root: Tensor  # [M, Z], standard deviations, or [M, Z, Z], lower triangular: of each covariance
 
     def draw(self, y: Tensor, noise: torch.Generator, temperature: float = 1.0) -> Tensor:
         """Draw a code for each label y [N], [N, Z]; a temperature below 1 draws nearer to the Gaussians' means."""
-        y, n = y.cpu(), len(y)
+        y, n = y.cpu() if self.group.any() else torch.zeros(len(y), dtype=torch.long), len(y)
         uniform, eps = torch.rand(n, 1, generator=noise), torch.randn(n, self.mean.shape[1], generator=noise)
         component = torch.empty(n, dtype=torch.long)
         for label in y.unique().tolist():
@@ -108,7 +108,8 @@ def load_or_fit(name: str, model: VAE, weights: str, read_data: Callable[[], Dat
     rows = torch.randperm(len(train), generator=build.generator(0, "codes"))[:CODES].sort().values
     train = train[rows].to(next(model.parameters()).device)
     q = metrics.posterior(model, train)
-    mixture = FITTED[name](q, train.y if model.n_classes else torch.zeros_like(train.y))
+    by_class = model.n_classes and model.contexts is None  # combinations of conditions may have few images each
+    mixture = FITTED[name](q, train.y if by_class else torch.zeros_like(train.y))
     if path:
         content = {name: values.numpy() for name, values in vars(mixture).items()}
         write_arrays(path, content | {"weights": np.array(weights)})

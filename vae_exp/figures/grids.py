@@ -15,6 +15,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from vae_exp.datasets.conditions import spread
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -33,6 +35,7 @@ LINE = 1.5  # the height of a line of text, times its size
 READABLE = 28  # pixels; smaller images are enlarged to about this, for people to see
 ENOUGH = 0.9  # of the classes that there is room for: in a random order chance may leave out one of ten digits
 MAX_CLASSES = 64  # a row each in a picture; the 62 of EMNIST's largest split fit
+FEW_CLASSES = 16  # that stand for more
 
 SHARES = (0.99, 0.9, 0.5, 0.1)  # of the prior, which lines of its density go around
 Density = tuple[Callable[[Tensor], Tensor], Tensor]  # log p(z) of codes [N, 2], and its values at the lines
@@ -40,13 +43,14 @@ Density = tuple[Callable[[Tensor], Tensor], Tensor]  # log p(z) of codes [N, 2],
 _reported: set[str] = set()
 
 
-def drawable(names: Sequence[str]) -> list[str]:
+def drawable(names: Sequence[str], numbers: Iterable[int] | None = None) -> list[str]:
     """Return class names, or the number of a class if no installed font has its letters; warn once per class."""
     without = [name for name in names if not is_drawable(name)]
     if new := [name for name in without if name not in _reported]:
         _reported.update(new)
         log.warning(f"no font installed here has the letters of {', '.join(new)}: pictures show the class's number")
-    return [str(number) if name in without else name for number, name in enumerate(names)]
+    numbers = range(len(names)) if numbers is None else numbers
+    return [str(number) if name in without else name for number, name in zip(numbers, names, strict=True)]
 
 
 def is_drawable(text: str) -> bool:
@@ -54,9 +58,10 @@ def is_drawable(text: str) -> bool:
     return all(group.isascii() or font is not None for group, font in _groups(text))
 
 
-def class_words(names: Sequence[str], n: int) -> list[str]:
-    """Return the names of the first n classes as `drawable` gives them; a class without a name has its number."""
-    return [*drawable(names[:n]), *map(str, range(len(names), n))]
+def class_words(names: Sequence[str], classes: Iterable[int]) -> list[str]:
+    """Return the names of some classes as `drawable` gives them; a class without a name has its number."""
+    numbers = list(classes)
+    return drawable([names[i] if i < len(names) else str(i) for i in numbers], numbers)
 
 
 def families(names: Iterable[str]) -> list[str]:
@@ -158,9 +163,10 @@ def rows(y: Tensor, n: int) -> Tensor:
     return torch.arange(n) if len(y[:n].unique()) >= ENOUGH * min(n, n_classes) else in_turn(y)[:n]
 
 
-def n_class_rows(n_classes: int, class_names: Sequence[str]) -> int:
-    """Return how many classes get a row each: those in the data, and no more than a picture has room for."""
-    return min(n_classes, len(class_names) or n_classes, MAX_CLASSES)
+def class_rows(n_classes: int, class_names: Sequence[str]) -> list[int]:
+    """Return the classes that get a row each: those in the data, or some of many, spread over them."""
+    n = min(n_classes, len(class_names) or n_classes)
+    return list(range(n)) if n <= MAX_CLASSES else sorted(spread(FEW_CLASSES, n).tolist())
 
 
 @dataclass(frozen=True)

@@ -67,12 +67,12 @@ def manifold(model: VAE, dims: list[int], y: Tensor, side: int) -> tuple[Tensor,
     return decode(model, z, y.expand(len(z))), values, title
 
 
-def classes(model: VAE, n: int, n_classes: int, noise: torch.Generator, temperature: float = 1.0) -> Tensor:
-    """Decode n draws from the prior under each of the first labels, a row per class, from the same noise in each.
+def classes(model: VAE, n: int, rows: list[int], noise: torch.Generator, temperature: float = 1.0) -> Tensor:
+    """Decode n draws from the prior under each of some labels, a row per class, from the same noise in each.
 
     An unconditional model has one row.
     """
-    labels, state, codes = torch.arange(max(1, n_classes), device=model.device), noise.get_state(), []
+    labels, state, codes = torch.tensor(rows or [0], device=model.device), noise.get_state(), []
     for label in labels:
         noise.set_state(state)
         codes.append(model.prior_sample(n, noise, label.expand(n), temperature))
@@ -85,15 +85,15 @@ def shared(model: VAE) -> str:
 
 
 @torch.no_grad()
-def density(model: VAE, n_classes: int) -> grids.Density | None:
-    """Return log p(z) of codes [N, 2], the mean over the first labels, and its values around grids.SHARES of draws.
+def density(model: VAE, rows: list[int]) -> grids.Density | None:
+    """Return log p(z) of codes [N, 2], the mean over some labels, and its values around grids.SHARES of draws.
 
     None where there is none to see: of N(0, I), or of more latents than two.
     """
     if model.z_dim != 2 or not model.stochastic or isinstance(model.prior, Standard):
         return None
     is_one = isinstance(model.prior, Mixture | VampPrior | Flow)  # for all labels
-    labels = torch.arange(1 if is_one else max(1, n_classes), device=model.device)
+    labels = torch.tensor([0] if is_one else rows or [0], device=model.device)
 
     @torch.no_grad()
     def log_p(z: Tensor) -> Tensor:
@@ -108,9 +108,14 @@ def density(model: VAE, n_classes: int) -> grids.Density | None:
 
 
 def pairs(y: Tensor, n: int, same_label: bool) -> tuple[list[int], list[int]]:
-    """Return n pairs of different images to walk between, as two lists of rows; same_label pairs share a label."""
+    """Return n pairs of different images to walk between, as two lists of rows.
+
+    same_label pairs share a label, if any images do.
+    """
     groups = [y == label for label in y.unique()] if same_label else [torch.ones_like(y, dtype=torch.bool)]
     by_label = [group.nonzero().flatten().tolist() for group in groups]
+    if all(len(rows) < 2 for rows in by_label):  # each combination of conditions may have one image
+        by_label = [list(range(len(y)))]
     pairs = [(rows[i], rows[i + 1]) for i in range(0, 2 * n, 2) for rows in by_label if i + 1 < len(rows)][:n]
     return [a for a, _ in pairs], [b for _, b in pairs]
 

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from vae_exp.config import build
 from vae_exp.config.schema import PICTURES, GenerateOptions
+from vae_exp.datasets.conditions import CLASS
 from vae_exp.datasets.factors import read_column
 from vae_exp.datasets.image_folder import class_folder, read_images
 from vae_exp.datasets.splits import Split
@@ -53,22 +54,22 @@ def _samples(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:
     columns, words = math.ceil(math.sqrt(n)), list[str]()
     if 0 < in_turn <= grids.MAX_CLASSES:
         columns = in_turn
-        words = grids.class_words(model.class_names, columns)
+        words = grids.class_words(model.class_names, range(columns))
     return Drawing(n, chunks, lambda x: grids.Sheet(x, columns, title, words=words))
 
 
 def _classes(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:
-    n_classes = grids.n_class_rows(model.model.n_classes, model.class_names)
-    if not n_classes:
+    rows = grids.class_rows(model.n_classes_in_data, model.class_names)
+    if not rows:
         raise UserError("what=classes: the model is not conditional; use what=samples.")
-    _require_room(model, n * n_classes, f"n={n}: {n_classes} classes make {n * n_classes:,} images", options)
+    _require_room(model, n * len(rows), f"n={n}: {len(rows)} classes make {n * len(rows):,} images", options)
     noise = build.generator(options["seed"], "samples")
-    images = latent_walks.classes(model.model, n, n_classes, noise, options["temperature"]).flatten(0, 1)
+    images = latent_walks.classes(model.model, n, rows, noise, options["temperature"]).flatten(0, 1)
     title = f"a row per label, {latent_walks.shared(model.model)} in each column"
-    if n_classes < model.model.n_classes:
-        title += f"; the first {n_classes} of {model.model.n_classes:,}"
-    names = grids.class_words(model.class_names, n_classes)
-    y = torch.arange(n_classes).repeat_interleave(n)
+    if len(rows) < model.model.n_classes:
+        title += f"; {len(rows)} of {model.model.n_classes:,}"
+    names = grids.class_words(model.class_names, rows)
+    y = torch.tensor(rows).repeat_interleave(n)
     return Drawing(len(y), [(images, y)], lambda x: grids.Sheet(x, n, title, names))
 
 
@@ -99,7 +100,7 @@ def _components(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:
             title = f"{count} pseudo-inputs{in_title if options['label'] is not None else ''}"
             return grids.reconstructions(prior.images[shown], images, f"{title}, each beside its decoded mean")
         if isinstance(prior, ByLabel):
-            words = [grids.class_words(model.class_names, len(z))[label] for label in shown]
+            words = grids.class_words(model.class_names, shown.tolist())
             return grids.Sheet(images, len(images), "the decoded mean of each label's prior", words=words)
         rows = [f"{part[0]:.1%} to {part[-1]:.1%}" for part in weights[shown].split(grids.COLUMNS)]
         return grids.Sheet(images, grids.COLUMNS, f"means of {count} components, the heaviest first{in_title}", rows)
@@ -172,8 +173,7 @@ def _interpolations(model: TrainedVAE, options: GenerateOptions, n: int) -> Draw
     start, end = model.encode(x[starts], y[starts]).mean, model.encode(x[ends], y[ends]).mean
     labels = model.labels(y[starts], len(starts))
     images = latent_walks.interpolation(model.model, start, end, labels, steps, path)
-    names = grids.class_words(model.class_names, model.model.n_classes)
-    rows = [names[label] for label in labels] if names else []
+    rows = grids.class_words(model.class_names, labels.tolist()) if model.model.n_classes else []
     real = (x[starts].float() / 255, x[ends].float() / 255)
     return _walk(images, labels, lambda: grids.interpolations(images, *real, path, rows), f"{path} interpolations")
 
@@ -188,8 +188,9 @@ def _traversals(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:
         label, in_title = _label(model, options)
         centre, labels, around = None, label[None], f"the prior's mean{in_title}"
         if options["label"] is None and model.model.n_classes:
-            names = grids.class_words(model.class_names, grids.n_class_rows(model.model.n_classes, model.class_names))
-            labels, around = torch.arange(len(names), device=model.device), "the prior's mean, a block per label"
+            shown = grids.class_rows(model.n_classes_in_data, model.class_names)
+            names = grids.class_words(model.class_names, shown)
+            labels, around = torch.tensor(shown, device=model.device), "the prior's mean, a block per label"
     dims = _dims(model, options, n if options["n"] else max(1, n // len(labels)), labels)
     rows = len(labels) * len(dims)
     _require_room(model, rows * steps, f"steps={steps}: {rows:,} walks of {steps} images", options)
@@ -238,7 +239,7 @@ def _label(model: TrainedVAE, options: GenerateOptions) -> tuple[Tensor, str]:
     if not model.model.n_classes:
         return torch.tensor(0, device=model.device), ""
     number = 0 if options["label"] is None else model.number(options["label"])
-    name = grids.class_words(model.class_names, number + 1)[number]
+    (name,) = grids.class_words(model.class_names, [number])
     return torch.tensor(number, device=model.device), f", label {name}"
 
 
@@ -304,18 +305,25 @@ def _labels_of_inputs(model: TrainedVAE, options: GenerateOptions, files: list[s
     if not model.model.n_classes or options["label"] is not None:
         return model.labels(options["label"], len(files)).cpu()
     settings, path, key = model.config["dataset"], expand(str(options["inputs"])), f"inputs={options['inputs']}"
-    column, factors = settings.get("label"), settings.get("factors")
+    factors, conditions = settings.get("factors"), model.conditions
+    columns = conditions.names if conditions else settings.get("label") and [str(settings["label"])]
     root, table = (
         path if path.is_dir() else path.parent,
-        Path(factors).name if column and isinstance(factors, str) else "",
+        Path(factors).name if columns and isinstance(factors, str) else "",
     )
     names, words, where = list(model.class_names), list(map(class_folder, files)), "the folder "
     if table and (root / table).exists():
-        words, where = read_column(f"{key}: {table}", root, table, files, str(column)), f"in {table} "
+        read = [
+            words if column == CLASS else read_column(f"{key}: {table}", root, table, files, column)
+            for column in columns or ()
+        ]
+        if conditions:
+            return torch.tensor([model.number(list(values)) for values in zip(*read, strict=True)])
+        words, where = read[0], f"in {table} "
     words = list(map(printable, words))
     if unknown := [word for word in words if word not in names]:
         wrong = f"{where}{unknown[0]} is none of its classes" if unknown[0] else "some images lie in no folder below it"
-        beside = f"name it in the column {column} of {table} beside them, " if table else ""
+        beside = f"name it in the column {columns[0]} of {table} beside them, " if table and columns else ""
         raise UserError(
             f"label: this model is conditional; {key}: {wrong}. Put each image into a folder of its class, one of "
             f"{shortened(', '.join(names))}, {beside}or give all of them one with label=."

@@ -41,11 +41,12 @@ def _usual(run: TrainingRun, split: Split, held_out: str, _: Evaluation) -> Iter
     model, noise = run.eval_model, build.generator(run.config["seed"], "pictures")
     yield "reconstructions", reconstructions(model, split, noise), f"{held_out} images, each beside its reconstruction"
     if model.stochastic:  # else there is no prior to draw samples from
-        n_rows = grids.n_class_rows(model.n_classes, run.data.class_names)
+        rows = grids.class_rows(model.n_classes, run.data.class_names)
         same = latent_walks.shared(model)
-        how = f"a row per class, {same} in each column" if n_rows else f"{same} every epoch"
-        how += f"; the first {n_rows} of {model.n_classes:,} classes" if n_rows < model.n_classes else ""
-        yield "samples", samples(model, n_rows, noise), f"samples from the prior, {how}"
+        how = f"a row per class, {same} in each column" if rows else f"{same} every epoch"
+        names = ", ".join(grids.class_words(run.data.class_names, rows))
+        how += f"; {len(rows)} of {model.n_classes:,} classes: {names}" if len(rows) < model.n_classes else ""
+        yield "samples", samples(model, rows, noise), f"samples from the prior, {how}"
 
 
 def _further(run: TrainingRun, split: Split, held_out: str, evaluation: Evaluation) -> Iterator[Picture]:
@@ -76,30 +77,30 @@ def reconstructions(model: VAE, held_out: Split, noise: torch.Generator) -> np.n
 
 
 @torch.no_grad()
-def samples(model: VAE, n_rows: int, noise: torch.Generator) -> np.ndarray:
-    """Draw the mean of p(x|z) at z ~ p(z); a conditional model gets n_rows classes, the same noise in each column."""
-    images = latent_walks.classes(model, SIZES["classes"] if n_rows else SIZES["samples"], n_rows, noise)
-    return grids.Sheet(images.flatten(0, 1), images.shape[1] if n_rows else grids.COLUMNS).pixels()
+def samples(model: VAE, rows: list[int], noise: torch.Generator) -> np.ndarray:
+    """Draw the mean of p(x|z) at z ~ p(z); a conditional model gets rows of classes, the same noise in each column."""
+    images = latent_walks.classes(model, SIZES["classes"] if rows else SIZES["samples"], rows, noise)
+    return grids.Sheet(images.flatten(0, 1), images.shape[1] if rows else grids.COLUMNS).pixels()
 
 
 def _figure(name: str, model: VAE, split: Split, evaluation: Evaluation, class_names: Sequence[str]) -> np.ndarray:
     """Draw one of the further figures by its name in figures=[...]; a conditional model's manifold is of one class."""
     means, y, kl = evaluation.q.mean, split.y, evaluation.kl_per_dim
-    n_rows = grids.n_class_rows(model.n_classes, class_names)
-    labels = torch.arange(max(1, n_rows), device=y.device)
+    rows = grids.class_rows(model.n_classes, class_names)
+    labels = torch.tensor(rows or [0], device=y.device)
     if name == "latents":
-        return grids.pixels(grids.latents(means, y, class_names, None, density=latent_walks.density(model, n_rows)))
+        return grids.pixels(grids.latents(means, y, class_names, None, density=latent_walks.density(model, rows)))
     if name == "manifold":
         dims = (latent_walks.most_kl(kl) or latent_walks.most_change(model, labels[:1]))[:2]
         images, values, title = latent_walks.manifold(model, dims, labels[0], SIZES["manifold"])
-        title += f", label {grids.class_words(class_names, 1)[0]}" if model.n_classes else ""
+        title += f", label {grids.class_words(class_names, rows)[0]}" if model.n_classes else ""
         return grids.manifold(images, values, dims, title).pixels()
     if name == "traversals":
         dims = latent_walks.most_kl(kl) or latent_walks.most_change(model, labels)
         dims = dims[: max(1, SIZES["traversals"] // len(labels))]
         values = torch.linspace(-grids.RANGE, grids.RANGE, grids.STEPS)
         images = latent_walks.traversal(model, labels, dims, values)
-        names = grids.class_words(class_names, n_rows)
+        names = grids.class_words(class_names, rows)
         return grids.traversals(images, dims, values, kl, "the prior's mean", names).pixels()
     if not model.n_classes:
         chosen = grids.rows(y, SIZES["reconstructions"])
@@ -107,6 +108,5 @@ def _figure(name: str, model: VAE, split: Split, evaluation: Evaluation, class_n
     starts, ends = latent_walks.pairs(y, SIZES["interpolations"], same_label=model.n_classes > 0)
     images = latent_walks.interpolation(model, means[starts], means[ends], y[starts], grids.STEPS, "spherical")
     start, end = (split[torch.tensor(rows, dtype=torch.long)].x.float() / 255 for rows in (starts, ends))
-    names = grids.class_words(class_names, model.n_classes)
-    rows = [names[label] for label in y[starts]] if names else []
-    return grids.interpolations(images, start, end, "spherical", rows).pixels()
+    names = grids.class_words(class_names, y[starts].tolist()) if model.n_classes else []
+    return grids.interpolations(images, start, end, "spherical", names).pixels()

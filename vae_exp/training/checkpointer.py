@@ -114,6 +114,7 @@ class Checkpointer(contextlib.AbstractContextManager["Checkpointer"]):
             run.optimizer.state_dict(),
             Continuation(run.info, streams, run.meters.state_dict(), metrics_bytes, *clock, wandb_id, weights),
             self._origin,
+            run.data.conditions,
             targets.files_of(run.config),
         )
 

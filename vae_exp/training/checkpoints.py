@@ -36,6 +36,7 @@ from torch import Tensor
 
 from vae_exp.config.migrations import renamed
 from vae_exp.config.schema import Config
+from vae_exp.datasets import Conditions
 from vae_exp.errors import UserError
 from vae_exp.files import expand, parse_json, require_shallow, write
 from vae_exp.tracking import wandb_run
@@ -155,13 +156,16 @@ class Checkpoint:
     optimizer: dict[str, Any] | None = None
     resume: Continuation | None = None
     origin: Origin | None = None  # None of a version that wrote none
+    conditions: Conditions | None = None  # what each label combines, where it is more than one thing
     code: dict[Module, str] = field(default_factory=dict)  # the files of own modules that config names
 
     def about(self) -> dict[str, Any]:
         """Return all but the tensors and what only a resumed run needs, in the form in which it is stored."""
         values = vars(self) | {"x_shape": list(self.x_shape), "best": self.best.summary() if self.best else {}}
         values["origin"] = self.origin and asdict(self.origin)
-        left_out = {"model", "optimizer", "resume"} | {name for name in ("origin", "code") if not values[name]}
+        values["conditions"] = self.conditions and vars(self.conditions).copy()
+        optional = ("origin", "conditions", "code")
+        left_out = {"model", "optimizer", "resume"} | {name for name in optional if not values[name]}
         return {"format": FORMAT} | {name: value for name, value in values.items() if name not in left_out}
 
 
@@ -172,6 +176,9 @@ def _require_complete(checkpoint: Checkpoint) -> Checkpoint:
         has_streams = parts.streams.keys() >= {"order", "noise", "draws", "torch"}
         if not has_streams or not 1 <= (parts.facts.threads or 1) <= MAX_THREADS:
             raise InvalidCheckpoint("random numbers or threads are not those of a run")
+    conditions = checkpoint.conditions
+    if conditions and (conditions.n, len(conditions.ranges)) != (checkpoint.n_classes, len(conditions.numbers)):
+        raise InvalidCheckpoint("conditions are not those of its classes")
     if checkpoint.config["prior"].get("_target_") == "vae_exp.priors.vamp":
         for weights in (checkpoint.model, (parts and parts.weights) or {}):
             labels = weights.get("prior.labels", torch.empty(0))

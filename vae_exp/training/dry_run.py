@@ -48,13 +48,13 @@ def explain_out_of_memory(config: Config) -> Iterator[None]:
         ) from error
 
 
-def check_model(config: Config, x_shape: tuple[int, int, int], n_classes: int, device: torch.device) -> None:
+def check_model(config: Config, data: Data, device: torch.device) -> None:
     """Raise UserError if the weights and what training keeps beside them need more than all of the memory."""
     key = f"model.z_dim={config['model']['z_dim']}"
     advice = "lower model.z_dim, network.hidden_dims or network.channels"
     try:
         with torch.device("meta"):  # without its numbers it costs nothing however large it is
-            parameters = list(build.model(config, x_shape, n_classes).parameters())
+            parameters = list(build.model_of(config, data, config["model"]["z_dim"]).parameters())
     except (RuntimeError, OverflowError, TypeError) as error:
         if "overflow" not in str(error).lower() and "invalid combination" not in str(error).lower():
             raise
@@ -187,7 +187,7 @@ def _check_network(config: Config, model: VAE, x: Tensor, y: Tensor) -> None:
         try:
             inspect.signature(part.forward).bind(x, context)
         except TypeError as error:
-            takes = "forward(images or codes, context), where context [B, n_classes] is the one-hot label"
+            takes = "forward(images or codes, context), where context [B, W] is the one-hot label"
             raise UserError(f"{_target(config, 'network')}: its {name} must have {takes}: {error}.") from error
     encoded = model.encoder(x, context)
     outputs = "2 model.z_dim], means beside log-variances" if size[1] == 2 * model.z_dim else "n_outputs]"

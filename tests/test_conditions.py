@@ -1,0 +1,231 @@
+"""Several labels and numbers as conditions: what a model is given, what people type, and what is measured of it."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import vae_exp
+from tests.conftest import compose, quick_run
+from vae_exp.config import build
+from vae_exp.datasets.conditions import Conditions, spread
+from vae_exp.errors import UserError
+
+SMALL = ("network.hidden_dims=[16]", "model.z_dim=3", "model=conditional", "dataset.test_size=0.2")
+SPRITES = ("dataset=sprites", "dataset.factors={shape:[0,2],scale:[1,4],orientation:1,x:4,y:3}")
+GIVEN = ("dataset.label=[shape,scale]", "dataset.condition=[x]")
+NAMES = ["square", "heart"]
+
+
+def conditions_of(*overrides):
+    data = build.dataset(build.check(compose("model=conditional", "dataset.val_size=0.2", "dataset.test_size=0.2", *overrides)))
+    return data, data.conditions
+
+
+def test_the_context_is_what_the_factors_of_an_image_say():
+    data, conditions = conditions_of(*SPRITES, *GIVEN)
+    model = build.model(build.check(compose(*SPRITES, *GIVEN, *SMALL)), (1, 64, 64), data.n_classes, None, conditions)
+    assert data.n_classes == 2 * 2 * 4 == len(set(data.class_names))
+    split, xs = data.train, [0, 10, 21, 31]  # four of the grid's 32 places
+    low, high = (xs[int(v)] for v in split.factors.column("x").aminmax())
+    for context, (shape, scale, _, x, _), y in zip(model.context(split.y), split.factors.table, split.y, strict=True):
+        number = 2 * (xs[x] - low) / (high - low) - 1
+        expected = [shape == 0, shape == 1, scale == 0, scale == 1, number]
+        assert context.tolist() == pytest.approx([float(value) for value in expected])
+        assert data.class_names[y] == f"{NAMES[shape]}, scale={[1, 4][scale]}, x={xs[x]}"
+
+
+def folder(root, rng, n=60):
+    """Images of a bar as bright as the number of their row, whose class is their folder; a second column is a word."""
+    rows = [["file", "light", "side"]]
+    for i in range(n):
+        light, side = rng.uniform(-5, 3), "left" if i % 3 else "right"
+        path = root / ("a" if i % 2 else "b") / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.zeros((8, 8), np.uint8)
+        pixels[:, slice(0, 4) if side == "left" else slice(4, 8)] = round(128 + 20 * light)
+        Image.fromarray(pixels).save(path)
+        rows.append([path.relative_to(root).as_posix(), f"{light:.4f}", side])
+    with (root / "table.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return {row[0]: float(row[1]) for row in rows[1:]}
+
+
+OWN = (
+    *("dataset=image_folder", "dataset.root=own", "dataset.image_size=8", "dataset.channels=1", "dataset.cache=cache"),
+    *("dataset.factors=table.csv", "dataset.val_size=9", "dataset.test_size=9"),
+)
+
+
+@pytest.mark.parametrize("label", ["null", "side", "[side]"])
+def test_a_measurement_of_a_table_is_a_condition_as_it_stands(label):
+    light = folder(Path("own"), np.random.default_rng(0))
+    data, conditions = conditions_of(*OWN, "dataset.condition=[light]", f"dataset.label={label}")
+    assert conditions.names == ["class" if label == "null" else "side", "light"]
+    train = np.array([light[data.train.files[i]] for i in [*data.train.index, *data.val.index]])
+    table = conditions.table()
+    for split in (data.train, data.val, data.read_test()):
+        for i, context in zip(split.index, table[split.y], strict=True):
+            number = 2 * (light[split.files[i]] - train.min()) / (train.max() - train.min()) - 1
+            assert context[-1].item() == pytest.approx(number, abs=1e-5)
+            assert label != "null" or context[:2].tolist() == [split.files[i][0] == name for name in "ab"]
+        assert split.factors.names == ["side"], "a measurement is no factor that scores could count"
+    assert table[data.train.y][:, -1].abs().max() <= 1
+
+
+def test_fractions_of_an_array_may_be_conditions_and_nothing_else():
+    rng = np.random.default_rng(0)
+    angle = rng.uniform(0, 1, 50).astype(np.float32)
+    factors = np.stack([np.arange(50) % 3, angle], 1)
+    images = np.broadcast_to((255 * angle).astype(np.uint8)[:, None, None], (50, 4, 4))
+    np.savez("own.npz", images=images, factors=factors, factor_names=["kind", "angle"])
+    own = ("dataset=arrays", "dataset.root=own.npz")
+    data, conditions = conditions_of(*own, "dataset.label=kind", "dataset.condition=[angle]")
+    shown = data.train.x[:, 0, 0, 0] / 255
+    scaled = conditions.table()[data.train.y][:, -1]
+    assert np.corrcoef(shown, scaled)[0, 1] > 0.9999
+    assert data.train.factors.names == ["kind"]
+    with pytest.raises(UserError, match=r"or name it in dataset\.condition"):
+        conditions_of(*own)
+
+
+def images(model, **label):
+    return model.sample(4, seed=0, **label)
+
+
+def test_a_label_is_typed_by_its_values(vae_command):
+    _, run = quick_run(*SPRITES, *GIVEN, *SMALL, "epochs=2")
+    model, where = vae_exp.load(run), f"checkpoint={run}"
+    by_list = images(model, label=["heart", 4, 10])
+    assert torch.equal(by_list, images(model, label={"x": 10, "scale": 4, "shape": "heart"}))
+    assert torch.equal(by_list, images(model, label="heart, scale=4, x=10"))
+    known = len(model.class_names)
+    between, changed = images(model, label=["heart", 4, 12.5]), images(model, label=["square", 4, 10])
+    assert not torch.equal(by_list, between) and not torch.equal(by_list, changed)
+    assert model.class_names[known:] == ["heart, scale=4, x=12.5"], "that the data have no such images is no obstacle"
+    weight = model.model.decoder.layers[0].weight[:, -1]  # of the number
+    context = model.model.context(torch.tensor([model.number(["heart", 4, x]) for x in (10, 12.5, 15)]))
+    assert context[1, -1].item() == pytest.approx(context[[0, 2], -1].mean().item()) and weight.abs().max() > 0
+    code, said = vae_command("vae-generate", where, "label={shape:heart,scale:4,x:12.5}", "n=4", "format=npz")
+    assert code == 0, said
+    written = np.load(said.split("written to ")[1].strip())["x"]
+    seeded = torch.Generator().manual_seed(int(build.generator(0, "samples").initial_seed()))
+    z = torch.randn(vae_exp.inference.CHUNK, 3, generator=seeded)[:4]
+    assert np.abs(written / 255 - model.decode(z, ["heart", 4, 12.5]).numpy()).max() <= 0.5 / 255 + 1e-6
+    for what in ("classes", "traversals", "reconstructions", "interpolations", "codes", "latents", "anomalies"):
+        assert vae_command("vae-generate", where, f"what={what}")[0] == 0
+    for sampler in ("gmm", "aggregate"):
+        assert vae_command("vae-generate", where, f"sampler={sampler}", "label=[heart,4,12.5]")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("label", "words"),
+    [
+        ("{shape:hart,scale:4,x:1}", ["shape is square, heart", "Did you mean heart?"]),
+        ("{shape:heart,scale:4}", ["shape (square|heart), scale (1|4), x (from 0 to 31 in training)", "give each"]),
+        ("[heart,4]", ["give each, such as label={shape:square,scale:1,x:0}"]),
+        ("{shape:heart,scale:4,y:1}", ["and no y"]),
+        ("[heart,4,far]", ["x is a number, and not far"]),
+        ("[heart,4,nan]", ["x is a number, and not nan"]),
+        ("7.5", ["label=7.5"]),
+    ],
+)
+def test_a_wrong_label_is_one_message(trained, vae_command, label, words):
+    _, run = trained(*SPRITES, *GIVEN, *SMALL)
+    code, said = vae_command("vae-generate", f"checkpoint={run}", f"label={label}")
+    assert code == 1
+    assert all(word in said for word in words), said
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        (["dataset.condition=[shape]", "dataset.label=null"], "dataset.condition=shape: its value square is no number"),
+        (["dataset.condition=[z]"], "dataset.condition=z: it takes null or one of shape, scale, orientation, x, y"),
+        (["dataset.label=[shape,shape]"], "shape is named twice"),
+        (["dataset.label=[shape]", "dataset.condition=[shape]"], "shape is named twice"),
+        (["dataset.label=[]"], "dataset.label=[]: it takes"),
+        (["dataset.label=[shape,x]", "dataset.n_classes=50"], "dataset.n_classes=50: here the labels are the 48"),
+        (["dataset.condition=[x]", "model.conditional=false"], "only a conditional model is given it"),
+        (["dataset.condition=[x]", "prior=by_label"], "it has a Gaussian for each label alone"),
+    ],
+)
+def test_what_cannot_be_a_condition_is_refused(typed, words):
+    factors = "dataset.factors={shape:3,scale:1,orientation:1,x:16,y:4}"
+    with pytest.raises(UserError) as error:
+        build.dataset(build.check(compose("dataset=sprites", factors, "model=conditional", *typed)))
+    assert words in str(error.value)
+
+
+def test_labels_that_are_chosen_keep_their_conditions():
+    chosen = ["heart, scale=4, x=10", "square, scale=1, x=31"]
+    data, conditions = conditions_of(*SPRITES, *GIVEN, f"dataset.labels={json.dumps(chosen)}")
+    assert data.class_names == conditions.class_names() == sorted(chosen, reverse=True)
+    assert {tuple(row) for row in conditions.table().tolist()} == {(1, 0, 1, 0, 1), (0, 1, 0, 1, -1)}
+
+
+def test_a_run_resumes_and_a_stranger_cannot_change_the_conditions(trained):
+    _, whole = trained(*SPRITES, *GIVEN, *SMALL, "epochs=2", folder="whole")
+    _, half = trained(*SPRITES, *GIVEN, *SMALL, "epochs=2", "max_steps=2", folder="half")
+    quick_run(*SPRITES, *GIVEN, *SMALL, "epochs=2", f"resume={half}", folder=half)
+    a, b = (torch.load(run / "best.pt", weights_only=True) for run in (whole, half))
+    assert all(torch.equal(a["model"][name], b["model"][name]) for name in a["model"])
+    stored = a["conditions"]
+    for name, wrong in (("rows", [9] * len(stored["rows"])), ("ranges", []), ("n_labels", 4), ("names", ["x"])):
+        torch.save(a | {"conditions": stored | {name: wrong}}, "wrong.pt")
+        with pytest.raises(UserError, match="damaged"):
+            vae_exp.load("wrong.pt")
+    model = vae_exp.load(whole)
+    model.export(Path("model.safetensors"))
+    again = vae_exp.load("model.safetensors")
+    assert torch.equal(images(model, label=["heart", 4, 12.5]), images(again, label=["heart", 4, 12.5]))
+
+
+def test_own_images_bring_their_conditions(vae_command):
+    folder(Path("own"), np.random.default_rng(0))
+    _, run = quick_run(*OWN, "dataset.condition=[light]", "dataset.label=side", *SMALL, "epochs=2")
+    folder(Path("new"), np.random.default_rng(1), n=6)
+    code, said = vae_command("vae-generate", f"checkpoint={run}", "what=reconstructions", "inputs=new", "format=npz")
+    assert code == 0, said
+    model, written = vae_exp.load(run), np.load(said.split("written to ")[1].strip())["x"]
+    with Path("new/table.csv").open() as file:
+        labels = {row["file"]: [row["side"], row["light"]] for row in csv.DictReader(file)}
+    for file, pixels in zip(sorted(labels), written, strict=True):
+        x = torch.from_numpy(np.asarray(Image.open(Path("new", file))).copy())[None, None]
+        expected = model.reconstruct(x, labels[file])
+        assert np.abs(pixels / 255 - expected[0].numpy()).max() <= 0.5 / 255 + 1e-6
+
+
+def test_each_condition_is_read_in_samples(vae_command):
+    """A decoder that draws what it is told, and one that is told nothing, have the figures that they must have."""
+    grid = ("dataset=sprites", "dataset.factors={shape:[0,2],scale:[5],orientation:1,x:8,y:8}", "dataset.test_size=32")
+    fast = ("network.hidden_dims=[128]", "model.z_dim=1", "model=conditional", "model.beta=20", "optimizer.lr=3e-3")
+    typed = ("dataset.label=[shape]", "dataset.condition=[x,y]", "batch_size=16", "epochs=60")
+    _, run = quick_run(*grid, *fast, *typed, "dataset.val_size=0.2")
+    code, said = vae_command("vae-evaluate", f"checkpoint={run}", "wandb.mode=disabled")
+    assert code == 0, said
+    result = json.loads((Path(run) / "best.test.json").read_text())
+    assert result["label_accuracy/shape"] > 0.8 > result["label_accuracy_shuffled/shape"]
+    for name in ("x", "y"):
+        assert result[f"number_error_real/{name}"] < 5
+        assert result[f"number_error/{name}"] < 0.6 * result[f"number_error_shuffled/{name}"]
+    assert "shape read as intended" in said and "x read, RMS error" in said
+
+
+@pytest.mark.parametrize("of", [65, 96, 1000, 3072, 7680])
+def test_a_few_of_many_combinations_are_spread(of):
+    chosen = spread(16, of)
+    assert len(set(chosen.tolist())) == 16 and chosen.max() < of
+    assert sorted(spread(of, of).tolist()) == list(range(of))
+    assert len({int(i) % 32 for i in chosen}) >= 8, "the last condition varies too"
+
+
+def test_conditions_that_do_not_fit_are_no_conditions():
+    with pytest.raises(ValueError, match="values that there are not"):
+        Conditions(["a"], [["x", "y"]], 1, [2])
+    with pytest.raises(ValueError, match="not numbers"):
+        Conditions(["a"], [["x", "y"]], 0, [0, 1])

@@ -1,0 +1,196 @@
+"""Several labels, and numbers, as what a conditional model is given: y counts the combinations that the data have."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate, pairwise
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vae_exp.config.checks import as_typed, closest
+from vae_exp.datasets.factors import NUMBER, Factors
+from vae_exp.errors import UserError, composed, printable, shortened
+
+CLASS = "class"  # the name of the labels that data have of themselves, such as their folders
+JOINT = ", "  # between the values in the name of a combination
+GOLDEN = (math.sqrt(5) - 1) / 2
+
+
+def spread(n: int, of: int) -> Tensor:
+    """Return n of so many numbers, [n], spread over them however they are arranged: steps of the golden ratio."""
+    step = max(1, round(GOLDEN * of))
+    while math.gcd(step, of) > 1:  # each comes once before the first comes again
+        step += 1
+    return torch.arange(n) * step % of
+
+
+class Labels(NamedTuple):
+    """Hold the label of each image, what the labels are called, and what they combine if it is more than one thing."""
+
+    y: Tensor  # int64 [N]
+    class_names: list[str]
+    conditions: "Conditions | None" = None
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What each label y stands for where it is a combination of values: labels, then numbers.
+
+    A model is given their one-hot blocks side by side, then the numbers, scaled so that training goes from -1 to 1.
+    """
+
+    names: list[str]  # [C]
+    values: list[list[str]]  # of each name, as the data call them; of a number in its order
+    n_labels: int  # the first so many are labels, the others numbers
+    rows: list[int]  # of each combination in turn, C numbers of values
+    ranges: list[tuple[float, float]] = field(default_factory=list)  # of each number in training
+
+    def __post_init__(self) -> None:
+        sizes, rows = torch.tensor([*map(len, self.values)]), torch.tensor(self.rows)
+        fits = len(self.names) == len(self.values) > 0 and len(self.rows) % len(self.names) == 0
+        if not (fits and 0 <= self.n_labels <= len(self.names)):
+            raise ValueError("names, values and rows are not of as many conditions")
+        if not ((rows >= 0) & (rows < sizes.repeat(self.n))).all():
+            raise ValueError("a combination has values that there are not")
+        if not all(NUMBER.fullmatch(text) for texts in self.values[self.n_labels :] for text in texts):
+            raise ValueError("the values of a number are not numbers")
+
+    @property
+    def n(self) -> int:
+        """Return how many combinations there are."""
+        return len(self.rows) // len(self.names)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Return how many columns of the context each condition has."""
+        return [len(values) if i < self.n_labels else 1 for i, values in enumerate(self.values)]
+
+    @property
+    def columns(self) -> dict[str, slice]:
+        """Return where the columns of each condition are in a context."""
+        ends = accumulate(self.sizes, initial=0)
+        return {name: slice(*part) for name, part in zip(self.names, pairwise(ends), strict=True)}
+
+    @property
+    def numbers(self) -> list[str]:
+        return self.names[self.n_labels :]
+
+    def class_names(self) -> list[str]:
+        columns = torch.tensor(self.rows).view(-1, len(self.names)).T.tolist()
+        texts = [[_named(name, text) for text in values] for name, values in zip(self.names, self.values, strict=True)]
+        parts = [[words[i] for i in column] for words, column in zip(texts, columns, strict=True)]
+        return [JOINT.join(row) for row in zip(*parts, strict=True)]
+
+    def chosen(self, numbers: Sequence[int]) -> "Conditions":
+        """Return those combinations alone."""
+        return replace(self, rows=torch.tensor(self.rows).view(-1, len(self.names))[list(numbers)].flatten().tolist())
+
+    def fitted(self, y: Tensor) -> "Conditions":
+        """Return the conditions with the range of each number in the labels y [N] of training."""
+        rows = torch.tensor(self.rows).view(-1, len(self.names))[y.unique().cpu()]
+        ranges = []
+        for i in range(self.n_labels, len(self.names)):
+            known = [float(self.values[i][row]) for row in rows[:, i].unique().tolist()]
+            ranges.append((min(known), max(known)))
+        return replace(self, ranges=ranges)
+
+    def table(self) -> Tensor:
+        """Return the context of each combination, [K, W]."""
+        columns, parts = torch.tensor(self.rows).view(-1, len(self.names)).T, []
+        for i, (values, column) in enumerate(zip(self.values, columns, strict=True)):
+            if i < self.n_labels:
+                parts.append(F.one_hot(column, len(values)).float())
+            else:
+                scaled = [self._scaled(i, float(text)) for text in values]
+                parts.append(torch.tensor(scaled, dtype=torch.float32)[column, None])
+        return torch.cat(parts, 1)
+
+    def _scaled(self, i: int, value: float) -> float:
+        low, high = self.ranges[i - self.n_labels]
+        return 2 * (value - low) / (high - low) - 1 if high > low else 0.0
+
+    def context(self, label: Any) -> tuple[Tensor, str]:
+        """Return the context [W] of given values, and its name as a label. Raises UserError for those it does not know.
+
+        They are by name, {shape: circle, angle: 0.3}, or one for each in the order of the names.
+        """
+        typed = f"label={shortened(printable(as_typed(label)))}"
+        takes = f"this model takes {', '.join(self._words())}"
+        example = ",".join(
+            f"{printable(name)}:{values[0]}" for name, values in zip(self.names, self.values, strict=True)
+        )
+        if isinstance(label, Mapping):
+            if unknown := [str(name) for name in label if name not in self.names]:
+                raise UserError(f"{typed}: {takes}, and no {printable(unknown[0])}.{closest(unknown[0], self.names)}")
+            given = [label[name] for name in self.names if name in label]
+        else:
+            given = list(label) if isinstance(label, list | tuple) else [label]
+        if len(given) != len(self.names):
+            raise UserError(f"{typed}: {takes}; give each, such as label={{{example}}}.")
+        parts, words = [], []
+        for i, (name, value) in enumerate(zip(self.names, given, strict=True)):
+            text = printable(composed(value))
+            if i < self.n_labels:
+                if text not in self.values[i]:
+                    hint = closest(text, self.values[i])
+                    raise UserError(f"{typed}: {printable(name)} is {shortened(', '.join(self.values[i]))}.{hint}")
+                parts.append(F.one_hot(torch.tensor(self.values[i].index(text)), len(self.values[i])).float())
+            else:
+                if not NUMBER.fullmatch(text):
+                    raise UserError(f"{typed}: {printable(name)} is a number, and not {text}.")
+                parts.append(torch.tensor([self._scaled(i, float(text))]))
+            words.append(_named(name, text))
+        return torch.cat(parts), JOINT.join(words)
+
+    def _words(self) -> list[str]:
+        numbers = [f"from {low:g} to {high:g} in training" for low, high in self.ranges]
+        words = [*(["|".join(values)] for values in self.values[: self.n_labels]), *([text] for text in numbers)]
+        return [f"{printable(name)} ({shortened(word)})" for name, (word,) in zip(self.names, words, strict=True)]
+
+
+def _named(name: str, text: str) -> str:
+    return f"{name}={text}" if NUMBER.fullmatch(text) else text  # a word says what it is of
+
+
+def choose_labels(
+    factors: Factors | None,
+    values: Sequence[Sequence[str]],
+    label: str | Sequence[str] | None,
+    condition: Sequence[str] | None,
+    given: Labels,
+) -> Labels:
+    """Return the labels that dataset.label and dataset.condition ask for, of factors [N, F] and their values' names.
+
+    Where dataset.label is null they are those that are given. Raises UserError for what is no factor, or no number.
+    """
+    if label is None and not condition:
+        return given
+    names = [label] if isinstance(label, str | int | float) else list(label or ())
+    names, numbers = list(map(str, names)), list(map(str, condition or ()))
+    if twice := [name for i, name in enumerate(names + numbers) if name in (names + numbers)[:i]]:
+        raise UserError(f"dataset.label and dataset.condition: {printable(twice[0])} is named twice.")
+    columns = dict[str, tuple[Tensor, list[str]]]()
+    if label is None and given.class_names:
+        columns[CLASS] = given.y, given.class_names
+    for key, name in [*(("label", name) for name in names), *(("condition", name) for name in numbers)]:
+        if factors is None or name not in factors.names:
+            names_of = ", ".join(map(printable, factors.names)) if factors else ""
+            there = f"null or one of {names_of}" if factors else "null, as there are no factors"
+            hint = closest(name, factors.names) if factors else ""
+            raise UserError(f"dataset.{key}={printable(name)}: it takes {there}.{hint}")
+        texts = list(values[factors.names.index(name)])
+        if wrong := [text for text in texts if key == "condition" and not NUMBER.fullmatch(text)]:
+            use = f"Use it as a label: dataset.label=[{','.join(map(printable, [*names, name]))}]"
+            raise UserError(
+                f"dataset.condition={printable(name)}: its value {printable(wrong[0])} is no number. {use}."
+            )
+        columns[name] = factors.column(name), texts
+    if len(columns) == 1 and not numbers:
+        return Labels(*next(iter(columns.values())))
+    rows, y = torch.stack([column for column, _ in columns.values()], 1).unique(dim=0, return_inverse=True)
+    texts_of = [[*map(printable, texts)] for _, texts in columns.values()]
+    conditions = Conditions(list(columns), texts_of, len(columns) - len(numbers), rows.flatten().tolist())
+    return Labels(y, conditions.class_names(), conditions)
