@@ -456,6 +456,8 @@ class GenerateOptions(TypedDict):
         "codes",
         "anomalies",
         "weights",
+        "onnx",
+        "pt2",
     ]
     n: Count | None
     label: Annotated[int | str, Rule(RUN_PATH.allows, "the name or the number of a class")] | None  # a folder's name
