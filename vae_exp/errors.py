@@ -92,7 +92,7 @@ def in_users_code(error: Exception) -> UserError | None:
 
 
 def require_extra(extra: str, what: str, instead: str) -> None:
-    """Raise UserError, with the command that installs it, unless the packages of an extra are there for what is asked."""
+    """Raise UserError, with the command that installs it, unless the packages of an extra are there."""
     if missing := [package for package in EXTRAS[extra] if importlib.util.find_spec(package) is None]:
         raise UserError(f"{what}: it needs {', '.join(missing)}: pip install 'vae_exp[{extra}]'. {instead}")
 

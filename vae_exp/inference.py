@@ -241,7 +241,8 @@ class TrainedVAE:
 
     def _about(self) -> dict[str, Any]:
         groups = ("model", "network", "posterior", "prior", "likelihood")
-        config = {"dataset": data_name(self.config["dataset"])} | {group: self.config[group] for group in groups}
+        config: dict[str, Any] = {name: group for name, group in self.config.items() if name in groups}
+        config["dataset"] = data_name(self.config["dataset"])
         about = {"vae_exp": __version__, "name": self.name, "epoch": self.epoch, "config": config}
         return about | ({"class_names": list(self.class_names)} if self.model.n_classes else {})
 

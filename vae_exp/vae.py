@@ -68,7 +68,7 @@ class VAE(nn.Module):
     def context(self, y: Tensor) -> Tensor:
         """Return the one-hot labels of y [B], as [B, n_classes]; an unconditional model's are [B, 0]."""
         if self.n_classes == 0:  # F.one_hot refuses zero classes
-            return torch.empty(len(y), 0, device=y.device)
+            return torch.empty(y.shape[0], 0, device=y.device)
         return F.one_hot(y, self.n_classes).float()
 
     def encode(self, x: Tensor, y: Tensor) -> Posterior:

@@ -1,10 +1,14 @@
 """Write the encoder and the decoder of a model as files that run without vae_exp: ONNX, and torch.export's programs."""
 
+import contextlib
 import copy
+import functools
+import io
 import json
+import logging
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +37,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.vae = vae
 
-    def forward(self, image: Tensor, **conditions: Tensor) -> Tensors:
+    def forward(self, image: Tensor, *conditions: Tensor) -> Tensors:
         return posterior_tensors(self.vae.encode(image, _labels(image, conditions)))
 
 
@@ -46,15 +50,15 @@ class Decoder(nn.Module):
         super().__init__()
         self.vae = vae
 
-    def forward(self, z: Tensor, **conditions: Tensor) -> Tensors:
+    def forward(self, z: Tensor, *conditions: Tensor) -> Tensors:
         return {"image": self.vae.decode(z, _labels(z, conditions)).mean}
 
 
 PARTS: dict[str, type[Encoder] | type[Decoder]] = {"encoder": Encoder, "decoder": Decoder}
 
 
-def _labels(x: Tensor, conditions: Tensors) -> Tensor:
-    return conditions["label"] if conditions else torch.zeros(len(x), dtype=torch.long)
+def _labels(x: Tensor, conditions: tuple[Tensor, ...]) -> Tensor:
+    return conditions[0] if conditions else torch.zeros(x.shape[0], dtype=torch.long)
 
 
 @torch.no_grad()
@@ -71,13 +75,13 @@ def write(model: VAE, path: Path, about: Mapping[str, Any]) -> dict[str, float]:
     part = PARTS[name](copy.deepcopy(model).cpu())
     for other in part.unused:
         setattr(part.vae, other, None)
-    expected = [_call(part, tensors) for tensors in inputs]
-    program = _trace(part, name, inputs[0])
+    expected = [part(*tensors.values()) for tensors in inputs]
+    program, about = _trace(part, name, inputs[0]), {**about, "inputs": [*inputs[0]], "outputs": [*expected[0]]}
     with writing(path), making(path.parent):
         partial = partial_of(path)
         partial.mkdir()
         try:
-            run = FORMATS[path.suffix](program, name, inputs[0], list(expected[0]), partial / path.name, about)
+            run = FORMATS[path.suffix](program, partial / path.name, about)
             differences = _compare(path, [run(tensors) for tensors in inputs], expected)
             for file in partial.iterdir():  # the weights of a large ONNX file lie beside it
                 file.replace(path.with_name(file.name))
@@ -89,8 +93,8 @@ def write(model: VAE, path: Path, about: Mapping[str, Any]) -> dict[str, float]:
 def _part(path: Path) -> str:
     name = path.stem.replace("_", "-").split("-")[-1]
     if name not in PARTS:
-        such_as = f"encoder{path.suffix} or decoder{path.suffix}"
-        raise UserError(f"{path}: such a file holds one part of a model: name it {such_as}, or NAME-{such_as}.")
+        names = f"encoder{path.suffix}, decoder{path.suffix}, or more before it, as in mnist-decoder{path.suffix}"
+        raise UserError(f"{path}: such a file holds one part of a model, by its name: {names}.")
     return name
 
 
@@ -105,38 +109,47 @@ def _examples(model: VAE, name: str, n: int) -> Tensors:
     return {"image": model.decode(z.to(model.device), y).mean.clamp(0, 1).cpu()} | conditions
 
 
-def _call(module: Callable[..., Tensors], tensors: Tensors) -> Tensors:
-    first, *conditions = tensors.items()
-    return module(first[1], **dict(conditions))
-
-
 def _trace(part: nn.Module, name: str, tensors: Tensors) -> ExportedProgram:
-    (first, values), *conditions = tensors.items()
-    n = {0: torch.export.Dim("N")}
-    shapes = {first: n, "conditions": {condition: n for condition, _ in conditions}}
-    try:  # strict: else len(x) makes a constant of the size of the batch
-        program = torch.export.export(part, (values,), dict(conditions), dynamic_shapes=shapes, strict=True)
-    except Exception as error:  # of any class
-        raise UserError(f"{name}: torch.export cannot trace it ({first_line(error)}).") from error
+    (first, *conditions), n = tensors, {0: torch.export.Dim("N")}
+    shapes = {first: n} | ({"conditions": (n,) * len(conditions)} if conditions else {})
+    trace = functools.partial(torch.export.export, part, tuple(tensors.values()), dynamic_shapes=shapes)
+    with _quiet():
+        try:
+            program = trace()
+        except Exception as error:  # of any class
+            try:  # where len(x), in code of one's own, makes a constant of the batch's size
+                program = trace(strict=True)
+            except Exception:
+                raise UserError(f"{name}: torch.export cannot trace it ({first_line(error)}).") from error
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # which names folders of this machine
     return program
 
 
-def _write_onnx(
-    program: ExportedProgram, name: str, tensors: Tensors, outputs: list[str], path: Path, about: Mapping[str, Any]
-) -> Run:
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out what torch prints on its way: warnings, and the graph with which it could not go on."""
+    before, nowhere = logging.root.manager.disable, io.StringIO()
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _write_onnx(program: ExportedProgram, path: Path, about: Mapping[str, Any]) -> Run:
     import onnxruntime
 
-    names: dict[str, Any] = {"input_names": list(tensors), "output_names": outputs}
-    shapes = {name: {0: "N"} for name in tensors}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            written = torch.onnx.export(program, dynamo=True, verbose=False, dynamic_shapes=shapes, **names)
-        except Exception as error:
-            raise UserError(f"{name}: torch.onnx cannot write it ({first_line(error)}).") from error
-    assert written is not None
+    outputs, shapes = about["outputs"], {name: {0: "N"} for name in about["inputs"]}
+    names: dict[str, Any] = {"input_names": about["inputs"], "output_names": outputs, "dynamic_shapes": shapes}
+    try:
+        with _quiet():
+            written: Any = torch.onnx.export(program, dynamo=True, verbose=False, **names)
+    except Exception as error:
+        reason = first_line(error.__cause__ or error)
+        raise UserError(f"{path.stem}: torch.onnx cannot write it ({reason}). A .pt2 file may do.") from error
     for key, value in about.items():
         written.model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
     written.save(str(path))  # above 2 GB with the weights in a file of their own
@@ -149,13 +162,11 @@ def _write_onnx(
     return run
 
 
-def _write_program(
-    program: ExportedProgram, name: str, tensors: Tensors, outputs: list[str], path: Path, about: Mapping[str, Any]
-) -> Run:
+def _write_program(program: ExportedProgram, path: Path, about: Mapping[str, Any]) -> Run:
     with path.open("xb") as file:
         torch.export.save(program, file, extra_files={ABOUT: json.dumps(about)})
     module = torch.export.load(path).module()
-    return lambda tensors: _call(module, tensors)
+    return lambda tensors: module(*tensors.values())
 
 
 FORMATS = {".onnx": _write_onnx, ".pt2": _write_program}
