@@ -28,33 +28,37 @@ TOLERANCE = 1e-5  # of outputs up to 1, and of larger ones relative to the large
 ABOUT = "about.json"  # inside a .pt2 file
 
 
-class Encoder(nn.Module):
+class Part(nn.Module):
+    """An encoder or a decoder with what makes numbers of its outputs, and nothing else of the model."""
+
+    unused: tuple[str, ...]
+
+    def __init__(self, model: VAE) -> None:
+        super().__init__()
+        self.vae = copy.deepcopy(model).cpu()
+        for other in self.unused:
+            setattr(self.vae, other, None)
+
+
+class Encoder(Part):
     """Give what q(z|x) has of images [N, C, H, W] in [0, 1]."""
 
     unused = ("decoder", "likelihood", "prior")
-
-    def __init__(self, vae: VAE) -> None:
-        super().__init__()
-        self.vae = vae
 
     def forward(self, image: Tensor, *conditions: Tensor) -> Tensors:
         return posterior_tensors(self.vae.encode(image, _labels(image, conditions)))
 
 
-class Decoder(nn.Module):
+class Decoder(Part):
     """Give the mean of p(x|z) at codes [N, Z], [N, C, H, W]."""
 
     unused = ("encoder", "posterior", "prior")
-
-    def __init__(self, vae: VAE) -> None:
-        super().__init__()
-        self.vae = vae
 
     def forward(self, z: Tensor, *conditions: Tensor) -> Tensors:
         return {"image": self.vae.decode(z, _labels(z, conditions)).mean}
 
 
-PARTS: dict[str, type[Encoder] | type[Decoder]] = {"encoder": Encoder, "decoder": Decoder}
+PARTS: dict[str, type[Part]] = {"encoder": Encoder, "decoder": Decoder}
 
 
 def _labels(x: Tensor, conditions: tuple[Tensor, ...]) -> Tensor:
@@ -71,10 +75,7 @@ def write(model: VAE, path: Path, about: Mapping[str, Any]) -> dict[str, float]:
     name = _part(path)
     if path.suffix == ".onnx":
         require_extra("onnx", str(path), "A .pt2 file needs nothing.")
-    inputs = [_examples(model, name, n) for n in BATCHES]
-    part = PARTS[name](copy.deepcopy(model).cpu())
-    for other in part.unused:
-        setattr(part.vae, other, None)
+    inputs, part = [_examples(model, name, n) for n in BATCHES], PARTS[name](model)
     expected = [part(*tensors.values()) for tensors in inputs]
     program, about = _trace(part, name, inputs[0]), {**about, "inputs": [*inputs[0]], "outputs": [*expected[0]]}
     with writing(path), making(path.parent):
