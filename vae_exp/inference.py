@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vae_exp import __version__
 from vae_exp.config import build, targets
 from vae_exp.config.checks import data_name, given_name
 from vae_exp.config.migrations import GONE
@@ -243,7 +242,7 @@ class TrainedVAE:
         groups = ("model", "network", "posterior", "prior", "likelihood")
         config: dict[str, Any] = {name: group for name, group in self.config.items() if name in groups}
         config["dataset"] = data_name(self.config["dataset"])
-        about = {"vae_exp": __version__, "name": self.name, "epoch": self.epoch, "config": config}
+        about = {"name": self.name, "epoch": self.epoch, "config": config}
         return about | ({"class_names": list(self.class_names)} if self.model.n_classes else {})
 
     def images(self, x: Tensor | np.ndarray) -> Tensor:

@@ -164,8 +164,9 @@ def _write_onnx(program: ExportedProgram, path: Path, about: Mapping[str, Any]) 
 
 
 def _write_program(program: ExportedProgram, path: Path, about: Mapping[str, Any]) -> Run:
-    with path.open("xb") as file:
-        torch.export.save(program, file, extra_files={ABOUT: json.dumps(about)})
+    content = io.BytesIO()  # where a disk is full, torch's own writer of files aborts the process
+    torch.export.save(program, content, extra_files={ABOUT: json.dumps(about)})
+    path.write_bytes(content.getbuffer())
     module = torch.export.load(path).module()
     return lambda tensors: module(*tensors.values())
 
