@@ -333,6 +333,8 @@ UNUSED = [
     ("what=classes label=3", "label=3: what=classes does not use it; it is for what=samples, what=reconstructions"),
     ("what=weights format=npz", "format=npz: what=weights does not use it"),
     ("what=weights n=3", "n=3: what=weights does not use it"),
+    ("what=onnx format=npz", "format=npz: what=onnx does not use it"),
+    ("what=pt2 label=3", "label=3: what=pt2 does not use it"),
     ("what=latents temperature=2", "temperature=2: what=latents does not use it; it is for what=samples, what=classes"),
     ("what=samples steps=5", "steps=5: what=samples does not use it; it is for what=interpolations, what=traversals"),
     ("what=samples inputs=.", "inputs=.: what=samples does not use it"),
@@ -534,6 +536,7 @@ WRITTEN = [
     ("what=codes format=csv", "codes.csv"),
     ("what=interpolations animate=true", "interpolations.gif"),
     ("what=weights", "best.safetensors"),
+    ("what=pt2", "encoder.pt2"),
 ]
 
 
@@ -593,7 +596,7 @@ def test_more_classes_than_a_picture_has_room_for(vae_command, conditional):
     "arguments",
     [
         *("n=500 format=npz", "what=weights", "n=500", "what=latents format=npz", "what=traversals animate=true"),
-        *("what=codes", "what=codes format=csv", "what=anomalies"),
+        *("what=codes", "what=codes format=csv", "what=anomalies", "what=onnx", "what=pt2"),
     ],
 )
 def test_a_disk_that_is_full_in_the_middle_is_one_message_and_nothing_stays(vae_command, conditional, arguments):

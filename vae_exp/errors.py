@@ -1,5 +1,6 @@
 """What ends a run: errors with one message and no traceback, which the user can fix, and signals."""
 
+import importlib.util
 import signal
 import sysconfig
 import traceback
@@ -11,6 +12,7 @@ PLACES = [Path(__file__).parent, *(Path(sysconfig.get_path(name)) for name in ("
 
 MAX_LINES = 20  # of a message
 MAX_FRAMES = 4  # of a user's code in one: the first and the last three, of up to four lines each
+EXTRAS = {"parquet": ("pyarrow",), "onnx": ("onnx", "onnxscript", "onnxruntime")}  # pip install 'vae_exp[EXTRA]'
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "_status_alloc_failed")  # the last of cuBLAS and cuDNN
 
 
@@ -87,6 +89,12 @@ def in_users_code(error: Exception) -> UserError | None:
         shown[1 : 1 - MAX_FRAMES] = [f"  ... ({len(shown) - MAX_FRAMES:,} more calls)\n"]
     shown += traceback.format_exception_only(error)
     return UserError(f"code of your own failed:\n{''.join(shown).rstrip()}") if frames else None
+
+
+def require_extra(extra: str, what: str, instead: str) -> None:
+    """Raise UserError, with the command that installs it, unless the packages of an extra are there."""
+    if missing := [package for package in EXTRAS[extra] if importlib.util.find_spec(package) is None]:
+        raise UserError(f"{what}: it needs {', '.join(missing)}: pip install 'vae_exp[{extra}]'. {instead}")
 
 
 def printable(text: object) -> str:

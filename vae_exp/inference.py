@@ -20,7 +20,7 @@ from vae_exp.config.targets import Trust
 from vae_exp.datasets import Data, Split
 from vae_exp.datasets.conditions import spread
 from vae_exp.errors import UserError, composed, first_line, printable
-from vae_exp.evaluation import codes, metrics, samplers
+from vae_exp.evaluation import codes, export, metrics, samplers
 from vae_exp.priors import ByLabel
 from vae_exp.training import checkpoints, restore
 from vae_exp.training.checkpoints import Checkpoint, find
@@ -233,13 +233,28 @@ class TrainedVAE:
         parts = [columns for _, columns in codes.codes(self.encode, rows)]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} | rows.names
 
-    def export(self, path: str | Path) -> None:
-        """Write the weights as PATH.safetensors, with all that vae_exp.load needs. Raises UserError."""
+    @float32()
+    def export(self, path: str | Path) -> dict[str, float]:
+        """Write the weights as PATH.safetensors, with all that vae_exp.load needs, or a network to run without vae_exp.
+
+        A network is encoder.onnx or decoder.onnx, or .pt2 for torch.export; then the largest difference of each of its
+        outputs from PyTorch's is returned. Raises UserError.
+        """
         path, checkpoint, origin = Path(path), self._checkpoint, self._checkpoint.origin
+        if path.suffix in export.FORMATS:
+            return export.write(self.model, path, self._about())
         if origin is not None and origin.from_run is not None and self.path is not None:
             from_here = os.path.relpath(self.path.parent / origin.from_run, path.parent)
             checkpoint = replace(checkpoint, origin=replace(origin, from_run=from_here))
         checkpoints.export(path, checkpoint)
+        return {}
+
+    def _about(self) -> dict[str, Any]:
+        groups = ("model", "network", "posterior", "prior", "likelihood")
+        config: dict[str, Any] = {name: group for name, group in self.config.items() if name in groups}
+        config["dataset"] = data_name(self.config["dataset"])
+        about = {"name": self.name, "epoch": self.epoch, "config": config}
+        return about | ({"class_names": list(self.class_names)} if self.model.n_classes else {})
 
     def images(self, x: Tensor | np.ndarray) -> Tensor:
         """Return [N, C, H, W] floats in [0, 1] on the model's device. Raises UserError for another shape or range."""

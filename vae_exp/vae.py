@@ -74,7 +74,7 @@ class VAE(nn.Module):
         if self.contexts is not None:
             return self.contexts[y]
         if self.n_classes == 0:  # F.one_hot refuses zero classes
-            return torch.empty(len(y), 0, device=y.device)
+            return torch.empty(y.shape[0], 0, device=y.device)
         return F.one_hot(y, self.n_classes).float()
 
     def encode(self, x: Tensor, y: Tensor) -> Posterior:

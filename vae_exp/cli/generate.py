@@ -1,7 +1,6 @@
 """`vae-generate`: draw with trained models."""
 
 import contextlib
-import importlib.util
 import math
 import re
 import shutil
@@ -20,7 +19,7 @@ from tqdm import tqdm
 from vae_exp.cli import common
 from vae_exp.config.checks import CONF_DIR, as_typed, flatten
 from vae_exp.config.schema import GENERATE_RULES, PICTURES, GenerateOptions
-from vae_exp.errors import UserError, printable
+from vae_exp.errors import UserError, printable, require_extra
 from vae_exp.files import atomic_write, expand, making, partial_of, read_yaml, require_no_links, writing
 from vae_exp.training.console import echo
 from vae_exp.training.run_dir import GENERATED, LATEST
@@ -138,7 +137,8 @@ usage: vae-generate checkpoint=PATH [KEY=VALUE ...]
   vae-generate checkpoint=latest format=pdf title=none                  for a paper; scale=4 for a slide
   vae-generate checkpoint=latest what=reconstructions inputs=FOLDER     your own images
   vae-generate checkpoint=latest what=codes split=all format=csv        the code of every image; log=true: to W&B too
-  vae-generate checkpoint=latest what=anomalies inputs=FOLDER n=20      the least likely of your own images"""
+  vae-generate checkpoint=latest what=anomalies inputs=FOLDER n=20      the least likely of your own images
+  vae-generate checkpoint=latest what=onnx                              encoder.onnx and decoder.onnx"""
 
 ANIMATED = ("interpolations", "traversals")
 MAX_SIDE = 100  # of the manifold in one picture: 10,000 images, as many as any picture has
@@ -205,6 +205,8 @@ def generate(options: GenerateOptions) -> Path:
         if options["what"] == "weights":
             written = folder / f"{_name(options).replace('weights', source.stem, 1)}.safetensors"
             model.export(written)
+        elif options["what"] in ("onnx", "pt2"):
+            written = _write_networks(model, options["what"], folder)
         elif options["what"] == "latents":
             written = _write_latents(model, options, target)
         elif options["what"] == "codes":
@@ -235,8 +237,10 @@ def _check(options: GenerateOptions) -> None:
     formats = FORMATS.get(what, (*PICTURES, "files", "npz"))
     if options["format"] not in formats:
         raise UserError(f"format={options['format']}: what={what} is written as {', '.join(formats)}.")
-    if options["format"] == "parquet" and importlib.util.find_spec("pyarrow") is None:
-        raise UserError("format=parquet: it needs pyarrow: pip install 'vae_exp[parquet]'. format=csv needs nothing.")
+    if options["format"] == "parquet":
+        require_extra("parquet", "format=parquet", "format=csv needs nothing.")
+    if what == "onnx":
+        require_extra("onnx", "what=onnx", "what=pt2 needs nothing.")
     if options["split"] == "all" and what not in ("codes", "anomalies"):
         raise UserError(f"split=all: what={what} takes test, val or train; all is for what=codes and what=anomalies.")
     if what in ("latents", "manifold") and options["dims"] is not None and len(options["dims"]) != 2:
@@ -272,6 +276,15 @@ def _name(options: GenerateOptions) -> str:
             text = re.sub(r"[^\w.+-]", "-", text)  # a label may be any text
             parts.append(f"{key}-{text}")
     return "_".join(parts)
+
+
+def _write_networks(model: "TrainedVAE", kind: str, folder: Path) -> Path:
+    """Write the encoder and the decoder to run without vae_exp; say how far they are from PyTorch's."""
+    for part in ("encoder", "decoder"):
+        differences = model.export(path := folder / f"{part}.{kind}")
+        said = ", ".join(f"{name} {difference:.1e}" for name, difference in differences.items())
+        echo(f"{path.name}: {path.stat().st_size:,} bytes; largest difference from PyTorch: {said}")
+    return folder
 
 
 def _write_latents(model: "TrainedVAE", options: GenerateOptions, target: Path) -> Path:

@@ -461,6 +461,8 @@ class GenerateOptions(TypedDict):
         "codes",
         "anomalies",
         "weights",
+        "onnx",
+        "pt2",
     ]
     n: Count | None
     label: Annotated[int | str | list[Any] | dict[str, Any], LABEL] | None

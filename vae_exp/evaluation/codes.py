@@ -85,11 +85,16 @@ def codes(encode: Callable[[Tensor, Tensor], Posterior], rows: Rows) -> Iterator
         yield x, columns | posterior_columns(encode(x, y))
 
 
-def posterior_columns(q: Posterior) -> Columns:
+def posterior_tensors(q: Posterior) -> dict[str, Tensor]:
     """Return what q(z|x) has of each image: its mean, and what else; of a flow the Gaussian that it starts from."""
     base = {f"base_{name}": values for name, values in parameters(q.base).items()} if hasattr(q, "base") else None
-    columns = {"mean": q.mean} | (parameters(q) if base is None else base)
-    return {name: values.cpu().numpy() for name, values in columns.items() if hasattr(values, "cpu")}
+    tensors = {"mean": q.mean} | (parameters(q) if base is None else base)
+    return {name: values for name, values in tensors.items() if isinstance(values, Tensor)}
+
+
+def posterior_columns(q: Posterior) -> Columns:
+    """Return the tensors of q(z|x) as columns."""
+    return {name: values.cpu().numpy() for name, values in posterior_tensors(q).items()}
 
 
 class Sample:

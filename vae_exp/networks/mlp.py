@@ -111,7 +111,7 @@ class MLP(nn.Module):
         self.out_shape = tuple(out_shape)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        return self.layers(with_context(x.flatten(1), context)).view(len(x), *self.out_shape)
+        return self.layers(with_context(x.flatten(1), context)).view(x.shape[0], *self.out_shape)
 
 
 def with_context(x: Tensor, context: Tensor) -> Tensor:
