@@ -1,6 +1,7 @@
 """Several labels and numbers as conditions: what a model is given, what people type, and what is measured of it."""
 
 import csv
+import importlib.util
 import json
 from pathlib import Path
 
@@ -229,3 +230,25 @@ def test_conditions_that_do_not_fit_are_no_conditions():
         Conditions(["a"], [["x", "y"]], 1, [2])
     with pytest.raises(ValueError, match="not numbers"):
         Conditions(["a"], [["x", "y"]], 0, [0, 1])
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("onnxruntime"), reason="the extra onnx is not installed")
+@pytest.mark.parametrize("kind", ["onnx", "pt2"])
+def test_exported_networks_take_each_condition_by_its_name(trained, kind):
+    """Also between the values of the data; with constant numbers nothing is divided by 0."""
+    _, run = trained(*SPRITES, *GIVEN, *SMALL)
+    model, label = vae_exp.load(run), ["heart", 4, 12.5]
+    inputs = {"z": torch.randn(2, 3), "condition_shape": torch.ones(2).long(), "condition_scale": torch.ones(2).long()}
+    inputs["condition_x"] = torch.full((2,), 12.5)
+    model.export(f"decoder.{kind}")
+    if kind == "onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession("decoder.onnx")
+        assert [one.name for one in session.get_inputs()] == list(inputs)
+        image = torch.from_numpy(session.run(None, {name: values.numpy() for name, values in inputs.items()})[0])
+        about = json.loads(session.get_modelmeta().custom_metadata_map["conditions"])
+        assert about["shape"] == NAMES and len(about["x"]) == 2
+    else:
+        image = torch.export.load("decoder.pt2").module()(*inputs.values())["image"]
+    torch.testing.assert_close(image, model.decode(inputs["z"], label), atol=1e-5, rtol=0)

@@ -242,7 +242,7 @@ class TrainedVAE:
         """
         path, checkpoint, origin = Path(path), self._checkpoint, self._checkpoint.origin
         if path.suffix in export.FORMATS:
-            return export.write(self.model, path, self._about())
+            return export.write(self.model, path, self._about(), self.conditions)
         if origin is not None and origin.from_run is not None and self.path is not None:
             from_here = os.path.relpath(self.path.parent / origin.from_run, path.parent)
             checkpoint = replace(checkpoint, origin=replace(origin, from_run=from_here))
@@ -254,6 +254,8 @@ class TrainedVAE:
         config: dict[str, Any] = {name: group for name, group in self.config.items() if name in groups}
         config["dataset"] = data_name(self.config["dataset"])
         about = {"name": self.name, "epoch": self.epoch, "config": config}
+        if self.conditions is not None:
+            return about | {"conditions": self.conditions.about()}
         return about | ({"class_names": list(self.class_names)} if self.model.n_classes else {})
 
     def images(self, x: Tensor | np.ndarray) -> Tensor:

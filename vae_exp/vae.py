@@ -70,7 +70,12 @@ class VAE(nn.Module):
         return self
 
     def context(self, y: Tensor) -> Tensor:
-        """Return what the networks see of labels y [B], one-hot or contexts [B, W]; without labels [B, 0]."""
+        """Return what the networks see of labels y [B], one-hot or contexts [B, W]; without labels [B, 0].
+
+        y may be contexts [B, W] themselves.
+        """
+        if y.is_floating_point():
+            return y
         if self.contexts is not None:
             return self.contexts[y]
         if self.n_classes == 0:  # F.one_hot refuses zero classes

@@ -108,6 +108,24 @@ class Conditions:
                 parts.append(torch.tensor(scaled, dtype=torch.float32)[column, None])
         return torch.cat(parts, 1)
 
+    def join(self, values: Sequence[Tensor]) -> Tensor:
+        """Return the contexts [N, W] of values in the order of names: of labels their numbers, int64 [N]."""
+        parts = [F.one_hot(values[i], len(self.values[i])).float() for i in range(self.n_labels)]
+        for number, (low, high) in zip(values[self.n_labels :], self.ranges, strict=True):
+            parts.append((number.float()[:, None] - (low + high) / 2) * (2 / (high - low) if high > low else 0.0))
+        return torch.cat(parts, 1)
+
+    def given(self, y: Tensor) -> dict[str, Tensor]:
+        """Return what labels y [N] stand for, each [N] by its name: of labels their numbers, int64."""
+        columns = torch.tensor(self.rows).view(-1, len(self.names))[y.cpu()].T
+        numbers = [torch.tensor([float(text) for text in values]) for values in self.values[self.n_labels :]]
+        parts = [*columns[: self.n_labels], *map(torch.take, numbers, columns[self.n_labels :])]
+        return dict(zip(self.names, parts, strict=True))
+
+    def about(self) -> dict[str, list[Any]]:
+        """Return the values of each label, and the range of each number in training, by their names."""
+        return dict(zip(self.names, [*self.values[: self.n_labels], *map(list, self.ranges)], strict=True))
+
     def _scaled(self, i: int, value: float) -> float:
         low, high = self.ranges[i - self.n_labels]
         return 2 * (value - low) / (high - low) - 1 if high > low else 0.0

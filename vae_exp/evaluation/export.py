@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from vae_exp.datasets.conditions import Conditions
 from vae_exp.errors import UserError, first_line, require_extra
 from vae_exp.evaluation.codes import posterior_tensors
 from vae_exp.files import making, partial_of, writing
@@ -33,11 +34,18 @@ class Part(nn.Module):
 
     unused: tuple[str, ...]
 
-    def __init__(self, model: VAE) -> None:
+    def __init__(self, model: VAE, conditions: Conditions | None) -> None:
         super().__init__()
+        self.conditions = conditions
         self.vae = copy.deepcopy(model).cpu()
         for other in self.unused:
             setattr(self.vae, other, None)
+
+    def labels(self, x: Tensor, given: tuple[Tensor, ...]) -> Tensor:
+        """Return the labels of x [N, ...], or what the networks see of several conditions."""
+        if self.conditions is not None:
+            return self.conditions.join(given)
+        return given[0] if given else torch.zeros(x.shape[0], dtype=torch.long)
 
 
 class Encoder(Part):
@@ -46,7 +54,7 @@ class Encoder(Part):
     unused = ("decoder", "likelihood", "prior")
 
     def forward(self, image: Tensor, *conditions: Tensor) -> Tensors:
-        return posterior_tensors(self.vae.encode(image, _labels(image, conditions)))
+        return posterior_tensors(self.vae.encode(image, self.labels(image, conditions)))
 
 
 class Decoder(Part):
@@ -55,18 +63,14 @@ class Decoder(Part):
     unused = ("encoder", "posterior", "prior")
 
     def forward(self, z: Tensor, *conditions: Tensor) -> Tensors:
-        return {"image": self.vae.decode(z, _labels(z, conditions)).mean}
+        return {"image": self.vae.decode(z, self.labels(z, conditions)).mean}
 
 
 PARTS: dict[str, type[Part]] = {"encoder": Encoder, "decoder": Decoder}
 
 
-def _labels(x: Tensor, conditions: tuple[Tensor, ...]) -> Tensor:
-    return conditions[0] if conditions else torch.zeros(x.shape[0], dtype=torch.long)
-
-
 @torch.no_grad()
-def write(model: VAE, path: Path, about: Mapping[str, Any]) -> dict[str, float]:
+def write(model: VAE, path: Path, about: Mapping[str, Any], conditions: Conditions | None) -> dict[str, float]:
     """Write the part of a model that path names, as .onnx or .pt2, with JSON values that say what it is.
 
     The file is run in two sizes of batch before it takes its place; returned is how far each of its outputs is from
@@ -75,7 +79,7 @@ def write(model: VAE, path: Path, about: Mapping[str, Any]) -> dict[str, float]:
     name = _part(path)
     if path.suffix == ".onnx":
         require_extra("onnx", str(path), "A .pt2 file needs nothing.")
-    inputs, part = [_examples(model, name, n) for n in BATCHES], PARTS[name](model)
+    inputs, part = [_examples(model, name, n, conditions) for n in BATCHES], PARTS[name](model, conditions)
     expected = [part(*tensors.values()) for tensors in inputs]
     program, about = _trace(part, name, inputs[0]), {**about, "inputs": [*inputs[0]], "outputs": [*expected[0]]}
     with writing(path), making(path.parent):
@@ -99,15 +103,17 @@ def _part(path: Path) -> str:
     return name
 
 
-def _examples(model: VAE, name: str, n: int) -> Tensors:
-    """Return n codes of the prior, or n images drawn at them, with labels where the model takes them."""
+def _examples(model: VAE, name: str, n: int, conditions: Conditions | None) -> Tensors:
+    """Return n codes of the prior, or n images drawn at them, with what the model is told beside them."""
     noise = torch.Generator().manual_seed(0)
     y = torch.arange(n, device=model.device) % max(model.n_classes, 1)
     z = model.prior_sample(n, noise, y) if model.stochastic else torch.randn(n, model.z_dim, generator=noise)
-    conditions = {"label": y.cpu()} if model.n_classes else {}
+    given = {"label": y.cpu()} if model.n_classes else {}
+    if conditions is not None:
+        given = {f"condition_{name}": values for name, values in conditions.given(y.cpu()).items()}
     if name == "decoder":
-        return {"z": z.cpu()} | conditions
-    return {"image": model.decode(z.to(model.device), y).mean.clamp(0, 1).cpu()} | conditions
+        return {"z": z.cpu()} | given
+    return {"image": model.decode(z.to(model.device), y).mean.clamp(0, 1).cpu()} | given
 
 
 def _trace(part: nn.Module, name: str, tensors: Tensors) -> ExportedProgram:
