@@ -257,7 +257,7 @@ def export(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint's weights as safetensors; what rebuilds the model goes into its metadata as JSON."""
     if path.suffix != SAFETENSORS:
         takes = (
-            f"weights are written as safetensors, so its name must end in {SAFETENSORS}, or in .html for the explorer"
+            f"weights are written as safetensors, so its name must end in {SAFETENSORS}; the explorer as .html"
         )
         raise UserError(f"{path}: {takes}.")
     weights = {name: tensor.contiguous() for name, tensor in checkpoint.model.items()}
