@@ -61,8 +61,8 @@ function link() {
   return `#z=${z}&given=${choices}&images=${view.ends}&between=${Number(view.t.toFixed(3))}&pad=${view.pad}`;
 }
 
-function readLink() {
-  const given = new URLSearchParams(location.hash.slice(1));
+function readLink(hash) {
+  const given = new URLSearchParams(hash.slice(1));
   const read = (name, old, isRight) => {
     const numbers = (given.get(name) ?? "").split(",").map(Number);
     const isWhole = given.get(name) && numbers.length === old.length;
@@ -76,6 +76,7 @@ function readLink() {
   });
   view.ends = read("images", view.ends, isIndex(page.images.length));
   [view.t] = read("between", [view.t], value => value >= 0 && value <= 1);
+  view.end = Math.round(view.t);
   view.pad = read("pad", view.pad, isIndex(Z));
   update();
 }
@@ -270,5 +271,5 @@ place("between").append(endButton(0), slider("between A and B", 0, 1, () => view
 place("between").append(following(() => view.t.toFixed(2)));
 place("thumbnails").append(...page.images.map(thumbnail));
 preparePad();
-addEventListener("hashchange", readLink);
-readLink();
+addEventListener("hashchange", event => readLink(new URL(event.newURL).hash)); // by now it may be an older view's
+readLink(location.hash);
