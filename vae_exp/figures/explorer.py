@@ -133,7 +133,7 @@ class Layers:
         """Add a transposed convolution of weight [inputs, outputs, H, W]."""
         bias = torch.zeros_like(weight[0, :, 0, 0]) if bias is None else bias
         sizes = {"kernel": list(weight.shape[2:]), "stride": list(stride), "padding": list(padding)}
-        kept = {"weight": self._keep(weight.permute(0, 2, 3, 1)), "bias": self._keep(bias)}
+        kept = {"weight": self._keep(weight.permute(2, 3, 0, 1)), "bias": self._keep(bias)}
         return {"name": "spread", "extra": list(extra)} | sizes | kept
 
     def _affine(self, layer: nn.GroupNorm) -> dict[str, Any]:
@@ -240,7 +240,7 @@ def _latents(kl_per_dim: list[float], codes: Tensor) -> list[dict[str, Any]]:
     has_kl = any(kl_per_dim)
     told = kl_per_dim if has_kl else codes.std(0, correction=0).tolist()
     order = sorted(range(len(told)), key=lambda dim: -told[dim])
-    return [{"dim": dim, "about": f"{told[dim]:.2f} nats" if has_kl else f"spread {told[dim]:.2g}"} for dim in order]
+    return [{"dim": dim, "about": f"{told[dim]:.2f} nats" if has_kl else f"spread {told[dim]:.2f}"} for dim in order]
 
 
 def _controls(model: VAE, class_names: Sequence[str]) -> list[dict[str, Any]]:

@@ -56,28 +56,42 @@ function run(operations, x) {
   return x;
 }
 
-// A transposed convolution: every number adds its kernel [kernel height, kernel width, channels] around its place.
+// A transposed convolution: each pixel adds its numbers times the kernel [height, width, numbers, channels] around its
+// place. Zeros are passed over, as half of the numbers are after a ReLU; the others go four at a time, for speed.
 function spread(x, { weight, bias, kernel, stride, padding, extra }) {
   const channels = bias.length;
   const [height, width] = [x.height, x.width].map((n, i) => (n - 1) * stride[i] - 2 * padding[i] + kernel[i] + extra[i]);
   const data = new Float32Array(height * width * channels);
   for (let i = 0; i < data.length; i += channels) data.set(bias, i);
-  for (let channel = 0; channel < x.channels; channel++) {
-    for (let place = 0; place < x.height * x.width; place++) {
-      const value = x.data[place * x.channels + channel];
-      if (value === 0) continue; // as half of them are after a ReLU
-      const top = Math.floor(place / x.width) * stride[0] - padding[0];
-      const left = (place % x.width) * stride[1] - padding[1];
-      for (let ky = Math.max(0, -top); ky < Math.min(kernel[0], height - top); ky++) {
-        for (let kx = Math.max(0, -left); kx < Math.min(kernel[1], width - left); kx++) {
-          const from = ((channel * kernel[0] + ky) * kernel[1] + kx) * channels;
-          const to = ((top + ky) * width + left + kx) * channels;
-          for (let i = 0; i < channels; i++) data[to + i] += value * weight[from + i];
-        }
+  const [values, rows] = [new Float32Array(x.channels + 3), new Int32Array(x.channels + 3)];
+  for (let place = 0; place < x.height * x.width; place++) {
+    let count = 0;
+    for (let i = 0; i < x.channels; i++) {
+      const value = x.data[place * x.channels + i];
+      if (value === 0) continue;
+      values[count] = value;
+      rows[count++] = i * channels;
+    }
+    values.fill(0, count);
+    const top = Math.floor(place / x.width) * stride[0] - padding[0];
+    const left = (place % x.width) * stride[1] - padding[1];
+    for (let ky = Math.max(0, -top); ky < Math.min(kernel[0], height - top); ky++) {
+      for (let kx = Math.max(0, -left); kx < Math.min(kernel[1], width - left); kx++) {
+        const from = (ky * kernel[1] + kx) * x.channels * channels;
+        const to = ((top + ky) * width + left + kx) * channels;
+        for (let k = 0; k < count; k += 4) addRows(data, to, channels, weight, from, values, rows, k);
       }
     }
   }
   return { data, height, width, channels };
+}
+
+function addRows(data, to, channels, weight, from, values, rows, k) {
+  const [u, v, w, x] = [values[k], values[k + 1], values[k + 2], values[k + 3]];
+  const [a, b, c, d] = [from + rows[k], from + rows[k + 1], from + rows[k + 2], from + rows[k + 3]];
+  for (let i = 0; i < channels; i++) {
+    data[to + i] += u * weight[a + i] + v * weight[b + i] + w * weight[c + i] + x * weight[d + i];
+  }
 }
 
 function glu({ data, height, width, channels }) {
@@ -129,7 +143,7 @@ function residual(x, { operations }) {
   return { ...x, data: x.data.map((value, i) => value + more[i]) };
 }
 
-// Put weights in the place of where they begin and end.
+// Put weights in the place of the numbers that say where they begin and end.
 function withWeights(operations, weights) {
   return operations.map(each => {
     const found = { ...each };
