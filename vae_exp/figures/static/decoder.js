@@ -1,5 +1,5 @@
-// Runs a decoder: operations in turn on images { data [height, width, channels], height, width, channels }. A code is an
-// image of one pixel, and a linear layer a transposed convolution of it with a kernel of 1x1.
+// Runs a decoder: operations in turn on images { data [height, width, channels], height, width, channels }. A code is
+// an image of one pixel, and a linear layer a transposed convolution of it with a kernel of 1x1.
 
 function bytesOf(base64) {
   const text = atob(base64);
@@ -60,7 +60,8 @@ function run(operations, x) {
 // place. Zeros are passed over, as half of the numbers are after a ReLU; the others go four at a time, for speed.
 function spread(x, { weight, bias, kernel, stride, padding, extra }) {
   const channels = bias.length;
-  const [height, width] = [x.height, x.width].map((n, i) => (n - 1) * stride[i] - 2 * padding[i] + kernel[i] + extra[i]);
+  const sizeOf = (n, i) => (n - 1) * stride[i] - 2 * padding[i] + kernel[i] + extra[i];
+  const [height, width] = [x.height, x.width].map(sizeOf);
   const data = new Float32Array(height * width * channels);
   for (let i = 0; i < data.length; i += channels) data.set(bias, i);
   const [values, rows] = [new Float32Array(x.channels + 3), new Int32Array(x.channels + 3)];
@@ -109,7 +110,8 @@ function normalise(x, { groups, eps, weight, bias }) {
   const mean = sum.map(all => (all * groups) / x.data.length);
   x.data.forEach((value, i) => (squares[groupOf(i)] += (value - mean[groupOf(i)]) ** 2));
   const factor = squares.map(all => 1 / Math.sqrt((all * groups) / x.data.length + eps));
-  return scale({ ...x, data: x.data.map((value, i) => (value - mean[groupOf(i)]) * factor[groupOf(i)]) }, { weight, bias });
+  const data = x.data.map((value, i) => (value - mean[groupOf(i)]) * factor[groupOf(i)]);
+  return scale({ ...x, data }, { weight, bias });
 }
 
 function scale(x, { weight, bias }) {

@@ -43,7 +43,8 @@ function update() {
     isAsked = false;
     const start = performance.now();
     paint(decode());
-    place("about").textContent = `${page.shape.slice(1).join("×")} pixels in ${(performance.now() - start).toFixed(1)} ms`;
+    const milliseconds = (performance.now() - start).toFixed(1);
+    place("about").textContent = `${page.shape.slice(1).join("×")} pixels in ${milliseconds} ms`;
     for (const each of shown) each();
   });
   clearTimeout(saving);
@@ -56,17 +57,17 @@ const shown = [];
 // The link. Anybody may have written it: what is no number of ours stays as it is.
 
 function link() {
-  const z = Array.from(view.z, value => Number(value.toFixed(4)));
+  const z = Array.from(view.z, value => Number(value.toPrecision(9))); // all that 32 bits hold
   const choices = view.choices.join(",");
-  return `#z=${z}&given=${choices}&images=${view.ends}&between=${Number(view.t.toFixed(3))}&pad=${view.pad}`;
+  return `#z=${z}&given=${choices}&images=${view.ends}&between=${view.t}&pad=${view.pad}`;
 }
 
 function readLink(hash) {
   const given = new URLSearchParams(hash.slice(1));
   const read = (name, old, isRight) => {
     const numbers = (given.get(name) ?? "").split(",").map(Number);
-    const isWhole = given.get(name) && numbers.length === old.length;
-    return isWhole ? old.map((value, i) => (Number.isFinite(numbers[i]) && isRight(numbers[i], i) ? numbers[i] : value)) : old;
+    if (!given.get(name) || numbers.length !== old.length) return old;
+    return old.map((value, i) => (Number.isFinite(numbers[i]) && isRight(numbers[i], i) ? numbers[i] : value));
   };
   const isIndex = length => value => Number.isInteger(value) && value >= 0 && value < length;
   view.z = Float32Array.from(read("z", Array.from(view.z), value => Math.abs(value) < 1e6));
@@ -103,11 +104,6 @@ function moveBetween(t) {
   view.t = t;
   view.z = a.map((value, i) => (1 - t) * value + t * b[i]);
   view.choices = [...page.images[view.ends[Math.round(t)]].choices];
-  update();
-}
-
-function moveLatent(dim, value) {
-  view.z[dim] = value;
   update();
 }
 
@@ -156,7 +152,11 @@ function controlOf(control, i) {
 }
 
 function sliderOf({ dim, about }, i) {
-  const range = slider(`z${dim}, ${about}`, page.low[dim], page.high[dim], () => view.z[dim], value => moveLatent(dim, value));
+  const move = value => {
+    view.z[dim] = value;
+    update();
+  };
+  const range = slider(`z${dim}, ${about}`, page.low[dim], page.high[dim], () => view.z[dim], move);
   const value = following(() => view.z[dim].toFixed(2));
   return element("label", { hidden: i >= FIRST }, `z${dim}`, element("small", {}, about), range, value);
 }
@@ -206,7 +206,7 @@ function preparePad() {
     const size = event.shiftKey ? 0.1 : 0.02;
     move(step.map((way, i) => partOf(view.z[view.pad[i]], i) + way * size));
   });
-  const dots = page.images.map(() => svg("circle", { r: 3 }));
+  const dots = page.images.map(() => svg("circle", { r: 3, class: "code" }));
   const handle = svg("circle", { r: 8, class: "at" });
   const lines = [svg("line", { y1: 0, y2: 200 }), svg("line", { x1: 0, x2: 200 })];
   pad.append(...lines, ...dots, handle);
@@ -215,10 +215,11 @@ function preparePad() {
     const [x, y] = at(page.means[momentsOf()]);
     filled(lines[0], { x1: x, x2: x }, []);
     filled(lines[1], { y1: y, y2: y }, []);
-    dots.forEach((dot, i) => put(dot, at(codeOf(i))).setAttribute("class", view.ends.includes(i) ? "code chosen" : "code"));
+    dots.forEach((dot, i) => put(dot, at(codeOf(i))).classList.toggle("chosen", view.ends.includes(i)));
     put(handle, at(view.z));
     const [a, b] = view.pad;
-    pad.setAttribute("aria-label", `z${a} ${view.z[a].toFixed(2)} across, z${b} ${view.z[b].toFixed(2)} up; arrows move it`);
+    const says = `z${a} ${view.z[a].toFixed(2)} across, z${b} ${view.z[b].toFixed(2)} up; arrows move it`;
+    pad.setAttribute("aria-label", says);
   });
 }
 
@@ -257,7 +258,9 @@ function thumbnail(image, i) {
 }
 
 place("title").textContent = page.title;
-place("says").textContent = `The decoder is in this page. Latents that tell more about an image come first; a slider goes to three standard deviations of the ${page.is_stochastic ? "prior" : "codes"} either way.`;
+place("says").textContent =
+  "The decoder is in this page. Latents that tell more about an image come first; a slider goes to three standard " +
+  `deviations of the ${page.is_stochastic ? "prior" : "codes"} either way.`;
 if (Math.max(...page.shape.slice(1)) <= 128) place("picture").className = "small";
 view.choices = page.images[0].choices.length ? [...page.images[0].choices] : page.controls.map(({ low }) => low ?? 0);
 view.pad = page.latents.slice(0, 2).map(({ dim }) => dim);
