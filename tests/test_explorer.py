@@ -231,6 +231,28 @@ def test_random_draws_from_the_prior(trained, see):
 
 
 @needs_browser
+def test_several_conditions_stand_side_by_side_in_the_context(of_digits, see):
+    """Ten classes read as nine and a number, which the page takes in the place of the tenth."""
+    model, path, data = of_digits
+    data["controls"] = [
+        {"name": "kind", "values": list("abcdefghi"), "width": 9},
+        {"name": "dose", "low": -1, "high": 2},
+    ]
+    data["images"] = [image | {"choices": [0, 0.5]} for image in data["images"]]
+    text = re.sub(
+        r'(id="explorer">).*?(</script>)', lambda part: part[1] + json.dumps(data) + part[2], path.read_text()
+    )
+    Path("two.html").write_text(text)
+    z = np.linspace(-1, 1, 24).round(4)
+    page = see(Path("two.html").resolve(), f"#z={','.join(map(str, z))}")
+    page.get_by_label("kind").select_option("d")
+    page.get_by_label("dose").fill("1.25")
+    context = torch.tensor([[0.0, 0, 0, 1, 0, 0, 0, 0, 0, 1.25]])
+    x = model.model.likelihood(model.model.decoder(torch.tensor(z[None]).float(), context)).mean[0, 0]
+    assert np.abs(shown(page)[..., 0] - (255 * x).round().numpy()).max() <= 1
+
+
+@needs_browser
 def test_text_of_strangers_stays_text(trained, see):
     model = vae_exp.load(trained("model=conditional")[1], device="cpu")
     model.class_names = [STRANGE] * 10
