@@ -231,25 +231,32 @@ def test_random_draws_from_the_prior(trained, see):
 
 
 @needs_browser
-def test_several_conditions_stand_side_by_side_in_the_context(of_digits, see):
-    """Ten classes read as nine and a number, which the page takes in the place of the tenth."""
-    model, path, data = of_digits
-    data["controls"] = [
-        {"name": "kind", "values": list("abcdefghi"), "width": 9},
-        {"name": "dose", "low": -1, "high": 2},
-    ]
-    data["images"] = [image | {"choices": [0, 0.5]} for image in data["images"]]
-    text = re.sub(
-        r'(id="explorer">).*?(</script>)', lambda part: part[1] + json.dumps(data) + part[2], path.read_text()
-    )
-    Path("two.html").write_text(text)
-    z = np.linspace(-1, 1, 24).round(4)
-    page = see(Path("two.html").resolve(), f"#z={','.join(map(str, z))}")
-    page.get_by_label("kind").select_option("d")
-    page.get_by_label("dose").fill("1.25")
-    context = torch.tensor([[0.0, 0, 0, 1, 0, 0, 0, 0, 0, 1.25]])
-    x = model.model.likelihood(model.model.decoder(torch.tensor(z[None]).float(), context)).mean[0, 0]
-    assert np.abs(shown(page)[..., 0] - (255 * x).round().numpy()).max() <= 1
+def test_several_labels_and_a_number_are_conditions(trained, see):
+    given = (*SPRITES, "model=conditional", "model.z_dim=4", "dataset.label=[shape,scale]")
+    model, path, data = written(trained(*given, "dataset.condition=[x]", "max_steps=20")[1])
+    low, high = model.conditions.ranges[0]
+    page = see(path)
+    start = data["images"][0]["choices"]
+    assert page.locator("#controls output").inner_text() == f"{start[2]:g}"
+    page.locator("#controls select").nth(1).select_option(index=0)
+    page.locator("#controls select").first.select_option("heart")
+    for x in (low, 0.3 * low + 0.7 * high):
+        page.locator("#controls input").fill(str(x))
+        z = [values(page)[dim] for dim in range(4)]
+        page.evaluate(FOLLOW, f"z={','.join(map(str, z))}")
+        label = {"shape": "heart", "scale": model.conditions.values[1][0], "x": x}
+        assert np.abs(shown(page) - drawn(model, z, label)).max() <= 1, x
+
+    model, path, data = written(trained(*given, "prior=by_label", "max_steps=1", folder="by_label")[1])
+    with torch.no_grad():
+        model.model.prior.mean.normal_()
+    model.export(path)
+    page = see(path)
+    page.locator("#thumbnails button").nth(2).click()
+    page.get_by_text("reset").click()
+    y = [*map(tuple, data["labels"])].index(tuple(data["images"][2]["choices"]))
+    assert [values(page)[dim] for dim in range(4)] == pytest.approx(model.model.prior.mean[y].tolist(), abs=0.006)
+    assert model.class_names[y].split(", ")[0] == data["controls"][0]["values"][data["images"][2]["choices"][0]]
 
 
 @needs_browser

@@ -266,7 +266,7 @@ class TrainedVAE:
     def _explorer(self, split: Split) -> str:
         from vae_exp.figures import explorer
 
-        return explorer.page(self.model, split, self.class_names, self.kl_per_dim, self.name)
+        return explorer.page(self.model, split, self.class_names, self.conditions, self.kl_per_dim, self.name)
 
     def images(self, x: Tensor | np.ndarray) -> Tensor:
         """Return [N, C, H, W] floats in [0, 1] on the model's device. Raises UserError for another shape or range."""

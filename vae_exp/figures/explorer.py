@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from vae_exp import webpage
 from vae_exp.datasets import Split
+from vae_exp.datasets.conditions import Conditions
 from vae_exp.errors import UserError
 from vae_exp.evaluation import metrics
 from vae_exp.figures import grids
@@ -32,14 +33,16 @@ N_IMAGES = 24  # to start from
 N_CODES = 1000  # of held-out images, whose spread is measured
 N_DRAWS = 256  # of a prior that the page cannot draw from itself
 RANGE = 3.0  # standard deviations of a latent, either way
-MAX_ERROR = 0.5 / 255  # of a pixel by rounding weights to 16 bits: as much again is left for the byte
+MAX_ERROR = 0.5 / 255  # of a pixel by rounding weights to 16 bits: at codes that are not tried it may be more
+Operation = dict[str, Any]
+Size = Sequence[int]
 STATIC = Path(__file__).with_name("static")
 MEANS: dict[str, Callable[[Tensor], Tensor]] = {
     "linear": lambda outputs: outputs,
     "sigmoid": torch.sigmoid,
     "continuous_bernoulli": lambda outputs: continuous_bernoulli()(outputs).mean,
 }
-FUNCTIONS: dict[type[nn.Module], Callable[[Any], dict[str, Any] | None]] = {
+FUNCTIONS: dict[type[nn.Module], Callable[[Any], Operation | None]] = {
     nn.ReLU: lambda layer: {"name": "relu"},
     nn.LeakyReLU: lambda layer: {"name": "leaky_relu", "slope": layer.negative_slope},
     nn.ELU: lambda layer: {"name": "elu", "alpha": layer.alpha},
@@ -61,7 +64,7 @@ KNOWN = (
 class Layers:
     """The operations of a network for the page, and their weights one after another."""
 
-    operations: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    operations: list[Operation] = dataclasses.field(default_factory=list)
     weights: list[Tensor] = dataclasses.field(default_factory=list)
 
     def follow(self, module: nn.Module, x: Tensor) -> Tensor:
@@ -83,7 +86,7 @@ class Layers:
             x = self.follow(child, x)
         return x
 
-    def _operation(self, layer: Any, x: Tensor) -> dict[str, Any] | None:
+    def _operation(self, layer: Any, x: Tensor) -> Operation | None:
         """Return a layer as an operation on x, or None for a module that is none, or does more than the page's."""
         kind, is_image = type(layer), x.ndim == 4
         if kind in FUNCTIONS:
@@ -93,7 +96,10 @@ class Layers:
         if kind in (nn.Conv2d, nn.ConvTranspose2d) and is_image:
             return self._convolution(layer)
         if kind is nn.GroupNorm:
-            return {"name": "group_norm", "groups": layer.num_groups, "eps": layer.eps} | self._affine(layer)
+            ones = torch.ones(layer.num_channels)
+            weight, bias = (ones, 0 * ones) if layer.weight is None else (layer.weight, layer.bias)
+            affine = {"weight": self._keep(weight), "bias": self._keep(bias)}
+            return {"name": "group_norm", "groups": layer.num_groups, "eps": layer.eps} | affine
         if kind in (nn.BatchNorm1d, nn.BatchNorm2d) and layer.running_var is not None:
             scale = (layer.running_var + layer.eps).rsqrt() * (1 if layer.weight is None else layer.weight)
             shift = (0 if layer.bias is None else layer.bias) - layer.running_mean * scale
@@ -110,36 +116,25 @@ class Layers:
             return {"name": "reshape", "shape": list(shape)}
         return None
 
-    def _convolution(self, layer: Any) -> dict[str, Any] | None:
+    def _convolution(self, layer: Any) -> Operation | None:
         usual = layer.groups == 1 and layer.dilation == (1, 1) and layer.padding_mode == "zeros"
         if not usual or isinstance(layer.padding, str):
             return None
         if isinstance(layer, nn.ConvTranspose2d):
-            extra = list(layer.output_padding)
-            return self._spread(layer.weight, layer.bias, layer.stride, layer.padding, extra)
+            return self._spread(layer.weight, layer.bias, layer.stride, layer.padding, layer.output_padding)
         if layer.stride != (1, 1):
             return None
         padding = [size - 1 - each for size, each in zip(layer.kernel_size, layer.padding, strict=True)]
         return self._spread(layer.weight.flip(2, 3).transpose(0, 1), layer.bias, padding=padding)
 
     def _spread(
-        self,
-        weight: Tensor,
-        bias: Tensor | None,
-        stride: Sequence[int] = (1, 1),
-        padding: Sequence[int] = (0, 0),
-        extra: Sequence[int] = (0, 0),
-    ) -> dict[str, Any]:
+        self, weight: Tensor, bias: Tensor | None, stride: Size = (1, 1), padding: Size = (0, 0), extra: Size = (0, 0)
+    ) -> Operation:
         """Add a transposed convolution of weight [inputs, outputs, H, W]."""
         bias = torch.zeros_like(weight[0, :, 0, 0]) if bias is None else bias
         sizes = {"kernel": list(weight.shape[2:]), "stride": list(stride), "padding": list(padding)}
         kept = {"weight": self._keep(weight.permute(2, 3, 0, 1)), "bias": self._keep(bias)}
         return {"name": "spread", "extra": list(extra)} | sizes | kept
-
-    def _affine(self, layer: nn.GroupNorm) -> dict[str, Any]:
-        ones = torch.ones(layer.num_channels)
-        weight, bias = (ones, 0 * ones) if layer.weight is None else (layer.weight, layer.bias)
-        return {"weight": self._keep(weight), "bias": self._keep(bias)}
 
     def _keep(self, tensor: Tensor) -> list[int]:
         """Put a tensor behind the other weights; return where it begins and ends."""
@@ -149,10 +144,12 @@ class Layers:
 
 
 @torch.no_grad()
-def page(model: VAE, split: Split, class_names: Sequence[str], kl_per_dim: list[float], title: str) -> str:
+def page(
+    model: VAE, split: Split, class_names: Sequence[str], conditions: Conditions | None, kl: list[float], title: str
+) -> str:
     """Return the page of a model in evaluation mode, with images of a held-out split to start from.
 
-    Raises UserError for a decoder or a likelihood that the page has no operations for.
+    kl is that of each latent [Z], or empty. Raises UserError for a decoder or likelihood beyond the page's operations.
     """
     some = split[torch.arange(min(N_CODES, len(split))) * len(split) // min(N_CODES, len(split))]
     codes, has_classes = metrics.posterior(model, some.to(model.device)).mean, len(some.y.unique()) > 1
@@ -168,16 +165,18 @@ def page(model: VAE, split: Split, class_names: Sequence[str], kl_per_dim: list[
         "operations": [*layers.operations, {"name": _mean_of(model, tuple(split.x.shape[1:]))}],
         "weights": _base64(torch.cat(layers.weights).numpy().astype("<f2" if is_half else "<f4")),
         "is_half": is_half,
-        "latents": _latents(kl_per_dim, codes),
+        "latents": _latents(kl, codes),
         "low": _rounded(low),
         "high": _rounded(high),
         "means": [*map(_rounded, means)],
         "stds": [*map(_rounded, stds)],
         "codes": _base64(torch.cat([starts, draws]).cpu().numpy().astype("<f4")),
         "is_stochastic": model.stochastic,
-        "controls": _controls(model, class_names),
+        "controls": _controls(model, class_names, conditions),
+        "labels": [_choices(conditions, y) for y in range(len(means))] if len(means) > 1 else [],
         "images": [
-            {"png": _png(x), "choices": [y] if model.n_classes else [], "name": _name(class_names, y) * has_classes}
+            {"png": _png(x), "name": _name(class_names, y) * has_classes}
+            | {"choices": _choices(conditions, y) if model.n_classes else []}
             for x, y in zip(shown.x, shown.y.tolist(), strict=True)
         ],
     }
@@ -235,20 +234,34 @@ def _mean_of(model: VAE, shape: tuple[int, ...]) -> str:
     raise UserError(f"what=explorer: the page knows the means {', '.join(MEANS)}, and this likelihood has another.")
 
 
-def _latents(kl_per_dim: list[float], codes: Tensor) -> list[dict[str, Any]]:
+def _latents(kl: list[float], codes: Tensor) -> list[dict[str, Any]]:
     """Return the latents and what each tells, most first: its KL, or else the spread of its mean over images."""
-    has_kl = any(kl_per_dim)
-    told = kl_per_dim if has_kl else codes.std(0, correction=0).tolist()
+    has_kl = any(kl)
+    told = kl if has_kl else codes.std(0, correction=0).tolist()
     order = sorted(range(len(told)), key=lambda dim: -told[dim])
     return [{"dim": dim, "about": f"{told[dim]:.2f} nats" if has_kl else f"spread {told[dim]:.2f}"} for dim in order]
 
 
-def _controls(model: VAE, class_names: Sequence[str]) -> list[dict[str, Any]]:
-    """Return what the model is given beside the code, in the order of its context: choices are one-hot blocks."""
+def _controls(model: VAE, class_names: Sequence[str], conditions: Conditions | None) -> list[dict[str, Any]]:
+    """Return what the model is given beside the code, in the order of its context: one-hot blocks, then numbers."""
     if not model.n_classes:
         return []
+    if conditions is not None:
+        labels = zip(conditions.names, conditions.values[: conditions.n_labels], strict=False)
+        numbers = zip(conditions.numbers, conditions.ranges, strict=True)
+        controls = [{"name": name, "values": values, "width": len(values)} for name, values in labels]
+        return controls + [{"name": name, "low": low, "high": high} for name, (low, high) in numbers]
     names = [_name(class_names, number) for number in range(min(model.n_classes, len(class_names) or model.n_classes))]
     return [{"name": "label", "values": names, "width": model.n_classes}]
+
+
+def _choices(conditions: Conditions | None, y: int) -> list[float]:
+    """Return the place of each control for images of label y: the number of a choice, or a number itself."""
+    if conditions is None:
+        return [y]
+    row = conditions.rows[y * len(conditions.names) :][: len(conditions.names)]
+    texts = zip(conditions.values, row, strict=True)
+    return [float(values[at]) if i >= conditions.n_labels else at for i, (values, at) in enumerate(texts)]
 
 
 def _name(class_names: Sequence[str], number: int) -> str:

@@ -15,7 +15,8 @@ const view = { z: codeOf(0), choices: [], ends: [0, Math.min(1, page.images.leng
 
 function decode() {
   const context = page.controls.flatMap((control, i) => {
-    if (!control.values) return [view.choices[i]];
+    const { low, high } = control; // which the model knows as -1 and 1
+    if (!control.values) return [high > low ? (2 * (view.choices[i] - low)) / (high - low) - 1 : 0];
     return Array.from({ length: control.width }, (_, value) => Number(value === view.choices[i]));
   });
   const data = Float32Array.from([...view.z, ...context]);
@@ -54,6 +55,11 @@ function update() {
 // What follows the view, such as a slider's handle.
 const shown = [];
 
+const changing = change => value => {
+  change(value);
+  update();
+};
+
 // The link. Anybody may have written it: what is no number of ours stays as it is.
 
 function link() {
@@ -72,8 +78,8 @@ function readLink(hash) {
   const isIndex = length => value => Number.isInteger(value) && value >= 0 && value < length;
   view.z = Float32Array.from(read("z", Array.from(view.z), value => Math.abs(value) < 1e6));
   view.choices = read("given", view.choices, (value, i) => {
-    const { values, low, high } = page.controls[i];
-    return values ? isIndex(values.length)(value) : value >= low && value <= high;
+    const { values } = page.controls[i];
+    return values ? isIndex(values.length)(value) : Math.abs(value) < 1e6;
   });
   view.ends = read("images", view.ends, isIndex(page.images.length));
   [view.t] = read("between", [view.t], value => value >= 0 && value <= 1);
@@ -82,9 +88,11 @@ function readLink(hash) {
   update();
 }
 
-// Ways to move.
-
-const momentsOf = () => Math.min(view.choices[0] ?? 0, page.means.length - 1);
+// Which of the prior's Gaussians holds: that of the label, or of the nearest one that the data have.
+function momentsOf() {
+  const differences = page.labels.map(label => label.filter((value, i) => value !== view.choices[i]).length);
+  return Math.max(0, differences.indexOf(Math.min(...differences)));
+}
 
 function reset() {
   view.z = Float32Array.from(page.means[momentsOf()]);
@@ -106,8 +114,6 @@ function moveBetween(t) {
   view.choices = [...page.images[view.ends[Math.round(t)]].choices];
   update();
 }
-
-// The parts of the page.
 
 // A slider by mouse and arrows, as fine as can be: values of codes lie anywhere.
 function slider(name, low, high, read, write) {
@@ -131,17 +137,13 @@ function buttons() {
       () => (copy.textContent = "copied"),
       () => {},
     );
-    setTimeout(() => (copy.textContent = "copy link"), 1500);
   });
   const back = button("reset", reset, { title: page.is_stochastic ? "the prior's mean" : "the mean of the codes" });
   return [button("random", drawCode, { title: drawn }), back, copy];
 }
 
 function controlOf(control, i) {
-  const set = value => {
-    view.choices[i] = value;
-    update();
-  };
+  const set = changing(value => (view.choices[i] = value));
   if (!control.values) {
     const range = slider(control.name, control.low, control.high, () => view.choices[i], set);
     return element("label", { class: "choice" }, control.name, range, following(() => number(view.choices[i])));
@@ -152,30 +154,21 @@ function controlOf(control, i) {
 }
 
 function sliderOf({ dim, about }, i) {
-  const move = value => {
-    view.z[dim] = value;
-    update();
-  };
+  const move = changing(value => (view.z[dim] = value));
   const range = slider(`z${dim}, ${about}`, page.low[dim], page.high[dim], () => view.z[dim], move);
   const value = following(() => view.z[dim].toFixed(2));
   return element("label", { hidden: i >= FIRST }, `z${dim}`, element("small", {}, about), range, value);
 }
 
-function moreButton() {
-  if (Z <= FIRST) return [];
-  const more = button(`show all ${Z}`, () => {
-    for (const each of place("sliders").children) each.hidden = false;
-    more.remove();
-  });
-  return [more];
+function showAll() {
+  for (const each of place("sliders").children) each.hidden = false;
+  place("more").replaceChildren();
 }
 
 function axis(i) {
   const names = page.latents.map(({ dim }) => `z${dim}`);
-  const made = choice(["across", "up"][i], names, at => {
-    view.pad[i] = page.latents[at].dim;
-    update();
-  });
+  const choose = changing(at => (view.pad[i] = page.latents[at].dim));
+  const made = choice(["across", "up"][i], names, choose);
   shown.push(() => (made.querySelector("select").value = page.latents.findIndex(({ dim }) => dim === view.pad[i])));
   return made;
 }
@@ -262,13 +255,13 @@ place("says").textContent =
   "The decoder is in this page. Latents that tell more about an image come first; a slider goes to three standard " +
   `deviations of the ${page.is_stochastic ? "prior" : "codes"} either way.`;
 if (Math.max(...page.shape.slice(1)) <= 128) place("picture").className = "small";
-view.choices = page.images[0].choices.length ? [...page.images[0].choices] : page.controls.map(({ low }) => low ?? 0);
+view.choices = [...page.images[0].choices];
 view.pad = page.latents.slice(0, 2).map(({ dim }) => dim);
 if (view.pad.length < 2) view.pad.push(view.pad[0]);
 place("buttons").append(...buttons());
 place("controls").append(...page.controls.map(controlOf));
 place("sliders").append(...page.latents.map(sliderOf));
-place("more").append(...moreButton());
+if (Z > FIRST) place("more").append(button(`show all ${Z}`, showAll));
 place("axes").append(axis(0), axis(1));
 place("between").append(endButton(0), slider("between A and B", 0, 1, () => view.t, moveBetween), endButton(1));
 place("between").append(following(() => view.t.toFixed(2)));
