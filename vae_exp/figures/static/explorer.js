@@ -236,10 +236,11 @@ function endButton(i) {
 
 function thumbnail(image, i) {
   const mark = element("span");
-  const made = button("", () => {
+  const start = () => {
     view.ends[view.end] = i;
     moveBetween(view.end);
-  });
+  };
+  const made = button("", start, { title: image.name });
   made.append(element("img", { src: pictureOf(image), alt: "" }), mark, image.name);
   shown.push(() => {
     const ends = view.ends.flatMap((end, k) => (end === i ? ["AB"[k]] : [])).join("");
