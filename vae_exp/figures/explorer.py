@@ -259,9 +259,7 @@ def _choices(conditions: Conditions | None, y: int) -> list[float]:
     """Return the place of each control for images of label y: the number of a choice, or a number itself."""
     if conditions is None:
         return [y]
-    row = conditions.rows[y * len(conditions.names) :][: len(conditions.names)]
-    texts = zip(conditions.values, row, strict=True)
-    return [float(values[at]) if i >= conditions.n_labels else at for i, (values, at) in enumerate(texts)]
+    return [value.item() for value in conditions.given(torch.tensor([y])).values()]
 
 
 def _name(class_names: Sequence[str], number: int) -> str:
