@@ -318,3 +318,42 @@ def recorded(folder):
     for record in records:
         by_type.setdefault(record["type"], []).append(record[record["type"]])
     return by_type
+
+
+# A real browser, which opens the pages that are written.
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+STRANGE = "</script><script>window.ran = 1</script><img src=x onerror='window.ran = 2'>&amp;\"'\u2028"
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
+    with playwright.sync_playwright() as driver, driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS) as found:
+        yield found
+
+
+@pytest.fixture
+def visit(browser):
+    """Opens a page; at the end no error was told and nothing was asked of a network."""
+    said, asked, opened = [], [], []
+
+    def visit(path, width=1280, until=".charts svg", **options):
+        page = browser.new_page(viewport={"width": width, "height": 900}, **options)
+        page.set_default_timeout(5000)
+        opened.append(page)
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("console", lambda line: said.append(line.text) if line.type in ("error", "warning") else None)
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(f"file://{path}")
+        page.wait_for_selector(until)
+        return page
+
+    yield visit
+    for page in opened:
+        assert page.evaluate("window.ran") is None, "text of a run was run"
+        page.close()
+    assert said == []
+    assert all(url.startswith(("file://", "data:")) for url in asked)

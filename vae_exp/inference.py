@@ -15,12 +15,13 @@ from torch import Tensor
 from vae_exp.config import build, targets
 from vae_exp.config.checks import as_typed, data_name, given_name
 from vae_exp.config.migrations import GONE
-from vae_exp.config.schema import CodedSplit, Count, Sampler, Seed, Temperature, checked
+from vae_exp.config.schema import CodedSplit, Count, DataSplit, Sampler, Seed, Temperature, checked
 from vae_exp.config.targets import Trust
 from vae_exp.datasets import Data, Split
 from vae_exp.datasets.conditions import spread
 from vae_exp.errors import UserError, composed, first_line, printable
 from vae_exp.evaluation import codes, export, metrics, samplers
+from vae_exp.files import write
 from vae_exp.priors import ByLabel
 from vae_exp.training import checkpoints, restore
 from vae_exp.training.checkpoints import Checkpoint, find
@@ -234,15 +235,19 @@ class TrainedVAE:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} | rows.names
 
     @float32()
-    def export(self, path: str | Path) -> dict[str, float]:
+    def export(self, path: str | Path, root: str | None = None, split: str = "test") -> dict[str, float]:
         """Write the weights as PATH.safetensors, with all that vae_exp.load needs, or a network to run without vae_exp.
 
         A network is encoder.onnx or decoder.onnx, or .pt2 for torch.export; then the largest difference of each of its
-        outputs from PyTorch's is returned. Raises UserError.
+        outputs from PyTorch's is returned. PATH.html is the explorer, a page with images of a split; root says where
+        the data lie now. Raises UserError.
         """
         path, checkpoint, origin = Path(path), self._checkpoint, self._checkpoint.origin
         if path.suffix in export.FORMATS:
             return export.write(self.model, path, self._about(), self.conditions)
+        if path.suffix == ".html":
+            write(path, self._explorer(self.read_data(root).split(checked("split", split, DataSplit))))
+            return {}
         if origin is not None and origin.from_run is not None and self.path is not None:
             from_here = os.path.relpath(self.path.parent / origin.from_run, path.parent)
             checkpoint = replace(checkpoint, origin=replace(origin, from_run=from_here))
@@ -257,6 +262,11 @@ class TrainedVAE:
         if self.conditions is not None:
             return about | {"conditions": self.conditions.about()}
         return about | ({"class_names": list(self.class_names)} if self.model.n_classes else {})
+
+    def _explorer(self, split: Split) -> str:
+        from vae_exp.figures import explorer
+
+        return explorer.page(self.model, split, self.class_names, self.conditions, self.kl_per_dim, self.name)
 
     def images(self, x: Tensor | np.ndarray) -> Tensor:
         """Return [N, C, H, W] floats in [0, 1] on the model's device. Raises UserError for another shape or range."""

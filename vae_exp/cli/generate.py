@@ -137,12 +137,14 @@ usage: vae-generate checkpoint=PATH [KEY=VALUE ...]
   vae-generate checkpoint=latest format=pdf title=none                  for a paper; scale=4 for a slide
   vae-generate checkpoint=latest what=reconstructions inputs=FOLDER     your own images
   vae-generate checkpoint=latest what=codes split=all format=csv        the code of every image; log=true: to W&B too
+  vae-generate checkpoint=latest what=explorer                          a page with sliders, which draws by itself
   vae-generate checkpoint=latest what=anomalies inputs=FOLDER n=20      the least likely of your own images
   vae-generate checkpoint=latest what=onnx                              encoder.onnx and decoder.onnx"""
 
 ANIMATED = ("interpolations", "traversals")
 MAX_SIDE = 100  # of the manifold in one picture: 10,000 images, as many as any picture has
 OF_IMAGES = ("reconstructions", "interpolations", "traversals around=image")
+OF_SPLITS = (*OF_IMAGES, "latents", "codes", "anomalies", "explorer")
 WALKS = ("interpolations", "traversals", "manifold")
 DRAWN = ("samples", "classes", "components", "reconstructions", *WALKS, "latents", "anomalies")
 FORMATS = {"codes": ("npz", "csv", "parquet"), "latents": (*PICTURES, "npz"), "anomalies": PICTURES}
@@ -165,9 +167,9 @@ USED_BY = {
     "scale": tuple(what for what in DRAWN if what != "latents"),
     "title": DRAWN,
     "dpi": DRAWN,
-    "split": (*OF_IMAGES, "latents", "codes", "anomalies"),
+    "split": OF_SPLITS,
     "seed": ("samples", "classes", *OF_IMAGES, "anomalies"),
-    "dataset.root": ("samples sampler=gmm", "samples sampler=aggregate", *OF_IMAGES, "latents", "codes", "anomalies"),
+    "dataset.root": ("samples sampler=gmm", "samples sampler=aggregate", *OF_SPLITS),
 }
 IN_THE_NAME = [key for key in USED_BY if key not in ("n", "animate", "format", "log", *OF_PICTURES, "dataset.root")]
 
@@ -207,6 +209,9 @@ def generate(options: GenerateOptions) -> Path:
             model.export(written)
         elif options["what"] in ("onnx", "pt2"):
             written = _write_networks(model, options["what"], folder)
+        elif options["what"] == "explorer":
+            written = target.with_name(f"{target.name}.html")
+            model.export(written, options["dataset"]["root"], options["split"])
         elif options["what"] == "latents":
             written = _write_latents(model, options, target)
         elif options["what"] == "codes":

@@ -1,7 +1,6 @@
 """Write the report page: one HTML file with the runs' table, curves and pictures, drawn by the scripts in static/."""
 
 import base64
-import html
 import json
 import math
 import re
@@ -11,6 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vae_exp import webpage
 from vae_exp.compare import runs as results
 from vae_exp.compare import table
 from vae_exp.compare.runs import BOOKKEEPING, NAME, REASON, SCORES, SEEDS, STATE, Run
@@ -44,7 +44,10 @@ def page(views: list[list[Run]], count: int, columns: list[str] | None = None) -
     data: dict[str, Any] = {"count": count, "groups": table.describe_groups(views[0]), "views": content}
     data |= {"scores": SCORES, "sizes": sizes, "about": _about(views[0])}
     data |= {"trading": results.TRADING, "z_dim": results.Z_DIM}
-    return _html(f"{count} VAE run{'s' if count != 1 else ''}: {html.escape(data['about'])}", data, pictures)
+    title = f"{count} VAE run{'s' if count != 1 else ''}: {data['about']}"
+    scripts = [STATIC / f"{name}.js" for name in SCRIPTS]
+    # The pictures come last, because they are nearly all of the file: tables and curves are there before they are read.
+    return webpage.compose(title, [STATIC / "page.css"], scripts, {"runs": data}, {"pictures": pictures})
 
 
 def _about(runs: list[Run]) -> str:
@@ -325,28 +328,3 @@ SCRIPTS = (
     *("elements", "scales", "marking", "filter", "table", "curves", "parallel", "heat_map", "points"),
     *("pictures", "run_page", "page"),
 )
-# Whatever a name or a configuration says, the browser fetches nothing and sends nothing.
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'"
-
-
-def _html(title: str, data: dict[str, Any], pictures: list[str]) -> str:
-    script = "\n".join((STATIC / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{title}</title>\n"
-        f"<style>\n{(STATIC / 'page.css').read_text(encoding='utf-8')}</style>\n</head>\n<body>\n"
-        "<noscript>This page draws itself with JavaScript, which is switched off here.</noscript>\n"
-        f'<script type="application/json" id="runs">{_json(data)}</script>\n'
-        f'<script>\n"use strict";\n(() => {{\n{script}}})();\n</script>\n'
-        # Last, because they are nearly all of the file: tables and curves are there before they are read.
-        f'<script type="application/json" id="pictures">{_json(pictures)}</script>\n'
-        "</body>\n</html>\n"
-    )
-
-
-def _json(value: Any) -> str:
-    """Return JSON to put inside a page: without < nothing in it can end the element, and ASCII can write any name."""
-    return json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")

@@ -172,6 +172,7 @@ RunFolder = Annotated[str, RUN_PATH]
 AnyPath = Annotated[str, Rule(is_path, f"the path of a file or a folder {PATH_LENGTH}")]
 Device = Annotated[str, DEVICE]
 Sampler = Literal["prior", "gmm", "aggregate"]
+DataSplit = Literal["test", "val", "train"]
 CodedSplit = Literal["test", "val", "train", "all"]
 Figure = Literal["interpolations", "traversals", "manifold", "latents"]
 FIGURES = get_args(Figure)
@@ -415,7 +416,7 @@ class EvaluateOptions(TypedDict):
     """Settings of vae-evaluate: conf/evaluate.yaml."""
 
     checkpoint: AnyPath
-    split: Literal["test", "val", "train"]
+    split: DataSplit
     repeats: Count
     importance_samples: Natural
     label_accuracy: bool
@@ -460,6 +461,7 @@ class GenerateOptions(TypedDict):
         "latents",
         "codes",
         "anomalies",
+        "explorer",
         "weights",
         "onnx",
         "pt2",

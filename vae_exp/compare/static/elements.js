@@ -1,35 +1,8 @@
-// Elements of the page and of its drawings. Names and configurations are strangers' text: they reach the page as
-// text nodes and as values of a few fixed attributes, never as markup.
+// What stands in the page for runs: their colors, names, drawings that follow its width, and the text at the pointer.
 
 const data = JSON.parse(document.getElementById("runs").textContent);
 // The runs that are shown now: each by itself, or folded over seeds.
 let { runs, sections } = data.views[0];
-
-// Children may be lists; what is null, undefined or false is left out, of children and of attributes.
-function filled(made, attributes, children) {
-  for (const [name, value] of Object.entries(attributes)) {
-    if (value !== undefined && value !== null && value !== false) made.setAttribute(name, value === true ? "" : value);
-  }
-  made.append(...children.flat(2).filter(child => child !== undefined && child !== null && child !== false));
-  return made;
-}
-
-const element = (tag, attributes = {}, ...children) => filled(document.createElement(tag), attributes, children);
-const svg = (tag, attributes = {}, ...children) =>
-  filled(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
-
-function button(text, onclick, attributes = {}) {
-  const made = element("button", { type: "button", ...attributes }, text);
-  made.addEventListener("click", onclick);
-  return made;
-}
-
-// A list of texts to choose from; the choice is the text's index.
-function choice(name, texts, onchange) {
-  const list = element("select", {}, ...texts.map((text, i) => element("option", { value: i }, text)));
-  list.addEventListener("change", () => onchange(Number(list.value)));
-  return element("label", { class: "choice" }, name, list);
-}
 
 const badge = run => run.is_best && element("span", { class: "badge" }, "best");
 const dot = () => element("span", { class: "dot", "aria-hidden": "true" });
@@ -47,13 +20,6 @@ const breakable = (text, after = /(?<=[./])/) =>
   text.split(after).flatMap((part, i) => (i ? [element("wbr"), part] : [part]));
 
 const shortened = text => (text.length > 14 ? `${text.slice(0, 13)}…` : text);
-
-function number(value) {
-  if (value === null || value === undefined) return "–";
-  const size = Math.abs(value);
-  if (size !== 0 && (size < 1e-3 || size >= 1e5)) return value.toExponential(1).replace("e+", "e");
-  return String(Number(value.toPrecision(size >= 1000 ? 5 : 4)));
-}
 
 // Draws into a box at its own width, again when that changes and when asked: letters keep their size on any screen.
 const drawings = new Set();
