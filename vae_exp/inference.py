@@ -283,15 +283,18 @@ class TrainedVAE:
 
         Values of conditions that are no combination of the data become a class of their own.
         """
+        if self.conditions and not isinstance(label, str | int):
+            return self._combination(label)
         name = printable(composed(label))
         if name in self.class_names:
             return self.class_names.index(name)
-        if self.conditions and (len(self.conditions.names) == 1 or not isinstance(label, str | int)):
+        is_number = name in map(str, range(max(len(self.class_names), self.model.n_classes)))
+        if self.conditions and (len(self.conditions.names) == 1 or not is_number):
             return self._combination(label)
         if isinstance(label, Mapping | list | tuple):
             takes = f"this model has one label, {', '.join(map(printable, self.class_names))}"
             raise UserError(f"label={as_typed(label)}: {takes}; give one of them.")
-        if name not in map(str, range(max(len(self.class_names), self.model.n_classes))):
+        if not is_number:
             raise UserError(f"label={label}: this model knows {', '.join(map(printable, self.class_names))}.")
         return int(name)
 

@@ -33,12 +33,12 @@ from vae_exp.config.schema import is_number
 from vae_exp.errors import UserError, printable
 from vae_exp.files import expand
 
-# Keys of a dataset that change nothing about the images that are measured.
-OTHER_THAN_IMAGES = {
-    f"dataset.{key}"
-    for key in ("name", "cache", "device_memory", "seed", "flip", "n_classes", "attribute", "label", "on_error")
+# Keys of a dataset that change nothing about the images that are measured, but where dataset.labels chooses images
+# those of their labels.
+LABELLED_BY = {"dataset.attribute", "dataset.label", "dataset.condition"}
+OTHER_THAN_IMAGES = LABELLED_BY | {
+    f"dataset.{key}" for key in ("name", "cache", "device_memory", "seed", "flip", "n_classes", "on_error")
 }
-LABELLED_BY = {"dataset.attribute", "dataset.label"}  # but where dataset.labels chooses images by their labels
 LIKELIHOOD, STOCHASTIC = "likelihood", "model.stochastic"
 ROOT, DATA = "dataset.root", "data"  # and a digest of what lay there, which no key of a configuration is
 

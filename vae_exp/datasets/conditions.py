@@ -1,5 +1,6 @@
 """Several labels, and numbers, as what a conditional model is given: y counts the combinations that the data have."""
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,13 +11,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vae_exp.config.checks import as_typed, closest
+from vae_exp.config.checks import as_typed, closest, names_in
+from vae_exp.config.schema import MAX_DISTANCE
 from vae_exp.datasets.factors import NUMBER, Factors
 from vae_exp.errors import UserError, composed, printable, shortened
+from vae_exp.files import log_once
 
 CLASS = "class"  # the name of the labels that data have of themselves, such as their folders
 JOINT = ", "  # between the values in the name of a combination
+LARGEST = 1e300  # number: the distance of two of them is finite
 GOLDEN = (math.sqrt(5) - 1) / 2
+
+
+def is_number(text: str) -> bool:
+    """Return whether text is a finite number, as a condition must be."""
+    return bool(NUMBER.fullmatch(text)) and abs(float(text)) <= LARGEST
 
 
 def spread(n: int, of: int) -> Tensor:
@@ -55,7 +64,7 @@ class Conditions:
             raise ValueError("names, values and rows are not of as many conditions")
         if not ((rows >= 0) & (rows < sizes.repeat(self.n))).all():
             raise ValueError("a combination has values that there are not")
-        if not all(NUMBER.fullmatch(text) for texts in self.values[self.n_labels :] for text in texts):
+        if not all(is_number(text) for texts in self.values[self.n_labels :] for text in texts):
             raise ValueError("the values of a number are not numbers")
 
     @property
@@ -92,9 +101,12 @@ class Conditions:
         """Return the conditions with the range of each number in the labels y [N] of training."""
         rows = torch.tensor(self.rows).view(-1, len(self.names))[y.unique().cpu()]
         ranges = []
-        for i in range(self.n_labels, len(self.names)):
-            known = [float(self.values[i][row]) for row in rows[:, i].unique().tolist()]
-            ranges.append((min(known), max(known)))
+        for i, name in enumerate(self.numbers, start=self.n_labels):
+            low, high = (float(self.values[i][row]) for row in rows[:, i].aminmax())  # values are in their order
+            ranges.append((low, high))
+            if low == high:
+                same = f"{printable(name)}: it is {low:g} in all training images, and tells a model nothing"
+                log_once(f"dataset.condition={same}", logging.WARNING)
         return replace(self, ranges=ranges)
 
     def table(self) -> Tensor:
@@ -119,9 +131,7 @@ class Conditions:
         """
         typed = f"label={shortened(printable(as_typed(label)))}"
         takes = f"this model takes {', '.join(self._words())}"
-        example = ",".join(
-            f"{printable(name)}:{values[0]}" for name, values in zip(self.names, self.values, strict=True)
-        )
+        example = ",".join(values[0] for values in self.values)
         if isinstance(label, Mapping):
             if unknown := [str(name) for name in label if name not in self.names]:
                 raise UserError(f"{typed}: {takes}, and no {printable(unknown[0])}.{closest(unknown[0], self.names)}")
@@ -129,7 +139,7 @@ class Conditions:
         else:
             given = list(label) if isinstance(label, list | tuple) else [label]
         if len(given) != len(self.names):
-            raise UserError(f"{typed}: {takes}; give each, such as label={{{example}}}.")
+            raise UserError(f"{typed}: {takes}; give each, by name or in this order, such as label=[{example}].")
         parts, words = [], []
         for i, (name, value) in enumerate(zip(self.names, given, strict=True)):
             text = printable(composed(value))
@@ -139,9 +149,11 @@ class Conditions:
                     raise UserError(f"{typed}: {printable(name)} is {shortened(', '.join(self.values[i]))}.{hint}")
                 parts.append(F.one_hot(torch.tensor(self.values[i].index(text)), len(self.values[i])).float())
             else:
-                if not NUMBER.fullmatch(text):
+                if not is_number(text):
                     raise UserError(f"{typed}: {printable(name)} is a number, and not {text}.")
-                parts.append(torch.tensor([self._scaled(i, float(text))]))
+                if abs(scaled := self._scaled(i, float(text))) > MAX_DISTANCE:
+                    raise UserError(f"{typed}: {printable(name)} is too far from those of training; {takes}.")
+                parts.append(torch.tensor([scaled]))
             words.append(_named(name, text))
         return torch.cat(parts), JOINT.join(words)
 
@@ -168,13 +180,12 @@ def choose_labels(
     """
     if label is None and not condition:
         return given
-    names = [label] if isinstance(label, str | int | float) else list(label or ())
-    names, numbers = list(map(str, names)), list(map(str, condition or ()))
+    names, numbers = names_in(label), names_in(condition)
     if twice := [name for i, name in enumerate(names + numbers) if name in (names + numbers)[:i]]:
         raise UserError(f"dataset.label and dataset.condition: {printable(twice[0])} is named twice.")
     columns = dict[str, tuple[Tensor, list[str]]]()
     if label is None and given.class_names:
-        columns[CLASS] = given.y, given.class_names
+        columns[CLASS if factors is None or CLASS not in factors.names else f"own {CLASS}"] = given.y, given.class_names
     for key, name in [*(("label", name) for name in names), *(("condition", name) for name in numbers)]:
         if factors is None or name not in factors.names:
             names_of = ", ".join(map(printable, factors.names)) if factors else ""
@@ -182,7 +193,7 @@ def choose_labels(
             hint = closest(name, factors.names) if factors else ""
             raise UserError(f"dataset.{key}={printable(name)}: it takes {there}.{hint}")
         texts = list(values[factors.names.index(name)])
-        if wrong := [text for text in texts if key == "condition" and not NUMBER.fullmatch(text)]:
+        if wrong := [text for text in texts if key == "condition" and not is_number(text)]:
             use = f"Use it as a label: dataset.label=[{','.join(map(printable, [*names, name]))}]"
             raise UserError(
                 f"dataset.condition={printable(name)}: its value {printable(wrong[0])} is no number. {use}."

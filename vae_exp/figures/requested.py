@@ -11,8 +11,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vae_exp.config import build
+from vae_exp.config.checks import names_in
 from vae_exp.config.schema import PICTURES, GenerateOptions
-from vae_exp.datasets.conditions import CLASS
 from vae_exp.datasets.factors import read_column
 from vae_exp.datasets.image_folder import class_folder, read_images
 from vae_exp.datasets.splits import Split
@@ -54,7 +54,7 @@ def _samples(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:
     columns, words = math.ceil(math.sqrt(n)), list[str]()
     if 0 < in_turn <= grids.MAX_CLASSES:
         columns = in_turn
-        words = grids.class_words(model.class_names, range(columns))
+        words = grids.class_words(model.class_names, model.every_class(0, columns).tolist())
     return Drawing(n, chunks, lambda x: grids.Sheet(x, columns, title, words=words))
 
 
@@ -306,24 +306,22 @@ def _labels_of_inputs(model: TrainedVAE, options: GenerateOptions, files: list[s
         return model.labels(options["label"], len(files)).cpu()
     settings, path, key = model.config["dataset"], expand(str(options["inputs"])), f"inputs={options['inputs']}"
     factors, conditions = settings.get("factors"), model.conditions
-    columns = conditions.names if conditions else settings.get("label") and [str(settings["label"])]
+    columns = names_in(settings.get("label")) + names_in(settings.get("condition"))
     root, table = (
         path if path.is_dir() else path.parent,
         Path(factors).name if columns and isinstance(factors, str) else "",
     )
     names, words, where = list(model.class_names), list(map(class_folder, files)), "the folder "
     if table and (root / table).exists():
-        read = [
-            words if column == CLASS else read_column(f"{key}: {table}", root, table, files, column)
-            for column in columns or ()
-        ]
+        read = [read_column(f"{key}: {table}", root, table, files, column) for column in columns]
         if conditions:
+            read = [words, *read] if len(read) < len(conditions.names) else read  # after the class folders
             return torch.tensor([model.number(list(values)) for values in zip(*read, strict=True)])
         words, where = read[0], f"in {table} "
     words = list(map(printable, words))
     if unknown := [word for word in words if word not in names]:
         wrong = f"{where}{unknown[0]} is none of its classes" if unknown[0] else "some images lie in no folder below it"
-        beside = f"name it in the column {columns[0]} of {table} beside them, " if table and columns else ""
+        beside = f"name it in the column {columns[0]} of {table} beside them, " if table else ""
         raise UserError(
             f"label: this model is conditional; {key}: {wrong}. Put each image into a folder of its class, one of "
             f"{shortened(', '.join(names))}, {beside}or give all of them one with label=."
