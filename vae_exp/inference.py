@@ -258,8 +258,8 @@ class TrainedVAE:
     def labels(self, label: Labels, n: int) -> Tensor:
         """Return [n] labels on the model's device, zeros for an unconditional model. Raises UserError."""
         n_classes = self.model.n_classes
-        values = list | tuple | Mapping if self.conditions else Mapping  # a list may be the numbers of several images
-        if isinstance(label, str | int | float | values):
+        is_list = isinstance(label, list | tuple)  # of values, or of the numbers of several images
+        if isinstance(label, str | int | float | Mapping) or (is_list and (self.conditions or str in map(type, label))):
             if not n_classes:
                 raise UserError(f"label={as_typed(label)}: this model is not conditional; omit label.")
             label = self.number(label)

@@ -29,6 +29,7 @@ from vae_exp.compare.runs import (
     sort_runs,
     swept_keys,
 )
+from vae_exp.config.checks import as_typed
 from vae_exp.config.schema import is_number
 from vae_exp.errors import UserError, printable
 from vae_exp.files import expand
@@ -336,7 +337,8 @@ def setting(value: Any) -> str:
     """Return a value of the configuration as a table shows it, on one line."""
     if value is None:
         return "-"
-    return f"{value:g}" if isinstance(value, float) else printable(" ".join(str(value).split()))
+    text = f"{value:g}" if isinstance(value, float) else as_typed(value) if isinstance(value, list) else str(value)
+    return printable(" ".join(text.split()))
 
 
 def short(text: str, longest: int) -> str:
