@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -350,3 +352,9 @@ def test_runs_of_different_conditions_compare_and_are_named_by_them(vae_command)
     assert code == 0, said
     assert said.count("best") == 1, "both stand in one table"
     assert "[x,y]" in said
+
+
+def test_a_model_of_conditions_is_loaded_as_fast_as_another(trained):
+    _, run = trained(*SPRITES, *GIVEN, *SMALL)
+    code = f"import sys, vae_exp; vae_exp.load({str(run)!r}); sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0, "it takes seconds to import"

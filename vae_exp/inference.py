@@ -140,7 +140,7 @@ class TrainedVAE:
         """
         n, temperature = checked("n", n, Count), checked("temperature", temperature, Temperature)
         if label is not None and not self.model.n_classes:
-            raise UserError(f"label={label}: this model is not conditional; omit label.")
+            raise UserError(f"label={as_typed(label)}: this model is not conditional; omit label.")
         if label is None and self.model.n_classes:
             label = self.every_class(0, n)
         noise = torch.Generator()
@@ -258,8 +258,8 @@ class TrainedVAE:
     def labels(self, label: Labels, n: int) -> Tensor:
         """Return [n] labels on the model's device, zeros for an unconditional model. Raises UserError."""
         n_classes = self.model.n_classes
-        is_list = isinstance(label, list | tuple)  # of values, or of the numbers of several images
-        if isinstance(label, str | int | float | Mapping) or (is_list and (self.conditions or str in map(type, label))):
+        are_of_images = isinstance(label, list | tuple) and not self.conditions and str not in map(type, label)
+        if isinstance(label, str | int | float | list | tuple | Mapping) and not are_of_images:
             if not n_classes:
                 raise UserError(f"label={as_typed(label)}: this model is not conditional; omit label.")
             label = self.number(label)

@@ -8,7 +8,6 @@ from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vae_exp.config.checks import as_typed, closest, names_in
@@ -110,14 +109,14 @@ class Conditions:
         return replace(self, ranges=ranges)
 
     def table(self) -> Tensor:
-        """Return the context of each combination, [K, W]."""
-        columns, parts = torch.tensor(self.rows).view(-1, len(self.names)).T, []
+        """Return the context of each combination, [K, W], on the CPU, also where models are made without numbers."""
+        columns, parts = torch.tensor(self.rows, device="cpu").view(-1, len(self.names)).T, []
         for i, (values, column) in enumerate(zip(self.values, columns, strict=True)):
             if i < self.n_labels:
-                parts.append(F.one_hot(column, len(values)).float())
+                parts.append((column[:, None] == torch.arange(len(values), device="cpu")).float())
             else:
                 scaled = [self._scaled(i, float(text)) for text in values]
-                parts.append(torch.tensor(scaled, dtype=torch.float32)[column, None])
+                parts.append(torch.tensor(scaled, dtype=torch.float32, device="cpu")[column, None])
         return torch.cat(parts, 1)
 
     def _scaled(self, i: int, value: float) -> float:
@@ -147,7 +146,7 @@ class Conditions:
                 if text not in self.values[i]:
                     hint = closest(text, self.values[i])
                     raise UserError(f"{typed}: {printable(name)} is {shortened(', '.join(self.values[i]))}.{hint}")
-                parts.append(F.one_hot(torch.tensor(self.values[i].index(text)), len(self.values[i])).float())
+                parts.append(torch.tensor([float(text == known) for known in self.values[i]]))
             else:
                 if not is_number(text):
                     raise UserError(f"{typed}: {printable(name)} is a number, and not {text}.")

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vae_exp.config import build
-from vae_exp.config.checks import names_in
+from vae_exp.config.checks import as_typed, names_in
 from vae_exp.config.schema import PICTURES, GenerateOptions
 from vae_exp.datasets.factors import read_column
 from vae_exp.datasets.image_folder import class_folder, read_images
@@ -89,7 +89,7 @@ def _components(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:
     if options["label"] is not None:
         heaviest = heaviest[y[heaviest] == label]
         if not len(heaviest):
-            raise UserError(f"label={options['label']}: no component of the prior has it.")
+            raise UserError(f"label={as_typed(options['label'])}: no component of the prior has it.")
     shown = heaviest[:n]
     _require_room(model, 2 * len(shown), f"n={n}: {len(shown):,} components", options)
     images = latent_walks.decode(model.model, z[shown, None], y[shown])[:, 0]
@@ -136,7 +136,7 @@ def anomalies(model: TrainedVAE, options: GenerateOptions, n: int) -> tuple[Draw
             number = model.number(label)
             rows = replace(rows, splits={name: split[split.y == number] for name, split in rows.splits.items()})
             if not len(rows):
-                raise UserError(f"label={label}: none of the {options['split']} images has it.")
+                raise UserError(f"label={as_typed(label)}: none of the {options['split']} images has it.")
     chunks = []
     with tqdm(total=len(rows), unit="image", disable=None, leave=False) as bar:
         for x, y, columns in rows.batches(codes.MAX_BOUNDED):
@@ -289,7 +289,7 @@ def _images(model: TrainedVAE, options: GenerateOptions, n: int | None) -> tuple
     if options["label"] is not None:
         order = order[split.y[order].cpu() == model.number(options["label"])]
         if not len(order):
-            raise UserError(f"label={options['label']}: none of the {options['split']} images has it.")
+            raise UserError(f"label={as_typed(options['label'])}: none of the {options['split']} images has it.")
     if n is not None:  # of images without classes one of each part of the split
         kinds = split.y[order] if len(split.y.unique()) > 1 else order * n // len(split)
         order = order[grids.in_turn(kinds)[:n]]
