@@ -98,6 +98,7 @@ def test_fractions_of_an_array_may_be_conditions_and_nothing_else():
     with pytest.raises(UserError, match=r"angle has 0\.\d+ in it.* or name it in dataset\.condition"):
         conditions_of(*own, "dataset.condition=[angel]")
     assert conditions_of(*own, "dataset.condition=[angle]", "dataset.factor_columns=[angle]")[1].names == ["angle"]
+    assert conditions_of(*own, "dataset.factor_columns=[kind]")[0].train.factors.names == ["kind"]
     angle[7] = np.nan
     np.savez("own.npz", images=images, factors=np.stack([factors[:, 0], angle], 1), factor_names=["kind", "angle"])
     with pytest.raises(UserError, match="factors must be finite numbers, and angle has nan in it"):
@@ -358,3 +359,11 @@ def test_a_model_of_conditions_is_loaded_as_fast_as_another(trained):
     _, run = trained(*SPRITES, *GIVEN, *SMALL)
     code = f"import sys, vae_exp; vae_exp.load({str(run)!r}); sys.exit('torch._dynamo' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0, "it takes seconds to import"
+
+
+def test_a_label_of_too_many_values_is_refused(monkeypatch):
+    table("own", ["code", "side"], [[i // 2, i % 2] for i in range(60)])
+    monkeypatch.setattr("vae_exp.datasets.conditions.MAX_CELLS", 60 * 32 - 1)
+    with pytest.raises(UserError, match=r"dataset\.label=code: 30 values are too many for a label"):
+        conditions_of(*OWN, "dataset.label=[code,side]")
+    assert conditions_of(*OWN, "dataset.label=[side]", "dataset.condition=[code]")[1].n == 60

@@ -131,7 +131,8 @@ def _factors(
     content: Arrays, lengths: dict[str, int], requested: list[str] | None, fractions: Sequence[str]
 ) -> tuple[Factors | None, list[list[str]]]:
     """Return the factors of all images, and the values of each as text, in their order; some may be fractions."""
-    table, names = _joined("factors", content, lengths, dims=2, floats=bool(fractions)), content.get("factor_names")
+    table = _joined("factors", content, lengths, dims=2, floats=bool(fractions or requested))
+    names = content.get("factor_names")
     if table is None:
         if names is not None:
             raise Refused("it holds factor_names, and no factors")

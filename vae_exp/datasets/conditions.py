@@ -18,6 +18,7 @@ from vae_exp.files import log_once
 
 CLASS = "class"  # the name of the labels that data have of themselves, such as their folders
 JOINT = ", "  # between the values in the name of a combination
+MAX_CELLS = 2**28  # of all combinations' contexts: a gigabyte
 LARGEST = 1e300  # number: the distance of two of them is finite
 GOLDEN = (math.sqrt(5) - 1) / 2
 
@@ -61,6 +62,8 @@ class Conditions:
         fits = len(self.names) == len(self.values) > 0 and len(self.rows) % len(self.names) == 0
         if not (fits and 0 <= self.n_labels <= len(self.names)):
             raise ValueError("names, values and rows are not of as many conditions")
+        if self.n * sum(self.sizes) > MAX_CELLS:
+            raise ValueError("there are too many values")
         if not ((rows >= 0) & (rows < sizes.repeat(self.n))).all():
             raise ValueError("a combination has values that there are not")
         if not all(is_number(text) for texts in self.values[self.n_labels :] for text in texts):
@@ -186,11 +189,11 @@ def choose_labels(
     if label is None and given.class_names:
         columns[CLASS if factors is None or CLASS not in factors.names else f"own {CLASS}"] = given.y, given.class_names
     for key, name in [*(("label", name) for name in names), *(("condition", name) for name in numbers)]:
-        if factors is None or name not in factors.names:
-            names_of = ", ".join(map(printable, factors.names)) if factors else ""
-            there = f"null or one of {names_of}" if factors else "null, as there are no factors"
-            hint = closest(name, factors.names) if factors else ""
-            raise UserError(f"dataset.{key}={printable(name)}: it takes {there}.{hint}")
+        if factors is None:
+            raise UserError(f"dataset.{key}={printable(name)}: it takes null, as there are no factors.")
+        if name not in factors.names:
+            there = f"null or one of {', '.join(map(printable, factors.names))}.{closest(name, factors.names)}"
+            raise UserError(f"dataset.{key}={printable(name)}: it takes {there}")
         texts = list(values[factors.names.index(name)])
         if wrong := [text for text in texts if key == "condition" and not is_number(text)]:
             use = f"Use it as a label: dataset.label=[{','.join(map(printable, [*names, name]))}]"
@@ -201,6 +204,10 @@ def choose_labels(
     if len(columns) == 1 and not numbers:
         return Labels(*next(iter(columns.values())))
     rows, y = torch.stack([column for column, _ in columns.values()], 1).unique(dim=0, return_inverse=True)
-    texts_of = [[*map(printable, texts)] for _, texts in columns.values()]
-    conditions = Conditions(list(columns), texts_of, len(columns) - len(numbers), rows.flatten().tolist())
+    texts_of, n_labels = [[*map(printable, texts)] for _, texts in columns.values()], len(columns) - len(numbers)
+    if len(rows) * sum(map(len, texts_of[:n_labels])) > MAX_CELLS:
+        most, name = max((len(texts), name) for texts, name in zip(texts_of[:n_labels], columns, strict=False))
+        bins = f"Sort them into bins, or if they are numbers, use dataset.condition=[{printable(name)}]"
+        raise UserError(f"dataset.label={printable(name)}: {most:,} values are too many for a label. {bins}.")
+    conditions = Conditions(list(columns), texts_of, n_labels, rows.flatten().tolist())
     return Labels(y, conditions.class_names(), conditions)
