@@ -3,6 +3,8 @@
 import csv
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,9 @@ NAMES = ["square", "heart"]
 
 
 def conditions_of(*overrides):
-    data = build.dataset(build.check(compose("model=conditional", "dataset.val_size=0.2", "dataset.test_size=0.2", *overrides)))
+    data = build.dataset(
+        build.check(compose("model=conditional", "dataset.val_size=0.2", "dataset.test_size=0.2", *overrides))
+    )
     return data, data.conditions
 
 
@@ -92,6 +96,14 @@ def test_fractions_of_an_array_may_be_conditions_and_nothing_else():
     assert data.train.factors.names == ["kind"]
     with pytest.raises(UserError, match=r"or name it in dataset\.condition"):
         conditions_of(*own)
+    with pytest.raises(UserError, match=r"angle has 0\.\d+ in it.* or name it in dataset\.condition"):
+        conditions_of(*own, "dataset.condition=[angel]")
+    assert conditions_of(*own, "dataset.condition=[angle]", "dataset.factor_columns=[angle]")[1].names == ["angle"]
+    assert conditions_of(*own, "dataset.factor_columns=[kind]")[0].train.factors.names == ["kind"]
+    angle[7] = np.nan
+    np.savez("own.npz", images=images, factors=np.stack([factors[:, 0], angle], 1), factor_names=["kind", "angle"])
+    with pytest.raises(UserError, match="factors must be finite numbers, and angle has nan in it"):
+        conditions_of(*own, "dataset.condition=[angle]")
 
 
 def images(model, **label):
@@ -128,11 +140,14 @@ def test_a_label_is_typed_by_its_values(vae_command):
     [
         ("{shape:hart,scale:4,x:1}", ["shape is square, heart", "Did you mean heart?"]),
         ("{shape:heart,scale:4}", ["shape (square|heart), scale (1|4), x (from 0 to 31 in training)", "give each"]),
-        ("[heart,4]", ["give each, such as label={shape:square,scale:1,x:0}"]),
+        ("[heart,4]", ["give each, by name or in this order, such as label=[square,1,0]"]),
         ("{shape:heart,scale:4,y:1}", ["and no y"]),
         ("[heart,4,far]", ["x is a number, and not far"]),
         ("[heart,4,nan]", ["x is a number, and not nan"]),
-        ("7.5", ["label=7.5"]),
+        ("[heart,4,1e999]", ["x is a number, and not 1e999"]),
+        ("[heart,4,1e9]", ["x is too far from those of training"]),
+        ("7.5", ["label=7.5", "give each"]),
+        ("hart", ["label=hart", "give each"]),
     ],
 )
 def test_a_wrong_label_is_one_message(trained, vae_command, label, words):
@@ -201,6 +216,7 @@ def test_own_images_bring_their_conditions(vae_command):
         assert np.abs(pixels / 255 - expected[0].numpy()).max() <= 0.5 / 255 + 1e-6
 
 
+@pytest.mark.slow
 def test_each_condition_is_read_in_samples(vae_command):
     """A decoder that draws what it is told, and one that is told nothing, have the figures that they must have."""
     grid = ("dataset=sprites", "dataset.factors={shape:[0,2],scale:[5],orientation:1,x:8,y:8}", "dataset.test_size=32")
@@ -252,3 +268,125 @@ def test_exported_networks_take_each_condition_by_its_name(trained, kind):
     else:
         image = torch.export.load("decoder.pt2").module()(*inputs.values())["image"]
     torch.testing.assert_close(image, model.decode(inputs["z"], label), atol=1e-5, rtol=0)
+
+
+def table(root, names, rows):
+    """Write images in the folders a and b by turns, and a table of what rows hold of each."""
+    for i, _ in enumerate(rows):
+        path = Path(root, "ab"[i % 2], f"{i:02}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8), 3 * i, np.uint8)).save(path)
+    with Path(root, "table.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(
+            [["file", *names], *([f"{'ab'[i % 2]}/{i:02}.png", *row] for i, row in enumerate(rows))]
+        )
+
+
+@pytest.mark.parametrize(("cell", "words"), [("1e999", "its value 1e999 is no number"), ("nan", "has no value")])
+def test_a_number_is_finite(cell, words):
+    table("own", ["light"], [[cell if i == 5 else i / 4] for i in range(60)])
+    with pytest.raises(UserError, match=words):
+        conditions_of(*OWN, "dataset.condition=[light]")
+
+
+def test_a_number_that_never_changes_is_reported(caplog):
+    table("own", ["light"], [[7] for _ in range(60)])
+    assert conditions_of(*OWN, "dataset.condition=[light]")[1].table().tolist() == [[1, 0, 0], [0, 1, 0]]
+    assert "dataset.condition=light: it is 7 in all training images" in caplog.text
+
+
+def test_a_column_called_class_does_not_replace_the_folders():
+    table("own", ["class"], [[i % 5] for i in range(60)])
+    data, conditions = conditions_of(*OWN, "dataset.condition=[class]")
+    assert (conditions.names, conditions.n_labels) == (["own class", "class"], 1)
+    for i, context in zip(data.train.index.tolist(), conditions.table()[data.train.y].tolist(), strict=True):
+        file = data.train.files[i]
+        assert context == pytest.approx(
+            [1.0 * (file[0] == "a"), 1.0 * (file[0] == "b"), 2 * (int(file[2:4]) % 5) / 4 - 1]
+        )
+
+
+def test_letters_of_two_parts_are_the_letters_of_one():
+    table("own", ["side"], [["e\u0301" if i % 3 else "\u00e9"] for i in range(60)])
+    assert conditions_of(*OWN, "dataset.label=side")[0].class_names == ["\u00e9"]
+
+
+def test_labels_that_only_test_images_have_are_one_message():
+    table("own", ["light"], [[i / 4] for i in range(60)])
+    data, _ = conditions_of(*OWN, "dataset.condition=[light]")
+    chosen = data.class_names[data.read_test().y[0]]
+    with pytest.raises(UserError, match="none of the 51 training images has such a label"):
+        conditions_of(*OWN, "dataset.condition=[light]", f"dataset.labels={json.dumps([chosen])}")
+
+
+def test_scores_leave_out_conditions_however_rare_their_combinations_are():
+    table("own", ["light", "side", "other"], [[i // 2, i % 3, i % 4] for i in range(60)])
+    data, _ = conditions_of(*OWN, "dataset.label=side", "dataset.condition=[light]")
+    for split in (data.train, data.val, data.read_test()):
+        assert split.unknown_factors(conditional=True).names == ["other"]
+        assert len(split.y.unique()) > len(split) / 2
+        assert "light" in split.unknown_factors(conditional=False).names
+
+
+def test_words_above_samples_are_of_the_images_below_them(trained, vae_command, monkeypatch):
+    _, run = trained(*SPRITES, *GIVEN, *SMALL)
+    shown, sheet = {}, vae_exp.figures.grids.Sheet
+    monkeypatch.setattr("vae_exp.figures.grids.Sheet", lambda *args, **how: shown.update(how) or sheet(*args, **how))
+    assert vae_command("vae-generate", f"checkpoint={run}")[0] == 0
+    code, said = vae_command("vae-generate", f"checkpoint={run}", "format=npz")
+    assert code == 0, said
+    names, y = vae_exp.load(run).class_names, np.load(said.split("written to ")[1].strip())["y"]
+    assert shown["words"] == [names[label] for label in y[: len(names)]]
+
+
+WORDS = ["007", "1e3", "true", "null", "a, b", "x=y", "\u00e9", "it's"]
+
+
+def test_words_that_look_like_something_else_are_typed_in_both_ways(vae_command):
+    table("own", ["side", "light"], [[WORDS[i % 8], i / 4] for i in range(60)])
+    labels = ("dataset.label=side", "dataset.condition=[light]")
+    _, run = quick_run(*OWN, *labels, *SMALL)
+    model = vae_exp.load(run)
+    for word in WORDS:
+        typed = json.dumps(word, ensure_ascii=False) if set(word) & set(",'") else word
+        for label in (f"[{typed},3]", f"{{side:{typed},light:3}}"):
+            code, said = vae_command("vae-generate", f"checkpoint={run}", f"label={label}", "format=npz", "n=1")
+            assert code == 0, said
+            number = model.number([word, 3])
+            assert np.load(said.split("written to ")[1].strip())["y"] == number or number >= model.n_classes_in_data
+
+
+def test_a_list_of_one_label_is_that_label(vae_command):
+    table("own", ["side"], [[("left", "right")[i % 3 > 0]] for i in range(60)])
+    _, run = quick_run(*OWN, "dataset.label=[side]", *SMALL)
+    code, said = vae_command("vae-generate", f"checkpoint={run}", "what=reconstructions", "inputs=own", "format=npz")
+    assert code == 0, said
+    assert np.load(said.split("written to ")[1].strip())["y"].tolist()[:4] == [0, 1, 1, 0]
+    model = vae_exp.load(run)
+    assert torch.equal(images(model, label=[0, 1, 0, 1]), images(model, label=torch.tensor([0, 1, 0, 1])))
+    code, said = vae_command("vae-generate", f"checkpoint={run}", "label=[left]")
+    assert (code, "this model has one label, left, right" in said) == (1, True), said
+
+
+def test_runs_of_different_conditions_compare_and_are_named_by_them(vae_command):
+    for name, typed in (("a", "dataset.condition=[x]"), ("b", "dataset.condition=[x,y]")):
+        _, run = quick_run(*SPRITES, "dataset.label=[shape,scale]", typed, *SMALL, folder=f"runs/{name}")
+    assert json.loads((run / "summary.json").read_text())["name"].startswith("conditional-sprites-shape-scale-x-y-z3")
+    code, said = vae_command("vae-compare", "runs")
+    assert code == 0, said
+    assert said.count("best") == 1, "both stand in one table"
+    assert "[x,y]" in said
+
+
+def test_a_model_of_conditions_is_loaded_as_fast_as_another(trained):
+    _, run = trained(*SPRITES, *GIVEN, *SMALL)
+    code = f"import sys, vae_exp; vae_exp.load({str(run)!r}); sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0, "it takes seconds to import"
+
+
+def test_a_label_of_too_many_values_is_refused(monkeypatch):
+    table("own", ["code", "side"], [[i // 2, i % 2] for i in range(60)])
+    monkeypatch.setattr("vae_exp.datasets.conditions.MAX_CELLS", 60 * 32 - 1)
+    with pytest.raises(UserError, match=r"dataset\.label=code: 30 values are too many for a label"):
+        conditions_of(*OWN, "dataset.label=[code,side]")
+    assert conditions_of(*OWN, "dataset.label=[side]", "dataset.condition=[code]")[1].n == 60

@@ -99,7 +99,8 @@ def require_extra(extra: str, what: str, instead: str) -> None:
 
 def printable(text: object) -> str:
     """Return foreign text on one line: wide spaces become plain ones, and terminal control characters are escaped."""
-    return "".join(letter if letter.isprintable() else _escaped(letter) for letter in str(text))
+    text = str(text)
+    return text if text.isprintable() else "".join(c if c.isprintable() else _escaped(c) for c in text)
 
 
 def composed(text: object) -> str:

@@ -141,7 +141,7 @@ class TrainedVAE:
         """
         n, temperature = checked("n", n, Count), checked("temperature", temperature, Temperature)
         if label is not None and not self.model.n_classes:
-            raise UserError(f"label={label}: this model is not conditional; omit label.")
+            raise UserError(f"label={as_typed(label)}: this model is not conditional; omit label.")
         if label is None and self.model.n_classes:
             label = self.every_class(0, n)
         noise = torch.Generator()
@@ -285,8 +285,8 @@ class TrainedVAE:
     def labels(self, label: Labels, n: int) -> Tensor:
         """Return [n] labels on the model's device, zeros for an unconditional model. Raises UserError."""
         n_classes = self.model.n_classes
-        values = list | tuple | Mapping if self.conditions else Mapping  # a list may be the numbers of several images
-        if isinstance(label, str | int | float | values):
+        are_of_images = isinstance(label, list | tuple) and not self.conditions and str not in map(type, label)
+        if isinstance(label, str | int | float | list | tuple | Mapping) and not are_of_images:
             if not n_classes:
                 raise UserError(f"label={as_typed(label)}: this model is not conditional; omit label.")
             label = self.number(label)
@@ -310,15 +310,18 @@ class TrainedVAE:
 
         Values of conditions that are no combination of the data become a class of their own.
         """
+        if self.conditions and not isinstance(label, str | int):
+            return self._combination(label)
         name = printable(composed(label))
         if name in self.class_names:
             return self.class_names.index(name)
-        if self.conditions and (len(self.conditions.names) == 1 or not isinstance(label, str | int)):
+        is_number = name in map(str, range(max(len(self.class_names), self.model.n_classes)))
+        if self.conditions and (len(self.conditions.names) == 1 or not is_number):
             return self._combination(label)
         if isinstance(label, Mapping | list | tuple):
             takes = f"this model has one label, {', '.join(map(printable, self.class_names))}"
             raise UserError(f"label={as_typed(label)}: {takes}; give one of them.")
-        if name not in map(str, range(max(len(self.class_names), self.model.n_classes))):
+        if not is_number:
             raise UserError(f"label={label}: this model knows {', '.join(map(printable, self.class_names))}.")
         return int(name)
 

@@ -29,16 +29,17 @@ from vae_exp.compare.runs import (
     sort_runs,
     swept_keys,
 )
+from vae_exp.config.checks import as_typed
 from vae_exp.config.schema import is_number
 from vae_exp.errors import UserError, printable
 from vae_exp.files import expand
 
-# Keys of a dataset that change nothing about the images that are measured.
-OTHER_THAN_IMAGES = {
-    f"dataset.{key}"
-    for key in ("name", "cache", "device_memory", "seed", "flip", "n_classes", "attribute", "label", "on_error")
+# Keys of a dataset that change nothing about the images that are measured, but where dataset.labels chooses images
+# those of their labels.
+LABELLED_BY = {"dataset.attribute", "dataset.label", "dataset.condition"}
+OTHER_THAN_IMAGES = LABELLED_BY | {
+    f"dataset.{key}" for key in ("name", "cache", "device_memory", "seed", "flip", "n_classes", "on_error")
 }
-LABELLED_BY = {"dataset.attribute", "dataset.label"}  # but where dataset.labels chooses images by their labels
 LIKELIHOOD, STOCHASTIC = "likelihood", "model.stochastic"
 ROOT, DATA = "dataset.root", "data"  # and a digest of what lay there, which no key of a configuration is
 
@@ -336,7 +337,8 @@ def setting(value: Any) -> str:
     """Return a value of the configuration as a table shows it, on one line."""
     if value is None:
         return "-"
-    return f"{value:g}" if isinstance(value, float) else printable(" ".join(str(value).split()))
+    text = f"{value:g}" if isinstance(value, float) else as_typed(value) if isinstance(value, list) else str(value)
+    return printable(" ".join(text.split()))
 
 
 def short(text: str, longest: int) -> str:

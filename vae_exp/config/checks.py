@@ -322,6 +322,11 @@ def as_typed(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def names_in(value: Any) -> list[str]:
+    """Return the names that a key such as dataset.label has: none, one or a list."""
+    return [] if value is None else list(map(str, value if isinstance(value, list | tuple) else [value]))
+
+
 def quoted(text: object, mark: str = "'") -> str:
     """Return text quoted for Hydra's command line, whatever is in it."""
     return mark + str(text).replace("\\", "\\\\").replace(mark, f"\\{mark}") + mark
@@ -363,8 +368,8 @@ def made_name(config: Mapping[str, Any]) -> str:
     usual = {"network": "mlp", "posterior": "diagonal", "prior": "standard"}
     usual |= {"likelihood": "bernoulli", "objective": "elbo"}
     parts = [str(config[group].get("_target_")).rpartition(".")[2] for group in usual]
-    label = dataset.get("label") or dataset.get("attribute")
-    words = [model["name"], data_name(dataset)[:40], *([label] if model["conditional"] and label else [])]
+    given = names_in(dataset.get("label") or dataset.get("attribute")) + names_in(dataset.get("condition"))
+    words = [model["name"], data_name(dataset)[:40], *(given if model["conditional"] else [])]
     words += [dataset["binarize"]] if dataset.get("binarize", "none") != "none" else []
     words += [part for part, common in zip(parts, usual.values(), strict=True) if part != common]
     words += [f"z{model['z_dim']}", *([f"beta{model['beta']:g}"] if model["beta"] not in (0, 1) else [])]

@@ -92,15 +92,19 @@ def _with_text_quoted(word: str, of_sweep: bool) -> str:
             return f"{key}={','.join(f'[{texts}]' for texts in inner_lists)}"
         if not rule.allows("text"):
             return word
+    as_text = f"{key}={','.join(_text(part, null=key != 'label') for part in parts)}"
     with contextlib.suppress(HydraException):  # what cannot be read is one text, its commas too
-        if of_sweep or parse([word]):
-            return f"{key}={','.join(_text(part, null=key != 'label') for part in parts)}"
+        if of_sweep or parse([as_text if value.startswith("{") else word]):
+            return as_text
     return word
 
 
 def _text(word: str, null: bool = False) -> str:
     """Return one value, quoted if Hydra would read another text; `null` says that null is not text."""
     text = word.strip()
+    if text.startswith("{") and text.endswith("}"):
+        pairs = [pair.partition(":") for pair in PART.findall(text[1:-1])]
+        return "{" + ",".join(f"{name}{colon}{_text(value, null)}" for name, colon, value in pairs) + "}"
     if not text or text[0] in "'\"[{" or re.fullmatch(r"\w+\(.*\)", text):  # quoted, no text, or a function of Hydra's
         return word
     try:

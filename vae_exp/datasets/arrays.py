@@ -1,7 +1,6 @@
 """Arrays of one's own in one .npz file: images and, if there are any, labels, factors and a test split."""
 
 import logging
-import re
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ log = logging.getLogger(__name__)
 ARRAYS = ("images", "labels", "factors")
 TEST = "test_"  # of the images of the test split, and of what belongs to them
 EVERY_ARRAY = (*ARRAYS, "factor_names", *(f"{TEST}{array}" for array in ARRAYS))
+AS_FACTORS = "Number its values, sort them into bins, or name it in dataset.condition"
 Arrays = dict[str, np.ndarray]
 
 
@@ -131,8 +131,8 @@ def _factors(
     content: Arrays, lengths: dict[str, int], requested: list[str] | None, fractions: Sequence[str]
 ) -> tuple[Factors | None, list[list[str]]]:
     """Return the factors of all images, and the values of each as text, in their order; some may be fractions."""
+    table = _joined("factors", content, lengths, dims=2, floats=bool(fractions or requested))
     names = content.get("factor_names")
-    table = _joined("factors", content, lengths, dims=2, fractions=_places(names, fractions))
     if table is None:
         if names is not None:
             raise Refused("it holds factor_names, and no factors")
@@ -141,25 +141,21 @@ def _factors(
         return None, []
     every = _factor_names(names, table.shape[1])
     kept = columns_of(every, requested, "the file")
+    for at in kept:
+        if len(odd := table[~np.isfinite(table[:, at]), at]):
+            raise Refused(f"factors must be finite numbers, and {every[at]} has {odd[0]} in it")
+        if every[at] not in fractions and len(odd := table[table[:, at] % 1 != 0, at]):
+            raise Refused(f"factors must be whole numbers, and {every[at]} has {odd[0]} in it. {AS_FACTORS}")
     columns = [_numbered(column) for column in table.T[kept]]
     numbers = torch.from_numpy(np.stack([numbers for numbers, _ in columns], axis=1))
     values = [values for _, values in columns]
     return Factors(numbers, [every[at] for at in kept], list(map(len, values))), values
 
 
-def _places(names: np.ndarray | None, numbers: Sequence[str]) -> list[int]:
-    """Return the columns of these factors, which have the names that `_factor_names` gives them."""
-    if names is None:
-        return [int(name.removeprefix("factor")) for name in numbers if re.fullmatch(r"factor\d{1,4}", name)]
-    return [at for at, name in enumerate(names.ravel().tolist()) if str(name).strip() in numbers]
-
-
-def _joined(
-    array: str, content: Arrays, lengths: dict[str, int], dims: int, fractions: Sequence[int] = ()
-) -> np.ndarray | None:
+def _joined(array: str, content: Arrays, lengths: dict[str, int], dims: int, floats: bool = False) -> np.ndarray | None:
     """Return an array of all images, test images last; None if there is no array of that name.
 
-    It is int64, unless these columns are fractions.
+    It is int64, or the floats that it may be.
     """
     names = [f"{prefix}{array}" for prefix in lengths]
     missing = [name for name in names if name not in content]
@@ -167,35 +163,31 @@ def _joined(
         return None
     if missing:
         raise Refused(f"it holds {(set(names) - set(missing)).pop()}, and no {missing[0]}; save both or neither")
-    parts = [
-        _whole_numbers(name, content[name], n, dims, fractions) for name, n in zip(names, lengths.values(), strict=True)
-    ]
+    parts = [_numbers(name, content[name], n, dims, floats) for name, n in zip(names, lengths.values(), strict=True)]
     if parts[0].shape[1:] != parts[-1].shape[1:]:
         raise Refused(" and ".join(f"{name} is {list(part.shape)}" for name, part in zip(names, parts, strict=True)))
     return np.concatenate(parts)
 
 
-def _whole_numbers(array: str, values: np.ndarray, n: int, dims: int, fractions: Sequence[int]) -> np.ndarray:
-    """Return whole numbers as int64, but these columns, if they are floats, as they are.
+def _numbers(array: str, values: np.ndarray, n: int, dims: int, floats: bool) -> np.ndarray:
+    """Return whole numbers as int64, and floats, where there may be any, as they are.
 
     Raises Refused for other numbers, another shape, or a length other than n.
     """
-    of_floats = values.dtype.kind == "f" and values.ndim == dims == 2 and bool(np.isfinite(values).all())
-    others = np.delete(values, [at for at in fractions if at < values.shape[1]], 1) if of_floats else values
-    keeps = of_floats and bool(fractions) and bool((others == np.floor(others)).all())
-    if values.dtype.kind not in "iub" and not keeps:
-        hint = ". Save it with .astype('int64')" if values.dtype.kind == "f" else ""
+    is_float = values.dtype.kind == "f"
+    if values.dtype.kind not in "iub" and not (is_float and floats):
+        hint = ". Save it with .astype('int64')" if is_float else ""
         if hint and len(odd := values[~np.isfinite(values) | (values != np.floor(values))]):
-            hint = f", with {odd[0]} in it. Number its values, sort them into bins, or name it in dataset.condition"
+            hint = f", with {odd[0]} in it. {AS_FACTORS if dims == 2 else 'Number its values'}"
         raise Refused(f"{array} must be whole numbers of an integer type, and is {values.dtype}{hint}")
     if values.ndim != dims or 0 in values.shape[1:]:
         raise Refused(f"{array} must be {'[N]' if dims == 1 else '[N, F]'}, and is {list(values.shape)}")
     if len(values) != n:
         images = f"{TEST}images" if array.startswith(TEST) else "images"
         raise Refused(f"{array} has {len(values):,} rows, and {images} {n:,}; both need one for each image")
-    if values.max() > np.iinfo(np.int64).max:
+    if not is_float and values.max() > np.iinfo(np.int64).max:
         raise Refused(f"{array} holds {values.max()}, which no int64 can be")
-    return values if keeps else values.astype(np.int64)
+    return values if is_float else values.astype(np.int64)
 
 
 def _numbered(values: np.ndarray) -> tuple[np.ndarray, list[str]]:

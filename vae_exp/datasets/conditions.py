@@ -1,5 +1,6 @@
 """Several labels, and numbers, as what a conditional model is given: y counts the combinations that the data have."""
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -7,16 +8,24 @@ from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from vae_exp.config.checks import as_typed, closest
+from vae_exp.config.checks import as_typed, closest, names_in
+from vae_exp.config.schema import MAX_DISTANCE
 from vae_exp.datasets.factors import NUMBER, Factors
 from vae_exp.errors import UserError, composed, printable, shortened
+from vae_exp.files import log_once
 
 CLASS = "class"  # the name of the labels that data have of themselves, such as their folders
 JOINT = ", "  # between the values in the name of a combination
+MAX_CELLS = 2**28  # of all combinations' contexts: a gigabyte
+LARGEST = 1e300  # number: the distance of two of them is finite
 GOLDEN = (math.sqrt(5) - 1) / 2
+
+
+def is_number(text: str) -> bool:
+    """Return whether text is a finite number, as a condition must be."""
+    return bool(NUMBER.fullmatch(text)) and abs(float(text)) <= LARGEST
 
 
 def spread(n: int, of: int) -> Tensor:
@@ -53,9 +62,11 @@ class Conditions:
         fits = len(self.names) == len(self.values) > 0 and len(self.rows) % len(self.names) == 0
         if not (fits and 0 <= self.n_labels <= len(self.names)):
             raise ValueError("names, values and rows are not of as many conditions")
+        if self.n * sum(self.sizes) > MAX_CELLS:
+            raise ValueError("there are too many values")
         if not ((rows >= 0) & (rows < sizes.repeat(self.n))).all():
             raise ValueError("a combination has values that there are not")
-        if not all(NUMBER.fullmatch(text) for texts in self.values[self.n_labels :] for text in texts):
+        if not all(is_number(text) for texts in self.values[self.n_labels :] for text in texts):
             raise ValueError("the values of a number are not numbers")
 
     @property
@@ -92,25 +103,29 @@ class Conditions:
         """Return the conditions with the range of each number in the labels y [N] of training."""
         rows = torch.tensor(self.rows).view(-1, len(self.names))[y.unique().cpu()]
         ranges = []
-        for i in range(self.n_labels, len(self.names)):
-            known = [float(self.values[i][row]) for row in rows[:, i].unique().tolist()]
-            ranges.append((min(known), max(known)))
+        for i, name in enumerate(self.numbers, start=self.n_labels):
+            low, high = (float(self.values[i][row]) for row in rows[:, i].aminmax())  # values are in their order
+            ranges.append((low, high))
+            if low == high:
+                same = f"{printable(name)}: it is {low:g} in all training images, and tells a model nothing"
+                log_once(f"dataset.condition={same}", logging.WARNING)
         return replace(self, ranges=ranges)
 
     def table(self) -> Tensor:
-        """Return the context of each combination, [K, W]."""
-        columns, parts = torch.tensor(self.rows).view(-1, len(self.names)).T, []
+        """Return the context of each combination, [K, W], on the CPU, also where models are made without numbers."""
+        columns, parts = torch.tensor(self.rows, device="cpu").view(-1, len(self.names)).T, []
         for i, (values, column) in enumerate(zip(self.values, columns, strict=True)):
             if i < self.n_labels:
-                parts.append(F.one_hot(column, len(values)).float())
+                parts.append((column[:, None] == torch.arange(len(values), device="cpu")).float())
             else:
                 scaled = [self._scaled(i, float(text)) for text in values]
-                parts.append(torch.tensor(scaled, dtype=torch.float32)[column, None])
+                parts.append(torch.tensor(scaled, dtype=torch.float32, device="cpu")[column, None])
         return torch.cat(parts, 1)
 
     def join(self, values: Sequence[Tensor]) -> Tensor:
         """Return the contexts [N, W] of values in the order of names: of labels their numbers, int64 [N]."""
-        parts = [F.one_hot(values[i], len(self.values[i])).float() for i in range(self.n_labels)]
+        labels = zip(values[: self.n_labels], self.sizes, strict=False)
+        parts = [(label[:, None] == torch.arange(size)).float() for label, size in labels]
         for number, (low, high) in zip(values[self.n_labels :], self.ranges, strict=True):
             parts.append((number.float()[:, None] - (low + high) / 2) * (2 / (high - low) if high > low else 0.0))
         return torch.cat(parts, 1)
@@ -137,9 +152,7 @@ class Conditions:
         """
         typed = f"label={shortened(printable(as_typed(label)))}"
         takes = f"this model takes {', '.join(self._words())}"
-        example = ",".join(
-            f"{printable(name)}:{values[0]}" for name, values in zip(self.names, self.values, strict=True)
-        )
+        example = ",".join(values[0] for values in self.values)
         if isinstance(label, Mapping):
             if unknown := [str(name) for name in label if name not in self.names]:
                 raise UserError(f"{typed}: {takes}, and no {printable(unknown[0])}.{closest(unknown[0], self.names)}")
@@ -147,7 +160,7 @@ class Conditions:
         else:
             given = list(label) if isinstance(label, list | tuple) else [label]
         if len(given) != len(self.names):
-            raise UserError(f"{typed}: {takes}; give each, such as label={{{example}}}.")
+            raise UserError(f"{typed}: {takes}; give each, by name or in this order, such as label=[{example}].")
         parts, words = [], []
         for i, (name, value) in enumerate(zip(self.names, given, strict=True)):
             text = printable(composed(value))
@@ -155,11 +168,13 @@ class Conditions:
                 if text not in self.values[i]:
                     hint = closest(text, self.values[i])
                     raise UserError(f"{typed}: {printable(name)} is {shortened(', '.join(self.values[i]))}.{hint}")
-                parts.append(F.one_hot(torch.tensor(self.values[i].index(text)), len(self.values[i])).float())
+                parts.append(torch.tensor([float(text == known) for known in self.values[i]]))
             else:
-                if not NUMBER.fullmatch(text):
+                if not is_number(text):
                     raise UserError(f"{typed}: {printable(name)} is a number, and not {text}.")
-                parts.append(torch.tensor([self._scaled(i, float(text))]))
+                if abs(scaled := self._scaled(i, float(text))) > MAX_DISTANCE:
+                    raise UserError(f"{typed}: {printable(name)} is too far from those of training; {takes}.")
+                parts.append(torch.tensor([scaled]))
             words.append(_named(name, text))
         return torch.cat(parts), JOINT.join(words)
 
@@ -186,21 +201,20 @@ def choose_labels(
     """
     if label is None and not condition:
         return given
-    names = [label] if isinstance(label, str | int | float) else list(label or ())
-    names, numbers = list(map(str, names)), list(map(str, condition or ()))
+    names, numbers = names_in(label), names_in(condition)
     if twice := [name for i, name in enumerate(names + numbers) if name in (names + numbers)[:i]]:
         raise UserError(f"dataset.label and dataset.condition: {printable(twice[0])} is named twice.")
     columns = dict[str, tuple[Tensor, list[str]]]()
     if label is None and given.class_names:
-        columns[CLASS] = given.y, given.class_names
+        columns[CLASS if factors is None or CLASS not in factors.names else f"own {CLASS}"] = given.y, given.class_names
     for key, name in [*(("label", name) for name in names), *(("condition", name) for name in numbers)]:
-        if factors is None or name not in factors.names:
-            names_of = ", ".join(map(printable, factors.names)) if factors else ""
-            there = f"null or one of {names_of}" if factors else "null, as there are no factors"
-            hint = closest(name, factors.names) if factors else ""
-            raise UserError(f"dataset.{key}={printable(name)}: it takes {there}.{hint}")
+        if factors is None:
+            raise UserError(f"dataset.{key}={printable(name)}: it takes null, as there are no factors.")
+        if name not in factors.names:
+            there = f"null or one of {', '.join(map(printable, factors.names))}.{closest(name, factors.names)}"
+            raise UserError(f"dataset.{key}={printable(name)}: it takes {there}")
         texts = list(values[factors.names.index(name)])
-        if wrong := [text for text in texts if key == "condition" and not NUMBER.fullmatch(text)]:
+        if wrong := [text for text in texts if key == "condition" and not is_number(text)]:
             use = f"Use it as a label: dataset.label=[{','.join(map(printable, [*names, name]))}]"
             raise UserError(
                 f"dataset.condition={printable(name)}: its value {printable(wrong[0])} is no number. {use}."
@@ -209,6 +223,10 @@ def choose_labels(
     if len(columns) == 1 and not numbers:
         return Labels(*next(iter(columns.values())))
     rows, y = torch.stack([column for column, _ in columns.values()], 1).unique(dim=0, return_inverse=True)
-    texts_of = [[*map(printable, texts)] for _, texts in columns.values()]
-    conditions = Conditions(list(columns), texts_of, len(columns) - len(numbers), rows.flatten().tolist())
+    texts_of, n_labels = [[*map(printable, texts)] for _, texts in columns.values()], len(columns) - len(numbers)
+    if len(rows) * sum(map(len, texts_of[:n_labels])) > MAX_CELLS:
+        most, name = max((len(texts), name) for texts, name in zip(texts_of[:n_labels], columns, strict=False))
+        bins = f"Sort them into bins, or if they are numbers, use dataset.condition=[{printable(name)}]"
+        raise UserError(f"dataset.label={printable(name)}: {most:,} values are too many for a label. {bins}.")
+    conditions = Conditions(list(columns), texts_of, n_labels, rows.flatten().tolist())
     return Labels(y, conditions.class_names(), conditions)

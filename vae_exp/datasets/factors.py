@@ -158,7 +158,7 @@ def _read_table(
             raise UserError(f"{key}: there is no such file: {path}. A relative path begins at dataset.root.")
         with path.open(encoding="utf-8-sig", newline="") as file:  # a spreadsheet writes the mark of UTF-8
             reader = csv.reader(file, strict=True)
-            rows = ([first, *(cell.strip() for cell in others)] for first, *others in filter(None, reader))
+            rows = ([first, *(composed(cell.strip()) for cell in others)] for first, *others in filter(None, reader))
             columns = [printable(name) for name in next(rows, [""])]
             columns[0] = columns[0].strip()
             if columns[0] != FILE or len(columns) < 2 or "" in columns or len({*columns}) < len(columns):

@@ -158,26 +158,25 @@ def prepare(
     validation are the same whatever train_size is. Raises UserError for options that this data cannot satisfy.
     """
     limit, numbers = size_in_bytes(device_memory), _label_numbers(source, labels, n_classes)
+    conditions = source.conditions
+    if conditions is not None and n_classes:
+        what = f"the {conditions.n:,} combinations of {', '.join(map(printable, conditions.names))}"
+        raise UserError(f"dataset.n_classes={n_classes}: here the labels are {what}. Use null.")
     names = [printable(source.class_names[number]) for number in numbers]
 
     def load(split: Split, binarize: str, part: str = "training") -> Split:
         # Binarised first: which images are chosen must not change the draw that an image meets.
         split = _binarize(split.stream_above(limit), binarize)
+        split = split if conditions is None else replace(split, given=conditions.names)
         if labels is None:
             return split
         split = split[_rows_with(split, labels, numbers, part)]  # y counts from 0: no class is empty
         return replace(split, y=torch.searchsorted(torch.tensor(numbers), split.y))
 
-    conditions = source.conditions
-    if conditions is not None:
-        if n_classes:
-            what = f"the {conditions.n:,} combinations of {', '.join(map(printable, conditions.names))}"
-            raise UserError(f"dataset.n_classes={n_classes}: here the labels are {what}. Use null.")
-        used = source.train.y[torch.isin(source.train.y, torch.tensor(numbers))]
-        conditions = None if n_classes == 0 else conditions.fitted(used).chosen(numbers)
     dynamic = binarize == "dynamic"
     before, held_out = ("none", "static") if dynamic else (binarize, binarize)
     train = load(source.train, before)
+    train_y = train.y  # those of validation too: numbers mean the same whatever is chosen
     rows = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
     n_val = count(val_size, len(train)) if source.val is None else 0
     if n_val >= len(train):
@@ -205,7 +204,7 @@ def prepare(
         class_names=[] if n_classes == 0 else names,
         read_train=lambda: load(source.train, before),
         fingerprint=fingerprint(source),
-        conditions=conditions,
+        conditions=conditions.chosen(numbers).fitted(train_y) if conditions and n_classes is None else None,
     )
 
 

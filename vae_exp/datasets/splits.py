@@ -56,6 +56,7 @@ class Split:
     factors: Factors | None = None
     files: Sequence[str] | None = None  # of all the data that these images are chosen from, where each is a file
     chosen: Tensor | None = None  # int64 [N], which of them these are, in the order of the data; None: all
+    given: Sequence[str] = ()  # the conditions that y combines, of which some may be factors
 
     def __len__(self) -> int:
         return len(self.y)
@@ -90,11 +91,12 @@ class Split:
         return 1.0 if self.dynamic else ((x == 0) | (x == 255)).float().mean().item()
 
     def given_factors(self) -> list[str]:
-        """Return the names of the varying factors that the label determines: a conditional model is given them."""
-        n_labels = len(self.y.unique())
-        if self.factors is None or 2 * n_labels > len(self):  # so rare labels go with one value by chance
+        """Return the names of the varying factors that a conditional model is given, or that its label determines."""
+        if self.factors is None:
             return []
-        varying = self.factors.varying()
+        varying, n_labels = self.factors.varying(), len(self.y.unique())
+        if 2 * n_labels > len(self):  # so rare labels go with one value by chance
+            return [name for name in varying.names if name in self.given]
         pairs = [torch.stack([self.y, column]).unique(dim=1).shape[1] for column in varying.table.T]
         return [name for name, n in zip(varying.names, pairs, strict=True) if n == n_labels]
 

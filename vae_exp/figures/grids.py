@@ -36,6 +36,7 @@ READABLE = 28  # pixels; smaller images are enlarged to about this, for people t
 ENOUGH = 0.9  # of the classes that there is room for: in a random order chance may leave out one of ten digits
 MAX_CLASSES = 64  # a row each in a picture; the 62 of EMNIST's largest split fit
 FEW_CLASSES = 16  # that stand for more
+IN_LEGEND = 20  # classes; more are told by a scale of colours
 
 SHARES = (0.99, 0.9, 0.5, 0.1)  # of the prior, which lines of its density go around
 Density = tuple[Callable[[Tensor], Tensor], Tensor]  # log p(z) of codes [N, 2], and its values at the lines
@@ -322,7 +323,7 @@ def latents(
     Lines of the prior's density lie over those of a model of two latents.
     """
     total, chosen = total or len(means), rows(y, n)
-    means, y, names = means.detach().cpu().double()[chosen], y.cpu()[chosen], drawable(names)
+    means, y, names = means.detach().cpu().double()[chosen], y.cpu()[chosen], drawable(names[: IN_LEGEND + 1])
     if dims is not None or means.shape[1] <= 2 or len(means) == 1:  # one image has no principal components
         dims = dims or list(range(means.shape[1]))[:2]
         points, axis_names = means[:, dims], [f"mean of q(z{dim} | x)" for dim in dims]
@@ -345,7 +346,7 @@ def _scatter(points: Tensor, y: Tensor, names: Sequence[str], axis_names: list[s
     """Plot points [N, 2] coloured by their labels [N], with a legend of the names if there are few."""
     style: dict[str, Any] = {"s": 6, "alpha": 0.7, "linewidths": 0}
     with new_axes((6.4, 5.4), names) as axes:
-        if 0 < len(names) <= 20:
+        if 0 < len(names) <= IN_LEGEND:
             from matplotlib import colormaps
 
             colors = colormaps["tab10" if len(names) <= 10 else "tab20"].resampled(len(names))

@@ -11,8 +11,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vae_exp.config import build
+from vae_exp.config.checks import as_typed, names_in
 from vae_exp.config.schema import PICTURES, GenerateOptions
-from vae_exp.datasets.conditions import CLASS
 from vae_exp.datasets.factors import read_column
 from vae_exp.datasets.image_folder import class_folder, read_images
 from vae_exp.datasets.splits import Split
@@ -54,7 +54,7 @@ def _samples(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:
     columns, words = math.ceil(math.sqrt(n)), list[str]()
     if 0 < in_turn <= grids.MAX_CLASSES:
         columns = in_turn
-        words = grids.class_words(model.class_names, range(columns))
+        words = grids.class_words(model.class_names, model.every_class(0, columns).tolist())
     return Drawing(n, chunks, lambda x: grids.Sheet(x, columns, title, words=words))
 
 
@@ -89,7 +89,7 @@ def _components(model: TrainedVAE, options: GenerateOptions, n: int) -> Drawing:
     if options["label"] is not None:
         heaviest = heaviest[y[heaviest] == label]
         if not len(heaviest):
-            raise UserError(f"label={options['label']}: no component of the prior has it.")
+            raise UserError(f"label={as_typed(options['label'])}: no component of the prior has it.")
     shown = heaviest[:n]
     _require_room(model, 2 * len(shown), f"n={n}: {len(shown):,} components", options)
     images = latent_walks.decode(model.model, z[shown, None], y[shown])[:, 0]
@@ -136,7 +136,7 @@ def anomalies(model: TrainedVAE, options: GenerateOptions, n: int) -> tuple[Draw
             number = model.number(label)
             rows = replace(rows, splits={name: split[split.y == number] for name, split in rows.splits.items()})
             if not len(rows):
-                raise UserError(f"label={label}: none of the {options['split']} images has it.")
+                raise UserError(f"label={as_typed(label)}: none of the {options['split']} images has it.")
     chunks = []
     with tqdm(total=len(rows), unit="image", disable=None, leave=False) as bar:
         for x, y, columns in rows.batches(codes.MAX_BOUNDED):
@@ -289,7 +289,7 @@ def _images(model: TrainedVAE, options: GenerateOptions, n: int | None) -> tuple
     if options["label"] is not None:
         order = order[split.y[order].cpu() == model.number(options["label"])]
         if not len(order):
-            raise UserError(f"label={options['label']}: none of the {options['split']} images has it.")
+            raise UserError(f"label={as_typed(options['label'])}: none of the {options['split']} images has it.")
     if n is not None:  # of images without classes one of each part of the split
         kinds = split.y[order] if len(split.y.unique()) > 1 else order * n // len(split)
         order = order[grids.in_turn(kinds)[:n]]
@@ -306,24 +306,22 @@ def _labels_of_inputs(model: TrainedVAE, options: GenerateOptions, files: list[s
         return model.labels(options["label"], len(files)).cpu()
     settings, path, key = model.config["dataset"], expand(str(options["inputs"])), f"inputs={options['inputs']}"
     factors, conditions = settings.get("factors"), model.conditions
-    columns = conditions.names if conditions else settings.get("label") and [str(settings["label"])]
+    columns = names_in(settings.get("label")) + names_in(settings.get("condition"))
     root, table = (
         path if path.is_dir() else path.parent,
         Path(factors).name if columns and isinstance(factors, str) else "",
     )
     names, words, where = list(model.class_names), list(map(class_folder, files)), "the folder "
     if table and (root / table).exists():
-        read = [
-            words if column == CLASS else read_column(f"{key}: {table}", root, table, files, column)
-            for column in columns or ()
-        ]
+        read = [read_column(f"{key}: {table}", root, table, files, column) for column in columns]
         if conditions:
+            read = [words, *read] if len(read) < len(conditions.names) else read  # after the class folders
             return torch.tensor([model.number(list(values)) for values in zip(*read, strict=True)])
         words, where = read[0], f"in {table} "
     words = list(map(printable, words))
     if unknown := [word for word in words if word not in names]:
         wrong = f"{where}{unknown[0]} is none of its classes" if unknown[0] else "some images lie in no folder below it"
-        beside = f"name it in the column {columns[0]} of {table} beside them, " if table and columns else ""
+        beside = f"name it in the column {columns[0]} of {table} beside them, " if table else ""
         raise UserError(
             f"label: this model is conditional; {key}: {wrong}. Put each image into a folder of its class, one of "
             f"{shortened(', '.join(names))}, {beside}or give all of them one with label=."
