@@ -158,11 +158,7 @@ def prepare(
     validation are the same whatever train_size is. Raises UserError for options that this data cannot satisfy.
     """
     limit, numbers = size_in_bytes(device_memory), _label_numbers(source, labels, n_classes)
-    conditions = source.conditions
-    if conditions is not None and n_classes:
-        what = f"the {conditions.n:,} combinations of {', '.join(map(printable, conditions.names))}"
-        raise UserError(f"dataset.n_classes={n_classes}: here the labels are {what}. Use null.")
-    names = [printable(source.class_names[number]) for number in numbers]
+    conditions, names = source.conditions, [printable(source.class_names[number]) for number in numbers]
 
     def load(split: Split, binarize: str, part: str = "training") -> Split:
         # Binarised first: which images are chosen must not change the draw that an image meets.
@@ -185,12 +181,8 @@ def prepare(
     val_rows, rows = rows[:n_val].sort().values, rows[n_val:]
     if source.val is not None:
         val = load(source.val, held_out, "validation")[: None if val_size else 0]
-    elif not dynamic:
-        val = train[val_rows]
-    elif isinstance(train.images, Streamed):
-        val = _binarize(train[val_rows].stream_above(limit), "static")
-    else:  # the draw that binarize=static gives them
-        val = load(source.train, "static")[val_rows]
+    else:
+        val = _validation(train, val_rows, binarize, limit, lambda: load(source.train, "static"))
     n_train = len(rows) if train_size is None else count(train_size, len(rows))
     if not 0 < n_train <= len(rows):
         raise UserError(f"dataset.train_size={train_size}: {source.name} has {len(rows):,} images left for training.")
@@ -206,6 +198,15 @@ def prepare(
         fingerprint=fingerprint(source),
         conditions=conditions.chosen(numbers).fitted(train_y) if conditions and n_classes is None else None,
     )
+
+
+def _validation(train: Split, rows: Tensor, binarize: str, limit: int, static: Callable[[], Split]) -> Split:
+    """Return some of the training images, with the one draw of binarize=static where training draws anew."""
+    if binarize != "dynamic":
+        return train[rows]
+    if isinstance(train.images, Streamed):
+        return _binarize(train[rows].stream_above(limit), "static")
+    return static()[rows]
 
 
 def count(size: int | float, n: int) -> int:
@@ -225,7 +226,10 @@ def with_test(split: Split, test_size: int | float, name: str) -> tuple[Split, S
 
 def _label_numbers(source: Source, labels: list[int | str] | None, n_classes: int | None) -> list[int]:
     """Return the numbers of the labels to use, given by names or numbers, in the data's own order."""
-    class_names = list(map(printable, source.class_names))
+    class_names, conditions = list(map(printable, source.class_names)), source.conditions
+    if conditions is not None and n_classes:
+        what = f"the {conditions.n:,} combinations of {', '.join(map(printable, conditions.names))}"
+        raise UserError(f"dataset.n_classes={n_classes}: here the labels are {what}. Use null.")
     numbers = {str(number): number for number in range(len(class_names))}
     numbers |= {name: number for number, name in enumerate(class_names)}
     requested = [printable(composed(label)) for label in labels or ()]
