@@ -390,3 +390,14 @@ def test_a_label_of_too_many_values_is_refused(monkeypatch):
     with pytest.raises(UserError, match=r"dataset\.label=code: 30 values are too many for a label"):
         conditions_of(*OWN, "dataset.label=[code,side]")
     assert conditions_of(*OWN, "dataset.label=[side]", "dataset.condition=[code]")[1].n == 60
+
+
+def test_a_name_may_have_a_slash_in_it(vae_command, monkeypatch):
+    monkeypatch.setattr("vae_exp.evaluation.reference_classifier.STEPS", 3)
+    table("own", ["m/s", "on/off/b"], [[i / 4, ("on", "off")[i % 2]] for i in range(60)])
+    _, run = quick_run(*OWN, "dataset.label=[on/off/b]", "dataset.condition=[m/s]", *SMALL)
+    code, said = vae_command("vae-evaluate", f"checkpoint={run}", "wandb.mode=disabled")
+    assert code == 0, said
+    result = json.loads((run / "best.test.json").read_text())
+    assert {"number_error_real/m/s", "label_accuracy_shuffled/on/off/b"} <= result.keys()
+    assert "m/s read, RMS error" in said

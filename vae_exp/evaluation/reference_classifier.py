@@ -154,7 +154,7 @@ def label_accuracy(model: VAE, classifier: nn.Module, data: Data, held_out: Spli
     compared = {"": targets.compare(read, y), "_real": targets.compare(real, held_out.y)}
     compared["_shuffled"] = targets.compare(read, shuffled)
     return {
-        name.replace("/", f"{of}/") if "/" in name else f"{name}{of}": value
+        name.replace("/", f"{of}/", 1) if "/" in name else f"{name}{of}": value
         for of, values in compared.items()
         for name, value in values.items()
     }
