@@ -14,8 +14,7 @@ import pytest
 import torch
 
 import vae_exp
-from tests.conftest import QUICK, compose, metrics, quick_run, recorded
-from tests.test_report import CHROMIUM, FLAGS, needs_browser
+from tests.conftest import CHROMIUM, FLAGS, QUICK, compose, metrics, needs_browser, quick_run, recorded
 from vae_exp import scores
 from vae_exp.compare.runs import SCORES, read_run
 from vae_exp.config.schema import FACTOR_SCORES
