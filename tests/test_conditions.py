@@ -129,6 +129,12 @@ def test_a_label_is_typed_by_its_values(vae_command):
     seeded = torch.Generator().manual_seed(int(build.generator(0, "samples").initial_seed()))
     z = torch.randn(vae_exp.inference.CHUNK, 3, generator=seeded)[:4]
     assert np.abs(written / 255 - model.decode(z, ["heart", 4, 12.5]).numpy()).max() <= 0.5 / 255 + 1e-6
+    codes = model.codes("train")
+    texts = [
+        f"{NAMES[row[0]]}, scale={[1, 4][row[1]]}, x={x:g}"
+        for row, x in zip(codes["factors"], codes["condition_x"], strict=True)
+    ]
+    assert texts == codes["class_names"][codes["label"]].tolist()
     for what in ("classes", "traversals", "reconstructions", "interpolations", "codes", "latents", "anomalies"):
         assert vae_command("vae-generate", where, f"what={what}")[0] == 0
     for sampler in ("gmm", "aggregate"):

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vae_exp.datasets import Data, Split, batches
+from vae_exp.datasets import Conditions, Data, Split, batches
 from vae_exp.distributions import Posterior, parameters
 from vae_exp.errors import printable
 from vae_exp.evaluation.metrics import EVAL_BATCH_SIZE
@@ -31,6 +31,7 @@ class Rows:
 
     splits: Mapping[str, Split]  # by their names
     class_names: Sequence[str]  # empty where there are no labels
+    conditions: Conditions | None = None
 
     def __len__(self) -> int:
         return sum(map(len, self.splits.values()))
@@ -45,7 +46,8 @@ class Rows:
     def batches(self, batch_size: int = EVAL_BATCH_SIZE) -> Iterator[tuple[Tensor, Tensor, Columns]]:
         """Yield images [B, C, H, W] in [0, 1], their labels [B], and the columns that identify them.
 
-        These are index, split, and, where the data have them, file, label [B] and factors [B, F].
+        These are index, split, and, where the data have them, file, label [B], condition_NAME [B] of each number that
+        a label stands for, and factors [B, F].
         """
         files = [split.files for split in self.splits.values()]
         width = max((len(printable(file)) for each in files for file in each or ()), default=0)
@@ -60,6 +62,9 @@ class Rows:
                     columns["file"] = np.array(texts, f"U{width}")
                 if self.class_names:
                     columns["label"] = y.cpu().numpy()
+                if self.conditions is not None:
+                    given = self.conditions.given(y)
+                    columns |= {f"condition_{of}": given[of].numpy() for of in self.conditions.numbers}
                 if split.factors is not None:
                     columns["factors"] = split.factors.table[rows].cpu().numpy()
                 yield x, y, columns
@@ -76,7 +81,7 @@ class Rows:
 def rows_of(data: Data, split: str, device: torch.device) -> Rows:
     """Return the images of a split, or of train, val and test for all. Raises UserError for one that is empty."""
     names = [name for name in ("train", "val", "test") if split in (name, "all") and (name != "val" or len(data.val))]
-    return Rows({name: data.split(name).to(device) for name in names or [split]}, data.class_names)
+    return Rows({name: data.split(name).to(device) for name in names or [split]}, data.class_names, data.conditions)
 
 
 def codes(encode: Callable[[Tensor, Tensor], Posterior], rows: Rows) -> Iterator[tuple[Tensor, Columns]]:

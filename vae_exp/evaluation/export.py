@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from vae_exp.datasets.conditions import Conditions
-from vae_exp.errors import UserError, first_line, require_extra
+from vae_exp.errors import UserError, first_line, printable, require_extra
 from vae_exp.evaluation.codes import posterior_tensors
 from vae_exp.files import making, partial_of, writing
 from vae_exp.vae import VAE
@@ -158,7 +158,7 @@ def _write_onnx(program: ExportedProgram, path: Path, about: Mapping[str, Any]) 
         reason = first_line(error.__cause__ or error)
         raise UserError(f"{path.stem}: torch.onnx cannot write it ({reason}). A .pt2 file may do.") from error
     for key, value in about.items():
-        written.model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
+        written.model.metadata_props[key] = printable(value) if isinstance(value, str) else json.dumps(value)
     written.save(str(path))  # above 2 GB with the weights in a file of their own
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 

@@ -82,7 +82,7 @@ class Layers:
             return module(x)
         if next(module.children(), None) is None:
             raise UserError(f"what=explorer: the page has no {module} of {list(x.shape[1:])}; it has {KNOWN}.")
-        for child in module.children():
+        for child in module if isinstance(module, nn.Sequential) else module.children():  # which has no layer twice
             x = self.follow(child, x)
         return x
 
@@ -105,13 +105,13 @@ class Layers:
             shift = (0 if layer.bias is None else layer.bias) - layer.running_mean * scale
             return {"name": "scale", "weight": self._keep(scale), "bias": self._keep(shift)}
         if kind is nn.Upsample and is_image and layer.mode == "nearest":
-            (height, width), out = x.shape[2:], layer(x).shape[2:]
-            is_whole = out[0] % height == out[1] % width == 0
-            return {"name": "upsample", "factor": [out[0] // height, out[1] // width]} if is_whole else None
+            factor = [large // small for large, small in zip(layer(x).shape[2:], x.shape[2:], strict=True)]
+            repeated = x.repeat_interleave(factor[0], 2).repeat_interleave(factor[1], 3)
+            return {"name": "upsample", "factor": factor} if torch.equal(repeated, layer(x)) else None
         if kind is nn.GLU and layer.dim in (1, 1 - x.ndim, -1 if not is_image else 1):
             return {"name": "glu"}
-        if kind is nn.Flatten and layer.start_dim == 1:
-            return {"name": "flatten"} if is_image else {"name": "linear"}
+        if kind is nn.Flatten and layer(x).ndim == 2:
+            return {"name": "flatten"}
         if kind is nn.Unflatten and not is_image and len(shape := layer(x).shape[1:]) == 3:
             return {"name": "reshape", "shape": list(shape)}
         return None
@@ -157,6 +157,8 @@ def page(
     shown, starts, noise = some[rows], codes[rows.to(codes.device)], torch.Generator().manual_seed(0)
     means, stds, draws = _moments(model, codes, noise)
     low, high = (means - RANGE * stds).amin(0), (means + RANGE * stds).amax(0)
+    if not torch.cat([codes, low[None], high[None]]).isfinite().all():
+        raise UserError("what=explorer: codes of images, or of the prior, are beyond all numbers: nothing to show.")
     anywhere = low + (high - low) * torch.rand(starts.shape, generator=noise).to(low)
     layers, is_half = _layers(model, torch.cat([starts, anywhere]), shown.y.to(model.device).repeat(2))
     data = {
@@ -210,7 +212,8 @@ def _layers(model: VAE, z: Tensor, y: Tensor) -> tuple[Layers, bool]:
         outputs = layers.follow(decoder, torch.cat([z, context], 1))
         if outputs.ndim == 2:
             layers.operations.append({"name": "reshape", "shape": list(exact.shape[1:])})
-        is_same = torch.allclose(outputs.flatten(1), exact.flatten(1), rtol=1e-3, atol=1e-4)
+            outputs = outputs.view_as(exact)
+        is_same = outputs.shape == exact.shape and torch.allclose(outputs, exact, rtol=1e-3, atol=1e-4)
     except RuntimeError:  # shapes that do not fit
         is_same = False
     if not is_same:
