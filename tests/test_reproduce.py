@@ -1,6 +1,9 @@
 """`vae-reproduce`: claims are complete, a wrong one is missed with exit code 1, and a killed one goes on."""
 
+import dataclasses
+import itertools
 import json
+import math
 import os
 import re
 import shutil
@@ -15,7 +18,7 @@ import torch
 from omegaconf import OmegaConf
 
 import vae_exp
-from tests.conftest import quick_run, readme_section, recorded, written
+from tests.conftest import needs_mnist, quick_run, readme_section, recorded, written
 from vae_exp.cli import reproduce
 from vae_exp.config import build
 from vae_exp.config.checks import CONF_DIR
@@ -31,21 +34,60 @@ def test_a_preset_composes_and_its_claims_are_complete(name):
     assert preset.minutes > 0
     assert preset.source and preset.about and preset.differs
     for claim in preset.claims:
-        assert claim.within > 0
+        assert (claim.value is None) == (claim.spread == 0) == (not claim.spread_of)
+        assert set(claim.at) <= set(preset.swept)
         assert claim.what.startswith(("train_epoch/", "test/", "evaluate/"))
         assert (preset.evaluate is not None) or not claim.what.startswith("evaluate/")
 
 
-def test_the_claim_of_the_linear_model_is_its_closed_form():
+@pytest.mark.parametrize("name", ["linear_gaussian", pytest.param("ppca_mnist", marks=needs_mnist)])
+def test_the_claim_of_a_linear_model_is_its_closed_form(name):
     """With v = sigma^2, an axis of variance l > v among the first z_dim costs log(l / v) / 2 (Tipping & Bishop)."""
-    config = build.check(vae_exp.compose("experiment=published/linear_gaussian"))
-    x = build.dataset(config).train.x.flatten(1).double() / 255
-    variances = torch.linalg.eigvalsh(torch.cov(x.T, correction=0)).flip(0)
+    preset = reproduce.read_preset(name)
+    config = build.check(vae_exp.compose(preset.config))
+    data = build.dataset(config)
+    x = data.train.x.flatten(1).double() / 255
+    measured = data.split(preset.evaluate.get("split", "test")).x.flatten(1).double() / 255
+    variances, axes = (found.flip(-1) for found in torch.linalg.eigh(torch.cov(x.T, correction=0)))
     v, kept = config["likelihood"]["sigma"] ** 2, config["model"]["z_dim"]
     told = torch.where((variances > v) & (torch.arange(len(variances)) < kept), variances, v)
-    exact = 0.5 * (told * 2 * torch.pi).log().sum() + 0.5 * (variances / told).sum()
-    for claim in reproduce.read_preset("linear_gaussian").claims:
+    along = ((measured - x.mean(0)) @ axes).square().mean(0)
+    exact = 0.5 * (told * 2 * torch.pi).log().sum() + 0.5 * (along / told).sum()
+    for claim in preset.claims:
         assert claim.value == pytest.approx(exact.item(), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("values", "claim", "rest", "verdict"),
+    [
+        ([10.9], {"spread": 1.0}, {}, "reproduced"),
+        ([11.1], {"spread": 1.0}, {}, "missed by +1.10"),
+        ([8.9], {"spread": 1.0}, {}, "missed by -1.10"),
+        ([11.1], {"spread": 1.0, "seed_std": 0.06}, {}, "reproduced"),  # of one seed: 1 + 2 * 0.06
+        ([10.6, 11.0, 11.4, 11.8], {"spread": 0.7}, {}, "reproduced"),  # 0.7 + 2 * 0.516 / sqrt(4) = 1.216
+        ([10.6, 11.0, 11.4, 11.8], {"spread": 0.65, "seed_std": 9.0}, {}, "missed by +1.20"),  # 1.166: theirs count
+        ([10.0], {"spread": 1.0}, {"shortened": "2 of 9 epochs"}, "shortened (2 of 9 epochs), off by +0.00"),
+        ([10.0], {"value": None}, {}, "nothing to compare with"),
+        ([], {"spread": 1.0}, {}, "not run here (needs 2 h)"),
+        ([], {"spread": 1.0}, {"needs": "a week"}, "not run here (needs a week)"),
+    ],
+)
+def test_the_rule_of_the_verdict(values, claim, rest, verdict):
+    preset = dataclasses.replace(reproduce.read_preset("linear_gaussian"), minutes=120, **rest)
+    result = reproduce.Result(reproduce.Claim(**{"what": "test/neg_elbo", "value": 10.0} | claim), values)
+    assert result.verdict(preset) == verdict
+
+
+def test_help_tells_the_rule_and_what_each_preset_takes_without_importing_torch():
+    code = (
+        "import sys; from vae_exp.cli import reproduce\ntry: reproduce.main()\nfinally: print('torch' in sys.modules)"
+    )
+    process = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=True)
+    assert "two standard errors over our seeds plus the claim's own spread" in process.stdout
+    costs = dict(re.findall(r"^  (\w+) +(\d[\d.]* (?:s|min|h))$", process.stdout, re.M))
+    assert list(costs) == reproduce.preset_names()
+    assert (costs["linear_gaussian"], costs["iwae_k1"]) == ("18 s", "4.3 h")
+    assert process.stdout.endswith("\nFalse\n")
 
 
 @pytest.fixture
@@ -60,17 +102,18 @@ def own(monkeypatch, tmp_path):
         if hasattr(sys.modules.get(module), "CONF_DIR"):
             monkeypatch.setattr(f"{module}.CONF_DIR", conf)
 
-    def write(**said):
+    def write(hydra=None, **said):
         told = {"about": "digits", "source": "nobody", "minutes": 0.1, "differs": "all", **said}
         preset = {"defaults": [{"override /dataset": "digits"}], "epochs": 2, "network": {"hidden_dims": [16]}}
+        preset |= {"hydra": hydra} if hydra else {}
         path = conf / "experiment" / "published" / "tiny.yaml"
         path.write_text(f"# @package _global_\n{OmegaConf.to_yaml({**preset, 'published': told})}")
 
     return write
 
 
-def claimed(value, within=1.0, what="test/neg_elbo", **rest):
-    return {"what": what, "value": value, "within": within, **rest}
+def claimed(value, spread=1.0, what="test/neg_elbo", **rest):
+    return {"what": what, "value": value, "spread": spread, "spread_of": "a guess", **rest}
 
 
 def test_a_run_is_trained_once_evaluated_and_compared(vae_command):
@@ -87,7 +130,10 @@ def test_a_run_is_trained_once_evaluated_and_compared(vae_command):
     before = (folder / "summary.json").read_bytes()
     code, said = vae_command("vae-reproduce", "linear_gaussian", *typed, "--markdown")
     assert code == 0, said
-    assert "| `linear_gaussian` | nll | -12.444 ± 0.05 | " in said
+    (row,) = [line for line in said.splitlines() if line.startswith("| `linear_gaussian` | nll | -12.444 ± 0.05 | [")]
+    here, time_taken, machine, verdict = row.strip("| ").split(" | ")[4:]
+    assert re.fullmatch(r"-?\d+\.\d{3} \(n = 1\)", here) and re.fullmatch(r"[\d.]+ s", time_taken)
+    assert re.fullmatch(r".+, \d+ cores", machine) and verdict.startswith("other protocol (epochs=2), off by")
     assert (folder / "summary.json").read_bytes() == before
 
 
@@ -96,7 +142,7 @@ def test_a_wrong_claim_is_missed_with_exit_code_1(own, vae_command):
     own(claims=[claimed(20.0), claimed(20.0, what="train_epoch/neg_elbo", after_epoch=1)])
     preset = reproduce.read_preset("tiny")
     found = reproduce.Attempt(preset, []).results()
-    assert [each.verdict(preset) for each in found] == ["not run here (needs 0.1 minutes)"] * 2
+    assert [each.verdict(preset) for each in found] == ["not run here (needs 6 s)"] * 2
     summary, _ = quick_run("network.hidden_dims=[16]", "epochs=2", folder=Path("outputs/published/tiny"))
     found = reproduce.Attempt(preset, []).results()
     assert found[0].mean == summary["test/neg_elbo"]
@@ -193,27 +239,56 @@ def test_a_killed_one_goes_on_where_it_was(vae_command):
     assert [claim["verdict"] for claim in claims] == ["reproduced", "reproduced"]
     code, said = vae_command("vae-reproduce", "linear_gaussian", "--markdown")
     assert code == 0, said
-    assert "| `linear_gaussian` | nll | -12.444 ± 0.05 | -12.4" in said
+    assert re.search(r"^\| `linear_gaussian` \| nll \| -12.444 ± 0.05 \| .* \| reproduced \|$", said, re.M)
     code, said = vae_command("vae-reproduce")
     assert code == 0, said
     assert "not run here (needs" in said
     assert "    here     reproduced\n" in said
 
 
+def test_claims_at_one_setting_of_a_sweep_take_its_jobs_alone(own, vae_command):
+    sweep = {"mode": "MULTIRUN", "sweeper": {"params": {"model.beta": "1,2", "seed": "0,1"}}}
+    own(claims=[claimed(1.0, at={"model.beta": beta}) for beta in (1, 2)], hydra=sweep)
+    found = {1: [], 2: []}
+    for beta, seed in itertools.product((1, 2), (0, 1)):
+        folder = Path(f"outputs/published/tiny/beta-{beta}_seed-{seed}")
+        words = ("network.hidden_dims=[16]", "epochs=2", f"model.beta={beta}", f"seed={seed}")
+        found[beta].append(quick_run(*words, folder=folder)[0]["test/neg_elbo"])
+    results = reproduce.Attempt(reproduce.read_preset("tiny"), []).results()
+    assert [result.values for result in results] == [found[1], found[2]]
+    code, said = vae_command("vae-reproduce", "tiny", "wandb.mode=disabled", "--markdown")
+    assert (code, said.count("(n = 2)")) == (1, 2)
+    assert "| `tiny` | test/neg_elbo, beta 2 | 1.00 ± 1 | nobody | " in said
+    (claim,) = json.loads((folder / "reproduced.json").read_text())["claims"]
+    assert claim["at"] == {"model.beta": 2}
+
+
+def test_a_file_that_is_not_there_is_asked_for(vae_command, tmp_path):
+    code, said = vae_command("vae-reproduce", "freyfaces", f"dataset.root={tmp_path}")
+    assert (code, f"dataset.root={tmp_path}/freyfaces.npz: there is no such file" in said) == (1, True)
+    assert "frey_rawface.mat" in said
+
+
 def test_the_table_of_the_readme_is_what_the_command_prints():
     """Each row: the claim as the preset has it, and the verdict that follows from the number that was found."""
     lines = readme_section("tests/README.md", "Published figures").splitlines()
-    table = [line for line in lines if re.match(r"\| `\w+` \| .* ± .*\|", line)]
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
-    expected = [
-        (preset, claim) for preset in map(reproduce.read_preset, reproduce.preset_names()) for claim in preset.claims
-    ]
+    table = [line for line in lines if re.match(r"\| `\w+` \|", line)]
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table]
+    presets = [reproduce.read_preset(name) for name in reproduce.preset_names()]
+    expected = [(reproduce.Attempt(preset, []), claim) for preset in presets for claim in preset.claims]
+    assert lines[lines.index(table[0]) - 2] == reproduce.table([], True)[0]
     assert len(rows) == len(expected)
-    for (name, number, claimed_text, here, verdict), (preset, claim) in zip(rows, expected, strict=True):
-        assert (name, number) == (f"`{preset.name}`", claim.name)
-        assert claimed_text == f"{claim.text(claim.value)} ± {claim.within:g}"
-        if here == "-":
-            assert verdict.startswith("not run here (needs ")
-            continue
-        found = reproduce.Result(claim, [float(here.split(" ± ")[0])]).verdict(preset)
-        assert verdict.split(" by ")[0] == found.split(" by ")[0]
+    for row, (attempt, claim) in zip(rows, expected, strict=True):
+        here, time_taken, machine, verdict = row[4:]
+        values, number = [], re.fullmatch(r"(-?[\d.]+)(?: ± ([\d.]+))? \(n = (\d+)\)", here)
+        if number:
+            mean, spread, n = float(number[1]), float(number[2] or 0), int(number[3])
+            off = spread * math.sqrt((n - 1) / 2)  # of the first two, where the others are at the mean
+            values = [mean - off, mean + off, *[mean] * (n - 2)] if n > 1 else [mean]
+            assert time_taken and machine != "-"
+        else:
+            assert (here, time_taken, machine) == ("-", "-", "-")
+        (written_anew,) = reproduce.table([(attempt, [reproduce.Result(claim, values)])], True)[2:]
+        cells = [cell.strip() for cell in written_anew.strip("|").split(" | ")]
+        assert row[:5] == cells[:5]
+        assert verdict.split(" by ")[0] == cells[7].split(" by ")[0]

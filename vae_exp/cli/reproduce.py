@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import functools
 import math
 import os
 import platform
@@ -9,8 +10,8 @@ import re
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,12 +19,12 @@ from omegaconf import OmegaConf
 
 from vae_exp.cli import common, evaluate
 from vae_exp.compare.runs import BOOKKEEPING, SEEDS
-from vae_exp.config.checks import CONF_DIR, check, flatten, literal, resolve
+from vae_exp.config.checks import CONF_DIR, check, flatten, literal, path_of, resolve
 from vae_exp.config.compose import compose, readable, without_hydra
 from vae_exp.config.schema import EvaluateOptions, is_number
 from vae_exp.errors import UserError
 from vae_exp.evaluation import results
-from vae_exp.files import read_json, read_json_lines, write_json
+from vae_exp.files import read_json, read_json_lines, read_yaml, write_json
 from vae_exp.torchrun_env import safe_path
 from vae_exp.training import run_dir
 from vae_exp.training.console import echo
@@ -34,6 +35,14 @@ EVALUATED = "evaluate/"  # a claim of what vae-evaluate measures; others are of 
 NOT_RUN = "not run here"
 ABOUT = """Published figures: train, or resume, the presets that claim them, evaluate them by their protocol, and
 print claim, here and verdict. Without a name: the list. Exit code 1 where a figure is missed or could not be had."""
+RULE = f"""The rule of the verdict:
+  reproduced    our mean lies within two standard errors over our seeds plus the claim's own spread (±): what its source
+                gives; else the rounding of its last digit and the standard deviation of published replications; of a
+                closed form, what a finite training leaves. The preset says which (spread_of). One seed has no
+                standard error, unless the preset knows how far seeds scatter (seed_std).
+  missed by     the difference, otherwise
+  shortened     not the whole protocol, which the preset says: never reproduced, whatever its figure
+  {NOT_RUN}  not run to its end"""
 ROOT = "dataset.root"
 HANDED_ON = (f"{ROOT}=", "device=", "trust=")  # to vae-evaluate
 RESERVED = ("resume", "replace", "sweep.", "hydra.")  # what this command says itself
@@ -44,18 +53,27 @@ class Claim:
     """A number that somebody published."""
 
     what: str  # test/neg_elbo, or evaluate/nll
-    value: float
-    within: float  # how far it may be off and count as the same
+    value: float | None = None  # None: nobody's was at hand
+    spread: float = 0.0  # of the claim itself, see RULE
+    spread_of: str = ""  # what it consists of
+    seed_std: float | None = None  # of our seeds, as other runs have it; counts where one seed was run
     after_epoch: int | None = None  # as logged after this epoch; None is the end
+    at: dict[str, Any] = field(default_factory=dict)  # of a sweep only the jobs with these settings
 
     @property
     def name(self) -> str:
-        return self.what.removeprefix(EVALUATED) + (f", epoch {self.after_epoch}" if self.after_epoch else "")
+        epoch = {"epoch": self.after_epoch} if self.after_epoch else {}
+        settings = {key.rpartition(".")[2]: value for key, value in self.at.items()} | epoch
+        return ", ".join([self.what.removeprefix(EVALUATED), *(f"{key} {value}" for key, value in settings.items())])
 
-    def text(self, value: float) -> str:
-        """Return the value with as many digits as the tolerance has, and one more."""
-        digits = max(2, len(f"{self.within:g}".partition(".")[2]) + 1)
-        return f"{value:.{digits}f}"
+    def text(self, value: float | None) -> str:
+        """Return the value with as many digits as the claim has, and two or more."""
+        digits = len(str(self.value).partition(".")[2]) if self.value is not None else 3
+        return "-" if value is None else f"{value:.{max(2, digits)}f}"
+
+    def is_of(self, settings: Mapping[str, Any]) -> bool:
+        """Return whether it is a claim of runs with these settings."""
+        return all(settings.get(key) == value for key, value in self.at.items())
 
 
 @dataclass(frozen=True)
@@ -68,8 +86,10 @@ class Preset:
     minutes: float
     differs: str
     claims: list[Claim]
-    runs: int | None  # of a sweep how many; None is one run
-    has_root: bool  # its data lie in a folder, dataset.root
+    swept: dict[str, list[str]]  # the keys of a sweep with their values; empty: one run
+    root: str | None  # where its data lie, dataset.root
+    link: str | None = None  # to the source
+    data: str | None = None  # what file it reads, if nobody downloads it, and how to get that
     evaluate: dict[str, Any] | None = None  # keys of vae-evaluate; None where nothing but the run is claimed
     shortened: str | None = None  # it is not the whole protocol
     needs: str | None = None  # more than a machine of today is given for it
@@ -77,6 +97,10 @@ class Preset:
     @property
     def config(self) -> str:
         return f"experiment={PUBLISHED}/{self.name}"
+
+    @property
+    def runs(self) -> int:
+        return math.prod(map(len, self.swept.values()))
 
 
 @dataclass
@@ -90,23 +114,39 @@ class Result:
     def mean(self) -> float | None:
         return statistics.mean(self.values) if self.values else None
 
+    @property
+    def standard_error(self) -> float:
+        if len(self.values) > 1:
+            return statistics.stdev(self.values) / math.sqrt(len(self.values))
+        return self.claim.seed_std or 0.0
+
     def text(self) -> str:
-        """Return the value found here, with its standard deviation over seeds."""
+        """Return the value found here, with its standard deviation over seeds and their number."""
         if self.mean is None:
             return "-"
         spread = f" ± {self.claim.text(statistics.stdev(self.values))}" if len(self.values) > 1 else ""
-        return self.claim.text(self.mean) + spread
+        return f"{self.claim.text(self.mean)}{spread} (n = {len(self.values)})"
 
     def verdict(self, preset: Preset, changes: Sequence[str] = ()) -> str:
-        """Return "reproduced", or by how much the claim is missed; of another protocol only how far off it is."""
+        """Return the verdict by RULE; of another protocol only how far off it is."""
         if self.mean is None:
-            return f"{NOT_RUN} (needs {preset.needs or f'{preset.minutes:g} minutes'})"
-        off = self.mean - self.claim.value
+            return f"{NOT_RUN} (needs {preset.needs or duration(preset.minutes)})"
+        off = None if self.claim.value is None else self.mean - self.claim.value
+        by = "nothing to compare with" if off is None else f"off by {off:+.2f}"
         if changes:
-            return f"other protocol ({' '.join(changes)}), off by {off:+.2f}"
+            return f"other protocol ({' '.join(changes)}), {by}"
         if preset.shortened:
-            return f"shortened ({preset.shortened}), off by {off:+.2f}"
-        return "reproduced" if abs(off) <= self.claim.within else f"missed by {off:+.2f}"
+            return f"shortened ({preset.shortened}), {by}"
+        if off is None:
+            return by
+        return "reproduced" if abs(off) <= self.claim.spread + 2 * self.standard_error else f"missed by {off:+.2f}"
+
+
+def duration(minutes: float) -> str:
+    """Return a time as people say it, to two digits."""
+    if minutes < 1:
+        return f"{60 * minutes:.0f} s"
+    return f"{minutes:.2g} min" if minutes < 100 else f"{minutes / 60:.2g} h"
 
 
 def preset_names() -> list[str]:
@@ -120,9 +160,9 @@ def read_preset(name: str) -> Preset:
     cfg = compose("config", [f"experiment={PUBLISHED}/{name}"])
     content: Any = OmegaConf.to_container(cfg[PUBLISHED])
     claims = [Claim(**claim) for claim in content.pop("claims")]
-    swept = [str(values).split(",") for values in cfg.hydra.sweeper.params.values()] if cfg.hydra.mode else None
-    runs = None if swept is None else math.prod(map(len, swept))
-    return Preset(name=name, claims=claims, runs=runs, has_root="root" in cfg.dataset, **content)
+    params = cfg.hydra.sweeper.params.items() if cfg.hydra.mode else ()
+    swept = {key: str(values).split(",") for key, values in params}
+    return Preset(name=name, claims=claims, swept=swept, root=cfg.dataset.get("root"), **content)
 
 
 def _protocol(config: Any) -> dict[str, Any]:
@@ -153,7 +193,11 @@ class Attempt:
     def __init__(self, preset: Preset, overrides: list[str]) -> None:
         self.preset = preset
         # With `all`, dataset.root is for the presets whose data lie in a folder.
-        self.overrides = [word for word in overrides if preset.has_root or _key(word) != ROOT]
+        self.overrides = [word for word in overrides if preset.root or _key(word) != ROOT]
+        if preset.root and preset.data:  # it is one file, and dataset.root=FOLDER says where
+            file = f"/{Path(preset.root).name}"
+            is_folder = {word: _key(word) == ROOT and not word.endswith(file) for word in overrides}
+            self.overrides = [word.rstrip("/") + file if is_folder[word] else word for word in overrides]
         settings = [word for word in self.overrides if not _key(word).startswith("wandb.")]
         self.changes = [word for word in settings if _key(word) not in BOOKKEEPING]
         # Settings of another protocol get a folder of their own.
@@ -166,37 +210,52 @@ class Attempt:
     def runs(self) -> list[Path]:
         return sorted(run_dir.runs_below(self.folder))
 
-    def finished_runs(self) -> list[Path]:
-        """Return its finished runs, none if some of its sweep lack. Raise UserError for another protocol's."""
+    def finished_runs(self) -> dict[Path, dict[str, Any]]:
+        """Return its finished runs with their settings, none if some lack. Raise UserError for another protocol's."""
         finished = {}
         for folder in self.runs():
             summary, config = read_summary(folder), run_dir.read_config(folder)
             if summary is not None and summary.finished and config:
                 finished[folder] = _protocol(config)
-        if not finished:
-            return []
-        wanted = _protocol(check(without_hydra(compose("config", readable([self.preset.config, *self.overrides])))))
+        swept = [key for key in self.preset.swept if key not in SEEDS]
         for folder, actual in finished.items():
+            wanted = self._wanted(tuple(f"{key}={actual.get(key)}" for key in swept))
             wrong = run_dir.contradictions(actual, wanted)
             keys = [key for key in LENGTH if wanted[key] != actual.get(key)]
             wrong += [f"{key}={wanted[key]}: it has {actual.get(key)}" for key in keys]
             if wrong:
                 message = f"{folder}: no run of {self.preset.name}; take it away, or move it."
                 raise UserError("\n".join([message, *wrong]))
-        return list(finished) if len(finished) == (self.preset.runs or 1) else []
+        return finished if len(finished) == self.preset.runs else {}
+
+    @functools.cache  # noqa: B019  (an attempt lives as long as the command)
+    def _wanted(self, job: tuple[str, ...]) -> dict[str, Any]:
+        """Return the settings that the preset gives to a job of its sweep."""
+        words = readable([self.preset.config, *self.overrides, *job])
+        return _protocol(check(without_hydra(compose("config", words))))
 
     def results(self) -> list[Result]:
         """Return each claim with its numbers here, which are none unless the preset was run to its end."""
         try:
             runs = self.finished_runs()
         except UserError:  # of another protocol, which is said where it is asked for
-            runs = []
+            runs = {}
         found = []
         for claim in self.preset.claims:
             value = self.evaluated if claim.what.startswith(EVALUATED) else logged_value
-            values = [v for run in runs if (v := value(run, claim)) is not None]
-            found.append(Result(claim, values if len(values) == len(runs) else []))
+            values = [value(run, claim) for run, settings in runs.items() if claim.is_of(settings)]
+            found.append(Result(claim, [v for v in values if v is not None] if None not in values else []))
         return found
+
+    def took(self) -> tuple[str, str]:
+        """Return how long the runs took, all together, and on what machines, as far as reproduced.json says."""
+        records = []
+        for run in self.runs():
+            with contextlib.suppress(OSError, ValueError):
+                records.append(read_json(run / RESULT))
+        stored = [record for record in records if isinstance(record, dict) and is_number(record.get("seconds"))]
+        machines = dict.fromkeys(str(record.get("machine")) for record in stored)
+        return duration(sum(record["seconds"] for record in stored) / 60) if stored else "-", ", ".join(machines) or "-"
 
     def evaluated(self, run: Path, claim: Claim) -> float | None:
         """Return what vae-evaluate wrote for a claim by the preset's protocol and the current weights, or None."""
@@ -224,18 +283,31 @@ def main() -> None:
             raise UserError(f"{' '.join(overrides)}: of which preset? There are {', '.join(preset_names())}, and all.")
         missed = [not _reproduce(attempt) for attempt in requested]
         rows = [(attempt, attempt.results()) for attempt in attempts]
-        echo("\n".join(_table(rows, options.markdown) if requested or options.markdown else _list(rows)))
+        echo("\n".join(table(rows, options.markdown) if requested or options.markdown else _list(rows)))
         sys.exit(int(any(missed)))
 
 
 def _arguments() -> argparse.ArgumentParser:
+    costs = "\n".join(f"  {name:22}{cost}" for name, cost in _costs().items())
     parser = common.ArgumentParser(
-        prog="vae-reproduce", description=ABOUT, epilog="example: vae-reproduce tutorial dataset.root=PATH"
+        prog="vae-reproduce",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=ABOUT,
+        epilog=f"{RULE}\n\nwhat each takes of one quiet core:\n{costs}\n\nexample: vae-reproduce tutorial dataset.root=PATH",
     )
     parser.add_argument("words", nargs="*", metavar="NAME | all | KEY=VALUE", help="presets, and keys of vae-train")
     parser.add_argument("--markdown", action="store_true", help="the table in Markdown, of all that was found so far")
     parser.add_argument("--version", action="version", version=common.versions())
     return parser
+
+
+def _costs() -> dict[str, str]:
+    """Return what each preset takes, read without composing it, so that help is quick."""
+    costs = {}
+    for name in preset_names():
+        told = read_yaml(CONF_DIR / "experiment" / PUBLISHED / f"{name}.yaml").get(PUBLISHED, {})
+        costs[name] = duration(told.get("minutes", math.nan))
+    return costs
 
 
 def _list(rows: Rows) -> list[str]:
@@ -244,23 +316,29 @@ def _list(rows: Rows) -> list[str]:
         preset = attempt.preset
         claims = "; ".join(f"{result.claim.name} {result.claim.text(result.claim.value)}" for result in found)
         verdicts = "; ".join(dict.fromkeys(result.verdict(preset, attempt.changes) for result in found))
-        lines += [f"{preset.name}  (about {preset.minutes:g} minutes on one core)", f"    {preset.about}"]
+        lines += [f"{preset.name}  (about {duration(preset.minutes)} of one core)", f"    {preset.about}"]
         lines += [f"    claims   {claims}", f"    source   {preset.source}", f"    differs  {preset.differs}"]
+        lines += [f"    data     {preset.data}"] if preset.data else []
         lines += [f"    here     {verdicts}", ""]
     return [*lines, "vae-reproduce NAME ... trains, evaluates and compares; all is every one that needs no days."]
 
 
-def _table(rows: Rows, markdown: bool) -> list[str]:
-    lines = ["", f"{'':22}{'':31}{'claim':>9}{'within':>8}{'here':>18}   verdict"]
+def table(rows: Rows, markdown: bool) -> list[str]:
+    """Return the lines of the table of claims, what was found here and verdicts."""
+    lines = ["", f"{'':22}{'':31}{'claim':>9}{'±':>8}{'here':>28}   verdict"]
     if markdown:
-        lines = ["| preset | number | claim | here | verdict |", "|---|---|---|---|---|"]
+        names = ("preset", "number", "claim", "source", "here", "time", "machine", "verdict")
+        lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for attempt, result in ((attempt, result) for attempt, found in rows for result in found):
-        name, claim, measured = attempt.preset.name, result.claim, result.text()
-        verdict, value = result.verdict(attempt.preset, attempt.changes), claim.text(claim.value)
+        preset, claim, measured = attempt.preset, result.claim, result.text()
+        verdict, value, spread = result.verdict(preset, attempt.changes), claim.text(claim.value), f"{claim.spread:g}"
         if markdown:
-            lines.append(f"| `{name}` | {claim.name} | {value} ± {claim.within:g} | {measured} | {verdict} |")
+            source = f"[{preset.source}]({preset.link})" if preset.link else preset.source
+            value += "" if claim.value is None else f" ± {spread}"
+            cells = (f"`{preset.name}`", claim.name, value, source, measured, *attempt.took(), verdict)
+            lines.append(f"| {' | '.join(cells)} |")
         else:
-            lines.append(f"{name:22}{claim.name:31}{value:>9}{claim.within:>8g}{measured:>18}   {verdict}")
+            lines.append(f"{preset.name:22}{claim.name:31}{value:>9}{spread:>8}{measured:>28}   {verdict}")
     return lines
 
 
@@ -276,9 +354,10 @@ def _reproduce(attempt: Attempt) -> bool:
     """Train what is missing of a preset, evaluate it, and store the results; return whether no claim is missed."""
     preset = attempt.preset
     echo(f"\n{preset.name}: {preset.about}")
-    echo(f"  about {preset.minutes:g} minutes on one core; folder {attempt.folder}")
+    echo(f"  about {duration(preset.minutes)} of one core; folder {attempt.folder}")
     sys.stdout.flush()  # before what vae-train says
     try:
+        _require_data(attempt)
         command = _training_command(attempt)
         if command and (code := _call(command)):
             raise UserError(f"vae-train ended with {code}; the reason stands above")
@@ -295,13 +374,21 @@ def _reproduce(attempt: Attempt) -> bool:
     return not any(verdict.startswith(("missed", NOT_RUN)) for _, verdict in rows)
 
 
+def _require_data(attempt: Attempt) -> None:
+    """Raise UserError, saying how to get it, if the preset reads a file that is not there."""
+    if attempt.preset.data:
+        root = compose("config", readable([attempt.preset.config, *attempt.overrides])).dataset.root
+        if not path_of(ROOT, root).is_file():
+            raise UserError(f"{ROOT}={root}: there is no such file. It takes {attempt.preset.data}")
+
+
 def _training_command(attempt: Attempt) -> list[str]:
     """Return the command that trains what is missing, or nothing. Raises UserError for a run of another protocol."""
     if attempt.finished_runs():
         return []
     folder, new = attempt.folder, [attempt.preset.config, *attempt.overrides]
     vae_train = [sys.executable, "-m", "vae_exp"]
-    if attempt.preset.runs:
+    if attempt.preset.swept:
         return [*vae_train, *new, f"{'sweep.resume' if attempt.runs() else 'hydra.sweep.dir'}={folder}"]
     if any((folder / name).is_file() for name in (LAST, PREVIOUS)):
         return [*vae_train, *attempt.overrides, f"resume={folder}"]
@@ -338,18 +425,22 @@ def _store(attempt: Attempt, rows: list[tuple[Result, str]]) -> list[str]:
     from vae_exp import inference
 
     trust = compose("config", readable(attempt.overrides)).trust is True
-    claims = [
-        asdict(result.claim) | {"here": result.mean, "values": result.values, "verdict": verdict}
-        for result, verdict in rows
-    ]
     lines = []
-    for run in attempt.runs():
+    for run, settings in attempt.finished_runs().items():
         path = run / attempt.checkpoint
         model, summary = inference.load(path, "cpu", trust), read_summary(run)
+        claims = [
+            asdict(result.claim) | {"here": result.mean, "values": result.values, "verdict": verdict}
+            for result, verdict in rows
+            if result.claim.is_of(settings)
+        ]
         record: dict[str, Any] = {"name": attempt.preset.name, "weights": model.weights, "claims": claims}
         record |= {"machine": _machine(), "seconds": summary.seconds if summary else None}
-        with contextlib.suppress(OSError, ValueError):
-            if read_json(run / RESULT) == record:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            before = read_json(run / RESULT)
+            if before.get("weights") == model.weights:
+                record["machine"] = before["machine"]  # where it was run first
+            if before == record:
                 continue
         write_json(run / RESULT, record)
         lines += evaluate.log_to_wandb(path, model.weights, attempt.wandb_mode.partition("=")[2], model.config)
@@ -357,6 +448,11 @@ def _store(attempt: Attempt, rows: list[tuple[Result, str]]) -> list[str]:
 
 
 def _machine() -> str:
+    """Return the name of the processor and the number of its cores."""
+    return f"{_processor()}, {os.cpu_count()} cores"
+
+
+def _processor() -> str:
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
