@@ -82,7 +82,7 @@ class Layers:
             return module(x)
         if next(module.children(), None) is None:
             raise UserError(f"what=explorer: the page has no {module} of {list(x.shape[1:])}; it has {KNOWN}.")
-        for child in module.children():
+        for child in module if isinstance(module, nn.Sequential) else module.children():  # in which none is twice
             x = self.follow(child, x)
         return x
 
@@ -110,8 +110,8 @@ class Layers:
             return {"name": "upsample", "factor": [out[0] // height, out[1] // width]} if is_whole else None
         if kind is nn.GLU and layer.dim in (1, 1 - x.ndim, -1 if not is_image else 1):
             return {"name": "glu"}
-        if kind is nn.Flatten and layer.start_dim == 1:
-            return {"name": "flatten"} if is_image else {"name": "linear"}
+        if kind is nn.Flatten and layer(x).shape == x.flatten(1).shape:
+            return {"name": "flatten"}
         if kind is nn.Unflatten and not is_image and len(shape := layer(x).shape[1:]) == 3:
             return {"name": "reshape", "shape": list(shape)}
         return None
@@ -157,6 +157,8 @@ def page(
     shown, starts, noise = some[rows], codes[rows.to(codes.device)], torch.Generator().manual_seed(0)
     means, stds, draws = _moments(model, codes, noise)
     low, high = (means - RANGE * stds).amin(0), (means + RANGE * stds).amax(0)
+    if not torch.cat([codes, low[None], high[None]]).isfinite().all():
+        raise UserError("what=explorer: codes of images or of the prior are not finite: there is nothing to show.")
     anywhere = low + (high - low) * torch.rand(starts.shape, generator=noise).to(low)
     layers, is_half = _layers(model, torch.cat([starts, anywhere]), shown.y.to(model.device).repeat(2))
     data = {
@@ -210,7 +212,8 @@ def _layers(model: VAE, z: Tensor, y: Tensor) -> tuple[Layers, bool]:
         outputs = layers.follow(decoder, torch.cat([z, context], 1))
         if outputs.ndim == 2:
             layers.operations.append({"name": "reshape", "shape": list(exact.shape[1:])})
-        is_same = torch.allclose(outputs.flatten(1), exact.flatten(1), rtol=1e-3, atol=1e-4)
+            outputs = outputs.view_as(exact)
+        is_same = outputs.shape == exact.shape and torch.allclose(outputs, exact, rtol=1e-3, atol=1e-4)
     except RuntimeError:  # shapes that do not fit
         is_same = False
     if not is_same:

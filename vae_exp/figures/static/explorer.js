@@ -52,8 +52,7 @@ function update() {
   saving = setTimeout(() => history.replaceState(null, "", link()), 250); // browsers refuse more than a few a second
 }
 
-// What follows the view, such as a slider's handle.
-const shown = [];
+const shown = []; // what follows the view, such as a slider's handle
 
 const changing = change => value => {
   change(value);
@@ -79,7 +78,7 @@ function readLink(hash) {
   view.z = Float32Array.from(read("z", Array.from(view.z), value => Math.abs(value) < 1e6));
   view.choices = read("given", view.choices, (value, i) => {
     const { values } = page.controls[i];
-    return values ? isIndex(values.length)(value) : Math.abs(value) < 1e6;
+    return !values || isIndex(values.length)(value);
   });
   view.ends = read("images", view.ends, isIndex(page.images.length));
   [view.t] = read("between", [view.t], value => value >= 0 && value <= 1);
@@ -175,6 +174,7 @@ function axis(i) {
 
 function preparePad() {
   const pad = place("pad");
+  place("axes").append(axis(0), axis(1));
   const range = i => [page.low[view.pad[i]], page.high[view.pad[i]]];
   // A latent's value to the pad's 200 units, upwards for the second, and back.
   const partOf = (value, i) => between((value - range(i)[0]) / (range(i)[1] - range(i)[0] || 1), 0, 1);
@@ -258,15 +258,14 @@ place("says").textContent =
 if (Math.max(...page.shape.slice(1)) <= 128) place("picture").className = "small";
 view.choices = [...page.images[0].choices];
 view.pad = page.latents.slice(0, 2).map(({ dim }) => dim);
-if (view.pad.length < 2) view.pad.push(view.pad[0]);
 place("buttons").append(...buttons());
 place("controls").append(...page.controls.map(controlOf));
 place("sliders").append(...page.latents.map(sliderOf));
 if (Z > FIRST) place("more").append(button(`show all ${Z}`, showAll));
-place("axes").append(axis(0), axis(1));
 place("between").append(endButton(0), slider("between A and B", 0, 1, () => view.t, moveBetween), endButton(1));
 place("between").append(following(() => view.t.toFixed(2)));
 place("thumbnails").append(...page.images.map(thumbnail));
-preparePad();
+if (Z > 1) preparePad();
+else place("plane").remove();
 addEventListener("hashchange", event => readLink(new URL(event.newURL).hash)); // by now it may be an older view's
 readLink(location.hash);
