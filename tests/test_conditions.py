@@ -191,7 +191,9 @@ def test_a_run_resumes_and_a_stranger_cannot_change_the_conditions(trained):
     a, b = (torch.load(run / "best.pt", weights_only=True) for run in (whole, half))
     assert all(torch.equal(a["model"][name], b["model"][name]) for name in a["model"])
     stored = a["conditions"]
-    for name, wrong in (("rows", [9] * len(stored["rows"])), ("ranges", []), ("n_labels", 4), ("names", ["x"])):
+    wrongs = [("rows", [9] * len(stored["rows"])), ("ranges", []), ("n_labels", 4), ("names", ["x"])]
+    wrongs += [("ranges", [(float("nan"), 1.0)] * len(stored["ranges"])), ("names", ["x"] * len(stored["names"]))]
+    for name, wrong in wrongs:
         torch.save(a | {"conditions": stored | {name: wrong}}, "wrong.pt")
         with pytest.raises(UserError, match="damaged"):
             vae_exp.load("wrong.pt")
