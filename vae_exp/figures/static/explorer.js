@@ -63,8 +63,7 @@ const changing = change => value => {
 
 function link() {
   const z = Array.from(view.z, value => Number(value.toPrecision(9))); // all that 32 bits hold
-  const choices = view.choices.join(",");
-  return `#z=${z}&given=${choices}&images=${view.ends}&between=${view.t}&pad=${view.pad}`;
+  return `#z=${z}&given=${view.choices}&images=${view.ends}&between=${view.t}&pad=${view.pad}`;
 }
 
 function readLink(hash) {
@@ -99,8 +98,9 @@ function reset() {
 }
 
 function drawCode() {
+  const at = momentsOf();
   if (N_DRAWS) view.z = codeOf(page.images.length + Math.floor(Math.random() * N_DRAWS));
-  else view.z = Float32Array.from(page.means[momentsOf()], (mean, i) => mean + page.stds[momentsOf()][i] * normal());
+  else view.z = Float32Array.from(page.means[at], (mean, i) => mean + page.stds[at][i] * normal());
   update();
 }
 
