@@ -175,6 +175,17 @@ def test_a_link_shows_the_same_view(of_digits, see):
 
 
 @needs_browser
+def test_copied_is_said_of_this_view_alone(of_digits, see):
+    page = see(of_digits[1])
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.get_by_text("copy link").click()
+    page.get_by_text("copied").wait_for()
+    assert page.evaluate("() => navigator.clipboard.readText()") == page.url
+    page.get_by_text("random").click()
+    page.get_by_text("copy link").wait_for()
+
+
+@needs_browser
 def test_it_works_by_keyboard_and_by_pointer(of_digits, see):
     model, path, data = of_digits
     page = see(path)

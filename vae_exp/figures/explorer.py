@@ -1,7 +1,7 @@
 """Write the explorer: a page with the decoder inside, which draws images as sliders move the code.
 
-The script in static/decoder.js knows a few operations, to which `Layers` reduces a decoder. What the page would draw
-is held against PyTorch before it is written.
+The script in static/decoder.js knows a few operations, to which `Layers` reduces a decoder. Before a page is written
+these, one after another, are held against the decoder itself.
 """
 
 import base64
@@ -177,7 +177,7 @@ def page(
         "controls": _controls(model, class_names, conditions),
         "labels": [_choices(conditions, y) for y in range(len(means))] if len(means) > 1 else [],
         "images": [
-            {"png": _png(x), "name": _name(class_names, y) * has_classes}
+            {"png": _png(x), "name": _name(class_names, y) if has_classes else ""}
             | {"choices": _choices(conditions, y) if model.n_classes else []}
             for x, y in zip(shown.x, shown.y.tolist(), strict=True)
         ],
