@@ -40,6 +40,8 @@ class Part(nn.Module):
         self.vae = copy.deepcopy(model).cpu()
         for other in self.unused:
             setattr(self.vae, other, None)
+        if conditions is not None:
+            self.vae.contexts = None  # a row for each combination, which `labels` makes of the values
 
     def labels(self, x: Tensor, given: tuple[Tensor, ...]) -> Tensor:
         """Return the labels of x [N, ...], or what the networks see of several conditions."""
