@@ -18,6 +18,7 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import hydra
+import numpy as np
 import pytest
 import torch
 import wandb.util
@@ -189,6 +190,14 @@ def refusal(*overrides):
 def quick_run(*overrides, folder="run", wandb="disabled"):
     """Train on the bundled digits for one epoch; returns the summary and the folder."""
     return train(compose(*QUICK, f"wandb.mode={wandb}", *overrides), Path(folder), quiet=True), Path(folder)
+
+
+def seconds():
+    """Overrides for a dataset of images with the second, of this century, in which each was taken."""
+    noise, taken = np.random.default_rng(0), 1_700_000_000 + 3 * np.arange(60)
+    images = noise.integers(0, 256, (60, 8, 8), dtype=np.uint8)
+    np.savez("seconds.npz", images=images, factors=taken[:, None], factor_names=np.array(["second"]))
+    return "dataset=arrays", "dataset.root=seconds.npz", "dataset.val_size=0.1", "dataset.condition=[second]"
 
 
 @pytest.fixture(scope="session")

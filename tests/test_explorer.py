@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 import vae_exp
-from tests.conftest import STRANGE, needs_browser
+from tests.conftest import STRANGE, needs_browser, quick_run, seconds
 from vae_exp import UserError
 from vae_exp.evaluation import metrics
 
@@ -175,6 +175,17 @@ def test_a_link_shows_the_same_view(of_digits, see):
 
 
 @needs_browser
+def test_copied_is_said_of_this_view_alone(of_digits, see):
+    page = see(of_digits[1])
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.get_by_text("copy link").click()
+    page.get_by_text("copied").wait_for()
+    assert page.evaluate("() => navigator.clipboard.readText()") == page.url
+    page.get_by_text("random").click()
+    page.get_by_text("copy link").wait_for()
+
+
+@needs_browser
 def test_it_works_by_keyboard_and_by_pointer(of_digits, see):
     model, path, data = of_digits
     page = see(path)
@@ -260,6 +271,31 @@ def test_several_labels_and_a_number_are_conditions(trained, see):
 
 
 @needs_browser
+def test_a_number_is_as_fine_as_the_data_have_it(see):
+    """A link holds it too: these are the seconds of three minutes, of which float32 tells no two apart."""
+    _, folder = quick_run(*seconds(), "model=conditional", "model.z_dim=3", "epochs=5")
+    model, path, data = written(folder)
+    low, high = model.conditions.ranges[0]
+    split = model.read_data().split("test")
+    name = model.class_names[split.y[row_of(split, data["images"][0])]]
+    assert name == f"second={data['images'][0]['choices'][0]:.0f}"
+    page = see(path)
+    z = [values(page)[dim] for dim in range(3)]
+    for second in (low, (low + high) / 2):
+        page.evaluate(FOLLOW, f"z={','.join(map(str, z))}&given={second}")
+        assert np.abs(shown(page) - drawn(model, z, [second])).max() <= 1
+
+
+@needs_browser
+def test_a_single_latent_has_no_plane(trained, see):
+    page = see(written(trained("model.z_dim=1")[1])[1], "#z=1.5&pad=0,0")
+    assert values(page) == {0: 1.5}
+    assert page.locator("#pad").count() == 0
+    page.locator("#thumbnails button").nth(3).click()
+    assert values(page) != {0: 1.5}
+
+
+@needs_browser
 def test_text_of_strangers_stays_text(trained, see):
     model = vae_exp.load(trained("model=conditional")[1], device="cpu")
     model.class_names = [STRANGE] * 10
@@ -311,6 +347,11 @@ class Softened(nn.Module):
         return self.layers(z).view(-1, 1, 8, 8)
 
 
+class Reshaped(Softened):
+    def forward(self, z, context):
+        return self.layers(z).reshape(-1, 1, 8, 8)
+
+
 class Twice(Softened):
     def forward(self, z, context):
         return 2 * super().forward(z, context)
@@ -321,6 +362,8 @@ REFUSED = {
     "LeakyReLU6": Softened(type("LeakyReLU6", (nn.ReLU6,), {})()),
     "Twice does more": Twice(nn.ReLU()),
     "LayerNorm": Softened(nn.LayerNorm(64)),
+    "Flatten": Reshaped(nn.Sequential(nn.Unflatten(1, (4, 4, 4)), nn.Flatten(1, 2), nn.Linear(4, 4))),
+    "Reshaped does more": Reshaped(nn.Sequential(nn.Unflatten(1, (4, 4, 4)), nn.Conv2d(4, 4, 1))),
 }
 
 
@@ -331,6 +374,21 @@ def test_a_network_with_other_layers_is_refused(trained, named):
     with pytest.raises(UserError, match=rf"what=explorer: .*{named}.*ConvTranspose2d"):
         model.export("explorer.html")
     assert not Path("explorer.html").exists()
+
+
+def test_a_layer_may_come_twice(trained):
+    model, relu = vae_exp.load(trained()[1], device="cpu"), nn.ReLU()
+    model.model.decoder = Softened(nn.Sequential(relu, nn.Linear(64, 64), relu, nn.Linear(64, 64)))
+    model.export("explorer.html")
+    names = [each["name"] for each in held(Path("explorer.html"))["operations"]]
+    assert names == ["spread", "relu", "spread", "relu", "spread", "reshape", "sigmoid"]
+
+
+def test_codes_that_are_not_finite_are_one_message(trained):
+    model = vae_exp.load(trained("model=conditional", "prior=by_label")[1], device="cpu")
+    model.model.prior.log_var[0, 0] = 2000
+    with pytest.raises(UserError, match=r"what=explorer: codes .* not finite"):
+        model.export("explorer.html")
 
 
 def test_the_command_writes_it(trained, vae_command):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import vae_exp
-from tests.conftest import QUICK, compose, quick_run, readme_python
+from tests.conftest import QUICK, compose, quick_run, readme_python, seconds
 from vae_exp.errors import EXTRAS, UserError
 from vae_exp.train import train
 
@@ -125,6 +125,21 @@ def test_a_program_says_what_it_is_and_holds_one_part_and_no_path(trained):
     assert sum(sizes) == sum(p.numel() for p in model.model.decoder.parameters())
     content = Path("new/mnist-decoder.pt2").read_bytes()
     assert not [place for place in (Path.cwd(), Path(vae_exp.__file__).parent) if str(place).encode() in content]
+
+
+def test_numbers_that_float32_does_not_tell_apart_are_refused():
+    _, folder = quick_run(*seconds(), "model=conditional", "model.z_dim=3", "epochs=5")
+    with pytest.raises(UserError, match=r"decoder\.pt2: its image differs by .* from PyTorch's; it was not written"):
+        vae_exp.load(folder, device="cpu").export("decoder.pt2")
+    assert not Path("decoder.pt2").exists()
+
+
+@needs_onnx
+def test_a_name_of_a_stranger_is_printable(trained):
+    model = vae_exp.load(trained("model.z_dim=3")[1], device="cpu")
+    model.config["model"]["name"] = "half a letter \ud800"
+    model.export("decoder.onnx")
+    assert onnx("decoder.onnx")[3]["name"].startswith(r"half a letter \ud800 VAE on digits")
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "autoencoder.onnx", "decoder2.pt2", "new/.pt2.onnx"])

@@ -66,6 +66,10 @@ class Conditions:
             raise ValueError("there are too many values")
         if not ((rows >= 0) & (rows < sizes.repeat(self.n))).all():
             raise ValueError("a combination has values that there are not")
+        if len(set(self.names)) < len(self.names):
+            raise ValueError("a name is there twice")
+        if not all(abs(end) <= LARGEST for ends in self.ranges for end in ends):
+            raise ValueError("the range of a number is not of finite numbers")
         if not all(is_number(text) for texts in self.values[self.n_labels :] for text in texts):
             raise ValueError("the values of a number are not numbers")
 
@@ -131,9 +135,10 @@ class Conditions:
         return torch.cat(parts, 1)
 
     def given(self, y: Tensor) -> dict[str, Tensor]:
-        """Return what labels y [N] stand for, each [N] by its name: of labels their numbers, int64."""
+        """Return what labels y [N] stand for, each [N] by its name: of labels their numbers, int64, others float64."""
         columns = torch.tensor(self.rows).view(-1, len(self.names))[y.cpu()].T
-        numbers = [torch.tensor([float(text) for text in values]) for values in self.values[self.n_labels :]]
+        texts, double = self.values[self.n_labels :], torch.float64
+        numbers = [torch.tensor([float(text) for text in values], dtype=double) for values in texts]
         parts = [*columns[: self.n_labels], *map(torch.take, numbers, columns[self.n_labels :])]
         return dict(zip(self.names, parts, strict=True))
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from vae_exp.datasets.conditions import Conditions
+from vae_exp.datasets.conditions import Conditions, spread
 from vae_exp.errors import UserError, first_line, printable, require_extra
 from vae_exp.evaluation.codes import posterior_tensors
 from vae_exp.files import making, partial_of, writing
@@ -40,6 +40,8 @@ class Part(nn.Module):
         self.vae = copy.deepcopy(model).cpu()
         for other in self.unused:
             setattr(self.vae, other, None)
+        if conditions is not None:
+            self.vae.contexts = None  # a row for each combination, which `labels` makes of the values
 
     def labels(self, x: Tensor, given: tuple[Tensor, ...]) -> Tensor:
         """Return the labels of x [N, ...], or what the networks see of several conditions."""
@@ -79,9 +81,12 @@ def write(model: VAE, path: Path, about: Mapping[str, Any], conditions: Conditio
     name = _part(path)
     if path.suffix == ".onnx":
         require_extra("onnx", str(path), "A .pt2 file needs nothing.")
-    inputs, part = [_examples(model, name, n, conditions) for n in BATCHES], PARTS[name](model, conditions)
-    expected = [part(*tensors.values()) for tensors in inputs]
-    program, about = _trace(part, name, inputs[0]), {**about, "inputs": [*inputs[0]], "outputs": [*expected[0]]}
+    labels = [spread(n, max(model.n_classes, 1)) for n in BATCHES]
+    inputs = [_examples(model, name, y, conditions) for y in labels]
+    own = PARTS[name](model, None)  # takes labels, as the model itself
+    expected = [own(next(iter(tensors.values())), y) for tensors, y in zip(inputs, labels, strict=True)]
+    program = _trace(PARTS[name](model, conditions), name, inputs[0])
+    about = {**about, "inputs": [*inputs[0]], "outputs": [*expected[0]]}
     with writing(path), making(path.parent):
         partial = partial_of(path)
         partial.mkdir()
@@ -103,17 +108,17 @@ def _part(path: Path) -> str:
     return name
 
 
-def _examples(model: VAE, name: str, n: int, conditions: Conditions | None) -> Tensors:
-    """Return n codes of the prior, or n images drawn at them, with what the model is told beside them."""
-    noise = torch.Generator().manual_seed(0)
-    y = torch.arange(n, device=model.device) % max(model.n_classes, 1)
-    z = model.prior_sample(n, noise, y) if model.stochastic else torch.randn(n, model.z_dim, generator=noise)
-    given = {"label": y.cpu()} if model.n_classes else {}
+def _examples(model: VAE, name: str, y: Tensor, conditions: Conditions | None) -> Tensors:
+    """Return codes of the prior, or images drawn at them, with what the model is told beside them: labels y [N]."""
+    n, y_there, noise = len(y), y.to(model.device), torch.Generator().manual_seed(0)
+    z = model.prior_sample(n, noise, y_there) if model.stochastic else torch.randn(n, model.z_dim, generator=noise)
+    given = {"label": y} if model.n_classes else {}
     if conditions is not None:
-        given = {f"condition_{name}": values for name, values in conditions.given(y.cpu()).items()}
+        columns = {f"condition_{name}": values for name, values in conditions.given(y).items()}
+        given = {name: values.float() if values.is_floating_point() else values for name, values in columns.items()}
     if name == "decoder":
         return {"z": z.cpu()} | given
-    return {"image": model.decode(z.to(model.device), y).mean.clamp(0, 1).cpu()} | given
+    return {"image": model.decode(z.to(model.device), y_there).mean.clamp(0, 1).cpu()} | given
 
 
 def _trace(part: nn.Module, name: str, tensors: Tensors) -> ExportedProgram:

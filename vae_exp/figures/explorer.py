@@ -1,7 +1,7 @@
 """Write the explorer: a page with the decoder inside, which draws images as sliders move the code.
 
-The script in static/decoder.js knows a few operations, to which `Layers` reduces a decoder. What the page would draw
-is held against PyTorch before it is written.
+The script in static/decoder.js knows a few operations, to which `Layers` reduces a decoder. Before a page is written
+these, one after another, are held against the decoder itself.
 """
 
 import base64
@@ -82,7 +82,7 @@ class Layers:
             return module(x)
         if next(module.children(), None) is None:
             raise UserError(f"what=explorer: the page has no {module} of {list(x.shape[1:])}; it has {KNOWN}.")
-        for child in module if isinstance(module, nn.Sequential) else module.children():  # which has no layer twice
+        for child in module if isinstance(module, nn.Sequential) else module.children():  # in which none is twice
             x = self.follow(child, x)
         return x
 
@@ -105,12 +105,12 @@ class Layers:
             shift = (0 if layer.bias is None else layer.bias) - layer.running_mean * scale
             return {"name": "scale", "weight": self._keep(scale), "bias": self._keep(shift)}
         if kind is nn.Upsample and is_image and layer.mode == "nearest":
-            factor = [large // small for large, small in zip(layer(x).shape[2:], x.shape[2:], strict=True)]
-            repeated = x.repeat_interleave(factor[0], 2).repeat_interleave(factor[1], 3)
-            return {"name": "upsample", "factor": factor} if torch.equal(repeated, layer(x)) else None
+            (height, width), out = x.shape[2:], layer(x).shape[2:]
+            is_whole = out[0] % height == out[1] % width == 0
+            return {"name": "upsample", "factor": [out[0] // height, out[1] // width]} if is_whole else None
         if kind is nn.GLU and layer.dim in (1, 1 - x.ndim, -1 if not is_image else 1):
             return {"name": "glu"}
-        if kind is nn.Flatten and layer(x).ndim == 2:
+        if kind is nn.Flatten and layer(x).shape == x.flatten(1).shape:
             return {"name": "flatten"}
         if kind is nn.Unflatten and not is_image and len(shape := layer(x).shape[1:]) == 3:
             return {"name": "reshape", "shape": list(shape)}
@@ -158,7 +158,7 @@ def page(
     means, stds, draws = _moments(model, codes, noise)
     low, high = (means - RANGE * stds).amin(0), (means + RANGE * stds).amax(0)
     if not torch.cat([codes, low[None], high[None]]).isfinite().all():
-        raise UserError("what=explorer: codes of images, or of the prior, are beyond all numbers: nothing to show.")
+        raise UserError("what=explorer: codes of images or of the prior are not finite: there is nothing to show.")
     anywhere = low + (high - low) * torch.rand(starts.shape, generator=noise).to(low)
     layers, is_half = _layers(model, torch.cat([starts, anywhere]), shown.y.to(model.device).repeat(2))
     data = {
@@ -177,7 +177,7 @@ def page(
         "controls": _controls(model, class_names, conditions),
         "labels": [_choices(conditions, y) for y in range(len(means))] if len(means) > 1 else [],
         "images": [
-            {"png": _png(x), "name": _name(class_names, y) * has_classes}
+            {"png": _png(x), "name": _name(class_names, y) if has_classes else ""}
             | {"choices": _choices(conditions, y) if model.n_classes else []}
             for x, y in zip(shown.x, shown.y.tolist(), strict=True)
         ],

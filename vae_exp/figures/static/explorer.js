@@ -63,8 +63,7 @@ const changing = change => value => {
 
 function link() {
   const z = Array.from(view.z, value => Number(value.toPrecision(9))); // all that 32 bits hold
-  const choices = view.choices.join(",");
-  return `#z=${z}&given=${choices}&images=${view.ends}&between=${view.t}&pad=${view.pad}`;
+  return `#z=${z}&given=${view.choices}&images=${view.ends}&between=${view.t}&pad=${view.pad}`;
 }
 
 function readLink(hash) {
@@ -76,10 +75,8 @@ function readLink(hash) {
   };
   const isIndex = length => value => Number.isInteger(value) && value >= 0 && value < length;
   view.z = Float32Array.from(read("z", Array.from(view.z), value => Math.abs(value) < 1e6));
-  view.choices = read("given", view.choices, (value, i) => {
-    const { values } = page.controls[i];
-    return !values || isIndex(values.length)(value);
-  });
+  const isChoice = (value, i) => !page.controls[i].values || isIndex(page.controls[i].values.length)(value);
+  view.choices = read("given", view.choices, isChoice);
   view.ends = read("images", view.ends, isIndex(page.images.length));
   [view.t] = read("between", [view.t], value => value >= 0 && value <= 1);
   view.end = Math.round(view.t);
@@ -99,8 +96,9 @@ function reset() {
 }
 
 function drawCode() {
+  const at = momentsOf();
   if (N_DRAWS) view.z = codeOf(page.images.length + Math.floor(Math.random() * N_DRAWS));
-  else view.z = Float32Array.from(page.means[momentsOf()], (mean, i) => mean + page.stds[momentsOf()][i] * normal());
+  else view.z = Float32Array.from(page.means[at], (mean, i) => mean + page.stds[at][i] * normal());
   update();
 }
 
@@ -137,6 +135,7 @@ function buttons() {
       () => {},
     );
   });
+  shown.push(() => (copy.textContent = "copy link")); // of another view
   const back = button("reset", reset, { title: page.is_stochastic ? "the prior's mean" : "the mean of the codes" });
   return [button("random", drawCode, { title: drawn }), back, copy];
 }
