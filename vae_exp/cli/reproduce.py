@@ -293,7 +293,7 @@ def _arguments() -> argparse.ArgumentParser:
         prog="vae-reproduce",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=ABOUT,
-        epilog=f"{RULE}\n\neach takes of one quiet core:\n{costs}\n\nexample: vae-reproduce tutorial dataset.root=PATH",
+        epilog=f"{RULE}\n\nwhat each takes of one core:\n{costs}\n\nexample: vae-reproduce tutorial dataset.root=PATH",
     )
     parser.add_argument("words", nargs="*", metavar="NAME | all | KEY=VALUE", help="presets, and keys of vae-train")
     parser.add_argument("--markdown", action="store_true", help="the table in Markdown, of all that was found so far")

@@ -163,8 +163,8 @@ def page(
     layers, is_half = _layers(model, torch.cat([starts, anywhere]), shown.y.to(model.device).repeat(2))
     data = {
         "title": title,
-        "shape": list(split.x.shape[1:]),
-        "operations": [*layers.operations, {"name": _mean_of(model, tuple(split.x.shape[1:]))}],
+        "shape": list(split.x_shape),
+        "operations": [*layers.operations, {"name": _mean_of(model, split.x_shape)}],
         "weights": _base64(torch.cat(layers.weights).numpy().astype("<f2" if is_half else "<f4")),
         "is_half": is_half,
         "latents": _latents(kl, codes),
