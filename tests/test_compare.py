@@ -396,7 +396,13 @@ def test_what_the_labels_are_matters_where_they_choose_the_images(key, labels, c
 
 @pytest.mark.parametrize(
     ("one", "other", "compare"),
-    [(0.1, 0.2, False), (0.1, "learned", False), ("learned", "optimal", True), (0.1, 0.1, True)],
+    [
+        (0.1, 0.2, False),
+        (0.1, "learned", False),
+        ("learned", "optimal", True),
+        ("learned", "by_pixel", True),
+        (0.1, 0.1, True),
+    ],
 )
 def test_settings_of_a_likelihood_make_another_one(one, other, compare):
     runs = [finished(str(i), i, likelihood="gaussian", likelihood__sigma=sigma) for i, sigma in enumerate((one, other))]

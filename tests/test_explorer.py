@@ -26,6 +26,7 @@ FAMILIES = {
     "conv": ("network=conv", "network.channels=4", "network.activation=leaky_relu", "prior=flow", "model.z_dim=4"),
     "resnet": ("network=resnet", "network.channels=8", "model=conditional", "likelihood=discretized_logistic"),
     "by label": ("model=conditional", "prior=by_label", "network.activation=tanh", "posterior=iaf"),
+    "by pixel": ("likelihood=gaussian", "likelihood.sigma=by_pixel", "likelihood.mean=sigmoid"),
     "autoencoder": ("model=autoencoder", "model.z_dim=24", "network.activation=silu"),
     "of users": (*OWN, "model.z_dim=1"),
     "burgess": (*SPRITES, "network=burgess", "max_steps=2"),

@@ -98,7 +98,7 @@ LIKELIHOODS = [
     "likelihood=continuous_bernoulli",
     pytest.param("likelihood=gaussian likelihood.sigma=optimal", marks=pytest.mark.slow),
     pytest.param("likelihood=laplace likelihood.scale=learned likelihood.mean=sigmoid", marks=pytest.mark.slow),
-    pytest.param("likelihood=discretized_logistic", marks=pytest.mark.slow),
+    pytest.param("likelihood=discretized_logistic likelihood.scale=by_pixel", marks=pytest.mark.slow),
 ]
 
 

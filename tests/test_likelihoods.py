@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import distributions as oracle
 
+import vae_exp
 from tests.conftest import compose, quick_run
 from vae_exp.config import build
 from vae_exp.config.checks import check, options
@@ -181,8 +182,9 @@ def test_a_sigmoid_mean_is_the_linear_one_at_the_sigmoid_of_the_outputs(make, sc
 
 def test_glorot_begins_at_the_mean_image_under_a_sigmoid_mean_too():
     mean = torch.rand(1, 4, 4).clamp(0.01, 0.99)
-    for likelihood in (gaussian(0.1, "sigmoid"), gaussian("optimal", "sigmoid"), laplace("learned", "sigmoid")):
-        encoder, decoder = mlp((1, 4, 4), 2, 0, [8], "relu")
+    for scale in (0.1, "optimal", "learned", "by_pixel"):
+        likelihood = gaussian(scale, "sigmoid")
+        encoder, decoder = mlp((1, 4, 4), 2, 0, [8], "relu", outputs_per_pixel=1 + (scale == "by_pixel"))
         glorot_init(encoder, decoder, likelihood, mean)
         first = likelihood(decoder(torch.zeros(1, 2), torch.zeros(1, 0))).mean[0]
         torch.testing.assert_close(first, mean, atol=1e-3, rtol=0)
@@ -235,6 +237,57 @@ def test_a_learned_scale_finds_the_scale_of_the_noise(likelihood, noise, scale):
         (-likelihood(torch.full_like(x, 0.5)).log_prob(x).mean()).backward()
         optimizer.step()
     assert likelihood.log_scale.exp().item() == pytest.approx(scale, rel=0.08)
+
+
+FAMILIES = {gaussian: "sigma", laplace: "scale", discretized_logistic: "scale"}
+
+
+@pytest.mark.parametrize("make", FAMILIES)
+def test_a_scale_by_pixel_is_a_likelihood_of_each_pixel_alone(make):
+    outputs, x = torch.randn(5, 6, 4, 4), torch.randint(0, 256, (5, 3, 4, 4)) / 255
+    p = make("by_pixel", "sigmoid")(outputs)
+    scales = getattr(p, FAMILIES[make])
+    assert p.mean.shape == scales.shape == x.shape
+    torch.testing.assert_close(p.mean, outputs[:, :3].sigmoid())
+    alone = [
+        type(p)(mean.view(1, 1, 1, 1), scale.item()).log_prob(pixel.view(1, 1, 1, 1))
+        for mean, scale, pixel in zip(p.mean.flatten(), scales.flatten(), x.flatten(), strict=True)
+    ]
+    torch.testing.assert_close(p.log_prob(x), torch.cat(alone).view(5, -1).sum(1))
+
+
+@pytest.mark.parametrize("make", FAMILIES)
+def test_a_scale_by_pixel_stays_between_its_bounds_and_rises_with_the_output(make):
+    raw = torch.tensor([-1e4, -3.0, 0.0, 1.0, 1e4])[:, None, None, None].requires_grad_()
+    p = make("by_pixel")(torch.cat([torch.zeros_like(raw), raw], 1))
+    scales = getattr(p, FAMILIES[make]).flatten()
+    assert (scales.diff() > 0).all()
+    assert [scales[0].item(), scales[-1].item()] == pytest.approx([math.exp(-4.5), 1])
+    assert scales[2].item() == pytest.approx(0.1, rel=0.1), "it begins about where a learned one does"
+    log_prob = p.log_prob(torch.zeros(5, 1, 1, 1))
+    log_prob.sum().backward()
+    assert log_prob.isfinite().all() and raw.grad.isfinite().all()
+
+
+def test_by_pixel_the_decoder_finds_the_noise_of_each_pixel():
+    """Two halves of an image with noise of their own, which one sigma for all pixels can not tell apart."""
+    noise = torch.full((1, 1, 8, 8), 0.03)
+    noise[..., 4:] = 0.2
+    draws = torch.Generator().manual_seed(0)
+    images = (0.5 + noise * torch.randn(600, 1, 8, 8, generator=draws)).clamp(0, 1)
+    np.savez("noisy.npz", images=(255 * images).round().to(torch.uint8).numpy())
+    typed = (
+        "dataset=arrays",
+        "dataset.root=noisy.npz",
+        "network.hidden_dims=[16]",
+        "model.z_dim=1",
+        "optimizer.lr=0.01",
+        "epochs=40",
+    )
+    model = vae_exp.load(quick_run(*typed, "likelihood=gaussian", "likelihood.sigma=by_pixel", "batch_size=16")[1])
+    with torch.no_grad():
+        found = model.model.decode(torch.zeros(1, 1), torch.zeros(1, dtype=torch.long)).sigma
+    torch.testing.assert_close(found, noise, rtol=0.25, atol=0)
 
 
 def test_the_optimal_sigma_is_the_root_mean_square_error():

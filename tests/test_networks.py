@@ -161,6 +161,16 @@ def test_a_network_gives_each_posterior_as_many_numbers_as_it_takes(network):
         assert vae.encode(x, y).rsample().shape == (2, 3)
 
 
+@pytest.mark.parametrize("network", options("network"))
+def test_a_network_gives_each_likelihood_as_many_numbers_as_it_takes(network):
+    z, y = torch.rand(2, 3), torch.zeros(2, dtype=torch.long)
+    for scale, channels in (("learned", 3), ("by_pixel", 6)):
+        typed = ("likelihood=laplace", f"likelihood.scale={scale}", "model.z_dim=3")
+        vae = make_model(network, (3, 64, 64), *typed)
+        assert vae.decoder(z, vae.context(y)).shape == (2, channels, 64, 64)
+        assert vae.decode(z, y).mean.shape == (2, 3, 64, 64)
+
+
 def test_gated_layers_are_those_of_their_paper():
     """a * sigmoid(b), of one linear layer each, and weights of N(0, 2 / inputs) with init=he."""
     vae = make_model("gated_mlp", (1, 28, 28), "network.hidden_dims=[300,200]", "network.init=he")

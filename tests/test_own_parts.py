@@ -218,6 +218,11 @@ WRONG = [
         "two_outputs posterior=full",
         "vae_exp.posteriors.full takes 65 numbers of an image, and an encoder gives 2 model.z_dim",
     ),
+    (
+        "network",
+        "two_outputs likelihood=laplace likelihood.scale=by_pixel",
+        "vae_exp.likelihoods.laplace takes 2 numbers of a pixel, and a decoder gives one",
+    ),
     ("objective", "loss_alone", "objective._target_=mine.loss_alone: it must return the loss and a dict"),
     (
         "objective",

@@ -186,8 +186,21 @@ def test_iaf_begins_as_the_diagonal_posterior():
     assert plain.encode(*batch()).mean.shape == q.mean.shape == (N, Z)
 
 
-def test_iaf_has_the_density_of_a_change_of_variables():
-    q = small_model("standard", "iaf").encode(*batch())
+def test_a_gate_is_the_step_of_its_paper_and_begins_nearly_open():
+    model = small_model("standard", "iaf", "posterior.gate=true", "posterior.layers=1")
+    q, (step,) = model.encode(*batch()), model.posterior.steps
+    before = q.base.rsample(some_noise(N, Z))
+    m, s = step(before, q.context)
+    gate = (s + 2).sigmoid()
+    torch.testing.assert_close(q.draw(some_noise(N, Z))[0], gate * before + (1 - gate) * m)
+    for weights in step.layers[-1].parameters():
+        torch.nn.init.zeros_(weights)
+    torch.testing.assert_close(q.draw(some_noise(N, Z))[0], before / (1 + math.exp(-2)))
+
+
+@pytest.mark.parametrize("gate", ["true", "false"])
+def test_iaf_has_the_density_of_a_change_of_variables(gate):
+    q = small_model("standard", "iaf", f"posterior.gate={gate}").encode(*batch())
     eps = some_noise(N, Z)
     log_q = q.draw(eps)[1]
     for i in range(N):

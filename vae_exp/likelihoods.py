@@ -1,9 +1,10 @@
-"""The likelihoods p(x|z): what the decoder's one number per pixel means. Everything is per image and in nats.
+"""The likelihoods p(x|z): what the decoder's numbers mean. Everything is per image and in nats.
 
 A config names one of the functions at the end, which returns what turns the decoder's output [B, C, H, W] into a
-distribution. `support` says what that is a density over: only for "bytes", and for "binary" where pixels really are
-black or white, is log_prob a probability, which bits per dimension ask for. A module that learns or fits its scale has
-a `scale_name`, such as sigma, and a `scale`, which are logged.
+distribution; its outputs_per_pixel, if it has them, are so many times the channels. `support` says what that is a
+density over: only for "bytes", and for "binary" where pixels really are black or white, is log_prob a probability,
+which bits per dimension ask for. A module that learns or fits one scale has a `scale_name`, such as sigma, and a
+`scale`, which are logged.
 """
 
 import math
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from vae_exp import distributed
 
 INITIAL_SCALE = 0.1  # of a pixel in [0, 1]: about the error a small VAE leaves on MNIST
+LOG_SCALE = 2.25  # minus this, give or take as much, is the logarithm of a pixel's own scale: from 1/90 to 1
+BY_PIXEL = "by_pixel"
 FEW_LOGARITHMS = 32  # of an image: they are taken in less time than it would take to make them fewer
 MAX_LOGIT = 16.0  # of the continuous Bernoulli: a probability of float32's epsilon, torch.distributions' limit
 MIN_SIGMA = math.exp(-6)  # of the optimal sigma, which would be 0 for a perfect batch; as in Rybkin et al.
@@ -107,7 +110,7 @@ class ContinuousBernoulli:
 
 @dataclass
 class Gaussian:
-    """p(x|z) = N(mean, sigma^2) per pixel with one sigma; mean is [B, C, H, W]."""
+    """p(x|z) = N(mean, sigma^2) per pixel; mean is [B, C, H, W], and sigma one number or as many."""
 
     mean: Tensor
     sigma: float | Tensor
@@ -116,12 +119,13 @@ class Gaussian:
     def log_prob(self, x: Tensor) -> Tensor:
         """Return log p(x|z) summed over pixels, normalising constant included, [B] nats."""
         squared = ((x - self.mean) / self.sigma).square().flatten(1)
-        return -0.5 * squared.sum(1) - (_log(self.sigma) + 0.5 * math.log(2 * math.pi)) * squared.shape[1]
+        constant = _sum(_log(self.sigma) + 0.5 * math.log(2 * math.pi), squared.shape[1])
+        return -0.5 * squared.sum(1) - constant
 
 
 @dataclass
 class Laplace:
-    """p(x|z) = exp(-|x - mean| / scale) / (2 scale) per pixel with one scale; mean is [B, C, H, W]."""
+    """p(x|z) = exp(-|x - mean| / scale) / (2 scale) per pixel; mean is [B, C, H, W], scale one number or as many."""
 
     mean: Tensor
     scale: float | Tensor
@@ -130,14 +134,14 @@ class Laplace:
     def log_prob(self, x: Tensor) -> Tensor:
         """Return log p(x|z) summed over pixels, normalising constant included, [B] nats."""
         far = ((x - self.mean) / self.scale).abs().flatten(1)
-        return -far.sum(1) - _log(2 * self.scale) * far.shape[1]
+        return -far.sum(1) - _sum(_log(2 * self.scale), far.shape[1])
 
 
 @dataclass
 class DiscretizedLogistic:
     """p(x|z) = the probability that a logistic variable rounds to the byte of each pixel (Kingma et al. 2016, IAF).
 
-    mean is [B, C, H, W] in pixels of [0, 1], scale one number. 0 and 255 take the tails.
+    mean is [B, C, H, W] in pixels of [0, 1], scale one number or as many. 0 and 255 take the tails.
     """
 
     mean: Tensor
@@ -148,7 +152,7 @@ class DiscretizedLogistic:
         """Return log p(x|z) of pixels x = byte / 255, summed over them, [B] nats."""
         upper = (x - self.mean + 0.5 / 255) / self.scale
         lower = (x - self.mean - 0.5 / 255) / self.scale
-        # sigmoid(b) - sigmoid(a) = sigmoid(b) sigmoid(-a) (1 - exp(a - b)), and b - a is the same for all pixels:
+        # sigmoid(b) - sigmoid(a) = sigmoid(b) sigmoid(-a) (1 - exp(a - b)), and b - a is known from the scale:
         # nothing cancels, however far the mean. A tail lacks one of its edges, and with it that edge's factor.
         below, above = F.logsigmoid(upper), F.logsigmoid(-lower)
         black, white = x < 0.5 / 255, x > 254.5 / 255
@@ -173,6 +177,24 @@ class Learned(nn.Module):
 
     def forward(self, outputs: Tensor) -> Any:
         return self.family(self.to_mean(outputs), self.scale)
+
+
+class ByPixel:
+    """Make distributions of a family with a scale for each pixel, a function of z as the mean is.
+
+    The decoder's outputs [B, 2C, H, W] are means and what gives the scales (Kingma & Welling 2014, appendix C.2). These
+    lie between 1/90 and 1, where a clamp keeps them in the code of Tomczak & Welling 2018: a density would have no
+    bound at a pixel in which all images agree.
+    """
+
+    outputs_per_pixel = 2
+
+    def __init__(self, family: Callable[[Tensor, Tensor], Any], mean: str) -> None:
+        self.family, self.to_mean = family, MEANS[mean]
+
+    def __call__(self, outputs: Tensor) -> Any:
+        mean, raw = outputs.chunk(2, dim=1)
+        return self.family(self.to_mean(mean), (LOG_SCALE * (torch.tanh(raw / LOG_SCALE) - 1)).exp())
 
 
 class Optimal(nn.Module):
@@ -237,22 +259,29 @@ def continuous_bernoulli() -> Callable[[Tensor], ContinuousBernoulli]:
 
 
 def gaussian(sigma: float | str, mean: str = "linear") -> Callable[[Tensor], Any]:
-    """Return a density over pixels as real numbers, with sigma a number, "learned" or "optimal"; mean is of MEANS."""
+    """Return a density over real pixels, with sigma a number, learned, optimal or by_pixel; mean is of MEANS."""
     return Optimal(mean) if sigma == "optimal" else _scaled(Gaussian, sigma, mean)
 
 
 def laplace(scale: float | str, mean: str = "linear") -> Callable[[Tensor], Any]:
-    """Return a density over pixels as real numbers, with scale a number or "learned"; mean is of MEANS."""
+    """Return a density over real pixels, with scale a number, learned or by_pixel; mean is of MEANS."""
     return _scaled(Laplace, scale, mean)
 
 
 def discretized_logistic(scale: float | str, mean: str = "linear") -> Callable[[Tensor], Any]:
-    """Return a probability over the 256 values of a pixel, with scale a number or "learned"; mean is of MEANS."""
+    """Return a probability over a pixel's 256 values, with scale a number, learned or by_pixel; mean is of MEANS."""
     return _scaled(DiscretizedLogistic, scale, mean)
 
 
 def _scaled(family: type, scale: float | str, mean: str) -> Callable[[Tensor], Any]:
+    if scale == BY_PIXEL:
+        return ByPixel(family, mean)
     return Learned(family, mean) if scale == "learned" else lambda outputs: family(MEANS[mean](outputs), float(scale))
+
+
+def _sum(value: float | Tensor, pixels: int) -> float | Tensor:
+    """Return the sum over pixels of a value for all of them, or of their own [B, C, H, W]."""
+    return value.flatten(1).sum(1) if isinstance(value, Tensor) and value.ndim else value * pixels
 
 
 def _log(scale: float | Tensor) -> float | Tensor:

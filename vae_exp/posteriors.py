@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vae_exp.distributions import DiagonalGaussian, FullGaussian, Noise, Posterior, as_float32, log_prior, noise_like
 
+OPEN = 2.0  # added to s, so that gates begin at 0.88: Kingma et al. 2016 advise 1 to 2
 SMALLEST = 1e-18  # standard deviation by softplus: its square is a 32-bit float too
 
 
@@ -53,9 +54,10 @@ def iaf(
     context_dim: int,
     scale: str = "exp",
     log_var_range: list[float] | None = None,
+    gate: bool = False,
 ) -> "InverseAutoregressiveFlow":
     """Make inverse autoregressive flows over a diagonal Gaussian (Kingma et al. 2016, arXiv:1606.04934)."""
-    return InverseAutoregressiveFlow(z_dim, layers, hidden_dims, context_dim, scale, log_var_range)
+    return InverseAutoregressiveFlow(z_dim, layers, hidden_dims, context_dim, scale, log_var_range, gate)
 
 
 def _log_var(raw: Tensor, scale: str, log_var_range: list[float] | None) -> Tensor:
@@ -67,8 +69,9 @@ def _log_var(raw: Tensor, scale: str, log_var_range: list[float] | None) -> Tens
 class InverseAutoregressiveFlow(nn.Module):
     """The steps of a flow: z <- z * exp(s) + m, with m and s of each latent from those before it, and of a context.
 
-    The encoder gives means, log-variances and the context. The latents' order is reversed between steps. The last
-    layers begin at zero, so at first q(z|x) is the diagonal Gaussian.
+    With a gate a step is z <- g * z + (1 - g) * m with g = sigmoid(s + 2), the paper's equations 11 to 14. The encoder
+    gives means, log-variances and the context. The latents' order is reversed between steps. The last layers begin at
+    zero, so at first q(z|x) is the diagonal Gaussian, or with a gate a narrower one.
     """
 
     def __init__(
@@ -79,9 +82,10 @@ class InverseAutoregressiveFlow(nn.Module):
         context_dim: int,
         scale: str,
         log_var_range: list[float] | None,
+        gate: bool,
     ) -> None:
         super().__init__()
-        self.sizes, self.scale, self.log_var_range = [z_dim, z_dim, context_dim], scale, log_var_range
+        self.sizes, self.scale, self.log_var_range, self.gate = [z_dim, z_dim, context_dim], scale, log_var_range, gate
         self.n_outputs = sum(self.sizes)
         self.steps = nn.ModuleList(Autoregressive(z_dim, hidden_dims, context_dim) for _ in range(layers))
 
@@ -153,6 +157,8 @@ class FlowPosterior:
         for number, step in enumerate(self.flow.steps):
             z = z.flip(-1) if number else z
             m, s = step(z, self.context)
+            if self.flow.gate:
+                m, s = m * torch.sigmoid(-s - OPEN), F.logsigmoid(s + OPEN)
             z, log_q = z * s.exp() + m, log_q - s.sum(-1)
         return z, log_q
 

@@ -55,7 +55,7 @@ def _protocol(run: Run) -> dict[str, Any]:
             with contextlib.suppress(UserError, OSError, ValueError):  # of a stranger's run it may be any text
                 value = str(expand(value).resolve())
             value = value if is_own else None
-        elif group == "likelihood" and value in ("learned", "optimal"):  # no setting: those runs compare
+        elif group == "likelihood" and value in ("learned", "optimal", "by_pixel"):  # no setting: those runs compare
             value = "fitted"
         matters = key == STOCHASTIC or (group in ("dataset", "likelihood") and key not in ignored)
         if matters and value is not None:

@@ -91,7 +91,7 @@ PREPARE = {
 MARKED = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")  # methods of PyTorch's optimizers
 # Settings of a group that are used elsewhere: its function gets them only if it takes them.
 USED_ELSEWHERE: dict[str, Iterable[str]] = {"dataset": PREPARE, "network": ("init",), "likelihood": ("mean",)}
-ENCODER_GIVES = "n_outputs"  # which a network may take
+GIVES = ("n_outputs", "outputs_per_pixel")  # numbers that a network may take: posterior and likelihood know them
 
 
 def partial(config: Mapping[str, Any], group: str) -> functools.partial[Any]:
@@ -134,7 +134,7 @@ def _check_call(group: str, settings: dict[str, Any]) -> None:
     target, by_position, by_name = settings["_target_"], BY_POSITION.get(group, 0), BY_NAME.get(group, ())
     function = partial({group: settings}, group)
     signature = inspect.signature(function.func)
-    by_name += (ENCODER_GIVES,) * (group == "network" and ENCODER_GIVES in signature.parameters)
+    by_name += tuple(name for name in GIVES if group == "network" and name in signature.parameters)
     try:
         signature.bind(*[None] * by_position, **dict.fromkeys(by_name), **function.keywords)
     except TypeError as error:
@@ -229,27 +229,12 @@ def model(
     z_dim, n_classes = config["model"]["z_dim"], n_classes if config["model"]["conditional"] else 0
     contexts = conditions.table() if conditions and n_classes else None
     width = n_classes if contexts is None else contexts.shape[1]
-    make_networks, posterior = partial(config, "network"), partial(config, "posterior")(z_dim=z_dim)
-    if not callable(posterior):
-        target = config["posterior"]["_target_"]
-        raise UserError(f"posterior._target_={target}: it must return a function of the encoder's outputs.")
-    n_outputs = getattr(posterior, ENCODER_GIVES, 2 * z_dim)
-    taken = {ENCODER_GIVES: n_outputs} if ENCODER_GIVES in inspect.signature(make_networks.func).parameters else {}
-    if not taken and n_outputs != 2 * z_dim:
-        target, family = config["network"]["_target_"], config["posterior"]["_target_"]
-        why = f"{family} takes {n_outputs} numbers of an image, and an encoder gives 2 model.z_dim"
-        raise UserError(f"network._target_={target}: {why} unless its function has an argument {ENCODER_GIVES}.")
-    networks = make_networks(x_shape=x_shape, z_dim=z_dim, context_dim=width, **taken)
-    pair = networks if isinstance(networks, tuple | list) else ()
-    if [isinstance(module, nn.Module) for module in pair] != [True, True]:
-        target = f"network._target_={config['network']['_target_']}"
-        returned = f"{len(pair)} values" if pair else type(networks).__name__
-        raise UserError(f"{target}: it must return two modules, an encoder and a decoder, and returned {returned}.")
-    encoder, decoder = networks
-    likelihood = partial(config, "likelihood")()
-    if not callable(likelihood):
-        target = f"likelihood._target_={config['likelihood']['_target_']}"
-        raise UserError(f"{target}: it must return a function of the decoder's outputs.")
+    posterior, likelihood = partial(config, "posterior")(z_dim=z_dim), partial(config, "likelihood")()
+    for group, function, of in (("posterior", posterior, "encoder"), ("likelihood", likelihood, "decoder")):
+        if not callable(function):
+            target = config[group]["_target_"]
+            raise UserError(f"{group}._target_={target}: it must return a function of the {of}'s outputs.")
+    encoder, decoder = _networks(config, x_shape, z_dim, width, posterior, likelihood)
     if config["network"].get("init") == "glorot":
         mean = None if train is None else mean_image(train[:IMAGES].x)
         glorot_init(encoder, decoder, likelihood, mean)
@@ -263,6 +248,30 @@ def model(
     if train is not None and hasattr(prior, "start_from"):
         prior.start_from(train)
     return vae
+
+
+def _networks(
+    config: Mapping[str, Any], x_shape: tuple[int, int, int], z_dim: int, width: int, posterior: Any, likelihood: Any
+) -> tuple[nn.Module, nn.Module]:
+    """Return an encoder and a decoder that give as many numbers as posterior and likelihood take. Raises UserError."""
+    make, target = partial(config, "network"), f"network._target_={config['network']['_target_']}"
+    taken, parameters = {}, inspect.signature(make.func).parameters
+    for name, group, family, usual, gives in (
+        ("n_outputs", "posterior", posterior, 2 * z_dim, "an image, and an encoder gives 2 model.z_dim"),
+        ("outputs_per_pixel", "likelihood", likelihood, 1, "a pixel, and a decoder gives one"),
+    ):
+        needed = getattr(family, name, usual)
+        if name in parameters:
+            taken[name] = needed
+        elif needed != usual:
+            why = f"{config[group]['_target_']} takes {needed} numbers of {gives}"
+            raise UserError(f"{target}: {why} unless its function has an argument {name}.")
+    networks = make(x_shape=x_shape, z_dim=z_dim, context_dim=width, **taken)
+    pair = networks if isinstance(networks, tuple | list) else ()
+    if [isinstance(module, nn.Module) for module in pair] != [True, True]:
+        returned = f"{len(pair)} values" if pair else type(networks).__name__
+        raise UserError(f"{target}: it must return two modules, an encoder and a decoder, and returned {returned}.")
+    return networks[0], networks[1]
 
 
 def model_of(config: Mapping[str, Any], data: Data, z_dim: int) -> VAE:

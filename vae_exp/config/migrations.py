@@ -43,6 +43,7 @@ ADDED_TO: dict[str, dict[str, Any]] = {  # the same, of a group's function
     **{f"vae_exp.datasets.{name}": {"condition": None} for name in ("sprites", "dsprites", "shapes3d", "mpi3d")},
     **{f"vae_exp.networks.{name}": {"init": "pytorch"} for name in ("mlp", *CONV)},
     **{f"vae_exp.likelihoods.{name}": {"mean": "linear"} for name in ("gaussian", "laplace", "discretized_logistic")},
+    "vae_exp.posteriors.iaf": {"gate": False},
 }
 
 

@@ -164,7 +164,7 @@ def page(
     data = {
         "title": title,
         "shape": list(split.x_shape),
-        "operations": [*layers.operations, {"name": _mean_of(model, split.x_shape)}],
+        "operations": [*layers.operations, *_means(model, split.x_shape)],
         "weights": _base64(torch.cat(layers.weights).numpy().astype("<f2" if is_half else "<f4")),
         "is_half": is_half,
         "latents": _latents(kl, codes),
@@ -227,13 +227,14 @@ def _layers(model: VAE, z: Tensor, y: Tensor) -> tuple[Layers, bool]:
     return layers, bool(error <= MAX_ERROR)
 
 
-def _mean_of(model: VAE, shape: tuple[int, ...]) -> str:
-    """Return by its name the function that gives the mean of p(x|z) from the decoder's outputs. Raises UserError."""
+def _means(model: VAE, shape: tuple[int, ...]) -> list[Operation]:
+    """Return what gives the mean of p(x|z) from the decoder's outputs, its function by its name. Raises UserError."""
     outputs = torch.linspace(-30, 30, 10 * math.prod(shape), device=model.device).view(10, *shape)
-    mean = model.likelihood(outputs).mean
+    per_pixel = getattr(model.likelihood, "outputs_per_pixel", 1)
+    mean = model.likelihood(torch.cat([outputs, *[outputs.flip(0)] * (per_pixel - 1)], 1)).mean
     for name, function in MEANS.items():
         if torch.allclose(mean, function(outputs), atol=1e-5):
-            return name
+            return [{"name": "first", "channels": shape[0]}] * (per_pixel > 1) + [{"name": name}]
     raise UserError(f"what=explorer: the page knows the means {', '.join(MEANS)}, and this likelihood has another.")
 
 

@@ -39,14 +39,22 @@ class Residual(nn.Module):
 
 
 def conv(
-    x_shape: tuple[int, int, int], z_dim: int, context_dim: int, channels: int, activation: str, n_outputs: int = 0
+    x_shape: tuple[int, int, int],
+    z_dim: int,
+    context_dim: int,
+    channels: int,
+    activation: str,
+    n_outputs: int = 0,
+    outputs_per_pixel: int = 1,
 ) -> Networks:
     """Make strided convolutions that halve the image until its shorter side is 3 to 5 pixels, and their mirror."""
     sizes, widths = _levels(x_shape, channels, "conv")
     down, up = [], []
     for n_in, n_out in pairwise([x_shape[0] + context_dim, *widths]):
         down += [_halve(n_in, n_out), ACTIVATIONS[activation]()]
-    for (n_in, n_out), size in zip(pairwise([*widths[::-1], x_shape[0]]), sizes[-2::-1], strict=True):
+    for (n_in, n_out), size in zip(
+        pairwise([*widths[::-1], outputs_per_pixel * x_shape[0]]), sizes[-2::-1], strict=True
+    ):
         up += [ACTIVATIONS[activation](), _double(n_in, n_out, size)]
     flat = (widths[-1], *sizes[-1])
     encoder = WithContext(*down, nn.Flatten(), nn.Linear(math.prod(flat), n_outputs or 2 * z_dim))
@@ -61,6 +69,7 @@ def resnet(
     blocks: int,
     activation: str,
     n_outputs: int = 0,
+    outputs_per_pixel: int = 1,
 ) -> Networks:
     """Make `conv` with residual blocks after each halving and before each doubling, for images of 32 to 256 pixels."""
     sizes, widths = _levels(x_shape, channels, "resnet")
@@ -68,7 +77,9 @@ def resnet(
     up: list[nn.Module] = []
     for n_in, n_out in pairwise([x_shape[0] + context_dim, *widths]):
         down += [_halve(n_in, n_out), *(Residual(n_out, activation) for _ in range(blocks))]
-    for (n_in, n_out), size in zip(pairwise([*widths[::-1], x_shape[0]]), sizes[-2::-1], strict=True):
+    for (n_in, n_out), size in zip(
+        pairwise([*widths[::-1], outputs_per_pixel * x_shape[0]]), sizes[-2::-1], strict=True
+    ):
         up += [Residual(n_in, activation) for _ in range(blocks)]
         up += [*_normed(n_in, activation), _double(n_in, n_out, size)]
     flat = (widths[-1], *sizes[-1])
@@ -111,20 +122,26 @@ def _normed(width: int, activation: str) -> list[nn.Module]:
     return [nn.GroupNorm(groups, width), ACTIVATIONS[activation]()]
 
 
-def burgess(x_shape: tuple[int, int, int], z_dim: int, context_dim: int, n_outputs: int = 0) -> Networks:
+def burgess(
+    x_shape: tuple[int, int, int], z_dim: int, context_dim: int, n_outputs: int = 0, outputs_per_pixel: int = 1
+) -> Networks:
     """Make the network of Burgess et al. 2018, arXiv:1804.03599: four convolutions of 32 channels, two layers of 256.
 
     Images of 32x32 get three convolutions, as in other implementations. Raises UserError for other sizes.
     """
     _require_size(x_shape, (64, 32), "burgess", "Burgess et al. 2018")
     widths = [32] * (4 if x_shape[1] == 64 else 3)
-    return _published(x_shape[0], z_dim, context_dim, n_outputs or 2 * z_dim, widths, [4] * len(widths), [256, 256])
+    kernels, n_outputs = [4] * len(widths), n_outputs or 2 * z_dim
+    return _published(x_shape[0], z_dim, context_dim, n_outputs, outputs_per_pixel, widths, kernels, [256, 256])
 
 
-def locatello(x_shape: tuple[int, int, int], z_dim: int, context_dim: int, n_outputs: int = 0) -> Networks:
+def locatello(
+    x_shape: tuple[int, int, int], z_dim: int, context_dim: int, n_outputs: int = 0, outputs_per_pixel: int = 1
+) -> Networks:
     """Make the network of Locatello et al. 2019, arXiv:1811.12359, table 1. Raises UserError but for 64x64 pixels."""
     _require_size(x_shape, (64,), "locatello", "Locatello et al. 2019")
-    return _published(x_shape[0], z_dim, context_dim, n_outputs or 2 * z_dim, [32, 32, 64, 64], [4, 4, 2, 2], [256])
+    widths, kernels, n_outputs = [32, 32, 64, 64], [4, 4, 2, 2], n_outputs or 2 * z_dim
+    return _published(x_shape[0], z_dim, context_dim, n_outputs, outputs_per_pixel, widths, kernels, [256])
 
 
 def _published(
@@ -132,6 +149,7 @@ def _published(
     z_dim: int,
     context_dim: int,
     n_outputs: int,
+    outputs_per_pixel: int,
     widths: list[int],
     kernels: list[int],
     hidden_dims: list[int],
@@ -145,7 +163,7 @@ def _published(
         head += [nn.Linear(n_in, n_out), nn.ReLU()]
     for n_in, n_out in pairwise([z_dim + context_dim, *reversed(hidden_dims), math.prod(flat)]):
         first += [nn.Linear(n_in, n_out), nn.ReLU()]
-    for n_in, n_out in pairwise([*reversed(widths), image_channels]):
+    for n_in, n_out in pairwise([*reversed(widths), outputs_per_pixel * image_channels]):
         up += [nn.ConvTranspose2d(n_in, n_out, 4, stride=2, padding=1), nn.ReLU()]
     encoder = WithContext(*down, nn.Flatten(), *head, nn.Linear(hidden_dims[-1], n_outputs))
     return encoder, WithContext(*first, nn.Unflatten(1, flat), *up[:-1])

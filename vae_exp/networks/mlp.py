@@ -44,9 +44,10 @@ def glorot_init(
     bias = layers[-1].bias if layers else None
     if mean is None or bias is None:
         return
-    pixels = mean.flatten() if len(bias) == mean.numel() else mean.mean((1, 2))
-    if len(bias) == len(pixels):
-        bias.copy_(_outputs_for(pixels.clamp(MIN_MEAN, 1 - MIN_MEAN), likelihood))
+    per_pixel = getattr(likelihood, "outputs_per_pixel", 1)
+    pixels = mean.flatten() if len(bias) == per_pixel * mean.numel() else mean.mean((1, 2))
+    if len(bias) == per_pixel * len(pixels):  # of several outputs the first gives the mean
+        bias[: len(pixels)].copy_(_outputs_for(pixels.clamp(MIN_MEAN, 1 - MIN_MEAN), likelihood))
 
 
 def he_init(encoder: nn.Module, decoder: nn.Module) -> None:
@@ -66,7 +67,8 @@ def _outputs_for(mean: Tensor, likelihood: Callable[[Tensor], Any]) -> Tensor:
     low, high = torch.full_like(mean, -MAX_OUTPUT), torch.full_like(mean, MAX_OUTPUT)
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        is_below = likelihood(middle.view(1, -1, 1, 1)).mean.flatten() < mean
+        outputs = middle.repeat(getattr(likelihood, "outputs_per_pixel", 1)).view(1, -1, 1, 1)
+        is_below = likelihood(outputs).mean.flatten() < mean
         low, high = torch.where(is_below, middle, low), torch.where(is_below, high, middle)
     return (low + high) / 2
 
@@ -78,22 +80,33 @@ def mlp(
     hidden_dims: list[int],
     activation: str,
     n_outputs: int = 0,
+    outputs_per_pixel: int = 1,
 ) -> tuple[nn.Module, nn.Module]:
     """Make a multilayer perceptron and its mirror image: the tutorial's 784-400-20 for hidden_dims [400].
 
-    The encoder gives n_outputs numbers of an image, by default 2 z_dim: means and log-variances.
+    The encoder gives n_outputs numbers of an image, by default 2 z_dim: means and log-variances. The decoder gives
+    outputs_per_pixel as so many times the channels.
     """
-    pixels, n_outputs = math.prod(x_shape), n_outputs or 2 * z_dim
+    pixels, n_outputs, out_shape = (
+        math.prod(x_shape),
+        n_outputs or 2 * z_dim,
+        (outputs_per_pixel * x_shape[0], *x_shape[1:]),
+    )
     encoder = MLP([pixels + context_dim, *hidden_dims, n_outputs], activation, (n_outputs,))
-    decoder = MLP([z_dim + context_dim, *reversed(hidden_dims), pixels], activation, x_shape)
+    decoder = MLP([z_dim + context_dim, *reversed(hidden_dims), math.prod(out_shape)], activation, out_shape)
     return encoder, decoder
 
 
 def gated_mlp(
-    x_shape: tuple[int, int, int], z_dim: int, context_dim: int, hidden_dims: list[int], n_outputs: int = 0
+    x_shape: tuple[int, int, int],
+    z_dim: int,
+    context_dim: int,
+    hidden_dims: list[int],
+    n_outputs: int = 0,
+    outputs_per_pixel: int = 1,
 ) -> tuple[nn.Module, nn.Module]:
     """Make `mlp` with gated hidden layers, a * sigmoid(b) for linear a and b (Dauphin et al. 2017)."""
-    return mlp(x_shape, z_dim, context_dim, hidden_dims, GATED, n_outputs)
+    return mlp(x_shape, z_dim, context_dim, hidden_dims, GATED, n_outputs, outputs_per_pixel)
 
 
 class MLP(nn.Module):

@@ -197,8 +197,13 @@ def _check_network(config: Config, model: VAE, x: Tensor, y: Tensor) -> None:
     if isinstance(q, DiagonalGaussian | FullGaussian):
         variances = q.log_var.exp()
         _require_shape(config, "network", "the variances of its posterior must be [B, Z]", variances, variances.shape)
-    must = f"its decoder must return a number for each pixel, [B, C, H, W]: {list(x.shape)} here"
-    _require_shape(config, "network", must, model.decoder(encoded[:, : model.z_dim], context), x.shape)
+    per_pixel = getattr(model.likelihood, "outputs_per_pixel", 1)
+    size = [x.shape[0], per_pixel * x.shape[1], *x.shape[2:]]
+    several = (
+        "a number for each pixel, [B, C" if per_pixel == 1 else f"{per_pixel} numbers for each pixel, [B, {per_pixel}C"
+    )
+    must = f"its decoder must return {several}, H, W]: {size} here"
+    _require_shape(config, "network", must, model.decoder(encoded[:, : model.z_dim], context), size)
 
 
 def _check_family(config: Config, model: VAE, q: Any, eps: Tensor, y: Tensor) -> None:

@@ -46,7 +46,7 @@ const FUNCTIONS = {
   continuous_bernoulli: () => continuousBernoulli,
 };
 
-const OPERATIONS = { spread, glu, group_norm: normalise, scale, upsample, reshape, flatten, residual };
+const OPERATIONS = { spread, glu, group_norm: normalise, scale, upsample, reshape, flatten, residual, first };
 
 function run(operations, x) {
   for (const each of operations) {
@@ -138,6 +138,12 @@ function reshape({ data }, { shape: [channels, height, width] }) {
 function flatten({ data, height, width, channels }) {
   const from = i => (i % (height * width)) * channels + Math.floor(i / (height * width));
   return { data: data.map((_, i) => data[from(i)]), height: 1, width: 1, channels: data.length };
+}
+
+// The means, where a decoder gives more than one number of a pixel.
+function first({ data, height, width, channels }, { channels: kept }) {
+  const at = i => Math.floor(i / kept) * channels + (i % kept);
+  return { data: Float32Array.from({ length: height * width * kept }, (_, i) => data[at(i)]), height, width, channels: kept };
 }
 
 function residual(x, { operations }) {
