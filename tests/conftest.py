@@ -351,7 +351,7 @@ def visit(browser):
 
     def visit(path, width=1280, until=".charts svg", **options):
         page = browser.new_page(viewport={"width": width, "height": 900}, **options)
-        page.set_default_timeout(5000)
+        page.set_default_timeout(20_000)  # a machine with other work to do
         opened.append(page)
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("console", lambda line: said.append(line.text) if line.type in ("error", "warning") else None)
