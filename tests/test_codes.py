@@ -110,6 +110,7 @@ def test_data_without_labels_have_no_column_of_them(vae_command):
     assert (code, "split=val: the model was trained with dataset.val_size=0" in said) == (1, True)
 
 
+@pytest.mark.slow
 def test_a_table_in_wandb_has_rows_drawn_evenly_beside_their_thumbnails(vae_command, monkeypatch, tmp_path):
     from vae_exp.tracking import wandb_run
 

@@ -133,6 +133,7 @@ def test_runs_alone_are_grouped_by_their_settings_and_not_each_by_itself(vae_com
     assert view_of(said)[0] == []
 
 
+@pytest.mark.slow
 def test_the_view_names_what_was_swept_where_no_key_has_it(vae_train, vae_command):
     for name in ("one", "two"):
         Path("own/experiment").mkdir(parents=True, exist_ok=True)

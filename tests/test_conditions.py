@@ -258,6 +258,7 @@ def test_conditions_that_do_not_fit_are_no_conditions():
 
 @pytest.mark.skipif(not importlib.util.find_spec("onnxruntime"), reason="the extra onnx is not installed")
 @pytest.mark.parametrize("kind", ["onnx", "pt2"])
+@pytest.mark.slow
 def test_exported_networks_take_each_condition_by_its_name(trained, kind):
     """Also between the values of the data; with constant numbers nothing is divided by 0."""
     _, run = trained(*SPRITES, *GIVEN, *SMALL)
@@ -389,6 +390,7 @@ def test_runs_of_different_conditions_compare_and_are_named_by_them(vae_command)
     assert "[x,y]" in said
 
 
+@pytest.mark.slow
 def test_a_model_of_conditions_is_loaded_as_fast_as_another(trained):
     _, run = trained(*SPRITES, *GIVEN, *SMALL)
     code = f"import sys, vae_exp; vae_exp.load({str(run)!r}); sys.exit('torch._dynamo' in sys.modules)"

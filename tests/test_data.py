@@ -389,6 +389,7 @@ print(len(test), int(test.x.sum()), test.y.tolist(), source.class_names[3], "tor
 """
 
 
+@pytest.mark.slow
 def test_a_prepared_copy_needs_no_torchvision_and_notices_changed_files(tmp_path, monkeypatch):
     """Also in the process that has read them before."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

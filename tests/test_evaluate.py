@@ -169,6 +169,7 @@ def test_weights_written_down_by_hand_give_the_same_negative_elbo():
     assert measured.per_image["neg_elbo"].mean().item() == pytest.approx(((bce + kld) / len(x)).item(), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_white_images_have_the_reconstruction_of_float64_in_every_number():
     """Where a decoder is sure, float32 loses digits by cancelling: an error of nats, and values below 0."""
     np.savez("white.npz", images=np.full((60, 48, 48, 3), 255, np.uint8))
@@ -565,6 +566,7 @@ def test_a_conditional_model_of_mnist_draws_what_its_label_says():
     assert read["label_accuracy_shuffled"] == pytest.approx(0.1, abs=0.02)
 
 
+@pytest.mark.slow
 def test_the_readmes_training_from_python_is_the_command_lines(vae_train, capfd, monkeypatch):
     monkeypatch.setattr(HydraConfig.instance(), "cfg", None)  # which a command before may have left
     monkeypatch.setattr(logging.getLogger(), "handlers", [])  # so may these

@@ -21,9 +21,11 @@ needs_onnx = pytest.mark.skipif(
 )
 GAUSSIAN = ["mean", "log_var"]
 FAMILIES = [
-    ("network=mlp", GAUSSIAN),
-    ("network=gated_mlp model=conditional posterior=full", [*GAUSSIAN, "lower"]),
-    ("network=conv model=conditional posterior=iaf", ["mean", "base_mean", "base_log_var"]),
+    ("network=mlp model=conditional", GAUSSIAN),
+    pytest.param("network=gated_mlp model=conditional posterior=full", [*GAUSSIAN, "lower"], marks=pytest.mark.slow),
+    pytest.param(
+        "network=conv model=conditional posterior=iaf", ["mean", "base_mean", "base_log_var"], marks=pytest.mark.slow
+    ),
     pytest.param("network=resnet network.channels=8 model=autoencoder", ["mean"], marks=pytest.mark.slow),
     pytest.param("network=burgess dataset=arrays dataset.root=own.npz", GAUSSIAN, marks=pytest.mark.slow),
     pytest.param("network=locatello dataset=arrays dataset.root=own.npz", GAUSSIAN, marks=pytest.mark.slow),
@@ -191,9 +193,14 @@ def net(x_shape, z_dim, context_dim, kind):
     return Net(math.prod(x_shape) + context_dim, (2 * z_dim,), kind), Net(z_dim + context_dim, x_shape, kind)
 """
 KINDS = [
-    ("batch", "onnx", None),  # asks for the size of the batch
+    pytest.param("batch", "onnx", None, marks=pytest.mark.slow),  # asks for the size of the batch
     ("data", "pt2", r"encoder: torch\.export cannot trace it \(.*data-dependent"),
-    ("operator", "onnx", r"encoder: torch\.onnx cannot write it \(.*bessel_j0.*\)\. A \.pt2 file may do"),
+    pytest.param(
+        "operator",
+        "onnx",
+        r"encoder: torch\.onnx cannot write it \(.*bessel_j0.*\)\. A \.pt2 file may do",
+        marks=pytest.mark.slow,
+    ),
     ("other", "pt2", r"encoder\.pt2: its mean differs by 1.*e-03 from PyTorch's; it was not written"),
 ]
 

@@ -43,6 +43,7 @@ def newest():
     return max(Path("outputs").rglob("summary.json"), key=lambda path: path.stat().st_mtime).parent
 
 
+@pytest.mark.slow
 def test_the_readmes_examples_work_as_they_stand(vae_command):
     files, commands = blocks()
     assert len(files) == 12
@@ -74,6 +75,7 @@ def test_the_readmes_examples_work_as_they_stand(vae_command):
     assert vae_command(program, *arguments)[0] == 0
 
 
+@pytest.mark.slow
 def test_the_installed_command_finds_code_in_the_current_folder():
     """And does not let a file there stand in for an installed module. It gives a note once a sweep."""
     write(blocks()[0] | {"sklearn.py": "raise SystemExit('not this one')"})

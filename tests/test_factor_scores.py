@@ -252,6 +252,7 @@ def test_the_last_lines_of_a_run_have_its_scores(vae_train):
     assert "\nscores " not in vae_train(*QUICK, "wandb.mode=disabled")[1]
 
 
+@pytest.mark.slow
 def test_scores_of_a_collapsed_model_carry_a_warning(vae_command, vae_train, monkeypatch):
     """Its means still tell how large a square is, by differences that the noise of q(z|x) covers."""
     drawn, matrix = [], figures.matrix
@@ -323,6 +324,7 @@ def arrays_of_shapes(path="shapes.npz", **others):
 ARRAYS = ("dataset=arrays", "dataset.root=shapes.npz", "dataset.val_size=16", "network.hidden_dims=[16]")
 
 
+@pytest.mark.slow
 def test_the_factor_that_a_conditional_model_is_given_is_left_out(vae_command, vae_train, monkeypatch):
     drawn, matrix, traversals = [], figures.matrix, figures.traversals
     monkeypatch.setattr(

@@ -189,6 +189,7 @@ def own(vae_train, run, tmp_path):
     sys.modules.pop("mine", None)
 
 
+@pytest.mark.slow
 def test_code_that_is_typed_anew_or_trusted_goes_on(vae_train, own):
     code, said = vae_train("resume=own", "epochs=2")
     assert code == 1
@@ -366,6 +367,7 @@ def test_the_name_of_a_sweep_is_no_interpolation(vae_train, run, monkeypatch):
         assert (code, "no readable sweep.json" in said, "told" in said) == (1, True, False), said
 
 
+@pytest.mark.slow
 def test_jobs_of_a_sweep_that_grows_stay_in_its_folder(vae_train, run):
     folder = swept(vae_train, "scheduler=constant,cosine")
     (folder / "scheduler-x").mkdir()

@@ -596,7 +596,8 @@ def test_more_classes_than_a_picture_has_room_for(vae_command, conditional):
     "arguments",
     [
         *("n=500 format=npz", "what=weights", "n=500", "what=latents format=npz", "what=traversals animate=true"),
-        *("what=codes", "what=codes format=csv", "what=anomalies", "what=onnx", "what=pt2"),
+        *("what=codes", "what=codes format=csv", "what=anomalies", "what=pt2"),
+        pytest.param("what=onnx", marks=pytest.mark.slow),
     ],
 )
 def test_a_disk_that_is_full_in_the_middle_is_one_message_and_nothing_stays(vae_command, conditional, arguments):

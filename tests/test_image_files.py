@@ -130,6 +130,7 @@ def test_names_are_on_one_line_and_others_stay_as_they_are():
     assert printable(os.fsdecode(b"\xe9")) == r"\udce9"
 
 
+@pytest.mark.slow
 def test_class_folders_of_any_name_are_trained_evaluated_and_generated(tmp_path, vae_command):
     """In a folder whose own path has wide spaces."""
     root = tmp_path / "my\u3000own\u00a0images"

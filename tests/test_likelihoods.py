@@ -198,6 +198,7 @@ def saturated_images(n, seed):
     return ((4.5 - far).clamp(0, 1) * 255).round().to(torch.uint8)[:, None].numpy()
 
 
+@pytest.mark.slow
 def test_a_sigmoid_mean_pays_on_saturated_images_and_a_note_says_so(monkeypatch, caplog):
     """Where black is the end of the density's mean; the discretized logistic's tails take in what lies beyond."""
     caplog.set_level("INFO")

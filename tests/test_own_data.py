@@ -509,6 +509,7 @@ def test_a_class_by_its_number_and_null_where_no_class_is_called_so(vae_command,
     assert np.load("npz/samples.npz")["y"].tolist() == [0, 1, 0, 1], "each in turn"
 
 
+@pytest.mark.slow
 def test_labels_are_kept_as_they_are_typed_in_runs_resumed_ones_and_sweeps(vae_train, odd_classes):
     typed = (*LABELLED, *TINY, f"dataset.root={odd_classes}/mine", "dataset.test_size=0.5")
 

@@ -137,8 +137,10 @@ def test_null_means_not_by_epochs_and_a_share_counts_from_the_end():
     [
         ("model=vanilla,beta", "network.hidden_dims=[8],[16,8]"),
         ("model.beta=2,'${seed}'", "wandb.notes='a=b','c,d'", "optimizer=sgd"),
-        ("++seed=0,1", "optimizer.lr=1e-3,3e-3"),
-        ("early_stopping={patience:2},{patience:3}", "seed=0,1", "hydra.verbose=false"),
+        pytest.param(("++seed=0,1", "optimizer.lr=1e-3,3e-3"), marks=pytest.mark.slow),
+        pytest.param(
+            ("early_stopping={patience:2},{patience:3}", "seed=0,1", "hydra.verbose=false"), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_the_configurations_of_a_sweep_are_those_that_hydra_composes(vae_train, monkeypatch, swept):

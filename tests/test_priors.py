@@ -513,7 +513,7 @@ RUNS = {
     "by_label full": ("model=conditional",),
     "vamp iaf": ("prior.components=10",),
 }
-QUICK_RUNS = ("flow diagonal", "vamp iaf", "by_label full")
+QUICK_RUNS = ("flow diagonal", "vamp iaf")
 
 
 @pytest.mark.parametrize(
@@ -555,6 +555,7 @@ def test_scores_of_factors_read_the_means_of_any_posterior():
     assert summary["test/active_units"] >= 0
 
 
+@pytest.mark.slow
 def test_a_sweep_over_both_tells_its_runs_apart(vae_command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")  # a narrow table shortens its names
     typed = ("prior=standard,mixture", "posterior=diagonal,iaf", "dataset=digits", "network.hidden_dims=[8]")

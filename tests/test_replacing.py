@@ -187,6 +187,7 @@ def test_what_was_measured_of_the_same_weights_stays(vae_train, vae_command, tra
     assert Path("run/earlier/epoch-2/last.test.json").exists()
 
 
+@pytest.mark.slow
 def test_a_job_of_a_resumed_sweep_replaces_what_failed(vae_train):
     typed = ("-m", *QUICK, *SMALL, "wandb.mode=disabled", "optimizer.lr=1e-3,1e10", "epochs=2", "log_every_steps=1")
     assert vae_train(*typed)[0] == 1

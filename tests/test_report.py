@@ -652,6 +652,7 @@ def test_heat_maps_show_any_result_and_a_beta_has_rate_and_distortion(trained, t
 
 
 @needs_browser
+@pytest.mark.slow
 def test_where_the_highest_is_the_best_it_is_marked_and_dark(trained, tmp_path, visit):
     for i, (z_dim, lr) in enumerate((z_dim, lr) for z_dim in (2, 4) for lr in (1e-3, 1e-2)):
         keys = {"model__z_dim": z_dim, "optimizer__lr": lr, "monitor_mode": "max"}

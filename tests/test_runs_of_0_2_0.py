@@ -71,6 +71,7 @@ def typed_for(sweep):
     return ["-m", "wandb.mode=disabled", *record["settings"], *record["values"], f"sweep.resume={sweep}"]
 
 
+@pytest.mark.slow
 def test_a_grid_that_was_killed_goes_on_and_grows(vae_train):
     assert [state(f"grid/lr-{lr}") for lr in ("0.01", "0.001")] == ["finished", "running"]
     done = Path("grid/lr-0.01/best.pt").read_bytes()

@@ -121,6 +121,7 @@ def test_kid_of_features_that_lie_far_from_0_is_that_of_its_formula():
     assert scores.kid(x, y, subsets=1) == pytest.approx(expected, abs=1e-7)
 
 
+@pytest.mark.slow
 def test_noise_is_worse_than_blurred_digits_and_these_are_worse_than_other_digits():
     x = torch.tensor(load_digits().data / 16).float()
     real, held_out = x[0:1600:2], x[1:1600:2]  # of the same writers

@@ -107,6 +107,7 @@ def test_compiling_changes_nothing_but_rounding_and_a_schedule_is_not_compiled_s
     assert losses(*variant.split(), "compile=true", "seed=0") == compiled, "it repeats to the bit"
 
 
+@pytest.mark.slow
 def test_no_subnormal_numbers_slow_the_optimizer_down():
     _, folder = quick_run("batch_size=8", "epochs=6")
     state = stored(folder / "last.pt")["optimizer"]["state"]
@@ -208,6 +209,7 @@ def test_what_cannot_be_had_is_refused_before_anything_is_written(vae_train, mon
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the library's switch is of x86")
+@pytest.mark.slow
 def test_bf16_without_units_for_it_says_how_slow_it_is(monkeypatch):
     """oneDNN, which computes PyTorch's products, can be told to use an older processor's instructions."""
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
@@ -220,6 +222,7 @@ def test_bf16_without_units_for_it_says_how_slow_it_is(monkeypatch):
     assert said.index("precision=bf16") < said.index("run folder")
 
 
+@pytest.mark.slow
 def test_a_run_does_not_wait_for_pytorchs_compiler_to_be_imported(tmp_path):
     arguments = ["vae-train", "dataset=digits", "epochs=1", "network.hidden_dims=[8]", "wandb.mode=disabled"]
     program = f"import sys; sys.argv = {arguments}; from vae_exp.cli.train import main; main()"

@@ -221,6 +221,7 @@ def test_a_touch_another_name_and_other_files_beside_change_nothing(copied):
     assert are_equal(before, seen(vae_exp.load(copied).read_data("other name")))
 
 
+@pytest.mark.slow
 def test_commands_refuse_a_grown_folder_until_it_is_as_it_was(vae_train, vae_command):
     draw("imgs")
     assert vae_train(*SMALL, "dataset.root=imgs", "hydra.run.dir=run")[0] == 0
@@ -393,6 +394,7 @@ def test_an_origin_that_is_none_is_damaged(copied, wrong):
         vae_exp.load(copied)
 
 
+@pytest.mark.slow
 def test_a_sweep_grows_from_another_folder_on_the_same_data_alone(vae_train, monkeypatch):
     draw("A/imgs")
     draw("B/imgs", shade=99)
@@ -412,6 +414,7 @@ def test_a_sweep_grows_from_another_folder_on_the_same_data_alone(vae_train, mon
     assert Path("../A/sweep/z_dim-5/summary.json").exists()
 
 
+@pytest.mark.slow
 def test_a_sweep_over_folders_keeps_its_jobs_when_it_grows(vae_train, monkeypatch):
     for name in ("cats", "dogs"):
         draw(f"A/{name}", shade=len(name))

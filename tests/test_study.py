@@ -85,6 +85,7 @@ def test_a_trend_spares_who_starts_slowly_and_who_is_ahead(direction):
     assert epochs_of_job(101, 0) == 14, "its 101 is the best until the slow one's epoch 14"
 
 
+@pytest.mark.slow
 def test_a_pruned_run_is_told_as_one_and_can_be_trained_on(vae_train, vae_command):
     assert vae_train(*FEW, "sweep.prune=asha", "wandb.mode=offline")[0] == 0
     folder = only_sweep()
@@ -116,6 +117,7 @@ def test_a_pruned_run_is_told_as_one_and_can_be_trained_on(vae_train, vae_comman
     assert epochs_of(folder)[job] == 9
 
 
+@pytest.mark.slow
 def test_a_sweep_that_was_finished_can_grow_with_pruning(vae_train):
     asked = ("-m", *TINY, "epochs=4")
     assert vae_train(*asked, "optimizer.lr=1e-2,3e-3")[0] == 0
@@ -194,6 +196,7 @@ def test_a_search_optimises_what_it_is_told(vae_train, asked, name):
         assert (code, "was started with" in said) == (1, True), said
 
 
+@pytest.mark.slow
 def test_jobs_without_validation_images_can_be_pruned_by_the_test_split(vae_train):
     code, said = vae_train(*FEW, "epochs=4", "sweep.prune=trend", "dataset.val_size=0", "sweep.metric=test/neg_elbo")
     assert code == 0, said
@@ -208,6 +211,7 @@ def test_a_trial_that_ends_before_it_is_validated_has_no_value(vae_train):
     assert [(state_of(trial), trial.value) for trial in trials] == [("FAIL", None)] * 2
 
 
+@pytest.mark.slow
 def test_options_that_differ_in_what_a_sweep_shares_are_refused(vae_train, tmp_path):
     """Ranges, sweeper, launcher and sweep.* are taken from the first job alone."""
     own = tmp_path / "own"
@@ -287,6 +291,7 @@ def test_a_search_goes_on_as_if_it_had_never_stopped(vae_train, sampler, n_trial
     assert len({trial.params["optimizer.lr"] for trial in trials}) == n_trials
 
 
+@pytest.mark.slow
 def test_a_search_chooses_among_words_and_lists_and_counts_what_diverges(vae_train):
     asked = ("hydra/sweeper=optuna", "network.hidden_dims=[8],[8,4]", "optimizer=adam,sgd", "optimizer.lr=1e-3,1e12")
     code, said = vae_train("-m", *TINY[:2], "wandb.mode=disabled", "epochs=1", *asked, "hydra.sweeper.n_trials=6")
@@ -298,6 +303,7 @@ def test_a_search_chooses_among_words_and_lists_and_counts_what_diverges(vae_tra
     assert {trial.params["optimizer.lr"] for trial in trials if state_of(trial) == "FAIL"} == {"1000000000000.0"}
 
 
+@pytest.mark.slow
 def test_a_search_with_pruning_keeps_its_best(vae_train):
     code, said = vae_train(*SEARCH, "epochs=9", "hydra.sweeper.n_trials=6", "sweep.prune=asha")
     assert code == 0, said
@@ -306,6 +312,7 @@ def test_a_search_with_pruning_keeps_its_best(vae_train):
     assert f"best       {study.best_trial.number}/best.pt" in said
 
 
+@pytest.mark.slow
 def test_a_journal_that_was_cut_off_is_mended(vae_train):
     asked = (*SEARCH, "epochs=1")
     assert vae_train(*asked, "hydra.sweeper.n_trials=2")[0] == 0

@@ -94,6 +94,7 @@ MIXED = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("swept", MIXED.values(), ids=MIXED)
 def test_the_summary_of_a_sweep_is_written_whatever_its_values_are(vae_train, swept):
     code, said = vae_train("-m", "epochs=1", "max_steps=5", "wandb.mode=offline", *swept)

@@ -114,6 +114,7 @@ def test_a_run_beside_busy_programs_has_one_thread():
         assert quick_run(LARGE_STEP)[0]["threads"] == 1
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_its_threads_to_the_bit_unless_others_are_typed():
     """The second part finds a caller that allows one thread, and a step that is worth one."""
     variant = ("log_every_steps=1", "batch_size=650")

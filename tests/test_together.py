@@ -69,6 +69,7 @@ def weights(folder):
     return torch.cat([values.flatten() for values in stored(folder / "last.pt")["model"].values()])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", several.CASES)
 def test_two_processes_have_the_numbers_of_one(name, pair):
     """Each objective, over 22 steps, the last batch of an epoch with 17 images among them."""
@@ -77,11 +78,13 @@ def test_two_processes_have_the_numbers_of_one(name, pair):
     torch.testing.assert_close(weights(pair / name), weights(Path("run")), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_twice_are_equal_to_the_bit(pair):
     assert numbers(pair / "again") == numbers(pair / several.AGAIN)
     assert torch.equal(weights(pair / "again"), weights(pair / several.AGAIN))
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes(pair):
     """From one to two, and from two to one, inside an epoch: the numbers of the run without a break."""
     assert_equal_but_for_rounding(pair / "from_one", pair / "steps")
@@ -89,6 +92,7 @@ def test_a_run_goes_on_with_another_number_of_processes(pair):
     assert_equal_but_for_rounding(pair / "to_one", pair / "steps")
 
 
+@pytest.mark.slow
 def test_a_run_ends_early_in_all_processes(pair):
     """The two measure the same and stop after the same epoch."""
     quick_run(*several.settings("ends_early"))
@@ -297,6 +301,7 @@ def test_jobs_side_by_side_take_turns_at_the_gpus():
     ]
 
 
+@pytest.mark.slow
 def test_the_run_says_how_many_processes_computed_it(pair):
     assert json.loads((pair / "elbo" / "summary.json").read_text())["state"] == "finished"
     assert "devices: 2" in (pair / "elbo" / "config.yaml").read_text()

@@ -116,6 +116,7 @@ def test_auto_without_a_key_is_offline_and_asks_nothing():
     assert quick_run(wandb="auto")[0]["wandb"]["mode"] == "offline"
 
 
+@pytest.mark.slow
 def test_wandbs_own_variables_are_honoured(tmp_path):
     """In a process of its own: W&B reads its variables once in each."""
     chosen = {"PROJECT": "p", "NAME": "n", "RUN_GROUP": "g", "TAGS": "a,b", "NOTES": "why", "DIR": str(tmp_path / "w")}

@@ -175,6 +175,7 @@ def test_every_job_is_a_run_like_any_other_and_the_end_has_map_price_and_command
     assert vae_train(*words, "hydra.run.dir=again", "epochs=1", "wandb.mode=disabled")[0] == 0
 
 
+@pytest.mark.slow
 def test_a_path_that_grows_adds_leaves_and_leaves_the_rest_alone(vae_train):
     code, said = vae_train(*SWEEP, "epochs=1", "model.z_dim=4,3", "model.beta=0.5,2")
     assert code == 0, said
@@ -202,6 +203,7 @@ def test_a_path_that_grows_adds_leaves_and_leaves_the_rest_alone(vae_train):
     assert code == 1 and "it was started with sweep.warm_start=true, and not with false" in said
 
 
+@pytest.mark.slow
 def test_what_follows_a_job_that_failed_is_marked_and_runs_when_that_is_mended(vae_train):
     def fails_at_two(_, terms):
         if broken and terms.kl.shape[1] == 2:
