@@ -256,8 +256,8 @@ def copied(value: Any) -> Any:
 def export(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint's weights as safetensors; what rebuilds the model goes into its metadata as JSON."""
     if path.suffix != SAFETENSORS:
-        takes = f"weights are written as safetensors, so its name must end in {SAFETENSORS}; the explorer as .html"
-        raise UserError(f"{path}: {takes}.")
+        others = "the explorer as .html, a network as encoder or decoder.onnx or .pt2"
+        raise UserError(f"{path}: weights are written as {SAFETENSORS}, {others}. Use one of these endings.")
     weights = {name: tensor.contiguous() for name, tensor in checkpoint.model.items()}
     about = json.dumps(checkpoint.about())
     metadata = {ABOUT_KEY: about, "format": "pt", CHECKSUM_KEY: _checksum(weights, about)}
