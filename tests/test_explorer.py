@@ -42,8 +42,10 @@ BYTES = """() => {
 }"""
 FRAMES = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 FOLLOW = """async hash => {
+  history.replaceState(null, "", "#");  // to the hash that is there already nothing would change
+  const followed = new Promise(done => addEventListener("hashchange", done, { once: true }));
   location.hash = hash;
-  await new Promise(followed => addEventListener("hashchange", followed));
+  await followed;
 }"""
 
 
