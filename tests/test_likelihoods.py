@@ -14,6 +14,7 @@ from tests.conftest import compose, quick_run
 from vae_exp.config import build
 from vae_exp.config.checks import check, options
 from vae_exp.config.migrations import renamed
+from vae_exp.errors import UserError
 from vae_exp.likelihoods import (
     Bernoulli,
     ContinuousBernoulli,
@@ -323,3 +324,26 @@ def test_in_evaluation_the_optimal_sigma_is_that_of_training_and_no_batchs():
 
 def test_a_perfect_batch_does_not_blow_up_the_optimal_sigma():
     assert gaussian("optimal")(torch.zeros(2, 1, 4, 4)).log_prob(torch.zeros(2, 1, 4, 4)).isfinite().all()
+
+
+def beta(swapped=False):
+    """A likelihood of users with two outputs per pixel: both move its mean, or the second alone."""
+
+    class Likelihood:
+        outputs_per_pixel = 2
+
+        def __call__(self, outputs):
+            a, b = outputs.chunk(2, dim=1)
+            return Gaussian(b.sigmoid() if swapped else (a - b).sigmoid(), 0.1)
+
+    return Likelihood()
+
+
+def test_glorot_moves_the_first_output_of_a_pixel_or_says_that_it_cannot():
+    mean = torch.rand(1, 4, 4).clamp(0.01, 0.99)
+    encoder, decoder = mlp((1, 4, 4), 2, 0, [8], "relu", outputs_per_pixel=2)
+    glorot_init(encoder, decoder, beta(), mean)
+    first = beta()(decoder(torch.zeros(1, 2), torch.zeros(1, 0))).mean[0]
+    torch.testing.assert_close(first, mean, atol=1e-3, rtol=0)
+    with pytest.raises(UserError, match=r"network\.init=glorot: of the 2 outputs per pixel"):
+        glorot_init(encoder, decoder, beta(swapped=True), mean)

@@ -105,6 +105,11 @@ def half_codes(z_dim, **_):
 def numbers(**_):
     return 3
 
+def halves(**_):
+    def likelihood(outputs): ...
+    likelihood.outputs_per_pixel = 2.0
+    return likelihood
+
 def two_outputs(x_shape, z_dim, context_dim, **_):
     return sizes(x_shape, z_dim, context_dim)
 
@@ -198,6 +203,11 @@ WRONG = [
         "likelihood",
         "unsummed",
         "log_prob(x) must be summed over pixels, [B]: [2] here, not torch.Tensor of float32 [2, 1, 8, 8]",
+    ),
+    (
+        "likelihood",
+        "halves",
+        "likelihood._target_=mine.halves: its outputs_per_pixel must be a whole number, 1 or more, not 2.0",
     ),
     ("likelihood", "no_function", "likelihood._target_=mine.no_function: it must return a function"),
     ("prior", "numbers", "prior._target_=mine.numbers: what it returns has no log_prob"),

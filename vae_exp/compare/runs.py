@@ -43,7 +43,8 @@ ALONG_A_PATH = ("init_from", "epochs", "objective.warmup_epochs", "objective.war
 SEEDS = ("seed", "dataset.seed")
 FIRST = (
     *("model", "model.name", "dataset", "dataset.name", "model.z_dim", "model.beta", "optimizer.lr", "network"),
-    *("network.hidden_dims", "posterior", "prior", "likelihood", "likelihood.sigma", "objective", "epochs"),
+    *("network.hidden_dims", "posterior", "prior", "likelihood", "likelihood.sigma", "likelihood.scale"),
+    *("objective", "epochs"),
 )
 # Nobody looks for these in a table: where a run was, how often it wrote, what it ran on.
 BOOKKEEPING = {

@@ -261,6 +261,9 @@ def _networks(
         ("outputs_per_pixel", "likelihood", likelihood, 1, "a pixel, and a decoder gives one"),
     ):
         needed = getattr(family, name, usual)
+        if not isinstance(needed, int) or needed < 1:
+            own = f"{group}._target_={config[group]['_target_']}"
+            raise UserError(f"{own}: its {name} must be a whole number, 1 or more, not {needed!r}.")
         if name in parameters:
             taken[name] = needed
         elif needed != usual:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vae_exp.errors import UserError
+
 IMAGES = 10_000  # whose mean the output's bias begins at
 LAYERS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 MIN_MEAN = 0.001  # a mean pixel of 0 or 1 would be an infinite logit
@@ -46,8 +48,8 @@ def glorot_init(
         return
     per_pixel = getattr(likelihood, "outputs_per_pixel", 1)
     pixels = mean.flatten() if len(bias) == per_pixel * mean.numel() else mean.mean((1, 2))
-    if len(bias) == per_pixel * len(pixels):  # of several outputs the first gives the mean
-        bias[: len(pixels)].copy_(_outputs_for(pixels.clamp(MIN_MEAN, 1 - MIN_MEAN), likelihood))
+    if len(bias) == per_pixel * len(pixels):
+        bias[: len(pixels)].copy_(_outputs_for(pixels.clamp(MIN_MEAN, 1 - MIN_MEAN), likelihood, per_pixel))
 
 
 def he_init(encoder: nn.Module, decoder: nn.Module) -> None:
@@ -62,15 +64,25 @@ def _layers(*networks: nn.Module) -> list[Any]:
     return [part for network in networks for part in network.modules() if isinstance(part, LAYERS)]
 
 
-def _outputs_for(mean: Tensor, likelihood: Callable[[Tensor], Any]) -> Tensor:
-    """Return the outputs [D] that give p(x|z) this mean, by bisection: the mean rises with them."""
+def _outputs_for(mean: Tensor, likelihood: Callable[[Tensor], Any], per_pixel: int) -> Tensor:
+    """Return the outputs [D] that give p(x|z) this mean, by bisection: the mean rises with them.
+
+    Of several outputs per pixel the first does so, and the others are 0. Raises UserError where it does not.
+    """
     low, high = torch.full_like(mean, -MAX_OUTPUT), torch.full_like(mean, MAX_OUTPUT)
+
+    def mean_at(first: Tensor) -> Tensor:
+        outputs = torch.cat([first, first.new_zeros((per_pixel - 1) * len(first))])
+        return likelihood(outputs.view(1, -1, 1, 1)).mean.flatten()
+
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        outputs = middle.repeat(getattr(likelihood, "outputs_per_pixel", 1)).view(1, -1, 1, 1)
-        is_below = likelihood(outputs).mean.flatten() < mean
+        is_below = mean_at(middle) < mean
         low, high = torch.where(is_below, middle, low), torch.where(is_below, high, middle)
-    return (low + high) / 2
+    if per_pixel > 1 and not torch.allclose(mean_at(middle), mean, atol=0.01):
+        why = f"of the {per_pixel} outputs per pixel of this likelihood the first does not set the mean"
+        raise UserError(f"network.init=glorot: {why}, so they cannot begin at the mean image. Use pytorch or he.")
+    return middle
 
 
 def mlp(
