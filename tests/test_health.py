@@ -35,6 +35,8 @@ def test_a_posterior_that_stays_silent_has_collapsed_and_that_is_said_once():
     assert found[6][0].startswith(COLLAPSED)
     for key in ("objective.warmup_epochs", "objective=free_bits", "model.beta below 1", "smaller likelihood.sigma"):
         assert key in found[6][0]
+    by_pixel = said([0.01] * 20, likelihood={"sigma": "by_pixel"})
+    assert "a fixed likelihood.sigma (it is by_pixel)" in by_pixel[6][0], "by_pixel cannot be smaller"
 
 
 def test_a_posterior_that_speaks_late_or_little_has_not_collapsed():

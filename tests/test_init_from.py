@@ -233,6 +233,21 @@ def test_other_axes_are_not_taken_for_latents(trained):
             quick_run("model.z_dim=9", family, "init_from=autoencoder", folder="other")
 
 
+def test_weights_of_the_same_shape_that_meant_something_else_are_named(trained, caplog):
+    trained("model.z_dim=4", "posterior=iaf", "model=conditional", "dataset.labels=[3,5]", folder="before")
+    same = ("model.z_dim=4", "posterior=iaf", "model=conditional", "init_from=before", "epochs=0")
+    quick_run(*same, "dataset.labels=[3,5]", "network.init=he", "optimizer.lr=1e-4", folder="same")
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    quick_run(*same, "dataset.labels=[5,3]", "posterior.gate=true", "network.activation=tanh", folder="other")
+    (warning,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    source, _, settings = warning.partition(": its weights were trained with ")
+    assert source == "init_from=before/best.pt"
+    assert settings == "network.activation=relu, posterior.gate=false, dataset.labels=[3,5]"
+    plain = ("model.z_dim=4", "posterior=iaf", "init_from=before", "init_from_partial=true", "epochs=0")
+    quick_run(*plain, folder="plain")
+    assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 1
+
+
 def test_a_learned_prior_comes_along_and_another_one_keeps_what_the_seed_made(trained):
     trained("prior=mixture", "prior.components=3", "model.z_dim=4", "epochs=2", folder="before")
     mixture, _ = quick_run("prior=mixture", "prior.components=3", "model.z_dim=6", "init_from=before", folder="larger")

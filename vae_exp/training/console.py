@@ -200,7 +200,10 @@ class Health:
         beta, likelihood = self.config["model"]["beta"], self.config["likelihood"]
         size = "smaller" if weaker else "larger"
         scales = [key for key in ("sigma", "scale") if key in likelihood]
-        tries = [f"a {size} likelihood.{key} (it is {likelihood[key]})" for key in scales]
+        tries = [
+            f"a {'fixed' if isinstance(likelihood[key], str) else size} likelihood.{key} (it is {likelihood[key]})"
+            for key in scales
+        ]
         if weaker:
             warmup = ["objective.warmup_epochs=5"] if "warmup_epochs" in self.config["objective"] else []
             tries = [*warmup, "objective=free_bits", f"a model.beta below {beta:g}", *tries]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vae_exp.config.checks import families
+from vae_exp.config.checks import as_typed, families, flatten
 from vae_exp.config.schema import Config
 from vae_exp.errors import UserError, printable
 from vae_exp.tracking import wandb_run
@@ -22,6 +22,7 @@ from vae_exp.vae import VAE
 
 log = logging.getLogger(__name__)
 MAX_NAMED = 4  # tensors in a message
+MEANING = ("network", "posterior", "likelihood")  # groups that decide what weights of the same shape do
 
 
 _kept: dict[Path, Checkpoint] = {}  # what was read to be checked, until the run reads it
@@ -91,6 +92,8 @@ def initialise(model: VAE, source: Checkpoint, config: Config, make: Callable[[i
         target[name].copy_(weights)
     left = f", with {len(fits)} of {len(target)} weights; not {'; '.join(misfits[:MAX_NAMED])}" if misfits else ""
     log.info(f"starts from epoch {source.epoch} of {path}{left}")
+    if others := _other_meanings(source.config, config):
+        log.warning(f"init_from={path}: its weights were trained with {', '.join(others)}")
     if z_dim != old_z_dim:
         taken = (
             f"{z_dim - old_z_dim} are fresh" if z_dim > old_z_dim else f"it takes those of the largest KL, {latents}"
@@ -107,6 +110,14 @@ def whole_codes(config: Mapping[str, Any]) -> str | None:
     if posterior in ("full", "iaf"):
         return f"posterior={posterior}"
     return "prior=flow" if prior == "flow" else None
+
+
+def _other_meanings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the settings, as key=value, under which the weights did something else than they do now."""
+    then, here = (flatten({group: config.get(group) for group in (*MEANING, "dataset")}) for config in (before, now))
+    given = ["dataset.condition", "dataset.labels"] if now["model"]["conditional"] else []
+    keys = [key for key in here if key.startswith(MEANING) and key != "network.init"] + given
+    return [f"{key}={printable(as_typed(then[key]))}" for key in keys if key in then and then[key] != here.get(key)]
 
 
 def _named(path: object) -> str:
