@@ -92,6 +92,7 @@ def test_a_run_begins_where_the_other_ended_and_says_so_everywhere(trained):
         assert again["test/neg_elbo"] == pytest.approx(before["test/neg_elbo"], abs=1)
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_needs_the_file_no_more_and_equals_one_that_was_never_stopped(trained):
     trained("epochs=3", "model.z_dim=4", folder="before")
     settings = ("model.z_dim=2", "init_from=before", "ema=0.9", "freeze=[encoder.layers.0]")
@@ -147,6 +148,7 @@ def test_what_does_not_fit_is_named_and_refused_unless_a_part_is_wanted(trained,
         quick_run("model.z_dim=4", *conv, folder="conv")
 
 
+@pytest.mark.slow
 def test_frozen_parts_stay_as_they_are(trained):
     own = ("network._target_=tests.networks_of_users.net", "~network.hidden_dims", "~network.activation")
     trained(*own, folder="before")
@@ -206,6 +208,7 @@ def test_what_took_the_place_of_networks_of_many_settings_is_named(vae_train, va
     vae_exp.load("one.pt")
 
 
+@pytest.mark.slow
 def test_a_preempted_run_goes_on_and_one_from_other_weights_is_another(trained, vae_train):
     trained("model.z_dim=4", folder="before")
     trained("model.z_dim=4", "seed=1", folder="other")
@@ -243,9 +246,13 @@ def test_weights_of_the_same_shape_that_meant_something_else_are_named(trained, 
     source, _, settings = warning.partition(": its weights were trained with ")
     assert source == "init_from=before/best.pt"
     assert settings == "network.activation=relu, posterior.gate=false, dataset.labels=[3,5]"
+    trained("model=autoencoder", "likelihood=gaussian", folder="autoencoder")
+    quick_run("likelihood=laplace", "init_from=autoencoder", "init_from_partial=true", "epochs=0", folder="vae")
+    warning = [record.message for record in caplog.records if record.levelname == "WARNING"][-1]
+    assert warning.endswith("trained with likelihood=gaussian, model.stochastic=false")
     plain = ("model.z_dim=4", "posterior=iaf", "init_from=before", "init_from_partial=true", "epochs=0")
     quick_run(*plain, folder="plain")
-    assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 1
+    assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 2
 
 
 def test_a_learned_prior_comes_along_and_another_one_keeps_what_the_seed_made(trained):

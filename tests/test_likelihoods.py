@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from vae_exp.likelihoods import (
     gaussian,
     laplace,
 )
+from vae_exp.networks.convolutional import conv
 from vae_exp.networks.mlp import glorot_init, mlp
 from vae_exp.training import console
 
@@ -271,6 +273,7 @@ def test_a_scale_by_pixel_stays_between_its_bounds_and_rises_with_the_output(mak
     assert log_prob.isfinite().all() and raw.grad.isfinite().all()
 
 
+@pytest.mark.slow
 def test_by_pixel_the_decoder_finds_the_noise_of_each_pixel():
     """Two halves of an image with noise of their own, which one sigma for all pixels can not tell apart."""
     noise = torch.full((1, 1, 8, 8), 0.03)
@@ -326,24 +329,26 @@ def test_a_perfect_batch_does_not_blow_up_the_optimal_sigma():
     assert gaussian("optimal")(torch.zeros(2, 1, 4, 4)).log_prob(torch.zeros(2, 1, 4, 4)).isfinite().all()
 
 
-def beta(swapped=False):
-    """A likelihood of users with two outputs per pixel: both move its mean, or the second alone."""
+class OfTwoOutputs:
+    """A likelihood of users with two outputs per pixel, of which a function of both is the mean."""
 
-    class Likelihood:
-        outputs_per_pixel = 2
+    outputs_per_pixel = 2
 
-        def __call__(self, outputs):
-            a, b = outputs.chunk(2, dim=1)
-            return Gaussian(b.sigmoid() if swapped else (a - b).sigmoid(), 0.1)
+    def __init__(self, mean):
+        self.mean = mean
 
-    return Likelihood()
+    def __call__(self, outputs):
+        return Gaussian(self.mean(*outputs.split(1, dim=1)).sigmoid(), 0.1)
 
 
-def test_glorot_moves_the_first_output_of_a_pixel_or_says_that_it_cannot():
-    mean = torch.rand(1, 4, 4).clamp(0.01, 0.99)
-    encoder, decoder = mlp((1, 4, 4), 2, 0, [8], "relu", outputs_per_pixel=2)
-    glorot_init(encoder, decoder, beta(), mean)
-    first = beta()(decoder(torch.zeros(1, 2), torch.zeros(1, 0))).mean[0]
-    torch.testing.assert_close(first, mean, atol=1e-3, rtol=0)
+@pytest.mark.parametrize("network", [partial(mlp, hidden_dims=[8]), partial(conv, channels=4)])
+def test_glorot_moves_the_first_output_of_a_pixel_or_says_that_it_cannot(network):
+    mean = torch.rand(1, 8, 8).clamp(0.01, 0.99)
+    encoder, decoder = network((1, 8, 8), z_dim=2, context_dim=0, activation="relu", outputs_per_pixel=2)
+    likelihood = OfTwoOutputs(lambda first, second: first - second)
+    glorot_init(encoder, decoder, likelihood, mean)
+    start = likelihood(decoder(torch.zeros(1, 2), torch.zeros(1, 0))).mean[0]
+    is_of_each_pixel = network.func is mlp
+    torch.testing.assert_close(start, mean if is_of_each_pixel else mean.mean().expand_as(mean), atol=1e-3, rtol=0)
     with pytest.raises(UserError, match=r"network\.init=glorot: of the 2 outputs per pixel"):
-        glorot_init(encoder, decoder, beta(swapped=True), mean)
+        glorot_init(encoder, decoder, OfTwoOutputs(lambda first, second: second), mean)

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 from vae_exp.cli import common, evaluate
 from vae_exp.compare.runs import BOOKKEEPING, SEEDS
-from vae_exp.config.checks import CONF_DIR, check, flatten, literal, path_of, resolve
+from vae_exp.config.checks import CONF_DIR, check, closest, flatten, literal, path_of, resolve
 from vae_exp.config.compose import compose, readable, without_hydra
 from vae_exp.config.schema import EvaluateOptions, is_number
 from vae_exp.errors import UserError
@@ -37,12 +37,14 @@ ABOUT = """Published figures: train, or resume, the presets that claim them, eva
 print claim, here and verdict. Without a name: the list. Exit code 1 where a figure is missed or could not be had."""
 RULE = f"""The rule of the verdict:
   reproduced    our mean lies within two standard errors over our seeds plus the claim's own spread (±): what its source
-                gives; else the rounding of its last digit and the standard deviation of published replications; of a
-                closed form, what a finite training leaves. The preset says which (spread_of). One seed has no
-                standard error, unless the preset knows how far seeds scatter (seed_std).
+                gives; else the rounding of its last digit, and the standard deviation of the claim and its published
+                replications; of a closed form 0.05, for what a finite training leaves. The preset says which
+                (spread_of). That its images were another draw counts for nothing. One seed has no standard error,
+                unless the preset knows how far seeds scatter (seed_std).
   missed by     the difference, otherwise
   shortened     not the whole protocol, which the preset says: never reproduced, whatever its figure
   {NOT_RUN}  not run to its end"""
+EXAMPLE = "example: vae-reproduce tutorial dataset.root=PATH compile=true"
 ROOT = "dataset.root"
 HANDED_ON = (f"{ROOT}=", "device=", "trust=")  # to vae-evaluate
 RESERVED = ("resume", "replace", "sweep.", "hydra.")  # what this command says itself
@@ -92,7 +94,7 @@ class Preset:
     data: str | None = None  # what file it reads, if nobody downloads it, and how to get that
     evaluate: dict[str, Any] | None = None  # keys of vae-evaluate; None where nothing but the run is claimed
     shortened: str | None = None  # it is not the whole protocol
-    needs: str | None = None  # more than a machine of today is given for it
+    needs: str | None = None  # so long that `all` leaves it out
 
     @property
     def config(self) -> str:
@@ -143,10 +145,11 @@ class Result:
 
 
 def duration(minutes: float) -> str:
-    """Return a time as people say it, to two digits."""
+    """Return a time as people say it, to two digits or whole minutes and hours."""
     if minutes < 1:
         return f"{60 * minutes:.0f} s"
-    return f"{minutes:.2g} min" if minutes < 100 else f"{minutes / 60:.2g} h"
+    number, unit = (minutes, "min") if minutes < 99.5 else (minutes / 60, "h")
+    return f"{number:.0f} {unit}" if number >= 9.95 else f"{number:.2g} {unit}"
 
 
 def preset_names() -> list[str]:
@@ -156,7 +159,8 @@ def preset_names() -> list[str]:
 def read_preset(name: str) -> Preset:
     """Read a preset by its name. Raise UserError if there is no such preset."""
     if name not in preset_names():
-        raise UserError(f"{name}: no such preset. There are {', '.join(preset_names())}, and all.")
+        near, known = closest(name.rpartition("/")[2], preset_names()), ", ".join(preset_names())
+        raise UserError(f"{name}: no such preset.{near or f' There are {known}, and all.'}")
     cfg = compose("config", [f"experiment={PUBLISHED}/{name}"])
     content: Any = OmegaConf.to_container(cfg[PUBLISHED])
     claims = [Claim(**claim) for claim in content.pop("claims")]
@@ -195,9 +199,9 @@ class Attempt:
         # With `all`, dataset.root is for the presets whose data lie in a folder.
         self.overrides = [word for word in overrides if preset.root or _key(word) != ROOT]
         if preset.root and preset.data:  # it is one file, and dataset.root=FOLDER says where
-            file = f"/{Path(preset.root).name}"
-            is_folder = {word: _key(word) == ROOT and not word.endswith(file) for word in overrides}
-            self.overrides = [word.rstrip("/") + file if is_folder[word] else word for word in overrides]
+            file = Path(preset.root)
+            is_folder = {word: _key(word) == ROOT and Path(word).suffix != file.suffix for word in overrides}
+            self.overrides = [f"{word.rstrip('/')}/{file.name}" if is_folder[word] else word for word in overrides]
         settings = [word for word in self.overrides if not _key(word).startswith("wandb.")]
         self.changes = [word for word in settings if _key(word) not in BOOKKEEPING]
         # Settings of another protocol get a folder of their own.
@@ -273,10 +277,11 @@ def main() -> None:
     """Run `vae-reproduce`: exit with code 0, or with 1 if a claim that was asked for is missed."""
     with common.exits("vae-reproduce", "config"):
         options = _arguments().parse_intermixed_args()
-        is_all, words = "all" in options.words, [word for word in options.words if "=" not in word and word != "all"]
+        overrides = [word for word in options.words if "=" in word or word.startswith("~")]
+        is_all, words = "all" in options.words, [word for word in options.words if word not in ("all", *overrides)]
         named = [read_preset(name) for name in dict.fromkeys(words)]
         presets = [read_preset(name) for name in preset_names()] if is_all or not words else named
-        overrides = _overrides([word for word in options.words if "=" in word])
+        overrides = _overrides(overrides)
         attempts = [Attempt(preset, overrides) for preset in presets]
         requested = [one for one in attempts if one.preset in named or (is_all and not one.preset.needs)]
         if overrides and not (requested or options.markdown):
@@ -293,7 +298,7 @@ def _arguments() -> argparse.ArgumentParser:
         prog="vae-reproduce",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=ABOUT,
-        epilog=f"{RULE}\n\nwhat each takes of one core:\n{costs}\n\nexample: vae-reproduce tutorial dataset.root=PATH",
+        epilog=f"{RULE}\n\nwhat each took of one core beside other work:\n{costs}\n\n{EXAMPLE}",
     )
     parser.add_argument("words", nargs="*", metavar="NAME | all | KEY=VALUE", help="presets, and keys of vae-train")
     parser.add_argument("--markdown", action="store_true", help="the table in Markdown, of all that was found so far")
@@ -320,7 +325,11 @@ def _list(rows: Rows) -> list[str]:
         lines += [f"    claims   {claims}", f"    source   {preset.source}", f"    differs  {preset.differs}"]
         lines += [f"    data     {preset.data}"] if preset.data else []
         lines += [f"    here     {verdicts}", ""]
-    return [*lines, "vae-reproduce NAME ... trains, evaluates and compares; all is every one that needs no days."]
+    presets = [attempt.preset for attempt, _ in rows]
+    left_out = ", ".join(preset.name for preset in presets if preset.needs)
+    takes = duration(sum(preset.minutes for preset in presets if not preset.needs))
+    all_is = f"all is every one but {left_out}, about {takes} of one core"
+    return [*lines, f"vae-reproduce NAME ... trains, evaluates and compares; {all_is}."]
 
 
 def table(rows: Rows, markdown: bool) -> list[str]:
@@ -362,11 +371,11 @@ def _reproduce(attempt: Attempt) -> bool:
         if command and (code := _call(command)):
             raise UserError(f"vae-train ended with {code}; the reason stands above")
         evaluations = [_evaluate(attempt, run) for run in attempt.runs()]
+        rows = [(result, result.verdict(preset, attempt.changes)) for result in attempt.results()]
+        lines = _store(attempt, rows)
     except UserError as error:  # the other presets are tried all the same
         echo(f"{preset.name}: {NOT_RUN} ({error})")
         return False
-    rows = [(result, result.verdict(preset, attempt.changes)) for result in attempt.results()]
-    lines = _store(attempt, rows)
     for show in evaluations:
         show()
     for line in lines:
@@ -424,7 +433,7 @@ def _store(attempt: Attempt, rows: list[tuple[Result, str]]) -> list[str]:
     """Write reproduced.json beside each run, and log it to W&B if it is new; return the lines to print."""
     from vae_exp import inference
 
-    trust = compose("config", readable(attempt.overrides)).trust is True
+    trust = compose("config", readable([attempt.preset.config, *attempt.overrides])).trust is True
     lines = []
     for run, settings in attempt.finished_runs().items():
         path = run / attempt.checkpoint

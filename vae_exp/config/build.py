@@ -8,6 +8,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import Any, cast
 
@@ -261,7 +262,7 @@ def _networks(
         ("outputs_per_pixel", "likelihood", likelihood, 1, "a pixel, and a decoder gives one"),
     ):
         needed = getattr(family, name, usual)
-        if not isinstance(needed, int) or needed < 1:
+        if not isinstance(needed, Integral) or isinstance(needed, bool) or needed < 1:
             own = f"{group}._target_={config[group]['_target_']}"
             raise UserError(f"{own}: its {name} must be a whole number, 1 or more, not {needed!r}.")
         if name in parameters:

@@ -47,9 +47,10 @@ def glorot_init(
     if mean is None or bias is None:
         return
     per_pixel = getattr(likelihood, "outputs_per_pixel", 1)
-    pixels = mean.flatten() if len(bias) == per_pixel * mean.numel() else mean.mean((1, 2))
-    if len(bias) == per_pixel * len(pixels):
-        bias[: len(pixels)].copy_(_outputs_for(pixels.clamp(MIN_MEAN, 1 - MIN_MEAN), likelihood, per_pixel))
+    pixels = mean if len(bias) == per_pixel * mean.numel() else mean.mean((1, 2), keepdim=True)
+    if len(bias) == per_pixel * pixels.numel():
+        first = _outputs_for(pixels.clamp(MIN_MEAN, 1 - MIN_MEAN), likelihood, per_pixel).flatten()
+        bias[: len(first)].copy_(first)
 
 
 def he_init(encoder: nn.Module, decoder: nn.Module) -> None:
@@ -65,15 +66,15 @@ def _layers(*networks: nn.Module) -> list[Any]:
 
 
 def _outputs_for(mean: Tensor, likelihood: Callable[[Tensor], Any], per_pixel: int) -> Tensor:
-    """Return the outputs [D] that give p(x|z) this mean, by bisection: the mean rises with them.
+    """Return the outputs [C, H, W] that give p(x|z) this mean, by bisection: the mean rises with them.
 
     Of several outputs per pixel the first does so, and the others are 0. Raises UserError where it does not.
     """
     low, high = torch.full_like(mean, -MAX_OUTPUT), torch.full_like(mean, MAX_OUTPUT)
 
     def mean_at(first: Tensor) -> Tensor:
-        outputs = torch.cat([first, first.new_zeros((per_pixel - 1) * len(first))])
-        return likelihood(outputs.view(1, -1, 1, 1)).mean.flatten()
+        outputs = torch.cat([first, *[torch.zeros_like(first)] * (per_pixel - 1)])
+        return likelihood(outputs[None]).mean[0]
 
     for _ in range(HALVINGS):
         middle = (low + high) / 2

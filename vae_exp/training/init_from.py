@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vae_exp.config.checks import as_typed, families, flatten
+from vae_exp.config.checks import as_typed, chosen, families, flatten
 from vae_exp.config.schema import Config
 from vae_exp.errors import UserError, printable
 from vae_exp.tracking import wandb_run
@@ -23,6 +23,8 @@ from vae_exp.vae import VAE
 log = logging.getLogger(__name__)
 MAX_NAMED = 4  # tensors in a message
 MEANING = ("network", "posterior", "likelihood")  # groups that decide what weights of the same shape do
+NO_MEANING = ("init", "hidden_dims", "channels", "layers", "context_dim")  # but for how they begin, and shapes
+LABELS = ("dataset.condition", "dataset.label", "dataset.labels")
 
 
 _kept: dict[Path, Checkpoint] = {}  # what was read to be checked, until the run reads it
@@ -114,10 +116,15 @@ def whole_codes(config: Mapping[str, Any]) -> str | None:
 
 def _other_meanings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return the settings, as key=value, under which the weights did something else than they do now."""
-    then, here = (flatten({group: config.get(group) for group in (*MEANING, "dataset")}) for config in (before, now))
-    given = ["dataset.condition", "dataset.labels"] if now["model"]["conditional"] else []
-    keys = [key for key in here if key.startswith(MEANING) and key != "network.init"] + given
-    return [f"{key}={printable(as_typed(then[key]))}" for key in keys if key in then and then[key] != here.get(key)]
+    then, here = flatten(before), flatten(now)
+    of_groups = (key for group in MEANING for key in here if key.startswith(f"{group}."))
+    keys = [key for key in of_groups if key.rpartition(".")[2] not in NO_MEANING]
+    keys += ["model.stochastic", *(LABELS if now["model"]["conditional"] else ())]
+    others = {key: then[key] for key in keys if key in then and then[key] != here.get(key)}
+    for group in MEANING:
+        if (target := f"{group}._target_") in others and (option := chosen(then, group)):
+            others = {group: option} | {key: value for key, value in others.items() if key != target}
+    return [f"{key}={printable(as_typed(value))}" for key, value in others.items()]
 
 
 def _named(path: object) -> str:
