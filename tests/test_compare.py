@@ -46,6 +46,7 @@ def vae_compare(vae_command):
     return functools.partial(vae_command, "vae-compare")
 
 
+@pytest.mark.slow
 def test_the_table_has_the_keys_that_differ_and_the_best_first(runs, vae_compare, monkeypatch):
     monkeypatch.setenv("COLUMNS", "250")
     code, said = vae_compare(runs)

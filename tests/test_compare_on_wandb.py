@@ -125,6 +125,7 @@ def view_of(said):
     return [(key["section"], key["name"]) for key in runs["grouping"]], runs["runFeed"]["columnOrder"]
 
 
+@pytest.mark.slow
 def test_runs_alone_are_grouped_by_their_settings_and_not_each_by_itself(vae_command):
     for seed in (0, 1):
         quick_run(f"seed={seed}", "max_steps=1", folder=f"runs/{seed}", wandb="offline")

@@ -110,6 +110,7 @@ def images(model, **label):
     return model.sample(4, seed=0, **label)
 
 
+@pytest.mark.slow
 def test_a_label_is_typed_by_its_values(vae_command):
     _, run = quick_run(*SPRITES, *GIVEN, *SMALL, "epochs=2")
     model, where = vae_exp.load(run), f"checkpoint={run}"
@@ -190,6 +191,7 @@ def test_labels_that_are_chosen_keep_their_conditions():
     assert {tuple(row) for row in conditions.table().tolist()} == {(1, 0, 1, 0, 1), (0, 1, 0, 1, -1)}
 
 
+@pytest.mark.slow
 def test_a_run_resumes_and_a_stranger_cannot_change_the_conditions(trained):
     _, whole = trained(*SPRITES, *GIVEN, *SMALL, "epochs=2", folder="whole")
     _, half = trained(*SPRITES, *GIVEN, *SMALL, "epochs=2", "max_steps=2", folder="half")
@@ -354,6 +356,7 @@ def test_words_above_samples_are_of_the_images_below_them(trained, vae_command, 
 WORDS = ["007", "1e3", "true", "null", "a, b", "x=y", "\u00e9", "it's"]
 
 
+@pytest.mark.slow
 def test_words_that_look_like_something_else_are_typed_in_both_ways(vae_command):
     table("own", ["side", "light"], [[WORDS[i % 8], i / 4] for i in range(60)])
     labels = ("dataset.label=side", "dataset.condition=[light]")

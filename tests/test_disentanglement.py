@@ -408,6 +408,7 @@ def test_neither_scale_nor_offset_of_codes_matters_for_dci():
         assert after.informativeness == pytest.approx(before.informativeness, abs=0.02)
 
 
+@pytest.mark.slow
 def test_explicitness_is_that_of_standardised_codes_whatever_their_scale():
     """Ridgeway & Mozer's, as Locatello et al. (2019) have it: the regression sees what the rows to fit standardise."""
     from sklearn.linear_model import LogisticRegression

@@ -227,6 +227,7 @@ def test_it_works_by_keyboard_and_by_pointer(of_digits, see):
     assert np.abs(shown(page) - drawn(model, middle.tolist(), int(split.y[ends[0]]))).max() <= 1
 
 
+@pytest.mark.slow
 @needs_browser
 def test_random_draws_from_the_prior(trained, see):
     page = see(written(trained("model.z_dim=20")[1])[1])
@@ -249,6 +250,7 @@ def test_random_draws_from_the_prior(trained, see):
     assert distance < 0.01
 
 
+@pytest.mark.slow
 @needs_browser
 def test_several_labels_and_a_number_are_conditions(trained, see):
     given = (*SPRITES, "model=conditional", "model.z_dim=4", "dataset.label=[shape,scale]")
@@ -400,6 +402,7 @@ def test_codes_that_are_not_finite_are_one_message(trained):
         model.export("explorer.html")
 
 
+@pytest.mark.slow
 def test_the_command_writes_it(trained, vae_command):
     _, folder = trained()
     code, said = vae_command("vae-generate", f"checkpoint={folder}", "what=explorer", "split=val")

@@ -62,6 +62,7 @@ def assert_same(given, expected):
         torch.testing.assert_close(torch.as_tensor(values), expected[name], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @needs_onnx
 @pytest.mark.parametrize(("overrides", "outputs"), FAMILIES)
 def test_the_files_give_what_the_model_gives(vae_command, overrides, outputs):
@@ -104,6 +105,7 @@ LIKELIHOODS = [
 ]
 
 
+@pytest.mark.slow
 @needs_onnx
 @pytest.mark.parametrize("overrides", LIKELIHOODS)
 def test_a_decoder_gives_the_mean_of_its_likelihood(trained, overrides):
@@ -114,6 +116,7 @@ def test_a_decoder_gives_the_mean_of_its_likelihood(trained, overrides):
         assert_same(onnx("decoder.onnx")[0](**inputs), expected)
 
 
+@pytest.mark.slow
 def test_a_program_says_what_it_is_and_holds_one_part_and_no_path(trained):
     _, folder = trained("model=conditional", "model.z_dim=3")
     model, extra = vae_exp.load(folder, device="cpu"), {"about.json": ""}
@@ -136,6 +139,7 @@ def test_numbers_that_float32_does_not_tell_apart_are_refused():
     assert not Path("decoder.pt2").exists()
 
 
+@pytest.mark.slow
 @needs_onnx
 def test_a_name_of_a_stranger_is_printable(trained):
     model = vae_exp.load(trained("model.z_dim=3")[1], device="cpu")
@@ -225,6 +229,7 @@ def test_a_network_of_ones_own_is_written_or_refused_in_one_message(vae_command,
         assert not Path("out").exists()
 
 
+@pytest.mark.slow
 @needs_onnx
 def test_the_example_of_the_readme_runs():
     _, folder = quick_run("epochs=0")

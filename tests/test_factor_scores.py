@@ -65,6 +65,7 @@ def test_a_run_measures_them_every_so_many_epochs_and_at_its_end():
     assert not [key for key in summary if "dci" in key]
 
 
+@pytest.mark.slow
 def test_evaluate_measures_prints_writes_draws_and_keeps_them(vae_command, monkeypatch):
     seen, matrix, traversals = [], figures.matrix, figures.traversals
     monkeypatch.setattr(figures, "matrix", lambda found, *rest: (seen.append(found), matrix(found, *rest))[1])
@@ -408,6 +409,7 @@ def test_the_matrix_and_the_traversals_are_of_the_latents_that_tell_most():
     assert np.ptp(by_x[half // 2 : half, -300:].astype(int)) > 0
 
 
+@pytest.mark.slow
 def test_max_steps_ends_a_run_in_the_middle_of_an_epoch_and_more_of_them_go_on():
     settings = (*SMALL, "epochs=6")  # of 3 steps each
     quick_run(*settings, folder="whole")
@@ -420,6 +422,7 @@ def test_max_steps_ends_a_run_in_the_middle_of_an_epoch_and_more_of_them_go_on()
     assert [row for row in resumed if "val/neg_elbo" in row][-1]["val/neg_elbo"] == whole[-1]["val/neg_elbo"]
 
 
+@pytest.mark.slow
 def test_udr_is_a_column_of_the_runs_that_differ_in_their_seed(vae_command):
     codes, kl = [], []
     for seed in (0, 1, 2):

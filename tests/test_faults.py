@@ -335,6 +335,7 @@ def photos(root):
             Image.new("L", (8, 8), 40 * number + i).save(root / name / f"{i}.png")
 
 
+@pytest.mark.slow
 def test_what_training_writes_of_any_class_it_can_read(vae_command, tmp_path):
     root = Path("in\u3000and\u00a0out")
     photos(root)

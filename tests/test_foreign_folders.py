@@ -258,6 +258,7 @@ def _forget():
     sys.path[:] = [place for place in sys.path if "pytest-of-" not in place]
 
 
+@pytest.mark.slow
 def test_a_runs_own_code_is_found_where_it_lay(vae_command, elsewhere):
     """Never another file of that name in the folder where one stands; where it is gone, that one, with a note."""
     assert stored(elsewhere / "own" / "best.pt")["code"] == {"mynet": str(elsewhere / "project" / "mynet.py")}
@@ -297,6 +298,7 @@ def test_code_of_that_name_that_is_imported_already_is_no_substitute(elsewhere, 
     assert vae_exp.load("../own", trust=True), "a copy is the same"
 
 
+@pytest.mark.slow
 def test_names_typed_anew_are_those_of_the_current_folder_with_a_note(vae_train, elsewhere):
     typed = ("network._target_=mynet.net", "~network.hidden_dims", "~network.activation", "~network.init")
     code, said = vae_train("resume=../own", "epochs=2", *typed)
@@ -340,6 +342,7 @@ def test_what_is_printed_as_the_next_command_works_as_it_stands(vae_train, vae_c
     assert json.loads(Path(place, "summary.json").read_text())["state"] == "finished"
 
 
+@pytest.mark.slow
 def test_commands_of_a_run_with_a_network_of_its_own_say_that_it_is_trusted(vae_command, elsewhere):
     _, said = vae_command("vae-train", "resume=../own", "epochs=2", "trust=true")
     printed = dict(re.findall(r"^(evaluate|generate) +(.*)$", said, re.MULTILINE))
@@ -396,6 +399,7 @@ def test_workers_of_a_sweep_import_nothing_of_the_current_folder(vae_train):
     assert "PYTHONSAFEPATH" not in os.environ
 
 
+@pytest.mark.slow
 def test_trials_in_the_journal_of_a_search_have_values_that_were_typed(vae_train, run, tmp_path):
     asked = ("hydra/sweeper=optuna", "scheduler=constant,cosine", "hydra.sweeper.n_trials=1")
     folder = swept(vae_train, *asked)

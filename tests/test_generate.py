@@ -246,6 +246,7 @@ def test_latents_are_drawn_and_written(vae_command, conditional):
     assert drawn(vae_command, where, "what=latents", "dims=[2,0]").name == "latents_dims-2-0.png"
 
 
+@pytest.mark.slow
 def test_latents_as_arrays_are_of_every_image_and_a_picture_says_of_how_many(vae_command, monkeypatch):
     rng = np.random.default_rng(0)
     test = rng.integers(0, 256, (5300, 8, 8), dtype=np.uint8)
@@ -278,6 +279,7 @@ COMPONENTS = {"mixture": "prior.components=20 posterior=full", "vamp": "prior.co
 COMPONENTS |= {"by_label": "model=conditional", "flow": ""}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prior", COMPONENTS)
 def test_every_picture_of_every_prior(vae_command, monkeypatch, prior):
     """During training and afterwards; and what of the prior and the posterior is decoded and written."""
@@ -404,6 +406,7 @@ def test_an_unconditional_model_has_no_classes_and_an_autoencoder_no_prior(vae_c
         assert message in said
 
 
+@pytest.mark.slow
 def test_a_model_of_two_latents_gets_its_manifold_and_scatter_and_others_what_they_ask_for():
     _, folder = quick_run("model.z_dim=2", "epochs=3", "figure_every_epochs=2", wandb="offline")
     drawn = sorted(path.name for path in (folder / "images").glob("[lm]*"))
@@ -422,6 +425,7 @@ def test_a_model_of_two_latents_gets_its_manifold_and_scatter_and_others_what_th
 VECTORS = {"pdf": b"/Subtype /Image", "svg": b"<image"}
 
 
+@pytest.mark.slow
 def test_a_picture_for_paper_or_slides(vae_command, conditional):
     """As large as asked, titled as asked, and as a vector file with text as text and every pixel as it is."""
     asked = (f"checkpoint={conditional}", "what=interpolations", "n=2", "steps=3")

@@ -65,6 +65,7 @@ def test_while_the_kl_weight_moves_nothing_is_said():
     assert said([0.01] * 20, weights=rising) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

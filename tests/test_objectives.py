@@ -266,6 +266,7 @@ def test_dip_vae_penalises_what_the_covariance_of_the_codes_lacks_to_the_identit
     assert loss.item() == pytest.approx(90 + 2 * kl.sum(1).mean().item() + 3 * off + 0.5 * on, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_dip_vae_leaves_latents_less_correlated():
     """The same run with and without the penalty: the squared correlations of q's means."""
     left = {}

@@ -84,6 +84,7 @@ def test_old_runs_are_compared(vae_command):
     assert said.split() == ["run", "network", "dataset.name", "conv", "conv", "digits"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FINISHED)
 def test_an_old_run_trains_on(vae_train, name):
     before, epochs = metrics(name), FINISHED[name]

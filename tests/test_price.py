@@ -51,6 +51,7 @@ def drawn_after(folder, name="samples"):
     return [int(path.stem.rpartition("_")[2]) // 11 for path in sorted((folder / "images").glob(f"{name}_*"))]
 
 
+@pytest.mark.slow
 def test_pictures_and_checkpoints_take_their_share_of_the_time_and_no_more(clock):
     _, folder = quick_run(*RUN, "epochs=40")
     checkpoints_due, pictures_due = WRITE / CHECKPOINTS_SHARE, 2 * DRAW / training.SHARE

@@ -548,6 +548,7 @@ def test_a_run_is_used_as_any_other(pair, vae_command):
     assert (result["kl_noise_error"] is None) == (pair == "by_label full"), "in closed form it has no noise"
 
 
+@pytest.mark.slow
 def test_scores_of_factors_read_the_means_of_any_posterior():
     typed = ("dataset=sprites", "dataset.train_size=200", "dataset.val_size=200", "dataset.test_size=500")
     summary, _ = quick_run(*typed, "prior=mixture", "posterior=iaf", "scores=[mig]", "max_steps=2", "model.z_dim=3")

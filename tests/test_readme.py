@@ -144,6 +144,7 @@ def test_the_example_of_own_arrays_trains(vae_train):
     assert code == 0, said
 
 
+@pytest.mark.slow
 def test_the_example_of_own_factors_trains(vae_train):
     section = readme_section("conf/README.md", "Your own factors")
     (header, *_), *commands = (code.splitlines() for language, code in code_blocks(section))

@@ -59,6 +59,7 @@ def test_a_run_that_has_only_its_numbers_yet_is_a_run():
         quick_run(*SMALL)
 
 
+@pytest.mark.slow
 def test_replace_takes_everything_of_the_old_run_away(vae_train, vae_command, trained_by_command):
     trained_by_command(*START, "epochs=2")
     for name in ("best.pt", "last.pt", "last.previous.pt"):
@@ -111,6 +112,7 @@ def test_a_refused_start_changes_no_byte_of_a_run(vae_train, typed, trained_by_c
     assert content("run") == before
 
 
+@pytest.mark.slow
 def test_a_run_that_failed_before_it_began_leaves_no_folder(vae_train):
     for wrong in (
         ["dataset=image_folder", "dataset.root=photos", *RUN[2:]],
@@ -174,6 +176,7 @@ def test_what_was_measured_of_other_weights_is_set_aside(vae_train, vae_command,
     assert len(list(Path("run/earlier/epoch-2/generated").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_what_was_measured_of_the_same_weights_stays(vae_train, vae_command, trained_by_command):
     trained_by_command(*START, *STANDS_STILL, "epochs=2")
     for name in ("best.pt", "last.pt"):

@@ -490,6 +490,7 @@ def test_a_checkpoint_of_an_earlier_version_may_lack_what_is_not_needed():
     assert checkpoints.load(Path("run/last.pt")).epoch == 2
 
 
+@pytest.mark.slow
 def test_a_run_without_overrides_goes_on_by_its_configuration(capsys):
     """One from Python has none, whatever it was composed of."""
     groups = ("model=conditional", "network=conv", "likelihood=gaussian", "optimizer=adamw", "scheduler=cosine")
@@ -506,6 +507,7 @@ def test_a_run_without_overrides_goes_on_by_its_configuration(capsys):
     assert r"not taken from run/config.yaml: ++ema='\${oc.env:HOME}'. Type it again" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_configuration_of_a_run_that_cannot_be_read_is_named(vae_train, trained_by_command):
     trained_by_command(*RUN)
     Path("run/.hydra/overrides.yaml").write_text("[")

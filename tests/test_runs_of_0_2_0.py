@@ -84,6 +84,7 @@ def test_a_grid_that_was_killed_goes_on_and_grows(vae_train):
     assert Path("grid/lr-0.01/best.pt").read_bytes() == done
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_with_more_trials(vae_train):
     typed = [*typed_for("search"), "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3"]
     code, said = vae_train(*typed)

@@ -122,6 +122,7 @@ def test_an_autoencoder_is_drawn_from_its_codes(vae_command):
     assert "aggregate/classifier" in json.loads(Path("run/best.test.json").read_text())["samples"]
 
 
+@pytest.mark.slow
 def test_scores_are_printed_written_logged_to_wandb_and_kept(vae_command):
     quick_run("epochs=2", wandb="offline")
     code, said = vae_command("vae-evaluate", "checkpoint=run", ALL, "n_samples=200")
@@ -299,6 +300,7 @@ def test_the_scores_order_checkpoints_of_mnist_as_they_are(vae_command):
         assert in_order[0] < in_order[1] < in_order[2] < in_order[3], name
 
 
+@pytest.mark.slow
 def test_pictures_are_those_of_the_weights_and_a_damaged_evaluation_is_written_anew(vae_command):
     """Of two checkpoints in a folder, and of an evaluation that is not as it was written."""
     quick_run("epochs=2", wandb="offline")

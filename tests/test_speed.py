@@ -71,6 +71,7 @@ def test_fifty_steps_are_those_of_the_plain_loop_but_for_rounding(precision):
     assert losses(f"precision={precision}") == pytest.approx(plain_losses(precision), rel=ROUNDING[precision])
 
 
+@pytest.mark.slow
 def test_bf16_is_another_rounding_of_the_same_training():
     """The run rounds as the plain loop does that computes in bfloat16, and no loss is off by more than one number is.
 

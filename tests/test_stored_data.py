@@ -75,6 +75,7 @@ def copied(trained):
     return Path("A/outputs/run")
 
 
+@pytest.mark.slow
 def test_a_relative_path_means_the_same_from_another_folder(vae_train, vae_command, monkeypatch):
     for folder, shade in (("A", 0), ("B", 255)):
         draw(f"{folder}/imgs", shade=shade)
@@ -356,6 +357,7 @@ def without_origin(run, files="*.pt"):
     path.write_text(yaml.safe_dump(config))
 
 
+@pytest.mark.slow
 def test_an_older_run_finds_its_data_by_hydras_record_and_says_that_it_cannot_know(vae_train, monkeypatch, caplog):
     draw("A/imgs")
     draw("B/imgs", shade=200)

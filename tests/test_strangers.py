@@ -135,6 +135,7 @@ def check(run, every):
     assert refused > len(cases), "most are not what training writes"
 
 
+@pytest.mark.slow
 def test_a_checkpoint_with_an_entry_altered_is_used_or_refused(run):
     check(run, every=43)
 

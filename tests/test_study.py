@@ -129,6 +129,7 @@ def test_a_sweep_that_was_finished_can_grow_with_pruning(vae_train):
     assert {trials["lr-0.01"], trials["lr-0.003"]} == {"COMPLETE"}
 
 
+@pytest.mark.slow
 def test_what_cannot_be_judged_is_refused(vae_train, tmp_path):
     for typed, message in (
         (("dataset.val_size=0", "sweep.prune=asha"), "and sweep.prune=asha needs them"),
@@ -174,6 +175,7 @@ def test_what_cannot_be_judged_is_refused(vae_train, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("asked", "name"),
     [
@@ -369,6 +371,7 @@ def test_a_pruned_grid_that_is_killed_goes_on(vae_train):
     assert all(trial.state.is_finished() for trial in trials)
 
 
+@pytest.mark.slow
 def test_a_sweep_grows(vae_train):
     """By a key and by the values of one; by values of a key that was swept in the tests above."""
     asked = ("-m", *TINY, "epochs=1")
@@ -394,6 +397,7 @@ def test_a_sweep_grows(vae_train):
     assert set(jobs) == {path.name for path in only_sweep().iterdir() if path.is_dir()}
 
 
+@pytest.mark.slow
 def test_a_sweep_grows_only_around_what_it_has(vae_train):
     asked = ("-m", *TINY, "epochs=0")
     assert vae_train(*asked, "model.z_dim=3,4")[0] == 0
@@ -403,6 +407,7 @@ def test_a_sweep_grows_only_around_what_it_has(vae_train):
     assert {path.name for path in only_sweep().iterdir() if path.is_dir()} == {"z_dim-3", "z_dim-4"}
 
 
+@pytest.mark.slow
 def test_numbered_jobs_grow_around_those_that_are_there(vae_train):
     asked = ("-m", *TINY[:2], "wandb.mode=disabled", "epochs=0")
     assert vae_train(*asked, "network.hidden_dims=[8],[16]")[0] == 0
@@ -426,6 +431,7 @@ def test_an_old_optuna_is_told_of(vae_train, monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_optuna_reads_the_journal_by_itself(vae_train):
     """As its dashboard does: the storage that people name on its command line."""
     assert vae_train(*SEARCH, "epochs=1", "hydra.sweeper.n_trials=2")[0] == 0

@@ -118,6 +118,7 @@ def test_the_summary_of_a_sweep_is_written_whatever_its_values_are(vae_train, sw
         assert len(set(map(str, shown))) == len({row[key] for row in rows}), f"{key}: no value is lost"
 
 
+@pytest.mark.slow
 def test_jobs_that_fail_are_told_and_the_others_go_on(vae_train):
     code, said = vae_train(
         "-m", "dataset=digits", "epochs=1", "wandb.mode=offline", "dataset.n_classes=0",
@@ -158,6 +159,7 @@ def test_a_bug_in_one_job_does_not_end_the_sweep(vae_train):
     assert "in train_step" not in said
 
 
+@pytest.mark.slow
 def test_a_job_of_a_preset_sweep_goes_on_as_one_run(vae_train):
     preset = ("experiment=sweep_z_lr", "epochs=1", "wandb.mode=disabled", "network.hidden_dims=[8]")
     assert vae_train(*preset, "model.z_dim=3", "optimizer.lr=1e-3", "seed=0,1")[0] == 0
@@ -168,6 +170,7 @@ def test_a_job_of_a_preset_sweep_goes_on_as_one_run(vae_train):
     assert not Path("multirun").exists()
 
 
+@pytest.mark.slow
 def test_a_damaged_job_is_left_out_of_the_table(vae_train):
     finished = []
 
@@ -185,6 +188,7 @@ def test_a_damaged_job_is_left_out_of_the_table(vae_train):
     assert [row["state"] for row in table(only_sweep())] == ["finished"]
 
 
+@pytest.mark.slow
 def test_seeds_are_folded_and_one_swept_number_gives_curves(vae_train):
     code, said = vae_train(*QUICK, "model.z_dim=4,8", "seed=0,1")
     assert code == 0
@@ -194,11 +198,13 @@ def test_seeds_are_folded_and_one_swept_number_gives_curves(vae_train):
     assert (only_sweep() / "curves.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_two_swept_numbers_give_a_heat_map(vae_train):
     assert vae_train(*QUICK, "model.z_dim=4,8", "optimizer.lr=1e-3,1e-4")[0] == 0
     assert (only_sweep() / "heat_map.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_a_swept_key_of_an_experiment_is_replaced_by_the_same_key_typed(vae_train):
     quick = ("epochs=1", "wandb.mode=disabled", "model.z_dim=3", "optimizer.lr=1e-3,1e-2", "seed=3")
     code, said = vae_train("experiment=sweep_z_lr", *quick)
@@ -397,6 +403,7 @@ def test_a_job_that_a_cluster_starts_again_goes_on(vae_train, monkeypatch):
     assert "resumes from" in (job.parent / "train.log").read_text()
 
 
+@pytest.mark.slow
 def test_the_folder_of_a_sweep_can_be_chosen(vae_train):
     arguments = (*QUICK, "epochs=0", "seed=0,1", "hydra.sweep.dir=my/sweep")
     code, said = vae_train(*arguments)
@@ -456,6 +463,7 @@ def test_settings_in_quotes_are_the_same_in_every_job(vae_train, settings):
     assert [{key: config[key] for key in expected} for config in written] == [expected] * 2
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_and_runs_again_from_its_folder_alone(vae_train):
     typed = (*QUICK, "seed=0,1", "model.z_dim=3", "optimizer.lr=1e-3,1e10", "hydra.sweep.dir=sweep")
     code, said = vae_train(*typed)

@@ -107,6 +107,7 @@ def test_other_programs_that_compute_are_seen():
         assert threads.busy_cores() >= 2  # one may wait for a moment
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/loadavg").exists(), reason="this system does not tell what runs now")
 def test_a_run_beside_busy_programs_has_one_thread():
     torch.set_num_threads(2)

@@ -144,6 +144,7 @@ def test_no_filter_finds_a_run_without_its_evaluation(vae_command):
     assert everything() == [("train", "vae_exp", name, tags), ("evaluate", "vae_exp", name, tags)]
 
 
+@pytest.mark.slow
 def test_what_the_environment_said_of_a_run_holds_for_what_is_added_later(vae_command, monkeypatch):
     for key, value in {"TAGS": "a,b", "RUN_GROUP": "g", "PROJECT": "p"}.items():
         monkeypatch.setenv(f"WANDB_{key}", value)
@@ -259,6 +260,7 @@ def failing_server(request):
 SAYS = [("away", "does not answer"), ("hangs", "does not answer"), ("refuses", "refuses the API key (401)")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("failing_server", "says"), SAYS, indirect=["failing_server"])
 def test_a_server_that_fails_means_offline_within_seconds(failing_server, says):
     script = (

@@ -103,6 +103,7 @@ def test_what_cannot_start_warm_is_refused_with_the_reason(words, settings, why)
         jobs_of(*words, **settings)
 
 
+@pytest.mark.slow
 def test_the_command_refuses_before_any_job_starts(vae_train):
     for words, why in {
         ("hydra/sweeper=optuna", "model.beta=1,2"): "is of a grid",
@@ -120,6 +121,7 @@ def rows_of(folder):
         return {row["run"]: row for row in csv.DictReader(file)}
 
 
+@pytest.mark.slow
 def test_every_job_is_a_run_like_any_other_and_the_end_has_map_price_and_commands(vae_train):
     swept = ("model.z_dim=2,4", "model.beta=0.5,1,2", "epochs=8", "sweep.confirm=2", "sweep.name=path")
     offline = [word if not word.startswith("wandb.") else "wandb.mode=offline" for word in SWEEP]
@@ -224,6 +226,7 @@ def test_what_follows_a_job_that_failed_is_marked_and_runs_when_that_is_mended(v
     assert read_summary(Path("sweep/z_dim-2_beta-1")).state == "finished"
 
 
+@pytest.mark.slow
 def test_beta_rises_along_a_path_with_a_prior_and_a_posterior_whose_kl_does_not_divide(vae_train):
     code, said = vae_train(*SWEEP, "model.beta=0.5,1", "prior=vamp", "prior.components=5", "posterior=iaf", "epochs=2")
     assert code == 0, said
@@ -232,6 +235,7 @@ def test_beta_rises_along_a_path_with_a_prior_and_a_posterior_whose_kl_does_not_
     assert stored("sweep/beta-1/last.pt")["config"]["init_from"].endswith("beta-0.5/last.pt")
 
 
+@pytest.mark.slow
 def test_a_warm_up_is_of_the_first_job_alone(vae_train):
     warmed = ("objective=capacity", "objective.capacity_nats=1,4", "objective.warmup_fraction=0.5", "epochs=2")
     code, said = vae_train(*SWEEP, *warmed)
@@ -267,6 +271,7 @@ def assert_equal(one, other):
         assert rows == other[name][2]
 
 
+@pytest.mark.slow
 def test_jobs_that_failed_count_beside_those_that_confirm(vae_train, vae_command):
     assert vae_train(*SWEEP, "model.z_dim=2", "model.beta=0.5,1", "epochs=1", "sweep.confirm=1")[0] == 0
     code, said = vae_command("vae-compare", "sweep")
