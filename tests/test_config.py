@@ -419,7 +419,7 @@ def test_shell_completion_answers(vae_command, monkeypatch):
     assert done.stdout.split() == ["optimizer=adam", "optimizer=adamax", "optimizer=adamw"]
     for program, word, completed in (
         ("vae-train", "experiment=published/iwae_k5", "experiment=published/iwae_k5_short"),
-        ("vae-train", "experiment=published/pythae", "experiment=published/pythae_vae"),
+        ("vae-train", "experiment=published/pythae", "experiment=published/pythae_vae_one_layer"),
         ("vae-evaluate", "impor", "importance_samples="),
         ("vae-generate", "dataset.ro", "dataset.root="),
     ):
