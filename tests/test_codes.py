@@ -49,6 +49,7 @@ def folder_of_images(root, n=40):
     (root / "factors.csv").write_text("\n".join(table), encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_every_row_is_of_the_file_that_it_names(vae_command):
     folder_of_images(Path("data"))
     own = ("dataset=image_folder", "dataset.root=data", "dataset.image_size=8", "dataset.channels=1")
@@ -147,6 +148,7 @@ def test_a_table_in_wandb_has_rows_drawn_evenly_beside_their_thumbnails(vae_comm
     assert (code, "nothing was logged" in said) == (0, True)
 
 
+@pytest.mark.slow
 def test_the_odd_image_is_the_first_anomaly(vae_command):
     _, folder = quick_run("epochs=5", "model.z_dim=3", "dataset.train_size=200")
     model, own = vae_exp.load(folder), Path("own")
@@ -231,6 +233,7 @@ def test_parquet_has_the_rows_of_csv_or_says_what_is_missing(vae_command):
     np.testing.assert_array_equal(means, numbers(rows, "mean_").astype(np.float32))
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_readme_run(vae_command):
     quick_run("epochs=2", folder="outputs/from_python")
     for split, kind in (("train", "npz"), ("all", "csv")):

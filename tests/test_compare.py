@@ -298,6 +298,7 @@ def sweep(tmp_path_factory):
 SWEPT = ("experiment", "model.z_dim", "network.hidden_dims", "optimizer.lr")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [

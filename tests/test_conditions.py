@@ -383,6 +383,7 @@ def test_a_list_of_one_label_is_that_label(vae_command):
     assert (code, "this model has one label, left, right" in said) == (1, True), said
 
 
+@pytest.mark.slow
 def test_runs_of_different_conditions_compare_and_are_named_by_them(vae_command):
     for name, typed in (("a", "dataset.condition=[x]"), ("b", "dataset.condition=[x,y]")):
         _, run = quick_run(*SPRITES, "dataset.label=[shape,scale]", typed, *SMALL, folder=f"runs/{name}")

@@ -310,6 +310,7 @@ def test_a_mistake_is_one_message_and_nothing_is_left_behind(vae_train, tmp_path
     assert list(tmp_path.rglob("*")) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("typed", [("experiment=tutorial",), ("+network.hidden_dims=[3]", "~network.hidden_dims")])
 def test_a_preset_leaves_the_network_to_the_command_line(vae_train, typed):
     code, said = vae_train("dataset=digits", *typed, "network=conv", "wandb.mode=disabled", "epochs=0", "device=cpu")
@@ -376,6 +377,7 @@ def test_a_callback_that_hydra_1_4_does_not_let_in_is_named(vae_train, tmp_path,
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_bug_of_ours_keeps_its_traceback(vae_train, monkeypatch):
     monkeypatch.setattr("vae_exp.train.gradient_norm", None)
     with pytest.raises(TypeError, match="NoneType"):
@@ -394,6 +396,7 @@ def test_help_is_for_a_person(vae_train):
         assert check(compose(*arguments))
 
 
+@pytest.mark.slow
 def test_answers_come_without_torch_and_wandb():
     asked = [("--help",), ("--cfg", "job"), ("--info", "defaults"), ("model.zdim=3",)]
     script = (
@@ -412,6 +415,7 @@ def test_answers_come_without_torch_and_wandb():
     assert "Did you mean" in answers[-1]
 
 
+@pytest.mark.slow
 def test_shell_completion_answers(vae_command, monkeypatch):
     environment = os.environ | {"COMP_LINE": "vae-train optimizer=adam", "COMP_POINT": "24"}
     asked = [sys.executable, "-m", "vae_exp.cli.train", "-sc", "query=bash"]

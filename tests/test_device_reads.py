@@ -80,6 +80,7 @@ def test_the_device_is_read_once_for_a_point_and_not_in_between(name):
 OBJECTIVES = ("beta_tc", "iwae", "free_bits", "capacity", "dip_vae")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_no_objective_reads_or_builds_on_the_host(objective):
     """The profiler sees what PyTorch itself does below Python too: no number is taken from a tensor in a step."""

@@ -152,6 +152,7 @@ def test_a_code_that_never_changes():
             assert value == pytest.approx(0 if key == "factor_vae" else AT_CHANCE.get(key, 0), abs=0.03), key
 
 
+@pytest.mark.slow
 def test_noise():
     traps = {"modularity", "infom_published", "infoc_published"}  # they are high for a code that tells nothing
     for name in scores.SCORES:
@@ -162,6 +163,7 @@ def test_noise():
                 assert value == pytest.approx(AT_CHANCE.get(key, 0), abs=0.04), key
 
 
+@pytest.mark.slow
 def test_latents_that_never_change_change_nothing():
     """Dead latents stand first: whoever stops at the first of them sees nothing else."""
     codes = scaled(V) + 0.001 * noise(4)
@@ -209,6 +211,7 @@ def test_information_by_neighbours_is_that_of_scikit_learn():
     assert found[0].min() < 0 < found[2, 0], "without information the estimate is on either side of 0"
 
 
+@pytest.mark.slow
 def test_the_published_infom_is_that_of_its_formula():
     """A perfect code and five latents of noise, by scikit-learn's estimate, which the authors take too."""
     from sklearn.feature_selection import mutual_info_classif
@@ -257,6 +260,7 @@ def test_the_logistic_regression_of_infomec_is_that_of_scikit_learn():
     assert scores.infomec(codes, v).explicitness == pytest.approx(np.mean(explained), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_another_predictor_of_dci():
     from sklearn.tree import DecisionTreeClassifier
 
@@ -399,6 +403,7 @@ def test_arguments_of_another_kind_are_refused_in_words(score, wrong, says):
         score(noise(3, 60), drawn(2, 3, n=60), **wrong)
 
 
+@pytest.mark.slow
 def test_neither_scale_nor_offset_of_codes_matters_for_dci():
     codes = scaled(V) + 0.5 * noise(4)
     before = scores.dci(codes, V)

@@ -223,6 +223,7 @@ def test_information_is_none_where_posteriors_are_alike_all_where_they_are_the_p
     assert (apart.images, apart.kl) == (50, pytest.approx(100**2 * (49 * 50 * 99 / 6) / 50))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [0.02, 0.3, 3.0])
 def test_information_is_that_of_the_definition_with_less_noise_and_never_below_nothing(scale):
     """0.02 is a collapsed model, whose KL(q(z) || p(z)) was printed as -0.006: the noise of the plain estimate."""
@@ -241,6 +242,7 @@ def test_information_is_that_of_the_definition_with_less_noise_and_never_below_n
         assert plain.max() > found[0].kl
 
 
+@pytest.mark.slow
 def test_information_of_a_part_is_that_of_a_random_one_and_its_rows_add_up(vae_command, monkeypatch):
     """Of 600 images 200 near the prior come first in a split that is sorted by class; the part is of 300."""
     monkeypatch.setattr(metrics, "MIXTURE", 300)
@@ -316,6 +318,7 @@ def test_evaluate_prints_writes_and_tells_wandb(vae_command):
     assert again[again.index("test split") : again.index("written")] in said
 
 
+@pytest.mark.slow
 def test_evaluate_reads_every_run_of_a_sweep_and_names_those_that_fail(vae_command):
     for z_dim in (2, 5):
         quick_run(f"model.z_dim={z_dim}", "dataset.binarize=static", folder=f"sweep/z{z_dim}")
@@ -471,6 +474,7 @@ def test_weights_leave_as_safetensors_and_come_back():
             vae_exp.load(path)
 
 
+@pytest.mark.slow
 def test_what_takes_long_is_kept_of_the_same_model_and_only_of_it(vae_command):
     conditional = ("model=conditional", "likelihood=discretized_logistic", "epochs=2", "network.hidden_dims=[32]")
     quick_run(*conditional)
@@ -491,6 +495,7 @@ def test_what_takes_long_is_kept_of_the_same_model_and_only_of_it(vae_command):
     assert "nll" not in json.loads(written.read_text())
 
 
+@pytest.mark.slow
 def test_evaluations_without_a_network_are_one_run_of_wandb_with_all_numbers(vae_command):
     quick_run("epochs=1", wandb="offline")
     for more in (("importance_samples=2",), ("split=val",), ()):
@@ -506,6 +511,7 @@ def test_evaluations_without_a_network_are_one_run_of_wandb_with_all_numbers(vae
     assert len(list(Path("outputs/wandb").glob("offline-run-*"))) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("likelihood", "name"),
     [
@@ -541,6 +547,7 @@ def test_a_learned_scale_is_told_everywhere(vae_command, likelihood, name):
     assert f"{value:.4f}" in said
 
 
+@pytest.mark.slow
 def test_checkpoints_are_uploaded_as_an_artifact_where_it_is_asked_for():
     quick_run("epochs=1", "wandb.log_checkpoints=true", folder="one", wandb="offline")
     worse = ("epochs=2", "scheduler=milestones", "scheduler.at_epochs=[1]", "scheduler.gamma=100")

@@ -40,6 +40,7 @@ def test_the_first_rows_stay_where_they_show_every_class():
     assert grids.rows(torch.zeros(100), 4).tolist() == [0, 25, 50, 75], "not the first files by name"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "separator"), [("vanilla", "/"), ("conditional", "/"), ("vanilla", "")])
 def test_the_pictures_of_a_folder_of_sorted_images_show_every_class(tmp_path, vae_command, model, separator):
     for name, colour in zip("abcd", COLOURS, strict=True):
@@ -94,6 +95,7 @@ def test_words_stand_apart_and_fill_the_room_that_is_made_for_them(size):
     assert grids.families(["cat"]) == ["DejaVu Sans"]
 
 
+@pytest.mark.slow
 def test_a_scatter_shows_every_name_as_it_is(caplog):
     """An underscore hides a label from matplotlib, and a dollar begins a formula."""
     means, y = torch.randn(40, 2), torch.arange(40) % 4
@@ -103,6 +105,7 @@ def test_a_scatter_shows_every_name_as_it_is(caplog):
     assert "Glyph" not in caplog.text
 
 
+@pytest.mark.slow
 def test_labels_of_other_scripts_in_the_pictures_of_a_run(tmp_path, vae_command):
     for name, colour in zip((CYRILLIC, ARABIC, "café", MISSING), COLOURS, strict=True):
         for i in range(10):

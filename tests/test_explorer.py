@@ -280,6 +280,7 @@ def test_several_labels_and_a_number_are_conditions(trained, see):
     assert model.class_names[y].split(", ")[0] == data["controls"][0]["values"][data["images"][2]["choices"][0]]
 
 
+@pytest.mark.slow
 @needs_browser
 def test_a_number_is_as_fine_as_the_data_have_it(see):
     """A link holds it too: these are the seconds of three minutes, of which float32 tells no two apart."""

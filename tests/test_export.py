@@ -132,6 +132,7 @@ def test_a_program_says_what_it_is_and_holds_one_part_and_no_path(trained):
     assert not [place for place in (Path.cwd(), Path(vae_exp.__file__).parent) if str(place).encode() in content]
 
 
+@pytest.mark.slow
 def test_numbers_that_float32_does_not_tell_apart_are_refused():
     _, folder = quick_run(*seconds(), "model=conditional", "model.z_dim=3", "epochs=5")
     with pytest.raises(UserError, match=r"decoder\.pt2: its image differs by .* from PyTorch's; it was not written"):
@@ -209,6 +210,7 @@ KINDS = [
 ]
 
 
+@pytest.mark.slow
 @needs_onnx
 @pytest.mark.parametrize(("kind", "ending", "refusal"), KINDS)
 def test_a_network_of_ones_own_is_written_or_refused_in_one_message(vae_command, monkeypatch, kind, ending, refusal):

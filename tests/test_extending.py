@@ -189,6 +189,7 @@ OWN_OPTIONS = {
 }
 
 
+@pytest.mark.slow
 def test_the_rules_of_our_options_do_not_bind_those_of_ones_own(vae_train):
     """These keys are also those of parts of ours, where such values are refused."""
     write({"mine.py": OWN_PARTS} | {f"conf/{group}/own.yaml": text for group, text in OWN_OPTIONS.items()})
@@ -229,6 +230,7 @@ def test_the_rules_bind_our_options(vae_train, arguments, message):
     assert list(Path().iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_copy_of_an_option_may_have_a_name_of_its_own(vae_train):
     """The name stands in tables and titles; what is read is the source."""
     write_idx(Path("data/MNIST/raw"))

@@ -163,6 +163,7 @@ def known_of(changes):
 FEW = (*SMALL, "dataset.test_size=36", "dataset.val_size=12")  # of a test split of 36 images half is too few
 
 
+@pytest.mark.slow
 def test_default_scores_that_do_not_suit_are_left_out_with_a_note(vae_command, monkeypatch):
     quick_run(*FEW)
     code, said = vae_command("vae-evaluate", "checkpoint=run")
@@ -218,6 +219,7 @@ def test_a_source_of_ones_own_needs_factors_in_its_test_split():
     dry_run.check_data(config, dataclasses.replace(data, read_test=lambda: known), "val", held_out)
 
 
+@pytest.mark.slow
 def test_a_score_that_is_no_number_is_written_nowhere(vae_command, monkeypatch):
     infomec = scores.InfoMEC(0.5, float("nan"), 0.25, np.zeros((3, 2)), np.zeros(3, bool))
     monkeypatch.setattr(repeats, "infomec", lambda *_, **__: infomec)
@@ -243,6 +245,7 @@ def test_a_run_that_holds_nan_for_a_score_is_read_without_it():
         read_run(folder)
 
 
+@pytest.mark.slow
 def test_the_last_lines_of_a_run_have_its_scores(vae_train):
     code, said = vae_train(*SMALL, *QUICK[1:], "scores=[mig,infomec]", "wandb.mode=disabled")
     assert code == 0, said
@@ -360,6 +363,7 @@ def test_the_factor_that_a_conditional_model_is_given_is_left_out(vae_command, v
     assert "left out" not in said, "a model that is not conditional is given nothing"
 
 
+@pytest.mark.slow
 def test_a_factor_is_given_by_labels_of_any_name_and_without_another_there_is_nothing_to_score(vae_command, vae_train):
     arrays_of_shapes(size=np.arange(64) // 4 % 4)
     code, said = vae_train(*ARRAYS, "model=conditional", "scores=[mig]", "hydra.run.dir=run", *QUICK[1:])
@@ -394,6 +398,7 @@ def test_the_spread_of_a_score_is_in_wandb_and_no_panel_of_its_own(tmp_path):
     assert wandb_views._evaluated(tmp_path) == ["evaluate/test/mig", "evaluate/test/sap"]
 
 
+@pytest.mark.slow
 def test_the_matrix_and_the_traversals_are_of_the_latents_that_tell_most():
     _, folder = quick_run(*SMALL)
     information = np.array([[0.1, 2.0], [0.3, 0.2], [0.9, 0.1]])
@@ -452,6 +457,7 @@ def test_udr_is_a_column_of_the_runs_that_differ_in_their_seed(vae_command):
     assert "--udr: fewer than two runs of each kind could be loaded; the reasons stand above" in said
 
 
+@pytest.mark.slow
 def test_udr_of_runs_that_do_not_compare_says_why(vae_command):
     for size in (24, 25):
         quick_run(*SMALL, f"dataset.val_size={size}", folder=f"runs/v{size}")

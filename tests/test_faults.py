@@ -44,6 +44,7 @@ SMALL = ("network.hidden_dims=[16]", "model.z_dim=3")
 RUN = (*QUICK, *SMALL, "wandb.mode=disabled", "hydra.run.dir=run")
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_message_and_the_last_good_checkpoint_stays(vae_train, trained_by_command):
     trained_by_command(*RUN[:-1])
     before = {path: path.read_bytes() for path in Path("run").glob("*.pt")}
@@ -74,6 +75,7 @@ def test_a_name_that_no_rule_sees_and_no_file_system_takes_is_one_message():
         Path(long).stat()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["model.z_dim=100000000", "network.hidden_dims=[2147483647,2147483647]"])
 def test_a_model_larger_than_the_memory_is_refused_before_it_is_built(vae_train, key):
     code, said = vae_train(*QUICK, "wandb.mode=disabled", key)
@@ -220,6 +222,7 @@ def test_an_evaluation_of_a_run_whose_summary_is_damaged_is_told_to_its_end(vae_
     assert "written   run/best.test.json" in said
 
 
+@pytest.mark.slow
 def test_a_sweep_ends_whole_where_nobody_can_read_its_table(vae_train, monkeypatch):
     monkeypatch.setattr(sys, "stdout", Escapes(READERS["ascii"]()))
     typed = ("-m", "dataset=digits", "epochs=0", *SMALL, "wandb.mode=offline", "seed=1,2", "hydra.sweep.dir=sweep")
@@ -242,6 +245,7 @@ def test_a_run_needs_no_reader_and_no_letters_but_ascii(vae_train, monkeypatch, 
         assert r"run folder \xe9" in Path("said").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_with_a_path_that_is_no_text_is_read_back(vae_train, vae_command):
     folder = os.fsdecode(b"caf\xe9")
     code, said = vae_train(*QUICK, *SMALL, "epochs=1", "wandb.mode=disabled", f"hydra.run.dir={folder}")

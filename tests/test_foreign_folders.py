@@ -67,6 +67,7 @@ def test_a_folder_does_not_trust_itself(vae_train, run):
     assert (code, "scheduler._target_=evil.f" in said, Path("ran").exists()) == (1, True, False)
 
 
+@pytest.mark.slow
 def test_a_configuration_in_a_folder_is_trusted_no_more_than_overrides(vae_train, run):
     alter(run, group="scheduler", settings={"_target_": "evil.f"})
     (run / ".hydra" / "overrides.yaml").unlink()  # as after a run from Python
@@ -162,6 +163,7 @@ def test_of_the_overrides_in_a_folder_only_our_own_keys_are_taken(vae_train, run
     assert "/a/secret/home" not in "".join(kept)
 
 
+@pytest.mark.slow
 def test_our_own_keys_of_a_folder_are_taken(vae_train, run):
     kept = yaml.safe_load((run / "config.yaml").read_text())
     kept["network"] = kept["network"] | {"hidden_dims": [8]}
@@ -209,6 +211,7 @@ def test_code_that_is_typed_anew_or_trusted_goes_on(vae_train, own):
     assert vae_train("resume=own", "epochs=5")[0] == 1, "what was typed once does not count again"
 
 
+@pytest.mark.slow
 def test_a_preempted_job_with_code_of_its_own_goes_on(vae_train, run, tmp_path):
     (tmp_path / "mine.py").write_text(OWN)
     typed = (*SMALL, "scheduler._target_=mine.same", "epochs=2", "hydra.run.dir=job", "resume=auto")
@@ -288,6 +291,7 @@ def test_a_runs_own_code_is_found_where_it_lay(vae_command, elsewhere):
     assert f"{elsewhere}/project/mynet.py, which is gone, and in {elsewhere}/other there is none" in said
 
 
+@pytest.mark.slow
 def test_code_of_that_name_that_is_imported_already_is_no_substitute(elsewhere, monkeypatch):
     monkeypatch.syspath_prepend(".")
     import mynet  # noqa: F401
@@ -359,6 +363,7 @@ def swept(vae_train, *words):
     return folder
 
 
+@pytest.mark.slow
 def test_the_name_of_a_sweep_is_no_interpolation(vae_train, run, monkeypatch):
     monkeypatch.setenv("SECRET", "told")
     folder = swept(vae_train, "seed=0,1")
@@ -389,6 +394,7 @@ def test_jobs_of_a_sweep_that_grows_stay_in_its_folder(vae_train, run):
     assert (folder / "scheduler-constant" / "confirmed" / "one" / "summary.json").is_file()
 
 
+@pytest.mark.slow
 def test_workers_of_a_sweep_import_nothing_of_the_current_folder(vae_train):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="not installed: pip install 'vae_exp[joblib]'")
     Path("joblib.py").write_text("open('ran', 'w')\n")
@@ -415,6 +421,7 @@ def test_trials_in_the_journal_of_a_search_have_values_that_were_typed(vae_train
     assert study.get_trials()[0].state.name == "FAIL"
 
 
+@pytest.mark.slow
 def test_the_command_that_repeats_a_sweep_has_our_own_keys_alone(vae_train, vae_command, run):
     pytest.importorskip("wandb_workspaces", reason="not installed: pip install 'vae_exp[workspaces]'")
     folder = swept(vae_train, "seed=0,1", "wandb.mode=offline", "hydra/launcher=joblib", "hydra.launcher.n_jobs=1")

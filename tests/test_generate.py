@@ -48,6 +48,7 @@ def drawn(vae_command, *arguments):
     return Path(said.split("written to ")[1].strip())
 
 
+@pytest.mark.slow
 def test_samples_are_repeatable_and_as_many_as_asked(vae_command, conditional):
     where = f"checkpoint={conditional}"
     path = drawn(vae_command, where, "n=30", "label=3")
@@ -84,6 +85,7 @@ def test_classes_are_a_row_each(vae_command, conditional):
     assert (rows - rows.mean(1, keepdims=True)).std() < (rows.mean(1) - rows.mean((0, 1))).std()
 
 
+@pytest.mark.slow
 def test_a_users_own_images_are_resized_cropped_and_reconstructed(vae_command):
     _, folder = quick_run("epochs=10")
     own = Path("own")
@@ -234,6 +236,7 @@ def test_lines_go_around_their_share_of_the_prior(prior):
     assert lined.axes[0].get_title().endswith("lines around 10%, 50%, 90%, 99% of the prior")
 
 
+@pytest.mark.slow
 def test_latents_are_drawn_and_written(vae_command, conditional):
     where = f"checkpoint={conditional}"
     with Image.open(drawn(vae_command, where, "what=latents")) as picture:
@@ -380,6 +383,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.slow
 def test_mistakes_are_one_message_and_write_nothing(vae_command, conditional):
     Image.new("L", (9, 9)).save("a.png")
     for arguments, message in WRONG:

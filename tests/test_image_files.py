@@ -102,6 +102,7 @@ def test_an_image_whose_pixels_are_no_numbers_is_left_out_and_named(tmp_path, ca
     assert "odd.tiff: pixels that are not finite numbers" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_command_does_not_wait_at_a_pipe(tmp_path, vae_train):
     strange_things(tmp_path / "mine")
     code, printed = vae_train(*TINY, "dataset.root=mine", *QUICKLY)

@@ -268,6 +268,7 @@ def test_deep_greys_outside_of_black_and_white_need_a_word(tmp_path, dtype, low,
     assert len(every(folder(tmp_path / "mine", channels=1, white=high))) == 4
 
 
+@pytest.mark.slow
 def test_white_is_the_trained_models_too_and_is_said_once(tmp_path, vae_command):
     (tmp_path / "mine").mkdir()
     for i in range(12):

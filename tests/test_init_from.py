@@ -72,6 +72,7 @@ def test_a_smaller_z_dim_keeps_the_latents_of_the_largest_kl_and_a_larger_one_ad
     torch.testing.assert_close(larger.decode(z, y).mean, old.decode(z[:, :5], y).mean)
 
 
+@pytest.mark.slow
 def test_a_run_begins_where_the_other_ended_and_says_so_everywhere(trained):
     before, folder = trained("epochs=3", "model.z_dim=4", folder="before")
     after, _ = quick_run("epochs=0", "model.z_dim=4", "init_from=before", wandb="offline")
@@ -111,6 +112,7 @@ def test_a_run_that_goes_on_needs_the_file_no_more_and_equals_one_that_was_never
         quick_run(*resumed, "init_from=x", folder="part")
 
 
+@pytest.mark.slow
 def test_a_learned_scale_and_buffers_come_along(trained, monkeypatch):
     own = ("network._target_=tests.networks_of_users.net", "~network.hidden_dims", "~network.activation")
     learned = ("likelihood=gaussian", "likelihood.sigma=learned", *own)
@@ -122,6 +124,7 @@ def test_a_learned_scale_and_buffers_come_along(trained, monkeypatch):
     assert all(torch.equal(values, after[name]) for name, values in before.items())
 
 
+@pytest.mark.slow
 def test_of_averaged_weights_best_pt_gives_the_average_and_last_pt_where_training_stands(trained):
     trained("ema=0.9", folder="before")
     for file, weights in {
@@ -165,6 +168,7 @@ def test_frozen_parts_stay_as_they_are(trained):
         quick_run("freeze=[encoder,decoder]", folder="refused")
 
 
+@pytest.mark.slow
 def test_a_strangers_file_runs_no_code_and_a_missing_one_leaves_nothing(trained, vae_train):
     _, folder = trained(folder="before")
     code = "import pathlib\npathlib.Path('ran').touch()\nfrom vae_exp.networks import mlp as net\n"
@@ -185,6 +189,7 @@ def test_a_strangers_file_runs_no_code_and_a_missing_one_leaves_nothing(trained,
         assert code == 1 and f"init_from={place}: " in said and not Path("outputs/sweeps").exists()
 
 
+@pytest.mark.slow
 def test_what_took_the_place_of_networks_of_many_settings_is_named(vae_train, vae_command, trained):
     code, said = vae_train("amortize.beta=[0.1,10]")
     assert code == 1 and "amortize.beta: no such key any more" in said and "sweep.warm_start=true" in said
@@ -222,6 +227,7 @@ def test_a_preempted_run_goes_on_and_one_from_other_weights_is_another(trained, 
     assert len([*Path("outputs").glob("*/*/summary.json")]) == 2
 
 
+@pytest.mark.slow
 def test_other_axes_are_not_taken_for_latents(trained):
     conditional = ("model=conditional", "network.hidden_dims=[16,16]", "epochs=0")
     trained(*conditional, "model.z_dim=4", folder="before")
@@ -236,6 +242,7 @@ def test_other_axes_are_not_taken_for_latents(trained):
             quick_run("model.z_dim=9", family, "init_from=autoencoder", folder="other")
 
 
+@pytest.mark.slow
 def test_weights_of_the_same_shape_that_meant_something_else_are_named(trained, caplog):
     trained("model.z_dim=4", "posterior=iaf", "model=conditional", "dataset.labels=[3,5]", folder="before")
     same = ("model.z_dim=4", "posterior=iaf", "model=conditional", "init_from=before", "epochs=0")
@@ -255,6 +262,7 @@ def test_weights_of_the_same_shape_that_meant_something_else_are_named(trained, 
     assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 2
 
 
+@pytest.mark.slow
 def test_a_learned_prior_comes_along_and_another_one_keeps_what_the_seed_made(trained):
     trained("prior=mixture", "prior.components=3", "model.z_dim=4", "epochs=2", folder="before")
     mixture, _ = quick_run("prior=mixture", "prior.components=3", "model.z_dim=6", "init_from=before", folder="larger")

@@ -190,6 +190,7 @@ def test_a_network_may_change_its_lists_and_the_configuration_stays():
     assert config["network"]["hidden_dims"] == [32, 16]
 
 
+@pytest.mark.slow
 def test_glorot_begins_at_the_mean_image_and_with_the_spread_of_its_paper():
     config = check(compose("network.init=glorot"))
     images = torch.randint(0, 256, (50, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -209,6 +209,7 @@ def test_beta_tc_is_the_negative_elbo_until_a_term_is_weighed_otherwise():
     assert (gradients(model, heavier) != 0).any()
 
 
+@pytest.mark.slow
 def test_beta_tc_takes_the_size_of_the_data_from_the_data():
     """Before the first step all codes are alike, and the weighted estimate is then off by the log of that size."""
     for train_size in (100, 1000):

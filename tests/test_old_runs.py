@@ -102,6 +102,7 @@ def kept_config(folder):
     return yaml.safe_load(Path(folder, "config.yaml").read_text())
 
 
+@pytest.mark.slow
 def test_an_old_run_that_was_interrupted_goes_on_as_if_it_had_not_been(vae_train):
     code, said = vae_train("resume=interrupted")
     assert code == 0, said
@@ -134,6 +135,7 @@ def own_options():
     return ("--config-dir", "conf", *QUICK, "wandb.mode=disabled", "hydra.run.dir=run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "today"),
     [
@@ -155,6 +157,7 @@ def test_every_old_name_leads_to_a_function_of_today():
         assert callable(build.resolve("dataset", target))
 
 
+@pytest.mark.slow
 def test_an_old_name_keeps_the_rules_of_what_it_means(vae_train, own_options):
     code, said = vae_train(*own_options, "network=mine", "network.channels=0")
     assert (code, "network.channels=0: it takes a whole number, 1 or more" in said) == (1, True)

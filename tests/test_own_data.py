@@ -378,6 +378,7 @@ def own_data():
     save(**grid(), factor_names=["size", "kind"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("data", "names"), [((*FOLDER, *TABLE), list(SIZES)), (FILE, ["-7", "0", "300"])], ids=["folder", "arrays"]
 )
@@ -446,6 +447,7 @@ def test_a_mistake_is_one_message_and_trains_nothing(typed, says):
     assert not Path("outputs/wandb").exists()
 
 
+@pytest.mark.slow
 def test_a_part_of_published_data_is_still_an_override():
     for typed in ("dataset.factors={shape:[0],scale:1}", "dataset.factors=null", "dataset.factors={}"):
         assert build.check(compose("dataset=sprites", typed))["dataset"]["label"] == "shape"
@@ -489,6 +491,7 @@ def test_a_class_is_called_as_it_is_typed(vae_command, odd_classes, name):
     assert np.load(drawn)["y"].tolist() == [number]
 
 
+@pytest.mark.slow
 def test_a_class_by_its_number_and_null_where_no_class_is_called_so(vae_command, odd_classes):
     model = vae_exp.load(odd_classes / "run")
     assert model.number(2.0) == model.class_names.index("2.0")

@@ -55,6 +55,7 @@ def test_best_is_dark_in_a_heat_map_as_on_the_page(draw, tmp_path):
     assert {text.get_color() for text in figure.axes[0].texts if text.get_text().startswith("100")} == {"white"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", ["log", "linear"])
 def test_a_search_is_drawn_on_the_scale_of_its_range(draw, tmp_path, scale):
     """Whatever the drawn values look like: these grow by one ratio."""
@@ -86,6 +87,7 @@ def test_epochs_are_whole_and_a_band_is_named_where_there_is_one(draw, tmp_path,
     assert bool(over_epochs.collections) == bool(over_key.collections) == (seeds > 1)
 
 
+@pytest.mark.slow
 def test_many_settings_are_named_beside_a_trade_off(draw, tmp_path):
     runs = [
         run(

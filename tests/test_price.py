@@ -88,6 +88,7 @@ def test_keys_that_are_set_mean_what_they_say_whatever_it_costs(clock, monkeypat
     assert len(clock.written) == len(epochs)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_between_two_checkpoints_goes_on_to_the_bit(clock):
     quick_run(*RUN, "epochs=9", folder="whole")
     with hooks.crash_at(8 * 11 - 1), pytest.raises(Crash):

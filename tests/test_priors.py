@@ -139,6 +139,7 @@ def test_a_mixture_is_that_of_torch_distributions_and_its_draws_are_too():
     torch.testing.assert_close((drawn.mean(0), drawn.var(0)), (torch.zeros(2), torch.ones(2)), rtol=0.1, atol=0.1)
 
 
+@pytest.mark.slow
 def test_a_flow_integrates_to_one_and_inverts():
     torch.manual_seed(0)
     prior = stirred(Flow(2, 4, 8), 0.15)
@@ -477,6 +478,7 @@ def has(words, prior, posterior):
     return is_of_latents if "each latent" in words else kl is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("words", "pairs"), list(table()))
 def test_the_table_says_what_composes_with_what(words, pairs):
     assert [pair for pair in PAIRS if has(words, *pair)] == pairs

@@ -24,6 +24,7 @@ def models(tmp_path_factory):
     return made
 
 
+@pytest.mark.slow
 def test_a_program_in_float64_trains_and_uses_models_in_float32(models, tmp_path, request):
     model, image = models["vanilla"], np.zeros((2, 1, 8, 8), np.uint8)
 

@@ -125,6 +125,7 @@ def test_the_table_of_presets_names_them_all():
     assert set(rows) == options("experiment")
 
 
+@pytest.mark.slow
 def test_the_mistake_on_the_first_page_is_answered_as_shown(vae_command):
     ((command, answer),) = re.findall(r"^\$ (vae-train .*)\n(.*?) \.\.\.$", READMES["README.md"], re.MULTILINE)
     code, said = vae_command(*shlex.split(command))
@@ -132,6 +133,7 @@ def test_the_mistake_on_the_first_page_is_answered_as_shown(vae_command):
     assert said.startswith(answer)
 
 
+@pytest.mark.slow
 def test_the_example_of_own_arrays_trains(vae_train):
     section = readme_section("conf/README.md", "Your own arrays")
     (saving,) = (code for language, code in code_blocks(section) if language == "python")

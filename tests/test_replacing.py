@@ -76,6 +76,7 @@ def test_replace_takes_everything_of_the_old_run_away(vae_train, vae_command, tr
     assert stored("run/best.pt")["config"]["seed"] == 1
 
 
+@pytest.mark.slow
 def test_a_new_run_that_cannot_begin_takes_nothing_away(vae_train, trained_by_command):
     trained_by_command(*START)
     before = content("run")
@@ -133,6 +134,7 @@ def test_a_run_that_failed_before_it_began_leaves_no_folder(vae_train):
     assert "photos" not in Path("run/train.log").read_text()
 
 
+@pytest.mark.slow
 def test_replace_and_resume_are_two_wishes_and_replace_is_not_inherited(vae_train):
     assert vae_train(*RUN, "replace=true")[0] == 0
     code, said = vae_train("resume=run", "trust=true", "epochs=2", "replace=true")

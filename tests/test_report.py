@@ -153,6 +153,7 @@ def test_a_table_is_sorted_and_the_page_is_filtered(built, visit):
         assert (rows(page).count(), rows(page, 1).count()) == (0, 1)
 
 
+@pytest.mark.slow
 @needs_browser
 def test_pointing_at_a_run_marks_it_everywhere(built, visit):
     page = visit(built)
@@ -617,6 +618,7 @@ def test_where_there_is_no_room_every_run_gets_its_last_picture_first(tmp_path):
     assert base64.b64decode(stored[shown[str(folders[1])]["pictures"]["samples"][4][1]]).endswith(b"b4" * 26)
 
 
+@pytest.mark.slow
 def test_the_points_of_a_long_curve_are_thinned_evenly():
     assert thinned(list(range(1001)), 11) == [*range(0, 1001, 100)]
     assert thinned([1, 2, 3], 3) == [1, 2, 3]

@@ -176,6 +176,7 @@ def test_a_wrong_claim_is_missed_with_exit_code_1(own, vae_command):
         reproduce.read_preset("nothing")
 
 
+@pytest.mark.slow
 def test_a_name_that_there_is_not_and_a_training_that_fails_have_exit_code_1(vae_command):
     code, said = vae_command("vae-reproduce", "nothing")
     assert (code, "nothing: no such preset" in said) == (1, True)

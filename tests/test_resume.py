@@ -89,6 +89,7 @@ def test_a_run_that_died_inside_an_epoch_goes_on_to_the_bit(kind):
     assert_the_same_runs("whole", "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["vanilla", "conditional", "dynamic", "buffer", "no validation"])
 def test_training_longer_equals_having_trained_so_long(kind):
     settings = (*SMALL, *KINDS[kind])
@@ -182,6 +183,7 @@ def test_a_signal_in_the_last_step_of_an_epoch_leaves_nothing_of_it_to_do():
     assert_the_same_runs("whole", "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("written", ["best.pt", "last.pt"])
 def test_a_signal_while_a_checkpoint_is_written_still_saves_the_run(written):
     settings = (*SMALL, "epochs=4")
@@ -201,6 +203,7 @@ def test_a_signal_while_a_checkpoint_is_written_still_saves_the_run(written):
     assert_the_same_runs("whole", "run")
 
 
+@pytest.mark.slow
 def test_with_rare_checkpoints_the_best_epoch_waits_in_memory_and_a_signal_saves_it():
     settings = (*SMALL, "epochs=4", "checkpoint_every_epochs=null")
     quick_run(*settings, folder="whole")
@@ -239,6 +242,7 @@ def test_a_contradiction_is_refused_with_both_values_and_what_may_change_changes
     assert quick_run(*SMALL, *may_change, "resume=run")[0]["best/epoch"] == 2
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(caplog):
     caplog.set_level("INFO")
     settings = (*SMALL, "epochs=2")
@@ -296,6 +300,7 @@ def test_without_the_weights_of_its_best_epoch_a_run_is_refused_before_it_trains
     assert content() == before, "not even Hydra's account of the start"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fate", ["deleted", "damaged"])
 def test_the_weights_of_a_best_epoch_that_is_the_last_come_back_from_last_pt(fate):
     settings = (*SMALL, "epochs=3")
@@ -338,6 +343,7 @@ def test_patience_ends_a_run_and_a_longer_one_goes_on(vae_train):
     assert [row["epoch"] for row in metrics(folder) if "val/kl" in row] == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [3, 15])
 def test_max_minutes_ends_a_run_cleanly_also_inside_its_first_epoch(step):
     settings = (*SMALL, "epochs=2")
@@ -392,6 +398,7 @@ def test_auto_starts_a_run_continues_it_and_then_starts_another(vae_train):
     assert (code, "the run in here is finished" in said) == (1, True)
 
 
+@pytest.mark.slow
 def test_auto_takes_no_run_of_another_length_and_none_that_is_finished(vae_train):
     with hooks.crash_at(15), pytest.raises(Crash):
         vae_train(*RUN, "epochs=2000")
@@ -412,6 +419,7 @@ def test_auto_takes_no_run_of_another_length_and_none_that_is_finished(vae_train
     assert len(list(Path("outputs").rglob("summary.json"))) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["validation", "no validation", "patience"])
 def test_a_run_that_was_killed_as_it_ended_only_ends_again_to_the_bit(vae_train, kind):
     more = {"no validation": ("dataset.val_size=0",), "patience": (*STANDS_STILL, "early_stopping.patience=2")}
@@ -460,6 +468,7 @@ def touch(path, seconds):
     os.utime(path, ns=(seconds * 10**9, seconds * 10**9))
 
 
+@pytest.mark.slow
 def test_latest_is_the_newest_run_that_has_what_is_needed(vae_train, vae_command, trained_by_command):
     for name in ("a", "b"):
         trained_by_command(*RUN, folder=f"outputs/{name}")
@@ -563,6 +572,7 @@ def test_a_run_that_fails_between_two_writes_keeps_its_best_epoch():
     assert not Path("run/last.pt").exists()
 
 
+@pytest.mark.slow
 def test_a_best_epoch_that_is_ahead_of_the_last_checkpoint_stays_the_best():
     quick_run(*SMALL, "epochs=2")
     ahead = Path("run/best.pt").read_bytes()
@@ -586,6 +596,7 @@ def test_what_another_version_says_of_wandb_is_no_damage(vae_train, wandb):
     assert (code, "the run in run is finished" in said) == (1, True), said
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_before_its_first_checkpoint_leaves_no_second_folder(vae_train):
     typed = (*QUICK, "wandb.mode=disabled", "resume=auto")
     assert vae_train(*typed)[0] == 0

@@ -92,6 +92,7 @@ def test_a_search_goes_on_with_more_trials(vae_train):
     assert [state(f"search/{trial}") for trial in range(3)] == ["finished"] * 3
 
 
+@pytest.mark.slow
 def test_pruned_jobs_are_shown_and_train_on(vae_train, vae_command):
     states = {path.parent.name: state(path.parent) for path in Path("pruned").glob("*/summary.json")}
     assert sorted(states.values()) == ["finished", "pruned", "pruned"]

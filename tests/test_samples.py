@@ -65,6 +65,7 @@ def test_codes_without_a_spread_and_classes_of_one_image_can_be_drawn(fit):
     assert len(z[100:].unique(dim=0)) > 1000, "not the points themselves"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["gmm", "aggregate"])
 def test_a_fitted_sampler_is_kept_beside_the_checkpoint_and_belongs_to_its_weights(sampler, monkeypatch):
     _, folder = quick_run("dataset.train_size=100")
@@ -108,6 +109,7 @@ def test_the_command_line_draws_the_same_images_and_says_where_they_are_from(vae
     assert "sampler=gmm: what=manifold does not use it" in said
 
 
+@pytest.mark.slow
 def test_an_autoencoder_is_drawn_from_its_codes(vae_command):
     quick_run("model=autoencoder", "epochs=3", "optimizer.lr=1e-2")
     for program, more in (("vae-generate", ()), ("vae-evaluate", ("samples=[density]",))):

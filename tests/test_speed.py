@@ -66,6 +66,7 @@ def apart(some, others):
     return statistics.mean(abs(a - b) / abs(b) for a, b in zip(some, others, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ROUNDING)
 def test_fifty_steps_are_those_of_the_plain_loop_but_for_rounding(precision):
     assert losses(f"precision={precision}") == pytest.approx(plain_losses(precision), rel=ROUNDING[precision])

@@ -123,6 +123,7 @@ def test_a_run_that_was_moved_with_its_data_finds_them(copied, vae_train, vae_co
     assert "Say where they lie now: dataset.root=PATH" in said
 
 
+@pytest.mark.slow
 def test_a_moved_run_goes_on_with_the_data_beside_it(vae_train, monkeypatch):
     draw("A/imgs")
     monkeypatch.chdir("A")
@@ -139,6 +140,7 @@ def test_a_moved_run_goes_on_with_the_data_beside_it(vae_train, monkeypatch):
     assert "B/imgs: the data of the run are not there" in said
 
 
+@pytest.mark.slow
 def test_a_run_below_a_home_goes_on_below_another(vae_train, monkeypatch):
     monkeypatch.setenv("HOME", str(Path("one").absolute()))
     draw("one/imgs")
@@ -196,6 +198,7 @@ def test_data_that_have_changed_are_refused_and_the_change_is_named(copied, how)
         assert "dataset.root=PATH" in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_table_of_factors_elsewhere_moves_with_its_images(vae_train):
     draw("A/imgs")
     files = sorted(path.relative_to("A/imgs").as_posix() for path in Path("A/imgs").glob("*/*.png"))
@@ -253,6 +256,7 @@ def test_a_test_folder_of_its_own_is_known_too():
         vae_exp.load("run").read_data()
 
 
+@pytest.mark.slow
 def test_of_many_files_a_record_stays_small_and_names_the_place():
     draw("imgs", n=600)
     train(compose(*SMALL, "dataset.root=imgs"), Path("run"))

@@ -171,6 +171,7 @@ def test_a_link_in_a_strangers_folder_is_refused_before_anything_is_touched(vae_
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [".hydra/config.yaml", "train.log", "images/pipe"])
 def test_a_pipe_in_a_strangers_folder_keeps_nobody_waiting(vae_train, run, tmp_path, name):
     shutil.copytree(run[0], tmp_path / "run")
@@ -186,6 +187,7 @@ def test_a_pipe_in_a_strangers_folder_keeps_nobody_waiting(vae_train, run, tmp_p
     assert said.splitlines()[-1].startswith(f"vae-train: run/{name}: not a file or folder."), said
 
 
+@pytest.mark.slow
 def test_a_strangers_paths_read_nothing_of_the_environment(vae_train, run, tmp_path, monkeypatch):
     monkeypatch.setenv("MY_SECRET", "hush")
     shutil.copytree(run[0], tmp_path / "run")
@@ -232,6 +234,7 @@ def test_a_strangers_run_among_others_does_not_stop_them(vae_train, run, name):
     assert "run folder outputs/" in said
 
 
+@pytest.mark.slow
 def test_the_folder_of_a_run_may_be_a_link_itself(vae_train, run, tmp_path):
     shutil.copytree(run[0], tmp_path / "elsewhere" / "run")
     Path("run").symlink_to("elsewhere/run")
@@ -251,6 +254,7 @@ def test_pictures_beside_a_checkpoint_follow_no_link(vae_command, tmp_path, prog
     assert [path.name for path in (tmp_path / "mine").rglob("*")] == ["samples", "1.png"]
 
 
+@pytest.mark.slow
 def test_a_link_to_a_jobs_log_is_refused_before_a_sweep_goes_on(vae_train, tmp_path):
     typed = ("-m", *QUICK[:2], "network.hidden_dims=[8]", "wandb.mode=disabled", "model.z_dim=3,4")
     assert vae_train(*typed, "hydra.sweep.dir=sweep")[0] == 0
@@ -278,6 +282,7 @@ LOST = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "value"), LOST, ids=[str(path) for path, _ in LOST])
 def test_a_last_pt_without_what_a_run_needs_is_one_message_at_resume(vae_train, run, tmp_path, path, value):
     folder, state = run

@@ -205,6 +205,7 @@ def test_jobs_without_validation_images_can_be_pruned_by_the_test_split(vae_trai
     assert {"pruned", "finished"} == set(states(only_sweep()).values())
 
 
+@pytest.mark.slow
 def test_a_trial_that_ends_before_it_is_validated_has_no_value(vae_train):
     code, said = vae_train(*SEARCH, "max_steps=1", "hydra.sweeper.n_trials=2")
     assert code == 0, said
@@ -257,6 +258,7 @@ def test_options_that_differ_in_what_a_sweep_shares_are_refused(vae_train, tmp_p
         assert "2 of 2 jobs finished" in said
 
 
+@pytest.mark.slow
 def test_keys_that_go_together(vae_train):
     together = ("model.z_dim=3,4", "network.hidden_dims=[8],[16]", "sweep.zip=[model.z_dim,network.hidden_dims]")
     code, said = vae_train("-m", *TINY[:2], "wandb.mode=disabled", "epochs=0", *together, "seed=0,1")

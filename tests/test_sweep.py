@@ -139,6 +139,7 @@ def test_jobs_that_fail_are_told_and_the_others_go_on(vae_train):
     assert sorted(exits) == [0, 1]
 
 
+@pytest.mark.slow
 def test_a_bug_in_one_job_does_not_end_the_sweep(vae_train):
     jobs = []
 
@@ -363,6 +364,7 @@ def test_a_value_that_is_swept_twice_is_one_job(swept, once):
     assert [str(override.input_line) for override in distinct(parse([swept]))] == [once]
 
 
+@pytest.mark.slow
 def test_a_setting_that_is_typed_twice_runs_once(vae_train):
     code, said = vae_train(*QUICK, "epochs=0", "model.z_dim=3,3", "seed=0,1,0")
     assert code == 0, said
@@ -378,11 +380,13 @@ def test_a_swept_key_is_typed_once(vae_train, again, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_values_that_would_make_one_folder_of_two_jobs_are_numbered(vae_train):
     assert vae_train(*QUICK, "epochs=0", "wandb.name=n,N")[0] == 0
     assert {path.parent.name for path in only_sweep().glob("*/summary.json")} == {"0", "1"}
 
 
+@pytest.mark.slow
 def test_a_job_that_a_cluster_starts_again_goes_on(vae_train, monkeypatch):
     (basic,) = (kind for kind in Plugins.instance().discover(Launcher) if kind.__name__ == "BasicLauncher")
     launch = basic.launch
@@ -453,6 +457,7 @@ SETTINGS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_settings_in_quotes_are_the_same_in_every_job(vae_train, settings):
     code, said = vae_train("-m", "dataset=digits", "wandb.mode=disabled", "seed=0,1", *settings)

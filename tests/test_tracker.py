@@ -76,6 +76,7 @@ def test_a_failed_run_is_marked_failed():
     assert recorded(only_run())["exit"][0]["exit_code"] == 1
 
 
+@pytest.mark.slow
 def test_runs_of_one_process_do_not_swallow_each_other():
     for seed in (0, 1):
         quick_run(f"seed={seed}", folder=f"run{seed}", wandb="offline")
@@ -174,6 +175,7 @@ def test_wandb_disabled_is_honoured_unless_the_key_says_otherwise(monkeypatch):
     assert quick_run(wandb="offline", folder="b")[0]["wandb"]["mode"] == "offline"
 
 
+@pytest.mark.slow
 def test_a_run_id_that_wandb_refuses_is_one_message_before_anything_is_written(vae_train, monkeypatch):
     monkeypatch.setenv("WANDB_RUN_ID", "a/b c")
     code, said = vae_train("dataset=digits", "epochs=1", "device=cpu", "wandb.mode=offline")

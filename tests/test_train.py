@@ -62,6 +62,7 @@ def test_a_checkpoint_rebuilds_its_model():
     assert checkpoints.load(folder / "last.pt").epoch == 3
 
 
+@pytest.mark.slow
 def test_the_loss_falls():
     _, folder = quick_run("epochs=8")
     epochs = [row["val/neg_elbo"] for row in metrics(folder) if "val/neg_elbo" in row]
@@ -72,6 +73,7 @@ def without_time(rows):
     return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_numbers_to_the_bit_and_another_seed_others():
     runs = [quick_run("epochs=2", f"seed={seed}", folder=name)[1] for name, seed in (("a", 0), ("b", 0), ("c", 1))]
     a, b, c = (without_time(metrics(run)) for run in runs)
@@ -97,6 +99,7 @@ def test_no_epochs_measures_the_model_as_it_is_built():
     assert len(list((folder / "images").iterdir())) == 3
 
 
+@pytest.mark.slow
 def test_without_validation_the_test_split_is_watched_and_the_last_epoch_kept():
     summary, folder = quick_run("epochs=2", "dataset.val_size=0")
     assert not list((folder / "images").glob("test_*")), "the last epoch's picture is of it"
@@ -251,6 +254,7 @@ def test_a_checkpoint_may_name_only_what_is_ours(trained, group, target):
         inference.rebuild(state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ["conv", "resnet"])
 @pytest.mark.parametrize(
     "likelihood", ["gaussian likelihood.sigma=learned", "gaussian likelihood.sigma=optimal", "discretized_logistic"]
@@ -266,6 +270,7 @@ def test_a_checkpoint_holds_what_a_likelihood_has_learned(network, likelihood):
     assert measured.per_image["neg_elbo"].mean().item() == summary["test/neg_elbo"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ["conv", "resnet"])
 def test_convolutions_learn(network):
     _, folder = quick_run(f"network={network}", "optimizer.lr=3e-3", "batch_size=32", "log_every_steps=1")
@@ -273,6 +278,7 @@ def test_convolutions_learn(network):
     assert losses[-1] < losses[0] - 10
 
 
+@pytest.mark.slow
 def test_an_autoencoder_is_told_apart_and_draws_no_samples(vae_train):
     code, said = vae_train("model=autoencoder", *QUICK, "wandb.mode=disabled", "hydra.run.dir=run")
     assert code == 0
