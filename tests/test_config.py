@@ -396,7 +396,6 @@ def test_help_is_for_a_person(vae_train):
         assert check(compose(*arguments))
 
 
-@pytest.mark.slow
 def test_answers_come_without_torch_and_wandb():
     asked = [("--help",), ("--cfg", "job"), ("--info", "defaults"), ("model.zdim=3",)]
     script = (

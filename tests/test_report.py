@@ -618,7 +618,6 @@ def test_where_there_is_no_room_every_run_gets_its_last_picture_first(tmp_path):
     assert base64.b64decode(stored[shown[str(folders[1])]["pictures"]["samples"][4][1]]).endswith(b"b4" * 26)
 
 
-@pytest.mark.slow
 def test_the_points_of_a_long_curve_are_thinned_evenly():
     assert thinned(list(range(1001)), 11) == [*range(0, 1001, 100)]
     assert thinned([1, 2, 3], 3) == [1, 2, 3]

@@ -242,7 +242,6 @@ def test_a_contradiction_is_refused_with_both_values_and_what_may_change_changes
     assert quick_run(*SMALL, *may_change, "resume=run")[0]["best/epoch"] == 2
 
 
-@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(caplog):
     caplog.set_level("INFO")
     settings = (*SMALL, "epochs=2")

@@ -62,7 +62,6 @@ def test_a_checkpoint_rebuilds_its_model():
     assert checkpoints.load(folder / "last.pt").epoch == 3
 
 
-@pytest.mark.slow
 def test_the_loss_falls():
     _, folder = quick_run("epochs=8")
     epochs = [row["val/neg_elbo"] for row in metrics(folder) if "val/neg_elbo" in row]
@@ -73,7 +72,6 @@ def without_time(rows):
     return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
 
 
-@pytest.mark.slow
 def test_the_same_seed_gives_the_same_numbers_to_the_bit_and_another_seed_others():
     runs = [quick_run("epochs=2", f"seed={seed}", folder=name)[1] for name, seed in (("a", 0), ("b", 0), ("c", 1))]
     a, b, c = (without_time(metrics(run)) for run in runs)
