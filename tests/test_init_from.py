@@ -244,22 +244,24 @@ def test_other_axes_are_not_taken_for_latents(trained):
 
 @pytest.mark.slow
 def test_weights_of_the_same_shape_that_meant_something_else_are_named(trained, caplog):
+    def warnings():
+        return [record.message for record in caplog.records if record.levelname == "WARNING"]
+
     trained("model.z_dim=4", "posterior=iaf", "model=conditional", "dataset.labels=[3,5]", folder="before")
     same = ("model.z_dim=4", "posterior=iaf", "model=conditional", "init_from=before", "epochs=0")
     quick_run(*same, "dataset.labels=[3,5]", "network.init=he", "optimizer.lr=1e-4", folder="same")
-    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    assert not warnings()
     quick_run(*same, "dataset.labels=[5,3]", "posterior.gate=true", "network.activation=tanh", folder="other")
-    (warning,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    (warning,) = warnings()
     source, _, settings = warning.partition(": its weights were trained with ")
     assert source == "init_from=before/best.pt"
     assert settings == "network.activation=relu, posterior.gate=false, dataset.labels=[3,5]"
     trained("model=autoencoder", "likelihood=gaussian", folder="autoencoder")
     quick_run("likelihood=laplace", "init_from=autoencoder", "init_from_partial=true", "epochs=0", folder="vae")
-    warning = [record.message for record in caplog.records if record.levelname == "WARNING"][-1]
-    assert warning.endswith("trained with likelihood=gaussian, model.stochastic=false")
+    assert warnings()[-1].endswith("trained with likelihood=gaussian, model.stochastic=false")
     plain = ("model.z_dim=4", "posterior=iaf", "init_from=before", "init_from_partial=true", "epochs=0")
     quick_run(*plain, folder="plain")
-    assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 2
+    assert len(warnings()) == 2
 
 
 @pytest.mark.slow

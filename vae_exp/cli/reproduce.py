@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from vae_exp.cli import common, evaluate
 from vae_exp.compare.runs import BOOKKEEPING, SEEDS
@@ -232,11 +232,14 @@ class Attempt:
                 raise UserError("\n".join([message, *wrong]))
         return finished if len(finished) == self.preset.runs else {}
 
+    def composed(self, *job: str) -> DictConfig:
+        """Return the configuration of the preset with what was typed, or that of a job of its sweep."""
+        return compose("config", readable([self.preset.config, *self.overrides, *job]))
+
     @functools.cache  # noqa: B019  (an attempt lives as long as the command)
     def _wanted(self, job: tuple[str, ...]) -> dict[str, Any]:
         """Return the settings that the preset gives to a job of its sweep."""
-        words = readable([self.preset.config, *self.overrides, *job])
-        return _protocol(check(without_hydra(compose("config", words))))
+        return _protocol(check(without_hydra(self.composed(*job))))
 
     def results(self) -> list[Result]:
         """Return each claim with its numbers here, which are none unless the preset was run to its end."""
@@ -277,11 +280,11 @@ def main() -> None:
     """Run `vae-reproduce`: exit with code 0, or with 1 if a claim that was asked for is missed."""
     with common.exits("vae-reproduce", "config"):
         options = _arguments().parse_intermixed_args()
-        overrides = [word for word in options.words if "=" in word or word.startswith("~")]
-        is_all, words = "all" in options.words, [word for word in options.words if word not in ("all", *overrides)]
-        named = [read_preset(name) for name in dict.fromkeys(words)]
+        settings = [word for word in options.words if "=" in word or word.startswith("~")]
+        words = [word for word in options.words if word not in settings]
+        is_all, named = "all" in words, [read_preset(name) for name in dict.fromkeys(words) if name != "all"]
         presets = [read_preset(name) for name in preset_names()] if is_all or not words else named
-        overrides = _overrides(overrides)
+        overrides = _overrides(settings)
         attempts = [Attempt(preset, overrides) for preset in presets]
         requested = [one for one in attempts if one.preset in named or (is_all and not one.preset.needs)]
         if overrides and not (requested or options.markdown):
@@ -386,7 +389,7 @@ def _reproduce(attempt: Attempt) -> bool:
 def _require_data(attempt: Attempt) -> None:
     """Raise UserError, saying how to get it, if the preset reads a file that is not there."""
     if attempt.preset.data:
-        root = compose("config", readable([attempt.preset.config, *attempt.overrides])).dataset.root
+        root = attempt.composed().dataset.root
         if not path_of(ROOT, root).is_file():
             raise UserError(f"{ROOT}={root}: there is no such file. It takes {attempt.preset.data}")
 
@@ -433,7 +436,7 @@ def _store(attempt: Attempt, rows: list[tuple[Result, str]]) -> list[str]:
     """Write reproduced.json beside each run, and log it to W&B if it is new; return the lines to print."""
     from vae_exp import inference
 
-    trust = compose("config", readable([attempt.preset.config, *attempt.overrides])).trust is True
+    trust = attempt.composed().trust is True
     lines = []
     for run, settings in attempt.finished_runs().items():
         path = run / attempt.checkpoint

@@ -116,15 +116,13 @@ def whole_codes(config: Mapping[str, Any]) -> str | None:
 
 def _other_meanings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return the settings, as key=value, under which the weights did something else than they do now."""
-    then, here = flatten(before), flatten(now)
-    of_groups = (key for group in MEANING for key in here if key.startswith(f"{group}."))
-    keys = [key for key in of_groups if key.rpartition(".")[2] not in NO_MEANING]
+    old, new = flatten(before), flatten(now)
+    keys = [key for group in MEANING for key in new if key.startswith(f"{group}.")]
+    keys = [key for key in keys if key.rpartition(".")[2] not in NO_MEANING]
     keys += ["model.stochastic", *(LABELS if now["model"]["conditional"] else ())]
-    others = {key: then[key] for key in keys if key in then and then[key] != here.get(key)}
-    for group in MEANING:
-        if (target := f"{group}._target_") in others and (option := chosen(then, group)):
-            others = {group: option} | {key: value for key, value in others.items() if key != target}
-    return [f"{key}={printable(as_typed(value))}" for key, value in others.items()]
+    options = {f"{group}._target_": f"{group}={option}" for group in MEANING if (option := chosen(old, group))}
+    changed = [key for key in keys if key in old and old[key] != new.get(key)]
+    return [options.get(key) or f"{key}={printable(as_typed(old[key]))}" for key in changed]
 
 
 def _named(path: object) -> str:
